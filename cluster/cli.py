@@ -1,0 +1,181 @@
+"""`tandem cluster`: start, inspect and end the local cluster."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cluster.local import LocalCluster
+    from cluster.topology import Node
+
+NOTHING_RUNS = 3
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Where work runs: a Ray head and an MLflow server on this machine, or the cluster that RAY_ADDRESS names.",
+)
+
+Port = Annotated[int | None, typer.Option(min=1024, max=65535, show_default="the next free one")]
+
+
+@app.command()
+def up(
+    nodes: Annotated[int, typer.Option(min=0, help="Ray nodes besides the head, all on this machine.")] = 0,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs that the head offers.", show_default="all")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that the head offers.", show_default="all")] = None,
+    cpus_per_node: Annotated[int, typer.Option(min=1, help="CPUs that each further node offers.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs that each further node offers.")] = 0,
+    ray_port: Port = None,
+    dashboard_port: Port = None,
+    mlflow_port: Port = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON.")] = False,
+) -> None:
+    """Start a Ray head and an MLflow server on loopback; what runs already is left as it is.
+
+    Ray is not started where RAY_ADDRESS names a cluster, nor MLflow where MLFLOW_TRACKING_URI names a server. CPUs may
+    be more than the machine has: they say how much work Ray puts side by side.
+
+    Example: tandem cluster up --nodes 2 --cpus-per-node 2
+    """
+    from rich.console import Console
+
+    from cluster import local
+
+    console = Console(stderr=True)
+    with console.status("starting …") as spinner:
+
+        def report(message: str) -> None:
+            console.print(message)
+            spinner.update(message)
+
+        cluster = local.up(
+            nodes=nodes,
+            cpus=cpus,
+            gpus=gpus,
+            cpus_per_node=cpus_per_node,
+            gpus_per_node=gpus_per_node,
+            ray_port=ray_port,
+            dashboard_port=dashboard_port,
+            mlflow_port=mlflow_port,
+            progress=report,
+        )
+    _print_addresses(cluster, as_json)
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
+    """Show addresses, nodes, CPUs, GPUs, memory and what runs; exit with 3 when there is no cluster.
+
+    Example: tandem cluster status --json
+    """
+    from cluster import activity, local, topology
+    from cluster.connect import connection
+
+    if not _is_there_a_cluster():
+        typer.echo("no cluster runs: `tandem cluster up` starts one, RAY_ADDRESS names another", err=True)
+        raise typer.Exit(NOTHING_RUNS)
+    found = connection()
+    report = {
+        "ray_address": found.ray_address,
+        "dashboard_url": found.jobs_address,
+        "mlflow_url": found.tracking_uri,
+        "mlflow_answers": local.is_mlflow_up(found.tracking_uri),
+        "is_local": found.is_local,
+    }
+    nodes, jobs, applications = topology.nodes(), activity.running_jobs(), activity.serve_applications()
+    if as_json:
+        _print_json({**report, "nodes": nodes, "jobs": jobs, "applications": applications})
+        return
+    _print_report(report, nodes, jobs, applications)
+
+
+@app.command()
+def down(
+    job_grace_s: Annotated[float, typer.Option(min=0, help="How long running jobs may take to stop.")] = 10.0,
+) -> None:
+    """End everything that `up` started, and nothing else: jobs are asked to stop first.
+
+    Metrics, models and the registry stay in Tandem's home; `up` finds them again.
+
+    Example: tandem cluster down --job-grace-s 60
+    """
+    from rich.console import Console
+
+    from cluster import local
+
+    with Console(stderr=True).status("stopping …"):
+        ended = local.down(job_grace_s)
+    typer.echo(f"ended {ended} processes" if ended else "nothing to stop", err=True)
+
+
+def _is_there_a_cluster() -> bool:
+    import os
+
+    from cluster import local
+
+    cluster = local.state()
+    return bool(os.environ.get("RAY_ADDRESS")) or bool(cluster and cluster.ray_address)
+
+
+def _print_addresses(cluster: "LocalCluster", as_json: bool) -> None:
+    import os
+
+    ray_address = cluster.ray_address or os.environ["RAY_ADDRESS"]
+    mlflow_url = cluster.mlflow_url or os.environ["MLFLOW_TRACKING_URI"]
+    if as_json:
+        addresses = {"ray_address": ray_address, "dashboard_url": cluster.dashboard_url, "mlflow_url": mlflow_url}
+        _print_json({**addresses, "token_path": str(cluster.token_path), "nodes": cluster.nodes})
+        return
+    typer.echo(f"Ray        {ray_address}{'' if cluster.ray_address else ' (from RAY_ADDRESS)'}")
+    if cluster.dashboard_url:
+        typer.echo(f"Dashboard  {cluster.dashboard_url} (token: {cluster.token_path})")
+    typer.echo(f"MLflow     {mlflow_url}{'' if cluster.mlflow_url else ' (from MLFLOW_TRACKING_URI)'}")
+
+
+def _print_report(report: dict[str, Any], nodes: list["Node"], jobs: list[Any], applications: list[Any]) -> None:
+    from rich.console import Console
+
+    from cluster.placement import amount
+
+    console = Console()
+    console.print(f"Ray        {report['ray_address']}", highlight=False)
+    console.print(f"Dashboard  {report['dashboard_url']}", highlight=False)
+    silent = "" if report["mlflow_answers"] else "  [red]does not answer[/red]"
+    console.print(f"MLflow     {report['mlflow_url']}{silent}", highlight=False)
+    console.print(_node_table(nodes))
+    for job in jobs:
+        console.print(f"job {job.submission_id}  {job.status}", highlight=False)
+    for application in applications:
+        replicas = amount(application.replicas, "replica")
+        console.print(f"serving {application.name}  {application.status}  {replicas}", highlight=False)
+    if not jobs and not applications:
+        console.print("no job runs, nothing is served")
+
+
+def _node_table(nodes: list["Node"]) -> "Table":
+    from rich.table import Table
+
+    table = Table("node", "state", "CPUs used", "GPUs used", "accelerator", "memory", box=None)
+    for node in nodes:
+        table.add_row(
+            f"{node.address}{' (head)' if node.is_head else ''}",
+            "alive" if node.alive else "[red]dead[/red]",
+            _usage(node.total_cpus, node.free_cpus) if node.alive else "",
+            _usage(node.total_gpus, node.free_gpus) if node.alive else "",
+            node.accelerator_type or "",
+            f"{node.memory_bytes / 1024**3:.1f} GiB" if node.alive else "",
+        )
+    return table
+
+
+def _usage(total: float, free: float) -> str:
+    return f"{total - free:g} of {total:g}"
+
+
+def _print_json(value: Any) -> None:
+    import dataclasses
+    import json
+
+    typer.echo(json.dumps(value, default=dataclasses.asdict, indent=2))

@@ -1,0 +1,187 @@
+"""The daemons of the local cluster: their commands, their environment, and how to wait for them."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster.errors import UserError
+from cluster.processes import MARKER, is_running
+
+START_TIMEOUT_S = 120.0
+NODE_STORE_BYTES = 512 * 1024**2
+"""Further nodes share the machine's memory with the head, so their object stores are small."""
+
+HEAD_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # `jobs stop` must leave time to write a checkpoint; Ray's default is 3 s.
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    # A dead node is noticed after 3 s instead of 14 s. The timeout stays long: on a busy laptop a reply may be late.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+def token_environment(token_path: Path) -> dict[str, str]:
+    """Return the variables by which Ray's processes and clients find the cluster's token."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+
+
+def write_token(path: Path) -> None:
+    """Create the token file with mode 0600, or keep the one that is there and tighten its mode."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def environment(cluster_id: str, token_path: Path) -> dict[str, str]:
+    """Return the environment of every daemon: the caller's, the cluster's marker, and the token alone for a secret."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    return {**inherited, MARKER: cluster_id, **HEAD_SETTINGS, **token_environment(token_path)}
+
+
+def head_environment(ray_dir: Path) -> dict[str, str]:
+    """Return what the head needs besides: its metadata on disk, where this build of Ray can do so."""
+    if sys.platform != "linux":
+        return {}
+    return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(ray_dir / "gcs")}
+
+
+def head_command(
+    address: str, ports: Mapping[str, int], ray_dir: Path, cpus: int | None, gpus: int | None
+) -> list[str]:
+    """Build `ray start --head` for loopback; ports that are not named here are picked by the system."""
+    options = {
+        "node-ip-address": address,
+        "port": ports["Ray"],
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": ports["the dashboard"],
+        "ray-client-server-port": ports["Ray Client"],
+        "temp-dir": ray_dir,
+        "num-cpus": cpus,
+        "num-gpus": gpus,
+    }
+    return _ray_start(["--head"], options)
+
+
+def node_command(head: str, address: str, cpus: int, gpus: int) -> list[str]:
+    """Build `ray start` for one more node on this machine, with an address and resources of its own."""
+    options = {
+        "address": head,
+        "node-ip-address": address,
+        "num-cpus": cpus,
+        "num-gpus": gpus,
+        "object-store-memory": NODE_STORE_BYTES,
+        # The head's monitor reads the shared log folder already: a second one would print every line twice.
+        "include-log-monitor": "false",
+    }
+    return _ray_start([], options)
+
+
+def mlflow_command(root: Path, port: int) -> list[str]:
+    """Build the command of the MLflow server; it is named by module, since `cluster` imports no other folder."""
+    return [sys.executable, "-m", "tracking.server", "--root", str(root), "--host", "127.0.0.1", "--port", str(port)]
+
+
+def loopback_address(number: int) -> str:
+    """Return an address for node `number`, the head being 0: 127.0.0.2 upwards, else 127.0.0.1 for all.
+
+    Ray replaces 127.0.0.1 by the address of the network interface, so it is only the second choice, for systems that
+    answer to no other loopback address.
+    """
+    address = f"127.0.{number // 250}.{number % 250 + 2}"
+    return address if can_bind(address) else "127.0.0.1"
+
+
+def is_head_daemon(command: Sequence[str]) -> bool:
+    """Say whether a process of the head's start is one without which there is no cluster."""
+    return any(Path(part).name in ("gcs_server", "raylet", "dashboard.py") for part in command[:3])
+
+
+def start_ray(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Run `ray start`, which ends when its daemons are up, in a session of its own."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def start_daemon(command: Sequence[str], env: Mapping[str, str], log: Path, folder: Path) -> tuple[int, int]:
+    """Start `command` in `folder` as nobody's child, in a session of its own; return its pid and the session's id.
+
+    A shell starts it and ends, so that a long-lived caller (a test session, a notebook) need not wait for it.
+    """
+    script = '"$@" >"$0" 2>&1 </dev/null & echo $!'
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", script, str(log), *command],
+        env=env,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    pid, _ = shell.communicate()
+    return int(pid), shell.pid
+
+
+def wait_for_ray(process: subprocess.Popen[bytes], what: str, log: Path) -> None:
+    """Wait until `ray start` has ended well. Raises UserError with the end of its log when it has not."""
+    try:
+        exit_code = process.wait(timeout=START_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{what} did not start within {START_TIMEOUT_S:.0f} s; {_tail(log)}") from None
+    if exit_code != 0:
+        raise UserError(f"{what} did not start (exit code {exit_code}); {_tail(log)}")
+
+
+def wait_for_mlflow(url: str, pid: int, cluster_id: str, log: Path) -> None:
+    """Wait until the MLflow server answers. Raises UserError with the end of its log when it ends or stays silent."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not answers(f"{url}/health"):
+        if not is_running(pid, cluster_id) or time.monotonic() > deadline:
+            raise UserError(f"MLflow did not start on {url}; {_tail(log)}")
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    """Say whether a GET of `url` succeeds. Loopback is reached past any HTTP proxy that the environment names."""
+    direct = [urllib.request.ProxyHandler({})] if "://127." in url else []
+    opener = urllib.request.build_opener(*direct)
+    try:
+        with opener.open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _ray_start(flags: Sequence[str], options: Mapping[str, object]) -> list[str]:
+    """Give Ray's fixed defaults (agent port 52365, worker ports from 10002) up for ports that cannot collide."""
+    free = {"dashboard-agent-listen-port": 0, "min-worker-port": 0, "max-worker-port": 0}
+    given = [f"--{name}={value}" for name, value in {**options, **free}.items() if value is not None]
+    return [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, "--disable-usage-stats", *given]
+
+
+def can_bind(address: str) -> bool:
+    """Say whether `address` is one of this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    text = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([f"the end of {log}:", *text[-lines:]])

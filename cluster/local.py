@@ -1,0 +1,295 @@
+"""The embedded cluster on this machine: a Ray head, further Ray nodes and an MLflow server, all on loopback.
+
+    cluster = up(nodes=1, progress=print)
+    state() == cluster
+    down()
+
+What runs is written to `cluster.json` in Tandem's home, so any later process finds it and can end it.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster import daemons, ports, processes
+from cluster.daemons import token_environment
+from cluster.errors import UserError
+from cluster.home import home
+
+__all__ = ["LocalCluster", "down", "state", "token_environment", "up"]
+
+DAEMON_GRACE_S = 2.0
+"""Ray's agents, workers and MLflow end within it; its GCS server does not end on SIGTERM within 15 s."""
+SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
+"""The longest path of a Unix socket (`sun_path` in unix(7), less its final zero)."""
+LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.999"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """What `up` started. An empty address means that the environment names one, so none was started."""
+
+    id: str
+    token_path: Path
+    ray_dir: Path
+    started_at: float
+    """Seconds since the epoch."""
+    ray_address: str = ""
+    """`host:port` of the head's GCS."""
+    dashboard_url: str = ""
+    mlflow_url: str = ""
+    nodes: int = 0
+    """Ray nodes besides the head."""
+    sessions: tuple[int, ...] = ()
+    daemons: tuple[int, ...] = ()
+    """Pids without which the cluster is not running: GCS, the head's raylet, dashboard, MLflow."""
+
+    def owns(self, ray_address: str) -> bool:
+        """Say whether `ray_address` is that of the head started here, as GCS address or as Jobs API URL."""
+        return bool(self.ray_address) and ray_address.rstrip("/") in (self.ray_address, self.dashboard_url)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks of `up`; None leaves the choice to Ray or to `ports.choose`."""
+
+    nodes: int = 0
+    cpus: int | None = None
+    gpus: int | None = None
+    cpus_per_node: int = 1
+    gpus_per_node: int = 0
+    ray_port: int | None = None
+    dashboard_port: int | None = None
+    mlflow_port: int | None = None
+
+
+def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _: None, **options: Any) -> LocalCluster:
+    """Start what is missing of the local cluster, and return it; when nothing is missing, change nothing.
+
+    `options` are the other fields of `Options`. `RAY_ADDRESS` and `MLFLOW_TRACKING_URI` each stand for a part that
+    need not be started. Raises UserError when a port that was asked for is in use, or when a daemon does not start;
+    then nothing that this call started is left running.
+    """
+    wanted = Options(nodes=nodes, cpus=cpus, **options)
+    _create_home()
+    with _locked():
+        cluster = state()
+        if cluster is not None:
+            return _start_missing(cluster, wanted, progress)
+        _end_recorded(job_grace_s=0)  # what a crash or an interrupted start may have left
+        cluster = LocalCluster(secrets.token_hex(8), home() / "auth_token", _new_ray_dir(), time.time())
+        try:
+            return _start_missing(cluster, wanted, progress)
+        except BaseException:
+            _end_recorded(job_grace_s=0)
+            raise
+
+
+def down(job_grace_s: float = 10.0) -> int:
+    """End every process that `up` started and what those started; return how many that was.
+
+    Jobs that still run are asked to stop first and get `job_grace_s` for it. Raises UserError if a process stays.
+    """
+    if not _state_path().exists():
+        return 0
+    with _locked():
+        return _end_recorded(job_grace_s)
+
+
+def state() -> LocalCluster | None:
+    """Return the local cluster, or None when there is none or when one of its main processes is gone."""
+    cluster = _load()
+    if cluster is None or not cluster.daemons:
+        return None
+    is_whole = all(processes.is_running(pid, cluster.id) for pid in cluster.daemons)
+    return cluster if is_whole else None
+
+
+def is_mlflow_up(url: str) -> bool:
+    """Say whether an MLflow server answers at `url`; a tracking URI that is no http address needs no server."""
+    return not url.startswith("http") or daemons.answers(f"{url.rstrip('/')}/health")
+
+
+def _start_missing(cluster: LocalCluster, wanted: Options, progress: Progress) -> LocalCluster:
+    """Start MLflow and the head side by side, since each takes seconds of imports; then the further nodes.
+
+    Sessions are recorded before anything in them runs for long, daemons only at the end: an interrupted start can be
+    cleaned up, and is never taken for a cluster.
+    """
+    needs_head = not cluster.ray_address and not os.environ.get("RAY_ADDRESS")
+    needs_mlflow = not cluster.mlflow_url and not os.environ.get("MLFLOW_TRACKING_URI")
+    chosen = _choose_ports(wanted, needs_head, needs_mlflow, progress)
+    daemons.write_token(cluster.token_path)
+    progress(_announcement(needs_head, needs_mlflow))
+    mlflow_pid, head = 0, None
+    if needs_mlflow:
+        cluster, mlflow_pid = _start_mlflow(cluster, chosen["MLflow"])
+    if needs_head:
+        cluster, head = _start_head(cluster, wanted, chosen)
+    if head is not None:
+        cluster = _finish_head(cluster, head, chosen)
+        progress(f"Ray head on {cluster.ray_address}, dashboard on {cluster.dashboard_url}")
+    if needs_mlflow:
+        cluster = _finish_mlflow(cluster, mlflow_pid, chosen["MLflow"])
+        progress(f"MLflow on {cluster.mlflow_url}")
+    if cluster.ray_address and wanted.nodes > cluster.nodes:
+        cluster = _start_nodes(cluster, wanted, progress)
+    return _record(cluster) if cluster.daemons else cluster
+
+
+def _announcement(needs_head: bool, needs_mlflow: bool) -> str:
+    parts = [name for name, is_needed in (("a Ray head", needs_head), ("MLflow", needs_mlflow)) if is_needed]
+    return f"starting {' and '.join(parts)} …" if parts else "Ray and MLflow are there already"
+
+
+def _choose_ports(wanted: Options, needs_head: bool, needs_mlflow: bool, progress: Progress) -> dict[str, int]:
+    requests = [("MLflow", 5000, wanted.mlflow_port)] if needs_mlflow else []
+    if needs_head:
+        requests += [("Ray", 6379, wanted.ray_port), ("the dashboard", 8265, wanted.dashboard_port)]
+        requests += [("Ray Client", 10001, None)]
+    taken: set[int] = set()
+    explicit_first = sorted(requests, key=lambda request: request[2] is None)
+    return {name: ports.choose(name, default, port, taken, progress) for name, default, port in explicit_first}
+
+
+def _start_mlflow(cluster: LocalCluster, port: int) -> tuple[LocalCluster, int]:
+    root = home() / "mlflow"
+    root.mkdir(exist_ok=True)
+    env = daemons.environment(cluster.id, cluster.token_path)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), env.get("PYTHONPATH")]))
+    pid, session = daemons.start_daemon(daemons.mlflow_command(root, port), env, _log("mlflow"), root)
+    return _record(_with_session(cluster, session)), pid
+
+
+def _finish_mlflow(cluster: LocalCluster, pid: int, port: int) -> LocalCluster:
+    url = f"http://127.0.0.1:{port}"
+    daemons.wait_for_mlflow(url, pid, cluster.id, _log("mlflow"))
+    return dataclasses.replace(cluster, mlflow_url=url, daemons=(*cluster.daemons, pid))
+
+
+def _start_head(
+    cluster: LocalCluster, wanted: Options, chosen: dict[str, int]
+) -> tuple[LocalCluster, subprocess.Popen[bytes]]:
+    command = daemons.head_command(
+        daemons.loopback_address(0), chosen, cluster.ray_dir, cpus=wanted.cpus, gpus=wanted.gpus
+    )
+    env = {**daemons.environment(cluster.id, cluster.token_path), **daemons.head_environment(cluster.ray_dir)}
+    process = daemons.start_ray(command, env, _log("ray-head"))
+    return _record(_with_session(cluster, process.pid)), process
+
+
+def _finish_head(cluster: LocalCluster, process: subprocess.Popen[bytes], chosen: dict[str, int]) -> LocalCluster:
+    daemons.wait_for_ray(process, "the Ray head", _log("ray-head"))
+    address = (cluster.ray_dir / "ray_current_cluster").read_text().strip()
+    running = processes.members(cluster.id, cluster.sessions, cluster.started_at)
+    pids = tuple(process.pid for process in running if daemons.is_head_daemon(process.cmdline()))
+    return dataclasses.replace(
+        cluster,
+        ray_address=address,
+        dashboard_url=f"http://127.0.0.1:{chosen["the dashboard"]}",
+        daemons=(*cluster.daemons, *pids),
+    )
+
+
+def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> LocalCluster:
+    """Start the missing nodes side by side. Those that run keep their resources."""
+    progress(f"starting {wanted.nodes - cluster.nodes} more Ray nodes …")
+    env = daemons.environment(cluster.id, cluster.token_path)
+    started = []
+    for number in range(cluster.nodes + 1, wanted.nodes + 1):
+        address = daemons.loopback_address(number)
+        command = daemons.node_command(cluster.ray_address, address, wanted.cpus_per_node, wanted.gpus_per_node)
+        process = daemons.start_ray(command, env, _log(f"ray-node-{number}"))
+        started.append((number, process))
+        cluster = _with_session(cluster, process.pid)
+    for number, process in started:
+        daemons.wait_for_ray(process, f"Ray node {number}", _log(f"ray-node-{number}"))
+        progress(f"Ray node {number} on {daemons.loopback_address(number)}")
+    return dataclasses.replace(cluster, nodes=wanted.nodes)
+
+
+def _end_recorded(job_grace_s: float) -> int:
+    """End what the state file names, then forget it. What Ray left in a folder outside the home goes as well."""
+    cluster = _load()
+    if cluster is None:
+        return 0
+
+    def find() -> list[psutil.Process]:
+        return processes.members(cluster.id, cluster.sessions, cluster.started_at)
+
+    ended = processes.end(find, job_grace_s, DAEMON_GRACE_S)
+    if left := find():
+        raise UserError(f"these processes of the cluster do not end: {[process.pid for process in left]}")
+    if cluster.ray_dir.parent != home():
+        shutil.rmtree(cluster.ray_dir, ignore_errors=True)
+    _state_path().unlink()
+    return ended
+
+
+def _new_ray_dir() -> Path:
+    """Return a folder for Ray's sessions: in the home, emptied of older ones, or a short one if sockets need that."""
+    folder = home() / "ray"
+    if len(os.fsencode(folder)) + len(LONGEST_SOCKET) > SOCKET_PATH_BYTES:
+        return Path(tempfile.mkdtemp(prefix="tandem-"))
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _create_home() -> None:
+    (home() / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+    home().chmod(0o700)
+
+
+def _log(name: str) -> Path:
+    return home() / "logs" / f"{name}.log"
+
+
+def _state_path() -> Path:
+    return home() / "cluster.json"
+
+
+def _with_session(cluster: LocalCluster, session: int) -> LocalCluster:
+    return dataclasses.replace(cluster, sessions=(*cluster.sessions, session))
+
+
+def _record(cluster: LocalCluster) -> LocalCluster:
+    """Write the state file, readable by its owner only, so that readers see the old or the new one."""
+    draft = _state_path().with_suffix(".tmp")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(dataclasses.asdict(cluster), file, default=str, indent=1)
+    draft.replace(_state_path())
+    return cluster
+
+
+def _load() -> LocalCluster | None:
+    try:
+        fields = json.loads(_state_path().read_text())
+    except FileNotFoundError:
+        return None
+    paths = {name: Path(fields[name]) for name in ("token_path", "ray_dir")}
+    pids = {name: tuple(fields[name]) for name in ("sessions", "daemons")}
+    return LocalCluster(**{**fields, **paths, **pids})
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Let one process at a time start or end the cluster of this home; others wait."""
+    with (home() / "cluster.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

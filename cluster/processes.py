@@ -1,0 +1,105 @@
+"""Find and end exactly the processes that one `tandem cluster up` started, and whatever those started in turn.
+
+Every daemon carries the cluster's id in its environment and leads a session of its own; children inherit both. Neither
+is enough alone: Ray overwrites the environment of processes whose title it sets, and job drivers get new sessions.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import psutil
+
+MARKER = "TANDEM_CLUSTER_ID"
+JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for the driver of a submitted job, and for no daemon or worker."""
+KILL_WITHIN_S = 10.0
+
+
+def is_running(pid: int, cluster_id: str) -> bool:
+    """Say whether `pid` lives and is a daemon of the cluster, not a stranger that got a used number."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARKER) == cluster_id
+    except psutil.Error:
+        return False
+
+
+def members(cluster_id: str, sessions: Iterable[int], started_at: float) -> list[psutil.Process]:
+    """List the live processes of a cluster: marked, in one of its `sessions`, or descended from such a process.
+
+    The calling process is never among them. After a reboot since `started_at` (seconds since the epoch) there are none.
+    """
+    if started_at < psutil.boot_time():
+        return []
+    running = {process.pid: process for process in psutil.process_iter() if process.pid != os.getpid()}
+    owned = {session for session in sessions if session not in running or is_running(session, cluster_id)}
+    found = {pid for pid, process in running.items() if _belongs(process, cluster_id, owned)}
+    for pid in tuple(found):
+        found.update(child.pid for child in _descendants(running[pid]))
+    return [running[pid] for pid in found if pid in running and _is_alive(running[pid])]
+
+
+def end(find: Callable[[], Sequence[psutil.Process]], job_grace_s: float, grace_s: float) -> int:
+    """End what `find` lists and return how many processes that was.
+
+    Drivers of submitted jobs are asked first and get `job_grace_s` to save and say goodbye while the cluster still
+    answers; then all others are asked and get `grace_s`; what is left is killed, until `find` finds nothing.
+    """
+    ended = _ask([process for process in find() if _is_job_driver(process)], job_grace_s)
+    ended |= _ask(find(), grace_s)
+    deadline = time.monotonic() + KILL_WITHIN_S
+    while (left := find()) and time.monotonic() < deadline:
+        ended |= _signal(left, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=1)
+    return len(ended)
+
+
+def _ask(processes: Sequence[psutil.Process], grace_s: float) -> set[int]:
+    asked = _signal(processes, signal.SIGTERM)
+    psutil.wait_procs(processes, timeout=grace_s)
+    return asked
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> set[int]:
+    reached = set()
+    for process in processes:
+        try:
+            process.send_signal(number)
+            reached.add(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return reached
+
+
+def _belongs(process: psutil.Process, cluster_id: str, sessions: set[int]) -> bool:
+    """Trust the marker; trust a session number, which may be used again, only where the environment is overwritten."""
+    try:
+        environment = process.environ()
+        if MARKER in environment:
+            return environment[MARKER] == cluster_id
+        return "PATH" not in environment and os.getsid(process.pid) in sessions
+    except (psutil.Error, OSError):
+        return False
+
+
+def _is_job_driver(process: psutil.Process) -> bool:
+    try:
+        return JOB_MARKER in process.environ()
+    except psutil.Error:
+        return False
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,92 @@
+"""Which nodes the cluster has, what they offer, and what of it is free right now."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.connect import connection, explained, get_json, job_client
+
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+MOST_NODES = 10_000
+
+Used = dict[str, dict[str, float]]
+"""Node id → resource → amount in use."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One Ray node. Free amounts are what no task, actor or placement group has reserved."""
+
+    node_id: str
+    address: str
+    alive: bool
+    is_head: bool
+    total_cpus: float
+    free_cpus: float
+    total_gpus: float = 0.0
+    free_gpus: float = 0.0
+    memory_bytes: int = 0
+    accelerator_type: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def nodes() -> list[Node]:
+    """List the cluster's nodes, the head first and dead ones last, as long as Ray remembers them.
+
+    What is free comes from the GCS and is milliseconds old. Where RAY_ADDRESS reaches the Jobs API only, it is what the
+    autoscaler saw last, up to 5 s ago. Raises UserError when the cluster does not answer.
+    """
+    from ray.util.state import list_nodes
+
+    address = connection().ray_address
+    with explained(address):
+        listed = list_nodes(job_client().get_address(), detail=True, limit=MOST_NODES)
+        used = _used_by_dashboard() if "://" in address else _used_by_gcs(address)
+    found = [_node(entry, used.get(entry.node_id, {})) for entry in listed]
+    return sorted(found, key=lambda node: (not node.alive, not node.is_head, node.address, node.node_id))
+
+
+def free_cpus(nodes: Iterable[Node]) -> float:
+    """Sum the CPUs that are free on the living nodes."""
+    return sum(node.free_cpus for node in nodes if node.alive)
+
+
+def free_gpus(nodes: Iterable[Node]) -> float:
+    """Sum the GPUs that are free on the living nodes."""
+    return sum(node.free_gpus for node in nodes if node.alive)
+
+
+def _node(entry: Any, used: dict[str, float]) -> Node:
+    """Read one `ray.util.state.common.NodeState`."""
+    total = entry.resources_total or {}
+    is_alive = entry.state == "ALIVE"
+    return Node(
+        node_id=entry.node_id,
+        address=entry.node_ip,
+        alive=is_alive,
+        is_head=bool(entry.is_head_node),
+        total_cpus=total.get("CPU", 0.0),
+        free_cpus=max(0.0, total.get("CPU", 0.0) - used.get("CPU", 0.0)) if is_alive else 0.0,
+        total_gpus=total.get("GPU", 0.0),
+        free_gpus=max(0.0, total.get("GPU", 0.0) - used.get("GPU", 0.0)) if is_alive else 0.0,
+        memory_bytes=int(total.get("memory", 0)),
+        accelerator_type=(entry.labels or {}).get(ACCELERATOR_LABEL),
+        labels=dict(entry.labels or {}),
+    )
+
+
+def _used_by_gcs(address: str) -> Used:
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(address)
+    return {
+        node.node_id: {usage.resource_name: usage.used for usage in node.resource_usage.usage}
+        for node in (*status.active_nodes, *status.idle_nodes)
+        if node.resource_usage is not None
+    }
+
+
+def _used_by_dashboard() -> Used:
+    reported = get_json("/api/cluster_status")["data"]["clusterStatus"] or {}
+    by_node = (reported.get("loadMetricsReport") or {}).get("usageByNode") or {}
+    return {node: {name: used for name, (used, _) in usage.items()} for node, usage in by_node.items()}

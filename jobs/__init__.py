@@ -1,0 +1,1 @@
+"""HOW models are made: from a spec to a registered, evaluated, quantised model."""

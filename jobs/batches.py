@@ -1,0 +1,60 @@
+"""Which row goes to which rank at which step. Pure: the same answer for any number of workers and restarts.
+
+Epoch e visits the N rows in a permutation drawn from (seed, e); position p of the whole run is row
+permutation(p // N)[p % N]. Optimiser step s takes the positions [s·G, (s+1)·G); of these, rank r of W takes every
+W-th. G need not divide by W: a rank may get fewer rows, and an empty micro-batch keeps it in step with the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Order:
+    """The order in which a run visits `rows` rows, epoch after epoch."""
+
+    rows: int
+    seed: int
+    _permutations: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.rows > 0, "an order over no rows"
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """Return the rows (int64) at the positions [start, start + count), across epochs."""
+        positions = np.arange(start, start + count, dtype=np.int64)
+        epochs, offsets = positions // self.rows, positions % self.rows
+        rows = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self._permutation(int(epoch))[offsets[here]]
+        return rows
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._permutations:
+            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
+            generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
+            self._permutations[epoch] = generator.permutation(self.rows)
+        return self._permutations[epoch]
+
+
+def micro_batch_size(wanted: int | None, global_batch_size: int, world_size: int) -> int:
+    """Return the rows per forward pass: as asked for, else all of a rank's rows up to 16."""
+    per_rank = -(-global_batch_size // world_size)
+    return min(wanted or 16, per_rank)
+
+
+def accumulation_steps(global_batch_size: int, world_size: int, micro_batch: int) -> int:
+    """Return the micro-batches per optimiser step, the same on every rank."""
+    per_rank = -(-global_batch_size // world_size)
+    return -(-per_rank // micro_batch)
+
+
+def share(rows: np.ndarray, rank: int, world_size: int, micro_batch: int) -> list[np.ndarray]:
+    """Split the rows of one step into this rank's micro-batches; the last ones may be short or empty."""
+    mine = rows[rank::world_size]
+    count = accumulation_steps(len(rows), world_size, micro_batch)
+    return [mine[i * micro_batch : (i + 1) * micro_batch] for i in range(count)]

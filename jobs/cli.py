@@ -1,0 +1,151 @@
+"""`tandem jobs …`: validate, submit, follow, list, stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Train, fine-tune, evaluate and quantise models, one YAML file per job.")
+
+SpecPath = Annotated[Path, typer.Argument(help="The job's YAML file; `jobs/specs/` holds examples.", metavar="SPEC")]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change a key of the spec, for instance --set training.steps=100; may be repeated. The value is YAML.",
+    ),
+]
+JobId = Annotated[str, typer.Argument(help="The job's id, as `tandem jobs list` shows it.", metavar="JOB")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+@app.command()
+def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own way)
+    """Check a spec without a cluster, and print it with all defaults.
+
+    Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=100
+    """
+    import json
+
+    import yaml
+
+    from cluster import specfile
+    from jobs.spec import JobSpec
+
+    resolved = specfile.load(spec, JobSpec, set_).resolved()
+    print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a job spec, for an editor or a program.
+
+    Example: tandem jobs schema > jobspec.json
+    """
+    import json
+
+    from jobs.spec import JobSpec
+
+    print(json.dumps(JobSpec.model_json_schema(), indent=2))
+
+
+@app.command()
+def submit(
+    spec: SpecPath,
+    set_: Overrides = [],  # noqa: B006
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --follow: show the whole log.")] = False,
+) -> None:
+    """Send a job to the cluster. With --follow the exit code is 0 if the job finished and 1 if it did not.
+
+    Example: tandem jobs submit jobs/specs/stdlib-lm.yaml --follow
+    """
+    from jobs import submit as jobs_submit
+
+    job_id = jobs_submit.submit(spec, set_)
+    print(job_id)
+    if follow:
+        _follow(job_id, verbose)
+    else:
+        typer.echo(f"watch it: tandem jobs logs {job_id} --follow   stop it: tandem jobs stop {job_id}", err=True)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the cluster's jobs, newest first.
+
+    Example: tandem jobs list
+    """
+    import json
+    from datetime import datetime
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from jobs import submit as jobs_submit
+
+    jobs = jobs_submit.list_jobs()
+    if as_json:
+        print(json.dumps(jobs, indent=2))
+        return
+    table = Table("job", "name", "phase", "status", "started", "took", box=None)
+    for job in jobs:
+        began, ended = job["started_ms"], job["ended_ms"]
+        started = datetime.fromtimestamp(began / 1000).strftime("%Y-%m-%d %H:%M:%S") if began else ""
+        took = f"{(ended - began) / 1000:.0f} s" if began and ended else ""
+        table.add_row(job["id"], job["name"], job["phase"], job["status"], started, took)
+    Console().print(table if jobs else "no jobs yet; send one with `tandem jobs submit SPEC --follow`")
+
+
+@app.command()
+def logs(
+    job: JobId, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False
+) -> None:
+    """Print what a job has printed.
+
+    Example: tandem jobs logs stdlib-lm-1a2b3c --follow
+    """
+    from jobs import submit as jobs_submit
+
+    if follow:
+        jobs_submit.known(job)
+        _follow(job, verbose=True)
+    else:
+        print(jobs_submit.logs(job), end="")
+
+
+@app.command()
+def stop(job: JobId) -> None:
+    """Stop a job; it writes a checkpoint first, and the same spec submitted again goes on from it.
+
+    Example: tandem jobs stop stdlib-lm-1a2b3c
+    """
+    from jobs import submit as jobs_submit
+
+    stopped = jobs_submit.stop(job)
+    print(f"{job}: {'stopping' if stopped else 'had ended already'}")
+
+
+def _follow(job_id: str, verbose: bool) -> None:
+    from jobs import submit as jobs_submit
+    from jobs.live import LiveView
+
+    try:
+        with LiveView(job_id, verbose) as view:
+            outcome = jobs_submit.follow(job_id, view.line)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\ndetached; the job goes on. Come back: tandem jobs logs {job_id} --follow   "
+            f"stop it: tandem jobs stop {job_id}",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    if outcome.status != "SUCCEEDED":
+        if outcome.error is None and not verbose:
+            typer.echo("\n".join(outcome.log[-20:]), err=True)
+        typer.echo(f"{job_id}: {outcome.status.lower()}; its log: tandem jobs logs {job_id}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{job_id}: finished {outcome.result.get('model', '')}", err=True)

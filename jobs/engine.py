@@ -1,0 +1,99 @@
+"""The only importer of deepspeed: one model and its optimizer, sharded over the worker group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.spec import TrainingSpec
+
+
+class Engine:
+    """A DeepSpeed engine whose gradients are those of the loss it is given, at any world size and accumulation."""
+
+    def __init__(
+        self, model: torch.nn.Module, training: TrainingSpec, config: dict[str, Any], device: torch.device
+    ) -> None:
+        """Shard `model` (on the CPU, in fp32) over the ranks of the process group that Ray Train has set up."""
+        import deepspeed
+
+        # Only inference collectives use this C++ extension; compiling it would cost the first job 20 s and a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self.device = device
+        self.rank = torch.distributed.get_rank()
+        self.world_size = torch.distributed.get_world_size()
+        self.trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model.named_parameters(), training.weight_decay),
+            lr=training.learning_rate,
+            betas=training.betas,
+            eps=training.epsilon,
+            fused=True,
+        )
+        self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of `loss`, a scalar. Over the ranks they are summed, as if one rank had seen it all.
+
+        DeepSpeed averages over ranks and divides by the accumulation steps; both are undone here, so that the
+        caller's normalisation (by the targets of the global batch) is the only one.
+        """
+        self.model.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """End a micro-batch; after the last of a global batch this clips and applies the gradients."""
+        self.model.step()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the rate of the next optimiser step."""
+        for group in self.model.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def gradient_norm(self) -> float:
+        """Return the norm of the last applied gradient, before clipping."""
+        norm = self.model.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def all_sum(self, *values: torch.Tensor | float) -> list[float]:
+        """Sum each value over the ranks, in one collective."""
+        vector = torch.stack([torch.as_tensor(v, device=self.device).double() for v in values])
+        if self.world_size > 1:
+            torch.distributed.all_reduce(vector)
+        return vector.tolist()
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's shards below `directory`. Collective; no barrier at the end."""
+        self.model.save_checkpoint(str(directory), tag="shards", save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Load the shards that `save` wrote. Collective.
+
+        DeepSpeed unpickles them: the caller has verified the manifest first, and never loads a stranger's checkpoint.
+        """
+        path, _ = self.model.load_checkpoint(str(directory), tag="shards", load_lr_scheduler_states=False)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
+
+    def state_dict(self) -> dict[str, torch.Tensor] | None:
+        """Return the whole model's weights on the CPU at rank 0, None elsewhere. Collective."""
+        if self.model.zero_optimization_partition_weights():
+            return self.model._zero3_consolidated_16bit_state_dict()
+        return {k: v.detach().cpu() for k, v in self.model.module.state_dict().items()} if self.rank == 0 else None
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
+) -> Iterator[dict[str, Any]]:
+    """Split trainable parameters into those that decay (matrices) and those that do not (biases, norms)."""
+    trainable = [p for _, p in named if p.requires_grad]
+    for members, decay in (([p for p in trainable if p.dim() >= 2], weight_decay), ([p for p in trainable if p.dim() < 2], 0.0)):
+        if members:
+            yield {"params": members, "weight_decay": decay}

@@ -1,0 +1,205 @@
+"""What a job's driver does in each phase. Every phase returns what it made, for the job's result line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from jobs import prepare, progress, runs, train
+from jobs.prepare import Prepared
+from jobs.spec import JobSpec
+from tracking import manifest, registry
+from tracking.run import Run
+
+
+class Stopped(Exception):
+    """The job was asked to stop, and did."""
+
+
+@dataclass
+class Job:
+    """What the phases share."""
+
+    spec: JobSpec
+    base: Path
+    """Where relative paths in the spec start."""
+    storage: Path
+    folder: runs.RunFolder
+    run: Run
+    parent: Path | str | None
+    """Directory (or hub id) of the model the job starts from."""
+    stopping: bool = False
+    steps: int = 0
+    """Optimiser steps of the run, once they are known."""
+
+
+def train_phase(job: Job) -> dict[str, Any]:
+    """Pre-train or fine-tune, then write the model contract and register the version."""
+    prepared = _prepare(job)
+    assert job.spec.training is not None
+    job.steps = train.total_steps(job.spec.training, prepared.train_rows)
+    progress.report("start", 0, 1)
+    run_workers(job, train.train_worker, {"prepared": prepare.as_dict(prepared)})
+    model = job.folder.path / "model"
+    if not (job.folder.path / "evaluations.json").is_file():
+        raise Stopped
+    evaluations = json.loads((job.folder.path / "evaluations.json").read_text(encoding="utf-8"))
+    return _publish(job, model, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
+
+
+def evaluate_phase(job: Job) -> dict[str, Any]:
+    """Measure a model on held-out data, over the worker group."""
+    from jobs.evaluate_worker import RESULT_FILE, evaluate_worker
+
+    prepared = _prepare(job)
+    run_workers(job, evaluate_worker, {"prepared": prepare.as_dict(prepared)})
+    metrics = json.loads((job.folder.path / RESULT_FILE).read_text(encoding="utf-8"))
+    job.run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}, 0)
+    return {"evaluation": metrics, "model": job.spec.model.source}
+
+
+def quantize_phase(job: Job) -> dict[str, Any]:
+    """Shrink the weights, measure what it cost, and register the child version."""
+    import ray
+
+    from jobs.quantize import quantize
+
+    prepared = _prepare(job)
+    progress.report("quantize", 0, 1)
+    wanted = job.spec.resources
+    remote = ray.remote(num_cpus=wanted.cpus_per_worker, num_gpus=wanted.gpus_per_worker, max_retries=0)(quantize)
+    environment = {"env_vars": worker_environment(job.spec)}
+    model = job.folder.path / "model"
+    report = ray.get(
+        remote.options(runtime_env=environment).remote(job.spec, str(job.parent), prepare.as_dict(prepared), str(model))
+    )
+    progress.report("quantize", 1, 1)
+    job.run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}, 0)
+    evaluation = {k.removeprefix("eval_"): v for k, v in report.items() if k.startswith("eval_")}
+    published = _publish(job, model, prepared, evaluation, {"method": job.spec.quantize.method, **report})
+    return published | {"quantization": report}
+
+
+PHASES: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "pretrain": train_phase,
+    "finetune": train_phase,
+    "evaluate": evaluate_phase,
+    "quantize": quantize_phase,
+}
+
+
+def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+    """Run `function` on every worker of a Ray Train group; a lost group is started again from its checkpoint.
+
+    Raises:
+        RuntimeError: the group failed more often than `max_failures`; the message holds the worker's own error.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    wanted = job.spec.resources
+    # Nothing but checkpoints would be reported to the controller; this is how fast it sees an end or a death.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    trainer = TorchTrainer(
+        function,
+        train_loop_config={
+            "spec": job.spec.resolved(),
+            "run": str(job.folder.path),
+            "parent": str(job.parent) if job.parent else None,
+            "base": str(job.base),
+            **config,
+        },
+        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=wanted.workers,
+            use_gpu=bool(wanted.gpus_per_worker),
+            resources_per_worker={"CPU": wanted.cpus_per_worker, **({"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{job.folder.key}-{os.getpid()}",
+            storage_path=str(job.folder.path / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=job.spec.max_failures),
+            worker_runtime_env={"env_vars": worker_environment(job.spec)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        if job.stopping:
+            raise Stopped from error
+        raise _cause(error) from error
+
+
+def worker_environment(spec: JobSpec) -> dict[str, str]:
+    """Return the environment variables of the processes that compute."""
+    environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+    if not spec.resources.gpus_per_worker:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+def _cause(error: Exception) -> Exception:
+    """Return a user's error that a worker raised as it is; else one that shows the workers' errors."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "cause", None) or failure
+        if isinstance(getattr(inner, "exit_code", None), int):
+            return inner
+    return RuntimeError(str(error))
+
+
+def _prepare(job: Job) -> Prepared:
+    throttle = progress.Throttle(0.5)
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        if done in (0, total) or throttle.ready():
+            progress.report(phase, done, total)
+
+    directory = job.parent if isinstance(job.parent, Path) else None
+    prepared = prepare.prepare(job.spec, job.base, job.storage, parent=directory, on_progress=on_progress)
+    counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"
+    progress.say(f"data {prepared.name}: {counted}{' (encoded before)' if prepared.cached else ''}")
+    job.run.log_dataset(prepared.name, prepared.digest)
+    if job.spec.phase in ("evaluate", "quantize") and not prepared.eval_rows:
+        raise UserError(f"phase {job.spec.phase} needs held-out rows: give data.eval, or data.eval_fraction above 0")
+    return prepared
+
+
+def _publish(
+    job: Job,
+    model: Path,
+    prepared: Prepared,
+    evaluation: dict[str, float],
+    quantization: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write tandem.json beside the weights and register the version, if the spec asks for one."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    register = job.spec.register_
+    manifest.write(
+        model,
+        manifest.ModelManifest(
+            name=register.model if register else job.spec.name,
+            task=job.spec.task,
+            task_options=job.spec.task_options(),
+            architecture=config.get("model_type", "unknown"),
+            run_id=job.run.run_id,
+            parent=job.spec.model.source,
+            dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest),
+            spec_digest=job.spec.digest(),
+            evaluation=evaluation,
+            quantization=quantization,
+        ),
+    )
+    made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
+    if register is not None:
+        version = registry.register(register.model, model, run_id=job.run.run_id, alias=register.alias)
+        made["model"] = version.uri
+        progress.say(f"registered {version.uri}{f' as @{register.alias}' if register.alias else ''}")
+    return made

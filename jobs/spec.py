@@ -1,0 +1,219 @@
+"""JobSpec: one file per job. Frozen, typo-proof, and free of everything but pydantic and the standard library.
+
+`tandem jobs schema` prints its JSON Schema; `tandem jobs validate SPEC` checks a file without a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
+
+
+class LoraSpec(_Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained through peft and merged at the end."""
+
+    rank: Positive = 8
+    """Width of the adapters."""
+    alpha: float = 16.0
+    """Scale: the adapters' output is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the layers that get adapters, or every linear layer but the head."""
+
+
+class ModelSpec(_Section):
+    """The model: an architecture with a config, or weights to start from."""
+
+    architecture: str | None = None
+    """A transformers model type (llama, qwen3, gpt2, vit, …), or one of the task's own (cnn)."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Entries of the transformers config; what is left out keeps the architecture's default."""
+    source: str | None = Field(None, alias="from")
+    """Weights to start from: models:/name@alias, models:/name/3, a directory, or a hub id."""
+    lora: LoraSpec | None = None
+
+
+class TokenizerSpec(_Section):
+    """The tokenizer: trained on the data, or loaded. Left out, a model given by `from` keeps its own."""
+
+    train: Literal["bpe", "char"] | None = None
+    vocab_size: int = Field(4096, ge=32)
+    source: str | None = Field(None, alias="from")
+    """A directory or a hub id."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenizerSpec:
+        if self.train and self.source:
+            raise ValueError("give either `train` or `from`, not both")
+        return self
+
+
+class DataSpec(_Section):
+    """What to learn from, and what to hold out."""
+
+    train: str | list[str] | None = None
+    """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
+    python-stdlib, python-stdlib-docstrings, sklearn-digits. Relative paths start at the spec's folder."""
+    eval: str | list[str] | None = None
+    """The held-out data, if it has a source of its own."""
+    eval_fraction: float = Field(0.02, ge=0, lt=1)
+    """Otherwise this share of the training examples is held out."""
+    split_seed: int = Field(0, ge=0)
+    """Decides which examples are held out; jobs with the same data, share and seed hold the same ones out."""
+    eval_max_rows: Positive | None = 512
+    """At most this many held-out rows are evaluated."""
+    max_examples: Positive | None = None
+    """Use only the first examples of the training source."""
+    text_column: str = "text"
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    sequence_length: int = Field(256, ge=2)
+    """Tokens per row (S)."""
+    image_size: Positive | None = None
+    """Pixels per side; images of another size are resized."""
+
+
+class DeepSpeedSpec(_Section):
+    """The part of DeepSpeed's configuration people change; everything else follows from the spec."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "cpu"] = "none"
+    """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator."""
+
+
+class TrainingSpec(_Section):
+    """The optimisation."""
+
+    steps: Positive | None = None
+    """Optimiser steps. Give this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    global_batch_size: Positive = 32
+    """Rows per optimiser step, at any number of workers (G)."""
+    micro_batch_size: Positive | None = None
+    """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16."""
+    learning_rate: float = Field(3e-4, gt=0)
+    min_learning_rate: float = Field(0.0, ge=0)
+    """Where the schedule ends."""
+    schedule: Literal["constant", "cosine", "linear", "warmup-stable-decay"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    decay_steps: Positive | None = None
+    """warmup-stable-decay: length of the final decay (default: a fifth of the steps)."""
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 switches clipping off."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = Field(0, ge=0)
+    eval_every: Positive | None = None
+    """Evaluate on the held-out rows every so many steps, besides before the first and after the last."""
+    gradient_checkpointing: bool = False
+    deepspeed: DeepSpeedSpec | str = DeepSpeedSpec()
+    """Settings, or the path of a DeepSpeed JSON that is passed through."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSpec:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps")
+        return self
+
+
+class ResourcesSpec(_Section):
+    """The worker group: one process per worker."""
+
+    workers: Positive = 1
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
+class CheckpointSpec(_Section):
+    """When to save, and what to keep."""
+
+    every_steps: Positive | None = None
+    """Left out: only at the end and when the job is stopped."""
+    keep: Positive = 2
+    resume: Literal["auto", "never"] = "auto"
+    """auto: a spec submitted again goes on from its newest valid checkpoint, unless it had finished."""
+
+
+class QuantizeSpec(_Section):
+    """How the weights shrink."""
+
+    method: Literal["int8-weight-only"] = "int8-weight-only"
+
+
+class RegisterSpec(_Section):
+    """The version in the model registry that the job leaves."""
+
+    model: Name
+    alias: Name | None = None
+
+
+class JobSpec(_Section):
+    """One job: what to do, to which model, with which data, on which workers."""
+
+    name: Name
+    phase: Literal["pretrain", "finetune", "evaluate", "quantize"]
+    task: str = "causal-lm"
+    """causal-lm, image-classification, or your own as my_pkg.my_task:MyTask."""
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    training: TrainingSpec | None = None
+    resources: ResourcesSpec = ResourcesSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    quantize: QuantizeSpec = QuantizeSpec()
+    register_: RegisterSpec | None = Field(None, alias="register")
+    storage: str | None = None
+    """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage."""
+    max_failures: int = Field(3, ge=0)
+    """How often a lost worker group is started again, from its newest checkpoint."""
+
+    @model_validator(mode="after")
+    def _phase_has_what_it_needs(self) -> JobSpec:
+        if self.phase in ("pretrain", "finetune") and self.training is None:
+            raise ValueError(f"phase {self.phase} needs a `training` section, at least `training: {{steps: 100}}`")
+        if self.phase in ("pretrain", "finetune") and self.data.train is None:
+            raise ValueError(f"phase {self.phase} needs `data.train`: files, a glob, or python-stdlib")
+        if self.phase == "evaluate" and not (self.data.eval or self.data.train):
+            raise ValueError("phase evaluate needs `data.eval`, or `data.train` with an `eval_fraction`")
+        if self.phase != "pretrain" and self.model.source is None:
+            raise ValueError(f"phase {self.phase} needs `model.from`: models:/name@alias or a directory")
+        if self.model.source is None and self.model.architecture is None:
+            raise ValueError("give `model.architecture` (with `config`) or `model.from`")
+        if self.model.source is not None and self.model.architecture is not None:
+            raise ValueError("give either `model.architecture` or `model.from`, not both")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole spec, defaults included, under the file's key names."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of what decides the result: all but workers, storage, failures and registration."""
+        what = self.model_dump(
+            mode="json", by_alias=True, exclude={"resources", "storage", "register_", "max_failures", "checkpoint"}
+        )
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def task_options(self) -> dict[str, Any]:
+        """Return what the task is constructed with: the settings of the data that shape a row."""
+        return {
+            "sequence_length": self.data.sequence_length,
+            "text_column": self.data.text_column,
+            "tokenizer": {"train": self.data.tokenizer.train, "vocab_size": self.data.tokenizer.vocab_size,
+                          "from": self.data.tokenizer.source},
+            "image_size": self.data.image_size,
+        }

@@ -1,0 +1,165 @@
+"""A spec → a Ray job, and a live view of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster import connect, specfile
+from cluster.errors import UserError
+from jobs import progress
+from jobs.spec import JobSpec
+
+TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+ENTRY_POINT = "python -m jobs.driver"
+SHIPPED_SUFFIXES = (".py", ".json", ".yaml", ".yml")
+SHIPPED_BYTES = 1 << 20
+
+
+@dataclass
+class Outcome:
+    """How a followed job ended."""
+
+    job_id: str
+    status: str
+    result: dict[str, Any] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+    """The last lines that were no progress."""
+
+    @property
+    def error(self) -> str | None:
+        """The driver's own sentence about what was wrong, if it said one."""
+        errors = [line for line in self.log if line.startswith("tandem: error: ")]
+        return errors[-1].removeprefix("tandem: error: ") if errors else None
+
+
+def submit(path: Path, overrides: list[str]) -> str:
+    """Validate the spec at `path` and send it to the cluster; return the job's id.
+
+    Raises:
+        UserError: the spec is wrong, or there is no cluster. Nothing was submitted.
+    """
+    spec = specfile.load(path, JobSpec, overrides)
+    where = connect.connection()
+    environment = {"TANDEM_SPEC_FOLDER": str(path.absolute().parent)} if where.is_local else {}
+    entry_point = shlex.join([*shlex.split(ENTRY_POINT), path.name, *(w for o in overrides for w in ("--set", o))])
+    job_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{secrets.token_hex(3)}"
+    metadata = {"tandem.name": spec.name, "tandem.phase": spec.phase}
+    with shipped(path) as working_dir:
+        return connect.submit(
+            entry_point, submission_id=job_id, working_dir=working_dir, env_vars=environment, metadata=metadata
+        )
+
+
+def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]) -> Outcome:
+    """Read a job's log until it ends. `on_line` gets each line, and its meaning where it is progress."""
+    client = connect.job_client()
+    outcome = Outcome(job_id, "PENDING")
+
+    async def read() -> None:
+        rest = ""
+        async for text in client.tail_job_logs(job_id):
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                _take(line, outcome, on_line)
+        if rest:
+            _take(rest, outcome, on_line)
+
+    asyncio.run(read())
+    outcome.status = str(client.get_job_status(job_id).value)
+    if outcome.status not in TERMINAL:
+        outcome.status = _wait(client, job_id)
+    return outcome
+
+
+def _take(line: str, outcome: Outcome, on_line: Callable[[str, progress.Progress | None], None]) -> None:
+    meaning = progress.parse(line)
+    if isinstance(meaning, dict):
+        outcome.result = meaning
+        return
+    if meaning is None:
+        outcome.log = [*outcome.log[-200:], line]
+    on_line(line, meaning)
+
+
+def _wait(client: Any, job_id: str) -> str:
+    while (status := str(client.get_job_status(job_id).value)) not in TERMINAL:
+        time.sleep(0.2)
+    return status
+
+
+def list_jobs() -> list[dict[str, Any]]:
+    """Return the cluster's jobs, newest first: id, name, phase, status, start and end (ms since 1970), message."""
+    found = [
+        {
+            "id": job.submission_id,
+            "name": (job.metadata or {}).get("tandem.name", ""),
+            "phase": (job.metadata or {}).get("tandem.phase", ""),
+            "status": str(job.status.value),
+            "started_ms": job.start_time,
+            "ended_ms": job.end_time,
+        }
+        for job in connect.job_client().list_jobs()
+        if job.submission_id
+    ]
+    return sorted(found, key=lambda job: -(job["started_ms"] or 0))
+
+
+def known(job_id: str) -> str:
+    """Return the status of a job.
+
+    Raises:
+        UserError: there is no such job; the newest ones are named.
+    """
+    for job in list_jobs():
+        if job["id"] == job_id:
+            return str(job["status"])
+    newest = ", ".join(job["id"] for job in list_jobs()[:5]) or "none"
+    raise UserError(f"no job {job_id!r} on this cluster; the newest: {newest} (`tandem jobs list` shows all)")
+
+
+def stop(job_id: str) -> bool:
+    """Ask a job to stop; it writes a checkpoint first. Return False if it had ended already."""
+    return known(job_id) not in TERMINAL and connect.job_client().stop_job(job_id)
+
+
+def logs(job_id: str) -> str:
+    """Return what a job has printed."""
+    known(job_id)
+    return str(connect.job_client().get_job_logs(job_id))
+
+
+@contextmanager
+def shipped(path: Path) -> Iterator[Path]:
+    """Make a folder with the spec and the small files beside it: code of the user's own and configurations.
+
+    Data stays where it is: this machine's cluster reads it in the spec's folder, elsewhere the spec names a path or
+    URI that the nodes reach.
+    """
+    with tempfile.TemporaryDirectory(prefix="tandem-job-") as target:
+        shutil.copy(path, Path(target) / path.name)
+        for source in _beside(path.absolute().parent, depth=2):
+            copy = Path(target) / source.relative_to(path.absolute().parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy)
+        yield Path(target)
+
+
+def _beside(folder: Path, depth: int) -> Iterator[Path]:
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith((".", "__pycache__")):
+            continue
+        if entry.is_dir() and depth:
+            yield from _beside(entry, depth - 1)
+        elif entry.suffix in SHIPPED_SUFFIXES and entry.is_file() and entry.stat().st_size < SHIPPED_BYTES:
+            yield entry

@@ -1,0 +1,1 @@
+"""How models answer: engines, the gateway and the Ray Serve applications around them."""

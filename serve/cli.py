@@ -1,0 +1,133 @@
+"""`tandem serve …`: up, status, chat, down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Serve models over HTTP: OpenAI's API for text, the Open Inference Protocol for the rest.",
+)
+
+SpecPath = Annotated[
+    Path, typer.Argument(help="The endpoint's YAML file; `serve/specs/` holds examples.", metavar="SPEC")
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change a key of the spec, for instance --set http.port=9000; may be repeated. The value is YAML.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+@app.command()
+def up(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own way)
+    """Serve the models of a spec, or change what is served to it, and wait until they answer.
+
+    A model named by alias is looked up anew each time. It listens on 127.0.0.1 unless the spec says otherwise.
+
+    Example: tandem serve up serve/specs/chat.yaml --set models.stdlib-lm-chat.replicas=2
+    """
+    import json
+
+    from cluster import specfile
+    from serve import deploy, plan
+    from serve.spec import ServeSpec
+
+    wanted = plan.absolute(specfile.load(spec, ServeSpec, set_), spec.absolute().parent)
+    outcome = deploy.up(wanted, _say)
+    print(json.dumps(outcome, indent=2) if as_json else _welcome(outcome, wanted.http.host))
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show what is served: each model's version, replicas (running of wanted), queue and speed.
+
+    Example: tandem serve status
+    """
+    import json
+
+    from serve import deploy
+
+    found = deploy.status()
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif found is None:
+        print("nothing is served; start with `tandem serve up SPEC`")
+    else:
+        _show(found)
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A served model; the first if left out.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="The system message.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this one thing, print the answer.")] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Another endpoint, such as http://10.0.0.5:8000.")] = None,
+) -> None:
+    """Talk to a served model in the terminal; from a pipe, each line is a question.
+
+    Example: tandem serve chat --prompt "What does os.walk do?"
+    """
+    from serve import chat as conversation
+    from serve import deploy
+
+    talk = conversation.connect(url or deploy.endpoint(), model, system)
+    if prompt is None:
+        conversation.run(talk)
+    else:
+        talk.ask(prompt)
+
+
+@app.command()
+def down() -> None:
+    """Stop the endpoint and every model behind it.
+
+    Example: tandem serve down
+    """
+    from serve import deploy
+
+    stopped = deploy.down(_say)
+    print(f"stopped {', '.join(stopped)}" if stopped else "nothing was served")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _welcome(outcome: dict[str, Any], host: str) -> str:
+    """Say where the endpoint is and how to call it."""
+    lines = [f"{name} (version {model['version']})" for name, model in outcome["models"].items()]
+    name, model = next(iter(outcome["models"].items()))
+    call = f"{outcome['endpoint']}/v2/models/{name}"
+    if model["generates"]:
+        body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        call = f"{outcome['endpoint']}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        lines.append(f"note: {host} is not loopback and the endpoint asks nobody for a key: put a gateway in front")
+    return "\n".join([f"serving at {outcome['endpoint']}:", *(f"  {line}" for line in lines), f"try: curl {call}"])
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "status", "version", "replicas", "running", "queued", "tok/s", box=None)
+    rows = {**found["models"], "(gateway)": found["gateway"]}
+    for name, model in rows.items():
+        replicas = f"{model['replicas']['running']}/{model['replicas']['target']}"
+        live = [model[key] for key in ("running", "queued", "tokens_per_second")]
+        version = model["version"] or ""
+        table.add_row(name, model["status"].lower(), version, replicas, *("" if v is None else f"{v:g}" for v in live))
+    console = Console()
+    console.print(f"{found['endpoint']}{'' if found['reachable'] else ' (cannot be reached from here)'}")
+    console.print(table)
+    for name, model in rows.items():
+        if model["message"]:
+            console.print(f"{name}: {model['message']}", markup=False)

@@ -1,0 +1,182 @@
+"""The two kinds of Ray Serve replica: a model's, and the gateway's with its way to the models."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from serve import engine, routes
+from serve.body import ApiError
+from serve.gateway import Gateway, ModelCard
+from serve.plan import ServedModel
+from serve.replica import GenerativeReplica, PredictiveReplica, generation_defaults
+from serve.task_engine import TaskEngine
+from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
+
+ENGINE = "engine"
+GATEWAY = "gateway"
+PROBE_TIMEOUT_S = 5.0
+
+
+def model_app(name: str, model: str) -> str:
+    """Return the name of the Serve application of one model."""
+    return f"{name}.{model}"
+
+
+class ModelDeployment:
+    """A replica of one model."""
+
+    async def __init__(self, model: ServedModel) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        self._replica: Any = await asyncio.to_thread(load_replica, model, replica_id)
+        await self._replica.start()
+
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+        async for message in self._replica.generate(call):
+            yield message
+
+    async def infer(self, call: InferCall) -> Inferred | Refused:
+        answer: Inferred | Refused = await self._replica.infer(call)
+        return answer
+
+    async def describe(self) -> dict[str, Any]:
+        told: dict[str, Any] = self._replica.describe()
+        return told
+
+    async def state(self) -> ReplicaState:
+        state: ReplicaState = self._replica.state()
+        return state
+
+    async def check_health(self) -> None:
+        if not self._replica.healthy():
+            raise RuntimeError("the engine has stopped")
+
+
+def load_replica(model: ServedModel, replica_id: str) -> GenerativeReplica | PredictiveReplica:
+    """Load the model into the engine that the plan names."""
+    identity = Identity(model.version, model.run_id)
+    directory = Path(model.directory)
+    if model.engine == "task":
+        return _predictive(model, directory, identity, replica_id)
+    loaded = engine.create(
+        model.engine,
+        directory,
+        precision=model.precision,
+        max_context=model.max_context,
+        max_batch=model.max_batch,
+        threads=model.threads,
+    )
+    return GenerativeReplica(loaded, identity, replica_id, generation_defaults(directory))
+
+
+def _predictive(model: ServedModel, directory: Path, identity: Identity, replica_id: str) -> PredictiveReplica:
+    import torch
+
+    from jobs import tasks
+
+    dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[model.precision]
+    task = tasks.get(model.task).load(directory)
+    loaded = TaskEngine(task, task.load_model(directory, dtype), max_batch=model.max_batch, threads=model.threads)
+    return PredictiveReplica(loaded, task.inputs(), identity, replica_id)
+
+
+class GatewayDeployment:
+    """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
+
+    def __init__(self, name: str, max_body_bytes: int, max_prompts: int) -> None:
+        self._backend = RayBackend(name)
+        self.gateway = Gateway(self._backend, max_body_bytes, max_prompts)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self.gateway.catalog = {card["name"]: ModelCard(**card) for card in user_config["catalog"]}
+
+    async def pending(self, model: str) -> int:
+        return self._backend.pending[model]
+
+
+def asgi_app() -> FastAPI:
+    """Build the routes inside a gateway replica; they find its Gateway when a request comes."""
+    return routes.build(lambda: ray_serve.get_replica_context().servable_object.gateway)
+
+
+class RayBackend:
+    """Reaches models through Serve's handles, and turns Ray's failures into answers a client can act on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._handles: dict[str, Any] = {}
+        self.pending: Counter[str] = Counter()
+        """Requests of this gateway that no replica has accepted yet, by model."""
+
+    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+        response = self._handle(model).options(stream=True).generate.remote(call)
+        ended = False
+        self.pending[model] += 1
+        waiting = 1
+        try:
+            with _as_api_errors(model):
+                async for message in response:
+                    self.pending[model] -= waiting
+                    waiting = 0
+                    yield message
+            ended = True
+        finally:
+            self.pending[model] -= waiting
+            if not ended:
+                response.cancel()
+
+    async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
+        with _as_api_errors(model):
+            answer: Inferred | Refused = await self._handle(model).infer.remote(call)
+            return answer
+
+    async def describe(self, model: str) -> dict[str, Any]:
+        with _as_api_errors(model):
+            told: dict[str, Any] = await self._handle(model).describe.remote()
+            return told
+
+    async def replicas(self, model: str) -> list[ReplicaState]:
+        return await _broadcast(self._handle(model), "state")
+
+    async def waiting(self, model: str) -> int:
+        gateways = ray_serve.get_deployment_handle(GATEWAY, app_name=self._name)
+        return sum(await _broadcast(gateways, "pending", model))
+
+    def _handle(self, model: str) -> Any:
+        if model not in self._handles:
+            self._handles[model] = ray_serve.get_deployment_handle(ENGINE, app_name=model_app(self._name, model))
+        return self._handles[model]
+
+
+async def _broadcast(handle: Any, method: str, *arguments: Any) -> list[Any]:
+    """Ask every running replica; no answer in time counts as no replica."""
+    try:
+        return list(await asyncio.wait_for(handle.broadcast(method, *arguments).results_async(), PROBE_TIMEOUT_S))
+    except (RayError, asyncio.TimeoutError, DeploymentUnavailableError):
+        return []
+
+
+@contextmanager
+def _as_api_errors(model: str) -> Iterator[None]:
+    try:
+        yield
+    except BackPressureError as error:
+        retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}
+        message = f"{model!r} has as many requests waiting as it takes; try again in {retry['retry-after']} s"
+        raise ApiError(429, message, code="overloaded", headers=retry) from None
+    except (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError) as error:
+        message = f"the replica of {model!r} that worked on this request was lost"
+        raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from error
+    except RayError as error:
+        message = f"{model!r} failed on this request; its log has the reason"
+        raise ApiError(500, message, code="engine_failed") from error

@@ -1,0 +1,82 @@
+"""What crosses between the gateway and a model's replicas: plain frozen data, cheap to pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Prompt = str | tuple[int, ...] | tuple[dict[str, str], ...]
+"""Text, token ids, or the messages of a conversation (`role` and `content`)."""
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """One text to generate. `sampling` holds only what the client named: the model's own defaults fill the rest."""
+
+    request_id: str
+    prompt: Prompt
+    sampling: dict[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    """None: as many as the context has room for."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What produced an answer."""
+
+    version: str
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The first message of a stream: the replica has accepted the prompt."""
+
+    identity: Identity
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Text that became known, and the count of all tokens chosen so far."""
+
+    text: str
+    completion_tokens: int
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """In place of an answer: the request is at fault (4xx) or the replica is (5xx)."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+
+
+@dataclass(frozen=True)
+class InferCall:
+    """Named tensors in: numpy arrays whose first axis is the batch, or lists of str or bytes."""
+
+    request_id: str
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """One prediction per instance."""
+
+    identity: Identity
+    predictions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ReplicaState:
+    """How busy one replica is."""
+
+    replica_id: str
+    version: str
+    running: int
+    waiting: int
+    tokens_per_second: float

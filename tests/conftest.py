@@ -1,0 +1,50 @@
+"""One real embedded cluster for the whole test session."""
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import local, processes
+from cluster.connect import Connection, connection
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, picked by the system."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Connection]:
+    """Start a Ray head with 4 logical CPUs and MLflow in a home of their own; afterwards nothing of them is left."""
+    home = Path(tempfile.mkdtemp(prefix="tt-", dir="/tmp"))  # short: Ray's sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_HOME", str(home))
+        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        started = local.up(cpus=4, ray_port=free_port(), dashboard_port=free_port(), mlflow_port=free_port())
+        try:
+            yield connection()
+        finally:
+            _disconnect()
+            local.down(job_grace_s=5)
+            left = processes.members(started.id, started.sessions, started.started_at)
+            shutil.rmtree(home, ignore_errors=True)
+    assert not left, _describe(left)
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _describe(left: list[psutil.Process]) -> str:
+    return f"processes left by the cluster: {[process.as_dict(['pid', 'name', 'cmdline']) for process in left]}"

@@ -1,0 +1,410 @@
+"""The embedded engine against `transformers.generate`, alone and in a crowd, and how it ends, fails and frees."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from serve.engine import Delta, Engine, EngineError, GenerationRequest, RequestError, SamplingParams, create
+from serve.torch_engine.engine import TorchEngine, TorchEngineOptions
+from serve.torch_engine.runner import UnsupportedArchitecture
+
+CONTEXT = 128
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    raw.train_from_iterator(["the cache of the engine is the cache of the stream, naïve and Ünïcode 中文"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": CONTEXT}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**GROUPED),
+    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=16),
+    "gpt2": lambda: GPT2Config(**SIZES, n_positions=CONTEXT),
+    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=20),
+    "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=16, sliding_window=20, attn_logit_softcapping=5.0),
+}
+
+
+def build(architecture: str, seed: int = 0) -> Any:
+    """A tiny random model whose logits differ enough that greedy choices are not ties."""
+    torch.manual_seed(seed)
+    config = CONFIGS[architecture]()
+    config.initializer_range = 0.2
+    config.eos_token_id = config.pad_token_id = 0
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+@asynccontextmanager
+async def running(model: Any, tokenizer: Any, **options: Any) -> AsyncIterator[TorchEngine]:
+    engine = TorchEngine(model, tokenizer, TorchEngineOptions(threads=1, **options))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def collect(engine: Engine, prompt: tuple[int, ...], params: SamplingParams = GREEDY) -> list[Delta]:
+    return [delta async for delta in engine.generate(GenerationRequest("r", prompt, params))]
+
+
+def ids(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def prompts(count: int, seed: int = 0, longest: int = 90) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(1, 300) for _ in range(rng.randint(1, longest))) for _ in range(count)]
+
+
+def reference(model: Any, prompt: tuple[int, ...], tokens: int) -> list[int]:
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, attention_mask=torch.ones(1, len(prompt))
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_greedy_equals_generate_alone_and_in_a_crowd(architecture: str, tokenizer: Any) -> None:
+    texts = prompts(16)
+    limits = [random.Random(i).randint(1, 30) for i in range(16)]
+    expected = [reference(build(architecture), prompt, limit) for prompt, limit in zip(texts, limits, strict=True)]
+
+    async def join(engine: TorchEngine, at: int) -> list[int]:
+        await asyncio.sleep(random.Random(at).random() * 0.05)
+        params = SamplingParams(temperature=0.0, max_tokens=limits[at])
+        return ids(await collect(engine, texts[at], params))
+
+    async def scenario() -> None:
+        async with running(build(architecture), tokenizer, max_batch=5, prefill_tokens=32) as engine:
+            assert [await join(engine, at) for at in range(4)] == expected[:4]
+            crowd = await asyncio.gather(*(join(engine, at) for at in range(16)))
+            assert list(crowd) == expected
+            assert engine.load().cache_tokens_used == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_prompt_is_cached_in_chunks_beside_running_streams(tokenizer: Any) -> None:
+    """A long prompt must not hold a running stream up: the stream gets a token in each step of the prefill."""
+
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, max_batch=2, prefill_tokens=8) as engine:
+            first = engine.generate(GenerationRequest("a", (5, 6), SamplingParams(temperature=0, ignore_eos=True)))
+            await anext(first)
+            second = asyncio.create_task(collect(engine, prompts(1, longest=90)[0] + (7,) * 30))
+            streamed = 0
+            while not second.done():
+                await anext(first)
+                streamed += 1
+            await first.aclose()
+            assert streamed >= 8
+            assert len(await second) == GREEDY.max_tokens
+
+    asyncio.run(scenario())
+
+
+def test_a_sampled_text_does_not_depend_on_its_neighbours(tokenizer: Any) -> None:
+    params = [
+        SamplingParams(max_tokens=20, seed=i, temperature=1.3, top_p=p, top_k=k, frequency_penalty=f, ignore_eos=True)
+        for i, (p, k, f) in enumerate([(1.0, 0, 0.0), (0.9, 0, 0.5), (1.0, 7, 0.0), (0.7, 50, 1.0)] * 2)
+    ]
+    texts = prompts(8, seed=3, longest=40)
+
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, max_batch=8) as engine:
+            alone = [ids(await collect(engine, texts[i], params[i])) for i in range(8)]
+            crowd = await asyncio.gather(*(collect(engine, texts[i], params[i]) for i in range(8)))
+            assert [ids(deltas) for deltas in crowd] == alone
+            other = await collect(engine, texts[0], SamplingParams(max_tokens=20, seed=99, ignore_eos=True))
+            assert ids(other) != alone[0]
+
+    asyncio.run(scenario())
+
+
+def test_deltas_join_to_the_decoding_of_all_tokens(tokenizer: Any) -> None:
+    """A random model emits bytes at random: half characters, and bytes that are none."""
+
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer) as engine:
+            for seed in range(12):
+                params = SamplingParams(max_tokens=100, temperature=2.0, seed=seed)
+                deltas = await collect(engine, (40, 41), params)
+                assert text(deltas) == tokenizer.decode(ids(deltas), skip_special_tokens=True)
+                assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1)
+                assert deltas[-1].completion_tokens == len(ids(deltas))
+                assert deltas[-1].prompt_tokens == 2
+
+    asyncio.run(scenario())
+
+
+def test_stop_string_across_tokens_ends_the_text_before_it(tokenizer: Any) -> None:
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer) as engine:
+            full = text(await collect(engine, (40, 41), GREEDY))
+            stop = next(full[i : i + 4] for i in range(5, len(full)) if "\ufffd" not in full[i : i + 4])
+            params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, stop=("never", stop))
+            deltas = await collect(engine, (40, 41), params)
+            assert text(deltas) == full[: full.index(stop)]
+            assert deltas[-1].finish_reason == "stop"
+            assert len(ids(deltas)) < 24
+
+    asyncio.run(scenario())
+
+
+def test_end_of_sequence_and_limits(tokenizer: Any) -> None:
+    model = build("llama")
+    eos = reference(model, (9, 8, 7), 6)[4]
+    model.generation_config.eos_token_id = [eos]
+
+    async def scenario() -> None:
+        async with running(model, tokenizer) as engine:
+            ended = await collect(engine, (9, 8, 7), SamplingParams(temperature=0.0, max_tokens=50))
+            assert ids(ended)[-1] == eos
+            assert ended[-1].finish_reason == "stop"
+            assert text(ended) == tokenizer.decode(ids(ended)[:-1], skip_special_tokens=True)
+            ignored = await collect(engine, (9, 8, 7), SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True))
+            assert len(ids(ignored)) == 50
+            assert ignored[-1].finish_reason == "length"
+            full = await collect(engine, (5,) * 100, SamplingParams(temperature=0.0, max_tokens=90, ignore_eos=True))
+            assert len(ids(full)) == CONTEXT - 100
+            assert full[-1].finish_reason == "length"
+
+    asyncio.run(scenario())
+
+
+def test_bad_requests_name_their_field(tokenizer: Any) -> None:
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer) as engine:
+            for prompt in [(), (1,) * CONTEXT, (300,), (-1,)]:
+                with pytest.raises(RequestError, match=r"^prompt: "):
+                    await collect(engine, prompt)
+            assert len(await collect(engine, (1,))) == GREEDY.max_tokens
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1),
+        ("top_k", -2), ("min_p", 2), ("presence_penalty", 3), ("frequency_penalty", -2.5), ("repetition_penalty", 0),
+        ("seed", 2**63), ("seed", 1.5), ("stop", ("",)), ("stop", "text"), ("max_tokens", True),
+    ],
+)  # fmt: skip
+def test_sampling_params_name_a_field_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"^{name}: ") as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.field == name
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true within 20 s"
+        await asyncio.sleep(0.005)
+
+
+def test_closing_a_stream_frees_its_slot_for_who_waits(tokenizer: Any) -> None:
+    endless = SamplingParams(max_tokens=120, ignore_eos=True)
+
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, max_batch=2) as engine:
+            streams = [engine.generate(GenerationRequest(str(i), (3, 4), endless)) for i in range(2)]
+            for stream in streams:
+                await anext(stream)
+            third = asyncio.create_task(collect(engine, (3, 5), GREEDY))
+            fourth = asyncio.create_task(collect(engine, (3, 6), endless))
+            await until(lambda: engine.load().waiting == 2)
+            assert engine.load().running == 2
+            fourth.cancel()
+            await streams[0].aclose()
+            assert len(await third) == GREEDY.max_tokens
+            await streams[1].aclose()
+            await until(lambda: engine.load().running == engine.load().waiting == 0)
+            assert engine.load().cache_tokens_used == 0
+
+    asyncio.run(scenario())
+
+
+def test_waiting_requests_start_in_order(tokenizer: Any) -> None:
+    order: list[int] = []
+
+    async def one(engine: TorchEngine, at: int) -> None:
+        await collect(engine, (3, 4, at), SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True))
+        order.append(at)
+
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, max_batch=1) as engine:
+            await asyncio.gather(*(one(engine, at) for at in range(8)))
+
+    asyncio.run(scenario())
+    assert order == list(range(8))
+
+
+class Breakable(torch.nn.Module):
+    """A layer that fails, or spoils its output, when told to."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.mode = "work"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mode == "raise":
+            raise RuntimeError("the layer broke")
+        return self.inner(x) * float("nan") if self.mode == "nan" else self.inner(x)
+
+
+def breakable() -> tuple[Any, Breakable]:
+    model = build("llama")
+    layer = Breakable(model.model.norm)
+    model.model.norm = layer
+    return model, layer
+
+
+def fails(awaitable: Coroutine[Any, Any, Any], message: str) -> Coroutine[Any, Any, None]:
+    async def check() -> None:
+        with pytest.raises(EngineError, match=message):
+            await asyncio.wait_for(awaitable, 20)
+
+    return check()
+
+
+@pytest.mark.parametrize(("mode", "message"), [("raise", "the layer broke"), ("nan", "not finite")])
+def test_a_failed_step_fails_its_requests_and_the_engine_goes_on(mode: str, message: str, tokenizer: Any) -> None:
+    model, layer = breakable()
+
+    async def scenario() -> None:
+        async with running(model, tokenizer) as engine:
+            expected = ids(await collect(engine, (1, 2)))
+            layer.mode = mode
+            await fails(collect(engine, (1, 2)), message)
+            layer.mode = "work"
+            assert engine.healthy()
+            assert ids(await collect(engine, (1, 2))) == expected
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_keeps_failing_dies_visibly(tokenizer: Any) -> None:
+    model, layer = breakable()
+
+    async def scenario() -> None:
+        async with running(model, tokenizer, max_batch=1) as engine:
+            layer.mode = "raise"
+            await asyncio.gather(*(fails(collect(engine, (1, 2)), "the layer broke") for _ in range(5)))
+            await until(lambda: not engine.healthy())
+            await fails(collect(engine, (1, 2)), "not running")
+
+    asyncio.run(scenario())
+
+
+def test_stop_fails_what_still_runs_and_waits(tokenizer: Any) -> None:
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, max_batch=1) as engine:
+            long = SamplingParams(max_tokens=120, ignore_eos=True)
+            streams = [asyncio.create_task(collect(engine, (1, 2), long)) for _ in range(3)]
+            await until(lambda: engine.load().running == 1)
+            await engine.stop()
+            assert not engine.healthy()
+            results = await asyncio.gather(*streams, return_exceptions=True)
+            assert [type(result) for result in results] == [EngineError] * 3
+
+    asyncio.run(scenario())
+
+
+def test_memory_and_slots_stay_at_their_bound(tokenizer: Any) -> None:
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, max_batch=3) as engine:
+            memory = engine.cache_memory_bytes
+            params = SamplingParams(max_tokens=4, seed=1)
+            for _ in range(10):
+                await asyncio.gather(*(collect(engine, prompt, params) for prompt in prompts(20, longest=20)))
+                assert engine.load().cache_tokens_total == 3 * CONTEXT
+            # 2 layers of keys and values: 3 slots, 2 KV heads, 128 tokens of 16 numbers in fp32
+            assert engine.cache_memory_bytes == memory == 2 * 2 * 3 * 2 * CONTEXT * 16 * 4
+
+    asyncio.run(scenario())
+
+
+def test_an_architecture_with_other_attention_is_refused_by_name(tokenizer: Any) -> None:
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=300, hidden_size=64, n_layer=2, n_head=4))
+
+    async def scenario() -> None:
+        engine = TorchEngine(model, tokenizer, TorchEngineOptions(max_context=CONTEXT))
+        with pytest.raises(UnsupportedArchitecture, match="BloomForCausalLM cannot run in the embedded engine"):
+            await engine.start()
+        assert not engine.healthy()
+
+    asyncio.run(scenario())
+
+
+def test_options_beyond_the_model_are_refused(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="max_context 200 exceeds the 128 positions"):
+        TorchEngine(build("llama"), tokenizer, TorchEngineOptions(max_context=200))
+    with pytest.raises(ValueError, match="max_batch must be at least 1"):
+        TorchEngine(build("llama"), tokenizer, TorchEngineOptions(max_batch=0))
+
+
+def test_bf16_tokens_are_near_the_best_of_the_model(tokenizer: Any) -> None:
+    """Batch shapes change the rounding, so tokens may differ; each must be within 0.05 nats of the reference's best."""
+    judge = build("llama").to(torch.bfloat16)
+
+    async def scenario() -> None:
+        async with running(build("llama").to(torch.bfloat16), tokenizer, max_batch=4, prefill_tokens=16) as engine:
+            texts = prompts(6, seed=5)
+            crowd = await asyncio.gather(*(collect(engine, prompt) for prompt in texts))
+            for prompt, deltas in zip(texts, crowd, strict=True):
+                tokens = [*prompt, *ids(deltas)]
+                with torch.inference_mode():
+                    logprobs = judge(torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)
+                for at in range(len(prompt) - 1, len(tokens) - 1):
+                    assert logprobs[at].max() - logprobs[at, tokens[at + 1]] < 0.05
+
+    asyncio.run(scenario())
+
+
+def test_create_refuses_an_unknown_kind(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; choose one of torch"):
+        create("tensorrt", tmp_path)

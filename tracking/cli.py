@@ -1,0 +1,159 @@
+"""`tandem tracking`: runs, models and which version an alias means."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tracking.history import RunSummary
+    from tracking.registry import ModelVersion
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="What happened: runs, model versions and their aliases, as the MLflow server has them.",
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command("runs")
+def list_runs(
+    name: Annotated[str | None, typer.Argument(help="Only runs whose name contains this.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many, newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List runs with status, duration, last loss and evaluation.
+
+    Example: tandem tracking runs stdlib-lm --limit 5
+    """
+    from dataclasses import asdict
+
+    from tracking.history import runs
+
+    found = runs(limit, name)
+    if as_json:
+        _print_json([asdict(run) for run in found])
+    elif found:
+        _print_table(["name", "phase", "status", "started", "duration", "loss", "evaluation"], map(_run_row, found))
+    else:
+        typer.echo("no runs yet: start one with `tandem jobs submit SPEC`", err=True)
+
+
+@app.command("models")
+def list_models(
+    name: Annotated[str | None, typer.Argument(help="Only versions of this model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List model versions with aliases, size, evaluation and quantisation.
+
+    Example: tandem tracking models stdlib-lm
+    """
+    from tracking.registry import versions
+
+    found = versions(name)
+    if as_json:
+        _print_json([_version_record(version) for version in found])
+    elif found:
+        columns = ["model", "version", "aliases", "size", "evaluation", "quantisation", "registered"]
+        _print_table(columns, map(_version_row, found))
+    else:
+        typer.echo("no models yet: a job registers one when its spec has a `register` section", err=True)
+
+
+@app.command("promote")
+def promote_version(
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    version: Annotated[int, typer.Argument(min=1, help="The version that the alias shall mean.")],
+    alias: Annotated[str, typer.Option("--alias", "-a", help="For example champion or candidate.")],
+) -> None:
+    """Make an alias mean this version; endpoints that follow the alias roll over to it.
+
+    Example: tandem tracking promote stdlib-lm 3 --alias champion
+    """
+    from tracking.registry import promote
+
+    promoted = promote(name, version, alias)
+    typer.echo(f"models:/{name}@{alias} is now version {promoted.version}")
+
+
+def _run_row(run: "RunSummary") -> list[str]:
+    loss = "" if run.loss is None else f"{run.loss:.4g}"
+    return [
+        run.name,
+        run.phase or "",
+        run.status,
+        _moment(run.started_at_ms),
+        _duration(run.duration_s),
+        loss,
+        _numbers(run.evaluation),
+    ]
+
+
+def _version_row(version: "ModelVersion") -> list[str]:
+    return [
+        version.name,
+        str(version.version),
+        ", ".join(version.aliases),
+        _size(version.size_bytes),
+        _numbers(version.evaluation),
+        version.quantization or "none",
+        _moment(version.created_at_ms),
+    ]
+
+
+def _version_record(version: "ModelVersion") -> dict[str, object]:
+    return {
+        "name": version.name,
+        "version": version.version,
+        "uri": version.uri,
+        "source": version.source,
+        "run_id": version.run_id,
+        "aliases": list(version.aliases),
+        "size_bytes": version.size_bytes,
+        "evaluation": version.evaluation,
+        "quantization": version.quantization,
+        "created_at_ms": version.created_at_ms,
+    }
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+
+
+def _moment(time_ms: int) -> str:
+    """Format in the reader's own time zone."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(time_ms / 1000).strftime("%Y-%m-%d %H:%M")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{seconds:.0f}s"
+
+
+def _size(size_bytes: int) -> str:
+    from rich.filesize import decimal
+
+    return decimal(size_bytes) if size_bytes else ""
+
+
+def _print_json(content: object) -> None:
+    import json
+
+    typer.echo(json.dumps(content, indent=2))
+
+
+def _print_table(columns: list[str], rows: Iterable[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a name in brackets is no markup
+    Console().print(table)

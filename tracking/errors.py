@@ -1,0 +1,19 @@
+"""The exceptions that tracking shows to users."""
+
+
+class TrackingError(Exception):
+    """Say what was wrong with a run, a model or the tracking server, and what to do about it."""
+
+    exit_code = 2
+
+
+class ServerUnreachable(TrackingError):
+    """The tracking server gave no answer, or none that says the request is wrong: try again later."""
+
+
+class Refused(TrackingError):
+    """The tracking server answered that the request is wrong; `code` is MLflow's error code."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code

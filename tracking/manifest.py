@@ -1,0 +1,131 @@
+"""The model contract, `tandem.json`: what jobs/ writes beside the weights and serve/ reads before it loads them."""
+
+import hashlib
+import os
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tracking.errors import TrackingError
+from tracking.names import check_name
+
+FILE_NAME = "tandem.json"
+FORMAT = 1
+_CHUNK_BYTES = 1 << 20
+
+
+class FileDigest(BaseModel):
+    """Size and digest of one file of the model directory."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class DatasetRef(BaseModel):
+    """The data a model learned from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: str
+
+
+class ModelManifest(BaseModel):
+    """What an exported model directory holds and where it came from."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    format: int = FORMAT
+    name: str
+    task: str
+    task_options: dict[str, Any] = {}
+    architecture: str
+    run_id: str | None = None
+    parent: str | None = None
+    """The model it was made from: a `models:/` URI or a directory."""
+    dataset: DatasetRef | None = None
+    spec_digest: str | None = None
+    code_version: str | None = None
+    evaluation: dict[str, float] = {}
+    quantization: dict[str, Any] | None = None
+    """For example `{"method": "int8-weight-only"}`; None for full precision."""
+    created_at: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    """ISO 8601, UTC."""
+    files: dict[str, FileDigest] = {}
+    """Relative POSIX path → size and digest, of every file but `tandem.json`; `write` fills it in."""
+
+
+def write(directory: Path, manifest: ModelManifest) -> ModelManifest:
+    """Digest every file in `directory`, write `tandem.json` atomically and return the manifest as written."""
+    check_name("model name", manifest.name)
+    files = {name: _digest(_inside(directory, name)) for name in _file_names(directory)}
+    complete = manifest.model_copy(update={"files": files})
+    partial = directory / f".{FILE_NAME}.partial"
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(complete.model_dump_json(indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(directory / FILE_NAME)
+    return complete
+
+
+def read(directory: Path, verify: bool = False) -> ModelManifest:
+    """Read `tandem.json` and check that every file it lists is there with the right size.
+
+    `verify` also compares digests, which reads every byte: weights load with a flipped bit without a word.
+    Raises TrackingError that names the file at fault.
+    """
+    manifest = _parse(directory / FILE_NAME)
+    for name, expected in manifest.files.items():
+        _check_file(directory, name, expected, verify)
+    return manifest
+
+
+def _parse(path: Path) -> ModelManifest:
+    try:
+        manifest = ModelManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise TrackingError(f"no {FILE_NAME} in {path.parent}: not a model that Tandem exported") from None
+    except (OSError, ValidationError) as error:
+        raise TrackingError(f"{path} is not readable as a model manifest: {error}") from error
+    if manifest.format > FORMAT:
+        raise TrackingError(f"{path} has format {manifest.format}, this Tandem reads up to {FORMAT}: update Tandem")
+    return manifest
+
+
+def _check_file(directory: Path, name: str, expected: FileDigest, verify: bool) -> None:
+    path = _inside(directory, name)
+    if not path.is_file():
+        raise TrackingError(f"{path} is missing: {FILE_NAME} lists it; export or copy the model again")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise TrackingError(f"{path} has {size} bytes, {FILE_NAME} says {expected.bytes}: export or copy it again")
+    if verify and _digest(path) != expected:
+        raise TrackingError(f"{path} is corrupt: its sha256 is not the one in {FILE_NAME}; export or copy it again")
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """Return the path of `name`, refusing one that leaves the directory by `..`, an absolute path or a link."""
+    pure = PurePosixPath(name)
+    path = directory / pure
+    if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(directory.resolve()):
+        raise TrackingError(f"{name!r} in {directory} lies outside the model directory: refused")
+    return path
+
+
+def _file_names(directory: Path) -> list[str]:
+    own = {FILE_NAME, f".{FILE_NAME}.partial"}
+    names = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(name for name in names if name not in own)
+
+
+def _digest(path: Path) -> FileDigest:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+        return FileDigest(bytes=stream.tell(), sha256=sha256.hexdigest())
