@@ -6,6 +6,9 @@ Each folder's verbs live in its cli.py. Nothing heavy is imported before a verb 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -13,6 +16,8 @@ from cluster.cli import app as cluster_app
 from jobs.cli import app as jobs_app
 from serve.cli import app as serve_app
 from tracking.cli import app as tracking_app
+
+QUESTION = "def read_text(self, encoding=None, errors=None):"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +30,164 @@ app.add_typer(cluster_app, name="cluster")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(serve_app, name="serve")
 app.add_typer(tracking_app, name="tracking")
+
+
+@app.command()
+def quickstart() -> None:
+    """Do the whole loop once, on this machine: cluster, pre-train, fine-tune, evaluate, quantise, register, serve, ask.
+
+    It trains a small language model on the Python library's own source. Afterwards everything is still up to look at.
+    """
+    stages = Stages(total=9)
+    stages.run("cluster", start_cluster)
+    stages.run("pre-train", lambda: train("stdlib-lm"))
+    stages.run("fine-tune", lambda: train("stdlib-lm-chat"))
+    stages.run("evaluate", lambda: evaluate("evaluate-stdlib-lm"))
+    stages.run("evaluate", lambda: evaluate("evaluate-stdlib-lm-chat"))
+    stages.run("quantise", quantize)
+    stages.run("register", promote)
+    endpoint = stages.run("serve", serve_up)
+    stages.run("ask", lambda: ask(endpoint))
+    typer.echo(farewell(endpoint))
+
+
+class StageFailed(Exception):
+    """A stage of the quickstart ended badly: what happened, and where its log is."""
+
+    exit_code = 1
+
+
+class Stages:
+    """Number the stages, show each one's outcome and time, and say which one failed."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._number = 0
+
+    def run(self, name: str, stage: Callable[[], tuple[str, Any]]) -> Any:
+        """Run one stage. It returns the sentence to print and the value to pass on."""
+        self._number += 1
+        title = f"[{self._number}/{self._total}] {name}"
+        began = time.monotonic()
+        try:
+            sentence, value = stage()
+        except Exception as error:
+            if not isinstance(getattr(error, "exit_code", None), int):
+                raise
+            raise StageFailed(f"{title} failed after {time.monotonic() - began:.0f} s: {error}") from error
+        typer.echo(f"{title:<16} {sentence} · {time.monotonic() - began:.0f} s")
+        return value
+
+
+def start_cluster() -> tuple[str, None]:
+    """Start Ray and MLflow, and free the CPUs that an earlier quickstart's endpoint still holds."""
+    from cluster import connect, local
+    from serve import deploy
+
+    local.up(progress=_note)
+    where = connect.connection()
+    stopped = deploy.down() if deploy.status() else []
+    ended = f", stopped the endpoint of an earlier run ({', '.join(stopped)})" if stopped else ""
+    return f"Ray {where.ray_address}, MLflow {where.tracking_uri}{ended}", None
+
+
+def train(example: str) -> tuple[str, None]:
+    """Run a training job from the examples."""
+    result = _job(example)
+    first, final = (result["evaluations"][label]["loss"] for label in ("first", "final"))
+    return f"{result['model']}: held-out loss {first:.3f} → {final:.3f}", None
+
+
+def evaluate(example: str) -> tuple[str, None]:
+    """Run an evaluation job from the examples."""
+    found = _job(example)
+    measured = found["evaluation"]
+    loss, perplexity, bits = (measured[key] for key in ("loss", "perplexity", "bits_per_byte"))
+    return f"{found['model']}: loss {loss:.3f}, perplexity {perplexity:.1f}, {bits:.2f} bits/byte", None
+
+
+def quantize() -> tuple[str, None]:
+    """Make the int8 child of the fine-tuned model."""
+    result = _job("quantize-stdlib-lm-chat")
+    cost = result["quantization"]
+    smaller = f"{cost['parent_bytes'] / 1e6:.1f} → {cost['bytes'] / 1e6:.1f} MB"
+    return f"{result['model']}: int8 weights, {smaller}, held-out loss {100 * cost['loss_change']:+.2f} %", None
+
+
+def promote() -> tuple[str, None]:
+    """Give the candidates the alias that the endpoint follows."""
+    from tracking import registry
+
+    promoted = []
+    for name in ("stdlib-lm", "stdlib-lm-chat"):
+        candidate = registry.find_version(f"models:/{name}@candidate")
+        promoted.append(registry.promote(name, candidate.version, "champion").uri)
+    return f"{' and '.join(promoted)} are now @champion", None
+
+
+def serve_up() -> tuple[str, str]:
+    """Serve the fine-tuned model behind the OpenAI API."""
+    from cluster import specfile
+    from serve import deploy, plan
+    from serve.spec import ServeSpec
+
+    path = _examples("serve") / "chat.yaml"
+    outcome = deploy.up(plan.absolute(specfile.load(path, ServeSpec), path.parent), _note)
+    return f"{', '.join(outcome['models'])} at {outcome['endpoint']}", outcome["endpoint"]
+
+
+def ask(endpoint: str) -> tuple[str, None]:
+    """Ask the endpoint over HTTP, as any OpenAI client would."""
+    import openai
+
+    client = openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=2)
+    answer = client.chat.completions.create(
+        model="stdlib-lm-chat", messages=[{"role": "user", "content": QUESTION}], max_tokens=60, temperature=0
+    )
+    return f"{QUESTION}\n    → {answer.choices[0].message.content}\n   ", None
+
+
+def farewell(endpoint: str) -> str:
+    """Say where everything is, what to try and how to stop."""
+    from cluster import connect, local
+
+    cluster = local.state()
+    body = f'{{"model": "stdlib-lm-chat", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
+    lines = [
+        "",
+        f"MLflow         {connect.connection().tracking_uri}",
+        f"Ray dashboard  {cluster.dashboard_url if cluster else connect.connection().jobs_address}",
+        f"endpoint       {endpoint}",
+        "",
+        f"try:   curl {endpoint}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
+        "or:    tandem serve chat",
+        "stop:  tandem cluster down",
+    ]
+    return "\n".join(lines)
+
+
+def _job(example: str) -> dict[str, Any]:
+    from jobs import submit
+    from jobs.live import LiveView
+
+    job_id = submit.submit(_examples("jobs") / f"{example}.yaml", [])
+    with LiveView(example) as view:
+        outcome = submit.follow(job_id, view.line)
+    if outcome.status != "SUCCEEDED":
+        why = outcome.error or "\n".join(["", *outcome.log[-15:]])
+        raise StageFailed(f"job {job_id} {outcome.status.lower()}: {why}\nits log: tandem jobs logs {job_id}")
+    return outcome.result
+
+
+def _examples(folder: str) -> Any:
+    import importlib
+    from pathlib import Path
+
+    return Path(str(importlib.import_module(folder).__file__)).parent / "specs"
+
+
+def _note(message: str) -> None:
+    typer.echo(f"  {message}", err=True)
 
 
 def main() -> None:

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.connect import get_json, job_client
-
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+from cluster.daemons import ENDED
 
 
 @dataclass(frozen=True)

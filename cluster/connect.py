@@ -7,6 +7,7 @@ both are set, so the same calls connect a job to its own cluster.
 import importlib.util
 import logging
 import os
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,8 +55,7 @@ def connection() -> Connection:
         raise UserError("no MLflow: set MLFLOW_TRACKING_URI to that of your server, or run `tandem cluster up`")
     is_local = cluster is not None and cluster.owns(ray_address)
     if cluster is not None and is_local:
-        os.environ.update(local.token_environment(cluster.token_path))
-        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the token file
+        _use_token(local.token_environment(cluster.token_path))
     jobs_address = cluster.dashboard_url if cluster and is_local else ray_address
     return Connection(ray_address, jobs_address, tracking_uri, is_local)
 
@@ -151,6 +151,22 @@ def explained(address: str) -> Iterator[None]:
         raise UserError(f"the cluster at {address} refused the token: {remedy}") from error
     except ConnectionError as error:
         raise UserError(f"the cluster at {address} does not answer: does it run, is the address right?") from error
+
+
+def _use_token(settings: dict[str, str]) -> None:
+    """Put the token settings into the environment, and have Ray read them again if it has been imported before.
+
+    Ray 2.60 reads the mode once at import and caches the token; `ray.init` on a local cluster refreshes them so too.
+    """
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the token file
+    if settings.items() <= os.environ.items():
+        return
+    os.environ.update(settings)
+    if "ray._raylet" in sys.modules:
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _locations(package: str) -> list[str]:

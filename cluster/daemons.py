@@ -1,5 +1,6 @@
 """The daemons of the local cluster: their commands, their environment, and how to wait for them."""
 
+import json
 import os
 import secrets
 import socket
@@ -8,13 +9,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import UserError
 from cluster.processes import MARKER, is_running
 
 START_TIMEOUT_S = 120.0
+HEAD_PROGRAMS = ("gcs_server", "raylet", "dashboard.py")
+"""What a head cannot be without."""
+NODE_PROGRAMS = ("raylet",)
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NODE_STORE_BYTES = 512 * 1024**2
 """Further nodes share the machine's memory with the head, so their object stores are small."""
 
@@ -105,9 +111,9 @@ def loopback_address(number: int) -> str:
     return address if can_bind(address) else "127.0.0.1"
 
 
-def is_head_daemon(command: Sequence[str]) -> bool:
-    """Say whether a process of the head's start is one without which there is no cluster."""
-    return any(Path(part).name in ("gcs_server", "raylet", "dashboard.py") for part in command[:3])
+def runs(command: Sequence[str], programs: Collection[str]) -> bool:
+    """Say whether a command line runs one of `programs`, itself or through Python."""
+    return any(Path(part).name in programs for part in command[:3])
 
 
 def start_ray(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -163,6 +169,29 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def stop_jobs(dashboard_url: str, token_path: Path) -> int:
+    """Ask every submitted job that has not ended to stop; return how many were asked, 0 when the head is silent.
+
+    Through the Jobs API, since it gives a driver time: the driver's shell ends at the first signal, and Ray kills what
+    outlives it within a second unless it was Ray that sent the signal.
+    """
+    try:
+        jobs = _call(f"{dashboard_url}/api/jobs/", token_path)
+        running = [job["submission_id"] for job in jobs if job["submission_id"] and job["status"] not in ENDED]
+        for submission_id in running:
+            _call(f"{dashboard_url}/api/jobs/{submission_id}/stop", token_path, "POST")
+    except (OSError, ValueError):
+        return 0
+    return len(running)
+
+
+def _call(url: str, token_path: Path, method: str = "GET") -> Any:
+    headers = {"Authorization": f"Bearer {token_path.read_text().strip()}"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(url, headers=headers, method=method), timeout=5) as response:
+        return json.load(response)
 
 
 def _ray_start(flags: Sequence[str], options: Mapping[str, object]) -> list[str]:

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,17 @@ class LocalCluster:
     """`host:port` of the head's GCS."""
     dashboard_url: str = ""
     mlflow_url: str = ""
-    nodes: int = 0
-    """Ray nodes besides the head."""
     sessions: tuple[int, ...] = ()
+    """Process sessions that the daemons lead."""
     daemons: tuple[int, ...] = ()
     """Pids without which the cluster is not running: GCS, the head's raylet, dashboard, MLflow."""
+    raylets: tuple[int, ...] = ()
+    """Pids of the nodes besides the head, in the order of their addresses; the dead ones too."""
+
+    @property
+    def nodes(self) -> int:
+        """Count the living nodes besides the head."""
+        return sum(processes.is_running(pid, self.id) for pid in self.raylets)
 
     def owns(self, ray_address: str) -> bool:
         """Say whether `ray_address` is that of the head started here, as GCS address or as Jobs API URL."""
@@ -93,7 +99,7 @@ def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _
         if cluster is not None:
             return _start_missing(cluster, wanted, progress)
         _end_recorded(job_grace_s=0)  # what a crash or an interrupted start may have left
-        cluster = LocalCluster(secrets.token_hex(8), home() / "auth_token", _new_ray_dir(), time.time())
+        cluster = LocalCluster(secrets.token_hex(8), home() / "auth_token", home() / "ray", time.time())
         try:
             return _start_missing(cluster, wanted, progress)
         except BaseException:
@@ -134,20 +140,21 @@ def _start_missing(cluster: LocalCluster, wanted: Options, progress: Progress) -
     """
     needs_head = not cluster.ray_address and not os.environ.get("RAY_ADDRESS")
     needs_mlflow = not cluster.mlflow_url and not os.environ.get("MLFLOW_TRACKING_URI")
-    chosen = _choose_ports(wanted, needs_head, needs_mlflow, progress)
     daemons.write_token(cluster.token_path)
-    progress(_announcement(needs_head, needs_mlflow))
-    mlflow_pid, head = 0, None
-    if needs_mlflow:
-        cluster, mlflow_pid = _start_mlflow(cluster, chosen["MLflow"])
-    if needs_head:
-        cluster, head = _start_head(cluster, wanted, chosen)
-    if head is not None:
-        cluster = _finish_head(cluster, head, chosen)
-        progress(f"Ray head on {cluster.ray_address}, dashboard on {cluster.dashboard_url}")
-    if needs_mlflow:
-        cluster = _finish_mlflow(cluster, mlflow_pid, chosen["MLflow"])
-        progress(f"MLflow on {cluster.mlflow_url}")
+    with closing(ports.Ports(note=progress)) as reserved:
+        chosen = _choose_ports(reserved, wanted, needs_head, needs_mlflow)
+        progress(_announcement(needs_head, needs_mlflow))
+        mlflow_pid, head = 0, None
+        if needs_mlflow:
+            cluster, mlflow_pid = _start_mlflow(cluster, chosen["MLflow"])
+        if needs_head:
+            cluster, head = _start_head(cluster, wanted, chosen)
+        if head is not None:
+            cluster = _finish_head(cluster, head, chosen)
+            progress(f"Ray head on {cluster.ray_address}, dashboard on {cluster.dashboard_url}")
+        if needs_mlflow:
+            cluster = _finish_mlflow(cluster, mlflow_pid, chosen["MLflow"])
+            progress(f"MLflow on {cluster.mlflow_url}")
     if cluster.ray_address and wanted.nodes > cluster.nodes:
         cluster = _start_nodes(cluster, wanted, progress)
     return _record(cluster) if cluster.daemons else cluster
@@ -158,14 +165,13 @@ def _announcement(needs_head: bool, needs_mlflow: bool) -> str:
     return f"starting {' and '.join(parts)} …" if parts else "Ray and MLflow are there already"
 
 
-def _choose_ports(wanted: Options, needs_head: bool, needs_mlflow: bool, progress: Progress) -> dict[str, int]:
+def _choose_ports(reserved: ports.Ports, wanted: Options, needs_head: bool, needs_mlflow: bool) -> dict[str, int]:
     requests = [("MLflow", 5000, wanted.mlflow_port)] if needs_mlflow else []
     if needs_head:
         requests += [("Ray", 6379, wanted.ray_port), ("the dashboard", 8265, wanted.dashboard_port)]
         requests += [("Ray Client", 10001, None)]
-    taken: set[int] = set()
     explicit_first = sorted(requests, key=lambda request: request[2] is None)
-    return {name: ports.choose(name, default, port, taken, progress) for name, default, port in explicit_first}
+    return {name: reserved.choose(name, default, port) for name, default, port in explicit_first}
 
 
 def _start_mlflow(cluster: LocalCluster, port: int) -> tuple[LocalCluster, int]:
@@ -186,9 +192,9 @@ def _finish_mlflow(cluster: LocalCluster, pid: int, port: int) -> LocalCluster:
 def _start_head(
     cluster: LocalCluster, wanted: Options, chosen: dict[str, int]
 ) -> tuple[LocalCluster, subprocess.Popen[bytes]]:
-    command = daemons.head_command(
-        daemons.loopback_address(0), chosen, cluster.ray_dir, cpus=wanted.cpus, gpus=wanted.gpus
-    )
+    cluster = _record(dataclasses.replace(cluster, ray_dir=_new_ray_dir()))
+    address = daemons.loopback_address(0)
+    command = daemons.head_command(address, chosen, cluster.ray_dir, cpus=wanted.cpus, gpus=wanted.gpus)
     env = {**daemons.environment(cluster.id, cluster.token_path), **daemons.head_environment(cluster.ray_dir)}
     process = daemons.start_ray(command, env, _log("ray-head"))
     return _record(_with_session(cluster, process.pid)), process
@@ -197,22 +203,22 @@ def _start_head(
 def _finish_head(cluster: LocalCluster, process: subprocess.Popen[bytes], chosen: dict[str, int]) -> LocalCluster:
     daemons.wait_for_ray(process, "the Ray head", _log("ray-head"))
     address = (cluster.ray_dir / "ray_current_cluster").read_text().strip()
-    running = processes.members(cluster.id, cluster.sessions, cluster.started_at)
-    pids = tuple(process.pid for process in running if daemons.is_head_daemon(process.cmdline()))
+    pids = _pids(cluster, process.pid, daemons.HEAD_PROGRAMS)
     return dataclasses.replace(
         cluster,
         ray_address=address,
-        dashboard_url=f"http://127.0.0.1:{chosen["the dashboard"]}",
+        dashboard_url=f"http://127.0.0.1:{chosen['the dashboard']}",
         daemons=(*cluster.daemons, *pids),
     )
 
 
 def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> LocalCluster:
-    """Start the missing nodes side by side. Those that run keep their resources."""
-    progress(f"starting {wanted.nodes - cluster.nodes} more Ray nodes …")
+    """Start the missing nodes side by side, each with a new address. Those that run keep their resources."""
+    missing = wanted.nodes - cluster.nodes
+    progress(f"starting {missing} more Ray node{'s' if missing > 1 else ''} …")
     env = daemons.environment(cluster.id, cluster.token_path)
     started = []
-    for number in range(cluster.nodes + 1, wanted.nodes + 1):
+    for number in range(len(cluster.raylets) + 1, len(cluster.raylets) + missing + 1):
         address = daemons.loopback_address(number)
         command = daemons.node_command(cluster.ray_address, address, wanted.cpus_per_node, wanted.gpus_per_node)
         process = daemons.start_ray(command, env, _log(f"ray-node-{number}"))
@@ -220,8 +226,17 @@ def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> 
         cluster = _with_session(cluster, process.pid)
     for number, process in started:
         daemons.wait_for_ray(process, f"Ray node {number}", _log(f"ray-node-{number}"))
+        raylets = (*cluster.raylets, *_pids(cluster, process.pid, daemons.NODE_PROGRAMS))
+        cluster = dataclasses.replace(cluster, raylets=raylets)
         progress(f"Ray node {number} on {daemons.loopback_address(number)}")
-    return dataclasses.replace(cluster, nodes=wanted.nodes)
+    return cluster
+
+
+def _pids(cluster: LocalCluster, session: int, programs: Collection[str]) -> tuple[int, ...]:
+    """Find the processes of one session that run one of `programs`."""
+    running = processes.members(cluster.id, [session], cluster.started_at)
+    in_session = [process for process in running if os.getsid(process.pid) == session]
+    return tuple(process.pid for process in in_session if daemons.runs(process.cmdline(), programs))
 
 
 def _end_recorded(job_grace_s: float) -> int:
@@ -233,7 +248,9 @@ def _end_recorded(job_grace_s: float) -> int:
     def find() -> list[psutil.Process]:
         return processes.members(cluster.id, cluster.sessions, cluster.started_at)
 
-    ended = processes.end(find, job_grace_s, DAEMON_GRACE_S)
+    if job_grace_s and daemons.stop_jobs(cluster.dashboard_url, cluster.token_path):
+        processes.wait_for_job_drivers(find, job_grace_s)
+    ended = processes.end(find, DAEMON_GRACE_S)
     if left := find():
         raise UserError(f"these processes of the cluster do not end: {[process.pid for process in left]}")
     if cluster.ray_dir.parent != home():
@@ -278,12 +295,14 @@ def _record(cluster: LocalCluster) -> LocalCluster:
 
 
 def _load() -> LocalCluster | None:
+    """Read the state file; fields that another version of Tandem wrote and this one does not know are passed over."""
     try:
-        fields = json.loads(_state_path().read_text())
+        written = json.loads(_state_path().read_text())
     except FileNotFoundError:
         return None
+    fields = {field.name: written[field.name] for field in dataclasses.fields(LocalCluster) if field.name in written}
     paths = {name: Path(fields[name]) for name in ("token_path", "ray_dir")}
-    pids = {name: tuple(fields[name]) for name in ("sessions", "daemons")}
+    pids = {name: tuple(fields.get(name, ())) for name in ("sessions", "daemons", "raylets")}
     return LocalCluster(**{**fields, **paths, **pids})
 
 

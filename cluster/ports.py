@@ -1,34 +1,66 @@
 """Ports for the daemons of the local cluster: step over busy ones, or name who holds them."""
 
+import fcntl
+import os
 import socket
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from cluster.errors import UserError
 
 STEPS = 200
 
 
+class Ports:
+    """Choose ports for daemons that will listen in some seconds.
+
+    Until `close`, no other start on this machine chooses the same ones: between choosing a port and listening on it lie
+    seconds of imports, in which it looks free to everyone.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._taken: set[int] = set()
+        path = Path(tempfile.gettempdir()) / f"tandem-ports-{os.getuid()}.lock"
+        self._locks = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+    def choose(self, name: str, default: int, explicit: int | None = None) -> int:
+        """Return a port for `name`.
+
+        An explicit port must be free: UserError names it and, where the system tells, the process that holds it. The
+        default is stepped up to the next free one, and `note` hears about it.
+        """
+        if explicit is not None and not self._take(explicit):
+            raise UserError(f"port {explicit} for {name} is in use{held_by(explicit)}: choose another, or leave it out")
+        if explicit is not None:
+            return explicit
+        port = next((port for port in range(default, default + STEPS) if self._take(port)), None)
+        if port is None:
+            raise UserError(f"no free port for {name} between {default} and {default + STEPS - 1}: name one")
+        if port != default:
+            self._note(f"port {default} is in use{held_by(default)}: {name} takes {port}")
+        return port
+
+    def close(self) -> None:
+        """Let go: by now the daemons listen, or have failed to."""
+        os.close(self._locks)
+
+    def _take(self, port: int) -> bool:
+        if port in self._taken or not is_free(port):
+            return False
+        try:
+            # One byte of the file stands for one port; the lock ends with this process at the latest.
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        self._taken.add(port)
+        return True
+
+
 def is_free(port: int) -> bool:
     """Say whether nobody listens on `port`, on loopback or on all interfaces."""
-    return all(_can_bind(host, port) for host in ("127.0.0.1", ""))
-
-
-def choose(name: str, default: int, explicit: int | None, taken: set[int], note: Callable[[str], None]) -> int:
-    """Return the port for `name` and add it to `taken`.
-
-    An explicit port must be free: UserError names it and, where the system tells, the process that holds it. The
-    default is stepped up to the next free one, and `note` hears about it.
-    """
-    if explicit is not None and (explicit in taken or not is_free(explicit)):
-        raise UserError(f"port {explicit} for {name} is in use{held_by(explicit)}: choose another, or leave it out")
-    first = default if explicit is None else explicit
-    port = next((port for port in range(first, first + STEPS) if port not in taken and is_free(port)), None)
-    if port is None:
-        raise UserError(f"no free port for {name} between {first} and {first + STEPS - 1}: name one")
-    if port != first:
-        note(f"port {first} is in use{held_by(first)}: {name} takes {port}")
-    taken.add(port)
-    return port
+    return all(_can_listen(host, port) for host in ("127.0.0.1", ""))
 
 
 def held_by(port: int) -> str:
@@ -43,7 +75,7 @@ def held_by(port: int) -> str:
         return ""
 
 
-def _can_bind(host: str, port: int) -> bool:
+def _can_listen(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As servers do: connections of a server that has just ended do not make its port busy.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -41,25 +41,26 @@ def members(cluster_id: str, sessions: Iterable[int], started_at: float) -> list
     return [running[pid] for pid in found if pid in running and _is_alive(running[pid])]
 
 
-def end(find: Callable[[], Sequence[psutil.Process]], job_grace_s: float, grace_s: float) -> int:
+def wait_for_job_drivers(find: Callable[[], Sequence[psutil.Process]], timeout_s: float) -> None:
+    """Wait until no driver of a submitted job is left among what `find` lists, but not longer than `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while any(_is_job_driver(process) for process in find()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def end(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> int:
     """End what `find` lists and return how many processes that was.
 
-    Drivers of submitted jobs are asked first and get `job_grace_s` to save and say goodbye while the cluster still
-    answers; then all others are asked and get `grace_s`; what is left is killed, until `find` finds nothing.
+    All are asked first and get `grace_s`; what is left, or comes, is killed until `find` finds nothing.
     """
-    ended = _ask([process for process in find() if _is_job_driver(process)], job_grace_s)
-    ended |= _ask(find(), grace_s)
+    asked = find()
+    ended = _signal(asked, signal.SIGTERM)
+    psutil.wait_procs(asked, timeout=grace_s)
     deadline = time.monotonic() + KILL_WITHIN_S
     while (left := find()) and time.monotonic() < deadline:
         ended |= _signal(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=1)
     return len(ended)
-
-
-def _ask(processes: Sequence[psutil.Process], grace_s: float) -> set[int]:
-    asked = _signal(processes, signal.SIGTERM)
-    psutil.wait_procs(processes, timeout=grace_s)
-    return asked
 
 
 def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> set[int]:

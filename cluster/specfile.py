@@ -124,9 +124,7 @@ def _explain(error: ValidationError, model: type[BaseModel], lines: dict[Locatio
     return "\n".join(_explain_one(location, detail, model, lines, name) for location, detail in told)
 
 
-def _explain_one(
-    location: Location, detail: Any, model: type[BaseModel], lines: dict[Location, int], name: str
-) -> str:
+def _explain_one(location: Location, detail: Any, model: type[BaseModel], lines: dict[Location, int], name: str) -> str:
     section = ".".join(map(str, location[:-1])) or "the spec"
     where = _where(location, lines, name)
     if detail["type"] == "extra_forbidden":

@@ -43,11 +43,16 @@ class Checkpoint:
     state: State
 
 
+def folder(root: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return root / f"step-{step:08d}"
+
+
 def save(root: Path, engine: Engine, state: State, keep: int) -> Path:
     """Write a checkpoint and remove the oldest beyond `keep`. Collective; returns on every rank when it is in place."""
     import torch.distributed as dist
 
-    final = root / f"step-{state.step:08d}"
+    final = folder(root, state.step)
     partial = root / f".step-{state.step:08d}.partial"
     if engine.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -67,7 +72,7 @@ def save(root: Path, engine: Engine, state: State, keep: int) -> Path:
 
 def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint that verifies, and why each newer one was skipped."""
-    skipped = []
+    skipped: list[str] = []
     for directory in sorted(root.glob("step-*"), reverse=True):
         problem = verify(directory)
         if problem is None:
@@ -115,7 +120,13 @@ def to_universal(checkpoint: Checkpoint) -> Path:
     target = checkpoint.directory.with_name(f".{checkpoint.directory.name}.universal") / "shards"
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers=1"]
-    command += ["--num_merge_workers=1", "--input_folder", str(checkpoint.directory / "shards"), "--output_folder", str(target)]
+    command += [
+        "--num_merge_workers=1",
+        "--input_folder",
+        str(checkpoint.directory / "shards"),
+        "--output_folder",
+        str(target),
+    ]
     if checkpoint.state.zero_stage < 3:
         command.append("--inject_missing_state")
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -19,21 +19,25 @@ from typing import Any
 
 from cluster import connect, home, placement, specfile, topology
 from cluster.errors import UserError
-from jobs import phases, progress, runs
+from jobs import checkpoint, noise, phases, progress, runs, train
 from jobs.phases import Job, Stopped
 from jobs.spec import JobSpec
 from tracking import registry
-from tracking.run import Run
+from tracking.errors import TrackingError
+from tracking.run import Run, Status
 from tracking.spool import Record, SpoolSender
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job a spec describes; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.driver", description="Run one Tandem job on this Ray cluster.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.driver", description="Run one Tandem job on this Ray cluster."
+    )
     parser.add_argument("spec", type=Path, help="the job's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    noise.quiet()
     try:
         spec = specfile.load(options.spec, JobSpec, options.overrides)
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
@@ -47,20 +51,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(spec: JobSpec, base: Path) -> int:
     """Run `spec`, whose relative paths start at `base`, in this process and its worker group."""
-    connect.init_ray(log_to_driver=True)
+    # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
+    address = {name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ}
+    connect.init_ray(log_to_driver=True, runtime_env={"env_vars": address})
     check_it_fits(spec)
     storage = Path(spec.storage or home.home() / "storage").absolute()
     parent = find_parent(spec.model.source, base) if spec.model.source else None
     folder = runs.claim(storage, spec)
     folder.write_status("RUNNING")
-    (folder.path / "STOP").unlink(missing_ok=True)
+    (folder.path / train.STOP_FILE).unlink(missing_ok=True)
     mlflow_run = Run.open(folder.key, spec.name, params=spec.resolved(), tags=_tags(spec))
     job = Job(spec, base, storage, folder, mlflow_run, parent)
-    mlflow_run.log_dict(spec.resolved(), "spec.yaml")
     progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''}; MLflow {mlflow_run.url}")
     _on_stop(job)
-    sender = SpoolSender(folder.path / "spool", mlflow_run, interval_s=0.5, on_records=_reporter(job)).start()
-    status = "FAILED"
+    reporter = Reporter(job)
+    sender = SpoolSender(folder.path / "spool", mlflow_run, interval_s=0.5, on_records=reporter.take)
+    reporter.defer = sender.defer
+    sender.start()
+    sender.defer(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
+    status: Status = "FAILED"
     try:
         outcome = phases.PHASES[spec.phase](job)
         status = "FINISHED"
@@ -69,16 +78,25 @@ def run(spec: JobSpec, base: Path) -> int:
         progress.say("stopped; submit the same spec again to go on")
         return 1
     except Exception as error:
-        job.run.set_tags({"tandem.error": f"{type(error).__name__}: {error}"})
+        reason = f"{type(error).__name__}: {error}"
+        sender.defer(lambda run: run.set_tags({"tandem.error": reason}))
         raise
     finally:
-        left = sender.stop(drain_timeout_s=30)
-        if left:
-            progress.say(f"{left} records could not be sent to MLflow and stay in {folder.path / 'spool'}")
-        folder.write_status(status)
-        mlflow_run.end(status)
+        _end(job, sender, status)
     progress.result({"run_id": mlflow_run.run_id, "run_url": mlflow_run.url, **outcome})
     return 0
+
+
+def _end(job: Job, sender: SpoolSender, status: Status) -> None:
+    """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
+    job.folder.write_status(status)
+    left = sender.stop(drain_timeout_s=30)
+    if left:
+        progress.say(f"{left} records could not be sent to MLflow and stay in {job.folder.path / 'spool'}")
+    try:
+        job.run.end(status)
+    except TrackingError as error:
+        progress.say(f"the MLflow run could not be ended as {status}: {error}")
 
 
 def check_it_fits(spec: JobSpec) -> None:
@@ -126,23 +144,40 @@ def _on_stop(job: Job) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _reporter(job: Job) -> Callable[[list[Record]], None]:
+class Reporter:
     """Turn spooled records into progress lines and MLflow's logged models; called in the sender's thread."""
-    throttle = progress.Throttle(0.5)
-    def on_records(records: list[Record]) -> None:
-        for record in records:
-            if "checkpoint_s" in record.metrics:
-                directory = job.folder.path / "checkpoints" / f"step-{record.step:08d}"
-                if directory.is_dir():
-                    job.run.log_checkpoint(f"{job.spec.name}-step-{record.step}", directory, record.step, record.metrics)
-            held_out = {k: v for k, v in record.metrics.items() if k.startswith("eval_")}
-            if held_out:
-                progress.report("evaluate", record.step, max(job.steps, record.step), **held_out)
-        trained = [record for record in records if "loss" in record.metrics]
-        if trained and (throttle.ready() or trained[-1].step == job.steps):
-            _report_step(trained[-1], job.steps)
 
-    return on_records
+    def __init__(self, job: Job) -> None:
+        self.defer: Callable[[Callable[[Run], object]], None] = lambda call: None
+        self._job = job
+        self._throttle = progress.Throttle(0.5)
+        self._held_out: dict[str, float] = {}
+        self._checkpoints: dict[int, Path] = {}
+
+    def take(self, records: list[Record]) -> None:
+        """Show and pass on new records."""
+        steps = self._job.steps
+        for record in records:
+            measured = {k: v for k, v in record.metrics.items() if k.startswith("eval_")}
+            if measured:
+                self._held_out.update(measured)
+                progress.report("evaluate", record.step, max(steps, record.step), **measured)
+            if "checkpoint_s" in record.metrics:
+                self._log_checkpoint(record)
+        trained = [record for record in records if "loss" in record.metrics]
+        if trained and (self._throttle.ready() or trained[-1].step == steps):
+            _report_step(trained[-1], steps)
+
+    def _log_checkpoint(self, record: Record) -> None:
+        """Show the checkpoint in MLflow, ranked by the last evaluation, and take off those that are gone."""
+        name = f"{self._job.spec.name}-step-{record.step}"
+        directory = checkpoint.folder(self._job.folder.path / "checkpoints", record.step)
+        metrics = {**self._held_out, **record.metrics}
+        self.defer(lambda run: run.log_checkpoint(name, directory, record.step, metrics))
+        for step in [step for step, path in self._checkpoints.items() if not path.is_dir()]:
+            del self._checkpoints[step]
+            self.defer(lambda run, step=step: run.drop_checkpoint(step))  # type: ignore[misc]
+        self._checkpoints[record.step] = directory
 
 
 def _report_step(record: Record, steps: int) -> None:

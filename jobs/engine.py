@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,7 +40,10 @@ class Engine:
             eps=training.epsilon,
             fused=True,
         )
-        self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory use at every stage
+            self.model, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=config, dist_init_required=False
+            )
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss`, a scalar. Over the ranks they are summed, as if one rank had seen it all.
@@ -89,11 +94,12 @@ class Engine:
         return {k: v.detach().cpu() for k, v in self.model.module.state_dict().items()} if self.rank == 0 else None
 
 
-def parameter_groups(
-    named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
-) -> Iterator[dict[str, Any]]:
+def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> Iterator[dict[str, Any]]:
     """Split trainable parameters into those that decay (matrices) and those that do not (biases, norms)."""
     trainable = [p for _, p in named if p.requires_grad]
-    for members, decay in (([p for p in trainable if p.dim() >= 2], weight_decay), ([p for p in trainable if p.dim() < 2], 0.0)):
+    for members, decay in (
+        ([p for p in trainable if p.dim() >= 2], weight_decay),
+        ([p for p in trainable if p.dim() < 2], 0.0),
+    ):
         if members:
             yield {"params": members, "weight_decay": decay}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,7 +31,7 @@ def evaluate(
     Each rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones with no weight.
     """
     count = len(rows) if limit is None else min(limit, len(rows))
-    passes = -(-(-(-count // world_size)) // micro_batch)
+    passes = math.ceil(math.ceil(count / world_size) / micro_batch)
     mine = np.arange(count)[rank::world_size]
     totals: dict[str, float] = {}
     was_training = model.training

@@ -15,11 +15,13 @@ def evaluate_worker(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    from jobs import noise
     from jobs.evaluate import evaluate
     from jobs.prepare import Prepared, rows_of
     from jobs.spec import JobSpec
     from jobs.tasks import get
 
+    noise.quiet()
     spec = JobSpec.model_validate(config["spec"])
     prepared = Prepared(**config["prepared"])
     context = ray.train.get_context()

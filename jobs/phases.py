@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs import prepare, progress, runs, train
+from jobs import noise, prepare, progress, runs, train
 from jobs.prepare import Prepared
 from jobs.spec import JobSpec
 from tracking import manifest, registry
@@ -106,7 +105,6 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
     wanted = job.spec.resources
     # Nothing but checkpoints would be reported to the controller; this is how fast it sees an end or a death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         function,
         train_loop_config={
@@ -120,7 +118,10 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
         scaling_config=ray.train.ScalingConfig(
             num_workers=wanted.workers,
             use_gpu=bool(wanted.gpus_per_worker),
-            resources_per_worker={"CPU": wanted.cpus_per_worker, **({"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {})},
+            resources_per_worker={
+                "CPU": wanted.cpus_per_worker,
+                **({"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {}),
+            },
         ),
         run_config=ray.train.RunConfig(
             name=f"{job.folder.key}-{os.getpid()}",
@@ -139,7 +140,7 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
 
 def worker_environment(spec: JobSpec) -> dict[str, str]:
     """Return the environment variables of the processes that compute."""
-    environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+    environment = dict(noise.ENVIRONMENT)
     if not spec.resources.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
     return environment

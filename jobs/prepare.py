@@ -1,8 +1,8 @@
 """Raw examples → encoded, packed rows on disk: once, in parallel, cached by a digest of data and settings.
 
-    storage/data/<digest>/   train-00000.arrow … eval-00000.arrow …   encoded rows (jobs/rows.py)
-                             task/                                     what the task learned: tokenizer, labels
-                             meta.json                                 written last; without it the folder is no cache
+storage/data/<digest>/   train-00000.arrow … eval-00000.arrow …   encoded rows (jobs/rows.py)
+                         task/                                     what the task learned: tokenizer, labels
+                         meta.json                                 written last; without it the folder is no cache
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def _write(
     counts = encode(spec, task, directory, chunks, on_progress)
     if examples and not sum(counts[f] for f in counts if f.startswith("train")):
         raise UserError(f"data: nothing of {train.name if train else ''} fits: every example is empty or too long")
-    files = {split: sorted(f for f, count in counts.items() if f.startswith(split) and count) for split in ("train", "eval")}
+    files = {
+        split: sorted(f for f, count in counts.items() if f.startswith(split) and count) for split in ("train", "eval")
+    }
     return {
         "train_files": files["train"],
         "eval_files": files["eval"],

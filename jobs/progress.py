@@ -1,7 +1,7 @@
 """One line per event in the job's log: readable as it stands, and parsed by `tandem jobs submit --follow`.
 
-    tandem: train 12/400 loss=5.123 tokens_per_second=5012 eta_s=41
-    tandem: result {"model": "models:/stdlib-lm/3", …}
+tandem: train 12/400 loss=5.123 tokens_per_second=5012 eta_s=41
+tandem: result {"model": "models:/stdlib-lm/3", …}
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ def quantize(spec: JobSpec, parent: str, prepared: dict[str, Any], target: str) 
         bytes, parent_bytes, eval_<metric> and parent_eval_<metric> on the same held-out rows, loss_change (relative),
         and forward_ms, parent_forward_ms (one row).
     """
+    from jobs import noise
+
+    noise.quiet()
     import torch
     import transformers
     from torchao.quantization import Int8WeightOnlyConfig

@@ -1,8 +1,8 @@
 """Which folder a job writes to: one that was stopped goes on in its own, one that finished is never written again.
 
-    storage/runs/<name>-<spec digest>-<k>/   status.json   RUNNING, FINISHED, FAILED or KILLED
-                                             spool/        metrics on their way to MLflow
-                                             checkpoints/  model/  evaluations.json
+storage/runs/<name>-<spec digest>-<k>/   status.json   RUNNING, FINISHED, FAILED or KILLED
+                                         spool/        metrics on their way to MLflow
+                                         checkpoints/  model/  evaluations.json
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def claim(storage: Path, spec: JobSpec) -> RunFolder:
     """Return the folder for a new attempt at `spec`: the unfinished one of the same spec, or a new one."""
     stem = f"{spec.name}-{spec.digest()[:8]}"
     root = storage / "runs"
-    numbers = [int(path.name.rpartition("-")[2]) for path in root.glob(f"{stem}-*") if path.name.rpartition("-")[2].isdigit()]
+    numbers = [
+        int(path.name.rpartition("-")[2]) for path in root.glob(f"{stem}-*") if path.name.rpartition("-")[2].isdigit()
+    ]
     newest = root / f"{stem}-{max(numbers, default=0)}"
     if numbers and spec.checkpoint.resume == "auto" and _status(newest) != "FINISHED":
         return RunFolder(newest, resumed=True)

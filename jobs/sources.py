@@ -136,7 +136,9 @@ def _decode(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert the file") from None
+        raise UserError(
+            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; convert the file"
+        ) from None
 
 
 def _read_json_lines(path: Path) -> Iterator[Example]:
@@ -168,7 +170,10 @@ def _read_separated(separator: str) -> Callable[[Path], Iterator[Example]]:
         try:
             for row in rows:
                 if None in row or None in row.values():
-                    raise UserError(f"{path}:{rows.line_num}: the row has not the {len(rows.fieldnames or [])} columns of the header")
+                    raise UserError(
+                        f"{path}:{rows.line_num}: the row has not the {len(rows.fieldnames or [])} columns"
+                        " of the header"
+                    )
                 yield dict(row)
         except csv.Error as error:
             raise UserError(f"{path}:{rows.line_num}: {error}") from None
@@ -205,8 +210,12 @@ def _folder(path: Path) -> Source:
         return Source(path.name, digest, lambda: ({"image": p.read_bytes(), "label": p.parent.name} for p in images))
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS)
     if not files:
-        raise UserError(f"data: {path} holds neither <label>/<image> files nor files of a known kind ({', '.join(READERS)})")
-    return Source(path.name, _concatenate([_file(p) for p in files]).digest, _concatenate([_file(p) for p in files]).read)
+        raise UserError(
+            f"data: {path} holds neither <label>/<image> files nor files of a known kind ({', '.join(READERS)})"
+        )
+    return Source(
+        path.name, _concatenate([_file(p) for p in files]).digest, _concatenate([_file(p) for p in files]).read
+    )
 
 
 def _hub(identifier: str) -> Source:

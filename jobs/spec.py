@@ -213,7 +213,10 @@ class JobSpec(_Section):
         return {
             "sequence_length": self.data.sequence_length,
             "text_column": self.data.text_column,
-            "tokenizer": {"train": self.data.tokenizer.train, "vocab_size": self.data.tokenizer.vocab_size,
-                          "from": self.data.tokenizer.source},
+            "tokenizer": {
+                "train": self.data.tokenizer.train,
+                "vocab_size": self.data.tokenizer.vocab_size,
+                "from": self.data.tokenizer.source,
+            },
             "image_size": self.data.image_size,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import shlex
@@ -64,6 +65,7 @@ def submit(path: Path, overrides: list[str]) -> str:
 def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]) -> Outcome:
     """Read a job's log until it ends. `on_line` gets each line, and its meaning where it is progress."""
     client = connect.job_client()
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # says that the stream was closed
     outcome = Outcome(job_id, "PENDING")
 
     async def read() -> None:

@@ -1,14 +1,14 @@
 """The training loop, as each worker of the Ray Train group runs it.
 
-    set up: task, rows, model, engine; resume from the newest valid checkpoint
-    evaluate
-    for each step:
-        for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
-        sum the loss over ranks; stop before the update if it is not finite
-        clip, update
-        write the step's metrics to the spool on disk
-        now and then: evaluate; save a checkpoint
-    evaluate, export the weights as safetensors
+set up: task, rows, model, engine; resume from the newest valid checkpoint
+evaluate
+for each step:
+    for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
+    sum the loss over ranks; stop before the update if it is not finite
+    clip, update
+    write the step's metrics to the spool on disk
+    now and then: evaluate; save a checkpoint
+evaluate, export the weights as safetensors
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs import batches, checkpoint, zero
+from jobs import batches, checkpoint, noise, zero
 from jobs.engine import Engine
 from jobs.evaluate import evaluate, to_device
-from jobs.export import DTYPES, add_lora, export
+from jobs.export import add_lora, export
 from jobs.prepare import Prepared, rows_of
 from jobs.rows import Rows
 from jobs.schedules import learning_rate
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task, get
 from tracking.spool import Spool
+from tracking.system import SystemSampler
 
 STOP_FILE = "STOP"
 """The driver makes this file in the run's folder to ask for a checkpoint and an end."""
@@ -71,12 +73,14 @@ class Worker:
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train on this worker: the function Ray Train runs. `config`: spec, prepared, run, parent, base."""
-    worker = set_up(config)
-    worker.engine.model.train()
-    finished = train(worker)
-    if finished:
-        evaluate_now(worker, worker.steps, "final")
-        export_weights(worker)
+    noise.quiet()
+    with system_metrics(Path(config["run"]) / "spool"):
+        worker = set_up(config)
+        worker.engine.model.train()
+        finished = train(worker)
+        if finished:
+            evaluate_now(worker, worker.steps, "final")
+            export_weights(worker)
     if worker.spool is not None:
         worker.spool.close()
 
@@ -225,7 +229,11 @@ def set_up(config: dict[str, Any]) -> Worker:
         model = add_lora(model, spec.model.lora)
     micro_batch = batches.micro_batch_size(training.micro_batch_size, training.global_batch_size, world_size)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
-    base = zero.read_deepspeed_json(Path(config["base"]) / training.deepspeed) if isinstance(training.deepspeed, str) else None
+    base = (
+        zero.read_deepspeed_json(Path(config["base"]) / training.deepspeed)
+        if isinstance(training.deepspeed, str)
+        else None
+    )
     stage = zero.stage_of(training, base)
     found, universal = find_checkpoint(spec, run, rank, world_size, stage)
     ds_config = zero.deepspeed_config(training, micro_batch, accumulation, on_gpu=device.type == "cuda", base=base)
@@ -249,6 +257,25 @@ def set_up(config: dict[str, Any]) -> Worker:
         start=found.state.step if found else 0,
         model_directory=parent,
     )
+
+
+@contextmanager
+def system_metrics(directory: Path) -> Iterator[None]:
+    """Sample this node's CPU, memory, disk, network and GPUs meanwhile, on the first rank of each node."""
+    import ray.train
+
+    context = ray.train.get_context()
+    if context.get_local_rank():
+        yield
+        return
+    node = f"node-{context.get_node_rank()}"
+    spool = Spool(directory / f"system-{node}.jsonl")
+    sampler = SystemSampler(spool, node).start()
+    try:
+        yield
+    finally:
+        sampler.stop()
+        spool.close()
 
 
 def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:

@@ -9,7 +9,14 @@ from typing import Any
 from cluster.errors import UserError
 from jobs.spec import TrainingSpec
 
-_OURS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16", "fp16", "torch_autocast")
+_OURS = (
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+)
 
 
 def deepspeed_config(

@@ -26,7 +26,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster import connect
 from cluster.errors import UserError
-from serve import plan
+from serve import board, plan
 from serve.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.plan import ServedModel
 from serve.spec import GatewaySpec, HttpSpec, ModelServeSpec, Scaled, ServeSpec
@@ -46,6 +46,7 @@ def up(spec: ServeSpec) -> dict[str, Any]:
     models = plan.resolve(spec)
     host, port = _start_serve(spec)
     environment = _replica_environment()
+    board.start(spec.name, environment)
     targets = [_model_target(spec, model, environment) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
     targets.append(_gateway_target(spec, models, environment))
@@ -65,6 +66,7 @@ def down(name: str) -> dict[str, Any]:
         return {"stopped": [], "serve": False}
     own = _own_apps(name)
     others = set(ray_serve.status().applications) - own
+    board.stop(name)
     if others:
         for app in sorted(own):
             ray_serve.delete(app)
@@ -167,7 +169,9 @@ def _model_target(spec: ServeSpec, model: ServedModel, environment: dict[str, An
         **_scaling(settings, settings.target_ongoing),
         **_lifecycle(spec),
     )
-    return ray_serve.RunTarget(deployment.bind(model), name=model_app(spec.name, model.name), route_prefix=None)
+    return ray_serve.RunTarget(
+        deployment.bind(spec.name, model), name=model_app(spec.name, model.name), route_prefix=None
+    )
 
 
 def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any]) -> ray_serve.RunTarget:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from serve import engine, routes
+from serve.board import Reader, Reporter
 from serve.body import ApiError
 from serve.gateway import Gateway, ModelCard
 from serve.plan import ServedModel
 from serve.replica import GenerativeReplica, PredictiveReplica, generation_defaults
 from serve.task_engine import TaskEngine
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
+from serve.wire import Chunk, GatewayState, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
 
 ENGINE = "engine"
 GATEWAY = "gateway"
-PROBE_TIMEOUT_S = 5.0
 
 
 def model_app(name: str, model: str) -> str:
@@ -36,38 +36,43 @@ def model_app(name: str, model: str) -> str:
 class ModelDeployment:
     """A replica of one model."""
 
-    async def __init__(self, model: ServedModel) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        replica_id = ray_serve.get_replica_context().replica_id.unique_id
-        self._replica: Any = await asyncio.to_thread(load_replica, model, replica_id)
+    async def __init__(self, name: str, model: ServedModel) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._model = model
+        self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        self._replica: Any = await asyncio.to_thread(load_replica, model)
         await self._replica.start()
+        self._reporter = Reporter(name, self._replica_id, self._state)
+        self._reporter.start()
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
-        async for message in self._replica.generate(call):
-            yield message
+        async with aclosing(self._replica.generate(call)) as messages:
+            async for message in messages:
+                yield message
 
     async def infer(self, call: InferCall) -> Inferred | Refused:
         answer: Inferred | Refused = await self._replica.infer(call)
         return answer
 
-    async def describe(self) -> dict[str, Any]:
-        told: dict[str, Any] = self._replica.describe()
-        return told
-
-    async def state(self) -> ReplicaState:
-        state: ReplicaState = self._replica.state()
-        return state
-
     async def check_health(self) -> None:
         if not self._replica.healthy():
             raise RuntimeError("the engine has stopped")
 
+    async def __del__(self) -> None:
+        """Leave: Ray Serve calls and awaits this when the replica's requests have ended."""
+        self._reporter.stop()
+        await self._replica.stop()
 
-def load_replica(model: ServedModel, replica_id: str) -> GenerativeReplica | PredictiveReplica:
+    def _state(self) -> ReplicaState:
+        described = self._replica.describe()
+        return ReplicaState(self._model.name, self._replica_id, self._model.version, self._replica.load(), described)
+
+
+def load_replica(model: ServedModel) -> GenerativeReplica | PredictiveReplica:
     """Load the model into the engine that the plan names."""
     identity = Identity(model.version, model.run_id)
     directory = Path(model.directory)
     if model.engine == "task":
-        return _predictive(model, directory, identity, replica_id)
+        return _predictive(model, directory, identity)
     loaded = engine.create(
         model.engine,
         directory,
@@ -76,10 +81,10 @@ def load_replica(model: ServedModel, replica_id: str) -> GenerativeReplica | Pre
         max_batch=model.max_batch,
         threads=model.threads,
     )
-    return GenerativeReplica(loaded, identity, replica_id, generation_defaults(directory))
+    return GenerativeReplica(loaded, identity, generation_defaults(directory))
 
 
-def _predictive(model: ServedModel, directory: Path, identity: Identity, replica_id: str) -> PredictiveReplica:
+def _predictive(model: ServedModel, directory: Path, identity: Identity) -> PredictiveReplica:
     import torch
 
     from jobs import tasks
@@ -87,21 +92,24 @@ def _predictive(model: ServedModel, directory: Path, identity: Identity, replica
     dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[model.precision]
     task = tasks.get(model.task).load(directory)
     loaded = TaskEngine(task, task.load_model(directory, dtype), max_batch=model.max_batch, threads=model.threads)
-    return PredictiveReplica(loaded, task.inputs(), identity, replica_id)
+    return PredictiveReplica(loaded, task.inputs(), identity)
 
 
 class GatewayDeployment:
     """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
 
-    def __init__(self, name: str, max_body_bytes: int, max_prompts: int) -> None:
+    async def __init__(self, name: str, max_body_bytes: int, max_prompts: int) -> None:  # type: ignore[misc]  # see above
         self._backend = RayBackend(name)
         self.gateway = Gateway(self._backend, max_body_bytes, max_prompts)
+        replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        self._reporter = Reporter(name, replica_id, lambda: GatewayState(dict(self._backend.pending)))
+        self._reporter.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in user_config["catalog"]}
 
-    async def pending(self, model: str) -> int:
-        return self._backend.pending[model]
+    async def __del__(self) -> None:
+        self._reporter.stop()
 
 
 def asgi_app() -> FastAPI:
@@ -115,6 +123,7 @@ class RayBackend:
     def __init__(self, name: str) -> None:
         self._name = name
         self._handles: dict[str, Any] = {}
+        self._board = Reader(name)
         self.pending: Counter[str] = Counter()
         """Requests of this gateway that no replica has accepted yet, by model."""
 
@@ -140,30 +149,18 @@ class RayBackend:
             answer: Inferred | Refused = await self._handle(model).infer.remote(call)
             return answer
 
-    async def describe(self, model: str) -> dict[str, Any]:
-        with _as_api_errors(model):
-            told: dict[str, Any] = await self._handle(model).describe.remote()
-            return told
-
-    async def replicas(self, model: str) -> list[ReplicaState]:
-        return await _broadcast(self._handle(model), "state")
-
-    async def waiting(self, model: str) -> int:
-        gateways = ray_serve.get_deployment_handle(GATEWAY, app_name=self._name)
-        return sum(await _broadcast(gateways, "pending", model))
+    async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
+        reports = await self._board.read()
+        pending: Counter[str] = Counter()
+        for report in reports:
+            if isinstance(report, GatewayState):
+                pending.update(report.pending)
+        return [report for report in reports if isinstance(report, ReplicaState)], pending
 
     def _handle(self, model: str) -> Any:
         if model not in self._handles:
             self._handles[model] = ray_serve.get_deployment_handle(ENGINE, app_name=model_app(self._name, model))
         return self._handles[model]
-
-
-async def _broadcast(handle: Any, method: str, *arguments: Any) -> list[Any]:
-    """Ask every running replica; no answer in time counts as no replica."""
-    try:
-        return list(await asyncio.wait_for(handle.broadcast(method, *arguments).results_async(), PROBE_TIMEOUT_S))
-    except (RayError, asyncio.TimeoutError, DeploymentUnavailableError):
-        return []
 
 
 @contextmanager

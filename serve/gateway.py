@@ -7,10 +7,10 @@ plain 4xx, and the headers name the version that really answers.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -47,16 +47,8 @@ class Backend(Protocol):
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused: ...
 
-    async def describe(self, model: str) -> dict[str, Any]:
-        """Return what only a replica knows: tensor metadata, context length."""
-        ...
-
-    async def replicas(self, model: str) -> list[ReplicaState]:
-        """Return the state of every ready replica; an empty list when there is none."""
-        ...
-
-    async def waiting(self, model: str) -> int:
-        """Return how many requests no replica has accepted yet."""
+    async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
+        """Return the state of every ready replica, and by model how many requests no replica has accepted yet."""
         ...
 
 
@@ -120,33 +112,30 @@ class Gateway:
 
     async def metadata(self, name: str) -> dict[str, Any]:
         card = self._card(name)
-        told = await self._backend.describe(name)
-        return {"name": name, "versions": [card.version], "platform": f"tandem-{card.task}", **told}
+        replicas, _ = await self._backend.states()
+        told = [replica.description for replica in replicas if replica.model == name]
+        if not told:
+            raise ApiError(503, f"no replica of {name!r} is ready", code="not_ready", headers={"retry-after": "1"})
+        return {"name": name, "versions": [card.version], "platform": f"tandem-{card.task}", **told[0]}
 
     # -- health and status ------------------------------------------------------------------------------------------
 
     async def ready(self, name: str) -> bool:
         self._card(name)
-        return bool(await self._backend.replicas(name))
+        return name not in await self.unready()
 
     async def unready(self) -> list[str]:
         """Return the models that have no ready replica."""
-        names = list(self.catalog)
-        ready = await asyncio.gather(*(self.ready(name) for name in names))
-        return [name for name, is_ready in zip(names, ready, strict=True) if not is_ready]
+        replicas, _ = await self._backend.states()
+        ready = {replica.model for replica in replicas}
+        return [name for name in self.catalog if name not in ready]
 
     async def status(self) -> dict[str, Any]:
-        return {name: await self._model_status(name) for name in list(self.catalog)}
-
-    async def _model_status(self, name: str) -> dict[str, Any]:
-        states = await self._backend.replicas(name)
-        queued = await self._backend.waiting(name) + sum(state.waiting for state in states)
+        """Return how busy every model is: what its replicas run, what waits, and each replica's part."""
+        replicas, pending = await self._backend.states()
         return {
-            "version": self.catalog[name].version,
-            "running": sum(state.running for state in states),
-            "queued": queued,
-            "tokens_per_second": round(sum(state.tokens_per_second for state in states), 1),
-            "replicas": [vars(state) for state in states],
+            name: _model_status(card, [replica for replica in replicas if replica.model == name], pending[name])
+            for name, card in self.catalog.items()
         }
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -171,6 +160,20 @@ class Gateway:
 def _listed(card: ModelCard) -> dict[str, Any]:
     listed = {"id": card.name, "object": "model", "created": card.created, "owned_by": "tandem"}
     return {**listed, "task": card.task, "generates": card.generates, "version": card.version, **card.details}
+
+
+def _model_status(card: ModelCard, replicas: list[ReplicaState], pending: int) -> dict[str, Any]:
+    loads = [replica.load for replica in replicas]
+    return {
+        "version": card.version,
+        "running": sum(load.running for load in loads),
+        "queued": pending + sum(load.waiting for load in loads),
+        "tokens_per_second": round(sum(load.tokens_per_second for load in loads), 1),
+        "replicas": [
+            {"replica_id": replica.replica_id, "version": replica.version, **asdict(replica.load)}
+            for replica in replicas
+        ],
+    }
 
 
 def _identity_headers(identity: Identity) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 from serve.engine import Engine, EngineError, GenerationRequest, RequestError, SamplingParams
 from serve.pacing import MESSAGES_PER_SECOND, paced
 from serve.task_engine import TaskEngine
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Opened, Prompt, Refused, ReplicaState
+from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Prompt, Refused
 
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What a model's generation_config.json may set for requests that do not."""
@@ -25,10 +25,9 @@ GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_pen
 class GenerativeReplica:
     """Serves one generative engine."""
 
-    def __init__(self, engine: Engine, identity: Identity, replica_id: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, engine: Engine, identity: Identity, defaults: Mapping[str, Any]) -> None:
         self._engine = engine
         self._identity = identity
-        self._replica_id = replica_id
         self._defaults = dict(defaults)
 
     async def start(self) -> None:
@@ -57,10 +56,9 @@ class GenerativeReplica:
     def describe(self) -> dict[str, Any]:
         return {"inputs": [], "outputs": [], "max_context": self._engine.max_context}
 
-    def state(self) -> ReplicaState:
+    def load(self) -> Load:
         load = self._engine.load()
-        version = self._identity.version
-        return ReplicaState(self._replica_id, version, load.running, load.waiting, load.tokens_per_second)
+        return Load(load.running, load.waiting, load.tokens_per_second)
 
     def healthy(self) -> bool:
         return self._engine.healthy()
@@ -81,11 +79,10 @@ class GenerativeReplica:
 class PredictiveReplica:
     """Serves a task that answers at once, through an engine that batches what arrives together."""
 
-    def __init__(self, engine: TaskEngine, inputs: list[dict[str, Any]], identity: Identity, replica_id: str) -> None:
+    def __init__(self, engine: TaskEngine, inputs: list[dict[str, Any]], identity: Identity) -> None:
         self._engine = engine
         self._inputs = inputs
         self._identity = identity
-        self._replica_id = replica_id
 
     async def start(self) -> None:
         await self._engine.start()
@@ -110,9 +107,9 @@ class PredictiveReplica:
     def describe(self) -> dict[str, Any]:
         return {"inputs": self._inputs, "outputs": []}
 
-    def state(self) -> ReplicaState:
+    def load(self) -> Load:
         load = self._engine.load()
-        return ReplicaState(self._replica_id, self._identity.version, load.running, load.waiting, 0.0)
+        return Load(load.running, load.waiting, load.tokens_per_second)
 
     def healthy(self) -> bool:
         return self._engine.healthy()

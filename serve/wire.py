@@ -72,11 +72,29 @@ class Inferred:
 
 
 @dataclass(frozen=True)
-class ReplicaState:
-    """How busy one replica is."""
+class Load:
+    """How busy a replica's engine is."""
 
-    replica_id: str
-    version: str
     running: int
     waiting: int
     tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class ReplicaState:
+    """What a model's replica tells about itself."""
+
+    model: str
+    replica_id: str
+    version: str
+    load: Load
+    description: dict[str, Any]
+    """Tensor metadata, context length."""
+
+
+@dataclass(frozen=True)
+class GatewayState:
+    """What a gateway's replica tells about itself."""
+
+    pending: dict[str, int]
+    """Requests that no replica has accepted yet, by model."""

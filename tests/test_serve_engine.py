@@ -5,11 +5,13 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torchao.quantization import Int8WeightOnlyConfig
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -19,11 +21,13 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    TorchAoConfig,
 )
 
 from serve.engine import Delta, Engine, EngineError, GenerationRequest, RequestError, SamplingParams, create
 from serve.torch_engine.engine import TorchEngine, TorchEngineOptions
 from serve.torch_engine.runner import UnsupportedArchitecture
+from tracking import manifest
 
 CONTEXT = 128
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
@@ -405,6 +409,42 @@ def test_bf16_tokens_are_near_the_best_of_the_model(tokenizer: Any) -> None:
     asyncio.run(scenario())
 
 
-def test_create_refuses_an_unknown_kind(tmp_path: Any) -> None:
+def export(directory: Path, tokenizer: Any, model: Any) -> None:
+    """Write a model directory as jobs/ leaves it."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    manifest.write(directory, manifest.ModelManifest(name="tiny", task="causal-lm", architecture="llama"))
+
+
+def quantised(directory: Path) -> Any:
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    return AutoModelForCausalLM.from_pretrained(directory, quantization_config=config, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+def test_a_model_directory_is_served_through_its_task(int8: bool, tmp_path: Path, tokenizer: Any) -> None:
+    export(tmp_path / "plain", tokenizer, build("llama"))
+    directory, model = tmp_path / "plain", build("llama")
+    if int8:
+        directory, model = tmp_path / "int8", quantised(directory)
+        export(directory, tokenizer, model)
+    prompt = tuple(tokenizer.encode("the cache"))
+    expected = reference(model, prompt, 12)
+
+    async def scenario() -> None:
+        engine = create("torch", directory, precision="fp32", device="cpu", threads=1, max_context=64)
+        await engine.start()
+        try:
+            params = SamplingParams(temperature=0.0, max_tokens=12)
+            assert ids(await collect(engine, prompt, params)) == expected
+            assert engine.max_context == 64
+            assert engine.tokenizer.encode("the cache") == list(prompt)
+        finally:
+            await engine.stop()
+
+    asyncio.run(scenario())
+
+
+def test_create_refuses_an_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown engine 'tensorrt'; choose one of torch"):
         create("tensorrt", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from serve import engine, routes
 from serve.body import ApiError
 from serve.gateway import Gateway, ModelCard
 from serve.replica import GenerativeReplica, generation_defaults
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
+from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
 
 CARD = ModelCard("tiny", "causal-lm", "3", True, 1700000000, {"run_id": "run-1", "evaluation": {"loss": 1.5}})
 DIGITS = ModelCard("digits", "image-classification", "1", False, 1700000000, {})
@@ -43,14 +44,10 @@ class InProcess:
         scores = [{"label": str(row.sum()), "score": 0.5} for row in call.inputs["image"]]
         return Inferred(Identity("1", None), scores)
 
-    async def describe(self, model: str) -> dict[str, Any]:
-        return self.replica.describe()
-
-    async def replicas(self, model: str) -> list[ReplicaState]:
-        return [self.replica.state()] if self.ready else []
-
-    async def waiting(self, model: str) -> int:
-        return 0
+    async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
+        tiny = ReplicaState("tiny", "r1", "3", self.replica.load(), self.replica.describe())
+        digits = ReplicaState("digits", "r2", "1", Load(0, 0, 0.0), {"inputs": [], "outputs": []})
+        return [tiny, digits] if self.ready else [], Counter()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +61,7 @@ def serve(directory: Path) -> Callable[[Scenario], None]:
 
     async def run(scenario: Scenario) -> None:
         loaded = engine.create("torch", directory, precision="fp32", max_batch=4, threads=1)
-        replica = GenerativeReplica(loaded, Identity("3", "run-1"), "r1", generation_defaults(directory))
+        replica = GenerativeReplica(loaded, Identity("3", "run-1"), generation_defaults(directory))
         await replica.start()
         backend = InProcess(replica)
         gateway = Gateway(backend, max_body_bytes=20_000, max_prompts=3)
@@ -234,7 +231,7 @@ def test_requests_run_together(serve: Any) -> None:
         running = asyncio.ensure_future(asyncio.gather(*calls))
         seen = 0
         while not running.done():
-            seen = max(seen, backend.replica.state().running)
+            seen = max(seen, backend.replica.load().running)
             await asyncio.sleep(0.005)
         assert all(answer.status_code == 200 for answer in await running)
         assert seen == 4  # max_batch
@@ -250,7 +247,7 @@ def test_an_abandoned_stream_frees_its_slot(serve: Any) -> None:
         async for message in stream:
             if isinstance(message, Chunk):
                 break
-        assert backend.replica.state().running == 1
+        assert backend.replica.load().running == 1
         await stream.aclose()
         await _until_idle(backend)
 
@@ -259,7 +256,7 @@ def test_an_abandoned_stream_frees_its_slot(serve: Any) -> None:
 
 async def _until_idle(backend: InProcess) -> None:
     for _ in range(500):
-        state = backend.replica.state()
+        state = backend.replica.load()
         if state.running + state.waiting == 0:
             return
         await asyncio.sleep(0.01)

@@ -71,3 +71,18 @@ def language_model(directory: Path, seed: int = 0, context: int = 512, hidden: i
     )
     write(directory, manifest)
     return directory
+
+
+def image_classifier(directory: Path) -> Path:
+    """Export an untrained classifier of 8x8 grey images with labels "0" to "2" to `directory`."""
+    import numpy as np
+
+    from jobs import tasks
+
+    task = tasks.get("image-classification")({})
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    task.fit([{"image": image, "label": str(number % 3)} for number, image in enumerate(images)])
+    task.build("cnn", {"width": 8, "hidden_size": 8}).save_pretrained(directory)  # type: ignore[operator]
+    task.save(directory)
+    write(directory, ModelManifest(name="shapes", task="image-classification", architecture="cnn"))
+    return directory

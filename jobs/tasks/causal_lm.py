@@ -68,7 +68,7 @@ class CausalLM:
         return self._encode_texts(list(self._texts(examples)))
 
     def collate(self, rows: Columns) -> Batch:
-        """Return input_ids and labels (B, S), already shifted against each other; position_ids where rows are packed."""
+        """Return input_ids and labels (B, S), shifted against each other; position_ids where rows are packed."""
         ids = torch.from_numpy(rows["input_ids"].astype(np.int64))
         batch = {"input_ids": ids[:, :-1]}
         if "labels" in rows:
@@ -87,7 +87,9 @@ class CausalLM:
 
         resolved = _config_for(architecture, {**self._config_defaults(), **config})
         if resolved.vocab_size < len(self.tokenizer):
-            raise TaskError(f"model.config.vocab_size is {resolved.vocab_size}, but the tokenizer has {len(self.tokenizer)}")
+            raise TaskError(
+                f"model.config.vocab_size is {resolved.vocab_size}, but the tokenizer has {len(self.tokenizer)}"
+            )
         model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
         model.generation_config = self._generation_config()
         return model
@@ -134,7 +136,11 @@ class CausalLM:
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return loss (nats per token), perplexity, accuracy, and bits_per_byte = loss_sum / (ln 2 · bytes)."""
         loss = sums["loss"] / max(sums["targets"], 1)
-        summary = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / max(sums["targets"], 1)}
+        summary = {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "accuracy": sums["correct"] / max(sums["targets"], 1),
+        }
         if sums["bytes"]:
             summary["bits_per_byte"] = sums["loss"] / math.log(2) / sums["bytes"]
         return summary
@@ -160,7 +166,8 @@ class CausalLM:
                 yield example[column]
             else:
                 raise TaskError(
-                    f"no text in column {column!r}; this example has {sorted(example)}. Name the column in data.text_column"
+                    f"no text in column {column!r}; this example has {sorted(example)}. "
+                    "Name the column in data.text_column"
                 )
 
     def _encode_texts(self, texts: list[str]) -> Columns:
@@ -172,7 +179,10 @@ class CausalLM:
         padded[: len(stream)] = stream
         targets = np.full(rows, length, dtype=np.int32)
         targets[-1] = len(stream) - 1 - (rows - 1) * length
-        return {"input_ids": np.lib.stride_tricks.sliding_window_view(padded, length + 1)[::length].copy(), "targets": targets}
+        return {
+            "input_ids": np.lib.stride_tricks.sliding_window_view(padded, length + 1)[::length].copy(),
+            "targets": targets,
+        }
 
     def _encode_conversations(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         width = self.options["sequence_length"] + 1
@@ -230,7 +240,7 @@ class CausalLM:
 
 
 def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Pack items into bins of `width`, longest first, each into the fullest bin that still takes it (best-fit decreasing).
+    """Pack items into bins of `width`: longest first, each into the fullest bin that takes it (best-fit decreasing).
 
     Returns:
         For each bin the indices of its items. Every item is in exactly one bin.
@@ -266,7 +276,10 @@ def _config_for(architecture: str, config: dict[str, Any]) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     if architecture not in KNOWN:
-        raise TaskError(f"model.architecture: {architecture!r} is no causal architecture of transformers{_close(architecture, KNOWN)}")
+        raise TaskError(
+            f"model.architecture: {architecture!r} is no causal architecture of transformers"
+            f"{_close(architecture, KNOWN)}"
+        )
     default = AutoConfig.for_model(architecture)
     for key in config:
         if not hasattr(default, key):

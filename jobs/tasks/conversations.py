@@ -22,10 +22,15 @@ CHATML = (
 def is_conversation(example: Mapping[str, Any]) -> bool:
     """Tell a conversation (in any known shape) from plain text."""
     keys = example.keys()
-    return bool({"messages", "conversations"} & keys) or {"prompt", "completion"} <= keys or {
-        "instruction",
-        "output",
-    } <= keys
+    return (
+        bool({"messages", "conversations"} & keys)
+        or {"prompt", "completion"} <= keys
+        or {
+            "instruction",
+            "output",
+        }
+        <= keys
+    )
 
 
 def messages_of(example: Mapping[str, Any]) -> list[dict[str, str]]:

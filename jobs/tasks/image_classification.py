@@ -40,7 +40,9 @@ class ImageClassification:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
         self.labels = sorted({str(_field(example, "label")) for example in examples}, key=_natural)
         if len(self.labels) < 2:
-            raise TaskError(f"the training images have {len(self.labels)} label(s) {self.labels}; a classifier needs two")
+            raise TaskError(
+                f"the training images have {len(self.labels)} label(s) {self.labels}; a classifier needs two"
+            )
         first = read_image(_field(examples[0], "image"))
         side = self.options.get("image_size")
         self.size = (side, side) if side else (first.shape[0], first.shape[1])
@@ -71,7 +73,9 @@ class ImageClassification:
             task.channels, task.labels = settings["num_channels"], settings["labels"]
             task.mean, task.std = settings["image_mean"], settings["image_std"]
         except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise TaskError(f"{directory} holds no image classifier of Tandem: {PREPROCESSING_FILE}: {error}") from error
+            raise TaskError(
+                f"{directory} holds no image classifier of Tandem: {PREPROCESSING_FILE}: {error}"
+            ) from error
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
@@ -111,7 +115,9 @@ class ImageClassification:
                 known["image_size"] = self.size[0]
             unknown = [key for key in config if not hasattr(default, key)]
             if unknown:
-                raise TaskError(f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}")
+                raise TaskError(
+                    f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}"
+                )
             model = AutoModelForImageClassification.from_config(AutoConfig.for_model(architecture, **known, **config))
         except (ValueError, KeyError) as error:
             if isinstance(error, TaskError):

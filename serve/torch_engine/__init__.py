@@ -4,6 +4,7 @@
     scheduler.py   which tokens of which sequences run in the next step (pure Python)
     runner.py      one step: tokens in, logits out
     attention.py   attention over the cache's slots, plugged into transformers' modules
+    linear.py      weights packed for oneDNN
     loop.py        the thread that steps, and its two doors to asyncio
     kv_cache.py    keys and values, one row per running sequence
     sampler.py     logits → tokens, each request by its own rules and its own generator

@@ -91,7 +91,7 @@ class TorchEngine:
 
     @property
     def cache_memory_bytes(self) -> int:
-        """Memory of keys and values, whatever runs; known after `start`."""
+        """Most memory that keys and values can take, whatever runs; known after `start`."""
         return self._runner.cache.memory_bytes
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:

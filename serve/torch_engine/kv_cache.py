@@ -6,8 +6,10 @@ Who owns which slot is the scheduler's affair; `move` follows when it fills a ho
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -33,8 +35,11 @@ class SlotLayer(CacheLayerMixin):
 
     def _allocate(self, states: torch.Tensor) -> torch.Tensor:
         shape = (self.slots, states.shape[1], self.max_context, states.shape[-1])
-        # zeros, not empty: attention multiplies stale values by a weight of zero, and 0 * nan is nan
-        return torch.zeros(shape, dtype=self.dtype, device=states.device)
+        # zeros, not empty: attention multiplies unwritten values by a weight of zero, and 0 * nan is nan
+        if states.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=states.device)
+        # numpy's zeros come from calloc: the memory is bounded now and taken page by page as tokens arrive
+        return torch.from_numpy(np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)).view(self.dtype).view(shape)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -102,7 +107,7 @@ class SlotCache(Cache):
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of all layers; constant once every layer has been written to."""
+        """The bound on the memory of all layers; constant once every layer has been written to."""
         tensors = [tensor for layer in self.layers for tensor in (layer.keys, layer.values) if tensor is not None]
         return sum(tensor.nbytes for tensor in tensors)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from serve.engine import GenerationRequest
-from serve.torch_engine import attention
+from serve.torch_engine import attention, linear
 from serve.torch_engine.kv_cache import SlotCache
 from serve.torch_engine.scheduler import Chunk, Move, Sequence, Step
 
@@ -28,7 +28,7 @@ class UnsupportedArchitecture(ValueError):
 
 
 class ModelRunner:
-    """A transformers causal model over a SlotCache. It takes the model over: its attention is replaced."""
+    """A transformers causal model over a SlotCache. It takes the model over, and replaces its attention and linear layers."""
 
     def __init__(self, model: Any, slots: int, max_context: int) -> None:
         self.model = model
@@ -38,7 +38,7 @@ class ModelRunner:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prepare(self) -> None:
-        """Put the slots' attention in, allocate the cache, and check the result.
+        """Put the slots' attention and packed weights in, allocate the cache, and check the result.
 
         Raises UnsupportedArchitecture where the model's own attention gives other logits.
         """
@@ -52,6 +52,7 @@ class ModelRunner:
         tokens = torch.arange(min(CHECK_TOKENS, self.cache.max_context)) % self.vocab_size
         with torch.inference_mode():
             expected = self.model(input_ids=tokens[None].to(self.device), use_cache=False).logits[0, -1].float()
+            linear.pack(self.model)
             self.model.set_attn_implementation(attention.NAME)
             if self.model.config._attn_implementation != attention.NAME:
                 raise _unsupported(name, "it does not let its attention function be replaced")

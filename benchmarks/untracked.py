@@ -1,0 +1,27 @@
+"""Run a spec's worker group on the running cluster, with no metrics sent to MLflow; print the run's folder."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from cluster import connect, home, specfile
+from jobs import phases, prepare, runs, train
+from jobs.spec import JobSpec
+
+
+def main() -> None:
+    """Do what the driver does, less tracking."""
+    path = Path(sys.argv[1])
+    spec = specfile.load(path, JobSpec)
+    connect.init_ray(runtime_env=connect.runtime_env())
+    storage = home.home() / "storage"
+    folder = runs.claim(storage, spec)
+    job = phases.Job(spec, path.parent, storage, folder, SimpleNamespace(run_id="none"), None)  # type: ignore[arg-type]
+    prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
+    phases.run_workers(job, train.train_worker, {"prepared": prepare.as_dict(prepared)})
+    folder.write_status("FINISHED")
+    print(folder.path)
+
+
+if __name__ == "__main__":
+    main()

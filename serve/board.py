@@ -1,0 +1,123 @@
+"""Where replicas tell how they are: one small actor per endpoint, written twice a second, read for status and health.
+
+Asking the replicas instead goes through their request slots: a replica that is full would answer last, just when one
+wants to know (ray 2.60: `handle.broadcast` waits for `max_ongoing_requests` like any request).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+NAMESPACE = "tandem"
+REPORT_INTERVAL_S = 0.5
+FRESH_S = 10.0
+"""A replica that has been silent for longer is gone, or too busy to count on."""
+ASK_TIMEOUT_S = 5.0
+
+
+class Board:
+    """The actor: the last report of each sender."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, tuple[float, Any]] = {}
+
+    def report(self, sender: str, value: Any) -> None:
+        self._reports[sender] = (time.monotonic(), value)
+
+    def leave(self, sender: str) -> None:
+        self._reports.pop(sender, None)
+
+    def read(self) -> list[Any]:
+        """Return every fresh report, forgetting the others."""
+        oldest = time.monotonic() - FRESH_S
+        self._reports = {sender: entry for sender, entry in self._reports.items() if entry[0] >= oldest}
+        return [value for _, value in self._reports.values()]
+
+
+def start(name: str, environment: dict[str, Any]) -> None:
+    """Start the board of the endpoint `name`, unless it runs. It is detached, and comes back after a failure."""
+    import ray
+
+    ray.remote(Board).options(
+        name=_actor_name(name),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        runtime_env=environment,
+    ).remote()
+
+
+def stop(name: str) -> None:
+    """End the board of `name`, if there is one."""
+    import ray
+
+    board = _find(name)
+    if board is not None:
+        ray.kill(board)
+
+
+class Reporter:
+    """Keeps one sender's report on the board fresh, from `start` to `stop`."""
+
+    def __init__(self, name: str, sender: str, state: Callable[[], Any]) -> None:
+        self._name = name
+        self._sender = sender
+        self._state = state
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        board = _find(self._name)
+        if board is not None:
+            board.leave.remote(self._sender)
+
+    async def _run(self) -> None:
+        board = None
+        while True:
+            board = board or _find(self._name)
+            if board is not None:
+                board.report.remote(self._sender, self._state())
+            await asyncio.sleep(REPORT_INTERVAL_S)
+
+
+class Reader:
+    """Reads the board of one endpoint."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._board: Any = None
+
+    async def read(self) -> list[Any]:
+        """Return the fresh reports; none when the board does not answer."""
+        from ray.exceptions import RayError
+
+        self._board = self._board or _find(self._name)
+        if self._board is None:
+            return []
+        try:
+            return list(await asyncio.wait_for(self._board.read.remote(), ASK_TIMEOUT_S))
+        except (RayError, asyncio.TimeoutError):
+            self._board = None
+            return []
+
+
+def _actor_name(name: str) -> str:
+    return f"board:{name}"
+
+
+def _find(name: str) -> Any | None:
+    import ray
+
+    try:
+        return ray.get_actor(_actor_name(name), namespace=NAMESPACE)
+    except ValueError:
+        return None

@@ -1,0 +1,205 @@
+"""Tasks: what encoding keeps, what loss counts, and what loads back."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.tasks import TaskError, get
+from jobs.tasks.causal_lm import IGNORED, best_fit
+from jobs.tasks.conversations import messages_of, render
+
+TEXT = "the quick brown fox jumps over the lazy dog; " * 30
+TINY = {
+    "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "qwen3": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "num_key_value_heads": 1, "head_dim": 16},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lm():
+    task = get("causal-lm")({"sequence_length": 32, "tokenizer": {"train": "bpe", "vocab_size": 300}})
+    task.fit([{"text": TEXT}])
+    return task
+
+
+def test_every_token_is_predicted_exactly_once(lm):
+    rows = lm.encode([{"text": TEXT}, {"text": "short"}])
+    stream = lm.tokenizer(TEXT)["input_ids"] + [lm.tokenizer.eos_token_id]
+    stream += lm.tokenizer("short")["input_ids"] + [lm.tokenizer.eos_token_id]
+    labels = lm.collate(rows)["labels"]
+    assert labels[labels != IGNORED].tolist() == stream[1:]
+    assert rows["targets"].sum() == len(stream) - 1
+
+
+def test_conversation_learns_the_answers_only(lm):
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "the fox"},
+        {"role": "assistant", "content": "jumps"},
+        {"role": "user", "content": "dog"},
+        {"role": "assistant", "content": "lazy"},
+    ]
+    lm.options["sequence_length"] = 256
+    rows = lm.encode([{"messages": messages}])
+    lm.options["sequence_length"] = 32
+    learned = [t for t in rows["labels"][0].tolist() if t != IGNORED]
+    assert lm.tokenizer.decode(learned) == "jumps<|im_end|>lazy<|im_end|>"
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_packed_conversations_do_not_see_each_other(lm, architecture):
+    conversations = [{"prompt": f"fox {i}", "completion": "dog " * (i + 1)} for i in range(5)]
+    lm.options["sequence_length"] = 128
+    packed, single = lm.encode(conversations), [lm.encode([c]) for c in conversations]
+    assert len(packed["targets"]) < len(single), "the test needs a row with more than one conversation"
+    torch.manual_seed(0)
+    model = lm.build(architecture, TINY[architecture]).eval()
+    with torch.no_grad():
+        together = lm.loss(model, lm.collate(packed))
+        apart = [lm.loss(model, lm.collate(rows)) for rows in single]
+    lm.options["sequence_length"] = 32
+    assert together[1] == sum(count for _, count in apart)
+    assert together[0].item() == pytest.approx(sum(loss.item() for loss, _ in apart), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": "q", "completion": "a"},
+        {"instruction": "q", "input": "", "output": "a"},
+    ],
+)
+def test_every_shape_of_a_conversation_reads_the_same(example):
+    assert messages_of(example) == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}]}, "no answer to learn from"),
+        ({"conversations": [{"from": "alien", "value": "q"}]}, "unknown role 'alien'"),
+        ({"messages": [{"role": "user"}]}, "needs 'role' and 'content'"),
+    ],
+)
+def test_broken_conversation_is_refused(example, said):
+    with pytest.raises(TaskError, match=said):
+        messages_of(example)
+
+
+def test_template_that_rewrites_history_is_refused(lm):
+    before = lm.tokenizer.chat_template
+    lm.tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    try:
+        with pytest.raises(TaskError, match="rewrites earlier messages"):
+            render(lm.tokenizer, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
+    finally:
+        lm.tokenizer.chat_template = before
+
+
+def test_best_fit_places_every_item_once_and_wastes_little():
+    lengths = np.random.default_rng(0).integers(1, 100, 500).tolist()
+    bins = best_fit(lengths, 128)
+    assert sorted(item for members in bins for item in members) == list(range(500))
+    assert all(sum(lengths[i] for i in members) <= 128 for members in bins)
+    assert len(bins) <= 1.05 * math.ceil(sum(lengths) / 128)
+
+
+def test_measures_add_up_to_loss_perplexity_and_bits_per_byte(lm):
+    torch.manual_seed(0)
+    model = lm.build("llama", TINY["llama"]).eval()
+    rows = lm.encode([{"text": TEXT}])
+    with torch.no_grad():
+        sums = {key: float(value) for key, value in lm.measure(model, lm.collate(rows)).items()}
+    summary = lm.summarise(sums)
+    first = lm.tokenizer.decode(lm.tokenizer(TEXT)["input_ids"][:1])
+    assert sums["bytes"] == len(TEXT.encode()) - len(first.encode()), "every byte but the first token's is predicted"
+    assert summary["perplexity"] == pytest.approx(math.exp(summary["loss"]))
+    assert summary["bits_per_byte"] == pytest.approx(sums["loss"] / math.log(2) / sums["bytes"])
+
+
+def test_text_round_trips_through_both_tokenizers(lm):
+    char = get("causal-lm")({"sequence_length": 8, "tokenizer": {"train": "char"}})
+    sample = "naïve\tΩ 漢字\n"
+    char.fit([{"text": sample}])
+    for task in (lm, char):
+        assert task.tokenizer.decode(task.tokenizer(sample)["input_ids"]) == sample
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_model_loads_back_as_it_was_saved(lm, architecture, tmp_path):
+    model = lm.build(architecture, TINY[architecture])
+    model.save_pretrained(tmp_path)
+    lm.save(tmp_path)
+    task = get("causal-lm").load(tmp_path)
+    loaded = dict(task.load_model(tmp_path).named_parameters())
+    assert all(torch.equal(p, loaded[name]) for name, p in model.named_parameters())
+    assert task.tokenizer.chat_template == lm.tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "said"),
+    [
+        ("lama", {}, "did you mean 'llama'"),
+        ("llama", {"hiden_size": 3}, "did you mean 'hidden_size'"),
+        ("llama", {"vocab_size": 10}, "vocab_size is 10, but the tokenizer has"),
+        ("llama", {"hidden_size": 30, "num_attention_heads": 4}, "multiple of the number of attention heads"),
+    ],
+)
+def test_wrong_model_is_refused(lm, architecture, config, said):
+    with pytest.raises(TaskError, match=said):
+        lm.build(architecture, config)
+
+
+def test_wrong_text_column_names_the_columns(lm):
+    with pytest.raises(TaskError, match=r"no text in column 'text'; this example has \['body'\]"):
+        lm.encode([{"body": "x"}])
+
+
+def test_unknown_task_suggests():
+    with pytest.raises(TaskError, match="did you mean 'causal-lm'"):
+        get("casual-lm")
+    with pytest.raises(TaskError, match="no module 'nowhere'"):
+        get("nowhere.at_all:Task")
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = np.random.default_rng(0)
+    return [{"image": generator.integers(0, 255, (8, 8), dtype=np.uint8), "label": i % 3} for i in range(30)]
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "vit"])
+def test_image_classifier_saves_loads_and_predicts_the_same(images, architecture, tmp_path):
+    task = get("image-classification")({})
+    task.fit(images)
+    config = {"cnn": {}, "vit": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                 "intermediate_size": 32, "patch_size": 4}}[architecture]  # fmt: skip
+    model = task.build(architecture, config).eval()
+    model.save_pretrained(tmp_path)
+    task.save(tmp_path)
+    again = get("image-classification").load(tmp_path)
+    picture = images[0]["image"]
+    assert again.predict(again.load_model(tmp_path), [picture]) == task.predict(model, [picture])
+    assert again.inputs()[0]["shape"] == [-1, 8, 8, 1]
+
+
+def test_image_answers_are_probabilities_over_the_labels(images):
+    task = get("image-classification")({})
+    task.fit(images)
+    answer = task.predict(task.build("cnn", {}).eval(), [np.zeros((16, 16, 3), np.uint8)])[0]
+    assert set(answer["scores"]) == {"0", "1", "2"}
+    assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert answer["scores"][answer["label"]] == answer["score"] == max(answer["scores"].values())
+
+
+def test_labels_outside_the_vocabulary_are_named(images):
+    task = get("image-classification")({})
+    task.fit(images)
+    with pytest.raises(TaskError, match=r"\['cat'\] are not among the 3 labels"):
+        task.encode([{"image": images[0]["image"], "label": "cat"}])
