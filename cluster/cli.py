@@ -17,7 +17,10 @@ app = typer.Typer(
     help="Where work runs: a Ray head and an MLflow server on this machine, or the cluster that RAY_ADDRESS names.",
 )
 
-Port = Annotated[int | None, typer.Option(min=1024, max=65535, show_default="the next free one")]
+
+def _port(what: str, usual: int) -> Any:
+    shown = f"{usual} or the next free one"
+    return typer.Option(min=1024, max=65535, help=f"Port of {what}; an error if it is in use.", show_default=shown)
 
 
 @app.command()
@@ -27,15 +30,16 @@ def up(
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that the head offers.", show_default="all")] = None,
     cpus_per_node: Annotated[int, typer.Option(min=1, help="CPUs that each further node offers.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs that each further node offers.")] = 0,
-    ray_port: Port = None,
-    dashboard_port: Port = None,
-    mlflow_port: Port = None,
+    ray_port: Annotated[int | None, _port("the Ray head", 6379)] = None,
+    dashboard_port: Annotated[int | None, _port("Ray's dashboard", 8265)] = None,
+    mlflow_port: Annotated[int | None, _port("MLflow", 5000)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as JSON.")] = False,
 ) -> None:
     """Start a Ray head and an MLflow server on loopback; what runs already is left as it is.
 
-    Ray is not started where RAY_ADDRESS names a cluster, nor MLflow where MLFLOW_TRACKING_URI names a server. CPUs may
-    be more than the machine has: they say how much work Ray puts side by side.
+    Ray is not started where RAY_ADDRESS names a cluster, nor MLflow where
+    MLFLOW_TRACKING_URI names a server. CPUs may be more than the machine
+    has: they say how much work Ray puts side by side.
 
     Example: tandem cluster up --nodes 2 --cpus-per-node 2
     """
@@ -71,7 +75,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
     Example: tandem cluster status --json
     """
     from cluster import activity, local, topology
-    from cluster.connect import connection
+    from cluster.connect import connection, job_client
 
     if not _is_there_a_cluster():
         typer.echo("no cluster runs: `tandem cluster up` starts one, RAY_ADDRESS names another", err=True)
@@ -79,7 +83,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
     found = connection()
     report = {
         "ray_address": found.ray_address,
-        "dashboard_url": found.jobs_address,
+        "dashboard_url": job_client().get_address(),
         "mlflow_url": found.tracking_uri,
         "mlflow_answers": local.is_mlflow_up(found.tracking_uri),
         "is_local": found.is_local,

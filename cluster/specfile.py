@@ -86,8 +86,9 @@ def _collect_lines(node: yaml.Node | None, location: Location, lines: dict[Locat
             _collect_lines(value, child, lines, name)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*location, index)] = value.start_mark.line + 1
-            _collect_lines(value, (*location, index), lines, name)
+            item = (*location, index)
+            lines[item] = value.start_mark.line + 1
+            _collect_lines(value, item, lines, name)
 
 
 def _override_location(override: str) -> Location:

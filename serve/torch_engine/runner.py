@@ -28,13 +28,13 @@ class UnsupportedArchitecture(ValueError):
 
 
 class ModelRunner:
-    """A transformers causal model over a SlotCache. It takes the model over, and replaces its attention and linear layers."""
+    """A transformers causal model over a SlotCache. It takes the model over: its attention and linear layers change."""
 
     def __init__(self, model: Any, slots: int, max_context: int) -> None:
         self.model = model
         self.device = torch.device(model.device)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.cache = SlotCache(slots, max_context, _cache_dtype(model))
+        self.cache = SlotCache(slots, max_context, model.dtype)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prepare(self) -> None:
@@ -92,7 +92,7 @@ class ModelRunner:
             position_ids=at[None],
             past_key_values=self.cache,
             use_cache=True,
-            layout=_layout(step, self.device),
+            layout=_layout(step, self.device, self.model.dtype),
             **({"logits_to_keep": keep} if self._keeps_logits else {}),
         )
         logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, keep]
@@ -115,18 +115,12 @@ def _last_tokens(chunks: Iterable[Chunk]) -> list[int]:
     return ends
 
 
-def _layout(step: Step, device: torch.device) -> attention.Layout:
+def _layout(step: Step, device: torch.device, dtype: torch.dtype) -> attention.Layout:
     segments, offset = [], len(step.decode)
     for chunk in step.prefill:
         segments.append(attention.Segment(chunk.slot, offset, chunk.start, chunk.end - chunk.start))
         offset += chunk.end - chunk.start
-    return attention.Layout([chunk.end for chunk in step.decode], segments, device)
-
-
-def _cache_dtype(model: Any) -> torch.dtype:
-    """fp32 on CPU also under a bf16 model: strided bf16 products copy their operands first, fp32 ones do not."""
-    dtype: torch.dtype = torch.float32 if torch.device(model.device).type == "cpu" else model.dtype
-    return dtype
+    return attention.Layout([chunk.end for chunk in step.decode], segments, device, dtype)
 
 
 def _unsupported(name: str, reason: str) -> UnsupportedArchitecture:

@@ -1,0 +1,73 @@
+"""Where Ray Serve listens: chosen once, when it starts, because a running Serve cannot move."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve.context import _get_global_client
+
+from cluster.errors import UserError
+from serve.spec import HttpSpec
+
+ANY = ("0.0.0.0", "::")
+DEFAULT_PORT = 8000
+PORTS_TRIED = 100
+
+
+def start(http: HttpSpec) -> tuple[str, int]:
+    """Start Serve's controller and proxies, or check that those which run listen where the spec says."""
+    client = _client()
+    if client is not None and not ray_serve.status().applications:
+        ray_serve.shutdown()  # left over without an application: its address binds nobody
+        client = None
+    if client is not None:
+        return running_address(client.http_config, http)
+    host, port = http.host, free_port(http)
+    location = "HeadOnly" if http.proxies == "head" else "EveryNode"
+    ray_serve.start(proxy_location=location, http_options={"host": host, "port": port})
+    return host, port
+
+
+def running_address(running: Any, wanted: HttpSpec) -> tuple[str, int]:
+    if running.host != wanted.host or wanted.port not in (None, running.port):
+        asked = f"{wanted.host}:{wanted.port or DEFAULT_PORT}"
+        raise UserError(
+            f"Ray Serve already listens on {running.host}:{running.port}, the spec asks for {asked}: its address "
+            "cannot change while it runs; run `tandem serve down` first, or leave http.host and http.port out"
+        )
+    return running.host, running.port
+
+
+def free_port(http: HttpSpec, first: int = DEFAULT_PORT) -> int:
+    """Return the port the spec names, or else the first free one from `first` on."""
+    if http.port is not None:
+        if not _is_free(http.host, http.port):
+            raise UserError(f"http.port {http.port} on {http.host} is taken: name another one, or none for a free one")
+        return http.port
+    for port in range(first, first + PORTS_TRIED):
+        if _is_free(http.host, port):
+            return port
+    raise UserError(f"no free port on {http.host} from {first} to {first + PORTS_TRIED - 1}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def is_running() -> bool:
+    """Tell whether this cluster has a Serve controller."""
+    return _client() is not None
+
+
+def _client() -> Any | None:
+    # Private, and in ray 2.60 the only way to a running Serve that does not start one; it has the HTTP settings.
+    return _get_global_client(raise_if_no_controller_running=False)
