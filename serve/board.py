@@ -100,7 +100,7 @@ class Reader:
         self._read_at = -math.inf
 
     async def read(self) -> list[Any]:
-        """Return the fresh reports. A board that is slow to answer is quoted from the last time, while that is fresh."""
+        """Return the fresh reports; a board that is slow to answer is quoted from the last time, while fresh."""
         from ray.exceptions import RayError
 
         self._board = self._board or _find(self._name)

@@ -133,7 +133,8 @@ def test_a_closed_connection_frees_its_slots(endpoint: str) -> None:
     # 32 texts of 1,000 tokens are many seconds of work; what is left of it must not be done.
     body = {"model": "tiny", "prompt": ["a"] * 32, "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{endpoint}/v1/completions", json=body, timeout=60) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # held: httpx closes the connection with its iterator
+        assert "error" not in next(lines)
         _until(lambda: _busy(endpoint)["running"] > 1, 20, "the texts do not run together")
     _until(lambda: _busy(endpoint)["running"] == 0, 5, "the slots are still taken")
 
