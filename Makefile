@@ -1,4 +1,6 @@
 # Two commands on a fresh machine: `make quickstart` and `make test`. Both set everything up inside this clone.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -12,7 +14,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): about two minutes the first time"
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --progress-bar=on -c constraints.txt -e ".[dev]"
+	@$(VENV)/bin/python -m pip install --progress-bar=off -c constraints.txt -e ".[dev]" 2>&1 | tee $(VENV)/install.log \
+	  | awk '/^(Collecting|Processing)/ {n++; printf "\r  %d packages found", n; fflush()} \
+	         /^Installing collected/ {printf "\n  installing them …\n"; fflush()}' \
+	  || { tail -30 $(VENV)/install.log; exit 1; }
 	@touch $@
 
 quickstart: $(STAMP)

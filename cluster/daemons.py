@@ -55,7 +55,9 @@ def write_token(path: Path) -> None:
 def environment(cluster_id: str, token_path: Path) -> dict[str, str]:
     """Return the environment of every daemon: the caller's, the cluster's marker, and the token alone for a secret."""
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
-    return {**inherited, MARKER: cluster_id, **HEAD_SETTINGS, **token_environment(token_path)}
+    # A job's entry point is a shell line, `python -m …`: that python must be this one, also in a venv not activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**inherited, "PATH": path, MARKER: cluster_id, **HEAD_SETTINGS, **token_environment(token_path)}
 
 
 def head_environment(ray_dir: Path) -> dict[str, str]:

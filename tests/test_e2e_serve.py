@@ -177,7 +177,7 @@ def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
 def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, tmp_path: Path) -> None:
     before = _serving(endpoint, busy=False)
     deploy.up(spec(None, downscale_delay_s=3))  # another setting and one model less: nothing restarts
-    assert _serving(endpoint, busy=False) == before
+    assert set() < _serving(endpoint, busy=False) <= before
     _until(lambda: [card.id for card in client.models.list().data] == ["tiny"], 10, "shapes is still listed")
     second = registry.register("tiny", tiny_models.language_model(tmp_path, seed=1), run_id=None, alias="champion")
     deploy.up(spec(None))
