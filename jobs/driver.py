@@ -169,10 +169,13 @@ class Reporter:
             _report_step(trained[-1], steps)
 
     def _log_checkpoint(self, record: Record) -> None:
-        """Show the checkpoint in MLflow, ranked by the last evaluation, and take off those that are gone."""
+        """Show the checkpoint in MLflow, with the last evaluation before it, and take off those that are gone.
+
+        MLflow keeps a logged model's metrics in the run's history too: keys of their own keep the two apart.
+        """
         name = f"{self._job.spec.name}-step-{record.step}"
         directory = checkpoint.folder(self._job.folder.path / "checkpoints", record.step)
-        metrics = {**self._held_out, **record.metrics}
+        metrics = {f"checkpoint_{key.removeprefix('eval_')}": value for key, value in self._held_out.items()}
         self.defer(lambda run: run.log_checkpoint(name, directory, record.step, metrics))
         for step in [step for step, path in self._checkpoints.items() if not path.is_dir()]:
             del self._checkpoints[step]

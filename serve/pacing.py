@@ -1,4 +1,7 @@
-"""Fewer, larger messages: each one on its way to the client costs Ray Serve about two milliseconds of CPU."""
+"""Fewer, larger messages: each one on its way to the client costs Ray Serve milliseconds of CPU, the engine's included.
+
+Measured on two cores with a tiny model, 16 streams: 1,900 tokens a second at 400 messages a second, 3,700 at 100.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,19 @@ from contextlib import aclosing
 
 from serve.engine import Delta
 
-MESSAGES_PER_SECOND = 400
-"""What one replica sends at most, all its streams together. One stream is sent token by token; 32 streams get a
-message each 80 ms, which holds all the tokens of that time."""
+MESSAGES_PER_SECOND = 150
+"""What one replica sends, all its streams together: one stream goes token by token, 16 get a message each 0.1 s."""
+LONGEST_INTERVAL_S = 0.2
+"""With more streams than that allows, more messages are sent: text must not arrive in jerks."""
 
 
-async def paced(deltas: AsyncGenerator[Delta, None], interval_s: Callable[[], float]) -> AsyncGenerator[Delta, None]:
-    """Join deltas that come within `interval_s()` of the last one sent. The first and the last are never held up.
+def interval_s(streams: int) -> float:
+    """Return the time between two messages of one of `streams` streams."""
+    return min(streams / MESSAGES_PER_SECOND, LONGEST_INTERVAL_S)
+
+
+async def paced(deltas: AsyncGenerator[Delta, None], pause_s: Callable[[], float]) -> AsyncGenerator[Delta, None]:
+    """Join deltas that come within `pause_s()` of the last one sent. The first and the last are never held up.
 
     Closing it closes `deltas`; what `deltas` raises is raised after everything it gave.
     """
@@ -26,7 +35,7 @@ async def paced(deltas: AsyncGenerator[Delta, None], interval_s: Callable[[], fl
     try:
         while not (ended.is_set() and not waiting):
             await arrived.wait()
-            await _sleep_until(ended, sent_at + interval_s() - clock())
+            await _sleep_until(ended, sent_at + pause_s() - clock())
             arrived.clear()
             if waiting:
                 sent_at = clock()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.engine import Engine, EngineError, GenerationRequest, RequestError, SamplingParams
-from serve.pacing import MESSAGES_PER_SECOND, paced
+from serve.pacing import interval_s, paced
 from serve.task_engine import TaskEngine
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Prompt, Refused
 
@@ -43,7 +43,7 @@ class GenerativeReplica:
         try:
             request = await self._request(call)
             yield Opened(self._identity, len(request.prompt_token_ids))
-            async with aclosing(paced(self._engine.generate(request), self._interval_s)) as deltas:
+            async with aclosing(paced(self._engine.generate(request), self._pause_s)) as deltas:
                 async for delta in deltas:
                     yield Chunk(delta.text, delta.completion_tokens, delta.finish_reason)
         except RequestError as error:
@@ -63,8 +63,8 @@ class GenerativeReplica:
     def healthy(self) -> bool:
         return self._engine.healthy()
 
-    def _interval_s(self) -> float:
-        return self._engine.load().running / MESSAGES_PER_SECOND
+    def _pause_s(self) -> float:
+        return interval_s(self._engine.load().running)
 
     async def _request(self, call: GenerateCall) -> GenerationRequest:
         ids = await asyncio.to_thread(encode, self._engine.tokenizer, call.prompt)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from serve.engine import Delta, EngineError
-from serve.pacing import paced
+from serve.pacing import interval_s, paced
 
 
 def delta(number: int, last: bool = False) -> Delta:
@@ -81,3 +81,9 @@ def test_closing_closes_the_source() -> None:
         assert source.given == given < 1_000_000
 
     asyncio.run(scenario())
+
+
+def test_more_streams_wait_longer_up_to_a_bound() -> None:
+    assert interval_s(0) == 0
+    assert 0 < interval_s(1) < interval_s(16) < interval_s(64)
+    assert interval_s(64) == interval_s(640) < 0.5
