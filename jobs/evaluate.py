@@ -1,20 +1,20 @@
-"""Measure a model on held-out rows, over all workers."""
+"""Measure a model on held-out rows. Sums add up, so ranks and tasks measure shares of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from jobs.rows import Rows
+from jobs.spec import JobSpec
 from jobs.tasks import Task
 
-Sum = Callable[..., list[float]]
 
-
-def evaluate(
+def measure(
     task: Task,
     model: torch.nn.Module,
     rows: Rows,
@@ -24,9 +24,8 @@ def evaluate(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
-    all_sum: Sum | None = None,
 ) -> dict[str, float]:
-    """Return the task's metrics over the first `limit` rows (all for None); rank r of W measures every W-th.
+    """Return the task's sums over this rank's share (every W-th) of the first `limit` rows (all for None).
 
     Each rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones with no weight.
     """
@@ -43,11 +42,27 @@ def evaluate(
             for key, value in task.measure(model, batch).items():
                 totals[key] = totals.get(key, 0.0) + (float(value) if len(chosen) else 0.0)
     model.train(was_training)
-    if all_sum is not None:
-        totals = dict(zip(totals, all_sum(*totals.values()), strict=True))
-    return task.summarise(totals)
+    return totals
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Move a batch; a copy to an accelerator does not wait."""
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()} if device.type != "cpu" else batch
+
+
+def evaluate_share(
+    spec: JobSpec, directory: str, prepared: dict[str, Any], rank: int, world_size: int
+) -> dict[str, float]:
+    """Load the model and return the sums over one share of the held-out rows: phase `evaluate`, as a Ray task."""
+    from jobs import noise
+    from jobs.prepare import Prepared, rows_of
+    from jobs.tasks import get
+
+    noise.quiet()
+    data = Prepared(**prepared)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = get(spec.task).load(data.task_directory, spec.task_options())
+    model = task.load_model(Path(directory)).to(device)
+    rows = rows_of(data, data.eval_files)
+    limit = spec.data.eval_max_rows
+    return measure(task, model, rows, limit=limit, micro_batch=16, device=device, rank=rank, world_size=world_size)

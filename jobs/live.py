@@ -15,6 +15,7 @@ DESCRIPTIONS = {
     "start": "starting the workers",
     "train": "training",
     "evaluate": "evaluating",
+    "measure": "measuring",
     "quantize": "quantising",
 }
 

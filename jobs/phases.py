@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import connect
 from cluster.errors import UserError
 from jobs import noise, prepare, progress, runs, train
 from jobs.prepare import Prepared
@@ -53,31 +54,37 @@ def train_phase(job: Job) -> dict[str, Any]:
 
 
 def evaluate_phase(job: Job) -> dict[str, Any]:
-    """Measure a model on held-out data, over the worker group."""
-    from jobs.evaluate_worker import RESULT_FILE, evaluate_worker
+    """Measure a model on held-out data. Shares need no collective, so plain tasks do it, one for each worker."""
+
+    from jobs.evaluate import evaluate_share
+    from jobs.tasks import get
 
     prepared = _prepare(job)
-    run_workers(job, evaluate_worker, {"prepared": prepare.as_dict(prepared)})
-    metrics = json.loads((job.folder.path / RESULT_FILE).read_text(encoding="utf-8"))
+    workers = job.spec.resources.workers
+    progress.report("measure", 0, workers)
+    remote = _compute_task(job, evaluate_share)
+    shares = [
+        remote.remote(job.spec, str(job.parent), prepare.as_dict(prepared), rank, workers) for rank in range(workers)
+    ]
+    parts: list[dict[str, float]] = []
+    for done, share in enumerate(shares, 1):
+        parts.append(_result(share))
+        progress.report("measure", done, workers)
+    totals = {key: sum(part.get(key, 0.0) for part in parts) for key in parts[0]}
+    metrics = get(job.spec.task)(job.spec.task_options()).summarise(totals)
     job.run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}, 0)
     return {"evaluation": metrics, "model": job.spec.model.source}
 
 
 def quantize_phase(job: Job) -> dict[str, Any]:
     """Shrink the weights, measure what it cost, and register the child version."""
-    import ray
-
     from jobs.quantize import quantize
 
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
-    wanted = job.spec.resources
-    remote = ray.remote(num_cpus=wanted.cpus_per_worker, num_gpus=wanted.gpus_per_worker, max_retries=0)(quantize)
-    environment = {"env_vars": worker_environment(job.spec)}
     model = job.folder.path / "model"
-    report = ray.get(
-        remote.options(runtime_env=environment).remote(job.spec, str(job.parent), prepare.as_dict(prepared), str(model))
-    )
+    arguments = (job.spec, str(job.parent), prepare.as_dict(prepared), str(model))
+    report = _result(_compute_task(job, quantize).remote(*arguments))
     progress.report("quantize", 1, 1)
     job.run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}, 0)
     evaluation = {k.removeprefix("eval_"): v for k, v in report.items() if k.startswith("eval_")}
@@ -105,6 +112,8 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
     wanted = job.spec.resources
     # Nothing but checkpoints would be reported to the controller; this is how fast it sees an end or a death.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    if connect.connection().is_local:  # nobody announces a preemption on this machine; its watcher costs a process
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = TorchTrainer(
         function,
         train_loop_config={
@@ -136,6 +145,31 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
         if job.stopping:
             raise Stopped from error
         raise _cause(error) from error
+
+
+def _compute_task(job: Job, function: Callable[..., dict[str, float]]) -> Any:
+    """Make a Ray task with the resources and the environment of one of the job's workers."""
+    import ray
+
+    wanted = job.spec.resources
+    options = {
+        "num_cpus": wanted.cpus_per_worker,
+        "num_gpus": wanted.gpus_per_worker,
+        "max_retries": job.spec.max_failures,
+    }
+    return ray.remote(**options, runtime_env={"env_vars": worker_environment(job.spec)})(function)
+
+
+def _result(reference: Any) -> Any:
+    """Return a task's result, or raise its own exception where it is one for the user."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(getattr(error.cause, "exit_code", None), int):
+            raise error.cause from error
+        raise
 
 
 def worker_environment(spec: JobSpec) -> dict[str, str]:

@@ -60,13 +60,10 @@ def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any) -> d
     import numpy as np
     import torch
 
-    from jobs.evaluate import evaluate, to_device
+    from jobs.evaluate import measure, to_device
 
-    limit = spec.data.eval_max_rows
-    measured = {
-        f"eval_{key}": value
-        for key, value in evaluate(task, model, rows, limit=limit, micro_batch=16, device=device).items()
-    }
+    sums = measure(task, model, rows, limit=spec.data.eval_max_rows, micro_batch=16, device=device)
+    measured = {f"eval_{key}": value for key, value in task.summarise(sums).items()}
     batch = to_device(task.collate(rows.take(np.zeros(1, dtype=np.int64))), device)
     with torch.inference_mode():
         durations = []

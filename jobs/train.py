@@ -28,7 +28,7 @@ import torch
 
 from jobs import batches, checkpoint, noise, zero
 from jobs.engine import Engine
-from jobs.evaluate import evaluate, to_device
+from jobs.evaluate import measure, to_device
 from jobs.export import add_lora, export
 from jobs.prepare import Prepared, rows_of
 from jobs.rows import Rows
@@ -165,7 +165,7 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
     if not len(worker.eval_rows):
         return
     engine = worker.engine
-    metrics = evaluate(
+    sums = measure(
         worker.task,
         engine.model,
         worker.eval_rows,
@@ -174,8 +174,8 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         device=engine.device,
         rank=engine.rank,
         world_size=engine.world_size,
-        all_sum=engine.all_sum,
     )
+    metrics = worker.task.summarise(dict(zip(sums, engine.all_sum(*sums.values()), strict=True)))
     worker.evaluations[label] = metrics
     if worker.spool is not None:
         worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
