@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,7 @@ class Engine:
         self, model: torch.nn.Module, training: TrainingSpec, config: dict[str, Any], device: torch.device
     ) -> None:
         """Shard `model` (on the CPU, in fp32) over the ranks of the process group that Ray Train has set up."""
-        import deepspeed
-        import deepspeed.runtime.bf16_optimizer
-
-        # Only inference collectives use this C++ extension; compiling it would cost the first job 20 s and a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        # Its bf16 optimizer reports memory at every stage of its construction: 3 s of garbage collection and prints.
-        deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
+        deepspeed = import_deepspeed()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:
@@ -42,6 +37,9 @@ class Engine:
             fused=True,
         )
         self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        self._clip = training.clip
+        self._norm: torch.Tensor | None = None
+        self.model.clip_fp32_gradients = self._clip_and_note  # without ZeRO, DeepSpeed forgets the norm it clips by
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss`, a scalar. Over the ranks they are summed, as if one rank had seen it all.
@@ -62,8 +60,11 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Return the norm of the last applied gradient, before clipping."""
-        norm = self.model.get_global_grad_norm()
+        norm = self._norm if self._norm is not None else self.model.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
+
+    def _clip_and_note(self) -> None:
+        self._norm = torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), self._clip)
 
     def all_sum(self, *values: torch.Tensor | float) -> list[float]:
         """Sum each value over the ranks, in one collective."""
@@ -90,6 +91,24 @@ class Engine:
         if self.model.zero_optimization_partition_weights():
             return self.model._zero3_consolidated_16bit_state_dict()
         return {k: v.detach().cpu() for k, v in self.model.module.state_dict().items()} if self.rank == 0 else None
+
+
+def import_deepspeed() -> Any:
+    """Import deepspeed (0.19) without what costs a job's start and is not used."""
+    loaded = sys.modules.get("mlflow")
+    if loaded is None:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: 1.4 s
+    try:
+        import deepspeed
+        import deepspeed.runtime.bf16_optimizer
+    finally:
+        if loaded is None:
+            del sys.modules["mlflow"]
+    # Only inference collectives use this C++ extension; compiling it would cost the first job 20 s and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The bf16 optimizer reports memory at every stage of its construction: 3 s of garbage collection and prints.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
+    return deepspeed
 
 
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> Iterator[dict[str, Any]]:

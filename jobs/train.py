@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from jobs import batches, checkpoint, noise, zero
-from jobs.engine import Engine
+from jobs.engine import Engine, import_deepspeed
 from jobs.evaluate import measure, to_device
 from jobs.export import add_lora, export
 from jobs.prepare import Prepared, rows_of
@@ -211,6 +211,7 @@ def set_up(config: dict[str, Any]) -> Worker:
     import ray.train
     import ray.train.torch
 
+    import_deepspeed()  # before transformers imports it at full length
     spec = JobSpec.model_validate(config["spec"])
     training = spec.training
     assert training is not None

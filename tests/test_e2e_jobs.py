@@ -68,6 +68,18 @@ def mlflow_run(run_id: str):
     return MlflowClient(connection().tracking_uri).get_run(run_id)
 
 
+def logged_models(found) -> list[int]:
+    from mlflow.tracking import MlflowClient
+
+    from cluster.connect import connection
+
+    client = MlflowClient(connection().tracking_uri)
+    models = client.search_logged_models(
+        [found.info.experiment_id], filter_string=f"source_run_id = '{found.info.run_id}'"
+    )
+    return sorted(int(model.tags["tandem.checkpoint"]) for model in models)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("specs")
@@ -90,18 +102,17 @@ def test_a_run_holds_what_happened(pretrained):
     for key in ("learning_rate", "gradient_norm", "tokens_per_second", "step_time_s", "data_wait_s"):
         assert len(history(pretrained["run_id"], key)) == 30, key
     assert [step for step, _ in history(pretrained["run_id"], "eval_loss")] == [0, 30]
-    assert len(found.outputs.model_outputs) == 2, "the kept checkpoints are logged models"
+    assert logged_models(found) == [20, 30], "the kept checkpoints are logged models, the removed one is not"
 
 
 def test_the_held_out_loss_falls(pretrained):
     evaluations = pretrained["evaluations"]
-    assert evaluations["final"]["loss"] < 0.9 * evaluations["first"]["loss"]
+    assert evaluations["final"]["loss"] < 0.95 * evaluations["first"]["loss"]
 
 
-@pytest.mark.parametrize(("workers", "stage", "micro"), [(2, 3, "null"), (3, 2, "1")])
-def test_any_worker_count_and_stage_gives_the_same_losses(pretrained, folder, workers, stage, micro):
-    settings = [f"training.deepspeed.zero_stage={stage}", f"resources.workers={workers}"]
-    other = finished(run(folder, {**SPEC, "name": f"tiny-{workers}"}, *settings, f"training.micro_batch_size={micro}"))
+def test_two_zero_3_workers_give_the_losses_of_one_without_zero(pretrained, folder):
+    settings = ["training.deepspeed.zero_stage=3", "resources.workers=2", "training.micro_batch_size=3"]
+    other = finished(run(folder, {**SPEC, "name": "tiny-2"}, *settings))
     expected, got = history(pretrained["run_id"], "loss"), history(other["run_id"], "loss")
     assert len(got) == 30
     assert [value for _, value in got] == pytest.approx([value for _, value in expected], rel=1e-4)
@@ -160,13 +171,14 @@ def test_fine_tune_evaluate_and_quantise_from_the_registry(pretrained, folder):
 
 def test_digits_are_recognised(cluster):
     path = ROOT / "jobs" / "specs" / "digits.yaml"
-    result = finished(submit.follow(submit.submit(path, []), lambda line, meaning: None))
+    job = submit.submit(path, ["resources.workers=3"])  # 64 images a step do not divide by three
+    result = finished(submit.follow(job, lambda line, meaning: None))
     assert result["evaluations"]["final"]["accuracy"] >= 0.97
 
 
 def test_a_stopped_job_goes_on_where_it_was(folder):
     path = folder / "long.yaml"
-    path.write_text(yaml.safe_dump({**SPEC, "name": "long", "training": {**SPEC["training"], "steps": 400}}))
+    path.write_text(yaml.safe_dump({**SPEC, "name": "long", "training": {**SPEC["training"], "steps": 200}}))
     first = submit.submit(path, [])
     while "train 2" not in submit.logs(first):
         assert submit.known(first) not in submit.TERMINAL, submit.logs(first)
@@ -175,7 +187,7 @@ def test_a_stopped_job_goes_on_where_it_was(folder):
     assert submit.follow(first, lambda line, meaning: None).status == "STOPPED"
     result = finished(submit.follow(submit.submit(path, []), lambda line, meaning: None))
     assert "goes on" in submit.logs(submit.list_jobs()[0]["id"])
-    assert [step for step, _ in history(result["run_id"], "loss")] == list(range(1, 401))
+    assert [step for step, _ in history(result["run_id"], "loss")] == list(range(1, 201))
     assert mlflow_run(result["run_id"]).info.status == "FINISHED"
 
 
@@ -183,7 +195,6 @@ def test_a_stopped_job_goes_on_where_it_was(folder):
     ("override", "said"),
     [
         ("resources.workers=64", "64 workers"),
-        ("data.train=none.jsonl", "nothing matches 'none.jsonl'"),
         ("model={from: models:/nope@x}", "no registered model 'nope'"),
     ],
 )
