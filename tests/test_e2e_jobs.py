@@ -178,16 +178,16 @@ def test_digits_are_recognised(cluster):
 
 def test_a_stopped_job_goes_on_where_it_was(folder):
     path = folder / "long.yaml"
-    path.write_text(yaml.safe_dump({**SPEC, "name": "long", "training": {**SPEC["training"], "steps": 200}}))
+    path.write_text(yaml.safe_dump({**SPEC, "name": "long", "training": {**SPEC["training"], "steps": 800}}))
     first = submit.submit(path, [])
-    while "train 2" not in submit.logs(first):
+    while "tandem: evaluate 0" not in submit.logs(first):
         assert submit.known(first) not in submit.TERMINAL, submit.logs(first)
         time.sleep(0.2)
     assert submit.stop(first)
     assert submit.follow(first, lambda line, meaning: None).status == "STOPPED"
     result = finished(submit.follow(submit.submit(path, []), lambda line, meaning: None))
     assert "goes on" in submit.logs(submit.list_jobs()[0]["id"])
-    assert [step for step, _ in history(result["run_id"], "loss")] == list(range(1, 201))
+    assert [step for step, _ in history(result["run_id"], "loss")] == list(range(1, 801))
     assert mlflow_run(result["run_id"]).info.status == "FINISHED"
 
 
