@@ -134,10 +134,12 @@ def _tags(spec: JobSpec) -> dict[str, str]:
 
 
 def _on_stop(job: Job) -> None:
-    """On SIGTERM (what `ray job stop` sends) ask the workers for a checkpoint and an end."""
+    """On SIGTERM (what `ray job stop` sends) ask the workers for a checkpoint and an end; other phases end at once."""
 
     def stop(signum: int, frame: Any) -> None:
         job.stopping = True
+        if job.spec.training is None:
+            raise Stopped
         (job.folder.path / "STOP").touch()
         progress.say("asked to stop: a checkpoint is written first")
 
