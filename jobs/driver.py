@@ -138,7 +138,7 @@ def _on_stop(job: Job) -> None:
 
     def stop(signum: int, frame: Any) -> None:
         job.stopping = True
-        if job.spec.training is None:
+        if job.spec.phase in ("evaluate", "quantize"):
             raise Stopped
         (job.folder.path / "STOP").touch()
         progress.say("asked to stop: a checkpoint is written first")
