@@ -88,7 +88,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pretrained(cluster, folder):
     """One worker, ZeRO 0: what every other way of running the same spec must reproduce."""
-    spec = {**SPEC, "register": {"model": "tiny", "alias": "candidate"}, "checkpoint": {"every_steps": 10, "keep": 2}}
+    spec = {
+        **SPEC,
+        "register": {"model": "jobs-tiny", "alias": "candidate"},
+        "checkpoint": {"every_steps": 10, "keep": 2},
+    }
     return finished(run(folder, spec, "training.deepspeed.zero_stage=0"))
 
 
@@ -123,7 +127,7 @@ def test_transformers_loads_the_weights_and_the_manifest_describes_them(pretrain
 
     from tracking import manifest, registry
 
-    directory = registry.resolve("models:/tiny@candidate")
+    directory = registry.resolve("models:/jobs-tiny@candidate")
     assert str(directory) == pretrained["directory"]
     contract = manifest.read(directory, verify=True)
     assert (contract.task, contract.architecture, contract.run_id) == ("causal-lm", "llama", pretrained["run_id"])
@@ -142,31 +146,31 @@ def test_fine_tune_evaluate_and_quantise_from_the_registry(pretrained, folder):
                 "name": "tiny-chat",
                 "phase": "finetune",
                 "model": {
-                    "from": "models:/tiny@candidate",
+                    "from": "models:/jobs-tiny@candidate",
                     "lora": {"rank": 8},
                     "config": {"max_position_embeddings": 128},
                 },
                 "data": data,
                 "training": {"epochs": 2, "global_batch_size": 8, "learning_rate": 5e-3, "precision": "bf16"},
                 "resources": {"workers": 2},
-                "register": {"model": "tiny-chat", "alias": "candidate"},
+                "register": {"model": "jobs-tiny-chat", "alias": "candidate"},
             },
         )
     )
     assert tuned["evaluations"]["final"]["loss"] < tuned["evaluations"]["first"]["loss"]
-    source = {"model": {"from": "models:/tiny-chat@candidate"}, "data": data}
+    source = {"model": {"from": "models:/jobs-tiny-chat@candidate"}, "data": data}
     measured = finished(run(folder, {"name": "measure", "phase": "evaluate", "resources": {"workers": 2}, **source}))
     assert measured["evaluation"]["loss"] == pytest.approx(tuned["evaluations"]["final"]["loss"], rel=1e-2)
     shrunk = finished(
         run(
             folder,
-            {"name": "shrink", "phase": "quantize", "register": {"model": "tiny-chat", "alias": "int8"}, **source},
+            {"name": "shrink", "phase": "quantize", "register": {"model": "jobs-tiny-chat", "alias": "int8"}, **source},
         )
     )
     cost = shrunk["quantization"]
     assert cost["bytes"] < cost["parent_bytes"]
     assert abs(cost["loss_change"]) < 0.02
-    assert shrunk["model"] == "models:/tiny-chat/2"
+    assert shrunk["model"] == "models:/jobs-tiny-chat/2"
 
 
 def test_digits_are_recognised(cluster):
