@@ -28,7 +28,6 @@ class Engine:
         self.device = device
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
-        self.trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameter_groups(model.named_parameters(), training.weight_decay),
             lr=training.learning_rate,
@@ -104,7 +103,7 @@ def import_deepspeed() -> Any:
     finally:
         if loaded is None:
             del sys.modules["mlflow"]
-    # Only inference collectives use this C++ extension; compiling it would cost the first job 20 s and a compiler.
+    # Only inference collectives use this C++ extension; compiling it would need a compiler at the first job.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # The bf16 optimizer reports memory at every stage of its construction: 3 s of garbage collection and prints.
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
