@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,39 @@ class Engine:
 
 
 def import_deepspeed() -> Any:
-    """Import deepspeed (0.19) without what costs a job's start and is not used."""
-    loaded = sys.modules.get("mlflow")
-    if loaded is None:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it: 1.4 s
-    try:
+    """Import deepspeed (0.19) without what costs a job's start and is not used: mlflow (1.4 s), TorchInductor (5 s)."""
+    with _without_mlflow(), _without_compiler():
         import deepspeed
         import deepspeed.runtime.bf16_optimizer
-    finally:
-        if loaded is None:
-            del sys.modules["mlflow"]
+        import deepspeed.runtime.zero.muon.muon_optimizer
     # Only inference collectives use this C++ extension; compiling it would need a compiler at the first job.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # The bf16 optimizer reports memory at every stage of its construction: 3 s of garbage collection and prints.
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
     return deepspeed
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """Keep the autotuner from importing mlflow."""
+    loaded = sys.modules.get("mlflow")
+    if loaded is None:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if loaded is None:
+            del sys.modules["mlflow"]
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Keep decorators from importing the whole compiler: every ZeRO engine imports Muon, whose steps are compiled."""
+    compile_, torch.compile = torch.compile, lambda function, *arguments, **keywords: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_
 
 
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> Iterator[dict[str, Any]]:

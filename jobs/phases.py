@@ -11,11 +11,12 @@ from typing import Any
 
 from cluster import connect
 from cluster.errors import UserError
-from jobs import noise, prepare, progress, runs, train
+from jobs import prepare, progress, runs, train, warm
 from jobs.prepare import Prepared
 from jobs.spec import JobSpec
 from tracking import manifest, registry
 from tracking.run import Run
+from tracking.spool import SpoolSender
 
 
 class Stopped(Exception):
@@ -31,12 +32,16 @@ class Job:
     """Where relative paths in the spec start."""
     storage: Path
     folder: runs.RunFolder
-    run: Run
+    sender: SpoolSender
     parent: Path | str | None
     """Directory (or hub id) of the model the job starts from."""
     stopping: bool = False
     steps: int = 0
     """Optimiser steps of the run, once they are known."""
+
+    def track(self, call: Callable[[Run], object]) -> None:
+        """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""
+        self.sender.defer(call)
 
 
 def train_phase(job: Job) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         progress.report("measure", done, workers)
     totals = {key: sum(part.get(key, 0.0) for part in parts) for key in parts[0]}
     metrics = get(job.spec.task)(job.spec.task_options()).summarise(totals)
-    job.run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}, 0)
+    job.track(lambda run: run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}))
     return {"evaluation": metrics, "model": job.spec.model.source}
 
 
@@ -86,7 +91,7 @@ def quantize_phase(job: Job) -> dict[str, Any]:
     arguments = (job.spec, str(job.parent), prepare.as_dict(prepared), str(model))
     report = _result(_compute_task(job, quantize).remote(*arguments))
     progress.report("quantize", 1, 1)
-    job.run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}, 0)
+    job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
     evaluation = {k.removeprefix("eval_"): v for k, v in report.items() if k.startswith("eval_")}
     published = _publish(job, model, prepared, evaluation, {"method": job.spec.quantize.method, **report})
     return published | {"quantization": report}
@@ -106,42 +111,27 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
     Raises:
         RuntimeError: the group failed more often than `max_failures`; the message holds the worker's own error.
     """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import TrainingFailedError
 
-    wanted = job.spec.resources
-    # Nothing but checkpoints would be reported to the controller; this is how fast it sees an end or a death.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    if connect.connection().is_local:  # nobody announces a preemption on this machine; its watcher costs a process
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    trainer = TorchTrainer(
-        function,
-        train_loop_config={
-            "spec": job.spec.resolved(),
-            "run": str(job.folder.path),
-            "parent": str(job.parent) if job.parent else None,
-            "base": str(job.base),
-            **config,
-        },
-        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_worker else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=wanted.workers,
-            use_gpu=bool(wanted.gpus_per_worker),
-            resources_per_worker={
-                "CPU": wanted.cpus_per_worker,
-                **({"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {}),
-            },
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"{job.folder.key}-{os.getpid()}",
-            storage_path=str(job.folder.path / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=job.spec.max_failures),
-            worker_runtime_env={"env_vars": worker_environment(job.spec)},
-        ),
-    )
+    from jobs import group
+
+    config = {
+        **config,
+        "spec": job.spec.resolved(),
+        "run": str(job.folder.path),
+        "parent": str(job.parent) if job.parent else None,
+        "base": str(job.base),
+    }
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
+        group.train(
+            function,
+            config,
+            spec=job.spec,
+            name=f"{job.folder.key}-{os.getpid()}",
+            storage=job.folder.path / "ray",
+            autoscaling=not connect.connection().is_local,
+        )
+    except TrainingFailedError as error:
         if job.stopping:
             raise Stopped from error
         raise _cause(error) from error
@@ -156,8 +146,9 @@ def _compute_task(job: Job, function: Callable[..., dict[str, float]]) -> Any:
         "num_cpus": wanted.cpus_per_worker,
         "num_gpus": wanted.gpus_per_worker,
         "max_retries": job.spec.max_failures,
+        "runtime_env": {"env_vars": warm.WORKER},
     }
-    return ray.remote(**options, runtime_env={"env_vars": worker_environment(job.spec)})(function)
+    return ray.remote(**options)(function)
 
 
 def _result(reference: Any) -> Any:
@@ -170,14 +161,6 @@ def _result(reference: Any) -> Any:
         if isinstance(getattr(error.cause, "exit_code", None), int):
             raise error.cause from error
         raise
-
-
-def worker_environment(spec: JobSpec) -> dict[str, str]:
-    """Return the environment variables of the processes that compute."""
-    environment = dict(noise.ENVIRONMENT)
-    if not spec.resources.gpus_per_worker:
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment
 
 
 def _cause(error: Exception) -> Exception:
@@ -201,7 +184,7 @@ def _prepare(job: Job) -> Prepared:
     prepared = prepare.prepare(job.spec, job.base, job.storage, parent=directory, on_progress=on_progress)
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"
     progress.say(f"data {prepared.name}: {counted}{' (encoded before)' if prepared.cached else ''}")
-    job.run.log_dataset(prepared.name, prepared.digest)
+    job.track(lambda run: run.log_dataset(prepared.name, prepared.digest))
     if job.spec.phase in ("evaluate", "quantize") and not prepared.eval_rows:
         raise UserError(f"phase {job.spec.phase} needs held-out rows: give data.eval, or data.eval_fraction above 0")
     return prepared
@@ -217,6 +200,7 @@ def _publish(
     """Write tandem.json beside the weights and register the version, if the spec asks for one."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     register = job.spec.register_
+    run_id = job.sender.run.run_id if job.sender.run else None
     manifest.write(
         model,
         manifest.ModelManifest(
@@ -224,7 +208,7 @@ def _publish(
             task=job.spec.task,
             task_options=job.spec.task_options(),
             architecture=config.get("model_type", "unknown"),
-            run_id=job.run.run_id,
+            run_id=run_id,
             parent=job.spec.model.source,
             dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest),
             spec_digest=job.spec.digest(),
@@ -234,7 +218,7 @@ def _publish(
     )
     made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
     if register is not None:
-        version = registry.register(register.model, model, run_id=job.run.run_id, alias=register.alias)
+        version = registry.register(register.model, model, run_id=run_id, alias=register.alias)
         made["model"] = version.uri
         progress.say(f"registered {version.uri}{f' as @{register.alias}' if register.alias else ''}")
     return made

@@ -74,6 +74,8 @@ def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]
             *lines, rest = (rest + text).split("\n")
             for line in lines:
                 _take(line, outcome, on_line)
+            if outcome.result:  # the last line of a job; the log itself ends seconds later
+                return
         if rest:
             _take(rest, outcome, on_line)
 

@@ -32,7 +32,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_metrics_survive_the_servers_death_and_a_drivers_restart(server: MlflowServer, tmp_path: Path) -> None:
     spool, seen = Spool(tmp_path / "spool" / "rank-0.jsonl"), list[Record]()
     run = Run.open("outage", "outage", tracking_uri=server.url)
-    sender = SpoolSender(tmp_path / "spool", run, interval_s=0.1, on_records=seen.extend, batch_s=0.1).start()
+    sender = SpoolSender(tmp_path / "spool", run, interval_s=0.1, batch_s=0.1).start(seen.extend)
     for step in range(50):
         spool.append(step, {"loss": 1 / (step + 1)})
     wait_for(lambda: sender.unsent() == 0)

@@ -152,7 +152,7 @@ def test_an_outage_delays_and_loses_nothing(tmp_path: Path) -> None:
     spool, sink = Spool(tmp_path / "rank-0.jsonl"), RecordingSink()
     seen: list[Record] = []
     sink.down = True
-    sender = SpoolSender(tmp_path, sink, interval_s=0.01, on_records=seen.extend, batch_s=0.01).start()
+    sender = SpoolSender(tmp_path, sink, interval_s=0.01, batch_s=0.01).start(seen.extend)
     for step in range(5):
         spool.append(step, {"loss": 1.0})
     wait_for(lambda: len(seen) == 5 and sender.last_error is not None)
@@ -193,7 +193,7 @@ def test_a_run_that_opens_late_gets_everything(tmp_path: Path) -> None:
 def test_batches_keep_their_distance_while_records_are_shown_at_once(tmp_path: Path) -> None:
     spool, sink, seen = Spool(tmp_path / "rank-0.jsonl"), RecordingSink(), list[Record]()
     spool.append(0, {"loss": 1.0})
-    sender = SpoolSender(tmp_path, sink, interval_s=0.01, on_records=seen.extend, batch_s=3600).start()
+    sender = SpoolSender(tmp_path, sink, interval_s=0.01, batch_s=3600).start(seen.extend)
     wait_for(lambda: sink.batches == [1])
     spool.append(1, {"loss": 1.0})
     spool.append(2, {"loss": 1.0})
@@ -206,7 +206,7 @@ def test_batches_keep_their_distance_while_records_are_shown_at_once(tmp_path: P
 def test_a_callback_that_raises_stops_nothing(tmp_path: Path) -> None:
     Spool(tmp_path / "rank-0.jsonl").append(1, {"loss": 1.0})
     sink = RecordingSink()
-    sender = SpoolSender(tmp_path, sink, interval_s=0.01, on_records=lambda records: records[1]).start()
+    sender = SpoolSender(tmp_path, sink, interval_s=0.01).start(lambda records: records[1])
     assert sender.stop(10) == 0
     assert sink.steps("loss") == [1]
 

@@ -87,9 +87,8 @@ class SpoolSender:
     """Send what is spooled in `directory` to `run` from one daemon thread, through outages and restarts.
 
     `run` is a Run, or a function that opens one; such a function is called in the thread until it succeeds, so a
-    server that is down when a job starts delays nothing. `on_records` sees every record once, every `interval_s`,
-    also during an outage. Requests are `batch_s` apart: each costs the server some 15 ms of CPU, however little it
-    brings, and on a laptop the server shares the cores with the training.
+    server that is down when a job starts delays nothing. Requests are `batch_s` apart: each costs the server some 15 ms
+    of CPU, however little it brings, and on a laptop the server shares the cores with the training.
     """
 
     def __init__(
@@ -97,7 +96,6 @@ class SpoolSender:
         directory: Path,
         run: Sink | Callable[[], Sink],
         interval_s: float = 1.0,
-        on_records: Callable[[list[Record]], None] | None = None,
         batch_s: float = 2.0,
     ) -> None:
         self.directory = directory
@@ -105,7 +103,7 @@ class SpoolSender:
         """Why the newest attempt failed; None while the server answers."""
         self._run = run
         self._interval_s = interval_s
-        self._on_records = on_records
+        self._on_records: Callable[[list[Record]], None] | None = None
         self._batch_s = batch_s
         self._pause_s = batch_s
         self._next_batch = 0.0
@@ -117,8 +115,14 @@ class SpoolSender:
         self._deadline = math.inf
         self._thread = threading.Thread(target=self._loop, name="tandem-spool-sender", daemon=True)
 
-    def start(self) -> SpoolSender:
-        """Start the thread and return."""
+    @property
+    def run(self) -> Any | None:
+        """The run, or None as long as it could not be opened."""
+        return None if callable(self._run) else self._run
+
+    def start(self, on_records: Callable[[list[Record]], None] | None = None) -> SpoolSender:
+        """Start the thread and return. `on_records` sees every record once, every `interval_s`, also in an outage."""
+        self._on_records = on_records
         self._thread.start()
         return self
 

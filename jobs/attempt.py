@@ -1,0 +1,146 @@
+"""One attempt at a job: claim its folder, open its MLflow run, run its phase, end the run truthfully."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cluster import home
+from jobs import checkpoint, phases, progress, runs, train
+from jobs.phases import Job, Stopped
+from jobs.spec import JobSpec
+from tracking import registry
+from tracking.errors import TrackingError
+from tracking.run import Run, Status
+from tracking.spool import Record, SpoolSender
+
+
+def run(spec: JobSpec, base: Path) -> int:
+    """Run `spec`, whose relative paths start at `base`, in this process and its worker group; return the exit code."""
+    storage = Path(spec.storage or home.home() / "storage").absolute()
+    parent = find_parent(spec.model.source, base) if spec.model.source else None
+    folder = runs.claim(storage, spec)
+    folder.write_status("RUNNING")
+    (folder.path / train.STOP_FILE).unlink(missing_ok=True)
+    opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=_tags(spec))
+    sender = SpoolSender(folder.path / "spool", opened, interval_s=0.5)
+    job = Job(spec, base, storage, folder, sender, parent)
+    progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
+    job.track(lambda run: progress.say(f"MLflow {run.url}"))
+    job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
+    _on_stop(job)
+    sender.start(Reporter(job).take)
+    status: Status = "FAILED"
+    try:
+        outcome = phases.PHASES[spec.phase](job)
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        progress.say("stopped; submit the same spec again to go on")
+        return 1
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        job.track(lambda run: run.set_tags({"tandem.error": reason}))
+        raise
+    finally:
+        _end(job, status)
+    progress.result({"run": folder.key, **_run_address(sender), **outcome})
+    return 0
+
+
+def _end(job: Job, status: Status) -> None:
+    """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
+    job.folder.write_status(status)
+    left = job.sender.stop(drain_timeout_s=30)
+    if left:
+        progress.say(f"{left} records could not be sent to MLflow and stay in {job.folder.path / 'spool'}")
+    if job.sender.run is None:
+        return
+    try:
+        job.sender.run.end(status)
+    except TrackingError as error:
+        progress.say(f"the MLflow run could not be ended as {status}: {error}")
+
+
+def _run_address(sender: SpoolSender) -> dict[str, str]:
+    return {"run_id": sender.run.run_id, "run_url": sender.run.url} if sender.run else {}
+
+
+def find_parent(source: str, base: Path) -> Path | str:
+    """Return the directory behind `model.from`: a registry URI or a path; anything else is taken for a hub id."""
+    if source.startswith("models:/"):
+        return registry.resolve(source)
+    if (base / source).exists() or source.startswith(("/", ".")):
+        return registry.resolve(str(base / source))
+    return source
+
+
+def _tags(spec: JobSpec) -> dict[str, str]:
+    try:
+        version = metadata.version("tandem-ray")
+    except metadata.PackageNotFoundError:
+        version = "source"
+    tags = {"tandem.phase": spec.phase, "tandem.task": spec.task, "tandem.spec_digest": spec.digest()}
+    tags["tandem.code_version"] = os.environ.get("TANDEM_CODE_VERSION", version)
+    return tags
+
+
+def _on_stop(job: Job) -> None:
+    """On SIGTERM (what `ray job stop` sends) ask the workers for a checkpoint and an end; other phases end at once."""
+
+    def stop(signum: int, frame: Any) -> None:
+        job.stopping = True
+        if job.spec.training is None:
+            raise Stopped
+        (job.folder.path / train.STOP_FILE).touch()
+        progress.say("asked to stop: a checkpoint is written first")
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+class Reporter:
+    """Turn spooled records into progress lines and MLflow's logged models; called in the sender's thread."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._throttle = progress.Throttle(0.5)
+        self._held_out: dict[str, float] = {}
+        self._checkpoints: dict[int, Path] = {}
+
+    def take(self, records: list[Record]) -> None:
+        """Show and pass on new records."""
+        steps = self._job.steps
+        for record in records:
+            measured = {k: v for k, v in record.metrics.items() if k.startswith("eval_")}
+            if measured:
+                self._held_out.update(measured)
+                progress.report("evaluate", record.step, max(steps, record.step), **measured)
+            if "checkpoint_s" in record.metrics:
+                self._log_checkpoint(record)
+        trained = [record for record in records if "loss" in record.metrics]
+        if trained and (self._throttle.ready() or trained[-1].step == steps):
+            _report_step(trained[-1], steps)
+
+    def _log_checkpoint(self, record: Record) -> None:
+        """Show the checkpoint in MLflow, with the last evaluation before it, and take off those that are gone.
+
+        MLflow keeps a logged model's metrics in the run's history too: keys of their own keep the two apart.
+        """
+        name = f"{self._job.spec.name}-step-{record.step}"
+        directory = checkpoint.folder(self._job.folder.path / "checkpoints", record.step)
+        metrics = {f"checkpoint_{key.removeprefix('eval_')}": value for key, value in self._held_out.items()}
+        self._job.track(lambda run: run.log_checkpoint(name, directory, record.step, metrics))
+        for step in [step for step, path in self._checkpoints.items() if not path.is_dir()]:
+            del self._checkpoints[step]
+            self._job.track(lambda run, step=step: run.drop_checkpoint(step))  # type: ignore[misc]
+        self._checkpoints[record.step] = directory
+
+
+def _report_step(record: Record, steps: int) -> None:
+    rates = {k: v for k, v in record.metrics.items() if k.endswith("_per_second")}
+    left = (steps - record.step) * record.metrics["step_time_s"]
+    progress.report("train", record.step, max(steps, record.step), loss=record.metrics["loss"], **rates, eta_s=left)

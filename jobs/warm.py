@@ -1,0 +1,63 @@
+"""Warm worker processes: started and imported ahead, so that a group of workers begins in a second, not in ten.
+
+They import while the data is being prepared, and again while training runs, for the group that follows a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+
+from cluster import prestart
+from jobs import noise
+from jobs.spec import JobSpec
+
+WORKER = {prestart.HOOK_VARIABLE: "jobs.warm.import_for_training"}
+"""What the environment of a process that computes holds besides."""
+
+
+def environment(spec: JobSpec, *, watch_preemption: bool) -> dict[str, str]:
+    """Return the variables of all of the job's processes but the driver: those that compute, and Ray Train's actors.
+
+    Args:
+        watch_preemption: whether somebody may announce one; on a machine of one's own the watcher only costs a process.
+    """
+    return {
+        **noise.ENVIRONMENT,
+        # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
+        **{name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ},
+        **({} if spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
+        # How fast Ray Train's controller sees an end or a death.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(watch_preemption)),
+        # Ray Train adds this one by itself; were it missing here, its actors would not find the processes.
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+        prestart.HOOK_VARIABLE: "jobs.warm.import_for_control",
+    }
+
+
+def start(placed: Mapping[str, int], *, controller: bool = False) -> None:
+    """Have processes for workers started, by node id, and on this node those of Ray Train's controller."""
+    import ray
+
+    if controller:  # the controller itself, and the actor by which its workers meet
+        prestart.prestart({ray.get_runtime_context().get_node_id(): 2}, {})
+    prestart.prestart(placed, WORKER)
+
+
+def import_for_training() -> None:
+    """Import what a worker needs."""
+    noise.quiet()
+    if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it looks for the GPU, which only a worker is given
+        from jobs.engine import import_deepspeed
+
+        import_deepspeed()  # before transformers imports it at full length
+    for module in ("ray.train.torch", "transformers.modeling_utils", "jobs.train"):
+        importlib.import_module(module)
+
+
+def import_for_control() -> None:
+    """Import what Ray Train's controller needs."""
+    noise.quiet()
+    importlib.import_module("ray.train.torch")
