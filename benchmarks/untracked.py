@@ -2,10 +2,9 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from cluster import connect, home, specfile
-from jobs import phases, prepare, runs, train
+from jobs import phases, prepare, runs, train, warm
 from jobs.spec import JobSpec
 
 
@@ -13,10 +12,10 @@ def main() -> None:
     """Do what the driver does, less tracking."""
     path = Path(sys.argv[1])
     spec = specfile.load(path, JobSpec)
-    connect.init_ray(runtime_env=connect.runtime_env())
+    connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec, watch_preemption=False)))
     storage = home.home() / "storage"
     folder = runs.claim(storage, spec)
-    job = phases.Job(spec, path.parent, storage, folder, SimpleNamespace(run_id="none"), None)  # type: ignore[arg-type]
+    job = phases.Job(spec, path.parent, storage, folder, None, None)  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
     phases.run_workers(job, train.train_worker, {"prepared": prepare.as_dict(prepared)})
     folder.write_status("FINISHED")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cluster import home
-from jobs import checkpoint, phases, progress, runs, train
+from jobs import checkpoint, guard, phases, postmortem, progress, runs
 from jobs.phases import Job, Stopped
 from jobs.spec import JobSpec
+from jobs.store import Store
 from tracking import registry
 from tracking.errors import TrackingError
 from tracking.run import Run, Status
@@ -25,7 +28,9 @@ def run(spec: JobSpec, base: Path) -> int:
     parent = find_parent(spec.model.source, base) if spec.model.source else None
     folder = runs.claim(storage, spec)
     folder.write_status("RUNNING")
-    (folder.path / train.STOP_FILE).unlink(missing_ok=True)
+    for name in (runs.STOP_FILE, runs.SAVE_FILE, "failures.jsonl"):
+        (folder.path / name).unlink(missing_ok=True)
+    guard.start(folder.path, folder.key)
     opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=_tags(spec))
     sender = SpoolSender(folder.path / "spool", opened, interval_s=0.5)
     job = Job(spec, base, storage, folder, sender, parent)
@@ -33,7 +38,9 @@ def run(spec: JobSpec, base: Path) -> int:
     job.track(lambda run: progress.say(f"MLflow {run.url}"))
     job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
     _on_stop(job)
-    sender.start(Reporter(job).take)
+    reporter = Reporter(job)
+    sender.start(reporter.take)
+    threading.Thread(target=reporter.watch_failures, name="tandem-failures", daemon=True).start()
     status: Status = "FAILED"
     try:
         outcome = phases.PHASES[spec.phase](job)
@@ -45,6 +52,7 @@ def run(spec: JobSpec, base: Path) -> int:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         job.track(lambda run: run.set_tags({"tandem.error": reason}))
+        job.track(lambda run: run.log_text(postmortem.page(folder.path, reason), "post-mortem.md"))
         raise
     finally:
         _end(job, status)
@@ -96,7 +104,7 @@ def _on_stop(job: Job) -> None:
         job.stopping = True
         if job.spec.training is None:
             raise Stopped
-        (job.folder.path / train.STOP_FILE).touch()
+        (job.folder.path / runs.STOP_FILE).touch()
         progress.say("asked to stop: a checkpoint is written first")
 
     signal.signal(signal.SIGTERM, stop)
@@ -109,7 +117,8 @@ class Reporter:
         self._job = job
         self._throttle = progress.Throttle(0.5)
         self._held_out: dict[str, float] = {}
-        self._checkpoints: dict[int, Path] = {}
+        self._checkpoints: set[int] = set()
+        self._store = Store(phases.checkpoints_of(job))
 
     def take(self, records: list[Record]) -> None:
         """Show and pass on new records."""
@@ -125,19 +134,35 @@ class Reporter:
         if trained and (self._throttle.ready() or trained[-1].step == steps):
             _report_step(trained[-1], steps)
 
+    def watch_failures(self) -> None:
+        """Say what failed and what was decided, and keep the post-mortem page of the MLflow run up to date."""
+        told, folder = 0, self._job.folder.path
+        while True:
+            found = postmortem.failures(folder)
+            for entry in found[told:]:
+                who = f" on rank {entry['rank']}" if entry["rank"] is not None else ""
+                progress.say(f"{entry['kind']}{who} after step {entry['step']} → {entry['action']}: {entry['reason']}")
+            if len(found) > told:
+                page = postmortem.page(folder)
+                self._job.track(lambda run, page=page: run.log_text(page, "post-mortem.md"))  # type: ignore[misc]
+                count = len(found)
+                self._job.track(lambda run, n=count: run.set_tags({"tandem.failures": str(n)}))  # type: ignore[misc]
+            told = len(found)
+            time.sleep(0.5)
+
     def _log_checkpoint(self, record: Record) -> None:
         """Show the checkpoint in MLflow, with the last evaluation before it, and take off those that are gone.
 
         MLflow keeps a logged model's metrics in the run's history too: keys of their own keep the two apart.
         """
         name = f"{self._job.spec.name}-step-{record.step}"
-        directory = checkpoint.folder(self._job.folder.path / "checkpoints", record.step)
+        directory = self._store.locate(checkpoint.folder(record.step))
         metrics = {f"checkpoint_{key.removeprefix('eval_')}": value for key, value in self._held_out.items()}
         self._job.track(lambda run: run.log_checkpoint(name, directory, record.step, metrics))
-        for step in [step for step, path in self._checkpoints.items() if not path.is_dir()]:
-            del self._checkpoints[step]
+        present = set(checkpoint.steps(self._store))
+        for step in self._checkpoints - present:
             self._job.track(lambda run, step=step: run.drop_checkpoint(step))  # type: ignore[misc]
-        self._checkpoints[record.step] = directory
+        self._checkpoints = (self._checkpoints | {record.step}) & present
 
 
 def _report_step(record: Record, steps: int) -> None:

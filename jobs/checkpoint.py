@@ -1,150 +1,163 @@
-"""Checkpoints that can be trusted: shards and state first, then a manifest of digests, then a rename into place.
+"""Checkpoints that can be trusted: shards first, a manifest of their digests last.
 
-    <run>/checkpoints/step-00000100/shards/…    DeepSpeed's shards, one set per rank
-                                    state.json  step, world size, ZeRO stage
-                                    MANIFEST.json
+    <root>/step-00000100/<attempt>-00000-of-00002.safetensors   one shard per rank (jobs/shards.py)
+                         <attempt>-00000-of-00002.json          its size and digest: the rank has finished
+                         MANIFEST.json                          written last, by rank 0
 
-Neither DeepSpeed's `latest` nor Ray Train's snapshot decides what exists: without a manifest that verifies there is
-no checkpoint, and a resume takes the newest one that verifies and says what it skipped.
+Neither DeepSpeed's `latest` nor Ray Train's snapshot decides what exists: without a manifest that verifies there is no
+checkpoint, and a resume takes the newest one that verifies and says what it skipped. Files carry the attempt's name, so
+that a worker of an earlier attempt that comes back from the dead spoils nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-if TYPE_CHECKING:
-    from jobs.engine import Engine
+from jobs.store import Store, Written
 
 MANIFEST = "MANIFEST.json"
+FORMAT = 2
+_FOLDER = re.compile(r"^step-(\d{8,})$")
+_PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
 @dataclass(frozen=True)
-class State:
-    """What a resume needs besides the shards. The step is the whole position: batches follow from it."""
+class Manifest:
+    """What a checkpoint is. The step is the whole position: batches and learning rate follow from it."""
 
     step: int
+    updates: int
+    """Optimizer updates behind it: the step, less the batches that were left out."""
     world_size: int
     zero_stage: int
+    files: Mapping[str, Written] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last evaluation before it."""
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the files that hold fragments."""
+        return [name for name in self.files if not name.endswith("buffers.safetensors")]
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that verified."""
-
-    directory: Path
-    state: State
+def folder(step: int) -> str:
+    """Return the name of a step's folder."""
+    return f"step-{step:08d}"
 
 
-def folder(root: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
-    return root / f"step-{step:08d}"
+def shard_name(attempt: str, rank: int, world_size: int) -> str:
+    """Return the name of a rank's shard."""
+    return f"{attempt}-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def save(root: Path, engine: Engine, state: State, keep: int) -> Path:
-    """Write a checkpoint and remove the oldest beyond `keep`. Collective; returns on every rank when it is in place."""
-    import torch.distributed as dist
-
-    final = folder(root, state.step)
-    partial = root / f".step-{state.step:08d}.partial"
-    if engine.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    engine.save(partial)
-    dist.barrier()
-    if engine.rank == 0:
-        (partial / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-        write_manifest(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _remove_old(root, keep)
-    dist.barrier()
-    return final
+def commit(store: Store, manifest: Manifest) -> None:
+    """Make a checkpoint valid: all its files are in place."""
+    text = json.dumps({"format": FORMAT, **asdict(manifest)})
+    store.write(f"{folder(manifest.step)}/{MANIFEST}", [text.encode()])
 
 
-def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that verifies, and why each newer one was skipped."""
-    skipped: list[str] = []
-    for directory in sorted(root.glob("step-*"), reverse=True):
-        problem = verify(directory)
-        if problem is None:
-            state = State(**json.loads((directory / "state.json").read_text(encoding="utf-8")))
-            return Checkpoint(directory, state), skipped
-        skipped.append(f"{directory.name}: {problem}")
-    return None, skipped
+def steps(store: Store) -> list[int]:
+    """List the steps that have a folder, valid or not, newest first."""
+    found = [_FOLDER.match(name) for name in store.folders()]
+    return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def write_manifest(directory: Path) -> None:
-    """Write size and SHA-256 of every file below `directory`, and flush it to the disk."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
-    entries = {p.relative_to(directory).as_posix(): [p.stat().st_size, _sha256(p)] for p in files}
-    with (directory / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"files": entries}, file)
-        file.flush()
-        os.fsync(file.fileno())
+def complete(store: Store) -> list[int]:
+    """List the steps whose checkpoint has been completed, newest first; whether it verifies is another question."""
+    return [step for step in steps(store) if store.exists(f"{folder(step)}/{MANIFEST}")]
 
 
-def verify(directory: Path) -> str | None:
-    """Compare every file with the manifest; return what is wrong, or None."""
+def read(store: Store, step: int) -> Manifest | str:
+    """Return the manifest of a step, or what is wrong with it."""
     try:
-        entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        values = json.loads(store.read(f"{folder(step)}/{MANIFEST}"))
     except FileNotFoundError:
         return "no manifest, so it was never completed"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return "the manifest is unreadable"
-    for name, (size, digest) in entries.items():
-        path = directory / name
-        if not path.is_file():
+    return _parse(values, step)
+
+
+def verify(store: Store, manifest: Manifest, *, rank: int = 0, world_size: int = 1) -> str | None:
+    """Compare this rank's share of the files with the manifest; return what is wrong, or None."""
+    for name in sorted(manifest.files)[rank::world_size]:
+        wanted = manifest.files[name]
+        try:
+            found = store.digest(f"{folder(manifest.step)}/{name}")
+        except FileNotFoundError:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _sha256(path) != digest:
+        except OSError as error:
+            return f"{name} is unreadable: {error}"
+        if found.size != wanted.size:
+            return f"{name} has {found.size} bytes instead of {wanted.size}"
+        if found.sha256 != wanted.sha256:
             return f"{name} is corrupt (its digest differs)"
     return None
 
 
-def to_universal(checkpoint: Checkpoint) -> Path:
-    """Convert ZeRO shards so that another number of workers can load them; return the folder for `load_universal`.
-
-    Raises:
-        RuntimeError: DeepSpeed's converter failed; its last lines are in the message.
-    """
-    target = checkpoint.directory.with_name(f".{checkpoint.directory.name}.universal") / "shards"
-    shutil.rmtree(target, ignore_errors=True)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers=1"]
-    command += [
-        "--num_merge_workers=1",
-        "--input_folder",
-        str(checkpoint.directory / "shards"),
-        "--output_folder",
-        str(target),
-    ]
-    if checkpoint.state.zero_stage < 3:
-        command.append("--inject_missing_state")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError("the conversion to a universal checkpoint failed:\n" + (done.stderr or done.stdout)[-2000:])
-    return target.parent
+def newest_valid(store: Store) -> tuple[Manifest | None, list[str]]:
+    """Return the newest checkpoint that verifies, and why each newer one was skipped."""
+    skipped: list[str] = []
+    for step in steps(store):
+        manifest = read(store, step)
+        problem = manifest if isinstance(manifest, str) else verify(store, manifest)
+        if problem is None:
+            assert isinstance(manifest, Manifest)
+            return manifest, skipped
+        skipped.append(f"{folder(step)}: {problem}")
+    return None, skipped
 
 
-def _remove_old(root: Path, keep: int) -> None:
-    for directory in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(directory, ignore_errors=True)
-    for directory in root.glob(".step-*"):
-        shutil.rmtree(directory, ignore_errors=True)
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest ones, and those that did best."""
+
+    newest: int = 2
+    best: int = 0
+    metric: str = "loss"
+    """A metric of the evaluation; smaller is better, but for accuracies."""
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def expendable(manifests: Sequence[Manifest], keep: Keep) -> list[int]:
+    """Return the steps that need not stay. Pure."""
+    by_age = sorted(manifests, key=lambda manifest: -manifest.step)
+    rated = [manifest for manifest in by_age if keep.metric in manifest.metrics]
+    sign = -1 if "accuracy" in keep.metric else 1
+    by_merit = sorted(rated, key=lambda manifest: sign * manifest.metrics[keep.metric])
+    kept = {manifest.step for manifest in [*by_age[: keep.newest], *by_merit[: keep.best]]}
+    return sorted(manifest.step for manifest in manifests if manifest.step not in kept)
+
+
+def remove_old(store: Store, keep: Keep) -> None:
+    """Remove what need not stay, and what was never completed below the newest valid manifest."""
+    found = {step: read(store, step) for step in steps(store)}
+    complete = [manifest for manifest in found.values() if isinstance(manifest, Manifest)]
+    newest = max((manifest.step for manifest in complete), default=0)
+    torn = [step for step, manifest in found.items() if isinstance(manifest, str) and step < newest]
+    for step in [*expendable(complete, keep), *torn]:
+        store.remove(folder(step))
+
+
+def _parse(values: Any, step: int) -> Manifest | str:
+    try:
+        if values["format"] != FORMAT:
+            return f"its format is {values['format']}, this is for {FORMAT}"
+        files = {name: Written(int(file["size"]), str(file["sha256"])) for name, file in values["files"].items()}
+        manifest = Manifest(
+            step=int(values["step"]),
+            updates=int(values["updates"]),
+            world_size=int(values["world_size"]),
+            zero_stage=int(values["zero_stage"]),
+            files=files,
+            metrics={key: float(value) for key, value in values["metrics"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return "the manifest does not hold what it should"
+    strange = [name for name in files if not _PLAIN_NAME.match(name)]
+    if strange or not files or manifest.step != step:
+        return f"the manifest names {strange[0]!r}" if strange else "the manifest does not hold what it should"
+    return manifest

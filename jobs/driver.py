@@ -60,14 +60,16 @@ def check_it_fits(spec: JobSpec) -> dict[str, int]:
         UserError: it cannot fit; Ray Train itself would wait for ever without a word.
     """
     wanted = spec.resources
-    request = placement.Request(wanted.workers, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    answer = placement.fit(request, topology.nodes())
-    if isinstance(answer, placement.Refusal):
-        if not answer.fits_when_free:
-            raise UserError(f"resources: {answer.reason}; {answer.what_would_help}")
-        progress.say(f"waiting: {answer.reason}; {answer.what_would_help}")
-        return {}
-    return answer.workers_by_node
+    nodes = topology.nodes()
+    for workers in range(wanted.most, wanted.fewest - 1, -1):
+        answer = placement.fit(placement.Request(workers, wanted.cpus_per_worker, wanted.gpus_per_worker), nodes)
+        if isinstance(answer, placement.Placement):
+            return answer.workers_by_node
+    assert isinstance(answer, placement.Refusal)
+    if not answer.fits_when_free:
+        raise UserError(f"resources: {answer.reason}; {answer.what_would_help}")
+    progress.say(f"waiting: {answer.reason}; {answer.what_would_help}")
+    return {}
 
 
 def leave(code: int) -> None:

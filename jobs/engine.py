@@ -6,11 +6,11 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from jobs.shards import Fragment, Reader, share
 from jobs.spec import TrainingSpec
 
 
@@ -37,6 +37,7 @@ class Engine:
             fused=True,
         )
         self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        self._adamw = optimizer
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
         self.model.clip_fp32_gradients = self._clip_and_note  # without ZeRO, DeepSpeed forgets the norm it clips by
@@ -73,18 +74,67 @@ class Engine:
             torch.distributed.all_reduce(vector)
         return vector.tolist()
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's shards below `directory`. Collective; no barrier at the end."""
-        self.model.save_checkpoint(str(directory), tag="shards", save_latest=False)
+    def fragments(self) -> list[Fragment]:
+        """Return the training state that this rank holds, as views of it.
 
-    def load(self, directory: Path) -> None:
-        """Load the shards that `save` wrote. Collective.
-
-        DeepSpeed unpickles them: the caller has verified the manifest first, and never loads a stranger's checkpoint.
+        With ZeRO the ranks' parts cover it once; without, every rank holds all of it (`owned_fragments` divides it).
         """
-        path, _ = self.model.load_checkpoint(str(directory), tag="shards", load_lr_scheduler_states=False)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
+        return [
+            Fragment(name, start, _views(self._states(flat), flat, offset, numel))
+            for name, flat, start, offset, numel in self._pieces()
+        ]
+
+    def owned_fragments(self) -> list[Fragment]:
+        """Return this rank's part of the training state: over the ranks, everything once."""
+        held = self.fragments()
+        return held if self._is_partitioned() else share(held, self.rank, self.world_size)
+
+    def restore(self, reader: Reader, updates: int) -> None:
+        """Put a checkpoint's state in place, whatever group wrote it; the model was built from its weights already.
+
+        DeepSpeed makes its master weights from the model after rounding it to bf16, so those are read once more.
+        """
+        for name, flat, start, offset, numel in self._pieces():
+            for kind, tensor in _views(self._states(flat, updates), flat, offset, numel).items():
+                reader.read(kind, name, start, tensor)
+
+    def _pieces(self) -> Iterator[tuple[str, torch.Tensor, int, int, int]]:
+        """Yield (parameter, optimizer's tensor, first element in the parameter, offset in that tensor, elements)."""
+        optimizer = self.model.optimizer
+        for name, parameter in self.model.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if hasattr(parameter, "ds_tensor"):  # stage 3: every parameter in equal parts, the last one padded
+                group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
+                start = self.rank * part
+                numel = min(part, parameter.ds_numel - start)
+                if numel > 0:
+                    yield name, optimizer.fp32_partitioned_groups_flat[group], start, offset, numel
+            elif hasattr(parameter, "_hp_mapping"):  # stages 1 and 2: the concatenated group in equal parts
+                mapping = parameter._hp_mapping
+                if mapping is not None:
+                    groups = _flat_groups(optimizer)
+                    where, lies = mapping.lp_fragment_address, mapping.hp_fragment_address
+                    yield name, groups[mapping.param_group_index], where.start, lies.start, where.numel
+            else:
+                yield name, parameter, 0, 0, parameter.numel()
+
+    def _is_partitioned(self) -> bool:
+        parameters = [p for p in self.model.module.parameters() if p.requires_grad]
+        return any(hasattr(p, "ds_tensor") or hasattr(p, "_hp_mapping") for p in parameters)
+
+    def _states(self, flat: torch.Tensor, updates: int = 0) -> dict[str, torch.Tensor]:
+        """Return AdamW's state of one of its tensors; make it where the first step has not, or set its step."""
+        states = self._adamw.state
+        if not states[flat]:
+            states[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                "exp_avg": torch.zeros_like(flat.detach()),
+                "exp_avg_sq": torch.zeros_like(flat.detach()),
+            }
+        if updates:
+            states[flat]["step"].fill_(updates)
+        return states[flat]
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """Return the whole model's weights on the CPU at rank 0, None elsewhere. Collective."""
@@ -104,6 +154,18 @@ def import_deepspeed() -> Any:
     # The bf16 optimizer reports memory at every stage of its construction: 3 s of garbage collection and prints.
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
     return deepspeed
+
+
+def _views(states: dict[str, torch.Tensor], flat: torch.Tensor, offset: int, numel: int) -> dict[str, torch.Tensor]:
+    whole = {"weight": flat, "exp_avg": states["exp_avg"], "exp_avg_sq": states["exp_avg_sq"]}
+    return {kind: tensor.detach().view(-1)[offset : offset + numel] for kind, tensor in whole.items()}
+
+
+def _flat_groups(optimizer: Any) -> list[torch.Tensor]:
+    """Return the fp32 partitions of DeepSpeed's optimizer for bf16, or of that for stages 1 and 2."""
+    if hasattr(optimizer, "fp32_groups_flat_partition"):
+        return optimizer.fp32_groups_flat_partition
+    return optimizer.single_partition_of_fp32_groups
 
 
 @contextmanager

@@ -5,7 +5,10 @@ The policies are Ray Train's own extension points (ray 2.60, ray/train/v2/_inter
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,22 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.failure_handling import create_failure_policy
-from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.util import ObjectRefWrapper
 
-from jobs import warm
-from jobs.spec import JobSpec
+from jobs import checkpoint, failures, postmortem, runs, warm
+from jobs.failures import Decision, Failure, Limits, RankError
+from jobs.runs import SAVE_FILE
+from jobs.spec import JobSpec, WorkersSpec
+from jobs.store import Store
 
 UNUSED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
 """Each starts an actor in a process of its own. We read our own rows; placement groups end with the driver's job."""
+START_UPS = 10
+"""How often workers may fail to start in a row; Ray Train itself would try for ever."""
 
 
 class FixedSize(FixedScalingPolicy):
@@ -38,29 +47,113 @@ class FixedSize(FixedScalingPolicy):
         pass
 
 
+class ElasticSize(ElasticScalingPolicy):
+    """Ray Train's elastic size; before a running group is resized, it saves, so that no step is done twice."""
+
+    SAVE_TIMEOUT_S = 120.0
+
+    def __init__(self, scaling_config: Any, run: Path, store: Store) -> None:
+        super().__init__(scaling_config)
+        self._run, self._store = run, store
+        self._asked_at: float | None = None
+        self._newest = 0
+
+    def make_decision_for_running_worker_group(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return Ray Train's decision, or none yet: as long as the checkpoint that it needs is not there."""
+        if self._asked_at is not None:
+            waited = time.monotonic() - self._asked_at
+            if max(checkpoint.complete(self._store), default=0) <= self._newest and waited < self.SAVE_TIMEOUT_S:
+                return NoopDecision()
+            self._asked_at = None
+            self._latest_monitor_time = float("-inf")
+            return super().make_decision_for_running_worker_group(*arguments, **keywords)
+        decision = super().make_decision_for_running_worker_group(*arguments, **keywords)
+        if isinstance(decision, ResizeDecision):
+            self._newest = max(checkpoint.complete(self._store), default=0)
+            self._asked_at = time.monotonic()
+            (self._run / SAVE_FILE).touch()
+            return NoopDecision()
+        return decision
+
+
+class Failures(FailurePolicy):
+    """Ray Train's question what to do about a failure, answered by jobs/failures.py, and written down."""
+
+    def __init__(self, failure_config: Any, run: Path, store: Store, limits: Limits) -> None:
+        super().__init__(failure_config)
+        self._run, self._store, self._limits = run, store, limits
+        self._start_ups = 0
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Classify, decide, note it for the post-mortem and for the next attempt; then retry or raise."""
+        attempt = runs.read_attempt(self._run)
+        errors = {rank: RankError.of(e) for rank, e in getattr(training_failed_error, "worker_failures", {}).items()}
+        if not errors:  # the controller's own: workers that could not be started, for instance on a node just lost
+            self._start_ups += 1
+            return FailureDecision.RAISE if self._start_ups > START_UPS else FailureDecision.RETRY
+        hung = attempt is not None and any(
+            path.stat().st_size for path in (self._run / "stacks").glob(f"{attempt.name}-rank-*.txt")
+        )
+        step = last_step(self._run)
+        failure = failures.classify(errors, step, hung=hung, started=attempt is not None and attempt.training)
+        earlier = [Failure(e["kind"], e["step"], e["rank"], e["message"]) for e in postmortem.failures(self._run)]
+        micro_batch = attempt.micro_batch if attempt else 1
+        decision = failures.decide(failure, earlier, self._limits, micro_batch=micro_batch)
+        newest = max(checkpoint.complete(self._store), default=0)
+        self._note(decision, failure, attempt)
+        entry = {
+            **failure.as_dict(),
+            "time": time.time(),
+            "action": decision.action,
+            "reason": decision.reason,
+            "checkpoint": newest,
+            "workers": attempt.workers if attempt else None,
+            "evidence": postmortem.collect(self._run, attempt.name) if attempt else [],
+        }
+        postmortem.append(self._run, entry)
+        time.sleep(decision.wait_s)
+        return FailureDecision.RAISE if decision.action == "stop" else FailureDecision.RETRY
+
+    def _note(self, decision: Decision, failure: Failure, attempt: runs.Attempt | None) -> None:
+        control = runs.read_control(self._run)
+        if decision.action == "skip batch":
+            control = replace(control, skip=(*control.skip, failure.step))
+        elif decision.action == "halve micro-batch" and attempt:
+            control = replace(control, micro_batch=attempt.micro_batch // 2)
+        else:
+            return
+        runs.write_note(self._run, control)
+
+
+def last_step(run: Path) -> int:
+    """Return the last step that the first rank has spooled; 0 before the first."""
+    try:
+        with (run / "spool" / "rank-0.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 65536))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        if line.endswith(b"}") and b'"loss"' in line:
+            return int(json.loads(line)["step"])
+    return 0
+
+
 class Trainer(TorchTrainer):
-    """`TorchTrainer` with Tandem's policies.
+    """`TorchTrainer` with policies of our own."""
 
-    Args:
-        autoscaling: whether the cluster may get more nodes if it is asked for them.
-    """
-
-    def __init__(self, *arguments: Any, autoscaling: bool, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, scaling: ScalingPolicy, failures: FailurePolicy, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self._autoscaling = autoscaling
+        self._policies = {"scaling_policy": scaling, "failure_policy": failures}
 
     def fit(self) -> Any:
         """Train; raise `ray.train.TrainingFailedError` if that failed for good."""
-        scaling = create_scaling_policy(self.scaling_config)
-        if not self._autoscaling and isinstance(scaling, FixedScalingPolicy):
-            scaling = FixedSize(self.scaling_config)
         result = self._initialize_and_run_controller(
             train_fn_ref=ObjectRefWrapper(self._get_train_func()),
-            scaling_policy=scaling,
-            failure_policy=create_failure_policy(self.run_config.failure_config),
             train_run_context=self.train_run_context,
             callbacks=[c for c in self._create_default_callbacks() if not isinstance(c, UNUSED_CALLBACKS)],
             validation_config=None,
+            **self._policies,
         )
         if result.error:
             raise result.error
@@ -72,35 +165,46 @@ def train(
     config: dict[str, Any],
     *,
     spec: JobSpec,
+    run: Path,
     name: str,
-    storage: Path,
     autoscaling: bool,
 ) -> None:
     """Run `function(config)` on every worker; a lost group is started again from its checkpoint.
 
     Args:
+        run: the run's folder; Ray Train keeps its state below it.
         name: of this attempt; Ray Train resumes its own state under a name it has seen.
-        storage: where Ray Train keeps that state.
+        autoscaling: whether the cluster may get more nodes if it is asked for them.
 
     Raises:
-        ray.train.TrainingFailedError: the group failed more often than `max_failures`.
+        ray.train.TrainingFailedError: the group failed for good.
     """
-    wanted = spec.resources
+    wanted, store = spec.resources, Store(config["checkpoints"])
     gpus = {"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {}
+    elastic = isinstance(wanted.workers, WorkersSpec)
+    scaling_config = ray.train.ScalingConfig(
+        num_workers=(wanted.fewest, wanted.most) if elastic else wanted.most,
+        use_gpu=bool(gpus),
+        resources_per_worker={"CPU": wanted.cpus_per_worker, **gpus},
+        **({"elastic_resize_monitor_interval_s": wanted.workers.resize_every_s} if elastic else {}),  # type: ignore[union-attr]
+    )
+    failure_config = ray.train.FailureConfig(max_failures=spec.max_failures)
+    own = spec.failures
+    limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory)
+    scaling: ScalingPolicy = ElasticSize(scaling_config, run, store) if elastic else FixedSize(scaling_config)
+    if autoscaling and not elastic:
+        scaling = FixedScalingPolicy(scaling_config)
     Trainer(
         function,
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=wanted.workers,
-            use_gpu=bool(gpus),
-            resources_per_worker={"CPU": wanted.cpus_per_worker, **gpus},
-        ),
+        scaling_config=scaling_config,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
+            storage_path=str(run / "ray"),
+            failure_config=failure_config,
             worker_runtime_env={"env_vars": warm.WORKER},
         ),
-        autoscaling=autoscaling,
+        scaling=scaling,
+        failures=Failures(failure_config, run, store, limits),
     ).fit()

@@ -65,7 +65,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     from jobs.tasks import get
 
     prepared = _prepare(job)
-    workers = job.spec.resources.workers
+    workers = job.spec.resources.fewest
     progress.report("measure", 0, workers)
     remote = _compute_task(job, evaluate_share)
     shares = [
@@ -119,6 +119,7 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
         **config,
         "spec": job.spec.resolved(),
         "run": str(job.folder.path),
+        "checkpoints": checkpoints_of(job),
         "parent": str(job.parent) if job.parent else None,
         "base": str(job.base),
     }
@@ -127,14 +128,23 @@ def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: di
             function,
             config,
             spec=job.spec,
+            run=job.folder.path,
             name=f"{job.folder.key}-{os.getpid()}",
-            storage=job.folder.path / "ray",
             autoscaling=not connect.connection().is_local,
         )
     except TrainingFailedError as error:
         if job.stopping:
             raise Stopped from error
         raise _cause(error) from error
+
+
+def checkpoints_of(job: Job) -> str:
+    """Return where the run's checkpoints are: a path or a URI."""
+    elsewhere = job.spec.checkpoint.directory
+    if elsewhere is None:
+        return str(job.folder.path / "checkpoints")
+    root = elsewhere if "://" in elsewhere else str(job.base / elsewhere)
+    return f"{root.rstrip('/')}/{job.folder.key}"
 
 
 def _compute_task(job: Job, function: Callable[..., dict[str, float]]) -> Any:

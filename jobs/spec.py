@@ -131,12 +131,38 @@ class TrainingSpec(_Section):
         return self
 
 
+class WorkersSpec(_Section):
+    """As many workers as the cluster has room for, between these: a run shrinks and grows with it."""
+
+    min: Positive = 1
+    max: Positive
+    resize_every_s: float = Field(30.0, gt=0)
+    """How often to look whether more workers fit."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WorkersSpec:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
 class ResourcesSpec(_Section):
     """The worker group: one process per worker."""
 
-    workers: Positive = 1
+    workers: Positive | WorkersSpec = 1
+    """How many, or `{min: 1, max: 8}`."""
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+
+    @property
+    def fewest(self) -> int:
+        """The number of workers without which the job does not run."""
+        return self.workers.min if isinstance(self.workers, WorkersSpec) else self.workers
+
+    @property
+    def most(self) -> int:
+        """The number of workers it can make use of."""
+        return self.workers.max if isinstance(self.workers, WorkersSpec) else self.workers
 
 
 class CheckpointSpec(_Section):
@@ -145,8 +171,30 @@ class CheckpointSpec(_Section):
     every_steps: Positive | None = None
     """Left out: only at the end and when the job is stopped."""
     keep: Positive = 2
+    """The newest ones stay …"""
+    keep_best: int = Field(0, ge=0)
+    """… and these that did best on the held-out rows (with training.eval_every)."""
+    metric: str = "loss"
+    """What `keep_best` goes by: smaller is better, but for accuracies."""
+    directory: str | None = None
+    """Where they go, if not to the job's own folder: a path, or any URI that pyarrow knows (s3://, gs://, hdfs://)."""
     resume: Literal["auto", "never"] = "auto"
     """auto: a spec submitted again goes on from its newest valid checkpoint, unless it had finished."""
+
+
+class FailuresSpec(_Section):
+    """What to do about failures that a plain restart does not mend."""
+
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A loss that is NaN or infinite, or a spike: stop, or go back to the newest checkpoint and leave the batch out."""
+    loss_spike: float | None = Field(None, gt=1)
+    """A loss of more than so many times the median of the last 64 is a spike. Left out: none is."""
+    max_skipped: int = Field(10, ge=0)
+    """So many batches may be left out."""
+    out_of_memory: Literal["halve", "stop"] = "halve"
+    """Halve the micro-batch, which changes no result, or stop."""
+    hang_after_s: Positive = 1800
+    """A worker that does nothing for so long is taken to hang. Within training, three median steps and 8 s suffice."""
 
 
 class QuantizeSpec(_Section):
@@ -174,6 +222,7 @@ class JobSpec(_Section):
     training: TrainingSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
+    failures: FailuresSpec = FailuresSpec()
     quantize: QuantizeSpec = QuantizeSpec()
     register_: RegisterSpec | None = Field(None, alias="register")
     storage: str | None = None
@@ -202,9 +251,15 @@ class JobSpec(_Section):
         return self.model_dump(mode="json", by_alias=True)
 
     def digest(self) -> str:
-        """Return the SHA-256 (hex) of what decides the result: all but workers, storage, failures and registration."""
+        """Return the SHA-256 (hex) of what decides the result: not where, how divided, or how often it is saved."""
+        how = {"deepspeed", "micro_batch_size", "gradient_checkpointing"}
         what = self.model_dump(
-            mode="json", by_alias=True, exclude={"resources", "storage", "register_", "max_failures", "checkpoint"}
+            mode="json",
+            by_alias=True,
+            exclude={
+                **dict.fromkeys(("resources", "storage", "register_", "max_failures", "failures", "checkpoint"), True),
+                "training": dict.fromkeys(how, True),
+            },
         )
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -5,9 +5,9 @@ evaluate
 for each step:
     for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
     sum the loss over ranks; stop before the update if it is not finite
-    clip, update
+    wait until a checkpoint that is being saved has been copied; clip, update
     write the step's metrics to the spool on disk
-    now and then: evaluate; save a checkpoint
+    now and then: evaluate; begin to save a checkpoint
 evaluate, export the weights as safetensors
 """
 
@@ -15,35 +15,82 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
+import sys
 import time
+import traceback
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from jobs import batches, checkpoint, noise, zero
+from jobs import batches, noise, resume, runs, zero
+from jobs.checkpoint import Keep, Manifest
 from jobs.engine import Engine, import_deepspeed
 from jobs.evaluate import measure, to_device
 from jobs.export import add_lora, export
+from jobs.faults import Injector
 from jobs.prepare import Prepared, rows_of
 from jobs.rows import Rows
+from jobs.saver import Saver
 from jobs.schedules import learning_rate
 from jobs.spec import JobSpec, TrainingSpec
+from jobs.store import Store
 from jobs.tasks import Batch, Task, get
+from jobs.watchdog import Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler
-
-STOP_FILE = "STOP"
-"""The driver makes this file in the run's folder to ask for a checkpoint and an end."""
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss is NaN or infinite; the step was not applied."""
+
+
+class LossSpike(RuntimeError):
+    """The loss is far above the last ones; the step was not applied."""
+
+
+class Tee:
+    """What is printed, to where it went before and to a file that outlives the cluster."""
+
+    def __init__(self, stream: Any, file: IO[str]) -> None:
+        self._stream, self._file = stream, file
+
+    def write(self, text: str) -> int:
+        """Write to both."""
+        self._file.write(text)
+        return int(self._stream.write(text) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class RecentLosses:
+    """Tell a spike from the losses before it."""
+
+    LENGTH, ENOUGH = 64, 16
+
+    def __init__(self, factor: float | None) -> None:
+        """A loss of more than `factor` times the recent median is a spike; None: nothing is."""
+        self._factor = factor
+        self._losses: deque[float] = deque(maxlen=self.LENGTH)
+
+    def is_spike(self, loss: float) -> bool:
+        """Say whether `loss` is one; if not, remember it."""
+        if self._factor is not None and len(self._losses) >= self.ENOUGH and loss > self._factor * self.median():
+            return True
+        self._losses.append(loss)
+        return False
+
+    def median(self) -> float:
+        """Return the median of the recent losses."""
+        return statistics.median(self._losses)
 
 
 @dataclass
@@ -58,10 +105,17 @@ class Worker:
     eval_rows: Rows
     run: Path
     spool: Spool | None
+    saver: Saver
+    watchdog: Watchdog
+    faults: Injector
     steps: int
     micro_batch: int
     zero_stage: int
     start: int = 0
+    updates: int = 0
+    """Optimizer updates so far."""
+    skip: frozenset[int] = frozenset()
+    """Steps whose batch is left out."""
     model_directory: Path | None = None
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -72,17 +126,42 @@ class Worker:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train on this worker: the function Ray Train runs. `config`: spec, prepared, run, parent, base."""
+    """Train on this worker: the function Ray Train runs. `config`: spec, prepared, run, checkpoints, parent, base."""
     noise.quiet()
-    with system_metrics(Path(config["run"]) / "spool"):
-        worker = set_up(config)
+    with system_metrics(Path(config["run"]) / "spool"), logged(config) as watchdog:
+        worker = set_up(config, watchdog)
         worker.engine.model.train()
+        worker.faults.reach("start", worker.start)
         finished = train(worker)
+        worker.saver.finish()
+        report_checkpoints(worker)
         if finished:
+            watchdog.allow()
             evaluate_now(worker, worker.steps, "final")
             export_weights(worker)
     if worker.spool is not None:
         worker.spool.close()
+
+
+@contextmanager
+def logged(config: dict[str, Any]) -> Iterator[Watchdog]:
+    """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
+    import ray.train
+
+    run, rank = Path(config["run"]), ray.train.get_context().get_world_rank()
+    name = f"{resume.attempt_name()}-rank-{rank}"
+    (run / "logs").mkdir(exist_ok=True)
+    watchdog = Watchdog(run / "stacks" / f"{name}.txt", config["spec"]["failures"]["hang_after_s"])
+    with (run / "logs" / f"{name}.log").open("a", buffering=1) as file:
+        tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
+        try:
+            with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]
+                yield watchdog
+        except BaseException:
+            file.write(traceback.format_exc())
+            raise
+        finally:
+            watchdog.stop()
 
 
 def train(worker: Worker) -> bool:
@@ -90,34 +169,48 @@ def train(worker: Worker) -> bool:
     engine, training = worker.engine, worker.training
     if worker.start == 0:
         evaluate_now(worker, 0, "first")
+    recent = RecentLosses(worker.spec.failures.loss_spike)
     previous = time.perf_counter()
-    for step, (micro_batches, targets, data_wait_s) in enumerate(prefetch(worker), worker.start):
+    for step, (micro_batches, targets, data_wait_s) in prefetch(worker):
         rate = learning_rate(training, step, worker.steps)
         engine.set_learning_rate(rate)
-        loss, stop = forward_backward(worker, micro_batches, targets)
+        torch.manual_seed(step_seed(training.seed, step, engine.rank))
+        loss, stop, save = forward_backward(worker, micro_batches, targets)
+        if worker.faults.reach("step", step + 1) == "nan":
+            loss = math.nan
         if not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
+            raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied", step)
+        if recent.is_spike(loss):
+            raise LossSpike(
+                f"the loss of step {step + 1} is {loss:.4g}, after {recent.median():.4g}; it was not applied"
+            )
+        worker.saver.wait_copied()
         engine.step()
+        worker.updates += 1
         done, now = step + 1, time.perf_counter()
         if worker.spool is not None:
             metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": engine.gradient_norm()}
             metrics[f"{worker.task.unit}_per_second"] = targets / (now - previous)
             worker.spool.append(done, {**metrics, "step_time_s": now - previous, "data_wait_s": data_wait_s})
+        worker.watchdog.step(now - previous)
         previous = now
         if training.eval_every and done % training.eval_every == 0 and done < worker.steps:
+            worker.watchdog.allow()
             evaluate_now(worker, done, "latest")
             previous = time.perf_counter()
         every = worker.spec.checkpoint.every_steps
-        if stop or (every and done % every == 0):
-            save_checkpoint(worker, done)
-            previous = time.perf_counter()
+        if stop or save or (every and done % every == 0):
+            begin_checkpoint(worker, done)
+            if worker.first:
+                (worker.run / runs.SAVE_FILE).unlink(missing_ok=True)
+        report_checkpoints(worker)
         if stop and done < worker.steps:
             return False
     return True
 
 
-def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets: int) -> tuple[float, bool]:
-    """Accumulate one global batch's gradients; return its mean loss and whether the driver asked to stop.
+def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets: int) -> tuple[float, bool, bool]:
+    """Accumulate one global batch's gradients; return its mean loss, whether to stop, and whether to save.
 
     The last micro-batch is left to `engine.step()` by the caller, after the loss has been looked at.
     """
@@ -133,15 +226,21 @@ def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets:
         total += weighted.detach()
         if index + 1 < len(micro_batches):
             engine.step()
-    asked = worker.first and (worker.run / STOP_FILE).exists()
-    loss_sum, stop = engine.all_sum(total, float(asked))
-    return loss_sum / max(targets, 1), stop > 0
+    asked = [float(worker.first and (worker.run / name).exists()) for name in (runs.STOP_FILE, runs.SAVE_FILE)]
+    loss_sum, stop, save = engine.all_sum(total, *asked)
+    return loss_sum / max(targets, 1), stop > 0, save > 0
 
 
-def prefetch(worker: Worker) -> Iterator[tuple[list[Batch | None], int, float]]:
-    """Yield (this rank's micro-batches, targets of the global batch, seconds waited) per step, one step ahead."""
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return what seeds the dropout of a step on a rank, so that a resumed run draws what an unbroken one would."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], int, float]]]:
+    """Yield, per step, (this rank's micro-batches, targets of the global batch, seconds waited), one step ahead."""
     size = worker.training.global_batch_size
     order = batches.Order(len(worker.rows), worker.training.seed)
+    steps = [step for step in range(worker.start, worker.steps) if step not in worker.skip]
 
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
@@ -150,14 +249,13 @@ def prefetch(worker: Worker) -> Iterator[tuple[list[Batch | None], int, float]]:
         return micro, int(worker.rows.targets[chosen].sum())
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        upcoming = pool.submit(fetch, worker.start) if worker.start < worker.steps else None
-        for step in range(worker.start, worker.steps):
-            assert upcoming is not None
+        upcoming = [pool.submit(fetch, step) for step in steps[:1]]
+        for index, step in enumerate(steps):
             began = time.perf_counter()
-            micro, targets = upcoming.result()
+            micro, targets = upcoming.pop().result()
             waited = time.perf_counter() - began
-            upcoming = pool.submit(fetch, step + 1) if step + 1 < worker.steps else None
-            yield micro, targets, waited
+            upcoming += [pool.submit(fetch, following) for following in steps[index + 1 : index + 2]]
+            yield step, (micro, targets, waited)
 
 
 def evaluate_now(worker: Worker, step: int, label: str) -> None:
@@ -181,13 +279,27 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
 
 
-def save_checkpoint(worker: Worker, step: int) -> None:
-    """Write a checkpoint of `step` and spool how long it took. Collective."""
-    began = time.perf_counter()
-    state = checkpoint.State(step, worker.engine.world_size, worker.zero_stage)
-    checkpoint.save(worker.run / "checkpoints", worker.engine, state, worker.spec.checkpoint.keep)
-    if worker.spool is not None:
-        worker.spool.append(step, {"checkpoint_s": time.perf_counter() - began})
+def begin_checkpoint(worker: Worker, step: int) -> None:
+    """Begin to save the state after `step`. Every rank calls it; none waits for another."""
+    engine = worker.engine
+    evaluation = worker.evaluations.get("latest", {})
+    manifest = Manifest(step, worker.updates, engine.world_size, worker.zero_stage, metrics=evaluation)
+    extra = resume.buffers(engine.model.module) if worker.first else None
+    worker.saver.begin(manifest, engine.owned_fragments(), extra)
+
+
+def report_checkpoints(worker: Worker) -> None:
+    """Spool how the saves went that have ended."""
+    for outcome in worker.saver.outcomes():
+        if outcome.error:
+            print(f"the checkpoint of step {outcome.step} could not be saved: {outcome.error}", flush=True)
+        if worker.spool is None:
+            continue
+        if outcome.error:
+            worker.spool.append(outcome.step, {"checkpoint_failed": 1.0})
+        else:
+            taken = {"checkpoint_s": outcome.total_s, "checkpoint_stall_s": outcome.stalled_s}
+            worker.spool.append(outcome.step, {**taken, "checkpoint_bytes": float(outcome.size)})
 
 
 def export_weights(worker: Worker) -> None:
@@ -206,7 +318,7 @@ def export_weights(worker: Worker) -> None:
     torch.distributed.barrier()
 
 
-def set_up(config: dict[str, Any]) -> Worker:
+def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
     """Build everything a rank needs, on the device that Ray Train assigned."""
     import ray.train
     import ray.train.torch
@@ -224,11 +336,21 @@ def set_up(config: dict[str, Any]) -> Worker:
     rows = rows_of(prepared, prepared.train_files)
     parent = Path(config["parent"]) if config["parent"] else None
 
+    store = Store(config["checkpoints"])
+    keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, spec.checkpoint.metric)
+    control, faults = runs.read_control(run), Injector(run, rank)
+    point = resume.agree(store)
     model = fresh_model(spec, task, parent)
     if spec.model.lora is not None:
         torch.manual_seed(training.seed)
         model = add_lora(model, spec.model.lora)
-    micro_batch = batches.micro_batch_size(training.micro_batch_size, training.global_batch_size, world_size)
+    state = resume.reader(store, point.manifest) if point.manifest else None
+    if state is not None and point.manifest is not None:
+        resume.load_model(model, state, store, point.manifest)
+    wanted = control.micro_batch or training.micro_batch_size
+    micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
+    if rank == 0:
+        runs.write_note(run, runs.Attempt(point.attempt, world_size, micro_batch))
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     base = (
         zero.read_deepspeed_json(Path(config["base"]) / training.deepspeed)
@@ -236,13 +358,14 @@ def set_up(config: dict[str, Any]) -> Worker:
         else None
     )
     stage = zero.stage_of(training, base)
-    found, universal = find_checkpoint(spec, run, rank, world_size, stage)
     ds_config = zero.deepspeed_config(training, micro_batch, accumulation, on_gpu=device.type == "cuda", base=base)
-    if universal:
-        ds_config["checkpoint"] = {"load_universal": True}
     engine = Engine(model, training, ds_config, device)
-    if found is not None:
-        engine.load(universal or found.directory)
+    if state is not None and point.manifest is not None:
+        engine.restore(state, point.manifest.updates)
+    if rank == 0:
+        for reason in point.skipped:
+            print(f"skipped checkpoint {reason}", flush=True)
+        runs.write_note(run, runs.Attempt(point.attempt, world_size, micro_batch, training=True))
     return Worker(
         spec=spec,
         training=training,
@@ -252,10 +375,15 @@ def set_up(config: dict[str, Any]) -> Worker:
         eval_rows=rows_of(prepared, prepared.eval_files),
         run=run,
         spool=Spool(run / "spool" / "rank-0.jsonl") if rank == 0 else None,
+        watchdog=watchdog,
+        faults=faults,
+        skip=frozenset(control.skip),
+        saver=Saver(store, point.attempt, rank, world_size, keep, faults.reach),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
         zero_stage=stage,
-        start=found.state.step if found else 0,
+        start=point.step,
+        updates=point.manifest.updates if point.manifest else 0,
         model_directory=parent,
     )
 
@@ -292,32 +420,6 @@ def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Modu
 def total_steps(training: TrainingSpec, rows: int) -> int:
     """Return the optimiser steps of the run: as given, or what the epochs come to (a last partial step counts)."""
     return training.steps or max(1, math.ceil((training.epochs or 1) * rows / training.global_batch_size))
-
-
-def find_checkpoint(
-    spec: JobSpec, run: Path, rank: int, world_size: int, stage: int
-) -> tuple[checkpoint.Checkpoint | None, Path | None]:
-    """Agree on the checkpoint to resume from; convert it if the world size changed. Collective.
-
-    Returns:
-        The checkpoint, or None to start afresh; and the folder of its universal form where one is needed.
-    """
-    found: list[Any] = [None, None, None]
-    if rank == 0:
-        chosen, skipped = checkpoint.newest_valid(run / "checkpoints")
-        for reason in skipped:
-            print(f"skipped checkpoint {reason}", flush=True)
-        found = [chosen, None, None]
-        if chosen is not None and (chosen.state.world_size, chosen.state.zero_stage) != (world_size, stage):
-            try:
-                found[1] = checkpoint.to_universal(chosen)
-            except RuntimeError as error:
-                found[2] = str(error)
-    if world_size > 1:
-        torch.distributed.broadcast_object_list(found, src=0)
-    if found[2]:
-        raise RuntimeError(found[2])
-    return found[0], found[1]
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -138,8 +138,12 @@ class Run:
         rows = [Metric(metric_name(k), float(v), now_ms, step) for k, v in metrics.items()]
         self._log_batches("metrics", rows, MAX_BATCH)
 
-    def log_checkpoint(self, name: str, directory: Path, step: int, metrics: Mapping[str, float]) -> str:
-        """Show a checkpoint as a logged model, ranked by its metrics, and return its id; the files stay in place."""
+    def log_checkpoint(self, name: str, directory: Path | str, step: int, metrics: Mapping[str, float]) -> str:
+        """Show a checkpoint as a logged model, ranked by its metrics, and return its id; the files stay in place.
+
+        `directory` is a path or a URI.
+        """
+        where = directory if isinstance(directory, str) else str(directory.absolute())
         model = create_once(
             self._client,
             find=lambda: self._find_checkpoint(step),
@@ -147,7 +151,7 @@ class Run:
                 self.experiment_id,
                 name=check_name("checkpoint name", name),
                 source_run_id=self.run_id,
-                tags={CHECKPOINT_TAG: str(step), DIRECTORY_TAG: str(directory.absolute()), _EXTERNAL_TAG: "true"},
+                tags={CHECKPOINT_TAG: str(step), DIRECTORY_TAG: where, _EXTERNAL_TAG: "true"},
             ),
         )
         if str(model.status) != "READY":

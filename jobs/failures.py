@@ -1,0 +1,167 @@
+"""What happened to a worker group, and what to do about it. Pure: no clock, no cluster, no files.
+
+    classify   the ranks' errors and what the group left behind → one Failure
+    decide     the failure and those before it → retry, go back and leave a batch out, halve the micro-batch, or stop
+
+When one rank dies, the others fail a moment later because its connection closed: such errors are consequences, and the
+class is that of the error which cannot be one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal[
+    "hang", "bad data", "non-finite loss", "loss spike", "out of memory", "preempted", "node lost", "user code",
+    "worker killed", "start-up",
+]  # fmt: skip
+Action = Literal["retry", "skip batch", "halve micro-batch", "stop"]
+
+_BATCH: tuple[Kind, ...] = ("non-finite loss", "loss spike")
+"""Failures of one batch, found before it was applied."""
+_CONSEQUENCES = re.compile(
+    r"connection (closed|reset)|broken pipe|timed out waiting|socket|gloo|nccl|store|processgroup|rendezvous", re.I
+)
+_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|oom-kill|memory monitor|memory usage threshold", re.I)
+_NODE = re.compile(r"node (has )?died|node .*(is|was) (dead|terminated)|node failure", re.I)
+_DIED = re.compile(r"ActorDied|ActorUnavailable|WorkerCrashed|RayActorError|RaySystemError", re.I)
+
+
+@dataclass(frozen=True)
+class RankError:
+    """One rank's error: the names of its classes, most special first, what it says, and whether it is the user's."""
+
+    types: tuple[str, ...]
+    message: str
+    preempted: bool = False
+    for_user: bool = False
+
+    @staticmethod
+    def of(error: BaseException) -> RankError:
+        """Read an exception, and the one that Ray may have wrapped."""
+        inner = getattr(error, "cause", None) or error
+        types = tuple(c.__name__ for c in (*type(inner).__mro__, *type(error).__mro__))
+        return RankError(
+            types,
+            str(inner),
+            preempted=bool(getattr(error, "preempted", False)),
+            for_user=isinstance(getattr(inner, "exit_code", None), int),
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed attempt of the group."""
+
+    kind: Kind
+    step: int
+    """The last step that was applied."""
+    rank: int | None
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON takes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from a failure."""
+
+    action: Action
+    reason: str
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is put up with (JobSpec: `max_failures`, `failures`)."""
+
+    max_failures: int = 3
+    non_finite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 10
+    out_of_memory: Literal["halve", "stop"] = "halve"
+
+
+def classify(errors: Mapping[int, RankError], step: int, *, hung: bool = False, started: bool = True) -> Failure:
+    """Find what happened.
+
+    Args:
+        errors: by rank.
+        step: the last step that was applied.
+        hung: the watchdog of a rank has fired.
+        started: the group had begun to train.
+    """
+    ranked = sorted(errors.items(), key=lambda item: (_severity(item[1]), item[0]))
+    if not ranked:
+        return Failure("start-up", step, None, "the worker group could not be started")
+    rank, error = ranked[0]
+    kind = _kind(error)
+    if hung and kind in ("worker killed", "user code"):
+        return Failure("hang", step, None, "no step was finished within the limit")
+    if not started and kind == "worker killed":
+        return Failure("start-up", step, rank, error.message)
+    return Failure(kind, step, rank, error.message)
+
+
+def decide(failure: Failure, earlier: Sequence[Failure], limits: Limits, *, micro_batch: int = 1) -> Decision:
+    """Choose what to do. `earlier` are the failures of this run before this one; preemptions cost no retry."""
+    if failure.kind == "bad data":
+        return Decision("stop", "it would fail the same way again")
+    if failure.kind in _BATCH:
+        skipped = sum(f.kind in _BATCH for f in earlier)
+        if limits.non_finite == "stop":
+            return Decision("stop", "failures.non_finite is `stop`; with `skip` the batch would be left out")
+        if skipped >= limits.max_skipped:
+            return Decision("stop", f"{skipped} batches were left out already (failures.max_skipped)")
+        return Decision(
+            "skip batch", f"back to the checkpoint before; the batch of step {failure.step + 1} is left out"
+        )
+    if failure.kind == "preempted":
+        return Decision("retry", "a preemption was announced; it counts as no failure")
+    counted = [f for f in earlier if f.kind not in ("preempted", *_BATCH)]
+    if len(counted) >= limits.max_failures:
+        same = sum(f.step == failure.step for f in (*counted, failure))
+        where = f"{same} times at step {failure.step + 1}" if same == len(counted) + 1 else f"{len(counted) + 1} times"
+        return Decision("stop", f"failed {where}; max_failures is {limits.max_failures}")
+    wait_s = min(30.0, 0.5 * 2 ** len(counted)) if counted else 0.0
+    if failure.kind == "out of memory":
+        if limits.out_of_memory == "stop":
+            return Decision("stop", "failures.out_of_memory is `stop`")
+        if micro_batch > 1:
+            return Decision("halve micro-batch", f"{micro_batch} → {micro_batch // 2} rows; the batch stays the same")
+        return Decision("stop", "one row at a time does not fit either")
+    return Decision("retry", f"retry {len(counted) + 1} of {limits.max_failures}, from the newest checkpoint", wait_s)
+
+
+def _kind(error: RankError) -> Kind:
+    names = " ".join(error.types)
+    if error.for_user:
+        return "bad data"
+    if "NonFiniteLoss" in names:
+        return "non-finite loss"
+    if "LossSpike" in names:
+        return "loss spike"
+    if error.preempted:
+        return "preempted"
+    if _MEMORY.search(names) or _MEMORY.search(error.message):
+        return "out of memory"
+    if _DIED.search(names):
+        return "node lost" if _NODE.search(error.message) else "worker killed"
+    return "user code"
+
+
+def _severity(error: RankError) -> int:
+    """Order errors by how little they can be the consequence of another rank's."""
+    kind = _kind(error)
+    order: list[Kind] = [
+        "bad data", "non-finite loss", "loss spike", "preempted", "out of memory", "node lost", "user code",
+        "worker killed",
+    ]  # fmt: skip
+    if kind == "user code" and _CONSEQUENCES.search(error.message):
+        return len(order)
+    return order.index(kind)

@@ -1,0 +1,126 @@
+"""Faults on purpose: what a test injects, where, and the proof that it happened.
+
+    TANDEM_FAULT="kill:rank=1:step=37:phase=step"     in the environment of `tandem jobs submit`, several with ";"
+
+A worker that reaches such a point does the action once per run; a file in the run's folder, `faults/<the point>`, shows
+that it did. Phases of a worker: `start` (before step 1 of an attempt), `step` (before the optimizer step), `save`
+(while its shard is being written), `commit` (before the manifest is written).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "TANDEM_FAULT"
+PHASES = ("start", "step", "save", "commit")
+
+
+class InjectedError(RuntimeError):
+    """What `raise` raises."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One action at one point."""
+
+    action: str
+    rank: int
+    step: int
+    phase: str
+
+    def __str__(self) -> str:
+        return f"{self.action}-rank{self.rank}-step{self.step}-{self.phase}"
+
+
+def parse(text: str) -> list[Fault]:
+    """Read `action:rank=…:step=…:phase=…`, several separated by semicolons.
+
+    Raises:
+        ValueError: an unknown action, key or phase.
+    """
+    return [_parse_one(part) for part in text.split(";") if part.strip()]
+
+
+class Injector:
+    """A worker's faults. Without any, reaching a point costs a comparison."""
+
+    def __init__(self, run: Path, rank: int, text: str | None = None) -> None:
+        wanted = os.environ.get(VARIABLE, "") if text is None else text
+        self._faults = [fault for fault in parse(wanted) if fault.rank == rank]
+        self._run = run
+
+    def reach(self, phase: str, step: int) -> str | None:
+        """Do what is due at this point; return the name of an action that the caller has to do (`nan`)."""
+        for fault in self._faults:
+            if (fault.phase, fault.step) == (phase, step) and self._first_time(fault):
+                return _ACTIONS[fault.action](self._run)
+        return None
+
+    def _first_time(self, fault: Fault) -> bool:
+        marker = self._run / "faults" / str(fault)
+        marker.parent.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(marker, os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return fault.action == "raise-always"
+        os.close(descriptor)
+        return True
+
+
+def _parse_one(text: str) -> Fault:
+    action, *pairs = text.strip().split(":")
+    values = dict(pair.partition("=")[::2] for pair in pairs)
+    unknown = values.keys() - {"rank", "step", "phase"}
+    phase = values.get("phase", "step")
+    if action not in _ACTIONS or unknown or phase not in PHASES or "step" not in values:
+        raise ValueError(
+            f"{VARIABLE}: {text!r} is no fault; write one of {', '.join(_ACTIONS)}, then :rank=0:step=1 and "
+            f":phase= one of {', '.join(PHASES)}"
+        )
+    return Fault(action, int(values.get("rank", 0)), int(values["step"]), phase)
+
+
+def _kill(run: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _freeze(run: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _sleep(run: Path) -> None:
+    while True:
+        time.sleep(3600)
+
+
+def _raise(run: Path) -> None:
+    raise InjectedError("injected")
+
+
+def _exhaust(run: Path) -> None:
+    raise MemoryError("injected: out of memory")
+
+
+def _halt(run: Path) -> None:
+    (run / "STOP").touch()
+
+
+def _nan(run: Path) -> str:
+    return "nan"
+
+
+_ACTIONS: dict[str, Callable[[Path], str | None]] = {
+    "kill": _kill,
+    "freeze": _freeze,
+    "sleep": _sleep,
+    "raise": _raise,
+    "raise-always": _raise,
+    "memory": _exhaust,
+    "stop": _halt,
+    "nan": _nan,
+}

@@ -1,0 +1,205 @@
+"""Checkpoints while training goes on.
+
+    begin      the training thread names the state to save; nothing is copied yet
+    copy       a thread copies it to a buffer, while the next step computes its loss and gradients
+    copied     the training thread waits here before it lets the optimizer change the state: the only stall
+    write      the thread writes the buffer; every rank its own shard
+    commit     rank 0's thread waits for all shards, writes the manifest, removes old checkpoints
+
+State is constant between two optimizer steps, and a forward and backward pass is longer than a copy in memory: the idea
+is that of lazy snapshots (Maurya et al. 2024, DataStates-LLM, arXiv:2406.10707). A save that fails is tried again from
+the buffer, then given up and reported; training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from jobs import checkpoint, shards
+from jobs.checkpoint import Keep, Manifest
+from jobs.shards import Fragment
+from jobs.store import Store, Written
+
+ATTEMPTS = 3
+RETRY_PAUSE_S = 1.0
+COMMIT_TIMEOUT_S = 1800.0
+POLL_S = 0.05
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a save ended on this rank."""
+
+    step: int
+    error: str | None
+    total_s: float
+    """From `begin` to the end."""
+    stalled_s: float
+    """How long the training thread waited."""
+    size: int = 0
+    """Bytes of all shards; on rank 0."""
+
+
+class Saver:
+    """Saves one checkpoint at a time for one rank."""
+
+    def __init__(
+        self,
+        store: Store,
+        attempt: str,
+        rank: int,
+        world_size: int,
+        keep: Keep,
+        on_phase: Callable[[str, int], object] = lambda phase, step: None,
+    ) -> None:
+        """`on_phase` is called in the thread with `save` or `commit` and the step, before the phase."""
+        self._store = store
+        self._attempt = attempt
+        self._rank = rank
+        self._world_size = world_size
+        self._keep = keep
+        self._on_phase = on_phase
+        self._buffer: torch.Tensor | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        self._thread: threading.Thread | None = None
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._stalled_s = 0.0
+
+    def begin(
+        self, manifest: Manifest, fragments: Sequence[Fragment], extra: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Start to save; the state must not change before `wait_copied` returned.
+
+        Args:
+            manifest: of this checkpoint, without its files.
+            fragments: this rank's part of the state; all ranks' parts cover it once.
+            extra: further files (rank 0's), by name.
+        """
+        self.finish()  # backpressure: a disk slower than the interval between checkpoints slows training down, visibly
+        self._stalled_s = 0.0
+        self._copied.clear()
+        arguments = (manifest, fragments, dict(extra or {}), time.monotonic())
+        self._thread = threading.Thread(target=self._save, args=arguments, name="tandem-checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait_copied(self) -> None:
+        """Return when the state may change."""
+        if not self._copied.is_set():
+            began = time.perf_counter()
+            self._copied.wait()
+            self._stalled_s += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Return when nothing is being saved."""
+        if self._thread is not None:
+            began = time.perf_counter()
+            self._thread.join()
+            self._stalled_s += time.perf_counter() - began
+            self._thread = None
+
+    def outcomes(self) -> list[Outcome]:
+        """Return what has ended since the last call."""
+        found = []
+        while not self._outcomes.empty():
+            found.append(self._outcomes.get())
+        return found
+
+    def _save(
+        self, manifest: Manifest, fragments: Sequence[Fragment], extra: Mapping[str, bytes], began: float
+    ) -> None:
+        error, size = None, 0
+        try:
+            try:
+                head, data = shards.header(fragments), self._copy(fragments)
+            finally:
+                self._copied.set()
+            written = _repeated(lambda: self._write(manifest.step, head, data, extra))
+            if self._rank == 0:
+                size = self._commit(manifest, written)
+        except Exception as failure:  # whatever storage throws: training goes on
+            error = f"{type(failure).__name__}: {failure}"
+            self._give_up(manifest.step, error)
+        total_s = time.monotonic() - began
+        self._outcomes.put(Outcome(manifest.step, error, total_s, self._stalled_s, size))
+
+    def _copy(self, fragments: Sequence[Fragment]) -> torch.Tensor:
+        count = shards.total_elements(fragments)
+        if self._buffer is None or self._buffer.numel() < count:
+            pinned = any(tensor.is_cuda for fragment in fragments for tensor in fragment.tensors.values())
+            self._buffer = torch.empty(count, dtype=torch.float32, pin_memory=pinned)
+        shards.copy_out(fragments, self._buffer)
+        if self._buffer.is_pinned():
+            torch.cuda.synchronize()
+        return self._buffer[:count]
+
+    def _write(self, step: int, head: bytes, data: torch.Tensor, extra: Mapping[str, bytes]) -> dict[str, Written]:
+        self._on_phase("save", step)
+        where = checkpoint.folder(step)
+        name = checkpoint.shard_name(self._attempt, self._rank, self._world_size)
+        files = {name: self._store.write(f"{where}/{name}", [head, data.numpy()])}
+        for extra_name, content in extra.items():
+            files[extra_name] = self._store.write(f"{where}/{extra_name}", [content])
+        self._note(step, {"files": {name: [file.size, file.sha256] for name, file in files.items()}})
+        return files
+
+    def _commit(self, manifest: Manifest, written: dict[str, Written]) -> int:
+        files = dict(written)
+        for rank in range(1, self._world_size):
+            files.update(self._wait_for(manifest.step, rank))
+        self._on_phase("commit", manifest.step)
+        whole = replace(manifest, files=files)
+        _repeated(lambda: checkpoint.commit(self._store, whole))
+        _repeated(lambda: checkpoint.remove_old(self._store, self._keep))
+        return sum(file.size for file in files.values())
+
+    def _wait_for(self, step: int, rank: int) -> dict[str, Written]:
+        name = f"{checkpoint.folder(step)}/{self._note_name(rank)}"
+        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                note = json.loads(self._store.read(name))
+            except (FileNotFoundError, ValueError):
+                time.sleep(POLL_S)
+                continue
+            if "error" in note:
+                raise RuntimeError(f"rank {rank} could not save: {note['error']}")
+            return {file: Written(*values) for file, values in note["files"].items()}
+        raise TimeoutError(f"rank {rank} has not saved within {COMMIT_TIMEOUT_S:.0f} s")
+
+    def _give_up(self, step: int, error: str) -> None:
+        try:
+            if self._rank == 0:
+                self._store.remove(checkpoint.folder(step))
+            else:
+                self._note(step, {"error": error})
+        except Exception:  # the same storage that could not save; the manifest is missing either way
+            return
+
+    def _note(self, step: int, content: dict[str, object]) -> None:
+        name = f"{checkpoint.folder(step)}/{self._note_name(self._rank)}"
+        self._store.write(name, [json.dumps(content).encode()])
+
+    def _note_name(self, rank: int) -> str:
+        return checkpoint.shard_name(self._attempt, rank, self._world_size).removesuffix("safetensors") + "json"
+
+
+def _repeated(call: Callable[[], Result]) -> Result:
+    """Call until it succeeds, ATTEMPTS times at most."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return call()
+        except Exception as error:
+            print(f"saving a checkpoint failed, trying again: {error}", flush=True)
+            time.sleep(RETRY_PAUSE_S * attempt)
+    return call()
