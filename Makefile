@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check bench setup clean
+.PHONY: quickstart test test-faults check bench setup clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,9 @@ check: $(STAMP)
 
 test: check
 	$(VENV)/bin/python -m pytest
+
+test-faults: $(STAMP)
+	$(VENV)/bin/python -m pytest -m faults
 
 bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/training.py

@@ -15,7 +15,7 @@ def main() -> None:
     connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec, watch_preemption=False)))
     storage = home.home() / "storage"
     folder = runs.claim(storage, spec)
-    job = phases.Job(spec, path.parent, storage, folder, None, None)  # type: ignore[arg-type]  # no sender
+    job = phases.Job(spec, path.parent, storage, folder, None, None, {})  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
     phases.run_workers(job, train.train_worker, {"prepared": prepare.as_dict(prepared)})
     folder.write_status("FINISHED")

@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cluster import home
-from jobs import checkpoint, guard, phases, postmortem, progress, runs
+from jobs import checkpoint, guard, phases, postmortem, progress, runs, warm
 from jobs.phases import Job, Stopped
 from jobs.spec import JobSpec
 from jobs.store import Store
@@ -21,9 +22,16 @@ from tracking.errors import TrackingError
 from tracking.run import Run, Status
 from tracking.spool import Record, SpoolSender
 
+SPARES_WORTH_S = 60.0
+"""A run that ends sooner would only be slowed down by starting processes for a failure that does not come."""
 
-def run(spec: JobSpec, base: Path) -> int:
-    """Run `spec`, whose relative paths start at `base`, in this process and its worker group; return the exit code."""
+
+def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
+    """Run `spec`, whose relative paths start at `base`, in this process and its worker group; return the exit code.
+
+    Args:
+        placed: how many workers each node takes, by node id.
+    """
     storage = Path(spec.storage or home.home() / "storage").absolute()
     parent = find_parent(spec.model.source, base) if spec.model.source else None
     folder = runs.claim(storage, spec)
@@ -33,7 +41,7 @@ def run(spec: JobSpec, base: Path) -> int:
     guard.start(folder.path, folder.key)
     opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=_tags(spec))
     sender = SpoolSender(folder.path / "spool", opened, interval_s=0.5)
-    job = Job(spec, base, storage, folder, sender, parent)
+    job = Job(spec, base, storage, folder, sender, parent, placed)
     progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
     job.track(lambda run: progress.say(f"MLflow {run.url}"))
     job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
@@ -118,6 +126,7 @@ class Reporter:
         self._throttle = progress.Throttle(0.5)
         self._held_out: dict[str, float] = {}
         self._checkpoints: set[int] = set()
+        self._spares_for: str | None = None
         self._store = Store(phases.checkpoints_of(job))
 
     def take(self, records: list[Record]) -> None:
@@ -131,8 +140,21 @@ class Reporter:
             if "checkpoint_s" in record.metrics:
                 self._log_checkpoint(record)
         trained = [record for record in records if "loss" in record.metrics]
+        if trained:
+            self._keep_spares(trained[-1])
         if trained and (self._throttle.ready() or trained[-1].step == steps):
             _report_step(trained[-1], steps)
+
+    def _keep_spares(self, record: Record) -> None:
+        """Once a group trains, and for a while yet, have the processes of the next one started."""
+        left_s = (self._job.steps - record.step) * record.metrics["step_time_s"]
+        if left_s > SPARES_WORTH_S and self._spares_for != self._attempt():
+            self._spares_for = self._attempt()
+            warm.start(self._job.placed, spare=True)
+
+    def _attempt(self) -> str | None:
+        attempt = runs.read_attempt(self._job.folder.path)
+        return attempt.name if attempt else None
 
     def watch_failures(self) -> None:
         """Say what failed and what was decided, and keep the post-mortem page of the MLflow run up to date."""

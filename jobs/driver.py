@@ -34,10 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = specfile.load(options.spec, JobSpec, options.overrides)
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
-        reach_cluster(spec)
+        placed = reach_cluster(spec)
         from jobs import attempt
 
-        return attempt.run(spec, base)
+        return attempt.run(spec, base, placed)
     except Exception as error:
         if not isinstance(getattr(error, "exit_code", None), int):
             raise
@@ -45,12 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         return int(error.exit_code)  # type: ignore[attr-defined]
 
 
-def reach_cluster(spec: JobSpec) -> None:
-    """Connect to the cluster, make sure that the job fits, and have its processes started."""
+def reach_cluster(spec: JobSpec) -> dict[str, int]:
+    """Connect to the cluster, make sure that the job fits, have its processes started; return how they are placed."""
     environment = warm.environment(spec, watch_preemption=not connect.connection().is_local)
     os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_TRAIN_")})
     connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment})
-    warm.start(check_it_fits(spec), controller=spec.training is not None)
+    placed = check_it_fits(spec)
+    warm.start(placed, controller=spec.training is not None)
+    return placed
 
 
 def check_it_fits(spec: JobSpec) -> dict[str, int]:

@@ -59,6 +59,7 @@ def evaluate_share(
     from jobs.tasks import get
 
     noise.quiet()
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     data = Prepared(**prepared)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = get(spec.task).load(data.task_directory, spec.task_options())

@@ -25,9 +25,13 @@ _BATCH: tuple[Kind, ...] = ("non-finite loss", "loss spike")
 _CONSEQUENCES = re.compile(
     r"connection (closed|reset)|broken pipe|timed out waiting|socket|gloo|nccl|store|processgroup|rendezvous", re.I
 )
-_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|oom-kill|memory monitor|memory usage threshold", re.I)
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|MemoryError|oom-kill|running low on memory|memory usage threshold", re.I
+)
 _NODE = re.compile(r"node (has )?died|node .*(is|was) (dead|terminated)|node failure", re.I)
-_DIED = re.compile(r"ActorDied|ActorUnavailable|WorkerCrashed|RayActorError|RaySystemError", re.I)
+_DIED = re.compile(
+    r"WorkerHealthCheckFailed|ActorDied|ActorUnavailable|WorkerCrashed|RayActorError|RaySystemError", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class RankError:
     @staticmethod
     def of(error: BaseException) -> RankError:
         """Read an exception, and the one that Ray may have wrapped."""
-        inner = getattr(error, "cause", None) or error
+        inner = getattr(error, "cause", None) or getattr(error, "health_check_failure", None) or error
         types = tuple(c.__name__ for c in (*type(inner).__mro__, *type(error).__mro__))
         return RankError(
             types,
             str(inner),
-            preempted=bool(getattr(error, "preempted", False)),
+            preempted=bool(getattr(inner, "preempted", False)),
             for_user=isinstance(getattr(inner, "exit_code", None), int),
         )
 

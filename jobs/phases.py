@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Job:
     sender: SpoolSender
     parent: Path | str | None
     """Directory (or hub id) of the model the job starts from."""
+    placed: Mapping[str, int]
+    """How many workers each node takes, by node id."""
     stopping: bool = False
     steps: int = 0
     """Optimiser steps of the run, once they are known."""

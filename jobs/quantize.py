@@ -31,6 +31,7 @@ def quantize(spec: JobSpec, parent: str, prepared: dict[str, Any], target: str) 
     from jobs.prepare import Prepared, rows_of
     from jobs.tasks import get
 
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     data = Prepared(**prepared)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = get(spec.task).load(data.task_directory, spec.task_options())

@@ -325,6 +325,8 @@ def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
 
     import_deepspeed()  # before transformers imports it at full length
     spec = JobSpec.model_validate(config["spec"])
+    # A process that was started ahead did not know how many CPUs it would get, and took all.
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     training = spec.training
     assert training is not None
     context = ray.train.get_context()

@@ -45,12 +45,17 @@ def environment(spec: JobSpec, *, watch_preemption: bool) -> dict[str, str]:
     }
 
 
-def start(placed: Mapping[str, int], *, controller: bool = False) -> None:
-    """Have processes for workers started, by node id, and on this node those of Ray Train's controller."""
+def start(placed: Mapping[str, int], *, controller: bool = False, spare: bool = False) -> None:
+    """Have processes for workers started, by node id, and on this node those that Ray Train needs besides.
+
+    Args:
+        controller: the controller, and the actor by which its workers meet.
+        spare: that actor alone: it belongs to the group.
+    """
     import ray
 
-    if controller:  # the controller itself, and the actor by which its workers meet
-        prestart.prestart({ray.get_runtime_context().get_node_id(): 2}, {})
+    if controller or spare:
+        prestart.prestart({ray.get_runtime_context().get_node_id(): 2 if controller else 1}, {})
     prestart.prestart(placed, WORKER)
 
 
