@@ -17,8 +17,9 @@ from jobs import checkpoint, guard, phases, postmortem, progress, runs, warm
 from jobs.phases import Job, Stopped
 from jobs.spec import JobSpec
 from jobs.store import Store
-from tracking import registry
+from tracking import outbox, registry
 from tracking.errors import TrackingError
+from tracking.outbox import Ending
 from tracking.run import Run, Status
 from tracking.spool import Record, SpoolSender
 
@@ -39,7 +40,8 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     for name in (runs.STOP_FILE, runs.SAVE_FILE, "failures.jsonl"):
         (folder.path / name).unlink(missing_ok=True)
     guard.start(folder.path, folder.key)
-    opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=_tags(spec))
+    tags = _tags(spec)
+    opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=tags)
     sender = SpoolSender(folder.path / "spool", opened, interval_s=0.5)
     job = Job(spec, base, storage, folder, sender, parent, placed)
     progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
@@ -63,23 +65,26 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
         job.track(lambda run: run.log_text(postmortem.page(folder.path, reason), "post-mortem.md"))
         raise
     finally:
-        _end(job, status)
+        _end(job, Ending(folder.key, spec.name, status, spec.resolved(), tags))
     progress.result({"run": folder.key, **_run_address(sender), **outcome})
     return 0
 
 
-def _end(job: Job, status: Status) -> None:
+def _end(job: Job, ending: Ending) -> None:
     """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
-    job.folder.write_status(status)
+    job.folder.write_status(ending.status)
+    spool = job.folder.path / "spool"
+    outbox.note(spool, ending)
     left = job.sender.stop(drain_timeout_s=30)
-    if left:
-        progress.say(f"{left} records could not be sent to MLflow and stay in {job.folder.path / 'spool'}")
-    if job.sender.run is None:
-        return
     try:
-        job.sender.run.end(status)
+        if left or job.sender.run is None:
+            raise TrackingError(job.sender.last_error or "the server did not answer in time")
+        job.sender.run.end(ending.status)
+        outbox.forget(spool)
     except TrackingError as error:
-        progress.say(f"the MLflow run could not be ended as {status}: {error}")
+        progress.say(
+            f"MLflow does not know everything yet ({error}); later: tandem tracking sync {spool.parent.parent}"
+        )
 
 
 def _run_address(sender: SpoolSender) -> dict[str, str]:

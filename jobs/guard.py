@@ -11,7 +11,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+PATIENCE = 60
+"""Attempts, 5 s apart; then `tandem tracking sync` has to do it."""
 
 
 def start(folder: Path, key: str) -> subprocess.Popen[bytes]:
@@ -33,16 +37,21 @@ def main(folder: Path, key: str) -> None:
     if state.status() != "RUNNING":
         return
     state.write_status("FAILED")
+    from tracking import outbox
+    from tracking.errors import TrackingError
     from tracking.run import Run
-    from tracking.spool import SpoolSender
 
-    sender = SpoolSender(folder / "spool", lambda: Run.open(key, key), interval_s=0.2, batch_s=0.2)
-    sender.defer(lambda run: run.set_tags({"tandem.error": "the driver of the job died without a word"}))
-    sender.defer(lambda run: run.log_text(page(folder), "post-mortem.md"))
-    sender.start()
-    sender.stop(drain_timeout_s=300)
-    if sender.run is not None:
-        sender.run.end("FAILED")
+    outbox.note(folder / "spool", outbox.Ending(key, key, "FAILED"))
+    for _ in range(PATIENCE):
+        try:
+            run = Run.open(key, key)
+            run.set_tags({"tandem.error": "the driver of the job died without a word"})
+            run.log_text(page(folder), "post-mortem.md")
+            outbox.settle(folder / "spool")
+            return
+        except TrackingError as error:
+            print(error, flush=True)
+            time.sleep(5)
 
 
 def page(folder: Path) -> str:

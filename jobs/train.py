@@ -191,6 +191,7 @@ def train(worker: Worker) -> bool:
         if worker.spool is not None:
             metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": engine.gradient_norm()}
             metrics[f"{worker.task.unit}_per_second"] = targets / (now - previous)
+            metrics["workers"] = float(engine.world_size)
             worker.spool.append(done, {**metrics, "step_time_s": now - previous, "data_wait_s": data_wait_s})
         worker.watchdog.step(now - previous)
         previous = now

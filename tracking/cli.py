@@ -1,6 +1,8 @@
 """`tandem tracking`: runs, models and which version an alias means."""
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,6 +61,26 @@ def list_models(
         _print_table(columns, map(_version_row, found))
     else:
         typer.echo("no models yet: a job registers one when its spec has a `register` section", err=True)
+
+
+@app.command("sync")
+def sync_runs(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders with runs below them; default $TANDEM_HOME/storage/runs.")
+    ] = None,
+) -> None:
+    """Tell the server what it missed while it was away: metrics on disk, and how the runs ended.
+
+    Example: tandem tracking sync
+    """
+    from tracking import outbox
+
+    home = Path(os.environ.get("TANDEM_HOME") or Path.home() / ".tandem")
+    waiting = [spool for folder in folders or [home / "storage" / "runs"] for spool in outbox.pending(folder)]
+    for spool in waiting:
+        typer.echo(f"{spool.parent.name}: {outbox.settle(spool)} records sent")
+    if not waiting:
+        typer.echo("nothing waits: the server knows everything")
 
 
 @app.command("promote")
