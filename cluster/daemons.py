@@ -36,6 +36,8 @@ HEAD_SETTINGS = {
     # Jobs start their own processes ahead (prestart.py); those that Ray starts by itself nobody would use.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
+    # Beyond this number Ray ends idle processes, spare ones too; its default is the number of CPUs.
+    "RAY_num_workers_soft_limit": "64",
 }
 
 
