@@ -22,6 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -57,7 +58,9 @@ class LocalCluster:
     sessions: tuple[int, ...] = ()
     """Process sessions that the daemons lead."""
     daemons: tuple[int, ...] = ()
-    """Pids without which the cluster is not running: GCS, the head's raylet, dashboard, MLflow."""
+    """Pids without which the cluster is not running: GCS, the head's raylet, dashboard."""
+    mlflow_pid: int = 0
+    """MLflow may be away for a while: jobs go on, and `up` starts it again at the same address."""
     raylets: tuple[int, ...] = ()
     """Pids of the nodes besides the head, in the order of their addresses; the dead ones too."""
 
@@ -119,9 +122,9 @@ def down(job_grace_s: float = 10.0) -> int:
 
 
 def state() -> LocalCluster | None:
-    """Return the local cluster, or None when there is none or when one of its main processes is gone."""
+    """Return the local cluster, or None when there is none or when one of Ray's main processes is gone."""
     cluster = _load()
-    if cluster is None or not cluster.daemons:
+    if cluster is None or not (cluster.daemons or _is_mlflow_running(cluster)):
         return None
     is_whole = all(processes.is_running(pid, cluster.id) for pid in cluster.daemons)
     return cluster if is_whole else None
@@ -139,10 +142,11 @@ def _start_missing(cluster: LocalCluster, wanted: Options, progress: Progress) -
     cleaned up, and is never taken for a cluster.
     """
     needs_head = not cluster.ray_address and not os.environ.get("RAY_ADDRESS")
-    needs_mlflow = not cluster.mlflow_url and not os.environ.get("MLFLOW_TRACKING_URI")
+    needs_mlflow = not _is_mlflow_running(cluster) and not os.environ.get("MLFLOW_TRACKING_URI")
     daemons.write_token(cluster.token_path)
     with closing(ports.Ports(note=progress)) as reserved:
-        chosen = _choose_ports(reserved, wanted, needs_head, needs_mlflow)
+        port = urlsplit(cluster.mlflow_url).port or 5000  # running jobs look for MLflow where it was
+        chosen = _choose_ports(reserved, wanted, needs_head, port if needs_mlflow else None)
         progress(_announcement(needs_head, needs_mlflow))
         mlflow_pid, head = 0, None
         if needs_mlflow:
@@ -157,7 +161,11 @@ def _start_missing(cluster: LocalCluster, wanted: Options, progress: Progress) -
             progress(f"MLflow on {cluster.mlflow_url}")
     if cluster.ray_address and wanted.nodes > cluster.nodes:
         cluster = _start_nodes(cluster, wanted, progress)
-    return _record(cluster) if cluster.daemons else cluster
+    return _record(cluster) if cluster.daemons or cluster.mlflow_pid else cluster
+
+
+def _is_mlflow_running(cluster: LocalCluster) -> bool:
+    return bool(cluster.mlflow_pid) and processes.is_running(cluster.mlflow_pid, cluster.id)
 
 
 def _announcement(needs_head: bool, needs_mlflow: bool) -> str:
@@ -165,8 +173,10 @@ def _announcement(needs_head: bool, needs_mlflow: bool) -> str:
     return f"starting {' and '.join(parts)} …" if parts else "Ray and MLflow are there already"
 
 
-def _choose_ports(reserved: ports.Ports, wanted: Options, needs_head: bool, needs_mlflow: bool) -> dict[str, int]:
-    requests = [("MLflow", 5000, wanted.mlflow_port)] if needs_mlflow else []
+def _choose_ports(
+    reserved: ports.Ports, wanted: Options, needs_head: bool, mlflow_default: int | None
+) -> dict[str, int]:
+    requests = [("MLflow", mlflow_default, wanted.mlflow_port)] if mlflow_default else []
     if needs_head:
         requests += [("Ray", 6379, wanted.ray_port), ("the dashboard", 8265, wanted.dashboard_port)]
         requests += [("Ray Client", 10001, None)]
@@ -186,7 +196,7 @@ def _start_mlflow(cluster: LocalCluster, port: int) -> tuple[LocalCluster, int]:
 def _finish_mlflow(cluster: LocalCluster, pid: int, port: int) -> LocalCluster:
     url = f"http://127.0.0.1:{port}"
     daemons.wait_for_mlflow(url, pid, cluster.id, _log("mlflow"))
-    return dataclasses.replace(cluster, mlflow_url=url, daemons=(*cluster.daemons, pid))
+    return dataclasses.replace(cluster, mlflow_url=url, mlflow_pid=pid)
 
 
 def _start_head(

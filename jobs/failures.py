@@ -20,6 +20,7 @@ Kind = Literal[
 ]  # fmt: skip
 Action = Literal["retry", "skip batch", "halve micro-batch", "stop"]
 
+LONGEST_WAIT_S = 30.0
 _BATCH: tuple[Kind, ...] = ("non-finite loss", "loss spike")
 """Failures of one batch, found before it was applied."""
 _CONSEQUENCES = re.compile(
@@ -113,7 +114,10 @@ def classify(errors: Mapping[int, RankError], step: int, *, hung: bool = False, 
 
 
 def decide(failure: Failure, earlier: Sequence[Failure], limits: Limits, *, micro_batch: int = 1) -> Decision:
-    """Choose what to do. `earlier` are the failures of this run before this one; preemptions cost no retry."""
+    """Choose what to do. `earlier` are the failures of this run before this one.
+
+    Only failures without progress count against `max_failures`: a run of weeks may lose a node every day.
+    """
     if failure.kind == "bad data":
         return Decision("stop", "it would fail the same way again")
     if failure.kind in _BATCH:
@@ -127,19 +131,31 @@ def decide(failure: Failure, earlier: Sequence[Failure], limits: Limits, *, micr
         )
     if failure.kind == "preempted":
         return Decision("retry", "a preemption was announced; it counts as no failure")
-    counted = [f for f in earlier if f.kind not in ("preempted", *_BATCH)]
-    if len(counted) >= limits.max_failures:
-        same = sum(f.step == failure.step for f in (*counted, failure))
-        where = f"{same} times at step {failure.step + 1}" if same == len(counted) + 1 else f"{len(counted) + 1} times"
-        return Decision("stop", f"failed {where}; max_failures is {limits.max_failures}")
-    wait_s = min(30.0, 0.5 * 2 ** len(counted)) if counted else 0.0
+    in_vain = _without_progress(failure, earlier)
+    if in_vain >= limits.max_failures:
+        return Decision(
+            "stop", f"failed {in_vain + 1} times at step {failure.step + 1}; max_failures is {limits.max_failures}"
+        )
+    wait_s = min(LONGEST_WAIT_S, 2.0**in_vain) if in_vain else 0.0
     if failure.kind == "out of memory":
         if limits.out_of_memory == "stop":
             return Decision("stop", "failures.out_of_memory is `stop`")
         if micro_batch > 1:
             return Decision("halve micro-batch", f"{micro_batch} → {micro_batch // 2} rows; the batch stays the same")
         return Decision("stop", "one row at a time does not fit either")
-    return Decision("retry", f"retry {len(counted) + 1} of {limits.max_failures}, from the newest checkpoint", wait_s)
+    return Decision("retry", f"retry {in_vain + 1} of {limits.max_failures}, from the newest checkpoint", wait_s)
+
+
+def _without_progress(failure: Failure, earlier: Sequence[Failure]) -> int:
+    """Count the failures right before this one since when the run has not got any further."""
+    count = 0
+    for before in reversed(earlier):
+        if before.kind in ("preempted", *_BATCH):
+            continue
+        if before.step < failure.step:
+            break
+        count += 1
+    return count
 
 
 def _kind(error: RankError) -> Kind:

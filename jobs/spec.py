@@ -228,7 +228,7 @@ class JobSpec(_Section):
     storage: str | None = None
     """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage."""
     max_failures: int = Field(3, ge=0)
-    """How often a lost worker group is started again, from its newest checkpoint."""
+    """How often a lost worker group is started again, from its newest checkpoint, without getting any further."""
 
     @model_validator(mode="after")
     def _phase_has_what_it_needs(self) -> JobSpec:

@@ -83,8 +83,14 @@ def test_one_row_cannot_be_halved():
 def test_the_reason_names_the_step_that_fails_every_time():
     same = failures.decide(failure("user code", 36), [failure("user code", 36)] * 2, Limits(max_failures=2))
     assert same.reason == "failed 3 times at step 37; max_failures is 2"
-    other = failures.decide(failure("user code", 36), [failure("user code", 30)] * 2, Limits(max_failures=2))
-    assert other.reason == "failed 3 times; max_failures is 2"
+
+
+def test_failures_with_progress_between_them_do_not_count():
+    earlier = [failure("worker killed", step) for step in range(10, 100, 10)]
+    found = failures.decide(failure("worker killed", 100), earlier, Limits(max_failures=1))
+    assert (found.action, found.wait_s) == ("retry", 0)
+    again = failures.decide(failure("worker killed", 100), [*earlier, failure("hang", 100)], Limits(max_failures=1))
+    assert again.action == "stop"
 
 
 def test_the_first_retry_is_at_once_and_later_ones_wait_longer():

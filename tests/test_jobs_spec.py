@@ -44,6 +44,8 @@ def test_there_is_an_example_of_every_phase_and_task():
         (["name=a/b"], "should match pattern"),
         (["training.deepspeed.zero_stage=4"], "Input should be 0, 1, 2 or 3"),
         (["resources.workers=0"], "greater than 0"),
+        (["resources.workers={min: 3, max: 2}"], "min 3 is above max 2"),
+        (["failures.loss_spike=0.5"], "greater than 1"),
     ],
 )
 def test_contradiction_is_refused(overrides, said):
@@ -67,4 +69,12 @@ def test_resolved_spec_loads_again_unchanged():
 
 def test_digest_is_that_of_the_result_not_of_the_workers():
     assert load().digest() == load("resources.workers=4", "storage=/tmp/x").digest()
+    assert load().digest() == load("training.deepspeed.zero_stage=3", "training.micro_batch_size=1").digest()
+    assert load().digest() == load("failures.non_finite=skip", "checkpoint.keep=9").digest()
     assert load().digest() != load("training.seed=1").digest()
+
+
+def test_workers_are_a_number_or_a_range():
+    fixed, elastic = load("resources.workers=4").resources, load("resources.workers={max: 8}").resources
+    assert (fixed.fewest, fixed.most) == (4, 4)
+    assert (elastic.fewest, elastic.most) == (1, 8)
