@@ -89,16 +89,18 @@ def head_command(
     return _ray_start(["--head"], options)
 
 
-def node_command(head: str, address: str, cpus: int, gpus: int) -> list[str]:
-    """Build `ray start` for one more node on this machine, with an address and resources of its own."""
+def node_command(head: str, address: str, temp_dir: Path, cpus: int, gpus: int) -> list[str]:
+    """Build `ray start` for one more node on this machine, with an address, resources and a folder of its own.
+
+    In one folder, a node that unpacks a job's code would take it away from the nodes that run with it already.
+    """
     options = {
         "address": head,
         "node-ip-address": address,
         "num-cpus": cpus,
         "num-gpus": gpus,
+        "temp-dir": temp_dir,
         "object-store-memory": NODE_STORE_BYTES,
-        # The head's monitor reads the shared log folder already: a second one would print every line twice.
-        "include-log-monitor": "false",
     }
     return _ray_start([], options)
 

@@ -230,7 +230,8 @@ def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> 
     started = []
     for number in range(len(cluster.raylets) + 1, len(cluster.raylets) + missing + 1):
         address = daemons.loopback_address(number)
-        command = daemons.node_command(cluster.ray_address, address, wanted.cpus_per_node, wanted.gpus_per_node)
+        folder = cluster.ray_dir / f"n{number}"
+        command = daemons.node_command(cluster.ray_address, address, folder, wanted.cpus_per_node, wanted.gpus_per_node)
         process = daemons.start_ray(command, env, _log(f"ray-node-{number}"))
         started.append((number, process))
         cluster = _with_session(cluster, process.pid)
