@@ -23,7 +23,7 @@ from tracking.outbox import Ending
 from tracking.run import Run, Status
 from tracking.spool import Record, SpoolSender
 
-SPARES_WORTH_S = 60.0
+SPARES_WORTH_S = 300.0
 """A run that ends sooner would only be slowed down by starting processes for a failure that does not come."""
 
 

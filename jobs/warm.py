@@ -13,15 +13,7 @@ from cluster import prestart
 from jobs import noise
 from jobs.spec import JobSpec
 
-WORKER = {
-    prestart.HOOK_VARIABLE: "jobs.warm.import_for_training",
-    # glibc gives freed memory back to the kernel and faults it in again, page by page, at every step: 100,000 faults in
-    # a step of a 14M model, twice those of a main thread's. A worker of a training job may keep what it had.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
+WORKER = {prestart.HOOK_VARIABLE: "jobs.warm.import_for_training"}
 """What the environment of a process that computes holds besides."""
 
 
