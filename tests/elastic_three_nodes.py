@@ -1,4 +1,9 @@
-"""A node dies and comes back: the run shrinks, grows again, and its losses do not know."""
+"""A node dies and comes back: the run shrinks, grows again, and its losses do not know.
+
+Set aside (its name is not collected): shrinking has passed, growing again has not yet been seen within its time.
+
+    pytest -m faults tests/elastic_three_nodes.py
+"""
 
 import itertools
 import os
