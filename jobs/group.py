@@ -91,6 +91,7 @@ class Failures(FailurePolicy):
         if not errors:  # the controller's own: workers that could not be started, for instance on a node just lost
             self._start_ups += 1
             return FailureDecision.RAISE if self._start_ups > START_UPS else FailureDecision.RETRY
+        self._start_ups = 0
         hung = attempt is not None and any(
             path.stat().st_size for path in (self._run / "stacks").glob(f"{attempt.name}-rank-*.txt")
         )
@@ -108,7 +109,7 @@ class Failures(FailurePolicy):
             "reason": decision.reason,
             "checkpoint": newest,
             "workers": attempt.workers if attempt else None,
-            "evidence": postmortem.collect(self._run, attempt.name) if attempt else [],
+            "evidence": postmortem.evidence(self._run, attempt.name) if attempt else [],
         }
         postmortem.append(self._run, entry)
         time.sleep(decision.wait_s)
@@ -117,7 +118,10 @@ class Failures(FailurePolicy):
     def _note(self, decision: Decision, failure: Failure, attempt: runs.Attempt | None) -> None:
         control = runs.read_control(self._run)
         if decision.action == "skip batch":
-            control = replace(control, skip=(*control.skip, failure.step))
+            bad = failure.step  # the step after the last applied one, less those that were left out already
+            while bad in control.skip:
+                bad += 1
+            control = replace(control, skip=(*control.skip, bad))
         elif decision.action == "halve micro-batch" and attempt:
             control = replace(control, micro_batch=attempt.micro_batch // 2)
         else:

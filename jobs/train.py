@@ -133,6 +133,7 @@ def train_worker(config: dict[str, Any]) -> None:
         worker.engine.model.train()
         worker.faults.reach("start", worker.start)
         finished = train(worker)
+        watchdog.allow()  # the last checkpoint may take longer than a step
         worker.saver.finish()
         report_checkpoints(worker)
         if finished:
@@ -179,7 +180,7 @@ def train(worker: Worker) -> bool:
         if worker.faults.reach("step", step + 1) == "nan":
             loss = math.nan
         if not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied", step)
+            raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
         if recent.is_spike(loss):
             raise LossSpike(
                 f"the loss of step {step + 1} is {loss:.4g}, after {recent.median():.4g}; it was not applied"
@@ -201,6 +202,7 @@ def train(worker: Worker) -> bool:
             previous = time.perf_counter()
         every = worker.spec.checkpoint.every_steps
         if stop or save or (every and done % every == 0):
+            worker.watchdog.allow()  # it waits for the one before, where the storage is slow
             begin_checkpoint(worker, done)
             if worker.first:
                 (worker.run / runs.SAVE_FILE).unlink(missing_ok=True)
