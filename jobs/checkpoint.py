@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from jobs.store import Store, Written
@@ -99,14 +100,23 @@ def verify(store: Store, manifest: Manifest, *, rank: int = 0, world_size: int =
     return None
 
 
-def newest_valid(store: Store) -> tuple[Manifest | None, list[str]]:
-    """Return the newest checkpoint that verifies, and why each newer one was skipped."""
+def newest_valid(
+    store: Store,
+    *,
+    agreed: Callable[[Callable[[], Any]], Any] = lambda produce: produce(),
+    check: Callable[[Store, Manifest], str | None] = verify,
+) -> tuple[Manifest | None, list[str]]:
+    """Return the newest checkpoint that verifies, and why each newer one was skipped.
+
+    Args:
+        agreed: makes a value, the same one on all ranks of a group (jobs/resume.py).
+        check: says what is wrong with a checkpoint, or None.
+    """
     skipped: list[str] = []
-    for step in steps(store):
-        manifest = read(store, step)
-        problem = manifest if isinstance(manifest, str) else verify(store, manifest)
+    for step in agreed(partial(steps, store)):
+        manifest = agreed(partial(read, store, step))
+        problem = manifest if isinstance(manifest, str) else check(store, manifest)
         if problem is None:
-            assert isinstance(manifest, Manifest)
             return manifest, skipped
         skipped.append(f"{folder(step)}: {problem}")
     return None, skipped

@@ -40,13 +40,8 @@ def page(folder: Path, ending: str | None = None) -> str:
     for number, entry in enumerate(found, 1):
         parts += ["", *_section(number, entry)]
     if ending and not found:
-        parts += ["", *_evidence(folder, None)]
+        parts += ["", *evidence(folder, None)]
     return "\n".join(parts) + "\n"
-
-
-def collect(folder: Path, attempt: str | None) -> list[str]:
-    """Return the evidence of an attempt (of all, for None) as Markdown: last lines of each rank's log, and stacks."""
-    return _evidence(folder, attempt)
 
 
 def _section(number: int, entry: dict[str, Any]) -> list[str]:
@@ -70,7 +65,8 @@ def _section(number: int, entry: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _evidence(folder: Path, attempt: str | None) -> list[str]:
+def evidence(folder: Path, attempt: str | None) -> list[str]:
+    """Return what an attempt (all, for None) left, as Markdown: last lines of each rank's log, and stacks."""
     lines: list[str] = []
     pattern = f"{attempt}-rank-*" if attempt else "*-rank-*"
     for kind, title, limit in (("logs", "last lines of", LAST_LINES), ("stacks", "Python stacks of", STACK_LINES)):

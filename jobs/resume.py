@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -40,25 +41,14 @@ class Point:
 
 def agree(store: Store) -> Point:
     """Find the newest checkpoint that verifies. Collective: each rank checks its share of the files."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    point = Point(attempt_name())
-    for step in _from_first(checkpoint.steps(store) if rank == 0 else []):
-        manifest = _from_first(checkpoint.read(store, step) if rank == 0 else "")
-        if isinstance(manifest, Manifest):
-            problem = _verify(store, manifest, rank, world_size)
-            if problem is None:
-                point.manifest = manifest
-                return point
-        else:
-            problem = manifest
-        point.skipped.append(f"{checkpoint.folder(step)}: {problem}")
-    return point
+    manifest, skipped = checkpoint.newest_valid(store, agreed=_from_first, check=_verify)
+    return Point(attempt_name(), manifest, skipped)
 
 
 def attempt_name() -> str:
     """Return a name for this start of the group, the same on all ranks and at every call. The first is collective."""
     if not _name:
-        _name.append(_from_first(secrets.token_hex(4)))
+        _name.append(_from_first(lambda: secrets.token_hex(4)))
     return _name[0]
 
 
@@ -96,19 +86,20 @@ def buffers(model: torch.nn.Module) -> dict[str, bytes]:
     return {BUFFERS: save(found)} if found else {}
 
 
-def _verify(store: Store, manifest: Manifest, rank: int, world_size: int) -> str | None:
-    problems: list[Any] = [None] * world_size
+def _verify(store: Store, manifest: Manifest) -> str | None:
+    """Check this rank's share of the files; return what any rank found wrong."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     mine = checkpoint.verify(store, manifest, rank=rank, world_size=world_size)
     if world_size == 1:
         return mine
+    problems: list[Any] = [None] * world_size
     dist.all_gather_object(problems, mine)
     return next((problem for problem in problems if problem), None)
 
 
-def _from_first(value: Value) -> Value:
-    """Return rank 0's value on every rank."""
-    if dist.get_world_size() == 1:
-        return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
+def _from_first(produce: Callable[[], Value]) -> Value:
+    """Return on every rank what `produce` returns on rank 0."""
+    box: list[Any] = [produce() if dist.get_rank() == 0 else None]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -17,9 +17,13 @@ def tracking_uri(explicit: str | None = None) -> str:
 
 def _embedded() -> str | None:
     """Read the address that `tandem cluster up` left in its state file, if there is one."""
-    home = Path(os.environ.get("TANDEM_HOME") or Path.home() / ".tandem")
     try:
-        state = json.loads((home / "cluster.json").read_text(encoding="utf-8"))
+        state = json.loads((home() / "cluster.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return state.get("mlflow_url") if isinstance(state, dict) else None
+
+
+def home() -> Path:
+    """Return Tandem's folder on this machine: `$TANDEM_HOME`, or `~/.tandem`."""
+    return Path(os.environ.get("TANDEM_HOME") or Path.home() / ".tandem")

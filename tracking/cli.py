@@ -1,6 +1,5 @@
 """`tandem tracking`: runs, models and which version an alias means."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,10 +72,9 @@ def sync_runs(
 
     Example: tandem tracking sync
     """
-    from tracking import outbox
+    from tracking import address, outbox
 
-    home = Path(os.environ.get("TANDEM_HOME") or Path.home() / ".tandem")
-    waiting = [spool for folder in folders or [home / "storage" / "runs"] for spool in outbox.pending(folder)]
+    waiting = [spool for folder in folders or [address.home() / "storage" / "runs"] for spool in outbox.pending(folder)]
     for spool in waiting:
         typer.echo(f"{spool.parent.name}: {outbox.settle(spool)} records sent")
     if not waiting:
