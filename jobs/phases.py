@@ -196,7 +196,10 @@ def _prepare(job: Job) -> Prepared:
     prepared = prepare.prepare(job.spec, job.base, job.storage, parent=directory, on_progress=on_progress)
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"
     progress.say(f"data {prepared.name}: {counted}{' (encoded before)' if prepared.cached else ''}")
+    if prepared.bad_rows:
+        progress.say(f"{prepared.bad_rows} bad rows left out; the first: {prepared.first_bad[0]}")
     job.track(lambda run: run.log_dataset(prepared.name, prepared.digest))
+    job.track(lambda run: run.set_tags({"tandem.bad_rows": str(prepared.bad_rows)}))
     if job.spec.phase in ("evaluate", "quantize") and not prepared.eval_rows:
         raise UserError(f"phase {job.spec.phase} needs held-out rows: give data.eval, or data.eval_fraction above 0")
     return prepared

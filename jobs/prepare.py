@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from jobs import rows, sources
+from jobs.examples import BadRow, BadRows, Example, Source
 from jobs.spec import JobSpec
 from jobs.tasks import Columns, Task, TaskError, get
 
@@ -28,6 +29,8 @@ CLUSTER_BYTES = 64 << 20
 """From this size on, chunks are encoded by tasks all over the cluster; below, starting workers would take longer."""
 
 OnProgress = Callable[[str, int, int], None]
+Chunk = tuple[str, list[Example]]
+"""What is encoded in one go, and whether it is for `train` or `eval`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Prepared:
     eval_files: list[str]
     train_rows: int
     eval_rows: int
+    bad_rows: int = 0
+    """How many raw examples were left out."""
+    first_bad: tuple[str, ...] = ()
+    """The first of them: where, and why."""
     cached: bool = False
 
     @property
@@ -116,17 +123,18 @@ def _parent_digest(parent: Path) -> str:
 def _write(
     spec: JobSpec,
     directory: Path,
-    train: sources.Source | None,
-    held_out: sources.Source | None,
+    train: Source | None,
+    held_out: Source | None,
     parent: Path | None,
     on_progress: OnProgress,
     cluster_bytes: int,
 ) -> dict[str, Any]:
     data = spec.data
+    bad = BadRows(data.max_bad_rows if data.bad_rows == "skip" else 0)
     on_progress("read", 0, 1)
-    examples = train.examples(data.max_examples) if train else []
+    examples = _read(spec, train, data.max_examples, bad) if train else []
     if held_out is not None:
-        evaluated = held_out.examples()
+        evaluated = _read(spec, held_out, None, bad)
     else:
         examples, evaluated = sources.split(examples, data.eval_fraction, data.split_seed, data.text_column)
     on_progress("read", 1, 1)
@@ -136,7 +144,7 @@ def _write(
         examples = []
     chunks = [("train", c) for c in _chunks(examples)] + [("eval", c) for c in _chunks(evaluated)]
     encode = _encode_on_cluster if sum(map(_size, examples)) >= cluster_bytes else _encode_here
-    counts = encode(spec, task, directory, chunks, on_progress)
+    counts = encode(spec, task, directory, chunks, on_progress, bad)
     if examples and not sum(counts[f] for f in counts if f.startswith("train")):
         raise UserError(f"data: nothing of {train.name if train else ''} fits: every example is empty or too long")
     files = {
@@ -147,10 +155,27 @@ def _write(
         "eval_files": files["eval"],
         "train_rows": sum(counts[f] for f in files["train"]),
         "eval_rows": sum(counts[f] for f in files["eval"]),
+        "bad_rows": bad.count,
+        "first_bad": [str(row) for row in bad.first],
     }
 
 
-def _fit(spec: JobSpec, examples: list[sources.Example], parent: Path | None, on_progress: OnProgress) -> Task:
+def _read(spec: JobSpec, source: Source, limit: int | None, bad: BadRows) -> list[Example]:
+    """Read a source; what its task cannot use is bad as well."""
+    task = get(spec.task)(spec.task_options())
+    good = []
+    for example in source.examples(limit, bad):
+        try:
+            task.check(example)
+            good.append(example)
+        except TaskError as error:
+            bad.add(BadRow(example.where or source.name, str(error)))
+    if not good:
+        raise UserError(f"data: {source.name}: none of its {bad.count} examples can be used; {bad.first[0]}")
+    return good
+
+
+def _fit(spec: JobSpec, examples: list[Example], parent: Path | None, on_progress: OnProgress) -> Task:
     tokenizer = spec.data.tokenizer
     if parent is not None and not (tokenizer.train or tokenizer.source):
         return get(spec.task).load(parent, spec.task_options())
@@ -161,8 +186,8 @@ def _fit(spec: JobSpec, examples: list[sources.Example], parent: Path | None, on
     return task
 
 
-def _chunks(examples: list[sources.Example]) -> Iterator[list[sources.Example]]:
-    chunk: list[sources.Example] = []
+def _chunks(examples: list[Example]) -> Iterator[list[Example]]:
+    chunk: list[Example] = []
     size = 0
     for example in examples:
         chunk.append(example)
@@ -174,24 +199,25 @@ def _chunks(examples: list[sources.Example]) -> Iterator[list[sources.Example]]:
         yield chunk
 
 
-def _size(example: sources.Example) -> int:
+def _size(example: Example) -> int:
     return sum(len(v) if isinstance(v, str | bytes) else getattr(v, "nbytes", 200) for v in example.values())
 
 
 def _encode_here(
-    spec: JobSpec, task: Task, directory: Path, chunks: list[tuple[str, list[sources.Example]]], on_progress: OnProgress
+    spec: JobSpec, task: Task, directory: Path, chunks: list[Chunk], on_progress: OnProgress, bad: BadRows
 ) -> dict[str, int]:
     counts = {}
     for index, (split, chunk) in enumerate(chunks):
         on_progress("encode", index, len(chunks))
         name = f"{split}-{index:05d}.arrow"
-        counts[name] = _encode_chunk(task, chunk, directory / name)
+        counts[name], left_out = _encode_chunk(task, chunk, directory / name)
+        _count(left_out, bad)
     on_progress("encode", len(chunks), len(chunks))
     return counts
 
 
 def _encode_on_cluster(
-    spec: JobSpec, task: Task, directory: Path, chunks: list[tuple[str, list[sources.Example]]], on_progress: OnProgress
+    spec: JobSpec, task: Task, directory: Path, chunks: list[Chunk], on_progress: OnProgress, bad: BadRows
 ) -> dict[str, int]:
     """Encode chunks by Ray tasks, a few more in flight than there are CPUs, so the driver never holds them twice."""
     import ray
@@ -207,21 +233,49 @@ def _encode_on_cluster(
             name = f"{split}-{index:05d}.arrow"
             running[remote.remote(spec, str(directory), chunk, name)] = name
         done, _ = ray.wait(list(running), num_returns=1)
-        counts[running.pop(done[0])] = ray.get(done[0])
+        counts[running.pop(done[0])], left_out = ray.get(done[0])
+        _count(left_out, bad)
         on_progress("encode", len(counts), len(chunks))
     return counts
 
 
-def _encode_remotely(spec: JobSpec, directory: str, chunk: list[sources.Example], name: str) -> int:
+def _encode_remotely(spec: JobSpec, directory: str, chunk: list[Example], name: str) -> tuple[int, list[BadRow]]:
     task = get(spec.task).load(Path(directory) / "task", spec.task_options())
     return _encode_chunk(task, chunk, Path(directory) / name)
 
 
-def _encode_chunk(task: Task, chunk: list[sources.Example], path: Path) -> int:
-    columns: Columns = task.encode(chunk)
+def _encode_chunk(task: Task, chunk: list[Example], path: Path) -> tuple[int, list[BadRow]]:
+    """Encode and write a chunk; return its rows, and the examples that could not be encoded."""
+    left_out: list[BadRow] = []
+    try:
+        columns: Columns = task.encode(chunk)
+    except TaskError as error:
+        chunk, left_out = _sieve(task, chunk)
+        if not left_out:  # each can be encoded alone: what is wrong is not one of them
+            raise
+        if not chunk:
+            raise UserError(str(left_out[0])) from error
+        columns = task.encode(chunk)
     if "targets" not in columns:
         raise TaskError(f"task {task.name!r}: encode() must return a column `targets`; it returned {sorted(columns)}")
-    return rows.write(path, columns) if len(columns["targets"]) else 0
+    return (rows.write(path, columns) if len(columns["targets"]) else 0), left_out
+
+
+def _sieve(task: Task, chunk: list[Example]) -> tuple[list[Example], list[BadRow]]:
+    """Tell the examples that can be encoded from those that cannot."""
+    good, left_out = [], []
+    for example in chunk:
+        try:
+            task.encode([example])
+            good.append(example)
+        except TaskError as error:
+            left_out.append(BadRow(example.where, str(error)))
+    return good, left_out
+
+
+def _count(left_out: list[BadRow], bad: BadRows) -> None:
+    for row in left_out:
+        bad.add(row)
 
 
 def _publish(partial: Path, directory: Path) -> None:

@@ -75,6 +75,11 @@ class DataSpec(_Section):
     max_examples: Positive | None = None
     """Use only the first examples of the training source."""
     text_column: str = "text"
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """A line that is no JSON, bytes that are no UTF-8, a missing column: stop before any worker starts, or leave the
+    row out and count it."""
+    max_bad_rows: int = Field(100, ge=1)
+    """With `bad_rows: skip`: more than so many stop the job all the same."""
     tokenizer: TokenizerSpec = TokenizerSpec()
     sequence_length: int = Field(256, ge=2)
     """Tokens per row (S)."""

@@ -1,14 +1,15 @@
 """Encoding happens once, and gives the same rows wherever it runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.errors import UserError
 from jobs import prepare, rows
 from jobs.spec import JobSpec
-from jobs.tasks import TaskError
 
 
 def spec_for(**data) -> JobSpec:
@@ -69,7 +70,7 @@ def test_changed_content_is_another_data_set(corpus, tmp_path):
 
 def test_failure_leaves_nothing_behind(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"body": "no text here"}\n' * 30)
-    with pytest.raises(TaskError, match="no text in column"):
+    with pytest.raises(UserError, match=r"x\.jsonl:1: no text in column 'text'; this example has \['body'\]"):
         run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
     assert list((tmp_path / "s" / "data").iterdir()) == []
 
@@ -78,6 +79,53 @@ def test_empty_data_is_refused_before_any_worker_starts(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no example"):
         run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
+
+
+GOOD = [json.dumps({"text": f"document {i} says hello " * 5}) for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "no end', "not valid JSON"),
+        (b'{"text": "\xff"}', "byte 0xff is not UTF-8"),
+        (b'{"Text": "wrong column"}', r"no text in column 'text'; this example has \['Text'\]; did you mean 'Text'"),
+        (b'{"text": null}', "column 'text' holds NoneType, not text"),
+        (b'{"messages": [{"role": "user", "content": "?"}]}', "has no answer to learn from"),
+        (b'{"messages": 3}', "messages"),
+    ],
+)
+def test_a_bad_row_ends_the_job_or_is_counted(tmp_path, line, said):
+    lines = [text.encode() for text in GOOD]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join([*lines[:16], line, *lines[16:]]))
+    with pytest.raises(UserError, match=rf"x\.jsonl:17: .*{said}"):
+        run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
+    done, _ = run(spec_for(train="x.jsonl", bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert done.bad_rows == 1
+    assert "x.jsonl:17: " in done.first_bad[0]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    clean, _ = run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
+    assert (done.train_rows, done.eval_rows) == (clean.train_rows, clean.eval_rows)
+    assert run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")[0].cached
+
+
+def test_too_many_bad_rows_end_the_job_all_the_same(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join([*GOOD, "{", "{", "{"]))
+    with pytest.raises(UserError, match=r"x\.jsonl:33: .* bad row number 3, and data.max_bad_rows is 2"):
+        run(spec_for(train="x.jsonl", bad_rows="skip", max_bad_rows=2), tmp_path, tmp_path / "s")
+
+
+def test_a_label_that_training_never_saw_is_named_with_its_file(tmp_path):
+    for name in ("train/cat/1", "train/dog/1", "eval/cat/1", "eval/bird/1"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+    spec = spec_for(train="train", eval="eval").model_copy(update={"task": "image-classification"})
+    with pytest.raises(UserError, match=r"eval/bird/1\.png: labels \['bird'\] are not among the 2 labels"):
+        run(spec, tmp_path, tmp_path / "s")
+    skipping = spec.model_copy(update={"data": spec.data.model_copy(update={"bad_rows": "skip"})})
+    done, _ = run(skipping, tmp_path, tmp_path / "s")
+    assert (done.eval_rows, done.bad_rows) == (1, 1)
 
 
 def test_rows_of_several_files_read_as_one(tmp_path):

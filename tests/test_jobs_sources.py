@@ -11,6 +11,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from jobs import sources
+from jobs.examples import BadRows, Example
 
 
 def read(where: str | list[str], base: Path) -> list[dict]:
@@ -85,7 +86,7 @@ def test_the_library_is_text_and_its_docstrings_are_conversations():
 
 
 def test_split_holds_out_whole_examples_by_the_seed():
-    examples = [{"text": str(i)} for i in range(100)]
+    examples = [Example({"text": str(i)}) for i in range(100)]
     train, held_out = sources.split(examples, 0.1, 0, "text")
     assert len(held_out) == 10
     assert sorted(e["text"] for e in train + held_out) == sorted(e["text"] for e in examples)
@@ -94,5 +95,25 @@ def test_split_holds_out_whole_examples_by_the_seed():
 
 
 def test_split_cuts_the_end_off_a_few_long_texts():
-    train, held_out = sources.split([{"text": "0123456789"}], 0.2, 0, "text")
+    train, held_out = sources.split([Example({"text": "0123456789"})], 0.2, 0, "text")
     assert (train[0]["text"], held_out[0]["text"]) == ("01234567", "89")
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"text": "a"}\r\n{"text": \n\n{"text": "\xff"}\n7\n{"text": "b"}\n'
+    )
+    bad = BadRows(most=3)
+    examples = sources.open_source("x.jsonl", tmp_path).examples(bad=bad)
+    assert examples == [{"text": "a"}, {"text": "b"}]
+    assert [e.where for e in examples] == [f"{tmp_path}/x.jsonl:1", f"{tmp_path}/x.jsonl:6"]
+    assert bad.count == 3
+    assert [row.where.rsplit(":", 1)[1] for row in bad.first] == ["2", "4", "5"]
+    with pytest.raises(UserError, match=r"x.jsonl:5: .* bad row number 3, and data.max_bad_rows is 2"):
+        sources.open_source("x.jsonl", tmp_path).examples(bad=BadRows(most=2))
+
+
+def test_a_table_that_is_not_utf8_is_named_with_the_line(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"a,b\n" + b"1,2\n" * 5000 + b"\xff,2\n")
+    with pytest.raises(UserError, match=r"x.csv:5002: byte 0xff is not UTF-8"):
+        read("x.csv", tmp_path)

@@ -50,6 +50,9 @@ class Task(Protocol):
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Raise TaskError for an option that is unknown or out of range."""
 
+    def check(self, example: Mapping[str, Any]) -> None:
+        """Raise TaskError if a raw example lacks what `encode` needs; quick, and possible before `fit`."""
+
     def fit(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """Learn from the raw training examples what encoding needs: a tokenizer, the labels, a normaliser."""
 

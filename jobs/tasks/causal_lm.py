@@ -36,9 +36,18 @@ class CausalLM:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = {"sequence_length": 256, "text_column": "text", **options}
         self.tokenizer: Any = None
+        self._for_data = "sequence_length" in options
+        """False where only a model directory is loaded: then rows have no length yet."""
         self._bytes_per_token: torch.Tensor | None = None
 
     # -- data -------------------------------------------------------------------------------------------------------
+
+    def check(self, example: Mapping[str, Any]) -> None:
+        """Raise TaskError for an example that is neither text nor a conversation with an answer."""
+        if is_conversation(example):
+            messages_of(example)
+        else:
+            self._text(example)
 
     def fit(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """Train the tokenizer on the examples' text, or load the one named in `tokenizer.from`."""
@@ -86,10 +95,7 @@ class CausalLM:
         from transformers import AutoModelForCausalLM
 
         resolved = _config_for(architecture, {**self._config_defaults(), **config})
-        if resolved.vocab_size < len(self.tokenizer):
-            raise TaskError(
-                f"model.config.vocab_size is {resolved.vocab_size}, but the tokenizer has {len(self.tokenizer)}"
-            )
+        self._check_fits(resolved)
         model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
         model.generation_config = self._generation_config()
         return model
@@ -107,6 +113,7 @@ class CausalLM:
         except (OSError, ValueError) as error:
             raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
         if self.tokenizer is not None:
+            self._check_fits(model.config.get_text_config())
             model.generation_config = self._generation_config()
         return model.eval()
 
@@ -158,17 +165,23 @@ class CausalLM:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _texts(self, examples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        column = self.options["text_column"]
         for example in examples:
             if is_conversation(example):
                 yield "".join(m["content"] for m in messages_of(example))
-            elif isinstance(example.get(column), str):
-                yield example[column]
             else:
-                raise TaskError(
-                    f"no text in column {column!r}; this example has {sorted(example)}. "
-                    "Name the column in data.text_column"
-                )
+                yield self._text(example)
+
+    def _text(self, example: Mapping[str, Any]) -> str:
+        column = self.options["text_column"]
+        text = example.get(column)
+        if isinstance(text, str):
+            return text
+        if column in example:
+            raise TaskError(f"column {column!r} holds {type(text).__name__}, not text")
+        raise TaskError(
+            f"no text in column {column!r}; this example has {sorted(example)}{_close(column, example)}. "
+            "Name the column in data.text_column"
+        )
 
     def _encode_texts(self, texts: list[str]) -> Columns:
         length, end = self.options["sequence_length"], self.tokenizer.eos_token_id
@@ -217,6 +230,19 @@ class CausalLM:
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         return model(**inputs, use_cache=False).logits
+
+    def _check_fits(self, config: Any) -> None:
+        """Refuse tokens or positions that the model has no embeddings for: some later step would fail."""
+        if config.vocab_size < len(self.tokenizer):
+            raise TaskError(
+                f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(self.tokenizer)} tokens"
+            )
+        positions, length = getattr(config, "max_position_embeddings", None), self.options["sequence_length"]
+        if self._for_data and positions is not None and positions < length:
+            raise TaskError(
+                f"data.sequence_length is {length}, but the model has {positions} positions "
+                "(model.config.max_position_embeddings)"
+            )
 
     def _config_defaults(self) -> dict[str, Any]:
         return {

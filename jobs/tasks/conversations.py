@@ -40,9 +40,9 @@ def messages_of(example: Mapping[str, Any]) -> list[dict[str, str]]:
         TaskError: another shape, an unknown role, or no assistant message to learn from.
     """
     if "messages" in example:
-        messages = [_message(m, "role", "content") for m in example["messages"]]
+        messages = _read(example["messages"], "messages")
     elif "conversations" in example:
-        turns = [_message(m, "from", "value") for m in example["conversations"]]
+        turns = [_message(m, "from", "value") for m in _turns(example["conversations"], "conversations")]
         messages = _system(example) + [{**m, "role": _sharegpt_role(m["role"])} for m in turns]
     elif "completion" in example:
         messages = _prompt_messages(example["prompt"]) + _answer_messages(example["completion"])
@@ -82,6 +82,16 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[str, 
     return whole, spans
 
 
+def _turns(turns: Any, column: str) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise TaskError(f"column {column!r} holds {type(turns).__name__} instead of a list of messages")
+    return turns
+
+
+def _read(turns: Any, column: str) -> list[dict[str, str]]:
+    return [_message(m, "role", "content") for m in _turns(turns, column)]
+
+
 def _message(message: Mapping[str, Any], role: str, content: str) -> dict[str, str]:
     try:
         return {"role": str(message[role]), "content": str(message[content])}
@@ -108,8 +118,8 @@ def _assistant(content: Any) -> dict[str, str]:
 
 
 def _prompt_messages(prompt: Any) -> list[dict[str, str]]:
-    return [_user(prompt)] if isinstance(prompt, str) else [_message(m, "role", "content") for m in prompt]
+    return [_user(prompt)] if isinstance(prompt, str) else _read(prompt, "prompt")
 
 
 def _answer_messages(answer: Any) -> list[dict[str, str]]:
-    return [_assistant(answer)] if isinstance(answer, str) else [_message(m, "role", "content") for m in answer]
+    return [_assistant(answer)] if isinstance(answer, str) else _read(answer, "completion")

@@ -36,6 +36,12 @@ class ImageClassification:
 
     # -- data -------------------------------------------------------------------------------------------------------
 
+    def check(self, example: Mapping[str, Any]) -> None:
+        """Raise TaskError for an example without an image or a label."""
+        _field(example, "image")
+        if _field(example, "label") is None:
+            raise TaskError("an example has no label")
+
     def fit(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
         self.labels = sorted({str(_field(example, "label")) for example in examples}, key=_natural)
