@@ -36,21 +36,26 @@ class Watchdog:
         self._steps: deque[float] = deque(maxlen=64)
         self._deadline = 0.0
         self._armed_at = 0.0
+        self._for_long = True
         self._stopped = threading.Event()
-        self.allow(longest_s)
+        self.allow()
         threading.Thread(target=self._end_when_due, name="tandem-watchdog", daemon=True).start()
 
     def step(self, seconds: float) -> None:
         """A step of this length is done; the next one has FACTOR times the median, and a margin."""
         self._steps.append(seconds)
         limit = min(self._longest_s, FACTOR * statistics.median(self._steps) + MARGIN_S)
-        if time.monotonic() - self._armed_at >= min(REARM_S, limit / 2):
-            self.allow(limit)
+        if self._for_long or time.monotonic() - self._armed_at >= min(REARM_S, limit / 2):
+            self._for_long = False
+            self._arm(limit)
 
-    def allow(self, seconds: float | None = None) -> None:
-        """Whatever comes now may take so long (None: as long as anything may that is no step)."""
+    def allow(self) -> None:
+        """Whatever comes now may take as long as anything may that is no step; the next step ends that."""
+        self._for_long = True
+        self._arm(self._longest_s)
+
+    def _arm(self, limit: float) -> None:
         assert self._file is not None
-        limit = self._longest_s if seconds is None else seconds
         self._armed_at = time.monotonic()
         self._deadline = self._armed_at + limit
         faulthandler.dump_traceback_later(limit, file=self._file)

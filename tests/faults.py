@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +47,9 @@ SPEC: dict[str, Any] = {
     "resources": {"workers": 2},
     "checkpoint": {"every_steps": 10},
 }
+
+
+LIMIT_S = 240.0
 
 
 @dataclass
@@ -94,8 +99,13 @@ def submitted(folder: Path, name: str, *overrides: str, fault: str = "", spec: d
 
 
 def ended(job_id: str, storage: Path, name: str, on_line: Callable[[str], None] = lambda line: None) -> Faulted:
-    """Follow a job to its end."""
-    outcome = submit.follow(job_id, lambda line, meaning: on_line(line))
+    """Follow a job to its end; one that is still running after LIMIT_S is stopped, so that its test fails."""
+    limit = threading.Timer(LIMIT_S, submit.stop, [job_id])
+    limit.start()
+    try:
+        outcome = submit.follow(job_id, lambda line, meaning: on_line(line))
+    finally:
+        limit.cancel()
     (folder,) = (storage / "runs").glob(f"{name}-????????-*")
     return Faulted(outcome.status, folder, outcome.log, outcome.result)
 
@@ -108,8 +118,6 @@ def run(folder: Path, storage: Path, name: str, *overrides: str, fault: str = ""
 @contextmanager
 def environment(fault: str) -> Iterator[None]:
     """Have submitted jobs inject a fault."""
-    import os
-
     os.environ[faults.VARIABLE] = fault
     try:
         yield

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -99,7 +100,7 @@ def test_a_server_that_accepts_and_never_answers(folder, storage):
     wait_for_server()
     code = "from tracking.cli import app; app()"
     done = subprocess.run(
-        ["python", "-c", code, "sync"], capture_output=True, text=True, env=dict(os.environ), check=False
+        [sys.executable, "-c", code, "sync"], capture_output=True, text=True, env=dict(os.environ), check=False
     )
     assert done.returncode == 0, done.stderr
     assert f"{found.folder.name}: " in done.stdout
