@@ -12,7 +12,7 @@ def main() -> None:
     """Do what the driver does, less tracking."""
     path = Path(sys.argv[1])
     spec = specfile.load(path, JobSpec)
-    connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec, watch_preemption=False)))
+    connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec)))
     storage = home.home() / "storage"
     folder = runs.claim(storage, spec)
     job = phases.Job(spec, path.parent, storage, folder, None, None, {})  # type: ignore[arg-type]  # no sender

@@ -9,7 +9,6 @@ What runs is written to `cluster.json` in Tandem's home, so any later process fi
 
 import dataclasses
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -26,10 +25,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from cluster import daemons, ports, processes
+from cluster import daemons, ports, processes, record
 from cluster.daemons import token_environment
 from cluster.errors import UserError
 from cluster.home import home
+from cluster.record import LocalCluster
 
 __all__ = ["LocalCluster", "down", "state", "token_environment", "up"]
 
@@ -40,38 +40,6 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.999"
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class LocalCluster:
-    """What `up` started. An empty address means that the environment names one, so none was started."""
-
-    id: str
-    token_path: Path
-    ray_dir: Path
-    started_at: float
-    """Seconds since the epoch."""
-    ray_address: str = ""
-    """`host:port` of the head's GCS."""
-    dashboard_url: str = ""
-    mlflow_url: str = ""
-    sessions: tuple[int, ...] = ()
-    """Process sessions that the daemons lead."""
-    daemons: tuple[int, ...] = ()
-    """Pids without which the cluster is not running: GCS, the head's raylet, dashboard."""
-    mlflow_pid: int = 0
-    """MLflow may be away for a while: jobs go on, and `up` starts it again at the same address."""
-    raylets: tuple[int, ...] = ()
-    """Pids of the nodes besides the head, in the order of their addresses; the dead ones too."""
-
-    @property
-    def nodes(self) -> int:
-        """Count the living nodes besides the head."""
-        return sum(processes.is_running(pid, self.id) for pid in self.raylets)
-
-    def owns(self, ray_address: str) -> bool:
-        """Say whether `ray_address` is that of the head started here, as GCS address or as Jobs API URL."""
-        return bool(self.ray_address) and ray_address.rstrip("/") in (self.ray_address, self.dashboard_url)
 
 
 @dataclass(frozen=True)
@@ -98,7 +66,7 @@ def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _
     wanted = Options(nodes=nodes, cpus=cpus, **options)
     _create_home()
     with _locked():
-        cluster = state()
+        cluster = state() or _restart_gcs(progress)
         if cluster is not None:
             return _start_missing(cluster, wanted, progress)
         _end_recorded(job_grace_s=0)  # what a crash or an interrupted start may have left
@@ -115,7 +83,7 @@ def down(job_grace_s: float = 10.0) -> int:
 
     Jobs that still run are asked to stop first and get `job_grace_s` for it. Raises UserError if a process stays.
     """
-    if not _state_path().exists():
+    if not record.path().exists():
         return 0
     with _locked():
         return _end_recorded(job_grace_s)
@@ -123,10 +91,10 @@ def down(job_grace_s: float = 10.0) -> int:
 
 def state() -> LocalCluster | None:
     """Return the local cluster, or None when there is none or when one of Ray's main processes is gone."""
-    cluster = _load()
+    cluster = record.read()
     if cluster is None or not (cluster.daemons or _is_mlflow_running(cluster)):
         return None
-    is_whole = all(processes.is_running(pid, cluster.id) for pid in cluster.daemons)
+    is_whole = all(cluster.is_running(pid) for pid in cluster.daemons)
     return cluster if is_whole else None
 
 
@@ -161,11 +129,25 @@ def _start_missing(cluster: LocalCluster, wanted: Options, progress: Progress) -
             progress(f"MLflow on {cluster.mlflow_url}")
     if cluster.ray_address and wanted.nodes > cluster.nodes:
         cluster = _start_nodes(cluster, wanted, progress)
-    return _record(cluster) if cluster.daemons or cluster.mlflow_pid else cluster
+    return record.write(cluster) if cluster.daemons or cluster.mlflow_pid else cluster
+
+
+def _restart_gcs(progress: Progress) -> LocalCluster | None:
+    """Start the GCS again if it alone is dead: it finds its state on disk, and the raylets wait for it for 60 s."""
+    cluster = record.read()
+    if cluster is None or not cluster.gcs_command or not (cluster.ray_dir / "gcs").exists():
+        return None
+    if [pid for pid in cluster.daemons if not cluster.is_running(pid)] != [cluster.gcs_pid]:
+        return None
+    progress("starting Ray's GCS again …")
+    env = {**daemons.environment(cluster.id, cluster.token_path), **daemons.head_environment(cluster.ray_dir)}
+    pid, session = daemons.start_daemon(list(cluster.gcs_command), env, _log("ray-gcs"), cluster.ray_dir)
+    alive = [old for old in cluster.daemons if old != cluster.gcs_pid]
+    return record.write(dataclasses.replace(_with_session(cluster, session), gcs_pid=pid, daemons=(pid, *alive)))
 
 
 def _is_mlflow_running(cluster: LocalCluster) -> bool:
-    return bool(cluster.mlflow_pid) and processes.is_running(cluster.mlflow_pid, cluster.id)
+    return cluster.is_running(cluster.mlflow_pid)
 
 
 def _announcement(needs_head: bool, needs_mlflow: bool) -> str:
@@ -190,7 +172,7 @@ def _start_mlflow(cluster: LocalCluster, port: int) -> tuple[LocalCluster, int]:
     env = daemons.environment(cluster.id, cluster.token_path)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), env.get("PYTHONPATH")]))
     pid, session = daemons.start_daemon(daemons.mlflow_command(root, port), env, _log("mlflow"), root)
-    return _record(_with_session(cluster, session)), pid
+    return record.write(_with_session(cluster, session)), pid
 
 
 def _finish_mlflow(cluster: LocalCluster, pid: int, port: int) -> LocalCluster:
@@ -202,23 +184,26 @@ def _finish_mlflow(cluster: LocalCluster, pid: int, port: int) -> LocalCluster:
 def _start_head(
     cluster: LocalCluster, wanted: Options, chosen: dict[str, int]
 ) -> tuple[LocalCluster, subprocess.Popen[bytes]]:
-    cluster = _record(dataclasses.replace(cluster, ray_dir=_new_ray_dir()))
+    cluster = record.write(dataclasses.replace(cluster, ray_dir=_new_ray_dir()))
     address = daemons.loopback_address(0)
     command = daemons.head_command(address, chosen, cluster.ray_dir, cpus=wanted.cpus, gpus=wanted.gpus)
     env = {**daemons.environment(cluster.id, cluster.token_path), **daemons.head_environment(cluster.ray_dir)}
     process = daemons.start_ray(command, env, _log("ray-head"))
-    return _record(_with_session(cluster, process.pid)), process
+    return record.write(_with_session(cluster, process.pid)), process
 
 
 def _finish_head(cluster: LocalCluster, process: subprocess.Popen[bytes], chosen: dict[str, int]) -> LocalCluster:
     daemons.wait_for_ray(process, "the Ray head", _log("ray-head"))
     address = (cluster.ray_dir / "ray_current_cluster").read_text().strip()
     pids = _pids(cluster, process.pid, daemons.HEAD_PROGRAMS)
+    gcs = next(pid for pid in pids if daemons.runs(psutil.Process(pid).cmdline(), ("gcs_server",)))
     return dataclasses.replace(
         cluster,
         ray_address=address,
         dashboard_url=f"http://127.0.0.1:{chosen['the dashboard']}",
         daemons=(*cluster.daemons, *pids),
+        gcs_pid=gcs,
+        gcs_command=tuple(psutil.Process(gcs).cmdline()),
     )
 
 
@@ -252,7 +237,7 @@ def _pids(cluster: LocalCluster, session: int, programs: Collection[str]) -> tup
 
 def _end_recorded(job_grace_s: float) -> int:
     """End what the state file names, then forget it. What Ray left in a folder outside the home goes as well."""
-    cluster = _load()
+    cluster = record.read()
     if cluster is None:
         return 0
 
@@ -266,7 +251,7 @@ def _end_recorded(job_grace_s: float) -> int:
         raise UserError(f"these processes of the cluster do not end: {[process.pid for process in left]}")
     if cluster.ray_dir.parent != home():
         shutil.rmtree(cluster.ray_dir, ignore_errors=True)
-    _state_path().unlink()
+    record.path().unlink()
     return ended
 
 
@@ -288,33 +273,8 @@ def _log(name: str) -> Path:
     return home() / "logs" / f"{name}.log"
 
 
-def _state_path() -> Path:
-    return home() / "cluster.json"
-
-
 def _with_session(cluster: LocalCluster, session: int) -> LocalCluster:
     return dataclasses.replace(cluster, sessions=(*cluster.sessions, session))
-
-
-def _record(cluster: LocalCluster) -> LocalCluster:
-    """Write the state file, readable by its owner only, so that readers see the old or the new one."""
-    draft = _state_path().with_suffix(".tmp")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(dataclasses.asdict(cluster), file, default=str, indent=1)
-    draft.replace(_state_path())
-    return cluster
-
-
-def _load() -> LocalCluster | None:
-    """Read the state file; fields that another version of Tandem wrote and this one does not know are passed over."""
-    try:
-        written = json.loads(_state_path().read_text())
-    except FileNotFoundError:
-        return None
-    fields = {field.name: written[field.name] for field in dataclasses.fields(LocalCluster) if field.name in written}
-    paths = {name: Path(fields[name]) for name in ("token_path", "ray_dir")}
-    pids = {name: tuple(fields.get(name, ())) for name in ("sessions", "daemons", "raylets")}
-    return LocalCluster(**{**fields, **paths, **pids})
 
 
 @contextmanager

@@ -46,6 +46,11 @@ class Refusal:
         return f"{self.reason}: {self.what_would_help}"
 
 
+def capacity(request: Request, nodes: Iterable[Node]) -> int:
+    """Return how many workers of this kind the living nodes could take if nothing else ran on them."""
+    return sum(_room(request, node.total_cpus, node.total_gpus) for node in nodes if node.alive)
+
+
 def fit(request: Request, nodes: Iterable[Node]) -> Placement | Refusal:
     """Place the workers on as few nodes as possible by what is free, or say why that cannot be.
 
@@ -57,7 +62,7 @@ def fit(request: Request, nodes: Iterable[Node]) -> Placement | Refusal:
     free = {node.node_id: _room(request, node.free_cpus, node.free_gpus) for node in alive}
     if sum(free.values()) >= request.workers:
         return Placement(_fill(request.workers, free))
-    at_best = sum(_room(request, node.total_cpus, node.total_gpus) for node in alive)
+    at_best = capacity(request, alive)
     if at_best >= request.workers:
         return _refuse_for_now(request, alive, sum(free.values()))
     return _refuse(request, alive, at_best)

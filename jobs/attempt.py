@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cluster import home
-from jobs import checkpoint, guard, phases, postmortem, progress, runs, warm
+from jobs import checkpoint, guard, phases, postmortem, preemption, progress, runs, warm
 from jobs.phases import Job, Stopped
 from jobs.spec import JobSpec
 from jobs.store import Store
@@ -37,8 +38,9 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     parent = find_parent(spec.model.source, base) if spec.model.source else None
     folder = runs.claim(storage, spec)
     folder.write_status("RUNNING")
-    for name in (runs.STOP_FILE, runs.SAVE_FILE, "failures.jsonl"):
+    for name in (runs.STOP_FILE, runs.SAVE_FILE, "attempt.json", "failures.jsonl"):
         (folder.path / name).unlink(missing_ok=True)
+    runs.write_note(folder.path, replace(runs.read_control(folder.path), excluded=()))
     guard.start(folder.path, folder.key)
     tags = _tags(spec)
     opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=tags)
@@ -50,6 +52,7 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     _on_stop(job)
     reporter = Reporter(job)
     sender.start(reporter.take)
+    preemption.start(folder.path, progress.say)
     threading.Thread(target=reporter.watch_failures, name="tandem-failures", daemon=True).start()
     status: Status = "FAILED"
     try:

@@ -12,17 +12,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 Kind = Literal[
     "hang", "bad data", "non-finite loss", "loss spike", "out of memory", "preempted", "node lost", "user code",
     "worker killed", "start-up",
 ]  # fmt: skip
-Action = Literal["retry", "skip batch", "halve micro-batch", "stop"]
+Action = Literal["retry", "skip batch", "halve micro-batch", "exclude node", "stop"]
 
 LONGEST_WAIT_S = 30.0
 _BATCH: tuple[Kind, ...] = ("non-finite loss", "loss spike")
 """Failures of one batch, found before it was applied."""
+_NODES_FAULT: tuple[Kind, ...] = ("worker killed", "start-up")
+"""Failures that a sick node would explain. An error of user code follows the code."""
 _CONSEQUENCES = re.compile(
     r"connection (closed|reset)|broken pipe|timed out waiting|socket|gloo|nccl|store|processgroup|rendezvous", re.I
 )
@@ -66,10 +69,17 @@ class Failure:
     """The last step that was applied."""
     rank: int | None
     message: str
+    node: str | None = None
+    """Id of the node that the rank was on."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON takes."""
         return asdict(self)
+
+    @staticmethod
+    def of(entry: Mapping[str, Any]) -> Failure:
+        """Read what `as_dict` gave, among other fields."""
+        return Failure(entry["kind"], entry["step"], entry["rank"], entry["message"], entry.get("node"))
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class Limits:
     non_finite: Literal["stop", "skip"] = "stop"
     max_skipped: int = 10
     out_of_memory: Literal["halve", "stop"] = "halve"
+    exclude_after: int = 2
 
 
 def classify(errors: Mapping[int, RankError], step: int, *, hung: bool = False, started: bool = True) -> Failure:
@@ -112,10 +123,17 @@ def classify(errors: Mapping[int, RankError], step: int, *, hung: bool = False, 
     return Failure(kind, step, rank, error.message)
 
 
-def decide(failure: Failure, earlier: Sequence[Failure], limits: Limits, *, micro_batch: int = 1) -> Decision:
-    """Choose what to do. `earlier` are the failures of this run before this one.
+def decide(
+    failure: Failure, earlier: Sequence[Failure], limits: Limits, *, micro_batch: int = 1, room: bool = False
+) -> Decision:
+    """Choose what to do.
 
     Only failures without progress count against `max_failures`: a run of weeks may lose a node every day.
+
+    Args:
+        earlier: the failures of this run before this one.
+        micro_batch: rows in one forward pass.
+        room: the other nodes of the cluster can take the workers of the one that failed.
     """
     if failure.kind == "bad data":
         return Decision("stop", "it would fail the same way again")
@@ -142,7 +160,18 @@ def decide(failure: Failure, earlier: Sequence[Failure], limits: Limits, *, micr
         if micro_batch > 1:
             return Decision("halve micro-batch", f"{micro_batch} → {micro_batch // 2} rows; the batch stays the same")
         return Decision("stop", "one row at a time does not fit either")
+    on_node = _on_same_node(failure, earlier)
+    if room and on_node >= limits.exclude_after:
+        return Decision("exclude node", f"{on_node} failures in a row on node {failure.node}; others have room")
     return Decision("retry", f"retry {in_vain + 1} of {limits.max_failures}, from the newest checkpoint", wait_s)
+
+
+def _on_same_node(failure: Failure, earlier: Sequence[Failure]) -> int:
+    """Count the failures in a row, this one included, whose workers died on the same node."""
+    if failure.node is None or failure.kind not in _NODES_FAULT:
+        return 0
+    others = (before for before in reversed(earlier) if before.kind != "preempted")
+    return 1 + sum(1 for _ in takewhile(lambda f: f.node == failure.node and f.kind in _NODES_FAULT, others))
 
 
 def _without_progress(failure: Failure, earlier: Sequence[Failure]) -> int:

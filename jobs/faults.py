@@ -4,7 +4,9 @@
 
 A worker that reaches such a point does the action once per run; a file in the run's folder, `faults/<the point>`, shows
 that it did. Phases of a worker: `start` (before step 1 of an attempt), `step` (before the optimizer step), `save`
-(while its shard is being written), `commit` (before the manifest is written).
+(while its shard is being written), `commit` (before the manifest is written). With `:node=<id>` instead of a rank it
+happens to every rank on that node, and `kill-always` every time: a sick node. `pace` makes every step from there on
+take a tenth of a second longer.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "TANDEM_FAULT"
+PACE_S = 0.1
 PHASES = ("start", "step", "save", "commit")
 
 
@@ -32,9 +35,15 @@ class Fault:
     rank: int
     step: int
     phase: str
+    node: str = ""
 
     def __str__(self) -> str:
-        return f"{self.action}-rank{self.rank}-step{self.step}-{self.phase}"
+        where = f"node{self.node}" if self.node else f"rank{self.rank}"
+        return f"{self.action}-{where}-step{self.step}-{self.phase}"
+
+    def meets(self, rank: int, node: str) -> bool:
+        """Say whether it is meant for a rank on a node."""
+        return self.node == node if self.node else self.rank == rank
 
 
 def parse(text: str) -> list[Fault]:
@@ -49,15 +58,20 @@ def parse(text: str) -> list[Fault]:
 class Injector:
     """A worker's faults. Without any, reaching a point costs a comparison."""
 
-    def __init__(self, run: Path, rank: int, text: str | None = None) -> None:
+    def __init__(self, run: Path, rank: int, text: str | None = None, node: str = "") -> None:
         wanted = os.environ.get(VARIABLE, "") if text is None else text
-        self._faults = [fault for fault in parse(wanted) if fault.rank == rank]
+        self._faults = [fault for fault in parse(wanted) if fault.meets(rank, node)]
         self._run = run
+        self._pace_s = 0.0
 
     def reach(self, phase: str, step: int) -> str | None:
         """Do what is due at this point; return the name of an action that the caller has to do (`nan`)."""
+        if self._pace_s and phase == "step":
+            time.sleep(self._pace_s)
         for fault in self._faults:
-            if (fault.phase, fault.step) == (phase, step) and self._first_time(fault):
+            if fault.action == "pace" and step >= fault.step:
+                self._pace_s = PACE_S
+            elif (fault.phase, fault.step) == (phase, step) and self._first_time(fault):
                 return _ACTIONS[fault.action](self._run)
         return None
 
@@ -67,7 +81,7 @@ class Injector:
         try:
             descriptor = os.open(marker, os.O_CREAT | os.O_EXCL)
         except FileExistsError:
-            return fault.action == "raise-always"
+            return fault.action.endswith("-always")
         os.close(descriptor)
         return True
 
@@ -75,14 +89,14 @@ class Injector:
 def _parse_one(text: str) -> Fault:
     action, *pairs = text.strip().split(":")
     values = dict(pair.partition("=")[::2] for pair in pairs)
-    unknown = values.keys() - {"rank", "step", "phase"}
+    unknown = values.keys() - {"rank", "step", "phase", "node"}
     phase = values.get("phase", "step")
     if action not in _ACTIONS or unknown or phase not in PHASES or "step" not in values:
         raise ValueError(
             f"{VARIABLE}: {text!r} is no fault; write one of {', '.join(_ACTIONS)}, then :rank=0:step=1 and "
             f":phase= one of {', '.join(PHASES)}"
         )
-    return Fault(action, int(values.get("rank", 0)), int(values["step"]), phase)
+    return Fault(action, int(values.get("rank", 0)), int(values["step"]), phase, values.get("node", ""))
 
 
 def _kill(run: Path) -> None:
@@ -114,8 +128,13 @@ def _nan(run: Path) -> str:
     return "nan"
 
 
+def _nothing(run: Path) -> None:
+    pass
+
+
 _ACTIONS: dict[str, Callable[[Path], str | None]] = {
     "kill": _kill,
+    "kill-always": _kill,
     "freeze": _freeze,
     "sleep": _sleep,
     "raise": _raise,
@@ -123,4 +142,5 @@ _ACTIONS: dict[str, Callable[[Path], str | None]] = {
     "memory": _exhaust,
     "stop": _halt,
     "nan": _nan,
+    "pace": _nothing,
 }

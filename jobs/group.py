@@ -16,12 +16,14 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.util import ObjectRefWrapper
 
+from cluster import placement, topology
 from jobs import checkpoint, failures, postmortem, runs, warm
 from jobs.failures import Decision, Failure, Limits, RankError
 from jobs.runs import SAVE_FILE
@@ -58,6 +60,20 @@ class ElasticSize(ElasticScalingPolicy):
         self._asked_at: float | None = None
         self._newest = 0
 
+    def make_decision_for_non_running_worker_group(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return Ray Train's decision, for no more workers than fit on the nodes that are not excluded."""
+        decision = super().make_decision_for_non_running_worker_group(*arguments, **keywords)
+        return self._capped(decision)
+
+    def _capped(self, decision: Any) -> Any:
+        excluded = runs.read_control(self._run).excluded
+        if not excluded or not isinstance(decision, ResizeDecision):
+            return decision
+        wanted = self.scaling_config._resources_per_worker_not_none
+        nodes = [node for node in topology.nodes() if node.node_id not in excluded]
+        room = placement.capacity(placement.Request(1, wanted.get("CPU", 0), wanted.get("GPU", 0)), nodes)
+        return replace(decision, num_workers=max(1, min(decision.num_workers, room)))
+
     def make_decision_for_running_worker_group(self, *arguments: Any, **keywords: Any) -> Any:
         """Return Ray Train's decision, or none yet: as long as the checkpoint that it needs is not there."""
         if self._asked_at is not None:
@@ -66,8 +82,11 @@ class ElasticSize(ElasticScalingPolicy):
                 return NoopDecision()
             self._asked_at = None
             self._latest_monitor_time = float("-inf")
-            return super().make_decision_for_running_worker_group(*arguments, **keywords)
-        decision = super().make_decision_for_running_worker_group(*arguments, **keywords)
+            return self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
+        decision = self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
+        attempt = runs.read_attempt(self._run)
+        if isinstance(decision, ResizeDecision) and attempt and decision.num_workers == attempt.workers:
+            return NoopDecision()  # what would grow it is an excluded node
         if isinstance(decision, ResizeDecision):
             self._newest = max(checkpoint.complete(self._store), default=0)
             self._asked_at = time.monotonic()
@@ -79,9 +98,12 @@ class ElasticSize(ElasticScalingPolicy):
 class Failures(FailurePolicy):
     """Ray Train's question what to do about a failure, answered by jobs/failures.py, and written down."""
 
-    def __init__(self, failure_config: Any, run: Path, store: Store, limits: Limits) -> None:
+    def __init__(
+        self, failure_config: Any, run: Path, store: Store, limits: Limits, request: placement.Request
+    ) -> None:
+        """`request`: the smallest group that can go on."""
         super().__init__(failure_config)
-        self._run, self._store, self._limits = run, store, limits
+        self._run, self._store, self._limits, self._request = run, store, limits, request
         self._start_ups = 0
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
@@ -97,9 +119,11 @@ class Failures(FailurePolicy):
         )
         step = last_step(self._run)
         failure = failures.classify(errors, step, hung=hung, started=attempt is not None and attempt.training)
-        earlier = [Failure(e["kind"], e["step"], e["rank"], e["message"]) for e in postmortem.failures(self._run)]
+        failure = replace(failure, node=_node_of(failure, attempt))
+        earlier = [Failure.of(entry) for entry in postmortem.failures(self._run)]
         micro_batch = attempt.micro_batch if attempt else 1
-        decision = failures.decide(failure, earlier, self._limits, micro_batch=micro_batch)
+        room = self._has_room_without(failure.node) if failure.node else False
+        decision = failures.decide(failure, earlier, self._limits, micro_batch=micro_batch, room=room)
         newest = max(checkpoint.complete(self._store), default=0)
         self._note(decision, failure, attempt)
         entry = {
@@ -115,6 +139,11 @@ class Failures(FailurePolicy):
         time.sleep(decision.wait_s)
         return FailureDecision.RAISE if decision.action == "stop" else FailureDecision.RETRY
 
+    def _has_room_without(self, node: str) -> bool:
+        excluded = {node, *runs.read_control(self._run).excluded}
+        answer = placement.fit(self._request, [n for n in topology.nodes() if n.node_id not in excluded])
+        return isinstance(answer, placement.Placement) or answer.fits_when_free
+
     def _note(self, decision: Decision, failure: Failure, attempt: runs.Attempt | None) -> None:
         control = runs.read_control(self._run)
         if decision.action == "skip batch":
@@ -124,9 +153,28 @@ class Failures(FailurePolicy):
             control = replace(control, skip=(*control.skip, bad))
         elif decision.action == "halve micro-batch" and attempt:
             control = replace(control, micro_batch=attempt.micro_batch // 2)
+        elif decision.action == "exclude node" and failure.node:
+            control = replace(control, excluded=(*control.excluded, failure.node))
         else:
             return
         runs.write_note(self._run, control)
+
+
+class Exclude(ControllerCallback):
+    """Keeps workers off the nodes that a failure has excluded."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+        """Return the label selector of the workers' placement group."""
+        excluded = runs.read_control(self._run).excluded
+        return {"ray.io/node-id": f"!in({','.join(excluded)})"} if excluded else None
+
+
+def _node_of(failure: Failure, attempt: runs.Attempt | None) -> str | None:
+    known = attempt is not None and failure.rank is not None and failure.rank < len(attempt.nodes)
+    return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
 
 
 def last_step(run: Path) -> int:
@@ -146,8 +194,16 @@ def last_step(run: Path) -> int:
 class Trainer(TorchTrainer):
     """`TorchTrainer` with policies of our own."""
 
-    def __init__(self, *arguments: Any, scaling: ScalingPolicy, failures: FailurePolicy, **keywords: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        scaling: ScalingPolicy,
+        failures: FailurePolicy,
+        callback: ControllerCallback,
+        **keywords: Any,
+    ) -> None:
         super().__init__(*arguments, **keywords)
+        self._callback = callback
         self._policies = {"scaling_policy": scaling, "failure_policy": failures}
 
     def fit(self) -> Any:
@@ -155,7 +211,10 @@ class Trainer(TorchTrainer):
         result = self._initialize_and_run_controller(
             train_fn_ref=ObjectRefWrapper(self._get_train_func()),
             train_run_context=self.train_run_context,
-            callbacks=[c for c in self._create_default_callbacks() if not isinstance(c, UNUSED_CALLBACKS)],
+            callbacks=[
+                self._callback,
+                *(c for c in self._create_default_callbacks() if not isinstance(c, UNUSED_CALLBACKS)),
+            ],
             validation_config=None,
             **self._policies,
         )
@@ -194,7 +253,8 @@ def train(
     )
     failure_config = ray.train.FailureConfig(max_failures=spec.max_failures)
     own = spec.failures
-    limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory)
+    limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory, own.exclude_node_after)
+    fewest = placement.Request(wanted.fewest, wanted.cpus_per_worker, wanted.gpus_per_worker)
     scaling: ScalingPolicy = ElasticSize(scaling_config, run, store) if elastic else FixedSize(scaling_config)
     if autoscaling and not elastic:
         scaling = FixedScalingPolicy(scaling_config)
@@ -210,5 +270,6 @@ def train(
             worker_runtime_env={"env_vars": warm.WORKER},
         ),
         scaling=scaling,
-        failures=Failures(failure_config, run, store, limits),
+        failures=Failures(failure_config, run, store, limits, fewest),
+        callback=Exclude(run),
     ).fit()

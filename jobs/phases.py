@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster import connect
 from cluster.errors import UserError
-from jobs import prepare, progress, runs, train, warm
+from jobs import prepare, progress, runs, train, warm, worker
 from jobs.prepare import Prepared
 from jobs.spec import JobSpec
 from tracking import manifest, registry
@@ -50,7 +50,7 @@ def train_phase(job: Job) -> dict[str, Any]:
     """Pre-train or fine-tune, then write the model contract and register the version."""
     prepared = _prepare(job)
     assert job.spec.training is not None
-    job.steps = train.total_steps(job.spec.training, prepared.train_rows)
+    job.steps = worker.total_steps(job.spec.training, prepared.train_rows)
     progress.report("start", 0, 1)
     run_workers(job, train.train_worker, {"prepared": prepare.as_dict(prepared)})
     model = job.folder.path / "model"

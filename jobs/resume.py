@@ -52,6 +52,18 @@ def attempt_name() -> str:
     return _name[0]
 
 
+def nodes() -> tuple[str, ...]:
+    """Return the id of each rank's node. Collective."""
+    import ray
+
+    found: list[Any] = [None] * dist.get_world_size()
+    mine = ray.get_runtime_context().get_node_id()
+    if len(found) == 1:
+        return (mine,)
+    dist.all_gather_object(found, mine)
+    return tuple(found)
+
+
 def reader(store: Store, manifest: Manifest) -> Reader:
     """Open the shards of a checkpoint."""
     return Reader(store, [f"{checkpoint.folder(manifest.step)}/{name}" for name in manifest.shards])

@@ -58,6 +58,8 @@ class Attempt:
     micro_batch: int
     training: bool = False
     """False while it is being set up."""
+    nodes: tuple[str, ...] = ()
+    """Id of each rank's node."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Control:
     """Steps (from 0) whose batch is left out."""
     micro_batch: int | None = None
     """Rows per forward pass, where the spec's did not fit the memory."""
+    excluded: tuple[str, ...] = ()
+    """Ids of nodes that get no worker any more."""
 
 
 def write_note(folder: Path, note: Attempt | Control) -> None:
@@ -81,13 +85,14 @@ def write_note(folder: Path, note: Attempt | Control) -> None:
 def read_attempt(folder: Path) -> Attempt | None:
     """Return the newest attempt that got as far as to say so."""
     values = _read(folder / "attempt.json")
-    return Attempt(**values) if values else None
+    return Attempt(**{**values, "nodes": tuple(values["nodes"])}) if values else None
 
 
 def read_control(folder: Path) -> Control:
     """Return what failures have changed."""
     values = _read(folder / "control.json")
-    return Control(**{**values, "skip": tuple(values["skip"])}) if values else Control()
+    lists = {name: tuple(values.get(name, ())) for name in ("skip", "excluded")}
+    return Control(**{**values, **lists})
 
 
 def claim(storage: Path, spec: JobSpec) -> RunFolder:

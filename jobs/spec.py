@@ -198,6 +198,8 @@ class FailuresSpec(_Section):
     """So many batches may be left out."""
     out_of_memory: Literal["halve", "stop"] = "halve"
     """Halve the micro-batch, which changes no result, or stop."""
+    exclude_node_after: Positive = 2
+    """So many failures in a row on one node, and it gets no worker any more, where the others have room."""
     hang_after_s: Positive = 1800
     """A worker that does nothing for so long is taken to hang. Within training, three median steps and 8 s suffice."""
 

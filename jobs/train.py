@@ -13,39 +13,27 @@ evaluate, export the weights as safetensors
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
-import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from jobs import batches, noise, resume, runs, zero
-from jobs.checkpoint import Keep, Manifest
-from jobs.engine import Engine, import_deepspeed
+from jobs import batches, noise, resume, runs
+from jobs.checkpoint import Manifest
 from jobs.evaluate import measure, to_device
-from jobs.export import add_lora, export
-from jobs.faults import Injector
-from jobs.prepare import Prepared, rows_of
-from jobs.rows import Rows
-from jobs.saver import Saver
+from jobs.export import export
 from jobs.schedules import learning_rate
-from jobs.spec import JobSpec, TrainingSpec
-from jobs.store import Store
-from jobs.tasks import Batch, Task, get
-from jobs.watchdog import Watchdog
-from tracking.spool import Spool
-from tracking.system import SystemSampler
+from jobs.tasks import Batch
+from jobs.worker import Worker, fresh_model, logged, set_up, system_metrics
 
 
 class NonFiniteLoss(RuntimeError):
@@ -54,21 +42,6 @@ class NonFiniteLoss(RuntimeError):
 
 class LossSpike(RuntimeError):
     """The loss is far above the last ones; the step was not applied."""
-
-
-class Tee:
-    """What is printed, to where it went before and to a file that outlives the cluster."""
-
-    def __init__(self, stream: Any, file: IO[str]) -> None:
-        self._stream, self._file = stream, file
-
-    def write(self, text: str) -> int:
-        """Write to both."""
-        self._file.write(text)
-        return int(self._stream.write(text) or 0)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class RecentLosses:
@@ -93,38 +66,6 @@ class RecentLosses:
         return statistics.median(self._losses)
 
 
-@dataclass
-class Worker:
-    """What one rank works with."""
-
-    spec: JobSpec
-    training: TrainingSpec
-    task: Task
-    engine: Engine
-    rows: Rows
-    eval_rows: Rows
-    run: Path
-    spool: Spool | None
-    saver: Saver
-    watchdog: Watchdog
-    faults: Injector
-    steps: int
-    micro_batch: int
-    zero_stage: int
-    start: int = 0
-    updates: int = 0
-    """Optimizer updates so far."""
-    skip: frozenset[int] = frozenset()
-    """Steps whose batch is left out."""
-    model_directory: Path | None = None
-    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def first(self) -> bool:
-        """True on the rank that writes and reports."""
-        return self.engine.rank == 0
-
-
 def train_worker(config: dict[str, Any]) -> None:
     """Train on this worker: the function Ray Train runs. `config`: spec, prepared, run, checkpoints, parent, base."""
     noise.quiet()
@@ -142,27 +83,6 @@ def train_worker(config: dict[str, Any]) -> None:
             export_weights(worker)
     if worker.spool is not None:
         worker.spool.close()
-
-
-@contextmanager
-def logged(config: dict[str, Any]) -> Iterator[Watchdog]:
-    """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
-    import ray.train
-
-    run, rank = Path(config["run"]), ray.train.get_context().get_world_rank()
-    name = f"{resume.attempt_name()}-rank-{rank}"
-    (run / "logs").mkdir(exist_ok=True)
-    watchdog = Watchdog(run / "stacks" / f"{name}.txt", config["spec"]["failures"]["hang_after_s"])
-    with (run / "logs" / f"{name}.log").open("a", buffering=1) as file:
-        tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
-        try:
-            with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]
-                yield watchdog
-        except BaseException:
-            file.write(traceback.format_exc())
-            raise
-        finally:
-            watchdog.stop()
 
 
 def train(worker: Worker) -> bool:
@@ -321,115 +241,7 @@ def export_weights(worker: Worker) -> None:
     torch.distributed.barrier()
 
 
-def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
-    """Build everything a rank needs, on the device that Ray Train assigned."""
-    import ray.train
-    import ray.train.torch
-
-    import_deepspeed()  # before transformers imports it at full length
-    spec = JobSpec.model_validate(config["spec"])
-    # A process that was started ahead did not know how many CPUs it would get, and took all.
-    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
-    training = spec.training
-    assert training is not None
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    prepared = Prepared(**config["prepared"])
-    run = Path(config["run"])
-    task = get(spec.task).load(prepared.task_directory, spec.task_options())
-    rows = rows_of(prepared, prepared.train_files)
-    parent = Path(config["parent"]) if config["parent"] else None
-
-    store = Store(config["checkpoints"])
-    keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, spec.checkpoint.metric)
-    control, faults = runs.read_control(run), Injector(run, rank)
-    point = resume.agree(store)
-    model = fresh_model(spec, task, parent)
-    if spec.model.lora is not None:
-        torch.manual_seed(training.seed)
-        model = add_lora(model, spec.model.lora)
-    state = resume.reader(store, point.manifest) if point.manifest else None
-    if state is not None and point.manifest is not None:
-        resume.load_model(model, state, store, point.manifest)
-    wanted = control.micro_batch or training.micro_batch_size
-    micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
-    if rank == 0:
-        runs.write_note(run, runs.Attempt(point.attempt, world_size, micro_batch))
-    accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
-    base = (
-        zero.read_deepspeed_json(Path(config["base"]) / training.deepspeed)
-        if isinstance(training.deepspeed, str)
-        else None
-    )
-    stage = zero.stage_of(training, base)
-    ds_config = zero.deepspeed_config(training, micro_batch, accumulation, on_gpu=device.type == "cuda", base=base)
-    engine = Engine(model, training, ds_config, device)
-    if state is not None and point.manifest is not None:
-        engine.restore(state, point.manifest.updates)
-    if rank == 0:
-        for reason in point.skipped:
-            print(f"skipped checkpoint {reason}", flush=True)
-        runs.write_note(run, runs.Attempt(point.attempt, world_size, micro_batch, training=True))
-    return Worker(
-        spec=spec,
-        training=training,
-        task=task,
-        engine=engine,
-        rows=rows,
-        eval_rows=rows_of(prepared, prepared.eval_files),
-        run=run,
-        spool=Spool(run / "spool" / "rank-0.jsonl") if rank == 0 else None,
-        watchdog=watchdog,
-        faults=faults,
-        skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, faults.reach),
-        steps=total_steps(training, len(rows)),
-        micro_batch=micro_batch,
-        zero_stage=stage,
-        start=point.step,
-        updates=point.manifest.updates if point.manifest else 0,
-        model_directory=parent,
-    )
-
-
-@contextmanager
-def system_metrics(directory: Path) -> Iterator[None]:
-    """Sample this node's CPU, memory, disk, network and GPUs meanwhile, on the first rank of each node."""
-    import ray.train
-
-    context = ray.train.get_context()
-    if context.get_local_rank():
-        yield
-        return
-    node = f"node-{context.get_node_rank()}"
-    spool = Spool(directory / f"system-{node}.jsonl")
-    sampler = SystemSampler(spool, node).start()
-    try:
-        yield
-    finally:
-        sampler.stop()
-        spool.close()
-
-
-def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:
-    """Make the model the job starts from, in fp32 on the CPU: random weights by the seed alone, or the parent's."""
-    assert spec.training is not None
-    torch.manual_seed(spec.training.seed)
-    if parent is not None:
-        return task.load_model(parent, torch.float32, spec.model.config).train()
-    assert spec.model.architecture is not None
-    return task.build(spec.model.architecture, spec.model.config)
-
-
-def total_steps(training: TrainingSpec, rows: int) -> int:
-    """Return the optimiser steps of the run: as given, or what the epochs come to (a last partial step counts)."""
-    return training.steps or max(1, math.ceil((training.epochs or 1) * rows / training.global_batch_size))
-
-
 def _write_json(path: Path, values: Any) -> None:
-    import json
-
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(values), encoding="utf-8")
     os.replace(partial, path)

@@ -17,12 +17,8 @@ WORKER = {prestart.HOOK_VARIABLE: "jobs.warm.import_for_training"}
 """What the environment of a process that computes holds besides."""
 
 
-def environment(spec: JobSpec, *, watch_preemption: bool) -> dict[str, str]:
-    """Return the variables of all of the job's processes but the driver: those that compute, and Ray Train's actors.
-
-    Args:
-        watch_preemption: whether somebody may announce one; on a machine of one's own the watcher only costs a process.
-    """
+def environment(spec: JobSpec) -> dict[str, str]:
+    """Return the variables of all of the job's processes but the driver: those that compute, and Ray Train's actors."""
     return {
         **noise.ENVIRONMENT,
         # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
@@ -30,7 +26,7 @@ def environment(spec: JobSpec, *, watch_preemption: bool) -> dict[str, str]:
         **({} if spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
         # How fast Ray Train's controller sees an end or a death.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(watch_preemption)),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # jobs/preemption.py watches
         # Ray Train adds this one by itself; were it missing here, its actors would not find the processes.
         "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
         prestart.HOOK_VARIABLE: "jobs.warm.import_for_control",

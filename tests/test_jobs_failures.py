@@ -1,5 +1,7 @@
 """What happened to a group, and what is done about it."""
 
+from dataclasses import replace
+
 import pytest
 
 from jobs import failures
@@ -98,3 +100,28 @@ def test_the_first_retry_is_at_once_and_later_ones_wait_longer():
     assert waits[0] == 0
     assert waits == sorted(waits)
     assert max(waits) <= 30
+
+
+def killed_on(node: str | None, kind: str = "worker killed") -> Failure:
+    return replace(failure(kind), node=node)
+
+
+@pytest.mark.parametrize(
+    ("now", "earlier", "room", "action"),
+    [
+        ("a", ["a"], True, "exclude node"),
+        ("a", ["a"], False, "retry"),
+        ("a", [], True, "retry"),
+        ("a", ["b"], True, "retry"),
+        ("a", ["a", "b"], True, "retry"),
+        (None, [None], True, "retry"),
+    ],
+)
+def test_a_node_whose_workers_die_in_a_row_is_excluded_where_others_have_room(now, earlier, room, action):
+    found = failures.decide(killed_on(now), [killed_on(node) for node in earlier], Limits(), room=room)
+    assert found.action == action
+
+
+def test_an_error_of_user_code_excludes_no_node():
+    same = killed_on("a", "user code")
+    assert failures.decide(same, [same], Limits(), room=True).action == "retry"
