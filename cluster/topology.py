@@ -1,6 +1,8 @@
 """Which nodes the cluster has, what they offer, and what of it is free right now."""
 
+import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +46,31 @@ def nodes() -> list[Node]:
         used = _used_by_dashboard() if "://" in address else _used_by_gcs(address)
     found = [_node(entry, used.get(entry.node_id, {})) for entry in listed]
     return sorted(found, key=lambda node: (not node.alive, not node.is_head, node.address, node.node_id))
+
+
+def alive() -> set[str]:
+    """Return the ids of the nodes that Ray takes to be alive; for a process that is connected to the cluster."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def silent(node_ids: Iterable[str], timeout_s: float = 1.0) -> set[str]:
+    """Return those of the nodes that are dead, or whose raylet takes no connection: Ray may not know it yet."""
+    import ray
+
+    addresses = {n["NodeID"]: (n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["Alive"]}
+    wanted = sorted(set(node_ids))
+
+    def answers(node_id: str) -> bool:
+        try:
+            socket.create_connection(addresses[node_id], timeout_s).close()
+            return True
+        except (KeyError, OSError):
+            return False
+
+    with ThreadPoolExecutor(32) as pool:
+        return {node_id for node_id, reached in zip(wanted, pool.map(answers, wanted), strict=True) if not reached}
 
 
 def free_cpus(nodes: Iterable[Node]) -> float:

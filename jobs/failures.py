@@ -102,7 +102,14 @@ class Limits:
     exclude_after: int = 2
 
 
-def classify(errors: Mapping[int, RankError], step: int, *, hung: bool = False, started: bool = True) -> Failure:
+def classify(
+    errors: Mapping[int, RankError],
+    step: int,
+    *,
+    hung: bool = False,
+    started: bool = True,
+    lost: Sequence[int] = (),
+) -> Failure:
     """Find what happened.
 
     Args:
@@ -110,12 +117,15 @@ def classify(errors: Mapping[int, RankError], step: int, *, hung: bool = False, 
         step: the last step that was applied.
         hung: the watchdog of a rank has fired.
         started: the group had begun to train.
+        lost: ranks whose nodes are gone; the others may have noticed it first.
     """
     ranked = sorted(errors.items(), key=lambda item: (_severity(item[1]), item[0]))
     if not ranked:
         return Failure("start-up", step, None, "the worker group could not be started")
     rank, error = ranked[0]
     kind = _kind(error)
+    if lost and (kind == "worker killed" or _is_consequence(error)):
+        return Failure("node lost", step, lost[0], error.message)
     if hung and kind in ("worker killed", "user code"):
         return Failure("hang", step, None, "no step was finished within the limit")
     if not started and kind == "worker killed":
@@ -210,6 +220,8 @@ def _severity(error: RankError) -> int:
         "bad data", "non-finite loss", "loss spike", "preempted", "out of memory", "node lost", "user code",
         "worker killed",
     ]  # fmt: skip
-    if kind == "user code" and _CONSEQUENCES.search(error.message):
-        return len(order)
-    return order.index(kind)
+    return len(order) if _is_consequence(error) else order.index(kind)
+
+
+def _is_consequence(error: RankError) -> bool:
+    return _kind(error) == "user code" and bool(_CONSEQUENCES.search(error.message))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -32,6 +33,8 @@ from jobs.store import Store
 
 UNUSED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
 """Each starts an actor in a process of its own. We read our own rows; placement groups end with the driver's job."""
+NODE_DEATH_S = 20.0
+"""Within it, Ray declares a node dead that does not answer."""
 START_UPS = 10
 """How often workers may fail to start in a row; Ray Train itself would try for ever."""
 
@@ -64,6 +67,14 @@ class ElasticSize(ElasticScalingPolicy):
         """Return Ray Train's decision, for no more workers than fit on the nodes that are not excluded."""
         decision = super().make_decision_for_non_running_worker_group(*arguments, **keywords)
         return self._capped(decision)
+
+    def _get_reserved_resources(self) -> Any:
+        """Return what the coordinator has reserved, by a fresh view of the cluster: its own is up to 20 s old."""
+        try:
+            reference = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            return ray.get(reference, timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):
+            return None
 
     def _capped(self, decision: Any) -> Any:
         excluded = runs.read_control(self._run).excluded
@@ -118,7 +129,9 @@ class Failures(FailurePolicy):
             path.stat().st_size for path in (self._run / "stacks").glob(f"{attempt.name}-rank-*.txt")
         )
         step = last_step(self._run)
-        failure = failures.classify(errors, step, hung=hung, started=attempt is not None and attempt.training)
+        started = attempt is not None and attempt.training
+        lost = self._lost_ranks(attempt) if attempt else []
+        failure = failures.classify(errors, step, hung=hung, started=started, lost=lost)
         failure = replace(failure, node=_node_of(failure, attempt))
         earlier = [Failure.of(entry) for entry in postmortem.failures(self._run)]
         micro_batch = attempt.micro_batch if attempt else 1
@@ -138,6 +151,14 @@ class Failures(FailurePolicy):
         postmortem.append(self._run, entry)
         time.sleep(decision.wait_s)
         return FailureDecision.RAISE if decision.action == "stop" else FailureDecision.RETRY
+
+    def _lost_ranks(self, attempt: runs.Attempt) -> list[int]:
+        """Find the ranks whose nodes are gone, and wait until Ray knows it too: it would place workers there again."""
+        silent = topology.silent(attempt.nodes)
+        deadline = time.monotonic() + NODE_DEATH_S
+        while silent & topology.alive() and time.monotonic() < deadline:
+            time.sleep(0.25)
+        return [rank for rank, node in enumerate(attempt.nodes) if node in silent]
 
     def _has_room_without(self, node: str) -> bool:
         excluded = {node, *runs.read_control(self._run).excluded}

@@ -125,3 +125,11 @@ def test_a_node_whose_workers_die_in_a_row_is_excluded_where_others_have_room(no
 def test_an_error_of_user_code_excludes_no_node():
     same = killed_on("a", "user code")
     assert failures.decide(same, [same], Limits(), room=True).action == "retry"
+
+
+def test_a_lost_node_explains_what_the_other_ranks_saw():
+    closed = RankError(("RuntimeError",), "[gloo] Connection closed by peer [127.0.0.4]")
+    bug = RankError(("ValueError",), "wrong shape")
+    assert failures.classify({0: closed, 1: closed}, 7, lost=[2]) == Failure("node lost", 7, 2, closed.message)
+    assert failures.classify({0: closed, 1: bug}, 7, lost=[2]).kind == "user code"
+    assert failures.classify({0: closed}, 7).kind == "user code"
