@@ -28,6 +28,15 @@ SHIPPED_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 SHIPPED_BYTES = 1 << 20
 
 
+PATIENCE_S = 45.0
+
+
+class ClusterLost(UserError):
+    """The cluster is gone while a job is followed."""
+
+    exit_code = 1
+
+
 @dataclass
 class Outcome:
     """How a followed job ended."""
@@ -66,26 +75,50 @@ def submit(path: Path, overrides: list[str]) -> str:
 
 
 def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]) -> Outcome:
-    """Read a job's log until it ends. `on_line` gets each line, and its meaning where it is progress."""
+    """Read a job's log until it ends. `on_line` gets each line, and its meaning where it is progress.
+
+    A cluster that is away for a moment is waited for, and no line is shown twice.
+
+    Raises:
+        ClusterLost: it has not answered for PATIENCE_S.
+    """
+    import aiohttp
+
     client = connect.job_client()
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # says that the stream was closed
     outcome = Outcome(job_id, "PENDING")
+    seen, lost_at = 0, 0.0
 
     async def read() -> None:
-        rest = ""
+        nonlocal seen
+        number, rest = 0, ""
         async for text in client.tail_job_logs(job_id):
             *lines, rest = (rest + text).split("\n")
             for line in lines:
-                _take(line, outcome, on_line)
+                number += 1
+                if number > seen:
+                    seen = number
+                    _take(line, outcome, on_line)
             if outcome.result:  # the last line of a job; the log itself ends seconds later
                 return
         if rest:
             _take(rest, outcome, on_line)
 
-    asyncio.run(read())
-    outcome.status = str(client.get_job_status(job_id).value)
-    if outcome.status not in TERMINAL:
-        outcome.status = _wait(client, job_id)
+    while outcome.status not in TERMINAL:
+        try:
+            if not outcome.result:
+                asyncio.run(read())
+            outcome.status = str(client.get_job_status(job_id).value)
+            lost_at = 0.0
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            lost_at = lost_at or time.monotonic()
+            if time.monotonic() - lost_at > PATIENCE_S:
+                raise ClusterLost(
+                    f"the cluster at {client.get_address()} does not answer any more; what {job_id} has saved is on "
+                    "the disk: start the cluster again and submit the same spec to go on"
+                ) from error
+        if outcome.status not in TERMINAL:
+            time.sleep(0.2)
     return outcome
 
 
@@ -97,12 +130,6 @@ def _take(line: str, outcome: Outcome, on_line: Callable[[str, progress.Progress
     if meaning is None:
         outcome.log = [*outcome.log[-200:], line]
     on_line(line, meaning)
-
-
-def _wait(client: Any, job_id: str) -> str:
-    while (status := str(client.get_job_status(job_id).value)) not in TERMINAL:
-        time.sleep(0.2)
-    return status
 
 
 def list_jobs() -> list[dict[str, Any]]:

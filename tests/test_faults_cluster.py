@@ -21,7 +21,11 @@ from tests.faults import ended, mlflow_client, run, same_curve, submitted
 
 pytestmark = pytest.mark.faults
 STEPS = 400
-ELASTIC = ["training.deepspeed.zero_stage=2", "resources.workers={min: 1, max: 3, resize_every_s: 3}"]
+ELASTIC = [
+    "training.learning_rate=3e-4",
+    "training.deepspeed.zero_stage=2",
+    "resources.workers={min: 1, max: 3, resize_every_s: 3}",
+]
 PACED = "pace:rank=0:step=1"
 """Small steps would be over before a node has come back: this fault makes every step take a tenth of a second."""
 
@@ -63,7 +67,7 @@ def test_a_sick_node_is_left_out(three_nodes, storage, tmp_path):
 
 
 def test_a_node_dies_and_comes_back(three_nodes, storage, tmp_path):
-    settings = [f"training.steps={STEPS}", "checkpoint.every_steps=20", *ELASTIC]
+    settings = [f"training.steps={STEPS}", "checkpoint.every_steps=20", *ELASTIC]  # a rate at which 1e-7 stays small
     job = submitted(tmp_path, "elastic", *settings, fault=PACED)
     _wait_for(lambda: _steps(storage, "elastic", workers=3) > 20, "three workers")
     _kill(record.read().raylets[-1])
@@ -84,7 +88,7 @@ def test_a_node_dies_and_comes_back(three_nodes, storage, tmp_path):
     assert [failure["kind"] for failure in found.failures()] == ["node lost"]
     steady = run(tmp_path, storage, "steady", *settings[:-1], "resources.workers=1")
     assert steady.status == "SUCCEEDED", steady.log
-    same_curve(losses, steady.losses(), tolerance=1e-3)  # what rounding makes of 1e-7 over so many steps
+    same_curve(losses, steady.losses())
 
 
 def test_a_node_that_is_announced_to_go(three_nodes, storage, tmp_path):
@@ -143,7 +147,6 @@ def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
     assert follow.returncode == 1
     assert "does not answer" in output
     (folder,) = (storage / "runs").glob("lost-*")
-    _wait_for(lambda: runs.RunFolder(folder, resumed=True).status() == "FAILED", "the guard's word")
     import ray
 
     ray.shutdown()
@@ -153,6 +156,7 @@ def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
     assert found.folder == folder
     assert found.status == "SUCCEEDED", found.log
     assert any("goes on" in line for line in found.log)
+    assert found.run.info.status == "FINISHED"
     assert sorted(found.losses()) == list(range(1, STEPS + 1))
 
 
