@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from jobs.tasks import TaskError, get
-from jobs.tasks.causal_lm import IGNORED, best_fit
+from jobs.tasks.causal_lm import best_fit
 from jobs.tasks.conversations import messages_of, render
+from jobs.tasks.cross_entropy import IGNORED, cross_entropy_sum
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 30
 TINY = {
@@ -203,3 +204,23 @@ def test_labels_outside_the_vocabulary_are_named(images):
     task.fit(images)
     with pytest.raises(TaskError, match=r"\['cat'\] are not among the 3 labels"):
         task.encode([{"image": images[0]["image"], "label": "cat"}])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 50, 777), (3, 400, 2048), (1, 1, 5)])
+def test_cross_entropy_in_chunks_is_torchs(dtype, shape):
+    torch.manual_seed(0)
+    logits = (torch.randn(shape) * 5).to(dtype)
+    labels = torch.randint(0, shape[-1], shape[:-1])
+    labels[0, : shape[1] // 3] = IGNORED
+    logits[-1, -1] = 0
+    logits[-1, -1, labels[-1, -1]] = 9  # a probability near 1: its gradient must not cancel
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = cross_entropy_sum(ours, labels)
+    expected = torch.nn.functional.cross_entropy(
+        theirs.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    (loss / 7).backward()
+    (expected / 7).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-7)

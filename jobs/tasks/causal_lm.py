@@ -21,9 +21,7 @@ import torch
 
 from jobs.tasks import Batch, Columns, TaskError, tokenization
 from jobs.tasks.conversations import is_conversation, messages_of, render
-
-IGNORED = -100
-"""The label of a token that is no target (PyTorch's `ignore_index`)."""
+from jobs.tasks.cross_entropy import IGNORED, cross_entropy_sum
 
 
 class CausalLM:
@@ -123,7 +121,7 @@ class CausalLM:
         """Sum the cross-entropy over the targets, in fp32."""
         logits = self._logits(model, batch)
         labels = batch["labels"]
-        return _cross_entropy_sum(logits, labels), (labels != IGNORED).sum()
+        return cross_entropy_sum(logits, labels), (labels != IGNORED).sum()
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets."""
@@ -134,7 +132,7 @@ class CausalLM:
             self._bytes_per_token = torch.from_numpy(tokenization.bytes_per_token(self.tokenizer))
         targets = labels[counted]
         return {
-            "loss": _cross_entropy_sum(logits, labels),
+            "loss": cross_entropy_sum(logits, labels),
             "targets": counted.sum(),
             "correct": (logits[counted].argmax(-1) == targets).sum(),
             "bytes": self._bytes_per_token.to(targets.device)[targets].sum(),
@@ -283,12 +281,6 @@ def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
             bins[index].append(item)
             bisect.insort(room, (free - lengths[item], index))
     return bins
-
-
-def _cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
 
 
 def _inside(offset: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
