@@ -43,6 +43,7 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     runs.write_note(folder.path, replace(runs.read_control(folder.path), excluded=()))
     guard.start(folder.path, folder.key)
     tags = _tags(spec)
+    outbox.own(folder.path / "spool", Ending(folder.key, spec.name, "FAILED", spec.resolved(), tags))
     opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=tags)
     sender = SpoolSender(folder.path / "spool", opened, interval_s=0.5)
     job = Job(spec, base, storage, folder, sender, parent, placed)

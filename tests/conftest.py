@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import local, processes
+from cluster import home, local, processes
 from cluster.connect import Connection, connection
 
 
@@ -24,9 +24,9 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Connection]:
     """Start a Ray head with 4 logical CPUs and MLflow in a home of their own; afterwards nothing of them is left."""
-    home = Path(tempfile.mkdtemp(prefix="tt-", dir="/tmp"))  # short: Ray's sockets lie in it
+    place = Path(tempfile.mkdtemp(prefix="tt-", dir="/tmp"))  # short: Ray's sockets lie in it
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANDEM_HOME", str(home))
+        patch.setenv("TANDEM_HOME", str(place))
         for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
         started = local.up(cpus=4, ray_port=free_port(), dashboard_port=free_port(), mlflow_port=free_port())
@@ -36,8 +36,20 @@ def cluster() -> Iterator[Connection]:
             _disconnect()
             local.down(job_grace_s=5)
             left = processes.members(started.id, started.sessions, started.started_at)
-            shutil.rmtree(home, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
     assert not left, _describe(left)
+
+
+@pytest.fixture(scope="session")
+def storage(cluster: Connection) -> Path:
+    """Where the cluster's jobs keep their runs."""
+    return home.home() / "storage"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the specs of one module's jobs."""
+    return tmp_path_factory.mktemp("specs")
 
 
 def _disconnect() -> None:

@@ -17,7 +17,8 @@ from cluster import daemons, home, local, record, topology
 from cluster.connect import connection
 from jobs import runs
 from tests.conftest import free_port
-from tests.faults import ended, mlflow_client, run, same_curve, submitted
+from tests.faults import Faulted, ended, mlflow_client, run, same_curve, submitted
+from tracking import outbox
 
 pytestmark = pytest.mark.faults
 STEPS = 400
@@ -131,8 +132,9 @@ def test_the_gcs_dies_for_a_moment(three_nodes, storage, tmp_path):
 
 
 def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
-    """Whoever follows the job learns it; a new cluster goes on from what is on the disk."""
-    job = submitted(tmp_path, "lost", f"training.steps={STEPS}", "checkpoint.every_steps=10", fault=PACED)
+    """Whoever follows the job learns it, `tandem tracking sync` ends its run, another submission goes on."""
+    settings = ["training.steps=200", "checkpoint.every_steps=10"]
+    job = submitted(tmp_path, "lost", *settings, fault=PACED)
     _wait_for(lambda: list((storage / "runs").glob("lost-*/checkpoints/step-*/MANIFEST.json")), "a checkpoint")
     follow = subprocess.Popen(
         [sys.executable, "-c", "from jobs.cli import app; app()", "logs", job, "--follow"],
@@ -152,12 +154,15 @@ def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
     ray.shutdown()
     local.down(job_grace_s=0)
     local.up(nodes=1, cpus=1, cpus_per_node=1)
-    found = run(tmp_path, storage, "lost", f"training.steps={STEPS}", "checkpoint.every_steps=10")
+    assert outbox.pending(storage / "runs") == [folder / "spool"], "its driver and its guard are gone"
+    outbox.settle(folder / "spool")
+    assert Faulted("", folder, []).run.info.status == "FAILED"
+    found = run(tmp_path, storage, "lost", *settings)
     assert found.folder == folder
     assert found.status == "SUCCEEDED", found.log
     assert any("goes on" in line for line in found.log)
     assert found.run.info.status == "FINISHED"
-    assert sorted(found.losses()) == list(range(1, STEPS + 1))
+    assert sorted(found.losses()) == list(range(1, 201))
 
 
 def _kill(pid: int) -> None:

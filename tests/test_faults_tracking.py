@@ -22,16 +22,6 @@ STEPS = 500
 LONG = [f"training.steps={STEPS}", "checkpoint.every_steps=50"]
 
 
-@pytest.fixture(scope="module")
-def storage(cluster):
-    return home.home() / "storage"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("specs")
-
-
 def server() -> psutil.Process:
     (found,) = [
         process

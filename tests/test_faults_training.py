@@ -9,21 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import home
 from tests import faults
 from tests.faults import ended, run, same_curve, submitted
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("cluster")]
-
-
-@pytest.fixture(scope="module")
-def storage(cluster):
-    return home.home() / "storage"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("specs")
 
 
 @pytest.fixture(scope="module")

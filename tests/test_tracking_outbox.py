@@ -1,5 +1,7 @@
 """A run that ended while the server was away is told later, whole, from its spool alone."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from tracking.client import connect
 from tracking.errors import ServerUnreachable
 from tracking.outbox import Ending
 from tracking.spool import Spool
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_run_the_server_never_heard_of_is_told_later(tmp_path: Path) -> None:
@@ -39,3 +43,17 @@ def test_a_run_the_server_never_heard_of_is_told_later(tmp_path: Path) -> None:
         assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 11))
     finally:
         server.kill()
+
+
+def test_a_run_whose_owner_was_killed_has_failed(tmp_path: Path) -> None:
+    code = (
+        "import sys, os, signal; from pathlib import Path; from tracking import outbox;"
+        "outbox.own(Path(sys.argv[1]), outbox.Ending('mine-1', 'mine', 'FAILED'));"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    spool = tmp_path / "mine-1" / "spool"
+    subprocess.run([sys.executable, "-c", code, str(spool)], cwd=ROOT, check=False)
+    outbox.own(tmp_path / "alive-1" / "spool", Ending("alive-1", "alive", "FAILED"))
+    assert outbox.pending(tmp_path) == [spool]
+    outbox.forget(spool)
+    assert outbox.pending(tmp_path) == []

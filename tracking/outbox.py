@@ -1,19 +1,26 @@
 """Runs that ended while the server was away: what is needed to finish telling it, later and from anywhere.
 
-<any folder>/<run>/spool/ending.json     how the run ended, until the server knows
+<any folder>/<run>/spool/owner.json      the process that will end the run
+                         ending.json     how the run ended, until the server knows
+
+A process that is killed notes nothing, nor does anybody on a machine that goes: a run whose owner is gone has failed.
 """
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tracking.run import Run, Status
 from tracking.spool import SpoolSender
 
 FILE = "ending.json"
+OWNER = "owner.json"
 
 
 @dataclass(frozen=True)
@@ -27,22 +34,49 @@ class Ending:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+def own(spool: Path, if_gone: Ending) -> None:
+    """Note that this process will end the run; should it be gone without a word, the run ended as `if_gone`."""
+    spool.mkdir(parents=True, exist_ok=True)
+    me = psutil.Process()
+    owner = {"host": socket.gethostname(), "pid": me.pid, "started_at": me.create_time()}
+    _write(spool / OWNER, {**owner, "if_gone": asdict(if_gone)})
+
+
 def note(spool: Path, ending: Ending) -> None:
     """Note how the run of a spool ended; `settle` or `forget` removes the note."""
     spool.mkdir(parents=True, exist_ok=True)
-    partial = spool / f"{FILE}.partial"
-    partial.write_text(json.dumps(asdict(ending)), encoding="utf-8")
-    os.replace(partial, spool / FILE)
+    _write(spool / FILE, asdict(ending))
 
 
 def forget(spool: Path) -> None:
     """The server knows."""
+    (spool / OWNER).unlink(missing_ok=True)
     (spool / FILE).unlink(missing_ok=True)
 
 
 def pending(root: Path) -> list[Path]:
     """List the spools of the runs right below `root` whose end the server has not been told."""
+    for path in root.glob(f"*/spool/{OWNER}"):
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        if not path.with_name(FILE).exists() and _is_gone(owner):
+            note(path.parent, Ending(**owner["if_gone"]))
     return sorted(path.parent for path in root.glob(f"*/spool/{FILE}"))
+
+
+def _is_gone(owner: Mapping[str, Any]) -> bool:
+    """Say whether a process of this machine has ended; of others nothing is known."""
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        return psutil.Process(owner["pid"]).create_time() != owner["started_at"]
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def settle(spool: Path, tracking_uri: str | None = None, timeout_s: float = 60.0) -> int:
