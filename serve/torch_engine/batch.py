@@ -34,16 +34,29 @@ class Batch:
 
 
 class Runner(Protocol):
-    """Runs a model's forward pass over a paged cache it owns the layout of."""
+    """Runs a model's forward pass over a paged cache that it allocates itself. Called from one thread."""
+
+    name: str
+    """What logs and reports call it."""
+    vocab_size: int
+    """Width of the logits: rows of the embedding table."""
+
+    def prepare(self, blocks: int, memory_bytes: int) -> int:
+        """Do what the first step would otherwise pay for: allocate the cache, pack, compile, warm.
+
+        Returns how many blocks the cache has, block 0 included: `blocks`, or as many as fit in `memory_bytes`.
+        Raises UnsupportedArchitecture where this runner cannot serve the model.
+        """
+        ...
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """Return the logits [L, vocabulary] of the rows asked for, in float32 or the model's dtype."""
+        """Return the logits [L, vocabulary] of the rows asked for, in float32 or the model's dtype.
+
+        Sequences of one batch may share blocks that one of them fills in this very step, so in every layer all keys
+        and values are written before any query attends.
+        """
         ...
 
-    def prepare(self) -> None:
-        """Do what the first step would otherwise pay for: packing, compiling, warming."""
-        ...
-
-    def check(self) -> None:
-        """Raise ValueError where the model cannot be served by this runner."""
+    def release(self) -> None:
+        """Free what only `prepare` and its check needed, such as the model's own copy of packed weights."""
         ...
