@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
-BLOCK = 32
-"""Tokens a block of the cache holds."""
+from serve.torch_engine.blocks import BLOCK
+from serve.torch_engine.scheduler import Chunk, Step
+
+__all__ = ["BLOCK", "Batch", "Runner", "build"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,52 @@ class Runner(Protocol):
     def release(self) -> None:
         """Free what only `prepare` and its check needed, such as the model's own copy of packed weights."""
         ...
+
+
+def build(step: Step) -> Batch:
+    """Return the batch of a step."""
+    chunks = step.chunks
+    counts = [chunk.end - chunk.start for chunk in chunks]
+    query_start = np.zeros(len(chunks) + 1, np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    tokens: list[int] = []
+    positions: list[int] = []
+    for sequence, start, end, _ in chunks:
+        tokens += sequence.tokens[start:end]
+        positions += range(start, end)
+    blocks = _block_table(chunks)
+    at = np.array(positions, np.int32)
+    row = np.repeat(np.arange(len(chunks)), counts)
+    slots = blocks[row, at // BLOCK] * BLOCK + at % BLOCK
+    return Batch(
+        tokens=torch.from_numpy(np.array(tokens, np.int32)),
+        positions=torch.from_numpy(at),
+        slots=torch.from_numpy(slots),
+        query_start=torch.from_numpy(query_start),
+        context=torch.from_numpy(np.array([chunk.end for chunk in chunks], np.int32)),
+        blocks=torch.from_numpy(blocks),
+        logits_at=torch.from_numpy(_wanted_rows(chunks, query_start)),
+        decoding=len(step.decode),
+    )
+
+
+def _block_table(chunks: list[Chunk]) -> np.ndarray:
+    most = max(len(chunk.sequence.blocks) for chunk in chunks)
+    table = np.zeros((len(chunks), most), np.int32)
+    for row, chunk in enumerate(chunks):
+        table[row, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
+    return table
+
+
+def _wanted_rows(chunks: list[Chunk], query_start: np.ndarray) -> np.ndarray:
+    """Return the rows of the tokens that the next one is chosen after, and all rows of a prompt to be scored."""
+    if not any(chunk.sequence.scored for chunk in chunks):
+        return query_start[1:][[chunk.completes for chunk in chunks]] - 1
+    parts = []
+    for row, chunk in enumerate(chunks):
+        first, last = query_start[row], query_start[row + 1]
+        if chunk.sequence.scored:
+            parts.append(np.arange(first, last, dtype=np.int32))
+        elif chunk.completes:
+            parts.append(np.array([last - 1], np.int32))
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
