@@ -1,0 +1,56 @@
+// One forward pass of a decoder over a batch: every thread runs `forward` and they meet at barriers.
+#pragma once
+#include <chrono>
+
+#include "pool.h"
+#include "workspace.h"
+
+namespace tandem {
+
+// Seconds of thread 0 by part of the step, summed over steps.
+struct Profile {
+    double linear = 0, attention = 0, rest = 0;
+};
+
+class Step {
+   public:
+    Step(const Model& model, Pool& pool) : model_(model), pool_(pool) { space_.thread.resize(pool.size()); }
+
+    // logits is [wanted][vocabulary].
+    void run(const Batch& batch, float* logits);
+    Profile profile;
+
+   private:
+    struct Item {
+        int sequence, kv_head, first_head, heads, first_token, tokens;
+    };
+
+    void plan(const Batch& batch);
+    void plan_attention(const Batch& batch);
+    void forward(int id);
+    void embed(int id);
+    void clear_new_blocks(int id);
+    const Activations& normalise(int id, const Norm& pending, const Norm& norm, const Linear& consumer);
+    void normalise_row(int row, const Norm& pending, const Norm& norm, const Activations& to, int to_row, bool fixed);
+    const Activations& fix(int id, OwnedActivations& a, const Linear& consumer);
+    void project_heads(int id, const Layer& layer, const Activations& a);
+    void finish_head(const Layer& layer, int head, int row, float* x);
+    void attend_all(int id, const Layer& layer);
+    void attend_item(const Layer& layer, const Item& item, AttentionScratch& scratch);
+    void add_to_residual(int id, const Linear& w, const Activations& a, bool branch);
+    void project_up(int id, const Layer& layer, const Activations& a);
+    void project_logits(int id);
+    template <class Finish>
+    void columns(int id, const Linear& w, const Activations& a, int group, Finish finish);
+    void lap(int id, double Profile::*part);
+
+    const Model& model_;
+    Pool& pool_;
+    Workspace space_;
+    const Batch* batch_ = nullptr;
+    float* logits_ = nullptr;
+    std::vector<Item> items_;
+    std::chrono::steady_clock::time_point last_lap_;
+};
+
+}  // namespace tandem
