@@ -122,8 +122,8 @@ class Delta:
 
     `text` never ends in half a character; it may be empty while `token_ids` is not, and the other way round.
     `completion_tokens` counts all tokens chosen so far, an end-of-sequence token included.
-    `logprobs` has an entry for each of `token_ids`, `prompt_logprobs` (in the first delta) one for each of the prompt's,
-    where the request asked for them.
+    Where the request asked for them, `logprobs` has an entry for each of `token_ids`, and `prompt_logprobs` (in the
+    first delta) one for each token of the prompt.
     """
 
     text: str

@@ -17,7 +17,6 @@ from serve.engine import SamplingParams
 from serve.torch_engine.sampler import RequestSampler, candidates_of, choose
 
 VOCAB = 1000
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +79,7 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
 
 
 def sampler_of(params: SamplingParams, prompt: tuple[int, ...] = (1,)) -> RequestSampler:
-    return RequestSampler(params, prompt, VOCAB, CPU)
+    return RequestSampler(params, prompt, VOCAB)
 
 
 def test_greedy_is_the_best_whatever_the_other_fields_say() -> None:
@@ -96,7 +95,7 @@ def test_repetition_penalty_equals_transformers() -> None:
         sampler.observe(token)
     logits = logits_of(2)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[*prompt, *output]]), logits.clone())
-    torch.testing.assert_close(sampler.penalise(logits[0]), expected[0])
+    torch.testing.assert_close(sampler.change(logits[0]), expected[0])
 
 
 def test_presence_and_frequency_penalties_count_the_output_alone() -> None:
@@ -106,7 +105,7 @@ def test_presence_and_frequency_penalties_count_the_output_alone() -> None:
     logits = torch.zeros(VOCAB)
     expected = torch.zeros(VOCAB)
     expected[3], expected[5] = -0.5 - 2 * 0.25, -0.5 - 0.25
-    torch.testing.assert_close(sampler.penalise(logits), expected)
+    torch.testing.assert_close(sampler.change(logits), expected)
 
 
 def test_penalties_change_what_a_batch_chooses_for_their_row_only() -> None:

@@ -66,7 +66,8 @@ def test_every_sequence_finds_its_own_text_through_any_order_of_events(seed: int
             alive.append(sequence(prompt, str(at), max_tokens=rng.randint(1, 150), scored=rng.random() < 0.1))
             scheduler.add(alive[-1])
         if step := scheduler.next_step():
-            assert sum(chunk.end - chunk.start for chunk in step.prefill) <= scheduler.prefill_tokens
+            budget = scheduler.prefill_tokens * (1 if step.decode else 4)
+            assert sum(chunk.end - chunk.start for chunk in step.prefill) <= budget
             assert all(chunk.end - chunk.start == 1 for chunk in step.decode)
             ledger.run(scheduler, step)
         for gone in [s for s in alive if s.completion_tokens >= s.max_tokens or rng.random() < 0.005]:
@@ -82,24 +83,24 @@ def test_every_sequence_finds_its_own_text_through_any_order_of_events(seed: int
 
 def test_prompts_are_admitted_in_order_within_the_budget() -> None:
     scheduler = scheduler_of(20, prefill_tokens=10)
-    for prompt in (4, 4, 7, 3):
+    for prompt in (16, 16, 28, 3):
         scheduler.add(sequence(prompt))
     step = scheduler.next_step()
     assert step is not None
     assert [(chunk.start, chunk.end, chunk.completes) for chunk in step.prefill] == [
-        (0, 4, True),
-        (0, 4, True),
-        (0, 2, False),
+        (0, 16, True),
+        (0, 16, True),
+        (0, 8, False),
     ]
     assert len(scheduler.waiting) == 1
 
 
 def test_a_running_stream_gets_its_token_in_each_step_of_a_long_prompt() -> None:
-    scheduler = Scheduler(BlockPool(40), 4, prefill_tokens=16, idle_prefill_tokens=100)
-    scheduler.add(sequence(90, "first", max_tokens=50))
+    scheduler = scheduler_of(40, prefill_tokens=16)
+    scheduler.add(sequence(60, "first", max_tokens=50))
     step = scheduler.next_step()
     assert step is not None
-    assert step.prefill[0].end == 90  # nobody waits for a token: the larger budget
+    assert step.prefill[0].end == 60  # nobody waits for a token: the budget is larger
     Ledger().run(scheduler, step)
     scheduler.add(sequence([7] * 160, "long"))
     for expected in range(16, 161, 16):
@@ -109,6 +110,20 @@ def test_a_running_stream_gets_its_token_in_each_step_of_a_long_prompt() -> None
         assert step.prefill[0].end == expected
         scheduler.ran(step)
         step.decode[0].sequence.tokens.append(1)
+
+
+def test_slow_steps_get_fewer_prompt_tokens() -> None:
+    scheduler = Scheduler(BlockPool(40), 8, prefill_tokens=256, longest_stall_s=0.1)
+    step = Step([], [Chunk(sequence(300), 0, 256, False)])
+    for _ in range(10):
+        scheduler.took(step, seconds=0.2)
+    assert 128 <= scheduler.prefill_tokens < 132
+    for _ in range(20):
+        scheduler.took(step, seconds=60.0)
+    assert scheduler.prefill_tokens == BLOCK
+    for _ in range(20):
+        scheduler.took(step, seconds=0.01)
+    assert scheduler.prefill_tokens == 256
 
 
 def test_a_prompt_seen_before_is_not_computed_again() -> None:

@@ -22,7 +22,7 @@ class BlockPool:
     def __init__(self, blocks: int) -> None:
         self.total = blocks - 1
         self._free = list(range(blocks - 1, 0, -1))
-        """Blocks without content, taken from the end: the last returned is the first reused, so few pages are touched."""
+        """Blocks without content. The last returned is the first taken, so few pages of memory are touched."""
         self._idle: OrderedDict[int, None] = OrderedDict()
         """Blocks that nobody holds and whose content has a name, longest idle first."""
         self._holders = [0] * blocks

@@ -1,12 +1,14 @@
 """The thread that steps: it owns the model, the scheduler and every sequence, and talks to asyncio through two doors.
 
 In: `submit` and `cancel` put messages in an inbox that is emptied between steps.
-Out: each step's deltas go to their event loop in one `call_soon_threadsafe`.
+Out: each step's events go to their event loop in one `call_soon_threadsafe`.
 
     take the inbox (sleep when there is nothing to do)
     ask the scheduler for a step, run it
-    choose a token for each row that completes, turn it into text
-    close the rows that end, send what was said
+    choose a token for each sequence that completes, close those that end
+    send what was chosen
+
+Text is made of the tokens by whoever listens, beside the next step.
 """
 
 from __future__ import annotations
@@ -15,35 +17,51 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
-from serve.engine import Delta, EngineError, EngineLoad, FinishReason
-from serve.torch_engine.runner import ModelRunner
+from serve.engine import EngineError, EngineLoad, FinishReason, TokenLogprobs
+from serve.torch_engine import logprobs
+from serve.torch_engine.batch import Runner, build
+from serve.torch_engine.blocks import BLOCK, BlockPool
 from serve.torch_engine.sampler import RequestSampler, choose
-from serve.torch_engine.scheduler import Scheduler, Sequence
-from serve.torch_engine.text import TextStream
+from serve.torch_engine.scheduler import Chunk, Scheduler, Sequence, Step
 
 MAX_FAILED_STEPS = 3
 """Steps that may fail one after another before the engine declares itself dead."""
 RATE_WINDOW_S = 5.0
 
 logger = logging.getLogger(__name__)
-Event = Delta | EngineError
+
+
+class Chosen(NamedTuple):
+    """A token was chosen, or the prompt was scored and none was wanted."""
+
+    token: int | None
+    finish_reason: FinishReason | None
+    shown: bool
+    """Whether the token is part of the text; the one that ends it is not."""
+    logprobs: TokenLogprobs | None
+    prompt_logprobs: tuple[TokenLogprobs, ...]
+
+
+Event = Chosen | EngineError
 
 
 @dataclass(eq=False)
 class Completion:
-    """What a sequence needs beside its tokens: how to choose the next one, its text, and who listens."""
+    """What a sequence needs beside its tokens: how to choose the next one, and who listens."""
 
     sampler: RequestSampler
-    text: TextStream
     loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    events: deque[Event] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     closed: bool = False
     """The last event was sent or nobody listens any more."""
 
@@ -51,9 +69,10 @@ class Completion:
 class StepLoop:
     """Run steps in a thread of its own, from `start` to `stop`."""
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler, eos: frozenset[int], threads: int) -> None:
-        self._runner = runner
-        self._scheduler = scheduler
+    def __init__(self, prepare: Callable[[], tuple[Runner, Scheduler]], eos: frozenset[int], threads: int) -> None:
+        self._prepare = prepare
+        self._runner: Runner | None = None
+        self._scheduler = Scheduler(BlockPool(1), max_running=1, prefill_tokens=1)  # until there is a cache
         self._eos = eos
         self._threads = threads
         self._inbox: deque[tuple[Callable[[Sequence], None], Sequence]] = deque()
@@ -63,6 +82,8 @@ class StepLoop:
         self._outbox: list[tuple[Completion, Event]] = []
         self._generated: deque[tuple[float, int]] = deque()
         self._thread: threading.Thread | None = None
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Where the steps' time went: schedule, forward, sample, deliver."""
 
     # ---- called from the event loop ----
 
@@ -82,11 +103,11 @@ class StepLoop:
         with self._wake:
             if not self.alive:
                 raise EngineError("the engine is not running")
-            self._inbox.append((self._scheduler.add, sequence))
+            self._inbox.append((self._add, sequence))
             self._wake.notify()
 
     def cancel(self, sequence: Sequence) -> None:
-        """Free the sequence's slot before the next step; nothing happens if it has ended."""
+        """Free the sequence's blocks before the next step; nothing happens if it has ended."""
         with self._wake:
             if not sequence.context.closed:
                 self._inbox.append((self._close, sequence))
@@ -104,14 +125,16 @@ class StepLoop:
         with self._wake:
             self._forget_old_steps()
             tokens = sum(count for _, count in self._generated)
-            arriving = sum(action == self._scheduler.add for action, _ in self._inbox)
-        cache = self._runner.cache
+            arriving = sum(action == self._add for action, _ in self._inbox)
+        pool = self._scheduler.pool
         return EngineLoad(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting) + arriving,
-            cache_tokens_used=self._scheduler.cached_tokens,
-            cache_tokens_total=cache.slots * cache.max_context,
+            cache_tokens_used=pool.held * BLOCK,
+            cache_tokens_total=pool.total * BLOCK,
             tokens_per_second=tokens / RATE_WINDOW_S,
+            preemptions=self._scheduler.preemptions,
+            reused_tokens=self._scheduler.reused_tokens,
         )
 
     # ---- the thread ----
@@ -120,7 +143,7 @@ class StepLoop:
         try:
             # torch keeps the number of threads of a parallel region per calling thread
             torch.set_num_threads(self._threads)
-            self._runner.prepare()
+            self._runner, self._scheduler = self._prepare()
         except Exception as error:
             self._stopping = True
             ready.set_exception(error)
@@ -147,6 +170,9 @@ class StepLoop:
     def _busy(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
+    def _add(self, sequence: Sequence) -> None:
+        self._scheduler.add(sequence)
+
     def _step(self) -> None:
         try:
             generated = self._advance()
@@ -156,58 +182,107 @@ class StepLoop:
         else:
             self._failed_steps = 0
             self._count(generated)
+        began = time.perf_counter()
         self._send()
+        self.seconds["deliver"] += time.perf_counter() - began
 
     def _advance(self) -> int:
         """Run one step and return how many tokens it generated."""
+        times = [time.perf_counter()]
         step = self._scheduler.next_step()
         if step is None:
             return 0
-        logits = self._runner.forward(step)
-        sequences = [chunk.sequence for chunk in step.completing]
+        batch = build(step)
+        times.append(time.perf_counter())
+        assert self._runner is not None
+        logits = self._runner.run(batch)
+        times.append(time.perf_counter())
         self._scheduler.ran(step)
-        if not sequences:
-            return 0
-        with torch.inference_mode():
-            tokens = choose(logits, [sequence.context.sampler for sequence in sequences])
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._accept(sequence, token)
-        return len(sequences)
+        self._scheduler.took(step, times[2] - times[1])
+        generated = self._choose(step, logits)
+        times.append(time.perf_counter())
+        for part, start, end in zip(("schedule", "forward", "sample"), times, times[1:], strict=False):
+            self.seconds[part] += end - start
+        return generated
 
-    def _accept(self, sequence: Sequence, token: int | None) -> None:
-        """Append a token to its sequence, say what it adds, and close the sequence if it ends here."""
+    @torch.inference_mode()
+    def _choose(self, step: Step, logits: torch.Tensor) -> int:
+        """Choose the next token of every sequence that completes; return how many."""
+        chunks = step.chunks
+        if any(chunk.sequence.scored for chunk in chunks):
+            logits = self._score(chunks, logits)
+        completing = [chunk.sequence for chunk in chunks if chunk.completes]
+        if not completing:
+            return 0
+        tokens = choose(logits, [sequence.context.sampler for sequence in completing])
+        reported = self._report(completing, tokens, logits)
+        for sequence, token in zip(completing, tokens, strict=True):
+            self._accept(sequence, token, reported.get(sequence))
+        return len(completing)
+
+    def _score(self, chunks: list[Chunk], logits: torch.Tensor) -> torch.Tensor:
+        """Note the log-probabilities of prompts that want them; return the logits of the completing rows alone."""
+        last_rows, first = [], 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            count = chunk.end - chunk.start if sequence.scored else int(chunk.completes)
+            if sequence.scored:
+                rows = logits[first : first + count]
+                sequence.context.prompt_logprobs += _scores(sequence, chunk.start, rows)
+            first += count
+            if chunk.completes:
+                last_rows.append(first - 1)
+        return logits[last_rows]
+
+    def _report(
+        self, sequences: list[Sequence], tokens: list[int | None], logits: torch.Tensor
+    ) -> dict[Sequence, TokenLogprobs]:
+        """Return the log-probabilities of the chosen tokens for those who asked."""
+        wanted = [
+            row
+            for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
+            if sequence.request.params.logprobs is not None and token is not None
+        ]
+        if not wanted:
+            return {}
+        alternatives = [sequences[row].request.params.logprobs or 0 for row in wanted]
+        reports = logprobs.report(logits[wanted], [tokens[row] or 0 for row in wanted], alternatives)
+        return {sequences[row]: report for row, report in zip(wanted, reports, strict=True)}
+
+    def _accept(self, sequence: Sequence, token: int | None, reported: TokenLogprobs | None) -> None:
+        """Append a token to its sequence, say so, and close the sequence if it ends here."""
         if token is None:
             self._fail([sequence], "the model produced logits that are not finite")
             return
-        sequence.tokens.append(token)
-        text, finish_reason = self._read(sequence, token)
-        delta = Delta(text, (token,), finish_reason, sequence.prompt_tokens, sequence.completion_tokens)
-        self._outbox.append((sequence.context, delta))
-        if finish_reason is not None:
+        prompt_logprobs = tuple(sequence.context.prompt_logprobs)
+        sequence.context.prompt_logprobs = []
+        if sequence.max_tokens == 0:
+            event = Chosen(None, "length", False, None, prompt_logprobs)
+        else:
+            sequence.tokens.append(token)
+            ended = token in self._eos and not sequence.request.params.ignore_eos
+            finish_reason = "stop" if ended else self._finish_reason(sequence)
+            event = Chosen(token, finish_reason, not ended, reported, prompt_logprobs)
+        self._outbox.append((sequence.context, event))
+        if event.finish_reason is not None:
             self._close(sequence)
 
-    def _read(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
-        """Return the text that a token adds, and why the sequence ends with it, if it does."""
-        stream: TextStream = sequence.context.text
-        if token in self._eos and not sequence.request.params.ignore_eos:
-            return stream.flush(), "stop"
-        text = stream.push(token)
-        full = sequence.completion_tokens >= sequence.max_tokens
-        if full and not stream.stopped:
-            text += stream.flush()
-        if stream.stopped:
-            return text, "stop"
-        return text, "length" if full else None
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        constraint = sequence.context.sampler.constraint
+        if constraint is not None and constraint.complete:
+            return "stop"
+        return "length" if sequence.completion_tokens >= sequence.max_tokens else None
 
     def _close(self, sequence: Sequence) -> None:
-        """Take a sequence out and free its slot."""
+        """Take a sequence out and free its blocks."""
         if not sequence.context.closed:
             sequence.context.closed = True
-            self._runner.apply(self._scheduler.remove(sequence))
+            self._scheduler.remove(sequence)
 
     def _step_failed(self, error: Exception) -> None:
         """Fail what ran in the step; after several failures in a row, give up on the model."""
         self._fail(list(self._scheduler.running), f"the engine failed in a step: {error!r}")
+        self._scheduler.pool.forget()  # the step may not have written what it promised
         self._failed_steps += 1
         if self._failed_steps >= MAX_FAILED_STEPS:
             self._stopping = True
@@ -222,10 +297,10 @@ class StepLoop:
 
     def _everything(self) -> list[Sequence]:
         with self._wake:
-            arriving = [sequence for action, sequence in self._inbox if action == self._scheduler.add]
+            arriving = [sequence for action, sequence in self._inbox if action == self._add]
             self._inbox.clear()
         for sequence in arriving:
-            self._scheduler.add(sequence)
+            self._add(sequence)
         return [*self._scheduler.running, *self._scheduler.waiting]
 
     def _send(self) -> None:
@@ -253,6 +328,20 @@ class StepLoop:
             self._generated.popleft()
 
 
+def _scores(sequence: Sequence, start: int, logits: torch.Tensor) -> list[TokenLogprobs]:
+    """Return the log-probabilities of the prompt's tokens that follow those at `start` and on."""
+    prompt = sequence.request.prompt_token_ids
+    following = prompt[start + 1 : start + 1 + len(logits)]
+    first = [TokenLogprobs(prompt[0], None, ())] if start == 0 else []
+    if start == 0:
+        sequence.context.prompt_logprobs.clear()  # it gave way in the middle and begins again
+    if not following:
+        return first
+    alternatives = [sequence.request.params.logprobs or 0] * len(following)
+    return first + logprobs.report(logits[: len(following)], following, alternatives)
+
+
 def _deliver(events: Iterable[tuple[Completion, Event]]) -> None:
     for completion, event in events:
-        completion.events.put_nowait(event)
+        completion.events.append(event)
+        completion.arrived.set()

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 from serve.engine import GenerationRequest
 from serve.torch_engine.blocks import BLOCK, BlockPool, blocks_for, content_name
 
+IDLE_FACTOR = 4
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -56,8 +58,8 @@ class Sequence:
 
     @property
     def scored(self) -> bool:
-        """Whether the logits of every prompt token are wanted, so that none of them may be skipped."""
-        return self.request.params.prompt_logprobs
+        """Whether the logits of every prompt token are wanted still, so that none of them may be skipped."""
+        return self.request.params.prompt_logprobs and self.completion_tokens == 0
 
     def name(self, block: int) -> bytes:
         """Return the name of the content of the sequence's full block number `block`."""
@@ -92,13 +94,13 @@ class Step(NamedTuple):
 class Scheduler:
     """First come, first served; `max_running` sequences at once over the blocks of `pool`."""
 
-    def __init__(self, pool: BlockPool, max_running: int, prefill_tokens: int, idle_prefill_tokens: int = 0) -> None:
+    def __init__(self, pool: BlockPool, max_running: int, prefill_tokens: int, longest_stall_s: float = 1e9) -> None:
         self.pool = pool
         self.max_running = max_running
+        self.most_prefill_tokens = prefill_tokens
         self.prefill_tokens = prefill_tokens
-        """Prompt tokens of one step while streams run."""
-        self.idle_prefill_tokens = max(prefill_tokens, idle_prefill_tokens)
-        """Prompt tokens of one step when no stream waits for its next token."""
+        """Prompt tokens of one step while streams run; IDLE_FACTOR times as many when none waits for its next token."""
+        self.longest_stall_s = longest_stall_s
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """In the order of their admission."""
@@ -113,7 +115,7 @@ class Scheduler:
         """Return the next step's work, admitting waiting sequences; None when there is nothing to do."""
         preempted = self.preemptions
         decode = list(self._decoding())
-        budget = self.prefill_tokens if decode else self.idle_prefill_tokens
+        budget = self.prefill_tokens if decode else self.prefill_tokens * IDLE_FACTOR
         prefill = []
         for sequence in self._reading(admit=self.preemptions == preempted):
             chunk = self._chunk(sequence, min(sequence.uncached, budget))
@@ -129,6 +131,14 @@ class Scheduler:
             chunk.sequence.cached = chunk.end
         for chunk in step.prefill:
             chunk.sequence.cached = chunk.end
+
+    def took(self, step: Step, seconds: float) -> None:
+        """Fit the prompt tokens of a step to how long they take, so that they hold no stream up for too long."""
+        tokens = len(step.decode) + sum(chunk.end - chunk.start for chunk in step.prefill)
+        if tokens - len(step.decode) >= BLOCK:
+            fitting = int(self.longest_stall_s * tokens / seconds)
+            wanted = (self.prefill_tokens + fitting) // 2  # one slow step says little
+            self.prefill_tokens = min(self.most_prefill_tokens, max(BLOCK, wanted))
 
     def remove(self, sequence: Sequence) -> None:
         """Take a finished, cancelled or failed sequence out and free its blocks."""
