@@ -169,6 +169,10 @@ class Engine(Protocol):
         """Fail what still runs with EngineError and release the engine's thread and memory."""
         ...
 
+    async def check(self, request: GenerationRequest) -> None:
+        """Raise RequestError if the request can never be served. It may take time: a schema is compiled."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Stream a completion. Closing the iterator (aclose, or cancelling the task) frees its slot at the next step.
 

@@ -21,7 +21,7 @@ from serve.engine import Delta, EngineError, EngineLoad, GenerationRequest, Requ
 from serve.torch_engine import startup
 from serve.torch_engine.batch import Runner
 from serve.torch_engine.blocks import BLOCK, BlockPool
-from serve.torch_engine.grammar import Grammars
+from serve.torch_engine.grammar import Constraint, Grammars
 from serve.torch_engine.loop import Chosen, Completion, StepLoop
 from serve.torch_engine.sampler import RequestSampler
 from serve.torch_engine.scheduler import Scheduler, Sequence
@@ -122,10 +122,13 @@ class TorchEngine:
             "step_seconds": dict(self._steps.seconds),
         }
 
+    async def check(self, request: GenerationRequest) -> None:
+        await self._checked(request)
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Stream a completion; see the protocol."""
-        self._check_prompt(request)
-        sequence = await self._sequence(request)
+        constraint = await self._checked(request)
+        sequence = self._sequence(request, constraint)
         text = TextStream(self._decode, request.params.stop)
         self._steps.submit(sequence)
         tokens = 0
@@ -159,7 +162,15 @@ class TorchEngine:
         pool = BlockPool(blocks)
         return self._runner, Scheduler(pool, options.max_batch, options.prefill_tokens, options.longest_stall_s)
 
-    def _check_prompt(self, request: GenerationRequest) -> None:
+    async def _checked(self, request: GenerationRequest) -> Constraint | None:
+        """Check a request; return what its schema demands. Raises RequestError."""
+        self._check_tokens(request)
+        if request.params.json_schema is None:
+            return None
+        # a large vocabulary takes a second the first time, a complex schema some tenths
+        return await asyncio.to_thread(self._grammars.constraint, request.params.json_schema)
+
+    def _check_tokens(self, request: GenerationRequest) -> None:
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
             raise RequestError("prompt", "has no tokens")
@@ -171,13 +182,9 @@ class TorchEngine:
         if any(token >= self._vocab_size for token in params.logit_bias):
             raise RequestError("logit_bias", f"has a token id outside 0..{self._vocab_size - 1}")
 
-    async def _sequence(self, request: GenerationRequest) -> Sequence:
-        """Give a request what its completion needs. Raises RequestError."""
+    def _sequence(self, request: GenerationRequest, constraint: Constraint | None) -> Sequence:
+        """Give a request what its completion needs."""
         prompt, params = request.prompt_token_ids, request.params
-        constraint = None
-        if params.json_schema is not None:
-            # a large vocabulary takes a second the first time, a complex schema some tenths
-            constraint = await asyncio.to_thread(self._grammars.constraint, params.json_schema)
         sampler = RequestSampler(params, prompt, self._vocab_size, constraint)
         completion = Completion(sampler, asyncio.get_running_loop())
         return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
