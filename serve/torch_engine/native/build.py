@@ -91,7 +91,9 @@ def _compile(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         objects = [Path(folder) / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.cpp"))]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(lambda o: _run(compiler, *FLAGS, "-c", str(SOURCES / f"{o.stem}.cpp"), "-o", str(o)), objects))
+            list(
+                pool.map(lambda o: _run(compiler, *FLAGS, "-c", str(SOURCES / f"{o.stem}.cpp"), "-o", str(o)), objects)
+            )
         built = Path(folder) / target.name
         _run(compiler, "-shared", "-o", str(built), *map(str, objects), "-lpthread")
         built.rename(target)

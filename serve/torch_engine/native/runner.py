@@ -92,7 +92,12 @@ class NativeRunner:
         embedding = self._model.get_input_embeddings().weight
         for module in self._model.modules():
             weight = getattr(module, "weight", None)
-            if weight is not None and weight is not embedding and weight.dim() == 2 and module not in self._embeddings():
+            if (
+                weight is not None
+                and weight is not embedding
+                and weight.dim() == 2
+                and module not in self._embeddings()
+            ):
                 module.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.bfloat16), requires_grad=False)
 
     def profile(self) -> dict[str, float]:

@@ -8,38 +8,50 @@
 namespace tandem {
 namespace {
 
-// scores[rows][32] of one block: queries [rows][width] times keys.
-void score_in_vectors(const AttentionScratch& s, int rows, int width, const bf16* keys, float* scores, int stride) {
+// Queries up to which vectors beat tiles, whose products take as long for one row as for sixteen.
+constexpr int VECTOR_QUERIES = 2;
+
+// Blocks of a sequence whose scores are held at once.
+struct Span {
+    const int32_t* blocks;
+    int count, head;
+    int visible;  // keys from the first block on that any row sees
+
+    // Keys of block b that exist; the rest is skipped.
+    int filled(int b) const { return std::min(BLOCK, visible - b * BLOCK); }
+};
+
+// scores[rows][32] of one block: queries [rows][width] times its keys, the first 16 or all 32.
+template <int HALVES>
+void score_block(const AttentionScratch& s, int rows, int width, const bf16* keys, float* scores, int stride) {
     for (int r = 0; r < rows; ++r) {
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 even[HALVES], odd[HALVES];
+        for (int h = 0; h < HALVES; ++h) even[h] = odd[h] = _mm512_setzero_ps();
         for (int c = 0; c < width / 32; ++c) {
             const int32_t* query = reinterpret_cast<const int32_t*>(s.queries[c][r]);
-            const bf16* k = keys + c * 16 * 64;
+            const bf16* pair = keys + c * 16 * 64;
 #pragma GCC unroll 8
-            for (int i = 0; i < 16; i += 2)
-                for (int odd = 0; odd < 2; ++odd) {
-                    __m512bh q = (__m512bh)_mm512_set1_epi32(query[i + odd]);
-                    const bf16* pair = k + (i + odd) * 64;
-                    sum[2 * odd] = _mm512_dpbf16_ps(sum[2 * odd], q, (__m512bh)_mm512_load_si512(pair));
-                    sum[2 * odd + 1] = _mm512_dpbf16_ps(sum[2 * odd + 1], q, (__m512bh)_mm512_load_si512(pair + 32));
+            for (int i = 0; i < 16; i += 2, pair += 128)
+                for (int h = 0; h < HALVES; ++h) {
+                    __m512bh first = (__m512bh)_mm512_set1_epi32(query[i]), second = (__m512bh)_mm512_set1_epi32(query[i + 1]);
+                    even[h] = _mm512_dpbf16_ps(even[h], first, (__m512bh)_mm512_load_si512(pair + 32 * h));
+                    odd[h] = _mm512_dpbf16_ps(odd[h], second, (__m512bh)_mm512_load_si512(pair + 64 + 32 * h));
                 }
         }
-        _mm512_storeu_ps(scores + r * stride, _mm512_add_ps(sum[0], sum[2]));
-        _mm512_storeu_ps(scores + r * stride + 16, _mm512_add_ps(sum[1], sum[3]));
+        for (int h = 0; h < HALVES; ++h) _mm512_storeu_ps(scores + r * stride + 16 * h, _mm512_add_ps(even[h], odd[h]));
     }
 }
 
-// sums[row][width] += weights[rows][32] of one block times its values.
-void add_values_in_vectors(AttentionScratch& s, int rows, int width, int at, const bf16* values) {
+// sums[row][width] += weights[rows] of one block times the values of its first `filled` tokens.
+void add_block(AttentionScratch& s, int rows, int width, int at, int filled, const bf16* values) {
     for (int r = 0; r < rows; ++r) {
         const int32_t* weights = reinterpret_cast<const int32_t*>(s.weights[at][r]);
         for (int c = 0; c < width; c += 32) {
             float* to = s.sums[r] + c;
             __m512 even[2] = {_mm512_load_ps(to), _mm512_load_ps(to + 16)};
             __m512 odd[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-#pragma GCC unroll 8
-            for (int i = 0; i < 16; i += 2) {
-                const bf16* v = values + static_cast<size_t>(i) * width * 2 + c * 2;
+            const bf16* v = values + c * 2;
+            for (int i = 0; i < (filled + 1) / 2; i += 2, v += 4 * width) {
                 __m512bh first = (__m512bh)_mm512_set1_epi32(weights[i]);
                 __m512bh second = (__m512bh)_mm512_set1_epi32(weights[i + 1]);
                 even[0] = _mm512_dpbf16_ps(even[0], first, (__m512bh)_mm512_load_si512(v));
@@ -53,53 +65,77 @@ void add_values_in_vectors(AttentionScratch& s, int rows, int width, int at, con
     }
 }
 
-#ifdef TANDEM_AMX
-void score_in_tiles(const AttentionScratch& s, int width, const bf16* keys, float* scores, int stride) {
-    settle_memory();
-    _tile_zero(0);
-    _tile_zero(1);
-    for (int c = 0; c < width / 32; ++c) {
-        _tile_loadd(4, s.queries[c], 64);
-        _tile_loadd(6, keys + c * 1024, 128);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, keys + c * 1024 + 32, 128);
-        _tile_dpbf16ps(1, 4, 7);
+void score_in_vectors(AttentionScratch& s, const Cache& cache, const Span& span, int rows) {
+    for (int b = 0; b < span.count; ++b) {
+        const bf16* keys = cache.key_block(span.blocks[b], span.head);
+        float* scores = s.scores[0] + b * BLOCK;
+        auto score = span.filled(b) > 16 ? score_block<2> : score_block<1>;
+        score(s, rows, cache.width, keys, scores, SPAN_BLOCKS * BLOCK);
     }
-    _tile_stored(0, scores, stride * 4);
-    _tile_stored(1, scores + 16, stride * 4);
 }
 
-// sums[rows][64 columns from `column`] += weights times values, over all blocks of the span; four sums stay in tiles.
-void add_values_in_tiles(AttentionScratch& s, const Cache& cache, const int32_t* blocks, int count, int head, int column) {
-    const int stride = sizeof(s.sums[0]), columns = std::min(64, cache.width - column);
+void add_values_in_vectors(AttentionScratch& s, const Cache& cache, const Span& span, int rows) {
+    for (int b = 0; b < span.count; ++b)
+        add_block(s, rows, cache.width, b, span.filled(b), cache.value_block(span.blocks[b], span.head));
+}
+
+#ifdef TANDEM_AMX
+void score_in_tiles(AttentionScratch& s, const Cache& cache, const Span& span) {
     settle_memory();
-    _tile_loadd(0, s.sums[0] + column, stride);
-    _tile_loadd(1, s.sums[0] + column + 16, stride);
-    if (columns == 64) {
-        _tile_loadd(2, s.sums[0] + column + 32, stride);
-        _tile_loadd(3, s.sums[0] + column + 48, stride);
-    }
-    for (int b = 0; b < count; ++b) {
-        const bf16* v = cache.value_block(blocks[b], head) + 2 * column;
-        _tile_loadd(4, s.weights[b], 64);
-        _tile_loadd(6, v, cache.width * 4);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, v + 32, cache.width * 4);
-        _tile_dpbf16ps(1, 4, 7);
-        if (columns == 64) {
-            _tile_loadd(6, v + 64, cache.width * 4);
-            _tile_dpbf16ps(2, 4, 6);
-            _tile_loadd(7, v + 96, cache.width * 4);
-            _tile_dpbf16ps(3, 4, 7);
+    for (int b = 0; b < span.count; ++b) {
+        const bf16* keys = cache.key_block(span.blocks[b], span.head);
+        const bool both = span.filled(b) > 16;
+        _tile_zero(0);
+        _tile_zero(1);
+        for (int c = 0; c < cache.width / 32; ++c) {
+            _tile_loadd(4, s.queries[c], 64);
+            _tile_loadd(6, keys + c * 1024, 128);
+            _tile_dpbf16ps(0, 4, 6);
+            if (!both) continue;
+            _tile_loadd(7, keys + c * 1024 + 32, 128);
+            _tile_dpbf16ps(1, 4, 7);
         }
-    }
-    _tile_stored(0, s.sums[0] + column, stride);
-    _tile_stored(1, s.sums[0] + column + 16, stride);
-    if (columns == 64) {
-        _tile_stored(2, s.sums[0] + column + 32, stride);
-        _tile_stored(3, s.sums[0] + column + 48, stride);
+        _tile_stored(0, s.scores[0] + b * BLOCK, sizeof(s.scores[0]));
+        _tile_stored(1, s.scores[0] + b * BLOCK + 16, sizeof(s.scores[0]));
     }
 }
+
+// 64 columns at a time, so that their four sums stay in tiles over all blocks of the span.
+void add_values_in_tiles(AttentionScratch& s, const Cache& cache, const Span& span) {
+    const int stride = sizeof(s.sums[0]), v_stride = cache.width * 4;
+    settle_memory();
+    for (int column = 0; column < cache.width; column += 64) {
+        const bool four = cache.width - column > 32;
+        float* to = s.sums[0] + column;
+        _tile_loadd(0, to, stride);
+        _tile_loadd(1, to + 16, stride);
+        if (four) {
+            _tile_loadd(2, to + 32, stride);
+            _tile_loadd(3, to + 48, stride);
+        }
+        for (int b = 0; b < span.count; ++b) {
+            const bf16* v = cache.value_block(span.blocks[b], span.head) + 2 * column;
+            _tile_loadd(4, s.weights[b], 64);
+            _tile_loadd(6, v, v_stride);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, v + 32, v_stride);
+            _tile_dpbf16ps(1, 4, 7);
+            if (!four) continue;
+            _tile_loadd(6, v + 64, v_stride);
+            _tile_dpbf16ps(2, 4, 6);
+            _tile_loadd(7, v + 96, v_stride);
+            _tile_dpbf16ps(3, 4, 7);
+        }
+        _tile_stored(0, to, stride);
+        _tile_stored(1, to + 16, stride);
+        if (!four) continue;
+        _tile_stored(2, to + 32, stride);
+        _tile_stored(3, to + 48, stride);
+    }
+}
+#else
+void score_in_tiles(AttentionScratch&, const Cache&, const Span&) {}
+void add_values_in_tiles(AttentionScratch&, const Cache&, const Span&) {}
 #endif
 
 // Online softmax of one row over a span of keys [begin, begin + count): scores become bf16 weights.
@@ -185,38 +221,22 @@ void write_value(const Cache& cache, int slot, int head, const bf16* value) {
 
 void attend(const Cache& cache, const AttentionItem& item, const AttentionRule& rule, AttentionScratch& s) {
     const int width = cache.width, rows = item.tokens * item.heads;
-    const bool tiles = tiles_allowed();
+    const bool tiles = rows > VECTOR_QUERIES && tiles_allowed();
     RowState state[TILE_ROWS];
     for (int r = 0; r < rows; ++r) {
         state[r].limit = item.first_limit + r / item.heads;
         state[r].first = rule.window > 0 ? std::max(0, state[r].limit - rule.window) : 0;
+        std::fill_n(s.sums[r], width, 0.0f);
     }
     load_queries(item, width, s);
-    for (int r = 0; r < rows; ++r) std::fill_n(s.sums[r], width, 0.0f);
-    const int end = (state[rows - 1].limit + BLOCK - 1) / BLOCK;
+    const int limit = state[rows - 1].limit, end = (limit + BLOCK - 1) / BLOCK;
     if (tiles) use_tiles(rows);
     for (int block = state[0].first / BLOCK; block < end; block += SPAN_BLOCKS) {
         const int count = std::min(SPAN_BLOCKS, end - block);
-        for (int b = 0; b < count; ++b) {
-            const bf16* keys = cache.key_block(item.blocks[block + b], item.kv_head);
-            float* scores = s.scores[0] + b * BLOCK;
-#ifdef TANDEM_AMX
-            if (tiles) {
-                score_in_tiles(s, width, keys, scores, SPAN_BLOCKS * BLOCK);
-                continue;
-            }
-#endif
-            score_in_vectors(s, rows, width, keys, scores, SPAN_BLOCKS * BLOCK);
-        }
+        const Span span{item.blocks + block, count, item.kv_head, limit - block * BLOCK};
+        tiles ? score_in_tiles(s, cache, span) : score_in_vectors(s, cache, span, rows);
         for (int r = 0; r < rows; ++r) state[r].weigh(s, r, width, block * BLOCK, count * BLOCK, rule);
-#ifdef TANDEM_AMX
-        if (tiles) {
-            for (int c = 0; c < width; c += 64) add_values_in_tiles(s, cache, item.blocks + block, count, item.kv_head, c);
-            continue;
-        }
-#endif
-        for (int b = 0; b < count; ++b)
-            add_values_in_vectors(s, rows, width, b, cache.value_block(item.blocks[block + b], item.kv_head));
+        tiles ? add_values_in_tiles(s, cache, span) : add_values_in_vectors(s, cache, span, rows);
     }
     for (int r = 0; r < rows; ++r) {
         const __m512 inverse = _mm512_set1_ps(1.0f / state[r].total);
