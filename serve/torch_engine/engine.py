@@ -185,7 +185,7 @@ class TorchEngine:
     def _sequence(self, request: GenerationRequest, constraint: Constraint | None) -> Sequence:
         """Give a request what its completion needs."""
         prompt, params = request.prompt_token_ids, request.params
-        sampler = RequestSampler(params, prompt, self._vocab_size, constraint)
+        sampler = RequestSampler(params, prompt, constraint)
         completion = Completion(sampler, asyncio.get_running_loop())
         return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
 

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
-import torch
 
 from serve.engine import RequestError
 
@@ -29,11 +28,11 @@ class Constraint:
         self._vocab_size = vocab_size
         self._bits = np.zeros(-(-vocab_size // 32), np.int32)
 
-    def forbidden(self) -> torch.Tensor:
+    def forbidden(self) -> np.ndarray:
         """Return [vocab]: which tokens may not come next."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
-        return torch.from_numpy(allowed == 0)
+        return allowed == 0
 
     def observe(self, token: int) -> None:
         """Go on by a chosen token."""
