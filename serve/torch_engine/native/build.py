@@ -2,18 +2,22 @@
 
     python -m serve.torch_engine.native.build      compile now, and say where the library is
 
-The folder is TANDEM_HOME/kernels, or tandem/kernels in the user's cache. A library is named by a digest of the
-sources, the compiler and the CPU's features, so that a home shared by unlike machines holds one for each.
+The folder is tandem/kernels in the user's cache (XDG_CACHE_HOME), not in TANDEM_HOME: a new home need not compile
+again. A library is named by a digest of the sources, the compiler and the CPU's features, so that a folder shared by
+unlike machines holds one for each.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -22,6 +26,8 @@ SOURCES = Path(__file__).parent / "kernels"
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-w")
 COMPILE_TIMEOUT_S = 300
+NO_COMPILER = "there is no C++ compiler (g++ or clang++) to build the kernels with"
+logger = logging.getLogger(__name__)
 
 
 class BuildError(RuntimeError):
@@ -45,16 +51,24 @@ def refusal() -> str | None:
     missing = [name for name in NEEDED if name not in cpu_features()]
     if missing:
         return f"the CPU lacks {', '.join(missing)}"
-    if _compiler() is None and not _target("").parent.exists():
-        return "there is no C++ compiler (g++ or clang++) to build the kernels with"
+    if _compiler() is None and not _target(_digest()).exists():
+        return NO_COMPILER
     return None
 
 
 def library() -> Path:
     """Return the compiled library, compiling it first if this machine has none yet. Raises BuildError."""
     target = _target(_digest())
-    if not target.exists():
-        _compile(target)
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(target.parent / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # engines that start together compile once
+            if not target.exists():
+                _compile(target)
+    except OSError as error:
+        raise BuildError(f"the kernels cannot be kept in {target.parent}: {error}") from error
     return target
 
 
@@ -63,10 +77,8 @@ def _compiler() -> str | None:
 
 
 def _target(digest: str) -> Path:
-    home = os.environ.get("TANDEM_HOME")
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(home) / "kernels" if home else cache_home / "tandem" / "kernels"
-    return folder / f"tandem-{digest}.so"
+    return cache_home / "tandem" / "kernels" / f"tandem-{digest}.so"
 
 
 def _digest() -> str:
@@ -83,11 +95,11 @@ def _digest() -> str:
 
 
 def _compile(target: Path) -> None:
-    """Compile the sources side by side and link them; concurrent processes may do so too, the last rename wins."""
+    """Compile the sources side by side and link them; the library appears whole or not at all."""
     compiler = _compiler()
     if compiler is None:
-        raise BuildError("there is no C++ compiler (g++ or clang++) to build the kernels with")
-    target.parent.mkdir(parents=True, exist_ok=True)
+        raise BuildError(NO_COMPILER)
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         objects = [Path(folder) / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.cpp"))]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -97,6 +109,7 @@ def _compile(target: Path) -> None:
         built = Path(folder) / target.name
         _run(compiler, "-shared", "-o", str(built), *map(str, objects), "-lpthread")
         built.rename(target)
+    logger.info("compiled the native kernels in %.1f s", time.perf_counter() - began)
 
 
 def _run(*command: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from ctypes import POINTER, Structure, byref, c_double, c_float, c_int, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_size_t, c_void_p
 from functools import cache
 from typing import Any
 
@@ -122,6 +122,3 @@ def profile(engine: int) -> dict[str, float]:
     seconds = (c_double * 3)()
     load().tandem_profile(engine, seconds)
     return dict(zip(("linear", "attention", "rest"), seconds, strict=True))
-
-
-__all__ = ["byref"]
