@@ -58,11 +58,8 @@ def plain_weight(matrix: Matrix, kind: Weights) -> torch.Tensor:
 @pytest.mark.parametrize(("outputs", "inputs"), [(32, 64), (40, 100), (96, 257), (300, 64), (17, 31)])
 def test_linear_of_any_number_of_rows_is_the_plain_product(kind: Weights, outputs: int, inputs: int) -> None:
     random_state = torch.Generator().manual_seed(outputs)
-    matrix = Matrix(
-        torch.randn(outputs, inputs, generator=random_state).bfloat16(),
-        None,
-        torch.randn(outputs, generator=random_state),
-    )
+    bias = torch.randn(outputs, generator=random_state)
+    matrix = Matrix(torch.randn(outputs, inputs, generator=random_state).bfloat16(), None, bias)
     packed, weight = pack(matrix, kind), plain_weight(matrix, kind)
     for rows in (*range(1, 20), 31, 32, 33, 47, 48, 64, 70, 300):
         x = torch.randn(rows, inputs, generator=random_state).bfloat16()
