@@ -183,6 +183,10 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad: ...
 
+    def report(self) -> dict[str, Any]:
+        """Return what runs here, as JSON values: for people and logs, no part of the code looks into it."""
+        ...
+
     def healthy(self) -> bool:
         """False when the engine can no longer serve and its replica should be replaced."""
         ...

@@ -26,7 +26,8 @@ class ServedModel:
     task: str
     generates: bool
     engine: Literal["torch", "task"]
-    precision: str
+    options: dict[str, Any]
+    """What the engine's constructor takes beside the below."""
     max_context: int | None
     max_batch: int
     threads: int
@@ -76,7 +77,7 @@ def _resolve(name: str, model: ModelServeSpec) -> ServedModel:
         task=manifest.task,
         generates=generates,
         engine=_engine(name, model, manifest.task, generates),
-        precision=model.precision,
+        options=_options(name, model, generates),
         max_context=model.max_context,
         max_batch=model.max_batch,
         threads=max(1, int(model.resources.cpus_per_replica)),
@@ -90,6 +91,20 @@ def _engine(name: str, model: ModelServeSpec, task: str, generates: bool) -> Lit
     if model.engine not in ("auto", fitting):
         raise UserError(f"models.{name}.engine: {model.engine!r} cannot serve {task}; use {fitting!r} or leave it out")
     return fitting
+
+
+def _options(name: str, model: ModelServeSpec, generates: bool) -> dict[str, Any]:
+    if not generates:
+        if model.precision in ("int8", "int4"):
+            raise UserError(f"models.{name}.precision: {model.precision!r} is for models that generate; leave it out")
+        return {"precision": model.precision}
+    cache_memory_bytes = None if model.cache_gib is None else int(model.cache_gib * 2**30)
+    return {
+        "precision": model.precision,
+        "runner": model.runner,
+        "compile": model.compile,
+        "cache_memory_bytes": cache_memory_bytes,
+    }
 
 
 def _content_digest(files: dict[str, Any]) -> str:

@@ -59,7 +59,8 @@ class GenerativeReplica:
             yield Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
 
     def describe(self) -> dict[str, Any]:
-        return {"inputs": [], "outputs": [], "max_context": self._engine.max_context}
+        own = {"max_context": self._engine.max_context, "engine": self._engine.report()}
+        return {"inputs": [], "outputs": [], **own}
 
     def load(self) -> Load:
         load = self._engine.load()

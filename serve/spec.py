@@ -65,7 +65,14 @@ class ModelServeSpec(Scaled):
     """`models:/name@alias`, `models:/name/3`, `models:/name` (the newest), or a model directory."""
     engine: Literal["auto", "torch", "task"] = "auto"
     """`auto` takes `torch` for tasks that generate text and `task` for the others."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32", "int8", "int4"] = "auto"
+    """`int8` and `int4` keep the weights of linear layers in so many bits and compute in bf16."""
+    runner: Literal["auto", "native", "torch"] = "auto"
+    """What the `torch` engine computes with: `native` kernels on x86 CPUs (bf16, int8, int4), `torch` for the rest."""
+    compile: bool = False
+    """torch.compile the model of the `torch` runner: a slower start, logged, for faster steps."""
+    cache_gib: PositiveFloat | None = None
+    """Most memory for keys and values in one replica; half of what is free at most when left out."""
     max_context: PositiveInt | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
     max_batch: PositiveInt = 16

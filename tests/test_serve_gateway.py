@@ -159,7 +159,9 @@ def test_models_and_health(serve: Any) -> None:
         assert listed[0]["run_id"] == "run-1"
         assert listed[0]["evaluation"] == {"loss": 1.5}
         assert (await client.get("/v1/models/tiny")).json() == listed[0]
-        assert (await client.get("/v2/models/tiny")).json()["max_context"] == 256
+        described = (await client.get("/v2/models/tiny")).json()
+        assert described["max_context"] == 256
+        assert (described["engine"]["runner"], described["engine"]["cache_tokens"]) == ("torch", 4 * 256)
         assert (await client.get("/health")).status_code == 200
         backend.ready = False
         for path in ("/health", "/v2/health/ready", "/v2/models/tiny/ready"):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 from pydantic import ValidationError
 
 from cluster import specfile
@@ -86,3 +87,22 @@ def test_reading_a_spec_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_model_says_of_its_engine_reaches_the_engine(tmp_path: Path) -> None:
+    directory = tiny_models.language_model(tmp_path / "tiny")
+    model = {"model": str(directory), "precision": "int8", "runner": "torch", "cache_gib": 0.5}
+    (planned,) = plan.resolve(ServeSpec.model_validate({"models": {"m": model}}))
+    assert planned.options == {
+        "precision": "int8",
+        "runner": "torch",
+        "compile": False,
+        "cache_memory_bytes": 2**29,
+    }
+
+
+def test_quantised_weights_are_refused_where_nothing_is_generated(tmp_path: Path) -> None:
+    directory = tiny_models.image_classifier(tmp_path / "shapes")
+    spec = ServeSpec.model_validate({"models": {"m": {"model": str(directory), "precision": "int8"}}})
+    with pytest.raises(UserError, match=r"models\.m\.precision: 'int8' is for models that generate"):
+        plan.resolve(spec)
