@@ -575,6 +575,50 @@ def test_a_model_directory_is_served_through_its_task(int8: bool, tmp_path: Path
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("runner", ["torch", "auto"])
+@pytest.mark.parametrize("precision", ["auto", "int8", "int4"])
+def test_quantised_weights_are_near_the_best(runner: str, precision: str, tmp_path: Path, tokenizer: Any) -> None:
+    """`auto` on a directory that jobs/quantize wrote, the others on a plain one."""
+    plain = build("llama", spread=0.05)
+    export(tmp_path / "plain", tokenizer, plain)
+    directory, judge = tmp_path / "plain", plain
+    if precision == "auto":
+        directory, judge = tmp_path / "int8", quantised(directory)
+        export(directory, tokenizer, judge)
+    allowed = {"auto": 0.05, "int8": 0.05, "int4": 0.5}[precision]
+    texts = prompts(4, seed=5, longest=60)
+
+    async def scenario() -> None:
+        engine = create("torch", directory, precision=precision, device="cpu", threads=1, runner=runner)
+        await engine.start()
+        try:
+            crowd = await asyncio.gather(*(collect(engine, prompt) for prompt in texts))
+        finally:
+            await engine.stop()
+        for prompt, deltas in zip(texts, crowd, strict=True):
+            tokens = [*prompt, *ids(deltas)]
+            with torch.inference_mode():
+                logprobs = judge(torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)[len(prompt) - 1 :]
+            chosen = logprobs.gather(1, torch.tensor(tokens[len(prompt) :])[:, None])[:, 0]
+            assert (logprobs.max(-1).values - chosen).max() < allowed
+
+    asyncio.run(scenario())
+
+
+def test_torch_compile_gives_the_same_text_and_says_what_it_took(tokenizer: Any) -> None:
+    texts = prompts(4, seed=5, longest=40)
+    expected = [reference(build("llama"), prompt, 8) for prompt in texts]
+
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, compile=True, prefill_tokens=16) as engine:
+            wanted = SamplingParams(temperature=0.0, max_tokens=8)
+            crowd = await asyncio.gather(*(collect(engine, prompt, wanted) for prompt in texts))
+            assert [ids(deltas) for deltas in crowd] == expected
+            assert engine.report()["compile_s"] > 0
+
+    asyncio.run(scenario())
+
+
 def test_create_refuses_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; choose one of torch"):
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; choose one of torch, vllm"):
         create("tensorrt", tmp_path)

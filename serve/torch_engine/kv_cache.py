@@ -7,7 +7,6 @@ affair; a step's batch says where each token goes and where each sequence's text
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from serve.torch_engine.attention import write_to_blocks
 from serve.torch_engine.blocks import BLOCK
 
 
@@ -48,7 +48,6 @@ class PagedLayer(CacheLayerMixin):
 
     def __init__(self, shape: LayerShape, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.shape = shape
         self.keys = allocate((blocks, shape.kv_heads, BLOCK, shape.key_width), dtype, device)
         self.values = allocate((blocks, shape.kv_heads, BLOCK, shape.value_width), dtype, device)
         self.is_initialized = True
@@ -56,15 +55,12 @@ class PagedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing is left to do."""
 
-    def write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write [1, kv_heads, tokens, width] to the rows of the buffers seen as [blocks * kv_heads * BLOCK, width]."""
-        self.keys.view(-1, self.shape.key_width).index_copy_(0, rows, _token_major(keys, self.keys.dtype))
-        self.values.view(-1, self.shape.value_width).index_copy_(0, rows, _token_major(values, self.values.dtype))
-
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError("PagedCache.update knows where the tokens go")
+        """Write a step's keys and values; return the whole buffers."""
+        write_to_blocks(self.keys, self.values, key_states, value_states)
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return 0
@@ -77,20 +73,16 @@ class PagedLayer(CacheLayerMixin):
 
 
 class PagedCache(Cache):
-    """All layers' blocks. `rows` gives, for a number of heads, where a step's tokens go."""
+    """All layers' blocks."""
 
     def __init__(self, shapes: list[LayerShape], blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(layers=[PagedLayer(shape, blocks, dtype, device) for shape in shapes])
-        self.rows: Callable[[int], torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a step's keys and values; return the layer's whole buffers."""
-        layer: Any = self.layers[layer_idx]
-        assert self.rows is not None
-        layer.write(self.rows(layer.shape.kv_heads), key_states, value_states)
-        return layer.keys, layer.values
+        keys, values = self.layers[layer_idx].update(key_states, value_states)
+        return keys, values
 
     @property
     def memory_bytes(self) -> int:
@@ -116,8 +108,3 @@ class ShapeProbe(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return query_length, 0
-
-
-def _token_major(states: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[1, heads, tokens, width] → [tokens * heads, width]."""
-    return states[0].transpose(0, 1).reshape(-1, states.shape[-1]).to(dtype)
