@@ -89,6 +89,7 @@ def _declare(library: Any) -> None:
         "tandem_destroy": (None, [c_void_p]),
         "tandem_step": (None, [c_void_p, POINTER(CBatch), c_void_p]),
         "tandem_profile": (None, [c_void_p, POINTER(c_double)]),
+        "tandem_read_rate": (c_double, [c_int, c_size_t, c_int]),
         "tandem_linear": (None, [POINTER(CLinear), c_void_p, *[c_int] * 3, c_void_p]),
     }
     for name, (result, arguments) in functions.items():
@@ -122,3 +123,8 @@ def profile(engine: int) -> dict[str, float]:
     seconds = (c_double * 3)()
     load().tandem_profile(engine, seconds)
     return dict(zip(("linear", "attention", "rest"), seconds, strict=True))
+
+
+def read_rate(threads: int, size_bytes: int, passes: int = 5) -> float:
+    """Return how many bytes per second of memory the threads can read, the best of some passes over so many bytes."""
+    return float(load().tandem_read_rate(threads, size_bytes, passes))

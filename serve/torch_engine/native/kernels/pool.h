@@ -1,12 +1,17 @@
-// A fixed team of threads that run one function together, with barriers inside it.
+// A fixed team of threads that go through one step's phases together.
 //
-// Waiting spins for a moment and then sleeps on a futex, so that an idle engine takes no CPU and a thread that lost its
-// core is not waited for at full speed.
+// A phase is a number of work items that whoever is free takes; it is over when all items are done, not when all threads
+// have arrived. So a thread that has lost its core to another process delays nobody unless it holds an item: it finds
+// the phases it missed done, and catches up. A thread that sleeps when a step begins joins when it wakes.
+//
+// Waiting spins for a moment and then sleeps on a futex: an idle engine takes no CPU.
 #pragma once
 #include <immintrin.h>
 
 #include <atomic>
+#include <cassert>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -20,45 +25,46 @@ class Pool {
 
     ~Pool() {
         job_ = nullptr;
-        start();
+        open();
         for (auto& thread : threads_) thread.join();
     }
 
     int size() const { return size_; }
 
-    // Runs job(id) on every thread, the caller being thread 0; returns when all are done.
-    void run(const std::function<void(int)>& job) {
+    // Runs job(id) on this thread, which is thread 0, and on the others that are awake; returns when all have left it.
+    // The job goes through at most `phases` phases.
+    void run(int phases, const std::function<void(int)>& job) {
+        if (phases > capacity_) phases_.reset(new Phase[capacity_ = phases]);
+        for (int i = 0; i < phases; ++i) phases_[i].taken = phases_[i].done = 0;
         job_ = &job;
-        taken_.store(0, std::memory_order_relaxed);
-        start();
+        open();
         job(0);
-        barrier();
+        inside_.fetch_or(CLOSED, std::memory_order_acq_rel);
+        for (int now; (now = inside_.load(std::memory_order_acquire)) != CLOSED;) await(inside_, now, SPINS_IN_STEP);
     }
 
-    // All threads wait for each other; the last one resets the counter of `take`.
-    void barrier() {
-        if (size_ == 1) {
-            taken_.store(0, std::memory_order_relaxed);
-            return;
+    // Do items of a phase until none is left, then wait for those that others do. Every thread calls this for the same
+    // phases in the same order, with the same count.
+    template <class Item>
+    void share(int phase, int count, Item item) {
+        assert(phase < capacity_);
+        Phase& state = phases_[phase];
+        for (int i; (i = state.taken.fetch_add(1, std::memory_order_relaxed)) < count;) {
+            item(i);
+            if (state.done.fetch_add(1, std::memory_order_acq_rel) + 1 == count) state.done.notify_all();
         }
-        int generation = generation_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            taken_.store(0, std::memory_order_relaxed);
-            generation_.store(generation + 1, std::memory_order_release);
-            generation_.notify_all();
-        } else {
-            await(generation_, generation, SPINS_IN_STEP);
-        }
+        for (int now; (now = state.done.load(std::memory_order_acquire)) < count;) await(state.done, now, SPINS_IN_STEP);
     }
-
-    // The next piece of work of this phase: 0, 1, 2, ... over all threads together.
-    int take() { return taken_.fetch_add(1, std::memory_order_relaxed); }
 
    private:
-    static constexpr int SPINS_IN_STEP = 2000;   // about 0.1 ms
-    static constexpr int SPINS_BETWEEN = 4000;   // about 0.2 ms: longer than the sampling of a few streams
+    struct alignas(64) Phase {
+        std::atomic<int> taken{0}, done{0};
+    };
+    static constexpr int CLOSED = 1 << 30;
+    static constexpr int SPINS_IN_STEP = 2000;  // about 0.1 ms
+    static constexpr int SPINS_BETWEEN = 4000;  // about 0.2 ms: longer than the sampling of a few streams
 
+    // Wait until the word has changed.
     static void await(std::atomic<int>& word, int old, int spins) {
         for (int i = 0; i < spins; ++i) {
             if (word.load(std::memory_order_acquire) != old) return;
@@ -67,26 +73,43 @@ class Pool {
         word.wait(old, std::memory_order_acquire);
     }
 
-    void start() {
+    void open() {
+        inside_.store(0, std::memory_order_release);
         epoch_.fetch_add(1, std::memory_order_release);
         epoch_.notify_all();
     }
 
+    // Join the step that is open; false if there is none any more.
+    bool enter() {
+        int now = inside_.load(std::memory_order_acquire);
+        while (!(now & CLOSED))
+            if (inside_.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) return true;
+        return false;
+    }
+
+    void leave() {
+        inside_.fetch_sub(1, std::memory_order_acq_rel);
+        inside_.notify_all();
+    }
+
     void serve(int id) {
-        for (int seen = 0;; ++seen) {
+        for (int seen = 0;;) {
             await(epoch_, seen, SPINS_BETWEEN);
-            if (!job_) return;
-            (*job_)(id);
-            barrier();
+            seen = epoch_.load(std::memory_order_acquire);
+            if (!enter()) continue;
+            const auto* job = job_;
+            if (job) (*job)(id);
+            leave();
+            if (!job) return;
         }
     }
 
     const int size_;
     const std::function<void(int)>* job_ = nullptr;
+    std::unique_ptr<Phase[]> phases_;
+    int capacity_ = 0;
     alignas(64) std::atomic<int> epoch_{0};
-    alignas(64) std::atomic<int> generation_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> taken_{0};
+    alignas(64) std::atomic<int> inside_{CLOSED};
     std::vector<std::thread> threads_;
 };
 

@@ -8,11 +8,16 @@
 namespace tandem {
 namespace {
 
-// Up to here every thread normalises all rows for itself, which is faster than meeting at a barrier.
+// Up to here every thread normalises all rows for itself, which is faster than waiting for each other.
 constexpr int REDUNDANT_ROWS = 4;
 
-// Smallest piece of weights worth taking from the shared counter, in columns' pairs per thread and phase.
-constexpr int PIECES_PER_THREAD = 4;
+// Into how many pieces a phase is cut: more balance better, fewer stream memory longer.
+constexpr int PIECES_PER_THREAD = 4, ATTENTION_PIECES_PER_THREAD = 16;
+
+// Rows normalised or quantised at once.
+constexpr int ROWS_PER_PIECE = 4;
+
+constexpr int PHASES_PER_LAYER = 9;
 
 int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -23,7 +28,7 @@ void Step::run(const Batch& batch, float* logits) {
     logits_ = logits;
     plan(batch);
     last_lap_ = std::chrono::steady_clock::now();
-    pool_.run([this](int id) { forward(id); });
+    pool_.run(model_.layers * PHASES_PER_LAYER + 4, [this](int id) { forward(id); });
 }
 
 void Step::plan(const Batch& batch) {
@@ -59,87 +64,90 @@ void Step::plan_attention(const Batch& batch) {
 }
 
 void Step::forward(int id) {
-    embed(id);
-    clear_new_blocks(id);
-    pool_.barrier();
+    Walk walk{id};
+    share(walk, batch_->tokens, ROWS_PER_PIECE, [&](int token) {
+        embed(token);
+        clear_new_block(token);
+    });
     Norm pending{nullptr, nullptr};
     for (int i = 0; i < model_.layers; ++i) {
         const Layer& layer = model_.layer[i];
-        const Activations& input = normalise(id, pending, layer.before_attention, layer.qkv);
-        lap(id, &Profile::rest);
-        project_heads(id, layer, input);
-        pool_.barrier();
-        lap(id, &Profile::linear);
-        attend_all(id, layer);
-        pool_.barrier();
-        lap(id, &Profile::attention);
-        const Activations& attended = fix(id, space_.attended, layer.out);
-        add_to_residual(id, layer.out, attended, layer.after_attention.weight);
-        pool_.barrier();
-        lap(id, &Profile::linear);
-        const Activations& middle = normalise(id, layer.after_attention, layer.before_mlp, layer.up);
-        lap(id, &Profile::rest);
-        project_up(id, layer, middle);
-        pool_.barrier();
-        const Activations& inner = fix(id, space_.inner, layer.down);
-        add_to_residual(id, layer.down, inner, layer.after_mlp.weight);
-        pool_.barrier();
-        lap(id, &Profile::linear);
+        const Activations& input = normalise(walk, pending, layer.before_attention, layer.qkv);
+        lap(walk, &Profile::rest);
+        project_heads(walk, layer, input);
+        lap(walk, &Profile::linear);
+        attend_all(walk, layer);
+        lap(walk, &Profile::attention);
+        const Activations& attended = fix(walk, space_.attended, layer.out);
+        add_to_residual(walk, layer.out, attended, layer.after_attention.weight);
+        lap(walk, &Profile::linear);
+        const Activations& middle = normalise(walk, layer.after_attention, layer.before_mlp, layer.up);
+        lap(walk, &Profile::rest);
+        project_up(walk, layer, middle);
+        const Activations& inner = fix(walk, space_.inner, layer.down);
+        add_to_residual(walk, layer.down, inner, layer.after_mlp.weight);
+        lap(walk, &Profile::linear);
         pending = layer.after_mlp;
     }
-    for (int r = id; r < batch_->wanted; r += pool_.size())
+    share(walk, batch_->wanted, ROWS_PER_PIECE, [&](int r) {
         normalise_row(batch_->logits_at[r], pending, model_.final_norm, space_.last, r,
                       wants_fixed_point(model_.head, batch_->wanted));
-    pool_.barrier();
-    lap(id, &Profile::rest);
-    if (batch_->wanted) project_logits(id);
+    });
+    lap(walk, &Profile::rest);
+    if (batch_->wanted) project_logits(walk);
     release_tiles();
-    lap(id, &Profile::linear);
+    lap(walk, &Profile::linear);
 }
 
-void Step::lap(int id, double Profile::*part) {
-    if (id) return;
+// The next phase: work(0) to work(count - 1), `piece` of them at a time.
+template <class Work>
+void Step::share(Walk& walk, int count, int piece, Work work) {
+    pool_.share(walk.phase++, (count + piece - 1) / piece, [&](int index) {
+        for (int i = index * piece; i < std::min(count, (index + 1) * piece); ++i) work(i);
+    });
+}
+
+void Step::lap(const Walk& walk, double Profile::*part) {
+    if (walk.id) return;
     auto now = std::chrono::steady_clock::now();
     profile.*part += std::chrono::duration<double>(now - last_lap_).count();
     last_lap_ = now;
 }
 
-void Step::embed(int id) {
+void Step::embed(int token) {
     const __m512 scale = _mm512_set1_ps(model_.embedding_scale);
-    for (int t = id; t < batch_->tokens; t += pool_.size()) {
-        float* x = space_.residual.get() + static_cast<size_t>(t) * space_.hidden;
-        const bf16* from = model_.embedding + static_cast<size_t>(batch_->token[t]) * model_.hidden;
-        const bf16* place = model_.positions ? model_.positions + static_cast<size_t>(batch_->position[t]) * model_.hidden : nullptr;
-        for (int i = 0; i < space_.hidden; i += 16) {
-            __mmask16 m = lanes(model_.hidden - i);
-            auto load = [&](const bf16* p) {
-                return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p + i)), 16));
-            };
-            __m512 v = _mm512_mul_ps(load(from), scale);
-            _mm512_storeu_ps(x + i, place ? _mm512_add_ps(v, load(place)) : v);
-        }
+    float* x = space_.residual.get() + static_cast<size_t>(token) * space_.hidden;
+    const bf16* from = model_.embedding + static_cast<size_t>(batch_->token[token]) * model_.hidden;
+    const bf16* place = model_.positions ? model_.positions + static_cast<size_t>(batch_->position[token]) * model_.hidden : nullptr;
+    for (int i = 0; i < space_.hidden; i += 16) {
+        __mmask16 m = lanes(model_.hidden - i);
+        auto load = [&](const bf16* p) {
+            return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p + i)), 16));
+        };
+        __m512 v = _mm512_mul_ps(load(from), scale);
+        _mm512_storeu_ps(x + i, place ? _mm512_add_ps(v, load(place)) : v);
     }
 }
 
 // A block's unwritten values are multiplied by weights of zero, so they must be numbers: clear what an earlier owner left.
-void Step::clear_new_blocks(int id) {
+void Step::clear_new_block(int token) {
+    if (batch_->slot[token] % BLOCK) return;
     const size_t size = static_cast<size_t>(model_.kv_heads) * model_.head_width * BLOCK;
-    for (int t = id; t < batch_->tokens; t += pool_.size())
-        if (batch_->slot[t] % BLOCK == 0)
-            for (int i = 0; i < model_.layers; ++i)
-                std::memset(model_.layer[i].values + batch_->slot[t] / BLOCK * size, 0, size * sizeof(bf16));
+    for (int i = 0; i < model_.layers; ++i)
+        std::memset(model_.layer[i].values + batch_->slot[token] / BLOCK * size, 0, size * sizeof(bf16));
 }
 
 // Return the normalised residual stream; a pending branch is normalised and added to it first.
-const Activations& Step::normalise(int id, const Norm& pending, const Norm& norm, const Linear& consumer) {
+const Activations& Step::normalise(Walk& walk, const Norm& pending, const Norm& norm, const Linear& consumer) {
     const int rows = batch_->tokens;
     const bool fixed = wants_fixed_point(consumer, rows);
-    const bool redundant = rows <= REDUNDANT_ROWS && !pending.weight;
-    OwnedActivations& to = redundant ? space_.thread[id].normed : space_.normed;
-    for (int r = redundant ? 0 : id; r < rows; r += redundant ? 1 : pool_.size())
-        normalise_row(r, pending, norm, to, r, fixed);
-    if (!redundant) pool_.barrier();
-    return to;
+    if (rows <= REDUNDANT_ROWS && !pending.weight) {
+        OwnedActivations& own = space_.thread[walk.id].normed;
+        for (int r = 0; r < rows; ++r) normalise_row(r, pending, norm, own, r, fixed);
+        return own;
+    }
+    share(walk, rows, ROWS_PER_PIECE, [&](int r) { normalise_row(r, pending, norm, space_.normed, r, fixed); });
+    return space_.normed;
 }
 
 void Step::normalise_row(int row, const Norm& pending, const Norm& norm, const Activations& to, int to_row, bool fixed) {
@@ -151,38 +159,36 @@ void Step::normalise_row(int row, const Norm& pending, const Norm& norm, const A
 }
 
 // Return the activations with their fixed-point form where the consumer reads it.
-const Activations& Step::fix(int id, OwnedActivations& a, const Linear& consumer) {
+const Activations& Step::fix(Walk& walk, OwnedActivations& a, const Linear& consumer) {
     if (!wants_fixed_point(consumer, a.rows)) return a;
     if (a.rows <= REDUNDANT_ROWS) {
-        OwnedActivations& own = space_.thread[id].fixed;
+        OwnedActivations& own = space_.thread[walk.id].fixed;
         own.follow(a);
         for (int r = 0; r < a.rows; ++r) quantise_row(own, r);
         return own;
     }
-    for (int r = id; r < a.rows; r += pool_.size()) quantise_row(a, r);
-    pool_.barrier();
+    share(walk, a.rows, ROWS_PER_PIECE, [&](int r) { quantise_row(a, r); });
     return a;
 }
 
 // Compute all columns of a linear layer, `group` pairs at a time; finish(index of the group, first row, rows, values,
 // stride) gets the products of up to ROW_CHUNK rows while they are in cache.
 template <class Finish>
-void Step::columns(int id, const Linear& w, const Activations& a, int group, Finish finish) {
-    ThreadSpace& own = space_.thread[id];
+void Step::columns(Walk& walk, const Linear& w, const Activations& a, int group, Finish finish) {
+    ThreadSpace& own = space_.thread[walk.id];
     const int groups = w.n / PAIR / group, chunks = (a.rows + ROW_CHUNK - 1) / ROW_CHUNK, stride = group * PAIR;
     const int piece = std::max(1, groups / (pool_.size() * PIECES_PER_THREAD));
-    for (int from; (from = pool_.take() * piece) < groups * chunks;)
-        for (int i = from; i < std::min(from + piece, groups * chunks); ++i) {
-            const int row = i / groups * ROW_CHUNK, rows = std::min(ROW_CHUNK, a.rows - row);
-            for (int p = 0; p < group; ++p)
-                multiply(w, a, row, rows, i % groups * group + p, own.columns.get() + p * PAIR, stride, own.expanded.get());
-            finish(i % groups, row, rows, own.columns.get(), stride);
-        }
+    share(walk, groups * chunks, piece, [&](int i) {
+        const int row = i / groups * ROW_CHUNK, rows = std::min(ROW_CHUNK, a.rows - row);
+        for (int p = 0; p < group; ++p)
+            multiply(w, a, row, rows, i % groups * group + p, own.columns.get() + p * PAIR, stride, own.expanded.get());
+        finish(i % groups, row, rows, own.columns.get(), stride);
+    });
 }
 
-void Step::project_heads(int id, const Layer& layer, const Activations& a) {
+void Step::project_heads(Walk& walk, const Layer& layer, const Activations& a) {
     const int group = model_.head_width / PAIR;
-    columns(id, layer.qkv, a, group, [&](int head, int row, int rows, float* values, int stride) {
+    columns(walk, layer.qkv, a, group, [&](int head, int row, int rows, float* values, int stride) {
         for (int r = 0; r < rows; ++r) finish_head(layer, head, row + r, values + static_cast<size_t>(r) * stride);
     });
 }
@@ -210,11 +216,10 @@ void Step::finish_head(const Layer& layer, int head, int row, float* x) {
         write_key(cache, batch_->slot[row], head - heads, rounded);
 }
 
-void Step::attend_all(int id, const Layer& layer) {
+void Step::attend_all(Walk& walk, const Layer& layer) {
     const int count = static_cast<int>(items_.size());
-    const int piece = std::max(1, count / (pool_.size() * 16));
-    for (int from; (from = pool_.take() * piece) < count;)
-        for (int i = from; i < std::min(from + piece, count); ++i) attend_item(layer, items_[i], *space_.thread[id].attention);
+    const int piece = std::max(1, count / (pool_.size() * ATTENTION_PIECES_PER_THREAD));
+    share(walk, count, piece, [&](int i) { attend_item(layer, items_[i], *space_.thread[walk.id].attention); });
 }
 
 void Step::attend_item(const Layer& layer, const Item& item, AttentionScratch& scratch) {
@@ -234,9 +239,9 @@ void Step::attend_item(const Layer& layer, const Item& item, AttentionScratch& s
 }
 
 // The residual stream, or a branch that is normalised before it joins, takes the layer's output.
-void Step::add_to_residual(int id, const Linear& w, const Activations& a, bool branch) {
+void Step::add_to_residual(Walk& walk, const Linear& w, const Activations& a, bool branch) {
     float* base = branch ? space_.branch.get() : space_.residual.get();
-    columns(id, w, a, 1, [&](int pair, int row, int rows, float* values, int stride) {
+    columns(walk, w, a, 1, [&](int pair, int row, int rows, float* values, int stride) {
         for (int r = 0; r < rows; ++r)
             for (int h = 0; h < PAIR; h += 16) {
                 const int column = pair * PAIR + h;
@@ -248,10 +253,10 @@ void Step::add_to_residual(int id, const Linear& w, const Activations& a, bool b
     });
 }
 
-void Step::project_up(int id, const Layer& layer, const Activations& a) {
+void Step::project_up(Walk& walk, const Layer& layer, const Activations& a) {
     const Activations& to = space_.inner;
     const float* bias = layer.up.bias;
-    columns(id, layer.up, a, 1, [&](int pair, int row, int rows, float* values, int stride) {
+    columns(walk, layer.up, a, 1, [&](int pair, int row, int rows, float* values, int stride) {
         for (int r = 0; r < rows; ++r) {
             const float* y = values + static_cast<size_t>(r) * stride;
             __m512 low = _mm512_loadu_ps(y), high = _mm512_loadu_ps(y + 16);
@@ -268,9 +273,9 @@ void Step::project_up(int id, const Layer& layer, const Activations& a) {
     });
 }
 
-void Step::project_logits(int id) {
+void Step::project_logits(Walk& walk) {
     const int vocabulary = model_.vocabulary;
-    columns(id, model_.head, space_.last, 1, [&](int pair, int row, int rows, float* values, int stride) {
+    columns(walk, model_.head, space_.last, 1, [&](int pair, int row, int rows, float* values, int stride) {
         for (int r = 0; r < rows; ++r)
             for (int h = 0; h < PAIR; h += 16) {
                 const int column = pair * PAIR + h;

@@ -1,4 +1,4 @@
-// One forward pass of a decoder over a batch: every thread runs `forward` and they meet at barriers.
+// One forward pass of a decoder over a batch: every thread runs `forward`, phase by phase.
 #pragma once
 #include <chrono>
 
@@ -25,24 +25,32 @@ class Step {
         int sequence, kv_head, first_head, heads, first_token, tokens;
     };
 
+    // How far one thread has come.
+    struct Walk {
+        int id;
+        int phase = 0;
+    };
+
     void plan(const Batch& batch);
     void plan_attention(const Batch& batch);
     void forward(int id);
-    void embed(int id);
-    void clear_new_blocks(int id);
-    const Activations& normalise(int id, const Norm& pending, const Norm& norm, const Linear& consumer);
+    void embed(int token);
+    void clear_new_block(int token);
+    const Activations& normalise(Walk& walk, const Norm& pending, const Norm& norm, const Linear& consumer);
     void normalise_row(int row, const Norm& pending, const Norm& norm, const Activations& to, int to_row, bool fixed);
-    const Activations& fix(int id, OwnedActivations& a, const Linear& consumer);
-    void project_heads(int id, const Layer& layer, const Activations& a);
+    const Activations& fix(Walk& walk, OwnedActivations& a, const Linear& consumer);
+    void project_heads(Walk& walk, const Layer& layer, const Activations& a);
     void finish_head(const Layer& layer, int head, int row, float* x);
-    void attend_all(int id, const Layer& layer);
+    void attend_all(Walk& walk, const Layer& layer);
     void attend_item(const Layer& layer, const Item& item, AttentionScratch& scratch);
-    void add_to_residual(int id, const Linear& w, const Activations& a, bool branch);
-    void project_up(int id, const Layer& layer, const Activations& a);
-    void project_logits(int id);
+    void add_to_residual(Walk& walk, const Linear& w, const Activations& a, bool branch);
+    void project_up(Walk& walk, const Layer& layer, const Activations& a);
+    void project_logits(Walk& walk);
+    template <class Work>
+    void share(Walk& walk, int count, int piece, Work work);
     template <class Finish>
-    void columns(int id, const Linear& w, const Activations& a, int group, Finish finish);
-    void lap(int id, double Profile::*part);
+    void columns(Walk& walk, const Linear& w, const Activations& a, int group, Finish finish);
+    void lap(const Walk& walk, double Profile::*part);
 
     const Model& model_;
     Pool& pool_;
