@@ -19,6 +19,7 @@ MOST_ALTERNATIVES = 20
 
 ENGINES: dict[str, str] = {
     "torch": "serve.torch_engine.engine:TorchEngine",
+    "vllm": "serve.vllm_engine:VllmEngine",
 }
 
 

@@ -52,7 +52,7 @@ def test_replicas_as_bounds() -> None:
         ("models: {../m: {model: d}}", "no usable name"),
         ("models: {m: {model: d}}\nname: a/b", "no usable name"),
         ("models: {m: {model: d}}\nhttp: {port: 70000}", "65535"),
-        ("models: {m: {model: d, engine: vllm}}", "'auto', 'torch' or 'task'"),
+        ("models: {m: {model: d, engine: vlm}}", "'auto', 'torch', 'vllm' or 'task'"),
         ("models: {m: {}}", "`models.m.model` is missing"),
     ],
 )
@@ -101,8 +101,20 @@ def test_what_a_model_says_of_its_engine_reaches_the_engine(tmp_path: Path) -> N
     }
 
 
+def test_vllm_gets_what_it_understands(tmp_path: Path) -> None:
+    directory = str(tiny_models.language_model(tmp_path / "tiny"))
+    spec = {"models": {"m": {"model": directory, "engine": "vllm", "cache_gib": 2, "compile": True}}}
+    (planned,) = plan.resolve(ServeSpec.model_validate(spec))
+    assert planned.engine == "vllm"
+    assert planned.options == {"precision": "auto", "compile": True, "cache_memory_bytes": 2**31}
+    for field, value in (("precision", "int4"), ("runner", "native")):
+        wrong = {"models": {"m": {"model": directory, "engine": "vllm", field: value}}}
+        with pytest.raises(UserError, match=rf"models\.m\.{field}: '{value}' is for the torch engine"):
+            plan.resolve(ServeSpec.model_validate(wrong))
+
+
 def test_quantised_weights_are_refused_where_nothing_is_generated(tmp_path: Path) -> None:
     directory = tiny_models.image_classifier(tmp_path / "shapes")
     spec = ServeSpec.model_validate({"models": {"m": {"model": str(directory), "precision": "int8"}}})
-    with pytest.raises(UserError, match=r"models\.m\.precision: 'int8' is for models that generate"):
+    with pytest.raises(UserError, match=r"models\.m\.precision: 'int8' is for the torch engine"):
         plan.resolve(spec)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from serve.engine import EngineError, EngineLoad, FinishReason, TokenLogprobs
+from serve.rate import Rate
 from serve.torch_engine import logprobs
 from serve.torch_engine.batch import Runner, build
 from serve.torch_engine.blocks import BLOCK, BlockPool
@@ -34,7 +35,6 @@ from serve.torch_engine.scheduler import Chunk, Scheduler, Sequence, Step
 
 MAX_FAILED_STEPS = 3
 """Steps that may fail one after another before the engine declares itself dead."""
-RATE_WINDOW_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class StepLoop:
         self._stopping = False
         self._failed_steps = 0
         self._outbox: list[tuple[Completion, Event]] = []
-        self._generated: deque[tuple[float, int]] = deque()
+        self._rate = Rate()
         self._thread: threading.Thread | None = None
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Where the steps' time went: schedule, forward, sample, deliver."""
@@ -123,8 +123,6 @@ class StepLoop:
 
     def load(self) -> EngineLoad:
         with self._wake:
-            self._forget_old_steps()
-            tokens = sum(count for _, count in self._generated)
             arriving = sum(action == self._add for action, _ in self._inbox)
         pool = self._scheduler.pool
         return EngineLoad(
@@ -132,7 +130,7 @@ class StepLoop:
             waiting=len(self._scheduler.waiting) + arriving,
             cache_tokens_used=pool.held * BLOCK,
             cache_tokens_total=pool.total * BLOCK,
-            tokens_per_second=tokens / RATE_WINDOW_S,
+            tokens_per_second=self._rate.per_second(),
             preemptions=self._scheduler.preemptions,
             reused_tokens=self._scheduler.reused_tokens,
         )
@@ -181,7 +179,7 @@ class StepLoop:
             self._step_failed(error)
         else:
             self._failed_steps = 0
-            self._count(generated)
+            self._rate.add(generated)
         began = time.perf_counter()
         self._send()
         self.seconds["deliver"] += time.perf_counter() - began
@@ -317,15 +315,6 @@ class StepLoop:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             if sequence.context.loop is loop:
                 self._close(sequence)
-
-    def _count(self, generated: int) -> None:
-        with self._wake:
-            self._generated.append((time.monotonic(), generated))
-            self._forget_old_steps()
-
-    def _forget_old_steps(self) -> None:
-        while self._generated and self._generated[0][0] < time.monotonic() - RATE_WINDOW_S:
-            self._generated.popleft()
 
 
 def _scores(sequence: Sequence, start: int, logits: torch.Tensor) -> list[TokenLogprobs]:

@@ -70,7 +70,7 @@ def _candidates(model: Any, plan: Plan) -> Iterator[tuple[str, Callable[[], Runn
     if reason is None:
         from serve.torch_engine.native.runner import NativeRunner
 
-        yield "native", lambda: NativeRunner(model, plan.threads, plan.weights)
+        yield "native", lambda: NativeRunner(model, plan.threads, plan.weights, plan.max_context)
     elif plan.runner == "native":
         raise UnsupportedArchitecture(f"the native runner does not serve this model: {reason}")
     else:
