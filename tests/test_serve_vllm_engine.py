@@ -1,4 +1,4 @@
-"""The vLLM engine against transformers. Runs where vLLM is installed, which Tandem's own pins exclude: docs/engine.md."""
+"""The vLLM engine against transformers. Runs where vLLM is installed: not beside Tandem's pins, see docs/engine.md."""
 
 from __future__ import annotations
 
