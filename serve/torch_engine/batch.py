@@ -68,28 +68,29 @@ class Runner(Protocol):
 def build(step: Step) -> Batch:
     """Return the batch of a step."""
     chunks = step.chunks
-    counts = [chunk.end - chunk.start for chunk in chunks]
-    query_start = np.zeros(len(chunks) + 1, np.int32)
-    np.cumsum(counts, out=query_start[1:])
     tokens: list[int] = []
     positions: list[int] = []
+    slots: list[int] = []
+    query_start = [0]
     for sequence, start, end, _ in chunks:
         tokens += sequence.tokens[start:end]
         positions += range(start, end)
-    blocks = _block_table(chunks)
-    at = np.array(positions, np.int32)
-    row = np.repeat(np.arange(len(chunks)), counts)
-    slots = blocks[row, at // BLOCK] * BLOCK + at % BLOCK
+        slots += [sequence.blocks[at // BLOCK] * BLOCK + at % BLOCK for at in range(start, end)]
+        query_start.append(len(tokens))
     return Batch(
-        tokens=torch.from_numpy(np.array(tokens, np.int32)),
-        positions=torch.from_numpy(at),
-        slots=torch.from_numpy(slots),
-        query_start=torch.from_numpy(query_start),
-        context=torch.from_numpy(np.array([chunk.end for chunk in chunks], np.int32)),
-        blocks=torch.from_numpy(blocks),
-        logits_at=torch.from_numpy(_wanted_rows(chunks, query_start)),
+        tokens=_int32(tokens),
+        positions=_int32(positions),
+        slots=_int32(slots),
+        query_start=_int32(query_start),
+        context=_int32([chunk.end for chunk in chunks]),
+        blocks=torch.from_numpy(_block_table(chunks)),
+        logits_at=_int32(_wanted_rows(chunks, query_start)),
         decoding=len(step.decode),
     )
+
+
+def _int32(values: list[int]) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, np.int32))
 
 
 def _block_table(chunks: list[Chunk]) -> np.ndarray:
@@ -100,15 +101,12 @@ def _block_table(chunks: list[Chunk]) -> np.ndarray:
     return table
 
 
-def _wanted_rows(chunks: list[Chunk], query_start: np.ndarray) -> np.ndarray:
+def _wanted_rows(chunks: list[Chunk], query_start: list[int]) -> list[int]:
     """Return the rows of the tokens that the next one is chosen after, and all rows of a prompt to be scored."""
-    if not any(chunk.sequence.scored for chunk in chunks):
-        return query_start[1:][[chunk.completes for chunk in chunks]] - 1
-    parts = []
-    for row, chunk in enumerate(chunks):
-        first, last = query_start[row], query_start[row + 1]
+    rows: list[int] = []
+    for at, chunk in enumerate(chunks):
         if chunk.sequence.scored:
-            parts.append(np.arange(first, last, dtype=np.int32))
+            rows += range(query_start[at], query_start[at + 1])
         elif chunk.completes:
-            parts.append(np.array([last - 1], np.int32))
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+            rows.append(query_start[at + 1] - 1)
+    return rows

@@ -1,7 +1,8 @@
 """The thread that steps: it owns the model, the scheduler and every sequence, and talks to asyncio through two doors.
 
 In: `submit` and `cancel` put messages in an inbox that is emptied between steps.
-Out: each step's events go to their event loop in one `call_soon_threadsafe`.
+Out: each step's events go to their event loop in one `call_soon_threadsafe`, by a second thread. Waking an event loop
+hands it Python's lock, and the next step would wait until all texts are written; so the step begins first.
 
     take the inbox (sleep when there is nothing to do)
     ask the scheduler for a step, run it
@@ -21,6 +22,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -79,11 +81,13 @@ class StepLoop:
         self._wake = threading.Condition()
         self._stopping = False
         self._failed_steps = 0
-        self._outbox: list[tuple[Completion, Event]] = []
+        self._outbox: list[tuple[Sequence, Event]] = []
+        self._post: SimpleQueue[list[tuple[Sequence, Event]] | None] = SimpleQueue()
         self._rate = Rate()
         self._thread: threading.Thread | None = None
+        self._courier = threading.Thread(target=self._carry, name="tandem-courier", daemon=True)
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Where the steps' time went: schedule, forward, sample, deliver."""
+        """Where the steps' time went: schedule, forward, sample."""
 
     # ---- called from the event loop ----
 
@@ -91,6 +95,7 @@ class StepLoop:
         """Start the thread; the future is done when the model is ready, or has the error that prevented it."""
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="tandem-engine", daemon=True)
+        self._courier.start()
         self._thread.start()
         return ready
 
@@ -120,6 +125,7 @@ class StepLoop:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
+            self._courier.join()
 
     def load(self) -> EngineLoad:
         with self._wake:
@@ -144,6 +150,7 @@ class StepLoop:
             self._runner, self._scheduler = self._prepare()
         except Exception as error:
             self._stopping = True
+            self._post.put(None)
             ready.set_exception(error)
             return
         ready.set_result(None)
@@ -153,6 +160,7 @@ class StepLoop:
         finally:
             self._stopping = True
             self._fail(self._everything(), "the engine was stopped")
+            self._post.put(None)
 
     def _take_inbox(self) -> bool:
         """Act on what arrived, waiting for it when idle; return False when the thread should end."""
@@ -180,9 +188,7 @@ class StepLoop:
         else:
             self._failed_steps = 0
             self._rate.add(generated)
-        began = time.perf_counter()
         self._send()
-        self.seconds["deliver"] += time.perf_counter() - began
 
     def _advance(self) -> int:
         """Run one step and return how many tokens it generated."""
@@ -261,7 +267,7 @@ class StepLoop:
             ended = token in self._eos and not sequence.request.params.ignore_eos
             finish_reason = "stop" if ended else self._finish_reason(sequence)
             event = Chosen(token, finish_reason, not ended, reported, prompt_logprobs)
-        self._outbox.append((sequence.context, event))
+        self._outbox.append((sequence, event))
         if event.finish_reason is not None:
             self._close(sequence)
 
@@ -289,7 +295,7 @@ class StepLoop:
     def _fail(self, sequences: Iterable[Sequence], message: str) -> None:
         for sequence in sequences:
             if not sequence.context.closed:
-                self._outbox.append((sequence.context, EngineError(message)))
+                self._outbox.append((sequence, EngineError(message)))
                 self._close(sequence)
         self._send()
 
@@ -302,19 +308,23 @@ class StepLoop:
         return [*self._scheduler.running, *self._scheduler.waiting]
 
     def _send(self) -> None:
-        """Hand the step's events over, waking each event loop once."""
-        outbox, self._outbox = self._outbox, []
-        for loop in {completion.loop for completion, _ in outbox}:
-            events = [(completion, event) for completion, event in outbox if completion.loop is loop]
-            try:
-                loop.call_soon_threadsafe(_deliver, events)
-            except RuntimeError:  # the loop was closed: nobody listens any more
-                self._abandon(loop)
+        if self._outbox:
+            self._post.put(self._outbox)  # in C, which keeps Python's lock
+            self._outbox = []
 
-    def _abandon(self, loop: asyncio.AbstractEventLoop) -> None:
-        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            if sequence.context.loop is loop:
-                self._close(sequence)
+    # ---- the courier's thread ----
+
+    def _carry(self) -> None:
+        """Hand each step's events over, waking each event loop once."""
+        while (events := self._post.get()) is not None:
+            for loop in {sequence.context.loop for sequence, _ in events}:
+                own = [(sequence.context, event) for sequence, event in events if sequence.context.loop is loop]
+                try:
+                    loop.call_soon_threadsafe(_deliver, own)
+                except RuntimeError:  # the loop was closed: nobody listens any more
+                    for sequence, _ in events:
+                        if sequence.context.loop is loop:
+                            self.cancel(sequence)
 
 
 def _scores(sequence: Sequence, start: int, logits: torch.Tensor) -> list[TokenLogprobs]:
