@@ -112,6 +112,20 @@ def test_a_running_stream_gets_its_token_in_each_step_of_a_long_prompt() -> None
         step.decode[0].sequence.tokens.append(1)
 
 
+def test_few_rows_of_logits_are_wanted_at_once() -> None:
+    scheduler = scheduler_of(60, prefill_tokens=1000)
+    for prompt in (200, 200, 20):
+        scheduler.add(sequence([prompt] * prompt, scored=prompt == 200))
+    ledger = Ledger()
+    steps = []
+    while any(s.completion_tokens == 0 for s in (*scheduler.running, *scheduler.waiting)):
+        step = scheduler.next_step()
+        assert step is not None
+        steps.append([(chunk.start, chunk.end) for chunk in step.prefill])
+        ledger.run(scheduler, step)
+    assert steps == [[(0, 200), (0, 56), (0, 20)], [(56, 200)]]
+
+
 def test_slow_steps_get_fewer_prompt_tokens() -> None:
     scheduler = Scheduler(BlockPool(40), 8, prefill_tokens=256, longest_stall_s=0.1)
     step = Step([], [Chunk(sequence(300), 0, 256, False)])
