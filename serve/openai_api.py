@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from serve.body import ApiError, shown
-from serve.engine import MOST_ALTERNATIVES, RequestError, SamplingParams
+from serve.engine import RequestError, SamplingParams
+from serve.openai_requests import (
+    ChatRequest,
+    CompletionRequest,
+    JsonSchema,
+    Message,
+    Request,
+    ResponseFormat,
+    StreamOptions,
+    TextPart,
+)
 from serve.wire import GenerateCall, Prompt
 
 HARMLESS = {
@@ -65,79 +75,12 @@ class Generation:
         return self.calls[0].sampling.get("logprobs") is not None
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _StreamOptions(_Body):
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-
-
-class _TextPart(_Body):
-    type: Literal["text"]
-    text: str
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_TextPart] | None = None
-    name: str | None = None
-
-
-class _JsonSchema(_Body):
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class _ResponseFormat(_Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: _JsonSchema | None = None
-
-
-class _Request(_Body):
-    model: str
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    ignore_eos: bool | None = None
-    response_format: _ResponseFormat | None = None
-
-
-class _ChatRequest(_Request):
-    messages: Annotated[list[_Message], Field(min_length=1)]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
-
-
-class _CompletionRequest(_Request):
-    prompt: Any
-    logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
-    echo: bool | None = None
-    best_of: int | None = None
-
-
-Request = TypeVar("Request", bound=_Request)
+Kind = TypeVar("Kind", bound=Request)
 
 
 def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
     """Parse the body of /v1/chat/completions. Raises ApiError (400) naming the parameter at fault."""
-    request = _validate(_ChatRequest, body)
+    request = _validate(ChatRequest, body)
     limits = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
     if len(limits) > 1:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
@@ -152,7 +95,7 @@ def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
 
 def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = MOST_TEXTS) -> Generation:
     """Parse the body of /v1/completions: one text, several, one list of token ids, or several."""
-    request = _validate(_CompletionRequest, body)
+    request = _validate(CompletionRequest, body)
     if request.best_of not in (None, request.n or 1):
         message = f"best_of = {request.best_of} is not supported by this server; leave it out"
         raise ApiError(400, message, code="unsupported_parameter", param="best_of")
@@ -163,7 +106,7 @@ def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = M
     return _generation(request, False, f"cmpl-{request_id}", calls)
 
 
-def _validate(kind: type[Request], body: dict[str, Any]) -> Request:
+def _validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
     try:
         return kind.model_validate(_supported(body))
     except ValidationError as error:
@@ -195,8 +138,8 @@ def _bad_parameter(details: list[Any]) -> ApiError:
 _FIELDS = {
     field.alias or name
     for model in (
-        *(_ChatRequest, _CompletionRequest, _Message, _TextPart, _StreamOptions),
-        *(_ResponseFormat, _JsonSchema),
+        *(ChatRequest, CompletionRequest, Message, TextPart, StreamOptions),
+        *(ResponseFormat, JsonSchema),
     )
     for name, field in model.model_fields.items()
 }
@@ -210,7 +153,7 @@ def _invalid(param: str, problem: str) -> ApiError:
     return ApiError(400, f"{param}: {problem}", code="invalid_value", param=param)
 
 
-def _message(message: _Message, index: int) -> dict[str, str]:
+def _message(message: Message, index: int) -> dict[str, str]:
     for name, value in (message.model_extra or {}).items():
         if value not in (None, [], {}):
             param = f"messages[{index}].{name}"
@@ -243,7 +186,7 @@ def _is_token_ids(value: Any) -> bool:
 
 
 def _calls(
-    request: _Request,
+    request: Request,
     request_id: str,
     prompts: list[Prompt],
     max_tokens: int | None,
@@ -266,7 +209,7 @@ def _calls(
     )
 
 
-def _sampling(request: _Request, logprobs: int | None) -> dict[str, Any]:
+def _sampling(request: Request, logprobs: int | None) -> dict[str, Any]:
     sampling = {name: getattr(request, name) for name in SAMPLING_FIELDS if getattr(request, name) is not None}
     if request.stop:
         sampling["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
@@ -286,7 +229,7 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     return {int(token): value for token, value in bias.items()}
 
 
-def _schema(wanted: _ResponseFormat) -> dict[str, Any]:
+def _schema(wanted: ResponseFormat) -> dict[str, Any]:
     if wanted.type == "json_object":
         return {"type": "object"}
     if wanted.json_schema is None:
@@ -303,6 +246,6 @@ def _check_sampling(sampling: dict[str, Any], max_tokens: int | None, echo: bool
         raise ApiError(400, str(error), code="invalid_value", param=error.field) from None
 
 
-def _generation(request: _Request, chat: bool, request_id: str, calls: tuple[GenerateCall, ...]) -> Generation:
+def _generation(request: Request, chat: bool, request_id: str, calls: tuple[GenerateCall, ...]) -> Generation:
     include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Generation(request.model, chat, request_id, calls, bool(request.stream), include_usage, request.n or 1)

@@ -21,8 +21,9 @@ from serve.engine import Delta, EngineError, EngineLoad, GenerationRequest, Requ
 from serve.torch_engine import startup
 from serve.torch_engine.batch import Runner
 from serve.torch_engine.blocks import BLOCK, BlockPool
+from serve.torch_engine.completion import Chosen, Completion
 from serve.torch_engine.grammar import Constraint, Grammars
-from serve.torch_engine.loop import Chosen, Completion, StepLoop
+from serve.torch_engine.loop import StepLoop
 from serve.torch_engine.sampler import RequestSampler
 from serve.torch_engine.scheduler import Scheduler, Sequence
 from serve.torch_engine.text import Decoder, TextStream

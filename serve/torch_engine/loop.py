@@ -14,58 +14,27 @@ Text is made of the tokens by whoever listens, beside the next step.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import NamedTuple
 
 import torch
 
-from serve.engine import EngineError, EngineLoad, FinishReason, TokenLogprobs
+from serve.engine import EngineError, EngineLoad
 from serve.rate import Rate
-from serve.torch_engine import logprobs
 from serve.torch_engine.batch import Runner, build
 from serve.torch_engine.blocks import BLOCK, BlockPool
-from serve.torch_engine.sampler import RequestSampler, choose
-from serve.torch_engine.scheduler import Chunk, Scheduler, Sequence, Step
+from serve.torch_engine.completion import Completion, Event, advance
+from serve.torch_engine.scheduler import Scheduler, Sequence
 
 MAX_FAILED_STEPS = 3
 """Steps that may fail one after another before the engine declares itself dead."""
 
 logger = logging.getLogger(__name__)
-
-
-class Chosen(NamedTuple):
-    """A token was chosen, or the prompt was scored and none was wanted."""
-
-    token: int | None
-    finish_reason: FinishReason | None
-    shown: bool
-    """Whether the token is part of the text; the one that ends it is not."""
-    logprobs: TokenLogprobs | None
-    prompt_logprobs: tuple[TokenLogprobs, ...]
-
-
-Event = Chosen | EngineError
-
-
-@dataclass(eq=False)
-class Completion:
-    """What a sequence needs beside its tokens: how to choose the next one, and who listens."""
-
-    sampler: RequestSampler
-    loop: asyncio.AbstractEventLoop
-    events: deque[Event] = field(default_factory=deque)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    closed: bool = False
-    """The last event was sent or nobody listens any more."""
 
 
 class StepLoop:
@@ -203,79 +172,19 @@ class StepLoop:
         times.append(time.perf_counter())
         self._scheduler.ran(step)
         self._scheduler.took(step, times[2] - times[1])
-        generated = self._choose(step, logits)
+        events = advance(step, logits, self._eos)
+        for sequence, event in events:
+            self._say(sequence, event)
         times.append(time.perf_counter())
         for part, start, end in zip(("schedule", "forward", "sample"), times, times[1:], strict=False):
             self.seconds[part] += end - start
-        return generated
+        return len(events)
 
-    @torch.inference_mode()
-    def _choose(self, step: Step, logits: torch.Tensor) -> int:
-        """Choose the next token of every sequence that completes; return how many."""
-        chunks = step.chunks
-        if any(chunk.sequence.scored for chunk in chunks):
-            logits = self._score(chunks, logits)
-        completing = [chunk.sequence for chunk in chunks if chunk.completes]
-        if not completing:
-            return 0
-        tokens = choose(logits, [sequence.context.sampler for sequence in completing])
-        reported = self._report(completing, tokens, logits)
-        for sequence, token in zip(completing, tokens, strict=True):
-            self._accept(sequence, token, reported.get(sequence))
-        return len(completing)
-
-    def _score(self, chunks: list[Chunk], logits: torch.Tensor) -> torch.Tensor:
-        """Note the log-probabilities of prompts that want them; return the logits of the completing rows alone."""
-        last_rows, first = [], 0
-        for chunk in chunks:
-            sequence = chunk.sequence
-            count = chunk.end - chunk.start if sequence.scored else int(chunk.completes)
-            if sequence.scored:
-                rows = logits[first : first + count]
-                sequence.context.prompt_logprobs += _scores(sequence, chunk.start, rows)
-            first += count
-            if chunk.completes:
-                last_rows.append(first - 1)
-        return logits[last_rows]
-
-    def _report(
-        self, sequences: list[Sequence], tokens: list[int | None], logits: torch.Tensor
-    ) -> dict[Sequence, TokenLogprobs]:
-        """Return the log-probabilities of the chosen tokens for those who asked."""
-        wanted = [
-            row
-            for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
-            if sequence.request.params.logprobs is not None and token is not None
-        ]
-        if not wanted:
-            return {}
-        alternatives = [sequences[row].request.params.logprobs or 0 for row in wanted]
-        reports = logprobs.report(logits[wanted], [tokens[row] or 0 for row in wanted], alternatives)
-        return {sequences[row]: report for row, report in zip(wanted, reports, strict=True)}
-
-    def _accept(self, sequence: Sequence, token: int | None, reported: TokenLogprobs | None) -> None:
-        """Append a token to its sequence, say so, and close the sequence if it ends here."""
-        if token is None:
-            self._fail([sequence], "the model produced logits that are not finite")
-            return
-        prompt_logprobs = tuple(sequence.context.prompt_logprobs)
-        sequence.context.prompt_logprobs = []
-        if sequence.max_tokens == 0:
-            event = Chosen(None, "length", False, None, prompt_logprobs)
-        else:
-            sequence.tokens.append(token)
-            ended = token in self._eos and not sequence.request.params.ignore_eos
-            finish_reason = "stop" if ended else self._finish_reason(sequence)
-            event = Chosen(token, finish_reason, not ended, reported, prompt_logprobs)
+    def _say(self, sequence: Sequence, event: Event) -> None:
+        """Note what happened to a sequence, and close it if it ended."""
         self._outbox.append((sequence, event))
-        if event.finish_reason is not None:
+        if isinstance(event, EngineError) or event.finish_reason is not None:
             self._close(sequence)
-
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        constraint = sequence.context.sampler.constraint
-        if constraint is not None and constraint.complete:
-            return "stop"
-        return "length" if sequence.completion_tokens >= sequence.max_tokens else None
 
     def _close(self, sequence: Sequence) -> None:
         """Take a sequence out and free its blocks."""
@@ -295,8 +204,7 @@ class StepLoop:
     def _fail(self, sequences: Iterable[Sequence], message: str) -> None:
         for sequence in sequences:
             if not sequence.context.closed:
-                self._outbox.append((sequence, EngineError(message)))
-                self._close(sequence)
+                self._say(sequence, EngineError(message))
         self._send()
 
     def _everything(self) -> list[Sequence]:
@@ -325,19 +233,6 @@ class StepLoop:
                     for sequence, _ in events:
                         if sequence.context.loop is loop:
                             self.cancel(sequence)
-
-
-def _scores(sequence: Sequence, start: int, logits: torch.Tensor) -> list[TokenLogprobs]:
-    """Return the log-probabilities of the prompt's tokens that follow those at `start` and on."""
-    prompt = sequence.request.prompt_token_ids
-    following = prompt[start + 1 : start + 1 + len(logits)]
-    first = [TokenLogprobs(prompt[0], None, ())] if start == 0 else []
-    if start == 0:
-        sequence.context.prompt_logprobs.clear()  # it gave way in the middle and begins again
-    if not following:
-        return first
-    alternatives = [sequence.request.params.logprobs or 0] * len(following)
-    return first + logprobs.report(logits[: len(following)], following, alternatives)
 
 
 def _deliver(events: Iterable[tuple[Completion, Event]]) -> None:
