@@ -22,7 +22,7 @@ void fill(OwnedActivations& a, const bf16* x, int rows, int columns, int k) {
     a.reshape(rows, k);
     for (int r = 0; r < rows; ++r) {
         for (int c = 0; c < k; ++c) a.chunk(r, c / 32)[c % 32] = c < columns ? x[static_cast<size_t>(r) * columns + c] : bf16(0);
-        quantise_row(a, r);
+        quantise_row(a, r, true);
     }
 }
 

@@ -63,8 +63,8 @@ struct Activations {
     static int padded_rows(int rows) { return rows < 16 ? rows : (rows + 15) / 16 * 16; }
 };
 
-// Fill the fixed-point form of one row from x.
-void quantise_row(const Activations& a, int row);
+// Fill the fixed-point form of one row from x; the sums of groups only if asked for (int4 in vectors reads them).
+void quantise_row(const Activations& a, int row, bool groups);
 
 // Whether the kernel for this many rows reads the fixed-point activations.
 bool wants_fixed_point(const Linear& w, int rows);
@@ -75,8 +75,5 @@ void multiply(const Linear& w, const Activations& a, int row, int rows, int pair
 
 // The same in vectors: reads each weight once for four rows. For few rows, and for CPUs without AMX.
 void multiply_in_vectors(const Linear& w, const Activations& a, int row, int rows, int pair, float* out, int stride);
-
-// Expand one pair of int4 weights to the bf16 layout; exact, because scales have 5 significant bits.
-void expand_int4(const Linear& w, int pair, bf16* out);
 
 }  // namespace tandem

@@ -90,8 +90,7 @@ void Step::forward(int id) {
         pending = layer.after_mlp;
     }
     share(walk, batch_->wanted, ROWS_PER_PIECE, [&](int r) {
-        normalise_row(batch_->logits_at[r], pending, model_.final_norm, space_.last, r,
-                      wants_fixed_point(model_.head, batch_->wanted));
+        normalise_row(batch_->logits_at[r], pending, model_.final_norm, space_.last, r, model_.head);
     });
     lap(walk, &Profile::rest);
     if (batch_->wanted) project_logits(walk);
@@ -140,22 +139,21 @@ void Step::clear_new_block(int token) {
 // Return the normalised residual stream; a pending branch is normalised and added to it first.
 const Activations& Step::normalise(Walk& walk, const Norm& pending, const Norm& norm, const Linear& consumer) {
     const int rows = batch_->tokens;
-    const bool fixed = wants_fixed_point(consumer, rows);
     if (rows <= REDUNDANT_ROWS && !pending.weight) {
         OwnedActivations& own = space_.thread[walk.id].normed;
-        for (int r = 0; r < rows; ++r) normalise_row(r, pending, norm, own, r, fixed);
+        for (int r = 0; r < rows; ++r) normalise_row(r, pending, norm, own, r, consumer);
         return own;
     }
-    share(walk, rows, ROWS_PER_PIECE, [&](int r) { normalise_row(r, pending, norm, space_.normed, r, fixed); });
+    share(walk, rows, ROWS_PER_PIECE, [&](int r) { normalise_row(r, pending, norm, space_.normed, r, consumer); });
     return space_.normed;
 }
 
-void Step::normalise_row(int row, const Norm& pending, const Norm& norm, const Activations& to, int to_row, bool fixed) {
+void Step::normalise_row(int row, const Norm& pending, const Norm& norm, const Activations& to, int to_row, const Linear& consumer) {
     float* x = space_.residual.get() + static_cast<size_t>(row) * space_.hidden;
     const float* y = space_.branch.get() + static_cast<size_t>(row) * space_.hidden;
     if (pending.weight) add_normalised(x, y, model_.hidden, space_.hidden, pending, model_.norm_kind, model_.epsilon);
     tandem::normalise(x, model_.hidden, norm, model_.norm_kind, model_.epsilon, to, to_row);
-    if (fixed) quantise_row(to, to_row);
+    if (wants_fixed_point(consumer, to.rows)) quantise_row(to, to_row, consumer.kind == INT4);
 }
 
 // Return the activations with their fixed-point form where the consumer reads it.
@@ -164,10 +162,10 @@ const Activations& Step::fix(Walk& walk, OwnedActivations& a, const Linear& cons
     if (a.rows <= REDUNDANT_ROWS) {
         OwnedActivations& own = space_.thread[walk.id].fixed;
         own.follow(a);
-        for (int r = 0; r < a.rows; ++r) quantise_row(own, r);
+        for (int r = 0; r < a.rows; ++r) quantise_row(own, r, consumer.kind == INT4);
         return own;
     }
-    share(walk, a.rows, ROWS_PER_PIECE, [&](int r) { quantise_row(a, r); });
+    share(walk, a.rows, ROWS_PER_PIECE, [&](int r) { quantise_row(a, r, consumer.kind == INT4); });
     return a;
 }
 

@@ -37,7 +37,7 @@ class Step {
     void embed(int token);
     void clear_new_block(int token);
     const Activations& normalise(Walk& walk, const Norm& pending, const Norm& norm, const Linear& consumer);
-    void normalise_row(int row, const Norm& pending, const Norm& norm, const Activations& to, int to_row, bool fixed);
+    void normalise_row(int row, const Norm& pending, const Norm& norm, const Activations& to, int to_row, const Linear& consumer);
     const Activations& fix(Walk& walk, OwnedActivations& a, const Linear& consumer);
     void project_heads(Walk& walk, const Layer& layer, const Activations& a);
     void finish_head(const Layer& layer, int head, int row, float* x);

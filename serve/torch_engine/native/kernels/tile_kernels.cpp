@@ -45,19 +45,61 @@ void zero_sums() {
     _tile_zero(3);
 }
 
+// Expands one group of int4 weights a step before it is multiplied, while the tile unit is busy with the last one.
+struct Expansion {
+    const uint8_t *from, *end;
+    bf16* to;
+    void step();
+};
+
+struct Nothing {
+    void step() {}
+};
+
+void Expansion::step() {
+    if (from == end) return;
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    for (int i = 0; i < INT4_BLOCK; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + 4096 + i), _MM_HINT_T0);
+    for (int half = 0; half < 2; ++half) {
+        const __m512 scale = load_bf16(reinterpret_cast<const bf16*>(from) + 16 * half);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            __m512i q = _mm512_loadu_si512(from + 64 + half * 256 + 64 * i);
+            // nibble j of a lane is in byte j / 2; even ones are quad i, odd ones quad i + 4. permutexvar reads 4 bits.
+            auto weight = [&](int shift) {
+                return _mm512_castps_si512(_mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(q, shift), values), scale));
+            };
+            auto both = [&](int first, int second) {
+                return _mm512_or_si512(_mm512_srli_epi32(weight(first), 16), weight(second));
+            };
+            bf16* at = to + half * 512 + 64 * i;
+            _mm512_store_si512(at, both(0, 8));
+            _mm512_store_si512(at + 32, both(16, 24));
+            _mm512_store_si512(at + 256, both(4, 12));
+            _mm512_store_si512(at + 288, both(20, 28));
+        }
+    }
+    from += INT4_BLOCK;
+    to += 1024;
+    settle_memory();
+}
+
+// The kernels below call ahead.step() once for every 32 inputs.
+
 // Up to 16 rows: two sets of sums, for even and odd steps, keep the tile unit's pipeline full.
-void bf16_rows16(const bf16* a, int rows, const uint8_t* b, int steps, float* out, int stride, Prefetch& prefetch) {
+template <class Ahead>
+void bf16_rows16(const bf16* a, int rows, const uint8_t* b, int steps, float* out, int stride, Ahead& ahead) {
     const int a_step = rows * 32;
     use_tiles(rows);
     zero_sums();
     for (int s = 0; s < steps; s += 2, a += 2 * a_step, b += 4096) {
-        prefetch.step();
+        ahead.step();
         _tile_loadd(4, a, 64);
         _tile_loadd(6, b, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, b + 1024, 64);
         _tile_dpbf16ps(1, 4, 7);
-        prefetch.step();
+        ahead.step();
         _tile_loadd(5, a + a_step, 64);
         _tile_loadd(6, b + 2048, 64);
         _tile_dpbf16ps(2, 5, 6);
@@ -76,11 +118,12 @@ void bf16_rows16(const bf16* a, int rows, const uint8_t* b, int steps, float* ou
         }
 }
 
-void bf16_rows32(const bf16* a, int a_tile, const uint8_t* b, int steps, float* out, int stride, Prefetch& prefetch) {
+template <class Ahead>
+void bf16_rows32(const bf16* a, int a_tile, const uint8_t* b, int steps, float* out, int stride, Ahead& ahead) {
     use_tiles(16);
     zero_sums();
     for (int s = 0; s < steps; ++s, a += 512, b += 2048) {
-        prefetch.step();
+        ahead.step();
         _tile_loadd(4, a, 64);
         _tile_loadd(6, b, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -96,32 +139,48 @@ void bf16_rows32(const bf16* a, int a_tile, const uint8_t* b, int steps, float* 
     _tile_stored(3, out + 16 * static_cast<size_t>(stride) + 16, stride * 4);
 }
 
-void multiply_bf16(const uint8_t* b, const Activations& a, int row, int rows, float* out, int stride,
-                   const uint8_t* next) {
-    const int steps = a.k / 32, tile = a.k * 16;
-    const int blocks = (rows + 31) / 32;
-    Prefetch prefetch{next, next ? 2048 / blocks / 64 * 64 : 0};
-    for (int r = 0; r < rows; r += 32) {
-        float* to = out + static_cast<size_t>(r) * stride;
-        if (rows - r > 16)
-            bf16_rows32(a.chunk(row + r, 0), tile, b, steps, to, stride, prefetch);
-        else
-            bf16_rows16(a.chunk(row + r, 0), a.tile_rows, b, steps, to, stride, prefetch);
-    }
+// Rows [row, row + 32) or fewer.
+template <class Ahead>
+void bf16_block(const Activations& a, int row, int rows, const uint8_t* b, float* out, int stride, Ahead& ahead) {
+    if (rows > 16)
+        bf16_rows32(a.chunk(row, 0), a.k * 16, b, a.k / 32, out, stride, ahead);
+    else
+        bf16_rows16(a.chunk(row, 0), a.tile_rows, b, a.k / 32, out, stride, ahead);
+}
+
+void multiply_bf16(const Linear& w, const Activations& a, int row, int rows, int pair, float* out, int stride) {
+    const uint8_t* b = w.data + pair * pair_bytes(w);
+    Prefetch prefetch{b + pair_bytes(w), 2048 / ((rows + 31) / 32) / 64 * 64};
+    for (int r = 0; r < rows; r += 32)
+        bf16_block(a, row + r, rows - r, b, out + static_cast<size_t>(r) * stride, stride, prefetch);
+}
+
+// The first rows' pass expands the weights to bf16 as it goes, a step ahead.
+void multiply_int4(const Linear& w, const Activations& a, int row, int rows, int pair, float* out, int stride,
+                   bf16* expanded) {
+    const uint8_t* b = reinterpret_cast<const uint8_t*>(expanded);
+    const uint8_t* packed = w.data + pair * pair_bytes(w);
+    Expansion expansion{packed, packed + pair_bytes(w), expanded};
+    expansion.step();
+    bf16_block(a, row, rows, b, out, stride, expansion);
+    Nothing nothing;
+    for (int r = 32; r < rows; r += 32)
+        bf16_block(a, row + r, rows - r, b, out + static_cast<size_t>(r) * stride, stride, nothing);
 }
 
 // y = activation scale * weight scale * (128 * high + low), less what storing weights + 128 added.
 void finish_int8(const Linear& w, const Activations& a, int row, int rows, int pair, const int32_t (*high)[2][16],
                  const int32_t (*low)[2][16], float* out, int stride) {
-    for (int h = 0; h < 2; ++h) {
-        const __m512 weight_scale = _mm512_loadu_ps(w.scale + pair * PAIR + 16 * h);
-        for (int r = 0; r < rows; ++r) {
-            const int32_t* sums = a.sums + 2 * (row + r);
-            __m512i top = _mm512_sub_epi32(_mm512_load_si512(high[r][h]), _mm512_set1_epi32(128 * sums[0]));
-            __m512i bottom = _mm512_sub_epi32(_mm512_load_si512(low[r][h]), _mm512_set1_epi32(128 * sums[1]));
-            __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(top), _mm512_set1_ps(128.0f), _mm512_cvtepi32_ps(bottom));
-            __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(a.scale[row + r]));
-            _mm512_storeu_ps(out + static_cast<size_t>(r) * stride + 16 * h, _mm512_mul_ps(y, scale));
+    const float* scales = w.scale + pair * PAIR;
+    for (int r = 0; r < rows; ++r) {
+        const __m512i above = _mm512_set1_epi32(128 * a.sums[2 * (row + r)]);
+        const __m512i below = _mm512_set1_epi32(128 * a.sums[2 * (row + r) + 1]);
+        const __m512 row_scale = _mm512_set1_ps(a.scale[row + r]);
+        for (int h = 0; h < 2; ++h) {
+            __m512 top = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(high[r][h]), above));
+            __m512 bottom = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(low[r][h]), below));
+            __m512 y = _mm512_mul_ps(_mm512_fmadd_ps(top, _mm512_set1_ps(128.0f), bottom), row_scale);
+            _mm512_storeu_ps(out + static_cast<size_t>(r) * stride + 16 * h, _mm512_mul_ps(y, _mm512_loadu_ps(scales + 16 * h)));
         }
     }
 }
@@ -224,11 +283,9 @@ void multiply(const Linear& w, const Activations& a, int row, int rows, int pair
               [[maybe_unused]] bf16* scratch) {
     if (in_vectors(w, a.rows)) return multiply_in_vectors(w, a, row, rows, pair, out, stride);
 #ifdef TANDEM_AMX
-    const uint8_t* b = w.data + pair * pair_bytes(w);
+    if (w.kind == BF16) return multiply_bf16(w, a, row, rows, pair, out, stride);
     if (w.kind == INT8) return multiply_int8(w, a, row, rows, pair, out, stride);
-    if (w.kind == BF16) return multiply_bf16(b, a, row, rows, out, stride, b + pair_bytes(w));
-    expand_int4(w, pair, scratch);
-    multiply_bf16(reinterpret_cast<const uint8_t*>(scratch), a, row, rows, out, stride, nullptr);
+    multiply_int4(w, a, row, rows, pair, out, stride, scratch);
 #endif
 }
 

@@ -144,64 +144,34 @@ void multiply_in_vectors(const Linear& w, const Activations& a, int row, int row
     }
 }
 
-void expand_int4(const Linear& w, int pair, bf16* out) {
-    const uint8_t* p = w.data + pair * pair_bytes(w);
-    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    for (int g = 0; g < w.k / GROUP; ++g, p += INT4_BLOCK, out += 1024) {
-        prefetch_lines(p, INT4_BLOCK);
-        for (int half = 0; half < 2; ++half) {
-            __m512 scale = load_bf16(reinterpret_cast<const bf16*>(p) + 16 * half);
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
-                __m512i q = _mm512_loadu_si512(p + 64 + half * 256 + 64 * i);
-                // nibble j of a lane: byte j / 2; even ones are quad i, odd ones quad i + 4. permutexvar reads 4 bits.
-                auto weight = [&](int shift) {
-                    return _mm512_castps_si512(
-                        _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(q, shift), values), scale));
-                };
-                auto both = [&](int first, int second) {
-                    return _mm512_or_si512(_mm512_srli_epi32(weight(first), 16), weight(second));
-                };
-                bf16* to = out + half * 512 + 64 * i;
-                _mm512_store_si512(to, both(0, 8));
-                _mm512_store_si512(to + 32, both(16, 24));
-                _mm512_store_si512(to + 256, both(4, 12));
-                _mm512_store_si512(to + 288, both(20, 28));
-            }
-        }
-    }
-}
-
-void quantise_row(const Activations& a, int row) {
+void quantise_row(const Activations& a, int row, bool groups) {
     __m512 most = _mm512_setzero_ps();
     for (int c = 0; c < a.k / 32; ++c) {
         const bf16* x = a.chunk(row, c);
         most = _mm512_max_ps(most, _mm512_max_ps(_mm512_abs_ps(load_bf16(x)), _mm512_abs_ps(load_bf16(x + 16))));
     }
-    float largest = _mm512_reduce_max_ps(most);
-    float step = largest > 0 ? largest / 16256.0f : 1.0f;  // 127 * 128: high stays within a signed byte
-    a.scale[row] = step;
+    const float largest = _mm512_reduce_max_ps(most);
+    const float step = largest > 0 ? largest / 16256.0f : 1.0f;  // 127 * 128: high stays within a signed byte
     const __m512 inverse = _mm512_set1_ps(1.0f / step);
-    int32_t total_high = 0, total_low = 0;
+    __m512i all_high = _mm512_setzero_si512(), all_low = _mm512_setzero_si512();
     for (int c = 0; c < a.k / 32; ++c) {
         const bf16* x = a.chunk(row, c);
         int8_t* to = a.high(row, c / 2) + (c & 1) * 32;
-        __m512i sum_high = _mm512_setzero_si512(), sum_low = _mm512_setzero_si512();
+        __m512i group = _mm512_setzero_si512();
         for (int half = 0; half < 2; ++half) {
             __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + 16 * half), inverse));
             __m512i high = _mm512_srai_epi32(v, 7), low = _mm512_and_si512(v, _mm512_set1_epi32(127));
-            sum_high = _mm512_add_epi32(sum_high, high);
-            sum_low = _mm512_add_epi32(sum_low, low);
+            all_high = _mm512_add_epi32(all_high, high);
+            all_low = _mm512_add_epi32(all_low, low);
+            group = _mm512_add_epi32(group, v);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16 * half), _mm512_cvtepi32_epi8(high));
             _mm_storeu_si128(reinterpret_cast<__m128i*>(to + a.tile_rows * 64 + 16 * half), _mm512_cvtepi32_epi8(low));
         }
-        int32_t h = _mm512_reduce_add_epi32(sum_high), l = _mm512_reduce_add_epi32(sum_low);
-        total_high += h;
-        total_low += l;
-        a.group_sums[static_cast<size_t>(row) * (a.k / GROUP) + c] = 128 * h + l;
+        if (groups) a.group_sums[static_cast<size_t>(row) * (a.k / GROUP) + c] = _mm512_reduce_add_epi32(group);
     }
-    a.sums[2 * row] = total_high;
-    a.sums[2 * row + 1] = total_low;
+    a.scale[row] = step;
+    a.sums[2 * row] = _mm512_reduce_add_epi32(all_high);
+    a.sums[2 * row + 1] = _mm512_reduce_add_epi32(all_low);
 }
 
 }  // namespace tandem
