@@ -230,7 +230,7 @@ async def _load(endpoint: str, stop: threading.Event) -> None:
 
 
 async def _keep_streaming(client: httpx.AsyncClient, stop: threading.Event) -> None:
-    body = {"model": "tiny", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1000, "ignore_eos": True, "stream": True}
     while not stop.is_set():
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             lines = [line async for line in answer.aiter_lines()]
