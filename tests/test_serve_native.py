@@ -2,6 +2,7 @@
 
 import ctypes
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -359,3 +360,29 @@ def test_a_compiler_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(build.BuildError, match="failed"):
         build.library()
     assert not list(tmp_path.glob("tandem/kernels/*.so"))
+
+
+# Threads
+
+
+def test_more_threads_than_cores_give_the_same_logits() -> None:
+    model = tiny("llama")
+    expected = None
+    for threads in (1, 2, 5):
+        crowd = Crowd(prepared(model, "int8", threads), 64)
+        for prompt in prompts(9, 30):
+            crowd.add(prompt)
+        logits = crowd.step({i: len(text) for i, text in enumerate(crowd.texts)})
+        if expected is None:
+            expected = logits
+        assert torch.equal(logits, expected)
+
+
+def test_an_idle_runner_takes_no_cpu() -> None:
+    crowd = Crowd(prepared(tiny("llama"), threads=3), 64)
+    crowd.add([1, 2, 3])
+    crowd.step({0: 3})
+    time.sleep(0.1)
+    before = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - before < 0.1
