@@ -73,7 +73,8 @@ class ModelServeSpec(Scaled):
     runner: Literal["auto", "native", "torch"] = "auto"
     """What the `torch` engine computes with: `native` kernels on x86 CPUs (bf16, int8, int4), `torch` for the rest."""
     compile: bool = False
-    """torch.compile the model of the `torch` runner: a slower start, logged, for faster steps."""
+    """torch.compile the model of the `torch` runner. Its start takes a minute, which is logged, and on CPUs its steps
+    were not faster."""
     cache_gib: PositiveFloat | None = None
     """Most memory for keys and values in one replica; half of what is free at most when left out."""
     max_context: PositiveInt | None = None

@@ -518,6 +518,15 @@ def test_options_beyond_the_model_are_refused(tokenizer: Any) -> None:
         TorchEngine(build("llama"), tokenizer, TorchEngineOptions(max_batch=0))
 
 
+def furthest_from_best(judge: Any, prompt: tuple[int, ...], completion: list[int]) -> float:
+    """How much less likely than the judge's best choice the worst token of a completion is, in nats."""
+    with torch.inference_mode():
+        logits = judge(torch.tensor([[*prompt, *completion[:-1]]])).logits[0, len(prompt) - 1 :]
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0]
+    return float((logprobs.max(-1).values - chosen).max())
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("runner", ["torch", "native"])
 def test_bf16_tokens_are_near_the_best_of_the_model(runner: str, architecture: str, tokenizer: Any) -> None:
@@ -543,11 +552,7 @@ def test_bf16_tokens_are_near_the_best_of_the_model(runner: str, architecture: s
             assert load.reused_tokens > 0
             assert load.cache_tokens_used == 0
         for prompt, deltas in zip(texts, crowd, strict=True):
-            tokens = [*prompt, *ids(deltas)]
-            with torch.inference_mode():
-                logprobs = judge(torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)[len(prompt) - 1 :]
-            chosen = logprobs.gather(1, torch.tensor(tokens[len(prompt) :])[:, None])[:, 0]
-            assert (logprobs.max(-1).values - chosen).max() < 0.05
+            assert furthest_from_best(judge, prompt, ids(deltas)) < 0.05
 
     asyncio.run(scenario())
 
@@ -609,27 +614,25 @@ def test_quantised_weights_are_near_the_best(runner: str, precision: str, tmp_pa
         finally:
             await engine.stop()
         for prompt, deltas in zip(texts, crowd, strict=True):
-            tokens = [*prompt, *ids(deltas)]
-            with torch.inference_mode():
-                logprobs = judge(torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)[len(prompt) - 1 :]
-            chosen = logprobs.gather(1, torch.tensor(tokens[len(prompt) :])[:, None])[:, 0]
-            assert (logprobs.max(-1).values - chosen).max() < allowed
+            assert furthest_from_best(judge, prompt, ids(deltas)) < allowed
 
     asyncio.run(scenario())
 
 
-def test_torch_compile_gives_the_same_text_and_says_what_it_took(tokenizer: Any) -> None:
+def test_torch_compile_gives_near_texts_and_says_what_it_took(tokenizer: Any) -> None:
+    judge, model = (build("llama", spread=0.08).to(torch.bfloat16) for _ in range(2))
     texts = prompts(4, seed=5, longest=40)
-    expected = [reference(build("llama"), prompt, 8) for prompt in texts]
 
     async def scenario() -> None:
-        async with running(build("llama"), tokenizer, compile=True, prefill_tokens=16) as engine:
-            wanted = SamplingParams(temperature=0.0, max_tokens=8)
-            crowd = await asyncio.gather(*(collect(engine, prompt, wanted) for prompt in texts))
-            assert [ids(deltas) for deltas in crowd] == expected
+        async with running(model, tokenizer, compile=True, prefill_tokens=16) as engine:
+            crowd = await asyncio.gather(*(collect(engine, prompt) for prompt in texts))
             assert engine.report()["compile_s"] > 0
+        for prompt, deltas in zip(texts, crowd, strict=True):
+            assert furthest_from_best(judge, prompt, ids(deltas)) < 0.05
 
     asyncio.run(scenario())
+    with pytest.raises(ValueError, match="compile does not go with precision int8"):
+        TorchEngine(model, tokenizer, TorchEngineOptions(compile=True), "int8")
 
 
 def test_create_refuses_an_unknown_kind(tmp_path: Path) -> None:

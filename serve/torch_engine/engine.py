@@ -53,7 +53,8 @@ class TorchEngineOptions:
     runner: startup.RunnerName = "auto"
     """`native` computes bf16 and quantised weights on x86 CPUs, `torch` everything; auto takes the faster that can."""
     compile: bool = False
-    """torch.compile the torch runner's model: slower to start (logged, and in `report`), fewer passes over memory."""
+    """torch.compile the torch runner's model; what that takes is logged and in `report`. Try it on a GPU: on CPU its
+    steps were slower than the packed weights it replaces."""
 
 
 class TorchEngine:
@@ -64,7 +65,7 @@ class TorchEngine:
     ) -> None:
         """Assign only; `start` does the work. Raises ValueError for options the model cannot meet."""
         options = options or TorchEngineOptions()
-        _check_options(options)
+        _check_options(options, precision)
         self.tokenizer = tokenizer
         self.max_context = _max_context(model, options)
         self._model = model
@@ -227,13 +228,17 @@ def eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _check_options(options: TorchEngineOptions) -> None:
+def _check_options(options: TorchEngineOptions, precision: Precision) -> None:
     for name in ("max_batch", "max_context", "cache_memory_bytes", "prefill_tokens", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if options.runner not in get_args(startup.RunnerName):
         raise ValueError(f"unknown runner {options.runner!r}; choose auto, native or torch")
+    if options.compile and precision in ("int8", "int4"):
+        raise ValueError(
+            f"compile does not go with precision {precision}: its kernels cannot be compiled with the model"
+        )
 
 
 def _max_context(model: Any, options: TorchEngineOptions) -> int:

@@ -57,9 +57,10 @@ class TorchRunner:
         self._model.set_attn_implementation(attention.NAME)
         if self._model.config._attn_implementation != attention.NAME:
             raise unsupported(self._model, "it does not let its attention function be replaced")
-        linear.pack(self._model, self._weights)
         if self._compiled:
-            self._compile()
+            self._compile()  # which packs weights itself, and cannot look into packed ones
+        else:
+            linear.pack(self._model, self._weights)
         return blocks
 
     def run(self, batch: Batch) -> torch.Tensor:
