@@ -53,7 +53,7 @@ class TorchEngineOptions:
     runner: startup.RunnerName = "auto"
     """`native` computes bf16 and quantised weights on x86 CPUs, `torch` everything; auto takes the faster that can."""
     compile: bool = False
-    """torch.compile the torch runner's model; what that takes is logged and in `report`. Try it on a GPU: on CPU its
+    """torch.compile the torch runner's model; what that takes is logged and in `report`. On CPU its
     steps were slower than the packed weights it replaces."""
 
 
