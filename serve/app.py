@@ -108,7 +108,7 @@ def _model_target(spec: ServeSpec, model: ServedModel, environment: dict[str, An
         ray_actor_options={
             "num_cpus": settings.resources.cpus_per_replica,
             "num_gpus": settings.resources.gpus_per_replica,
-            "runtime_env": environment,
+            "runtime_env": _merged(environment, settings.runtime_env),
         },
         logging_config=LoggingConfig(enable_access_log=False),  # the gateway keeps one
         max_surge_percent=_surge(settings),
@@ -183,6 +183,12 @@ def _replica_environment() -> dict[str, Any]:
     modules = ray.get_runtime_context().runtime_env.get("py_modules")
     env_vars = {name: os.environ[name] for name in REPLICA_ENV if name in os.environ}
     return {"env_vars": env_vars, **({"py_modules": modules} if modules else {})}
+
+
+def _merged(environment: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's own runtime environment on top of what every replica needs."""
+    env_vars = {**environment["env_vars"], **own.get("env_vars", {})}
+    return {**environment, **own, "env_vars": env_vars}
 
 
 def _own_apps(name: str) -> set[str]:

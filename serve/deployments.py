@@ -76,7 +76,7 @@ def load_replica(model: ServedModel) -> GenerativeReplica | PredictiveReplica:
     loaded = engine.create(
         model.engine,
         directory,
-        precision=model.precision,
+        **model.options,
         max_context=model.max_context,
         max_batch=model.max_batch,
         threads=model.threads,
@@ -89,7 +89,7 @@ def _predictive(model: ServedModel, directory: Path, identity: Identity) -> Pred
 
     from jobs import tasks
 
-    dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[model.precision]
+    dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[model.options["precision"]]
     task = tasks.get(model.task).load(directory)
     loaded = TaskEngine(task, task.load_model(directory, dtype), max_batch=model.max_batch, threads=model.threads)
     return PredictiveReplica(loaded, task.inputs(), identity)

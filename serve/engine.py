@@ -7,16 +7,19 @@ Nothing here imports torch: a gateway process parses requests without paying for
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 FinishReason = Literal["stop", "length"]
+MOST_ALTERNATIVES = 20
+"""Most alternatives that a request may ask for at each token, as OpenAI has it."""
 
 ENGINES: dict[str, str] = {
     "torch": "serve.torch_engine.engine:TorchEngine",
+    "vllm": "serve.vllm_engine:VllmEngine",
 }
 
 
@@ -42,7 +45,7 @@ class SamplingParams:
     """
 
     max_tokens: int = 256
-    """Most tokens to generate; the context limit may end the text earlier."""
+    """Most tokens to generate; the context limit may end the text earlier. 0 only scores the prompt."""
     temperature: float = 1.0
     """0 is greedy: the most likely token, whatever the other fields say about randomness."""
     top_p: float = 1.0
@@ -63,9 +66,18 @@ class SamplingParams:
     """Strings that end the text; the text is cut before the first of them."""
     ignore_eos: bool = False
     """Generate past the end-of-sequence token, to exactly max_tokens (benchmarks)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id → what is added to its logit before everything else; -100 all but bans it, 100 all but forces it."""
+    logprobs: int | None = None
+    """Report each chosen token's log-probability and that many of the most likely tokens'; None reports nothing.
+    They are the model's own: before bias, penalties, temperature and a schema's mask."""
+    prompt_logprobs: bool = False
+    """Report the same for every token of the prompt."""
+    json_schema: str | None = None
+    """A JSON schema, as JSON: the text will be a value that it describes, unless max_tokens cuts it."""
 
     def __post_init__(self) -> None:
-        _check_int("max_tokens", self.max_tokens, 1, None)
+        _check_int("max_tokens", self.max_tokens, 0 if self.prompt_logprobs else 1, None)
         _check_range("temperature", self.temperature, 0.0, 100.0)
         _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _check_int("top_k", self.top_k, -1, None)
@@ -75,6 +87,11 @@ class SamplingParams:
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, MOST_ALTERNATIVES)
+        for token, bias in self.logit_bias.items():
+            _check_int("logit_bias", token, 0, None)
+            _check_range("logit_bias", bias, -100.0, 100.0)
         _check_stop(self.stop)
 
     @property
@@ -91,12 +108,23 @@ class GenerationRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
 
 
+class TokenLogprobs(NamedTuple):
+    """How likely a token was. The first token of a prompt follows nothing, so it has no log-probability."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    """The most likely tokens with their log-probabilities, best first."""
+
+
 @dataclass(frozen=True)
 class Delta:
     """What became known since the last delta. The last one of a stream carries `finish_reason`.
 
     `text` never ends in half a character; it may be empty while `token_ids` is not, and the other way round.
     `completion_tokens` counts all tokens chosen so far, an end-of-sequence token included.
+    Where the request asked for them, `logprobs` has an entry for each of `token_ids`, and `prompt_logprobs` (in the
+    first delta) one for each token of the prompt.
     """
 
     text: str
@@ -104,6 +132,8 @@ class Delta:
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,9 +143,14 @@ class EngineLoad:
     running: int
     waiting: int
     cache_tokens_used: int
+    """Room held by running sequences. Prefixes kept for later do not count: they give way at once."""
     cache_tokens_total: int
     tokens_per_second: float
     """Generated tokens per second over the last few seconds, all streams together."""
+    preemptions: int = 0
+    """How often a sequence gave its room back and was computed again."""
+    reused_tokens: int = 0
+    """Prompt tokens that did not have to be computed because the cache held them."""
 
 
 @runtime_checkable
@@ -135,6 +170,10 @@ class Engine(Protocol):
         """Fail what still runs with EngineError and release the engine's thread and memory."""
         ...
 
+    async def check(self, request: GenerationRequest) -> None:
+        """Raise RequestError if the request can never be served. It may take time: a schema is compiled."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Stream a completion. Closing the iterator (aclose, or cancelling the task) frees its slot at the next step.
 
@@ -144,6 +183,10 @@ class Engine(Protocol):
         ...
 
     def load(self) -> EngineLoad: ...
+
+    def report(self) -> dict[str, Any]:
+        """Return what runs here, as JSON values: for people and logs, no part of the code looks into it."""
+        ...
 
     def healthy(self) -> bool:
         """False when the engine can no longer serve and its replica should be replaced."""

@@ -18,7 +18,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serve import inference_api, openai_api
 from serve.body import ApiError, model_name, model_not_found, parse_json
-from serve.openai_api import Answer, Generation
+from serve.openai_answers import Answer
+from serve.openai_api import Generation
 from serve.streaming import Stream, accepted, collect, events, open_all
 from serve.wire import GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState
 
@@ -90,7 +91,7 @@ class Gateway:
         opened = await open_all(streams)
         headers = _identity_headers(opened[0].identity)
         answer = Answer(generation, f"{card.name}@{opened[0].identity.version}")
-        prompt_tokens = sum(message.prompt_tokens for message in opened)
+        prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
         if generation.stream:
             content = events(answer, generation, streams, prompt_tokens)
             return StreamingResponse(content, media_type="text/event-stream", headers=headers | EVENT_STREAM_HEADERS)

@@ -1,21 +1,30 @@
-"""OpenAI's shapes, in and out: bodies are parsed strictly, answers and errors are built as the official client reads
-them. Pure functions over JSON values; nothing here knows HTTP, Ray or a model.
+"""OpenAI's requests: bodies are parsed strictly into calls. Pure functions over JSON values; nothing here knows HTTP,
+Ray or a model. The answers are in `serve.openai_answers`.
 
 A parameter that would change the answer and cannot be honoured is refused, never ignored. One that changes nothing
-(`user`, `metadata`) is accepted, and so is the neutral value of an unsupported one (`n: 1`, `logprobs: false`).
+(`user`, `metadata`) is accepted, and so is the neutral value of an unsupported one (`tools: []`).
 """
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from serve.body import ApiError, shown
 from serve.engine import RequestError, SamplingParams
+from serve.openai_requests import (
+    ChatRequest,
+    CompletionRequest,
+    JsonSchema,
+    Message,
+    Request,
+    ResponseFormat,
+    StreamOptions,
+    TextPart,
+)
 from serve.wire import GenerateCall, Prompt
 
 HARMLESS = {
@@ -23,18 +32,11 @@ HARMLESS = {
     "parallel_tool_calls",
 }
 NEUTRAL: dict[str, tuple[str, ...]] = {
-    "n": ("1",),
-    "best_of": ("1",),
-    "logprobs": ("false",),
-    "top_logprobs": (),
-    "logit_bias": ("{}",),
-    "response_format": ('{"type": "text"}',),
     "tools": ("[]",),
     "tool_choice": ('"none"', '"auto"'),
     "functions": ("[]",),
     "function_call": ('"none"', '"auto"'),
     "modalities": ('["text"]',),
-    "echo": ("false",),
     "suffix": ('""',),
     "audio": (),
     "prediction": (),
@@ -46,6 +48,8 @@ NEUTRAL: dict[str, tuple[str, ...]] = {
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; chat has none but the context."""
+MOST_TEXTS = 128
+"""Most texts of one request: prompts times `n`."""
 
 SAMPLING_FIELDS = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"),
@@ -55,7 +59,7 @@ SAMPLING_FIELDS = (
 
 @dataclass(frozen=True)
 class Generation:
-    """A parsed request: one call for each prompt, and how to send the answer."""
+    """A parsed request: one call for each text, the `n` of each prompt together, and how to send the answer."""
 
     model: str
     chat: bool
@@ -63,135 +67,46 @@ class Generation:
     calls: tuple[GenerateCall, ...]
     stream: bool
     include_usage: bool
+    n: int = 1
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether the answer tells log-probabilities."""
+        return self.calls[0].sampling.get("logprobs") is not None
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _StreamOptions(_Body):
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-
-
-class _TextPart(_Body):
-    type: Literal["text"]
-    text: str
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_TextPart] | None = None
-    name: str | None = None
-
-
-class _Request(_Body):
-    model: str
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    ignore_eos: bool | None = None
-
-
-class _ChatRequest(_Request):
-    messages: Annotated[list[_Message], Field(min_length=1)]
-    max_completion_tokens: int | None = None
-
-
-class _CompletionRequest(_Request):
-    prompt: Any
-
-
-Request = TypeVar("Request", bound=_Request)
+Kind = TypeVar("Kind", bound=Request)
 
 
 def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
     """Parse the body of /v1/chat/completions. Raises ApiError (400) naming the parameter at fault."""
-    request = _validate(_ChatRequest, body)
+    request = _validate(ChatRequest, body)
     limits = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
     if len(limits) > 1:
         raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise _invalid("top_logprobs", "needs logprobs: true")
     messages = tuple(_message(message, index) for index, message in enumerate(request.messages))
-    return _generation(request, True, f"chatcmpl-{request_id}", [messages], limits.pop() if limits else None)
+    max_tokens = limits.pop() if limits else None
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    calls = _calls(request, f"chatcmpl-{request_id}", [messages], max_tokens, logprobs, MOST_TEXTS)
+    return _generation(request, True, f"chatcmpl-{request_id}", calls)
 
 
-def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = 128) -> Generation:
+def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = MOST_TEXTS) -> Generation:
     """Parse the body of /v1/completions: one text, several, one list of token ids, or several."""
-    request = _validate(_CompletionRequest, body)
-    prompts = _prompts(request.prompt)
-    if len(prompts) > max_prompts:
-        raise ApiError(400, f"{len(prompts)} prompts in one request; at most {max_prompts} are taken", param="prompt")
+    request = _validate(CompletionRequest, body)
+    if request.best_of not in (None, request.n or 1):
+        message = f"best_of = {request.best_of} is not supported by this server; leave it out"
+        raise ApiError(400, message, code="unsupported_parameter", param="best_of")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _generation(request, False, f"cmpl-{request_id}", prompts, max_tokens)
+    prompts = _prompts(request.prompt)
+    echo = bool(request.echo)
+    calls = _calls(request, f"cmpl-{request_id}", prompts, max_tokens, request.logprobs, max_prompts, echo)
+    return _generation(request, False, f"cmpl-{request_id}", calls)
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
-
-
-class Answer:
-    """Builds the objects of one answer: the whole of it, or its chunks."""
-
-    def __init__(self, generation: Generation, fingerprint: str | None = None) -> None:
-        self._generation = generation
-        self._common = {
-            "id": generation.request_id,
-            "created": int(time.time()),
-            "model": generation.model,
-            "system_fingerprint": fingerprint,
-        }
-
-    def whole(self, texts: list[str], reasons: list[str | None], counted: dict[str, int]) -> dict[str, Any]:
-        """Return the body of an answer that is not streamed, one choice per prompt."""
-        kind = "chat.completion" if self._generation.chat else "text_completion"
-        choices = [self._choice(i, text, reason) for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
-        return {**self._common, "object": kind, "choices": choices, "usage": counted}
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """Return the chunk that opens a choice: chat names the role first, completions have none."""
-        return self._chunk([self._delta(index, {"role": "assistant", "content": ""}, None)]) if self._chat else None
-
-    def chunk(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        """Return one chunk of the choice `index`."""
-        if self._chat:
-            return self._chunk([self._delta(index, {"content": text} if text else {}, finish_reason)])
-        return self._chunk([self._choice(index, text, finish_reason)])
-
-    def closing(self, counted: dict[str, int]) -> dict[str, Any]:
-        """Return the chunk that carries the usage and no choice."""
-        return {**self._chunk([]), "usage": counted}
-
-    @property
-    def _chat(self) -> bool:
-        return self._generation.chat
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
-        chunk = {**self._common, "object": kind, "choices": choices}
-        return {**chunk, "usage": None} if self._generation.include_usage else chunk
-
-    def _choice(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        content: dict[str, Any] = {"text": text}
-        if self._chat:
-            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
-
-    def _delta(self, index: int, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-
-def _validate(kind: type[Request], body: dict[str, Any]) -> Request:
+def _validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
     try:
         return kind.model_validate(_supported(body))
     except ValidationError as error:
@@ -217,21 +132,28 @@ def _bad_parameter(details: list[Any]) -> ApiError:
         return ApiError(400, f"unknown parameter {param}", code="unknown_parameter", param=param)
     if detail["type"] == "missing":
         return ApiError(400, f"{param} is required", code="missing_required_parameter", param=param)
-    message = f"{param}: {detail['msg']} (given: {shown(detail.get('input'))})"
-    return ApiError(400, message, code="invalid_value", param=param)
+    return _invalid(param, f"{detail['msg']} (given: {shown(detail.get('input'))})")
 
 
 _FIELDS = {
-    name for model in (_ChatRequest, _CompletionRequest, _Message, _TextPart, _StreamOptions)
-    for name in model.model_fields
-}  # fmt: skip
+    field.alias or name
+    for model in (
+        *(ChatRequest, CompletionRequest, Message, TextPart, StreamOptions),
+        *(ResponseFormat, JsonSchema),
+    )
+    for name, field in model.model_fields.items()
+}
 
 
 def _path(location: list[str | int]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
-def _message(message: _Message, index: int) -> dict[str, str]:
+def _invalid(param: str, problem: str) -> ApiError:
+    return ApiError(400, f"{param}: {problem}", code="invalid_value", param=param)
+
+
+def _message(message: Message, index: int) -> dict[str, str]:
     for name, value in (message.model_extra or {}).items():
         if value not in (None, [], {}):
             param = f"messages[{index}].{name}"
@@ -263,22 +185,67 @@ def _is_token_ids(value: Any) -> bool:
     return whole and all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value)
 
 
-def _generation(
-    request: _Request, chat: bool, request_id: str, prompts: list[Prompt], max_tokens: int | None
-) -> Generation:
+def _calls(
+    request: Request,
+    request_id: str,
+    prompts: list[Prompt],
+    max_tokens: int | None,
+    logprobs: int | None,
+    most_texts: int,
+    echo: bool = False,
+) -> tuple[GenerateCall, ...]:
+    """Return `n` calls for each prompt. With a seed, each of the `n` has one of its own: seed, seed + 1, …"""
+    n = request.n or 1
+    if n * len(prompts) > most_texts:
+        message = f"{len(prompts)} prompts with n = {n} in one request; at most {most_texts} texts are taken"
+        raise ApiError(400, message, code="invalid_value", param="prompt" if len(prompts) > 1 else "n")
+    sampling = _sampling(request, logprobs)
+    _check_sampling(sampling, max_tokens, echo)
+    seeds = [{} if request.seed is None else {"seed": request.seed + choice} for choice in range(n)]
+    return tuple(
+        GenerateCall(f"{request_id}-{at * n + choice}", prompt, {**sampling, **seeds[choice]}, max_tokens, echo)
+        for at, prompt in enumerate(prompts)
+        for choice in range(n)
+    )
+
+
+def _sampling(request: Request, logprobs: int | None) -> dict[str, Any]:
     sampling = {name: getattr(request, name) for name in SAMPLING_FIELDS if getattr(request, name) is not None}
     if request.stop:
         sampling["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-    _check_sampling(sampling, max_tokens)
-    calls = tuple(
-        GenerateCall(f"{request_id}-{index}", prompt, sampling, max_tokens) for index, prompt in enumerate(prompts)
-    )
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Generation(request.model, chat, request_id, calls, bool(request.stream), include_usage)
+    if logprobs is not None:
+        sampling["logprobs"] = logprobs
+    if request.logit_bias:
+        sampling["logit_bias"] = _logit_bias(request.logit_bias)
+    if request.response_format is not None and request.response_format.type != "text":
+        sampling["json_schema"] = json.dumps(_schema(request.response_format))
+    return sampling
 
 
-def _check_sampling(sampling: dict[str, Any], max_tokens: int | None) -> None:
+def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
+    for token in bias:
+        if not (token.isascii() and token.isdigit()):
+            raise _invalid("logit_bias", f"{shown(token)} is no token id")
+    return {int(token): value for token, value in bias.items()}
+
+
+def _schema(wanted: ResponseFormat) -> dict[str, Any]:
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.json_schema is None:
+        param = "response_format.json_schema"
+        raise ApiError(400, f"{param} is required", code="missing_required_parameter", param=param)
+    return wanted.json_schema.schema_
+
+
+def _check_sampling(sampling: dict[str, Any], max_tokens: int | None, echo: bool) -> None:
     try:
-        SamplingParams(**{**sampling, "max_tokens": 1 if max_tokens is None else max_tokens})
+        limit = 1 if max_tokens is None else max_tokens
+        SamplingParams(**{**sampling, "max_tokens": limit, "prompt_logprobs": echo})
     except RequestError as error:
         raise ApiError(400, str(error), code="invalid_value", param=error.field) from None
+
+
+def _generation(request: Request, chat: bool, request_id: str, calls: tuple[GenerateCall, ...]) -> Generation:
+    include_usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Generation(request.model, chat, request_id, calls, bool(request.stream), include_usage, request.n or 1)

@@ -73,4 +73,12 @@ def _joined(waiting: list[Delta]) -> Delta:
     last = deltas[-1]
     token_ids = tuple(token for delta in deltas for token in delta.token_ids)
     text = "".join(delta.text for delta in deltas)
-    return Delta(text, token_ids, last.finish_reason, last.prompt_tokens, last.completion_tokens)
+    return Delta(
+        text=text,
+        token_ids=token_ids,
+        finish_reason=last.finish_reason,
+        prompt_tokens=last.prompt_tokens,
+        completion_tokens=last.completion_tokens,
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+        prompt_logprobs=tuple(entry for delta in deltas for entry in delta.prompt_logprobs),
+    )

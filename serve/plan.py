@@ -25,8 +25,9 @@ class ServedModel:
     run_id: str | None
     task: str
     generates: bool
-    engine: Literal["torch", "task"]
-    precision: str
+    engine: Literal["torch", "vllm", "task"]
+    options: dict[str, Any]
+    """What the engine's constructor takes beside the below."""
     max_context: int | None
     max_batch: int
     threads: int
@@ -68,6 +69,7 @@ def _resolve(name: str, model: ModelServeSpec) -> ServedModel:
     manifest = manifests.read(directory)
     version = str(registered.version) if registered else _content_digest(manifest.files)
     generates = tasks.get(manifest.task).generates
+    engine = _engine(name, model, manifest.task, generates)
     return ServedModel(
         name=name,
         directory=str(directory),
@@ -75,8 +77,8 @@ def _resolve(name: str, model: ModelServeSpec) -> ServedModel:
         run_id=manifest.run_id,
         task=manifest.task,
         generates=generates,
-        engine=_engine(name, model, manifest.task, generates),
-        precision=model.precision,
+        engine=engine,
+        options=_options(name, model, engine),
         max_context=model.max_context,
         max_batch=model.max_batch,
         threads=max(1, int(model.resources.cpus_per_replica)),
@@ -85,11 +87,26 @@ def _resolve(name: str, model: ModelServeSpec) -> ServedModel:
     )
 
 
-def _engine(name: str, model: ModelServeSpec, task: str, generates: bool) -> Literal["torch", "task"]:
+def _engine(name: str, model: ModelServeSpec, task: str, generates: bool) -> Literal["torch", "vllm", "task"]:
+    if generates and model.engine == "vllm":
+        return "vllm"
     fitting: Literal["torch", "task"] = "torch" if generates else "task"
     if model.engine not in ("auto", fitting):
         raise UserError(f"models.{name}.engine: {model.engine!r} cannot serve {task}; use {fitting!r} or leave it out")
     return fitting
+
+
+def _options(name: str, model: ModelServeSpec, engine: str) -> dict[str, Any]:
+    """Return what the engine is told. Raises UserError for a setting that it has not."""
+    if engine != "torch" and model.precision in ("int8", "int4"):
+        raise UserError(f"models.{name}.precision: {model.precision!r} is for the torch engine; leave it out")
+    if engine != "torch" and model.runner != "auto":
+        raise UserError(f"models.{name}.runner: {model.runner!r} is for the torch engine; leave it out")
+    if engine == "task":
+        return {"precision": model.precision}
+    cache_memory_bytes = None if model.cache_gib is None else int(model.cache_gib * 2**30)
+    options = {"precision": model.precision, "compile": model.compile, "cache_memory_bytes": cache_memory_bytes}
+    return options if engine == "vllm" else {**options, "runner": model.runner}
 
 
 def _content_digest(files: dict[str, Any]) -> str:

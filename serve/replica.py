@@ -13,10 +13,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from serve.engine import Engine, EngineError, GenerationRequest, RequestError, SamplingParams
+from serve.engine import Delta, Engine, EngineError, GenerationRequest, RequestError, SamplingParams, TokenLogprobs
 from serve.pacing import interval_s, paced
 from serve.task_engine import TaskEngine
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Prompt, Refused
+from serve.torch_engine.text import Decoder
+from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Prompt, Refused, ScoredToken
 
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What a model's generation_config.json may set for requests that do not."""
@@ -29,6 +30,7 @@ class GenerativeReplica:
         self._engine = engine
         self._identity = identity
         self._defaults = dict(defaults)
+        self._decoder = Decoder(engine.tokenizer)
 
     async def start(self) -> None:
         # The first call settles the tokenizer's padding and truncation, which later calls from threads then share.
@@ -42,10 +44,13 @@ class GenerativeReplica:
         """Stream one text: Opened, then chunks, the last with a finish reason. Closing it frees the slot."""
         try:
             request = await self._request(call)
+            await self._engine.check(request)
             yield Opened(self._identity, len(request.prompt_token_ids))
+            prefix = self._text(call.prompt) if call.echo else ""
             async with aclosing(paced(self._engine.generate(request), self._pause_s)) as deltas:
                 async for delta in deltas:
-                    yield Chunk(delta.text, delta.completion_tokens, delta.finish_reason)
+                    yield self._chunk(prefix, delta, request)
+                    prefix = ""
         except RequestError as error:
             yield Refused(400, str(error), "invalid_value", error.field)
         except _PromptError as error:
@@ -54,14 +59,32 @@ class GenerativeReplica:
             yield Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
 
     def describe(self) -> dict[str, Any]:
-        return {"inputs": [], "outputs": [], "max_context": self._engine.max_context}
+        own = {"max_context": self._engine.max_context, "engine": self._engine.report()}
+        return {"inputs": [], "outputs": [], **own}
 
     def load(self) -> Load:
         load = self._engine.load()
-        return Load(load.running, load.waiting, load.tokens_per_second)
+        used, total = load.cache_tokens_used, load.cache_tokens_total
+        return Load(load.running, load.waiting, load.tokens_per_second, used, total)
 
     def healthy(self) -> bool:
         return self._engine.healthy()
+
+    def _chunk(self, prefix: str, delta: Delta, request: GenerationRequest) -> Chunk:
+        wanted = request.params.logprobs is not None
+        scored = [self._scored(entry) for entry in (*delta.prompt_logprobs, *delta.logprobs)] if wanted else []
+        return Chunk(prefix + delta.text, delta.completion_tokens, delta.finish_reason, tuple(scored))
+
+    def _scored(self, entry: TokenLogprobs) -> ScoredToken:
+        raw = self._decoder.token_bytes
+        return ScoredToken(raw(entry.token), entry.logprob, tuple((raw(token), value) for token, value in entry.top))
+
+    def _text(self, prompt: Prompt) -> str:
+        """Return a completion's prompt as text."""
+        if isinstance(prompt, str):
+            return prompt
+        ids = [token for token in prompt if isinstance(token, int)]
+        return b"".join(map(self._decoder.token_bytes, ids)).decode(errors="replace")
 
     def _pause_s(self) -> float:
         return interval_s(self._engine.load().running)
@@ -69,10 +92,12 @@ class GenerativeReplica:
     async def _request(self, call: GenerateCall) -> GenerationRequest:
         ids = await asyncio.to_thread(encode, self._engine.tokenizer, call.prompt)
         room = self._engine.max_context - len(ids)
-        if room < 1:
+        if room < (call.max_tokens != 0):
             raise _too_long(call.prompt, len(ids), self._engine.max_context)
         max_tokens = room if call.max_tokens is None else call.max_tokens
-        params = SamplingParams(**{**self._defaults, **call.sampling, "max_tokens": max_tokens})
+        # an echoed prompt is scored too, and max_tokens may then be 0
+        scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}
+        params = SamplingParams(**{**self._defaults, **call.sampling, **scoring, "max_tokens": max_tokens})
         return GenerationRequest(call.request_id, ids, params)
 
 

@@ -6,7 +6,7 @@ Only pydantic and the standard library are imported, so a spec is checked withou
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -63,9 +63,20 @@ class ModelServeSpec(Scaled):
 
     model: str = Field(min_length=1)
     """`models:/name@alias`, `models:/name/3`, `models:/name` (the newest), or a model directory."""
-    engine: Literal["auto", "torch", "task"] = "auto"
-    """`auto` takes `torch` for tasks that generate text and `task` for the others."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    engine: Literal["auto", "torch", "vllm", "task"] = "auto"
+    """`auto` takes `torch` for tasks that generate text and `task` for the others. `vllm` needs vLLM where the replica
+    runs: on the node, or through `runtime_env`."""
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    """Ray's runtime environment of this model's replicas: `{image_uri: …}`, `{pip: […]}`, `{env_vars: {…}}`."""
+    precision: Literal["auto", "bf16", "fp32", "int8", "int4"] = "auto"
+    """`int8` and `int4` keep the weights of linear layers in so many bits and compute in bf16."""
+    runner: Literal["auto", "native", "torch"] = "auto"
+    """What the `torch` engine computes with: `native` kernels on x86 CPUs (bf16, int8, int4), `torch` for the rest."""
+    compile: bool = False
+    """torch.compile the model of the `torch` runner. Its start takes a minute, which is logged, and on CPUs its steps
+    were not faster."""
+    cache_gib: PositiveFloat | None = None
+    """Most memory for keys and values in one replica; half of what is free at most when left out."""
     max_context: PositiveInt | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
     max_batch: PositiveInt = 16

@@ -9,8 +9,9 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from serve.body import ApiError
-from serve.openai_api import Answer, Generation, usage
-from serve.wire import Chunk, Opened, Refused
+from serve.openai_answers import Answer, Text, usage
+from serve.openai_api import Generation
+from serve.wire import Chunk, Opened, Refused, ScoredToken
 
 Stream = AsyncGenerator[Opened | Chunk | Refused, None]
 Result = TypeVar("Result")
@@ -37,17 +38,21 @@ async def collect(answer: Answer, streams: Sequence[Stream], prompt_tokens: int)
         results = await _together([_whole_text(stream) for stream in streams])
     finally:
         await close_all(streams)
-    counted = usage(prompt_tokens, sum(tokens for _, _, tokens in results))
-    return answer.whole([text for text, _, _ in results], [reason for _, reason, _ in results], counted)
+    counted = usage(prompt_tokens, sum(tokens for _, tokens in results))
+    return answer.whole([text for text, _ in results], counted)
 
 
-async def _whole_text(stream: Stream) -> tuple[str, str | None, int]:
-    text, reason, tokens = [], None, 0
+async def _whole_text(stream: Stream) -> tuple[Text, int]:
+    """Return a stream's text, and how many tokens were chosen for it."""
+    pieces: list[str] = []
+    scored: list[ScoredToken] = []
+    reason, tokens = None, 0
     async for message in stream:
         chunk: Chunk = accepted(message)
-        text.append(chunk.text)
+        pieces.append(chunk.text)
+        scored += chunk.tokens
         reason, tokens = chunk.finish_reason, chunk.completion_tokens
-    return "".join(text), reason, tokens
+    return Text("".join(pieces), reason, scored), tokens
 
 
 async def events(
@@ -62,8 +67,8 @@ async def events(
         async with aclosing(_merged(streams)) as merged:
             async for index, chunk in merged:
                 completion_tokens[index] = chunk.completion_tokens
-                if chunk.text or chunk.finish_reason:
-                    yield _event(answer.chunk(index, chunk.text, chunk.finish_reason))
+                if chunk.text or chunk.finish_reason or chunk.tokens:
+                    yield _event(answer.chunk(index, Text(chunk.text, chunk.finish_reason, chunk.tokens)))
         if generation.include_usage:
             yield _event(answer.closing(usage(prompt_tokens, sum(completion_tokens))))
         yield b"data: [DONE]\n\n"

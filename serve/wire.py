@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Prompt = str | tuple[int, ...] | tuple[dict[str, str], ...]
 """Text, token ids, or the messages of a conversation (`role` and `content`)."""
@@ -18,6 +18,8 @@ class GenerateCall:
     sampling: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     """None: as many as the context has room for."""
+    echo: bool = False
+    """Send the prompt in front of the text, as text and, where log-probabilities are wanted, token by token."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Opened:
     prompt_tokens: int
 
 
+class ScoredToken(NamedTuple):
+    """A token, as the bytes it stands for, and how likely it was."""
+
+    raw: bytes
+    logprob: float | None
+    top: tuple[tuple[bytes, float], ...]
+    """The most likely tokens at its place, best first."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Text that became known, and the count of all tokens chosen so far."""
@@ -43,6 +54,8 @@ class Chunk:
     text: str
     completion_tokens: int
     finish_reason: Literal["stop", "length"] | None = None
+    tokens: tuple[ScoredToken, ...] = ()
+    """The tokens behind the text, where the request asked for log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,8 @@ class Load:
     running: int
     waiting: int
     tokens_per_second: float
+    cache_tokens_used: int = 0
+    cache_tokens_total: int = 0
 
 
 @dataclass(frozen=True)

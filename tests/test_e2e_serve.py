@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 import time
@@ -89,11 +90,29 @@ def test_errors_with_the_official_client(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="other", messages=HELLO)
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(model="tiny", messages=HELLO, n=2)
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "n")
+        client.completions.create(model="tiny", prompt="a", suffix="b")
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "suffix")
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x " * 1200}], stream=True)
     assert long.value.code == "context_length_exceeded"
+
+
+def test_choices_scores_and_structure_with_the_official_client(client: openai.OpenAI) -> None:
+    choices = client.chat.completions.create(model="tiny", messages=HELLO, n=3, seed=1, max_tokens=8).choices
+    assert len({choice.message.content for choice in choices}) == 3
+    scored = client.completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=0, echo=True, logprobs=1).choices[0]
+    assert scored.logprobs is not None
+    assert scored.logprobs.token_logprobs is not None
+    assert [value is None for value in scored.logprobs.token_logprobs] == [True, False, False]
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    answer = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=200, response_format=wanted)
+    assert json.loads(answer.choices[0].message.content or "")["a"] in ("x", "y")
 
 
 def test_models_tell_their_origin(client: openai.OpenAI, endpoint: str) -> None:
@@ -211,7 +230,7 @@ async def _load(endpoint: str, stop: threading.Event) -> None:
 
 
 async def _keep_streaming(client: httpx.AsyncClient, stop: threading.Event) -> None:
-    body = {"model": "tiny", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1000, "ignore_eos": True, "stream": True}
     while not stop.is_set():
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             lines = [line async for line in answer.aiter_lines()]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -26,6 +28,7 @@ from transformers import (
 
 from serve.engine import Delta, Engine, EngineError, GenerationRequest, RequestError, SamplingParams, create
 from serve.torch_engine.engine import TorchEngine, TorchEngineOptions
+from serve.torch_engine.native.runner import refusal
 from serve.torch_engine.runner import UnsupportedArchitecture
 from tracking import manifest
 
@@ -62,7 +65,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2Config(**SIZES, n_positions=CONTEXT),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=20),
     "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=16, sliding_window=20, attn_logit_softcapping=5.0),
+    "gemma3": lambda: Gemma3TextConfig(**GROUPED, head_dim=16, sliding_window=20, layer_types=MIXED),
 }
+MIXED = ["sliding_attention", "full_attention"]
+BLOCK_BYTES = 2 * 2 * 2 * 32 * 16 * 4
+"""Of GROUPED in fp32: 2 layers, keys and values of 2 heads of 16 numbers, 32 tokens."""
 
 
 def build(architecture: str, seed: int = 0, spread: float = 0.2) -> Any:
@@ -76,7 +83,7 @@ def build(architecture: str, seed: int = 0, spread: float = 0.2) -> Any:
 
 @asynccontextmanager
 async def running(model: Any, tokenizer: Any, **options: Any) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(model, tokenizer, TorchEngineOptions(threads=1, **options))
+    engine = TorchEngine(model, tokenizer, TorchEngineOptions(threads=1, **{"runner": "torch", **options}))
     await engine.start()
     try:
         yield engine
@@ -129,6 +136,35 @@ def test_greedy_equals_generate_alone_and_in_a_crowd(architecture: str, tokenize
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_greedy_equals_generate_through_chunks_reuse_and_preemption(architecture: str, tokenizer: Any) -> None:
+    """64 texts at once in a cache with room for three of the longest: 8 that grow, 56 with common beginnings."""
+    rng = random.Random(7)
+    beginnings = [tuple(rng.randrange(1, 300) for _ in range(40)) for _ in range(3)]
+    growing = prompts(8, seed=8, longest=25)
+    texts = growing + [rng.choice(beginnings) + prompt for prompt in prompts(56, seed=9, longest=20)]
+    limits = [70] * 8 + [rng.randint(1, 8) for _ in range(56)]
+    endless = build(architecture)
+    endless.generation_config.eos_token_id = None
+    expected = [reference(endless, prompt, limit) for prompt, limit in zip(texts, limits, strict=True)]
+    block_bytes = BLOCK_BYTES * (2 if architecture == "gpt2" else 1)  # as many KV heads as heads
+
+    async def scenario() -> None:
+        options = {"max_batch": 64, "prefill_tokens": 40, "cache_memory_bytes": 14 * block_bytes}
+        async with running(build(architecture), tokenizer, **options) as engine:
+            calls = [
+                collect(engine, prompt, SamplingParams(temperature=0.0, max_tokens=limit, ignore_eos=True))
+                for prompt, limit in zip(texts, limits, strict=True)
+            ]
+            assert [ids(deltas) for deltas in await asyncio.gather(*calls)] == expected
+            load = engine.load()
+            assert (load.cache_tokens_used, load.cache_tokens_total) == (0, 13 * 32)
+            assert load.preemptions > 0
+            assert load.reused_tokens > 500
+
+    asyncio.run(scenario())
+
+
 def test_a_prompt_is_cached_in_chunks_beside_running_streams(tokenizer: Any) -> None:
     """A long prompt must not hold a running stream up: the stream gets a token in each step of the prefill."""
 
@@ -148,18 +184,33 @@ def test_a_prompt_is_cached_in_chunks_beside_running_streams(tokenizer: Any) -> 
     asyncio.run(scenario())
 
 
+FIELDS: list[dict[str, Any]] = [
+    {},
+    {"top_p": 0.9, "frequency_penalty": 0.5},
+    {"top_k": 7, "presence_penalty": -1.0},
+    {"top_p": 0.7, "top_k": 50, "repetition_penalty": 1.3},
+    {"min_p": 0.05, "temperature": 3.0},
+    {"logit_bias": {5: 4.0, 6: -100.0}, "logprobs": 3},
+    {"json_schema": '{"type": "array", "items": {"type": "integer"}}'},
+    {"temperature": 0.0, "stop": ("the",)},
+]
+
+
 def test_a_sampled_text_does_not_depend_on_its_neighbours(tokenizer: Any) -> None:
+    """Not when it gives way in the middle either: the cache has room for two texts."""
     params = [
-        SamplingParams(max_tokens=20, seed=i, temperature=1.3, top_p=p, top_k=k, frequency_penalty=f, ignore_eos=True)
-        for i, (p, k, f) in enumerate([(1.0, 0, 0.0), (0.9, 0, 0.5), (1.0, 7, 0.0), (0.7, 50, 1.0)] * 2)
+        SamplingParams(**{"max_tokens": 40, "seed": i, "temperature": 1.3, "ignore_eos": True, **fields})
+        for i, fields in enumerate(FIELDS)
     ]
-    texts = prompts(8, seed=3, longest=40)
+    texts = prompts(8, seed=3, longest=60)
 
     async def scenario() -> None:
-        async with running(build("llama"), tokenizer, max_batch=8) as engine:
+        async with running(build("llama"), tokenizer, max_batch=8, cache_memory_bytes=9 * BLOCK_BYTES) as engine:
             alone = [ids(await collect(engine, texts[i], params[i])) for i in range(8)]
+            assert engine.load().preemptions == 0
             crowd = await asyncio.gather(*(collect(engine, texts[i], params[i]) for i in range(8)))
             assert [ids(deltas) for deltas in crowd] == alone
+            assert engine.load().preemptions > 0
             other = await collect(engine, texts[0], SamplingParams(max_tokens=20, seed=99, ignore_eos=True))
             assert ids(other) != alone[0]
 
@@ -361,13 +412,89 @@ def test_stop_fails_what_still_runs_and_waits(tokenizer: Any) -> None:
 def test_memory_and_slots_stay_at_their_bound(tokenizer: Any) -> None:
     async def scenario() -> None:
         async with running(build("llama"), tokenizer, max_batch=3) as engine:
-            memory = engine.cache_memory_bytes
             params = SamplingParams(max_tokens=4, seed=1)
             for _ in range(10):
                 await asyncio.gather(*(collect(engine, prompt, params) for prompt in prompts(20, longest=20)))
                 assert engine.load().cache_tokens_total == 3 * CONTEXT
-            # 2 layers of keys and values: 3 slots, 2 KV heads, 128 tokens of 16 numbers in fp32
-            assert engine.cache_memory_bytes == memory == 2 * 2 * 3 * 2 * CONTEXT * 16 * 4
+                assert engine.load().cache_tokens_used == 0
+
+    asyncio.run(scenario())
+
+
+def test_ten_thousand_requests_leave_memory_as_it_was(tokenizer: Any) -> None:
+    config = LlamaConfig(**{**GROUPED, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    rng = random.Random(4)
+    process = psutil.Process()
+
+    async def one(engine: TorchEngine, number: int) -> None:
+        prompt = tuple(rng.randrange(1, 9) for _ in range(rng.randint(1, 40)))
+        stream = engine.generate(GenerationRequest(str(number), prompt, SamplingParams(max_tokens=3, seed=number)))
+        async for _ in stream:
+            if rng.random() < 0.2:  # the client goes away
+                break
+        await stream.aclose()
+
+    async def client(engine: TorchEngine, numbers: range) -> None:
+        for number in numbers:
+            await one(engine, number)
+
+    async def scenario() -> None:
+        async with running(model, tokenizer, max_batch=64, cache_memory_bytes=100_000) as engine:
+            await asyncio.gather(*(client(engine, range(at, 1000, 64)) for at in range(64)))
+            before = process.memory_info().rss
+            await asyncio.gather(*(client(engine, range(1000 + at, 10_000, 64)) for at in range(64)))
+            await until(lambda: engine.load().running == engine.load().waiting == 0)
+            assert engine.load().cache_tokens_used == 0
+            assert process.memory_info().rss - before < 16e6
+
+    asyncio.run(scenario())
+
+
+def test_prompts_are_scored_right_in_a_crowd_that_gives_way(tokenizer: Any) -> None:
+    texts = prompts(6, seed=11, longest=70)
+    wanted = SamplingParams(max_tokens=40, temperature=0.0, logprobs=2, prompt_logprobs=True, ignore_eos=True)
+    model = build("llama")
+
+    async def scenario() -> None:
+        options = {"max_batch": 8, "prefill_tokens": 8, "cache_memory_bytes": 8 * BLOCK_BYTES}
+        async with running(build("llama"), tokenizer, **options) as engine:
+            crowd = await asyncio.gather(*(collect(engine, prompt, wanted) for prompt in texts))
+            assert engine.load().preemptions > 0
+        for prompt, deltas in zip(texts, crowd, strict=True):
+            tokens = [*prompt, *ids(deltas)]
+            with torch.inference_mode():
+                expected = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+            told = [entry for delta in deltas for entry in (*delta.prompt_logprobs, *delta.logprobs)]
+            assert [entry.token for entry in told] == tokens
+            assert told[0].logprob is None
+            for row, entry in zip(expected, told[1:], strict=False):
+                assert entry.logprob == pytest.approx(row[entry.token].item(), abs=1e-4)
+                assert [value for _, value in entry.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_in_a_schema_ends_by_itself(tokenizer: Any) -> None:
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer) as engine:
+            wanted = SamplingParams(max_tokens=100, seed=1, ignore_eos=True, json_schema='{"enum": [17, "x"]}')
+            deltas = await collect(engine, (40, 41), wanted)
+            assert text(deltas).strip() in ("17", '"x"')
+            assert deltas[-1].finish_reason == "stop"
+            bad = SamplingParams(json_schema='{"type": "wizard"}')
+            with pytest.raises(RequestError, match=r"^response_format: this schema cannot be followed"):
+                await collect(engine, (40, 41), bad)
+
+    asyncio.run(scenario())
+
+
+def test_a_cache_smaller_than_the_context_shortens_it(tokenizer: Any) -> None:
+    async def scenario() -> None:
+        async with running(build("llama"), tokenizer, cache_memory_bytes=1) as engine:
+            assert engine.max_context == engine.load().cache_tokens_total == 4 * 32
+        async with running(build("llama"), tokenizer, max_context=96, cache_memory_bytes=1) as engine:
+            assert engine.max_context == 96
 
     asyncio.run(scenario())
 
@@ -391,24 +518,41 @@ def test_options_beyond_the_model_are_refused(tokenizer: Any) -> None:
         TorchEngine(build("llama"), tokenizer, TorchEngineOptions(max_batch=0))
 
 
-def test_bf16_tokens_are_near_the_best_of_the_model(tokenizer: Any) -> None:
-    """Batch shapes change the rounding, so tokens may differ; each must be within 0.05 nats of the reference's best."""
+def furthest_from_best(judge: Any, prompt: tuple[int, ...], completion: list[int]) -> float:
+    """How much less likely than the judge's best choice the worst token of a completion is, in nats."""
+    with torch.inference_mode():
+        logits = judge(torch.tensor([[*prompt, *completion[:-1]]])).logits[0, len(prompt) - 1 :]
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0]
+    return float((logprobs.max(-1).values - chosen).max())
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("runner", ["torch", "native"])
+def test_bf16_tokens_are_near_the_best_of_the_model(runner: str, architecture: str, tokenizer: Any) -> None:
+    """Batch shapes change the rounding, so tokens may differ; each must be within 0.05 nats of the reference's best.
+
+    Through chunks, shared prefixes and a cache so small that texts give way.
+    """
     # logits of about 1: at 8 and more one bf16 step alone is 0.06
-    spread = 0.08
-    judge = build("llama", spread=spread).to(torch.bfloat16)
+    judge, model = (build(architecture, spread=0.08).to(torch.bfloat16) for _ in range(2))
+    if runner == "native" and (reason := refusal(model)) is not None:
+        pytest.skip(reason)
+    beginning = prompts(1, seed=6, longest=80)[0][:40]
+    texts = prompts(6, seed=5, longest=25) + [beginning + prompt for prompt in prompts(6, seed=7, longest=20)]
+    wanted = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    options = {"runner": runner, "max_batch": 12, "prefill_tokens": 16, "cache_memory_bytes": 14 * BLOCK_BYTES}
 
     async def scenario() -> None:
-        async with running(
-            build("llama", spread=spread).to(torch.bfloat16), tokenizer, max_batch=4, prefill_tokens=16
-        ) as engine:
-            texts = prompts(6, seed=5)
-            crowd = await asyncio.gather(*(collect(engine, prompt) for prompt in texts))
-            for prompt, deltas in zip(texts, crowd, strict=True):
-                tokens = [*prompt, *ids(deltas)]
-                with torch.inference_mode():
-                    logprobs = judge(torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)
-                for at in range(len(prompt) - 1, len(tokens) - 1):
-                    assert logprobs[at].max() - logprobs[at, tokens[at + 1]] < 0.05
+        async with running(model, tokenizer, **options) as engine:
+            assert engine.report()["runner"] == runner
+            crowd = await asyncio.gather(*(collect(engine, prompt, wanted) for prompt in texts))
+            load = engine.load()
+            assert load.preemptions > 0
+            assert load.reused_tokens > 0
+            assert load.cache_tokens_used == 0
+        for prompt, deltas in zip(texts, crowd, strict=True):
+            assert furthest_from_best(judge, prompt, ids(deltas)) < 0.05
 
     asyncio.run(scenario())
 
@@ -449,6 +593,48 @@ def test_a_model_directory_is_served_through_its_task(int8: bool, tmp_path: Path
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("runner", ["torch", "auto"])
+@pytest.mark.parametrize("precision", ["auto", "int8", "int4"])
+def test_quantised_weights_are_near_the_best(runner: str, precision: str, tmp_path: Path, tokenizer: Any) -> None:
+    """`auto` on a directory that jobs/quantize wrote, the others on a plain one."""
+    plain = build("llama", spread=0.05)
+    export(tmp_path / "plain", tokenizer, plain)
+    directory, judge = tmp_path / "plain", plain
+    if precision == "auto":
+        directory, judge = tmp_path / "int8", quantised(directory)
+        export(directory, tokenizer, judge)
+    allowed = {"auto": 0.05, "int8": 0.05, "int4": 0.5}[precision]
+    texts = prompts(4, seed=5, longest=60)
+
+    async def scenario() -> None:
+        engine = create("torch", directory, precision=precision, device="cpu", threads=1, runner=runner)
+        await engine.start()
+        try:
+            crowd = await asyncio.gather(*(collect(engine, prompt) for prompt in texts))
+        finally:
+            await engine.stop()
+        for prompt, deltas in zip(texts, crowd, strict=True):
+            assert furthest_from_best(judge, prompt, ids(deltas)) < allowed
+
+    asyncio.run(scenario())
+
+
+def test_torch_compile_gives_near_texts_and_says_what_it_took(tokenizer: Any) -> None:
+    judge, model = (build("llama", spread=0.08).to(torch.bfloat16) for _ in range(2))
+    texts = prompts(4, seed=5, longest=40)
+
+    async def scenario() -> None:
+        async with running(model, tokenizer, compile=True, prefill_tokens=16) as engine:
+            crowd = await asyncio.gather(*(collect(engine, prompt) for prompt in texts))
+            assert engine.report()["compile_s"] > 0
+        for prompt, deltas in zip(texts, crowd, strict=True):
+            assert furthest_from_best(judge, prompt, ids(deltas)) < 0.05
+
+    asyncio.run(scenario())
+    with pytest.raises(ValueError, match="compile does not go with precision int8"):
+        TorchEngine(model, tokenizer, TorchEngineOptions(compile=True), "int8")
+
+
 def test_create_refuses_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; choose one of torch"):
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; choose one of torch, vllm"):
         create("tensorrt", tmp_path)

@@ -4,50 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import tiny_models
+from in_process import InProcess, Scenario, run
 
-from serve import engine, routes
 from serve.body import ApiError
-from serve.gateway import Gateway, ModelCard
-from serve.replica import GenerativeReplica, generation_defaults
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
-
-CARD = ModelCard("tiny", "causal-lm", "3", True, 1700000000, {"run_id": "run-1", "evaluation": {"loss": 1.5}})
-DIGITS = ModelCard("digits", "image-classification", "1", False, 1700000000, {})
-Scenario = Callable[[httpx.AsyncClient, "InProcess"], Awaitable[None]]
-
-
-class InProcess:
-    """A Backend of one replica, in the gateway's own process."""
-
-    def __init__(self, replica: GenerativeReplica) -> None:
-        self.replica = replica
-        self.failure: ApiError | None = None
-        self.ready = True
-
-    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
-        sent = 0
-        async for message in self.replica.generate(call):
-            if self.failure and sent == 3:
-                raise self.failure
-            yield message
-            sent += 1
-
-    async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
-        scores = [{"label": str(row.sum()), "score": 0.5} for row in call.inputs["image"]]
-        return Inferred(Identity("1", None), scores)
-
-    async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
-        tiny = ReplicaState("tiny", "r1", "3", self.replica.load(), self.replica.describe())
-        digits = ReplicaState("digits", "r2", "1", Load(0, 0, 0.0), {"inputs": [], "outputs": []})
-        return [tiny, digits] if self.ready else [], Counter()
+from serve.wire import Chunk, GenerateCall
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +25,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def serve(directory: Path) -> Callable[[Scenario], None]:
     """Run a scenario against a fresh gateway and engine."""
-
-    async def run(scenario: Scenario) -> None:
-        loaded = engine.create("torch", directory, precision="fp32", max_batch=4, threads=1)
-        replica = GenerativeReplica(loaded, Identity("3", "run-1"), generation_defaults(directory))
-        await replica.start()
-        backend = InProcess(replica)
-        gateway = Gateway(backend, max_body_bytes=20_000, max_prompts=3)
-        gateway.catalog = {card.name: card for card in (CARD, DIGITS)}
-        transport = httpx.ASGITransport(routes.build(lambda: gateway), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-            await scenario(client, backend)
-        await replica.stop()
-
-    return lambda scenario: asyncio.run(run(scenario))
+    return lambda scenario: run(directory, scenario)
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -205,7 +159,9 @@ def test_models_and_health(serve: Any) -> None:
         assert listed[0]["run_id"] == "run-1"
         assert listed[0]["evaluation"] == {"loss": 1.5}
         assert (await client.get("/v1/models/tiny")).json() == listed[0]
-        assert (await client.get("/v2/models/tiny")).json()["max_context"] == 256
+        described = (await client.get("/v2/models/tiny")).json()
+        assert described["max_context"] == 256
+        assert (described["engine"]["runner"], described["engine"]["cache_tokens"]) == ("torch", 4 * 256)
         assert (await client.get("/health")).status_code == 200
         backend.ready = False
         for path in ("/health", "/v2/health/ready", "/v2/models/tiny/ready"):

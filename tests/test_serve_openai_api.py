@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.completion_choice import Logprobs
 
 from serve.body import ApiError, model_name, model_not_found, parse_json
-from serve.openai_api import Answer, parse_chat, parse_completion, usage
+from serve.openai_answers import Answer, Text, usage
+from serve.openai_api import parse_chat, parse_completion
+from serve.wire import ScoredToken
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -69,14 +73,9 @@ def test_a_message_as_the_client_dumps_it() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("n", True),
-        ("logprobs", True),
-        ("top_logprobs", 0),
-        ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
-        ("logit_bias", {"1": 5}),
+        ("suffix", "x"),
         ("reasoning_effort", "low"),
     ],
 )
@@ -89,6 +88,7 @@ def test_what_cannot_be_honoured_is_refused(name: str, value: Any) -> None:
     "fields",
     [
         {"n": 1, "logprobs": False, "logit_bias": {}, "tools": [], "response_format": {"type": "text"}},
+        {"logit_bias": None, "logprobs": None, "top_logprobs": None, "response_format": None, "tools": None},
         {"n": None, "stop": None, "temperature": None, "stream": None},
         {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
     ],
@@ -122,6 +122,23 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"stream": "yes"}, "invalid_value", "stream"),
         ({"stop": ["a", 3]}, "invalid_value", "stop[1]"),
         ({"stop": ["x"] * 17}, "invalid_value", "stop"),
+        ({"n": 0}, "invalid_value", "n"),
+        ({"n": True}, "invalid_value", "n"),
+        ({"n": 129}, "invalid_value", "n"),
+        ({"logprobs": 1}, "invalid_value", "logprobs"),
+        ({"top_logprobs": 2}, "invalid_value", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
+        ({"logit_bias": {"the": 5}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": [5]}, "invalid_value", "logit_bias"),
+        ({"response_format": {"type": "yaml"}}, "invalid_value", "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "missing_required_parameter", "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "missing_required_parameter",
+            "response_format.json_schema.schema",
+        ),
+        ({"echo": True}, "unknown_parameter", "echo"),
         ({"temprature": 1}, "unknown_parameter", "temprature"),
         ({"stream_options": {"usage": True}}, "unknown_parameter", "stream_options.usage"),
     ],
@@ -205,7 +222,7 @@ def test_error_types(status: int, kind: str) -> None:
 
 
 def test_answers_are_what_the_client_expects() -> None:
-    answer = Answer(chat(), "m@3").whole(["text"], ["stop"], usage(3, 4))
+    answer = Answer(chat(), "m@3").whole([Text("text", "stop")], usage(3, 4))
     parsed = ChatCompletion.model_validate(answer, strict=True)
     assert parsed.choices[0].message.content == "text"
     assert parsed.usage is not None
@@ -214,7 +231,8 @@ def test_answers_are_what_the_client_expects() -> None:
 
 def test_completions_are_what_the_client_expects() -> None:
     generation = parse_completion({"model": "m", "prompt": ["a", "b"]}, "1")
-    parsed = Completion.model_validate(Answer(generation).whole(["x", "y"], ["stop", "length"], usage(2, 2)))
+    texts = [Text("x", "stop"), Text("y", "length")]
+    parsed = Completion.model_validate(Answer(generation).whole(texts, usage(2, 2)))
     assert [(choice.index, choice.text, choice.finish_reason) for choice in parsed.choices] == [
         (0, "x", "stop"),
         (1, "y", "length"),
@@ -225,7 +243,8 @@ def test_chunks_are_what_the_client_expects() -> None:
     answer = Answer(chat(stream=True, stream_options={"include_usage": True}))
     opening = answer.opening(0)
     assert opening is not None
-    chunks = [opening, answer.chunk(0, "a", None), answer.chunk(0, "", "stop"), answer.closing(usage(1, 1))]
+    pieces = [answer.chunk(0, Text("a", None)), answer.chunk(0, Text("", "stop"))]
+    chunks = [opening, *pieces, answer.closing(usage(1, 1))]
     parsed = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
     assert parsed[0].choices[0].delta.role == "assistant"
     assert parsed[1].choices[0].delta.content == "a"
@@ -235,4 +254,76 @@ def test_chunks_are_what_the_client_expects() -> None:
 
 
 def test_without_include_usage_chunks_have_none() -> None:
-    assert "usage" not in Answer(chat(stream=True)).chunk(0, "a", None)
+    assert "usage" not in Answer(chat(stream=True)).chunk(0, Text("a", None))
+
+
+def test_n_texts_of_each_prompt_with_seeds_of_their_own() -> None:
+    generation = parse_completion({"model": "m", "prompt": ["a", "b"], "n": 2, "best_of": 2, "seed": 7}, "1")
+    assert [(call.prompt, call.sampling["seed"]) for call in generation.calls] == [
+        ("a", 7),
+        ("a", 8),
+        ("b", 7),
+        ("b", 8),
+    ]
+    assert len({call.request_id for call in generation.calls}) == 4
+    with pytest.raises(ApiError, match="best_of = 3 is not supported"):
+        parse_completion({"model": "m", "prompt": "a", "n": 2, "best_of": 3}, "1")
+
+
+def test_logprobs_bias_and_schemas_are_passed_on() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    call = chat(logprobs=True, top_logprobs=3, logit_bias={"17": -100}, response_format=wanted).calls[0]
+    assert call.sampling == {"logprobs": 3, "logit_bias": {17: -100}, "json_schema": json.dumps(schema)}
+    assert chat(logprobs=True).calls[0].sampling == {"logprobs": 0}
+    any_object = chat(response_format={"type": "json_object"}).calls[0].sampling
+    assert any_object == {"json_schema": '{"type": "object"}'}
+
+
+def test_a_prompt_can_be_scored_without_a_text() -> None:
+    body = {"model": "m", "prompt": [1, 2], "echo": True, "logprobs": 1, "max_tokens": 0}
+    call = parse_completion(body, "1").calls[0]
+    assert (call.echo, call.max_tokens, call.sampling) == (True, 0, {"logprobs": 1})
+    with pytest.raises(ApiError, match="max_tokens"):
+        parse_completion({"model": "m", "prompt": [1, 2], "max_tokens": 0}, "1")
+
+
+TOKENS = [
+    ScoredToken(b"a", None, ()),
+    ScoredToken(b"\xe4\xb8", -2.5, ((b" b", -0.5), (b"c", -1.0))),
+    ScoredToken(b"c", -1.0, ((b"c", -1.0), (b"c", -3.0))),
+]
+
+
+def test_logprobs_of_completions_are_what_the_client_expects() -> None:
+    generation = parse_completion({"model": "m", "prompt": "a", "echo": True, "logprobs": 2}, "1")
+    whole = Answer(generation).whole([Text("a?c", "stop", TOKENS)], usage(1, 2))
+    # `construct`, as the client reads answers: its type has no None for the first token, OpenAI's answers have
+    logprobs = Logprobs.construct(**whole["choices"][0]["logprobs"])
+    assert logprobs.tokens == ["a", "bytes:\\xe4\\xb8", "c"]
+    assert logprobs.token_logprobs == [None, -2.5, -1.0]
+    assert logprobs.top_logprobs == [None, {" b": -0.5, "c": -1.0, "bytes:\\xe4\\xb8": -2.5}, {"c": -1.0}]
+    assert logprobs.text_offset == [0, 1, 2]
+    answer = Answer(generation)
+    pieces = [answer.chunk(0, Text("", None, [token]))["choices"][0]["logprobs"] for token in TOKENS]
+    assert [piece["text_offset"] for piece in pieces] == [[0], [1], [2]]
+
+
+def test_logprobs_of_chat_are_what_the_client_expects() -> None:
+    generation = chat(logprobs=True, top_logprobs=2)
+    whole = ChatCompletion.model_validate(
+        Answer(generation).whole([Text("a", "stop", TOKENS[1:])], usage(1, 2)), strict=True
+    )
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [(entry.token, entry.bytes, entry.logprob) for entry in logprobs.content] == [
+        ("\ufffd", [0xE4, 0xB8], -2.5),
+        ("c", [99], -1.0),
+    ]
+    assert [top.token for top in logprobs.content[0].top_logprobs] == [" b", "c"]
+    chunk = Answer(chat(logprobs=True, stream=True)).chunk(0, Text("c", None, TOKENS[2:]))
+    parsed = ChatCompletionChunk.model_validate(chunk, strict=True).choices[0].logprobs
+    assert parsed is not None
+    assert parsed.content is not None
+    assert parsed.content[0].logprob == -1.0

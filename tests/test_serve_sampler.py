@@ -1,7 +1,10 @@
 """Every sampling field against transformers' logits processors, and rows that do not see each other."""
 
+import math
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -14,10 +17,9 @@ from transformers import (
 )
 
 from serve.engine import SamplingParams
-from serve.torch_engine.sampler import RequestSampler, candidates_of, choose
+from serve.torch_engine.sampler import RequestSampler, choose, kept_tokens, weights_of
 
 VOCAB = 1000
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,9 +64,12 @@ TRUNCATIONS = [
 @pytest.mark.parametrize("seed", range(3))
 def test_truncation_equals_transformers(params: SamplingParams, seed: int) -> None:
     logits = logits_of(seed)
-    probabilities, ids = candidates_of(logits, [params], VOCAB)
-    actual = torch.zeros(1, VOCAB).scatter(1, ids, probabilities)
+    weights = weights_of(logits.numpy()[0], params.temperature)
+    kept = kept_tokens(weights, params)
+    actual = torch.zeros(1, VOCAB)
+    actual[0, kept.copy()] = torch.from_numpy(weights[kept])
     torch.testing.assert_close(actual / actual.sum(), expected_probabilities(logits, params), atol=1e-6, rtol=1e-4)
+    assert (np.diff(weights[kept]) <= 0).all()
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), *TRUNCATIONS])
@@ -80,7 +85,80 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
 
 
 def sampler_of(params: SamplingParams, prompt: tuple[int, ...] = (1,)) -> RequestSampler:
-    return RequestSampler(params, prompt, VOCAB, CPU)
+    return RequestSampler(params, prompt)
+
+
+def changed(sampler: RequestSampler, logits: torch.Tensor) -> torch.Tensor:
+    row = logits.numpy().copy()
+    sampler.change(row)
+    return torch.from_numpy(row)
+
+
+def plain_choice(logits: list[float], params: SamplingParams, prompt: list[int], output: list[int], u: float) -> int:
+    """The whole of a choice, spelled out over Python floats."""
+    scores = dict(enumerate(logits))
+    for token, bias in params.logit_bias.items():
+        scores[token] += bias
+    for token in {*prompt, *output}:
+        positive = scores[token] > 0
+        scores[token] *= 1 / params.repetition_penalty if positive else params.repetition_penalty
+    for token in set(output):
+        scores[token] -= params.frequency_penalty * output.count(token) + params.presence_penalty
+    ranked = sorted(scores, key=lambda token: -scores[token])
+    if params.temperature == 0:
+        return ranked[0]
+    weights = {token: math.exp((scores[token] - scores[ranked[0]]) / params.temperature) for token in ranked}
+    kept = ranked[: params.top_k] if params.top_k > 0 else ranked
+    total = sum(weights[token] for token in kept)
+    nucleus, reached = [], 0.0
+    for token in kept:
+        if reached >= params.top_p * total and params.top_p < 1:
+            break
+        nucleus.append(token)
+        reached += weights[token]
+    kept = [token for token in nucleus if weights[token] >= params.min_p]
+    if len(kept) == len(logits) and not (params.top_k > 0 or params.top_p < 1 or params.min_p):
+        kept.sort()  # nothing was ranked: tokens lie in their own order
+    target, reached = u * sum(weights[token] for token in kept), 0.0
+    for token in kept:
+        reached += weights[token]
+        if reached > target:
+            return token
+    raise AssertionError("u is below 1")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_mixture_of_fields_equals_a_plain_reference(seed: int) -> None:
+    rng = random.Random(seed)
+    params = SamplingParams(
+        temperature=rng.choice([0.0, 0.5, 1.0, 2.5]),
+        top_p=rng.choice([1.0, 0.5, 0.9, 0.99]),
+        top_k=rng.choice([0, -1, 5, 300]),
+        min_p=rng.choice([0.0, 0.0, 0.02]),
+        presence_penalty=rng.choice([0.0, 1.5, -1.0]),
+        frequency_penalty=rng.choice([0.0, 0.7]),
+        repetition_penalty=rng.choice([1.0, 1.3, 0.8]),
+        logit_bias=rng.choice([{}, {3: 5.0, 999: -100.0}]),
+        seed=rng.randrange(-(2**63), 2**63),
+    )
+    prompt = [rng.randrange(VOCAB) for _ in range(20)]
+    sampler = sampler_of(params, tuple(prompt))
+    uniform = random.Random(params.seed % 2**64 if params.seed is not None else None)
+    output: list[int] = []
+    for step in range(25):
+        logits = logits_of(1000 * seed + step, spread=2.0)
+        token = choose(logits, [sampler])[0]
+        u = 0.0 if params.greedy else uniform.random()
+        assert token == plain_choice(logits[0].tolist(), params, prompt, output, u)
+        assert token is not None
+        output.append(token)
+
+
+def test_a_vocabulary_that_fills_no_whole_run_is_drawn_from_to_its_end() -> None:
+    logits = torch.full((1, 131), float("-inf"))
+    logits[0, [0, 64, 130]] = 0.0
+    sampler = sampler_of(SamplingParams(seed=1))
+    assert {choose(logits, [sampler])[0] for _ in range(60)} == {0, 64, 130}
 
 
 def test_greedy_is_the_best_whatever_the_other_fields_say() -> None:
@@ -96,7 +174,7 @@ def test_repetition_penalty_equals_transformers() -> None:
         sampler.observe(token)
     logits = logits_of(2)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[*prompt, *output]]), logits.clone())
-    torch.testing.assert_close(sampler.penalise(logits[0]), expected[0])
+    torch.testing.assert_close(changed(sampler, logits[0]), expected[0])
 
 
 def test_presence_and_frequency_penalties_count_the_output_alone() -> None:
@@ -106,7 +184,7 @@ def test_presence_and_frequency_penalties_count_the_output_alone() -> None:
     logits = torch.zeros(VOCAB)
     expected = torch.zeros(VOCAB)
     expected[3], expected[5] = -0.5 - 2 * 0.25, -0.5 - 0.25
-    torch.testing.assert_close(sampler.penalise(logits), expected)
+    torch.testing.assert_close(changed(sampler, logits), expected)
 
 
 def test_penalties_change_what_a_batch_chooses_for_their_row_only() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 from pydantic import ValidationError
 
 from cluster import specfile
@@ -51,7 +52,7 @@ def test_replicas_as_bounds() -> None:
         ("models: {../m: {model: d}}", "no usable name"),
         ("models: {m: {model: d}}\nname: a/b", "no usable name"),
         ("models: {m: {model: d}}\nhttp: {port: 70000}", "65535"),
-        ("models: {m: {model: d, engine: vllm}}", "'auto', 'torch' or 'task'"),
+        ("models: {m: {model: d, engine: vlm}}", "'auto', 'torch', 'vllm' or 'task'"),
         ("models: {m: {}}", "`models.m.model` is missing"),
     ],
 )
@@ -86,3 +87,34 @@ def test_reading_a_spec_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_model_says_of_its_engine_reaches_the_engine(tmp_path: Path) -> None:
+    directory = tiny_models.language_model(tmp_path / "tiny")
+    model = {"model": str(directory), "precision": "int8", "runner": "torch", "cache_gib": 0.5}
+    (planned,) = plan.resolve(ServeSpec.model_validate({"models": {"m": model}}))
+    assert planned.options == {
+        "precision": "int8",
+        "runner": "torch",
+        "compile": False,
+        "cache_memory_bytes": 2**29,
+    }
+
+
+def test_vllm_gets_what_it_understands(tmp_path: Path) -> None:
+    directory = str(tiny_models.language_model(tmp_path / "tiny"))
+    spec = {"models": {"m": {"model": directory, "engine": "vllm", "cache_gib": 2, "compile": True}}}
+    (planned,) = plan.resolve(ServeSpec.model_validate(spec))
+    assert planned.engine == "vllm"
+    assert planned.options == {"precision": "auto", "compile": True, "cache_memory_bytes": 2**31}
+    for field, value in (("precision", "int4"), ("runner", "native")):
+        wrong = {"models": {"m": {"model": directory, "engine": "vllm", field: value}}}
+        with pytest.raises(UserError, match=rf"models\.m\.{field}: '{value}' is for the torch engine"):
+            plan.resolve(ServeSpec.model_validate(wrong))
+
+
+def test_quantised_weights_are_refused_where_nothing_is_generated(tmp_path: Path) -> None:
+    directory = tiny_models.image_classifier(tmp_path / "shapes")
+    spec = ServeSpec.model_validate({"models": {"m": {"model": str(directory), "precision": "int8"}}})
+    with pytest.raises(UserError, match=r"models\.m\.precision: 'int8' is for the torch engine"):
+        plan.resolve(spec)

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from serve.torch_engine.text import Decoder, Detokenizer, StopStrings, TextStream
+from serve.torch_engine.text import ByteDetokenizer, Decoder, Detokenizer, StopStrings, TextStream
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +20,17 @@ def bytes_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
 
 
-def test_whole_characters_come_out_as_soon_as_they_are_whole(bytes_tokenizer: Any) -> None:
-    stream = Detokenizer(Decoder(bytes_tokenizer))
+@pytest.mark.parametrize("kind", [Detokenizer, ByteDetokenizer])
+def test_whole_characters_come_out_as_soon_as_they_are_whole(kind: Any, bytes_tokenizer: Any) -> None:
+    stream = kind(Decoder(bytes_tokenizer))
     tokens = bytes_tokenizer.encode("aé中🙂z", add_special_tokens=False)
     assert [stream.push(t) for t in tokens] == ["a", "", "é", "", "", "中", "", "", "", "🙂", "z"]
     assert stream.flush() == ""
 
 
+@pytest.mark.parametrize("kind", [Detokenizer, ByteDetokenizer])
 @pytest.mark.parametrize("seed", range(40))
-def test_pieces_join_to_the_whole_for_any_bytes(seed: int, bytes_tokenizer: Any) -> None:
+def test_pieces_join_to_the_whole_for_any_bytes(seed: int, kind: Any, bytes_tokenizer: Any) -> None:
     """Half characters, invalid bytes, long runs of them, special tokens."""
     rng = random.Random(seed)
     special = bytes_tokenizer.eos_token_id
@@ -39,7 +41,7 @@ def test_pieces_join_to_the_whole_for_any_bytes(seed: int, bytes_tokenizer: Any)
         lambda: rng.randrange(32, 127),
     ]
     tokens = [token() for _ in range(12) for token in [rng.choice(runs)] * rng.choice([1, 2, 3, 40])]
-    stream = Detokenizer(Decoder(bytes_tokenizer))
+    stream = kind(Decoder(bytes_tokenizer))
     pieces = [stream.push(token) for token in tokens]
     assert "".join(pieces) + stream.flush() == bytes_tokenizer.decode(tokens, skip_special_tokens=True)
 
@@ -97,3 +99,18 @@ def test_half_a_character_at_the_end_is_shown_as_its_decoding(bytes_tokenizer: A
     tokens = bytes_tokenizer.encode("中", add_special_tokens=False)[:2]
     assert [stream.push(token) for token in tokens] == ["", ""]
     assert stream.flush() == "\ufffd"
+
+
+def test_a_token_s_bytes(bytes_tokenizer: Any) -> None:
+    decode = Decoder(bytes_tokenizer)
+    tokens = bytes_tokenizer.encode("aé 中\n", add_special_tokens=False)
+    assert b"".join(decode.token_bytes(token) for token in tokens) == "aé 中\n".encode()
+    assert decode.token_bytes(bytes_tokenizer.eos_token_id) == b"<eos>"
+    assert decode.token_bytes(99_999) == b""
+
+
+def test_a_sentencepiece_token_s_bytes() -> None:
+    raw = Tokenizer(models.BPE(vocab={"<unk>": 0, "▁the": 1, "<0xE4>": 2}, merges=[], unk_token="<unk>"))
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    decode = Decoder(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>"))
+    assert [decode.token_bytes(token) for token in (1, 2)] == [b" the", b"\xe4"]

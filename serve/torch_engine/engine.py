@@ -11,21 +11,26 @@ The prompt is token ids: chat templates and tokenization are the gateway's.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from serve.engine import Delta, EngineError, EngineLoad, GenerationRequest, RequestError
-from serve.torch_engine.loop import Completion, StepLoop
-from serve.torch_engine.runner import ModelRunner
+from serve.torch_engine import startup
+from serve.torch_engine.batch import Runner
+from serve.torch_engine.blocks import BLOCK, BlockPool
+from serve.torch_engine.completion import Chosen, Completion
+from serve.torch_engine.grammar import Constraint, Grammars
+from serve.torch_engine.loop import StepLoop
 from serve.torch_engine.sampler import RequestSampler
 from serve.torch_engine.scheduler import Scheduler, Sequence
 from serve.torch_engine.text import Decoder, TextStream
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32", "int8", "int4"]
 DEFAULT_MAX_CONTEXT = 4096
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,27 +40,44 @@ class TorchEngineOptions:
     max_batch: int = 16
     """Sequences that run at once; more wait in a queue."""
     max_context: int | None = None
-    """Most tokens of prompt and completion; None takes the model's own, up to 4096. Cache memory grows with
-    max_batch times this."""
+    """Most tokens of prompt and completion; None takes the model's own, up to 4096."""
+    cache_memory_bytes: int | None = None
+    """Most memory for keys and values. None takes what max_batch texts of max_context tokens need, and at most half of
+    the memory that is free. With less, texts share what there is: the youngest give way and come back."""
     prefill_tokens: int = 256
-    """Prompt tokens run in one step, at most: how long a new prompt may hold running streams up."""
+    """Prompt tokens run in one step beside running streams, at most."""
+    longest_stall_s: float = 0.1
+    """How long such a step should take at most: on a slow machine fewer prompt tokens run in it."""
     threads: int | None = None
     """CPU threads of a step; None takes the CPUs this process was given."""
+    runner: startup.RunnerName = "auto"
+    """`native` computes bf16 and quantised weights on x86 CPUs, `torch` everything; auto takes the faster that can."""
+    compile: bool = False
+    """torch.compile the torch runner's model; what that takes is logged and in `report`. On CPU its
+    steps were slower than the packed weights it replaces."""
 
 
 class TorchEngine:
     """Continuous batching on one model. Takes the model over: do not use it for anything else."""
 
-    def __init__(self, model: Any, tokenizer: Any, options: TorchEngineOptions | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, options: TorchEngineOptions | None = None, precision: Precision = "auto"
+    ) -> None:
         """Assign only; `start` does the work. Raises ValueError for options the model cannot meet."""
         options = options or TorchEngineOptions()
-        _check_options(options)
+        _check_options(options, precision)
         self.tokenizer = tokenizer
         self.max_context = _max_context(model, options)
+        self._model = model
+        self._options = options
+        self._precision = precision
+        self._vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self._eos = eos_tokens(model, tokenizer)
         self._decode = Decoder(tokenizer)
-        self._runner = ModelRunner(model, options.max_batch, self.max_context)
-        scheduler = Scheduler(options.max_batch, options.prefill_tokens)
-        self._steps = StepLoop(self._runner, scheduler, eos_tokens(model, tokenizer), options.threads or _cpus())
+        self._grammars = Grammars(tokenizer, self._vocab_size, self._eos)
+        self._threads = options.threads or startup.assigned_cpus()
+        self._steps = StepLoop(self._prepare, self._eos, self._threads)
+        self._runner: Runner | None = None
 
     @classmethod
     def from_directory(
@@ -63,7 +85,9 @@ class TorchEngine:
     ) -> TorchEngine:
         """Load an exported model directory (Hugging Face layout and tandem.json) through its task.
 
-        `precision` "auto" is bf16 where the device computes in it, else fp32. Options are TorchEngineOptions' fields.
+        `precision` "auto" is bf16 where the device computes in it, else fp32; "int8" and "int4" keep the linear layers'
+        weights in as many bits and compute in bf16. A directory quantised already is taken as it is.
+        Options are TorchEngineOptions' fields.
         """
         from jobs import tasks
         from tracking import manifest
@@ -74,7 +98,7 @@ class TorchEngine:
         task: Any = task_class.load(directory)
         place = _device(device)
         model = task.load_model(directory, _dtype(precision, place)).to(place)
-        return cls(model, task.tokenizer, TorchEngineOptions(**options))
+        return cls(model, task.tokenizer, TorchEngineOptions(**options), precision)
 
     async def start(self) -> None:
         """Start the engine's thread; returns when the model is ready. Raises UnsupportedArchitecture."""
@@ -89,42 +113,110 @@ class TorchEngine:
     def load(self) -> EngineLoad:
         return self._steps.load()
 
-    @property
-    def cache_memory_bytes(self) -> int:
-        """Most memory that keys and values can take, whatever runs; known after `start`."""
-        return self._runner.cache.memory_bytes
+    def report(self) -> dict[str, Any]:
+        """Return what runs here and where its time went so far: runner, threads, cache, compiling, steps by part."""
+        return {
+            "runner": self._runner.name if self._runner else None,
+            "threads": self._threads,
+            "max_context": self.max_context,
+            "cache_tokens": self.load().cache_tokens_total,
+            "compile_s": getattr(self._runner, "compile_s", 0.0),
+            "step_seconds": dict(self._steps.seconds),
+        }
+
+    async def check(self, request: GenerationRequest) -> None:
+        await self._checked(request)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Stream a completion; see the protocol."""
-        sequence = self._sequence(request)
-        events = sequence.context.events
+        constraint = await self._checked(request)
+        sequence = self._sequence(request, constraint)
+        text = TextStream(self._decode, request.params.stop)
         self._steps.submit(sequence)
+        tokens = 0
         try:
-            while True:
-                event = await events.get()
-                if isinstance(event, EngineError):
-                    raise event
-                yield event
-                if event.finish_reason is not None:
+            async for event in _events(sequence.context):
+                tokens += event.token is not None
+                delta = _delta(event, text, len(request.prompt_token_ids), tokens)
+                yield delta
+                if delta.finish_reason is not None:
                     return
         finally:
             self._steps.cancel(sequence)
 
-    def _sequence(self, request: GenerationRequest) -> Sequence:
-        """Check a request and give it what its completion needs. Raises RequestError."""
+    def _prepare(self) -> tuple[Runner, Scheduler]:
+        """Called in the engine's thread."""
+        options = self._options
+        plan = startup.Plan(
+            runner=options.runner,
+            weights=startup.weights_of(self._model, self._precision),
+            threads=self._threads,
+            max_running=options.max_batch,
+            max_context=self.max_context,
+            cache_memory_bytes=options.cache_memory_bytes,
+            compiled=options.compile,
+        )
+        self._runner, blocks = startup.ready_runner(self._model, plan)
+        room = (blocks - 1) * BLOCK
+        if room < self.max_context:
+            logger.warning("the cache has room for %d tokens: no text may be longer", room)
+            self.max_context = room
+        pool = BlockPool(blocks)
+        return self._runner, Scheduler(pool, options.max_batch, options.prefill_tokens, options.longest_stall_s)
+
+    async def _checked(self, request: GenerationRequest) -> Constraint | None:
+        """Check a request; return what its schema demands. Raises RequestError."""
+        self._check_tokens(request)
+        if request.params.json_schema is None:
+            return None
+        # a large vocabulary takes a second the first time, a complex schema some tenths
+        return await asyncio.to_thread(self._grammars.constraint, request.params.json_schema)
+
+    def _check_tokens(self, request: GenerationRequest) -> None:
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
             raise RequestError("prompt", "has no tokens")
-        if len(prompt) >= self.max_context:
+        room = self.max_context - len(prompt)
+        if room < 1 and not (room == 0 and params.max_tokens == 0):
             raise RequestError("prompt", f"has {len(prompt)} tokens; the context of {self.max_context} leaves no room")
-        if min(prompt) < 0 or max(prompt) >= self._runner.vocab_size:
-            raise RequestError("prompt", f"has a token id outside 0..{self._runner.vocab_size - 1}")
-        completion = Completion(
-            sampler=RequestSampler(params, prompt, self._runner.vocab_size, self._runner.device),
-            text=TextStream(self._decode, params.stop),
-            loop=asyncio.get_running_loop(),
-        )
+        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
+            raise RequestError("prompt", f"has a token id outside 0..{self._vocab_size - 1}")
+        if any(token >= self._vocab_size for token in params.logit_bias):
+            raise RequestError("logit_bias", f"has a token id outside 0..{self._vocab_size - 1}")
+
+    def _sequence(self, request: GenerationRequest, constraint: Constraint | None) -> Sequence:
+        """Give a request what its completion needs."""
+        prompt, params = request.prompt_token_ids, request.params
+        sampler = RequestSampler(params, prompt, constraint)
+        completion = Completion(sampler, asyncio.get_running_loop())
         return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
+
+
+async def _events(completion: Completion) -> AsyncIterator[Chosen]:
+    while True:
+        await completion.arrived.wait()
+        completion.arrived.clear()
+        while completion.events:
+            event = completion.events.popleft()
+            if isinstance(event, EngineError):
+                raise event
+            yield event
+
+
+def _delta(event: Chosen, text: TextStream, prompt_tokens: int, completion_tokens: int) -> Delta:
+    """Return what an event adds to a text: whole characters, nothing of a stop string."""
+    piece = text.push(event.token) if event.token is not None and event.shown else ""
+    if event.finish_reason is not None and not text.stopped:
+        piece += text.flush()
+    return Delta(
+        text=piece,
+        token_ids=() if event.token is None else (event.token,),
+        finish_reason="stop" if text.stopped else event.finish_reason,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        logprobs=() if event.logprobs is None else (event.logprobs,),
+        prompt_logprobs=event.prompt_logprobs,
+    )
 
 
 def eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -136,11 +228,17 @@ def eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _check_options(options: TorchEngineOptions) -> None:
-    for name in ("max_batch", "max_context", "prefill_tokens", "threads"):
+def _check_options(options: TorchEngineOptions, precision: Precision) -> None:
+    for name in ("max_batch", "max_context", "cache_memory_bytes", "prefill_tokens", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if options.runner not in get_args(startup.RunnerName):
+        raise ValueError(f"unknown runner {options.runner!r}; choose auto, native or torch")
+    if options.compile and precision in ("int8", "int4"):
+        raise ValueError(
+            f"compile does not go with precision {precision}: its kernels cannot be compiled with the model"
+        )
 
 
 def _max_context(model: Any, options: TorchEngineOptions) -> int:
@@ -150,12 +248,6 @@ def _max_context(model: Any, options: TorchEngineOptions) -> int:
     if own is not None and options.max_context > own:
         raise ValueError(f"max_context {options.max_context} exceeds the {own} positions of the model")
     return options.max_context
-
-
-def _cpus() -> int:
-    """Return the CPUs this process was given: Ray says so in OMP_NUM_THREADS, the kernel in the affinity mask."""
-    assigned = os.environ.get("OMP_NUM_THREADS", "")
-    return int(assigned) if assigned.isdigit() and int(assigned) > 0 else len(os.sched_getaffinity(0))
 
 
 def _device(name: str) -> Any:
@@ -173,6 +265,8 @@ def _dtype(precision: Precision, device: Any) -> Any:
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
         on_cpu = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         precision = "bf16" if on_gpu or on_cpu else "fp32"
-    if precision not in ("bf16", "fp32"):
-        raise ValueError(f"unknown precision {precision!r}; choose auto, bf16 or fp32")
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}; choose auto, bf16, fp32, int8 or int4")
+    if precision == "int4" and device.type != "cpu":
+        raise ValueError("int4 weights are for CPUs: serve this model with vLLM, or in bf16 or int8")
+    return torch.float32 if precision == "fp32" else torch.bfloat16

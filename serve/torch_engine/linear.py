@@ -1,16 +1,23 @@
-"""Linear layers with weights packed once for oneDNN, which torch otherwise does again at every call.
+"""Linear layers of the TorchRunner on CPU: bf16 weights packed once for oneDNN, int8 and int4 weights.
 
-The products are those of `F.linear` in bf16; on CPU they take 0.55 to 0.85 of the time at 1 to 64 rows. It is what
-torch.compile does to frozen weights, without compiling. fp32 and quantised weights stay as they are.
+F.linear packs a bf16 weight again at every call; packed once, the same products take 0.55 to 0.85 of the time at 1 to
+64 rows. It is what torch.compile does to frozen weights. fp32 weights stay as they are.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.functional import linear as multiply
 from transformers.pytorch_utils import Conv1D
+
+Weights = Literal["bf16", "int8", "int4"]
+INT8_KERNEL_ROWS = 8
+"""Rows up to which torch's int8 kernel is faster than expanding the weight to bf16 first."""
+INT4_GROUP = 32
+"""Weights of a row that share a scale and an offset."""
 
 
 class PackedLinear(nn.Module):
@@ -28,27 +35,101 @@ class PackedLinear(nn.Module):
         return y
 
 
-def pack(model: nn.Module) -> int:
-    """Replace the model's plain bf16 linear layers on CPU; return how many.
+class Int8Linear(nn.Module):
+    """y = x·(q·scale)ᵀ + b for int8 weights q [out, in] with one scale for each output, computed in bf16."""
 
-    A weight that is also an embedding stays in memory for that use.
+    def __init__(self, quantised: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = quantised.shape
+        self.quantised = quantised
+        self.scale = scale.float().flatten()
+        self.ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, -2)
+        if len(rows) <= INT8_KERNEL_ROWS and rows.device.type == "cpu":
+            # its own scales would be rounded to bf16
+            y = torch._weight_int8pack_mm(rows, self.quantised, self.ones)
+        else:
+            y = multiply(rows, self.quantised.to(x.dtype))
+        y = (y * self.scale).to(x.dtype)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+
+class Int4Linear(nn.Module):
+    """y = x·Wᵀ + b for 4-bit weights in groups along the input, each with a scale and an offset."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        quantised, scale, middle = int4_groups(weight.float())
+        self.packed = torch._convert_weight_to_int4pack_for_cpu(quantised, 1)
+        scales = torch.stack([scale, middle], dim=-1)
+        self.scales = scales.transpose(0, 1).contiguous().to(torch.bfloat16)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2), self.packed, INT4_GROUP, self.scales)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+
+def int8_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (int8 weights, fp32 scale of each row), symmetric."""
+    scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
+
+
+def int4_groups(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (int32 weights of 0..15, scale, value of 8), the latter two [out, groups]: w ≈ (q - 8)·scale + value."""
+    groups = weight.unflatten(1, (-1, INT4_GROUP))
+    lowest, highest = groups.amin(dim=-1), groups.amax(dim=-1)
+    scale = ((highest - lowest) / 15).clamp(min=1e-12)
+    quantised = ((groups - lowest[..., None]) / scale[..., None]).round().clamp(0, 15)
+    return quantised.flatten(1).to(torch.int32), scale, lowest + 8 * scale
+
+
+def pack(model: nn.Module, weights: Weights = "bf16") -> int:
+    """Replace the model's bf16 linear layers on CPU by packed ones; return how many.
+
+    The output head stays in bf16 when other weights are quantised. A weight that is also an embedding stays in memory
+    for that use. int8 weights that torchao has stored are taken as they are.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return 0
-    packed = 0
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if _packable(child):
-                weight = child.weight.T if isinstance(child, Conv1D) else child.weight
-                setattr(parent, name, PackedLinear(weight, child.bias))
-                packed += 1
-    return packed
+            packed = _packed(child, "bf16" if child is head else weights)
+            if packed is not None:
+                setattr(parent, name, packed)
+                replaced += 1
+    return replaced
 
 
-def _packable(module: Any) -> bool:
-    """Whether it is exactly a linear layer (a subclass may compute something else) with a plain bf16 weight."""
+def stored_int8(weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return (int8 weights, scales) of a weight that torchao quantised row by row, or None for any other."""
+    if type(weight).__name__ != "Int8Tensor" or tuple(weight.block_size) != (1, weight.shape[-1]):
+        return None
+    symmetric = weight.zero_point is None or not bool(weight.zero_point.any())
+    return (weight.qdata, weight.scale) if symmetric else None
+
+
+def _packed(module: Any, weights: Weights) -> nn.Module | None:
+    """Return what replaces exactly a linear layer (a subclass may compute something else) with a bf16 weight on CPU."""
     if type(module) is not nn.Linear and type(module) is not Conv1D:
-        return False
-    weight = module.weight
-    # a quantised weight is a tensor subclass and no plain Parameter
-    return type(weight) is nn.Parameter and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+        return None
+    if module.weight.dtype != torch.bfloat16 or module.weight.device.type != "cpu":
+        return None
+    stored = stored_int8(module.weight)
+    if stored is not None:
+        return Int8Linear(*stored, module.bias)
+    if type(module.weight) is not nn.Parameter:  # quantised in some other way: its own kernels compute
+        return None
+    weight = module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+    if weights == "int8":
+        return Int8Linear(*int8_rows(weight), module.bias)
+    if weights == "int4" and weight.shape[1] % INT4_GROUP == 0 and weight.shape[0] % 16 == 0:
+        return Int4Linear(weight, module.bias)
+    return PackedLinear(weight, module.bias)

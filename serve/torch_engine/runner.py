@@ -1,127 +1,137 @@
-"""One step on the device: the step's tokens through the model, the logits of the rows that complete.
-
-`check` runs a short text through the slots and through the model's own eager attention at start, and compares: an
-architecture whose attention this engine does not reproduce is refused by name instead of answering nonsense.
-"""
+"""TorchRunner: one step of any transformers causal decoder, through its own modules with paged attention."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import logging
+import time
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
-from serve.engine import GenerationRequest
 from serve.torch_engine import attention, linear
-from serve.torch_engine.kv_cache import SlotCache
-from serve.torch_engine.scheduler import Chunk, Move, Sequence, Step
+from serve.torch_engine.attention import Layout
+from serve.torch_engine.batch import Batch, build
+from serve.torch_engine.blocks import BLOCK
+from serve.torch_engine.check import BLOCKS, UnsupportedArchitecture, unsupported
+from serve.torch_engine.kv_cache import LayerShape, PagedCache, ShapeProbe
+from serve.torch_engine.scheduler import Chunk, Sequence, Step
 
-CHECK_TOKENS = 12
-"""Length of the text that `check` compares."""
+__all__ = ["TorchRunner", "UnsupportedArchitecture"]
+
+PROBE_TOKENS = 4
+logger = logging.getLogger(__name__)
 
 
-class UnsupportedArchitecture(ValueError):
-    """The model cannot run in the embedded engine; the message says why and what to use instead."""
+class TorchRunner:
+    """Takes the model over: its attention and linear layers change."""
 
-    exit_code = 2
+    name = "torch"
 
-
-class ModelRunner:
-    """A transformers causal model over a SlotCache. It takes the model over: its attention and linear layers change."""
-
-    def __init__(self, model: Any, slots: int, max_context: int) -> None:
-        self.model = model
-        self.device = torch.device(model.device)
-        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.cache = SlotCache(slots, max_context, model.dtype)
+    def __init__(self, model: Any, weights: linear.Weights = "bf16", compiled: bool = False) -> None:
+        self._model = model
+        self._weights = weights
+        self._compiled = compiled
+        self._forward: Any = model
+        self._device = torch.device(model.device)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._cache: PagedCache | None = None
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.compile_s = 0.0
+        """What compiling took, once prepared."""
 
-    def prepare(self) -> None:
-        """Put the slots' attention and packed weights in, allocate the cache, and check the result.
+    @property
+    def cache_memory_bytes(self) -> int:
+        return self._cache.memory_bytes if self._cache else 0
 
-        Raises UnsupportedArchitecture where the model's own attention gives other logits.
-        """
+    def prepare(self, blocks: int, memory_bytes: int) -> int:
+        """See Runner. Puts paged attention and packed weights in, and allocates the cache."""
+        self._refuse_layer_types()
+        shapes = self._layer_shapes()
+        block_bytes = BLOCK * self._model.dtype.itemsize * sum(shape.numbers for shape in shapes)
+        blocks = max(BLOCKS, min(blocks, memory_bytes // block_bytes))
+        self._cache = PagedCache(shapes, blocks, self._model.dtype, self._device)
         attention.register()
-        name = type(self.model).__name__
-        kinds = set(getattr(self.model.config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-        if kinds:
-            raise _unsupported(name, f"it has layers of type {', '.join(sorted(kinds))}")
-        self.model.eval()
-        self.model.set_attn_implementation("eager")
-        tokens = torch.arange(min(CHECK_TOKENS, self.cache.max_context)) % self.vocab_size
-        with torch.inference_mode():
-            expected = self.model(input_ids=tokens[None].to(self.device), use_cache=False).logits[0, -1].float()
-            linear.pack(self.model)
-            self.model.set_attn_implementation(attention.NAME)
-            if self.model.config._attn_implementation != attention.NAME:
-                raise _unsupported(name, "it does not let its attention function be replaced")
-            try:
-                actual = self._check_logits(tokens.tolist())
-            except (attention.UnsupportedAttention, TypeError) as error:
-                raise _unsupported(name, str(error)) from error
-        self._compare(name, expected, actual)
+        self._model.set_attn_implementation(attention.NAME)
+        if self._model.config._attn_implementation != attention.NAME:
+            raise unsupported(self._model, "it does not let its attention function be replaced")
+        if self._compiled:
+            self._compile()  # which packs weights itself, and cannot look into packed ones
+        else:
+            linear.pack(self._model, self._weights)
+        return blocks
 
-    def _check_logits(self, tokens: list[int]) -> torch.Tensor:
-        """Run a text as two chunks of a prompt and one decode step; return its last logits."""
-        sequence = Sequence(GenerationRequest("check", tuple(tokens)), max_tokens=1)
-        middle, last = len(tokens) // 2, len(tokens) - 1
-        for start, end in ((0, middle), (middle, last)):
-            if start < end:
-                self.forward(Step((), (Chunk(sequence, 0, start, end),)))
-        return self.forward(Step((Chunk(sequence, 0, last, last + 1),), ()))[0].float()
-
-    def _compare(self, name: str, expected: torch.Tensor, actual: torch.Tensor) -> None:
-        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.1
-        error = float((actual - expected).norm() / expected.norm())
-        if not error < tolerance:
-            raise _unsupported(name, f"its own attention gives other logits (relative difference {error:.2g})")
+    def run(self, batch: Batch) -> torch.Tensor:
+        try:
+            return self._run(batch)
+        except (attention.UnsupportedAttention, TypeError) as error:
+            raise unsupported(self._model, str(error)) from error
 
     @torch.inference_mode()
-    def forward(self, step: Step) -> torch.Tensor:
-        """Run the step's tokens; return the logits [completing chunks, vocab]."""
-        chunks = step.chunks
-        positions = [position for chunk in chunks for position in range(chunk.start, chunk.end)]
-        slots = [chunk.slot for chunk in chunks for _ in range(chunk.start, chunk.end)]
-        tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
-        at = torch.tensor(positions, device=self.device)
-        self.cache.write_at(torch.tensor(slots, device=self.device), at)
-        keep = torch.tensor(_last_tokens(chunks), dtype=torch.long, device=self.device)
-        output = self.model(
-            input_ids=torch.tensor([tokens], device=self.device),
-            position_ids=at[None],
-            past_key_values=self.cache,
-            use_cache=True,
-            layout=_layout(step, self.device, self.model.dtype),
-            **({"logits_to_keep": keep} if self._keeps_logits else {}),
-        )
+    def _run(self, batch: Batch) -> torch.Tensor:
+        wanted = len(batch.logits_at)
+        if self._compiled:
+            batch = _at_least_two(batch)
+        keep = batch.logits_at.to(self._device).long()
+        with attention.step(Layout(batch, self._device)):
+            output = self._forward(
+                input_ids=batch.tokens.to(self._device).long()[None],
+                position_ids=batch.positions.to(self._device).long()[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                **({"logits_to_keep": keep} if self._keeps_logits else {}),
+            )
         logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, keep]
-        return logits
+        return logits[:wanted]
+
+    def release(self) -> None:
+        """Nothing: the modules' weights are the ones that compute."""
+
+    def _refuse_layer_types(self) -> None:
+        config = self._model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+        if kinds:
+            raise unsupported(self._model, f"it has layers of type {', '.join(sorted(kinds))}")
 
     @torch.inference_mode()
-    def apply(self, moves: Iterable[Move]) -> None:
-        """Copy slots as the scheduler says."""
-        for move in moves:
-            self.cache.move(move.source, move.target, move.length)
+    def _layer_shapes(self) -> list[LayerShape]:
+        """Learn from one small pass what each layer caches: configs name it in too many ways."""
+        probe = ShapeProbe()
+        self._model(input_ids=torch.ones(1, PROBE_TOKENS, dtype=torch.long, device=self._device), past_key_values=probe)
+        if not probe.shapes:
+            raise unsupported(self._model, "its layers do not write to transformers' cache")
+        return probe.shapes
+
+    def _compile(self) -> None:
+        """Compile the model for any number of rows, attention apart, by running it once."""
+        began = time.perf_counter()
+        self._forward = torch.compile(self._model, dynamic=True)
+        self._run(build(_rows(5)))
+        self.compile_s = time.perf_counter() - began
+        logger.info("torch.compile took %.1f s", self.compile_s)
 
 
-def _last_tokens(chunks: Iterable[Chunk]) -> list[int]:
-    """Return where in the flat row the completing chunks end."""
-    ends, offset = [], 0
-    for chunk in chunks:
-        offset += chunk.end - chunk.start
-        if chunk.completes:
-            ends.append(offset - 1)
-    return ends
+def _at_least_two(batch: Batch) -> Batch:
+    """Pad a batch to two tokens and two wanted rows: torch.compile makes a model of its own for one, and for none.
+
+    The token added is written to block 0, which nobody reads.
+    """
+    tokens, wanted = max(0, 2 - len(batch.tokens)), max(0, 2 - len(batch.logits_at))
+    return replace(
+        batch,
+        tokens=pad(batch.tokens, (0, tokens)),
+        positions=pad(batch.positions, (0, tokens)),
+        slots=pad(batch.slots, (0, tokens)),
+        logits_at=pad(batch.logits_at, (0, wanted)),
+    )
 
 
-def _layout(step: Step, device: torch.device, dtype: torch.dtype) -> attention.Layout:
-    segments, offset = [], len(step.decode)
-    for chunk in step.prefill:
-        segments.append(attention.Segment(chunk.slot, offset, chunk.start, chunk.end - chunk.start))
-        offset += chunk.end - chunk.start
-    return attention.Layout([chunk.end for chunk in step.decode], segments, device, dtype)
+def _rows(rows: int) -> Step:
+    """Return a step of one prompt with so many tokens, all of them in block 0."""
+    from serve.engine import GenerationRequest
 
-
-def _unsupported(name: str, reason: str) -> UnsupportedArchitecture:
-    return UnsupportedArchitecture(f"{name} cannot run in the embedded engine: {reason}; serve this model with vLLM")
+    sequence = Sequence(GenerationRequest("warm", (1,) * rows), max_tokens=1)
+    sequence.blocks.append(0)
+    return Step([], [Chunk(sequence, 0, rows, True)])
