@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+# What is compiled here stays here.
+export TANDEM_CACHE := $(CURDIR)/$(VENV)/cache
 
 .PHONY: quickstart test test-faults check bench setup clean
 

@@ -2,8 +2,8 @@
 
     python -m serve.torch_engine.native.build      compile now, and say where the library is
 
-The folder is tandem/kernels in the user's cache (XDG_CACHE_HOME), not in TANDEM_HOME: a new home need not compile
-again. A library is named by a digest of the sources, the compiler and the CPU's features, so that a folder shared by
+The folder is kernels below TANDEM_CACHE, or tandem/kernels in the user's cache (XDG_CACHE_HOME); not in TANDEM_HOME: a
+new home need not compile again. A library is named by a digest of the sources, the compiler and the CPU's features, so that a folder shared by
 unlike machines holds one for each.
 """
 
@@ -78,8 +78,8 @@ def _compiler() -> str | None:
 
 
 def _target(digest: str) -> Path:
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache_home / "tandem" / "kernels" / f"tandem-{digest}.so"
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem"
+    return Path(os.environ.get("TANDEM_CACHE") or users) / "kernels" / f"tandem-{digest}.so"
 
 
 def _digest() -> str:
