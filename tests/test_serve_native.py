@@ -346,7 +346,7 @@ def test_unknown_models_are_refused_with_the_reason() -> None:
 
 
 def test_a_missing_compiler_is_a_reason_and_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "compiler" in (build.refusal() or "")
@@ -355,7 +355,7 @@ def test_a_missing_compiler_is_a_reason_and_not_an_error(tmp_path: Path, monkeyp
 
 
 def test_a_compiler_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(build.BuildError, match="failed"):
         build.library()

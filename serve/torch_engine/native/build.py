@@ -2,9 +2,9 @@
 
     python -m serve.torch_engine.native.build      compile now, and say where the library is
 
-The folder is kernels below TANDEM_CACHE, or tandem/kernels in the user's cache (XDG_CACHE_HOME); not in TANDEM_HOME: a
-new home need not compile again. A library is named by a digest of the sources, the compiler and the CPU's features, so that a folder shared by
-unlike machines holds one for each.
+The folder is kernels below TANDEM_CACHE, or tandem/kernels in the user's cache (XDG_CACHE_HOME); not in TANDEM_HOME:
+a new home need not compile again. A library is named by a digest of the sources, the compiler and the CPU's features,
+so that a folder shared by unlike machines holds one for each.
 """
 
 from __future__ import annotations
