@@ -1,7 +1,6 @@
 """Checkpoints that can be trusted: shards first, a manifest of their digests last.
 
     <root>/step-00000100/<attempt>-00000-of-00002.safetensors   one shard per rank (jobs/shards.py)
-                         <attempt>-00000-of-00002.json          its size and digest: the rank has finished
                          MANIFEST.json                          written last, by rank 0
 
 Neither DeepSpeed's `latest` nor Ray Train's snapshot decides what exists: without a manifest that verifies there is no

@@ -19,9 +19,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from jobs import checkpoint, shards
 from jobs.checkpoint import Keep, Manifest
@@ -34,6 +35,35 @@ COMMIT_TIMEOUT_S = 1800.0
 POLL_S = 0.05
 
 Result = TypeVar("Result")
+
+
+class Notes(Protocol):
+    """How ranks tell rank 0 that they have saved, or could not; not through the storage, which may be full."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Leave a note."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a note, or None as long as there is none."""
+
+
+class GroupNotes:
+    """Through the key-value store by which the process group has met; in rank 0's memory."""
+
+    def __init__(self) -> None:
+        self._store = dist.PrefixStore("checkpoint", dist.distributed_c10d._get_default_store())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Leave a note."""
+        self._store.set(name, content.decode())
+
+    def read(self, name: str) -> bytes | None:
+        """Return a note, or None as long as there is none; never waits."""
+        if not self._store.check([name]):
+            return None
+        content = bytes(self._store.get(name))
+        self._store.delete_key(name)
+        return content
 
 
 @dataclass(frozen=True)
@@ -61,13 +91,21 @@ class Saver:
         world_size: int,
         keep: Keep,
         on_phase: Callable[[str, int], object] = lambda phase, step: None,
+        notes: Notes | None = None,
     ) -> None:
-        """`on_phase` is called in the thread with `save` or `commit` and the step, before the phase."""
+        """Constructor.
+
+        Args:
+            on_phase: called in the thread with `save` or `commit` and the step, before the phase.
+            notes: how ranks tell each other; one rank alone needs none.
+        """
+        assert notes is not None or world_size == 1
         self._store = store
         self._attempt = attempt
         self._rank = rank
         self._world_size = world_size
         self._keep = keep
+        self._notes = notes
         self._on_phase = on_phase
         self._buffer: torch.Tensor | None = None
         self._copied = threading.Event()
@@ -127,6 +165,8 @@ class Saver:
             written = _repeated(lambda: self._write(manifest.step, head, data, extra))
             if self._rank == 0:
                 size = self._commit(manifest, written)
+            else:
+                self._note(manifest.step, {"files": {name: [f.size, f.sha256] for name, f in written.items()}})
         except Exception as failure:  # whatever storage throws: training goes on
             error = f"{type(failure).__name__}: {failure}"
             self._give_up(manifest.step, error)
@@ -150,7 +190,6 @@ class Saver:
         files = {name: self._store.write(f"{where}/{name}", [head, data.numpy()])}
         for extra_name, content in extra.items():
             files[extra_name] = self._store.write(f"{where}/{extra_name}", [content])
-        self._note(step, {"files": {name: [file.size, file.sha256] for name, file in files.items()}})
         return files
 
     def _commit(self, manifest: Manifest, written: dict[str, Written]) -> int:
@@ -164,14 +203,14 @@ class Saver:
         return sum(file.size for file in files.values())
 
     def _wait_for(self, step: int, rank: int) -> dict[str, Written]:
-        name = f"{checkpoint.folder(step)}/{self._note_name(rank)}"
+        assert self._notes is not None
         deadline = time.monotonic() + COMMIT_TIMEOUT_S
         while time.monotonic() < deadline:
-            try:
-                note = json.loads(self._store.read(name))
-            except (FileNotFoundError, ValueError):
+            content = self._notes.read(self._note_name(step, rank))
+            if content is None:
                 time.sleep(POLL_S)
                 continue
+            note = json.loads(content)
             if "error" in note:
                 raise RuntimeError(f"rank {rank} could not save: {note['error']}")
             return {file: Written(*values) for file, values in note["files"].items()}
@@ -179,19 +218,19 @@ class Saver:
 
     def _give_up(self, step: int, error: str) -> None:
         try:
-            if self._rank == 0:
-                self._store.remove(checkpoint.folder(step))
-            else:
+            if self._rank:
                 self._note(step, {"error": error})
-        except Exception:  # the same storage that could not save; the manifest is missing either way
+            else:
+                self._store.remove(checkpoint.folder(step))
+        except Exception:  # no rank 0, or no storage: the manifest is missing either way
             return
 
     def _note(self, step: int, content: dict[str, object]) -> None:
-        name = f"{checkpoint.folder(step)}/{self._note_name(self._rank)}"
-        self._store.write(name, [json.dumps(content).encode()])
+        assert self._notes is not None
+        self._notes.write(self._note_name(step, self._rank), json.dumps(content).encode())
 
-    def _note_name(self, rank: int) -> str:
-        return checkpoint.shard_name(self._attempt, rank, self._world_size).removesuffix("safetensors") + "json"
+    def _note_name(self, step: int, rank: int) -> str:
+        return f"{self._attempt}/{step}/{rank}"
 
 
 def _repeated(call: Callable[[], Result]) -> Result:

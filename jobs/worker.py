@@ -20,7 +20,7 @@ from jobs.export import add_lora
 from jobs.faults import Injector
 from jobs.prepare import Prepared, rows_of
 from jobs.rows import Rows
-from jobs.saver import Saver
+from jobs.saver import GroupNotes, Saver
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.store import Store
 from jobs.tasks import Task, get
@@ -108,7 +108,7 @@ def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
         watchdog=watchdog,
         faults=faults,
         skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, faults.reach),
+        saver=Saver(store, point.attempt, rank, world_size, keep, faults.reach, GroupNotes()),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
         zero_stage=zero.stage_of(training, base),

@@ -18,6 +18,15 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(saver, "RETRY_PAUSE_S", 0.0)
 
 
+class ThreadNotes(dict):
+    """Notes between the ranks of one process."""
+
+    write = dict.__setitem__
+
+    def read(self, name: str) -> bytes | None:
+        return self.pop(name, None)
+
+
 def fragment(value: float, start: int = 0, numel: int = 1000) -> Fragment:
     return Fragment("w", start, {kind: torch.full((numel,), value + i) for i, kind in enumerate(KINDS)})
 
@@ -52,7 +61,8 @@ def test_what_is_saved_is_the_state_before_it_changed(tmp_path):
 
 def test_a_checkpoint_is_valid_only_when_every_rank_has_written(tmp_path):
     store = Store(str(tmp_path))
-    ranks = [Saver(store, "a", rank, 2, Keep()) for rank in range(2)]
+    notes = ThreadNotes()
+    ranks = [Saver(store, "a", rank, 2, Keep(), notes=notes) for rank in range(2)]
     ranks[0].begin(manifest(10, 2), [fragment(1.0, 0, 500)])
     ranks[0].wait_copied()
     assert not store.exists("step-00000010/MANIFEST.json")
@@ -65,12 +75,11 @@ def test_a_checkpoint_is_valid_only_when_every_rank_has_written(tmp_path):
 def test_a_rank_that_fails_leaves_no_checkpoint_and_the_next_save_works(tmp_path):
     class Broken(Store):
         def write(self, name, chunks):
-            if name.endswith(".safetensors"):
-                raise OSError(28, "No space left on device")
-            return super().write(name, chunks)
+            raise OSError(28, "No space left on device")
 
-    store, broken = Store(str(tmp_path)), Broken(str(tmp_path))
-    first, second = Saver(store, "a", 0, 2, Keep()), Saver(broken, "a", 1, 2, Keep())
+    store, broken, notes = Store(str(tmp_path)), Broken(str(tmp_path)), ThreadNotes()
+    first = Saver(store, "a", 0, 2, Keep(), notes=notes)
+    second = Saver(broken, "a", 1, 2, Keep(), notes=notes)
     first.begin(manifest(10, 2), [fragment(1.0, 0, 500)])
     second.begin(manifest(10, 2), [fragment(1.0, 500, 500)])
     first.finish()
