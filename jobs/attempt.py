@@ -189,8 +189,9 @@ class Reporter:
         name = f"{self._job.spec.name}-step-{record.step}"
         directory = self._store.locate(checkpoint.folder(record.step))
         metrics = {f"checkpoint_{key.removeprefix('eval_')}": value for key, value in self._held_out.items()}
-        self._job.track(lambda run: run.log_checkpoint(name, directory, record.step, metrics))
         present = set(checkpoint.steps(self._store))
+        if record.step in present:  # else it was removed before its record came here
+            self._job.track(lambda run: run.log_checkpoint(name, directory, record.step, metrics))
         for step in self._checkpoints - present:
             self._job.track(lambda run, step=step: run.drop_checkpoint(step))  # type: ignore[misc]
         self._checkpoints = (self._checkpoints | {record.step}) & present
