@@ -93,7 +93,7 @@ class Saver:
         on_phase: Callable[[str, int], object] = lambda phase, step: None,
         notes: Notes | None = None,
     ) -> None:
-        """Constructor.
+        """Save what one rank holds.
 
         Args:
             on_phase: called in the thread with `save` or `commit` and the step, before the phase.

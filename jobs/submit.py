@@ -101,7 +101,8 @@ def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]
                     _take(line, outcome, on_line)
             if outcome.result:  # the last line of a job; the log itself ends seconds later
                 return
-        if rest:
+        if rest and number >= seen:  # a last line without an end; read again, it must not come twice
+            seen = number + 1
             _take(rest, outcome, on_line)
 
     while outcome.status not in TERMINAL:
