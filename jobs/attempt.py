@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster import home
-from jobs import checkpoint, guard, phases, postmortem, preemption, progress, runs, warm
+from jobs import guard, phases, postmortem, preemption, progress, runs
 from jobs.phases import Job, Stopped
+from jobs.reporter import FailureWatch, Reporter
 from jobs.spec import JobSpec
-from jobs.store import Store
 from tracking import outbox, registry
 from tracking.errors import TrackingError
 from tracking.outbox import Ending
 from tracking.run import Run, Status
-from tracking.spool import Record, SpoolSender
-
-SPARES_WORTH_S = 300.0
-"""A run that ends sooner would only be slowed down by starting processes for a failure that does not come."""
+from tracking.spool import SpoolSender
 
 
 def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
@@ -51,10 +46,9 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     job.track(lambda run: progress.say(f"MLflow {run.url}"))
     job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
     _on_stop(job)
-    reporter = Reporter(job)
-    sender.start(reporter.take)
+    sender.start(Reporter(job).take)
     preemption.start(folder.path, progress.say)
-    threading.Thread(target=reporter.watch_failures, name="tandem-failures", daemon=True).start()
+    watch = FailureWatch(folder.path, job.track)
     status: Status = "FAILED"
     try:
         outcome = phases.PHASES[spec.phase](job)
@@ -69,6 +63,7 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
         job.track(lambda run: run.log_text(postmortem.page(folder.path, reason), "post-mortem.md"))
         raise
     finally:
+        watch.finish()
         _end(job, Ending(folder.key, spec.name, status, spec.resolved(), tags))
     progress.result({"run": folder.key, **_run_address(sender), **outcome})
     return 0
@@ -81,9 +76,11 @@ def _end(job: Job, ending: Ending) -> None:
     outbox.note(spool, ending)
     left = job.sender.stop(drain_timeout_s=30)
     try:
-        if left or job.sender.run is None:
+        if job.sender.run is None or (left and job.sender.last_error):
             raise TrackingError(job.sender.last_error or "the server did not answer in time")
         job.sender.run.end(ending.status)
+        if left:
+            raise TrackingError(f"{left} records are still on the disk")
         outbox.forget(spool)
     except TrackingError as error:
         progress.say(
@@ -125,79 +122,3 @@ def _on_stop(job: Job) -> None:
         progress.say("asked to stop: a checkpoint is written first")
 
     signal.signal(signal.SIGTERM, stop)
-
-
-class Reporter:
-    """Turn spooled records into progress lines and MLflow's logged models; called in the sender's thread."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._throttle = progress.Throttle(0.5)
-        self._held_out: dict[str, float] = {}
-        self._checkpoints: set[int] = set()
-        self._spares_for: str | None = None
-        self._store = Store(phases.checkpoints_of(job))
-
-    def take(self, records: list[Record]) -> None:
-        """Show and pass on new records."""
-        steps = self._job.steps
-        for record in records:
-            measured = {k: v for k, v in record.metrics.items() if k.startswith("eval_")}
-            if measured:
-                self._held_out.update(measured)
-                progress.report("evaluate", record.step, max(steps, record.step), **measured)
-            if "checkpoint_s" in record.metrics:
-                self._log_checkpoint(record)
-        trained = [record for record in records if "loss" in record.metrics]
-        if trained:
-            self._keep_spares(trained[-1])
-        if trained and (self._throttle.ready() or trained[-1].step == steps):
-            _report_step(trained[-1], steps)
-
-    def _keep_spares(self, record: Record) -> None:
-        """Once a group trains, and for a while yet, have the processes of the next one started."""
-        left_s = (self._job.steps - record.step) * record.metrics["step_time_s"]
-        if left_s > SPARES_WORTH_S and self._spares_for != self._attempt():
-            self._spares_for = self._attempt()
-            warm.start(self._job.placed, spare=True)
-
-    def _attempt(self) -> str | None:
-        attempt = runs.read_attempt(self._job.folder.path)
-        return attempt.name if attempt else None
-
-    def watch_failures(self) -> None:
-        """Say what failed and what was decided, and keep the post-mortem page of the MLflow run up to date."""
-        told, folder = 0, self._job.folder.path
-        while True:
-            found = postmortem.failures(folder)
-            for entry in found[told:]:
-                who = f" on rank {entry['rank']}" if entry["rank"] is not None else ""
-                progress.say(f"{entry['kind']}{who} after step {entry['step']} → {entry['action']}: {entry['reason']}")
-            if len(found) > told:
-                page = postmortem.page(folder)
-                self._job.track(lambda run, page=page: run.log_text(page, "post-mortem.md"))  # type: ignore[misc]
-                count = len(found)
-                self._job.track(lambda run, n=count: run.set_tags({"tandem.failures": str(n)}))  # type: ignore[misc]
-            told = len(found)
-            time.sleep(0.5)
-
-    def _log_checkpoint(self, record: Record) -> None:
-        """Show the checkpoint in MLflow, with the last evaluation before it, and take off those that are gone.
-
-        MLflow keeps a logged model's metrics in the run's history too: keys of their own keep the two apart.
-        """
-        name = f"{self._job.spec.name}-step-{record.step}"
-        directory = self._store.locate(checkpoint.folder(record.step))
-        metrics = {f"checkpoint_{key.removeprefix('eval_')}": value for key, value in self._held_out.items()}
-        present = set(checkpoint.steps(self._store))
-        if record.step in present:  # else it was removed before its record came here
-            self._job.track(lambda run: run.log_checkpoint(name, directory, record.step, metrics))
-        for step in self._checkpoints - present:
-            self._job.track(lambda run, step=step: run.drop_checkpoint(step))  # type: ignore[misc]
-        self._checkpoints = (self._checkpoints | {record.step}) & present
-
-
-def _report_step(record: Record, steps: int) -> None:
-    rates = {k: v for k, v in record.metrics.items() if k.endswith("_per_second")}
-    left = (steps - record.step) * record.metrics["step_time_s"]
-    progress.report("train", record.step, max(steps, record.step), loss=record.metrics["loss"], **rates, eta_s=left)
