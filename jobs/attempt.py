@@ -81,6 +81,9 @@ def _end(job: Job, ending: Ending) -> None:
         job.sender.run.end(ending.status)
         if left:
             raise TrackingError(f"{left} records are still on the disk")
+        registered = outbox.publish(spool, job.sender.run.run_id)
+        if registered:
+            progress.say(f"registered {registered}, now that MLflow answers")
         outbox.forget(spool)
     except TrackingError as error:
         progress.say(

@@ -6,11 +6,12 @@ A worker that reaches such a point does the action once per run; a file in the r
 that it did. Phases of a worker: `start` (before step 1 of an attempt), `step` (before the optimizer step), `save`
 (while its shard is being written), `commit` (before the manifest is written). With `:node=<id>` instead of a rank it
 happens to every rank on that node, and `kill-always` every time: a sick node. `pace` makes every step from there on
-take a tenth of a second longer.
+take a tenth of a second longer; `rows` notes which rows every step takes, in `rows/<rank>.jsonl` of the run.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -63,9 +64,10 @@ class Injector:
         self._faults = [fault for fault in parse(wanted) if fault.meets(rank, node)]
         self._run = run
         self._pace_s = 0.0
+        self._rank = rank
 
     def reach(self, phase: str, step: int) -> str | None:
-        """Do what is due at this point; return the name of an action that the caller has to do (`nan`)."""
+        """Do what is due at this point; return the name of an action that the caller has to do."""
         if self._pace_s and phase == "step":
             time.sleep(self._pace_s)
         for fault in self._faults:
@@ -74,6 +76,14 @@ class Injector:
             elif (fault.phase, fault.step) == (phase, step) and self._first_time(fault):
                 return _ACTIONS[fault.action](self._run)
         return None
+
+    def take(self, step: int, rows: list[int]) -> None:
+        """Note that `step` takes these rows on this rank, where `rows` asks for it."""
+        if any(fault.action == "rows" and step >= fault.step for fault in self._faults):
+            path = self._run / "rows" / f"{self._rank}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "rows": rows}) + "\n")
 
     def _first_time(self, fault: Fault) -> bool:
         marker = self._run / "faults" / str(fault)
@@ -128,6 +138,10 @@ def _nan(run: Path) -> str:
     return "nan"
 
 
+def _spike(run: Path) -> str:
+    return "spike"
+
+
 def _nothing(run: Path) -> None:
     pass
 
@@ -142,5 +156,7 @@ _ACTIONS: dict[str, Callable[[Path], str | None]] = {
     "memory": _exhaust,
     "stop": _halt,
     "nan": _nan,
+    "spike": _spike,
     "pace": _nothing,
+    "rows": _nothing,
 }

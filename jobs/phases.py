@@ -14,7 +14,8 @@ from cluster.errors import UserError
 from jobs import prepare, progress, runs, train, warm, worker
 from jobs.prepare import Prepared
 from jobs.spec import JobSpec
-from tracking import manifest, registry
+from tracking import manifest, outbox, registry
+from tracking.errors import ServerUnreachable
 from tracking.run import Run
 from tracking.spool import SpoolSender
 
@@ -212,7 +213,10 @@ def _publish(
     evaluation: dict[str, float],
     quantization: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write tandem.json beside the weights and register the version, if the spec asks for one."""
+    """Write tandem.json beside the weights and register the version, if the spec asks for one.
+
+    A server that is away costs the version a wait, not the job its success: it is registered with the run's end.
+    """
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     register = job.spec.register_
     run_id = job.sender.run.run_id if job.sender.run else None
@@ -233,7 +237,11 @@ def _publish(
     )
     made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
     if register is not None:
-        version = registry.register(register.model, model, run_id=run_id, alias=register.alias)
-        made["model"] = version.uri
-        progress.say(f"registered {version.uri}{f' as @{register.alias}' if register.alias else ''}")
+        try:
+            version = registry.register(register.model, model, run_id=run_id, alias=register.alias)
+            made["model"] = version.uri
+            progress.say(f"registered {version.uri}{f' as @{register.alias}' if register.alias else ''}")
+        except ServerUnreachable as error:
+            progress.say(f"{register.model} is not registered yet: {error}")
+            outbox.postpone(job.folder.path / "spool", outbox.Version(register.model, str(model), register.alias))
     return made

@@ -97,8 +97,7 @@ def train(worker: Worker) -> bool:
         engine.set_learning_rate(rate)
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
         loss, stop, save = forward_backward(worker, micro_batches, targets)
-        if worker.faults.reach("step", step + 1) == "nan":
-            loss = math.nan
+        loss *= {"nan": math.nan, "spike": 1e3}.get(worker.faults.reach("step", step + 1) or "", 1.0)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
         if recent.is_spike(loss):
@@ -168,6 +167,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
         mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
+        worker.faults.take(step + 1, [int(row) for part in mine for row in part])
         micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
         return micro, int(worker.rows.targets[chosen].sum())
 

@@ -85,6 +85,18 @@ class Faulted:
         """The faults that happened."""
         return {path.name for path in (self.folder / "faults").glob("*")}
 
+    def rows(self) -> dict[int, list[int]]:
+        """The rows of each step, over all ranks, as its last attempt took them; the fault `rows` notes them."""
+        last: dict[tuple[int, str], list[int]] = {}
+        for path in sorted((self.folder / "rows").glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                taken = json.loads(line)
+                last[taken["step"], path.stem] = taken["rows"]
+        found: dict[int, list[int]] = {}
+        for (step, _), rows in last.items():
+            found.setdefault(step, []).extend(rows)
+        return found
+
     def page(self) -> str:
         """The post-mortem page in the MLflow run."""
         return artifact(self.run.info.run_id, "post-mortem.md")

@@ -1,4 +1,4 @@
-"""A real MLflow server for tests, and a proxy that loses replies.
+"""A real MLflow server for tests, and a proxy that loses replies or kills the server.
 
 A test module gets the fixture `mlflow_server`, one for the whole session, by `pytest_plugins = ["mlflow_server"]`.
 PYTEST_DONT_REWRITE: the modules that use it import it before pytest sees it as a plugin.
@@ -37,6 +37,11 @@ class MlflowServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None
+
     def start(self) -> "MlflowServer":
         command = [sys.executable, "-m", "tracking.server", "--root", str(self.root), "--port", str(self.port)]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -66,21 +71,33 @@ class MlflowServer:
 
 
 class LossyProxy:
-    """Hand every request to the server, and drop the reply to the first request whose path ends as asked."""
+    """Hand every request to the server, and drop the reply to the first request whose path ends as asked.
 
-    def __init__(self, server: MlflowServer, lose: str) -> None:
+    `kill` has the server killed at this request: `before` it gets it, or `after` it answered.
+    """
+
+    def __init__(self, server: MlflowServer, lose: str, kill: str = "") -> None:
         self.lost: list[str] = []
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fatal = self.path.endswith(lose) and not proxy.lost
+                if fatal and kill == "before":
+                    server.kill()
+                    proxy.lost.append(self.path)
+                if not server.is_running:
+                    self.close_connection = True
+                    return
                 upstream = HTTPConnection("127.0.0.1", server.port)
                 upstream.request(self.command, self.path, body, dict(self.headers))
                 reply = upstream.getresponse()
                 content = reply.read()
                 upstream.close()
-                if self.path.endswith(lose) and not proxy.lost:
+                if fatal:
+                    if kill == "after":
+                        server.kill()
                     proxy.lost.append(self.path)
                     self.close_connection = True
                     return

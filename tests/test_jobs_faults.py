@@ -18,6 +18,13 @@ def test_a_fault_happens_at_its_point_once(tmp_path):
     assert {path.name for path in (tmp_path / "faults").iterdir()} == {"raise-rank1-step3-save", "nan-rank1-step4-step"}
 
 
+def test_the_rows_of_steps_are_noted_where_asked_for(tmp_path):
+    injector = Injector(tmp_path, 1, "rows:rank=1:step=3")
+    injector.take(2, [1])
+    injector.take(3, [4, 5])
+    assert (tmp_path / "rows" / "1.jsonl").read_text() == '{"step": 3, "rows": [4, 5]}\n'
+
+
 def test_without_faults_nothing_happens(tmp_path):
     injector = Injector(tmp_path, 0, "")
     assert injector.reach("step", 1) is None

@@ -103,6 +103,15 @@ def test_a_damaged_model_is_not_registered(model: Path) -> None:
     assert "damaged" not in registry.models()
 
 
+def test_an_alias_does_not_move_to_a_damaged_version(model: Path) -> None:
+    first = registry.register("rotten", model, run_id="run1", alias="champion")
+    second = registry.register("rotten", model, run_id="run2")
+    (model / "model.safetensors").write_bytes(b"0" * 1999 + b"1")
+    with pytest.raises(TrackingError, match="is corrupt"):
+        registry.promote("rotten", second.version, "champion")
+    assert registry.find_version("models:/rotten@champion").version == first.version
+
+
 def test_the_models_table_and_its_json(model: Path) -> None:
     registry.register("shown", model, run_id="run1", alias="candidate")
     table = run("models", "shown")

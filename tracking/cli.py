@@ -68,7 +68,7 @@ def sync_runs(
         list[Path] | None, typer.Argument(help="Folders with runs below them; default $TANDEM_HOME/storage/runs.")
     ] = None,
 ) -> None:
-    """Tell the server what it missed while it was away: metrics on disk, and how the runs ended.
+    """Tell the server what it missed while it was away: metrics, how the runs ended, the models they made.
 
     Example: tandem tracking sync
     """

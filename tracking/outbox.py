@@ -2,6 +2,7 @@
 
 <any folder>/<run>/spool/owner.json      the process that will end the run
                          ending.json     how the run ended, until the server knows
+                         version.json    the model version that it made, until the server knows
 
 A process that is killed notes nothing, nor does anybody on a machine that goes: a run whose owner is gone has failed.
 """
@@ -16,11 +17,13 @@ from typing import Any
 
 import psutil
 
+from tracking import registry
 from tracking.run import Run, Status
 from tracking.spool import SpoolSender
 
 FILE = "ending.json"
 OWNER = "owner.json"
+VERSION = "version.json"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Ending:
     status: Status
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model version that waits to be registered: what `registry.register` needs."""
+
+    name: str
+    directory: str
+    alias: str | None = None
 
 
 def own(spool: Path, if_gone: Ending) -> None:
@@ -46,6 +58,23 @@ def note(spool: Path, ending: Ending) -> None:
     """Note how the run of a spool ended; `settle` or `forget` removes the note."""
     spool.mkdir(parents=True, exist_ok=True)
     _write(spool / FILE, asdict(ending))
+
+
+def postpone(spool: Path, version: Version) -> None:
+    """Note a model version for `publish`: at the run's end, or when it is settled."""
+    spool.mkdir(parents=True, exist_ok=True)
+    _write(spool / VERSION, asdict(version))
+
+
+def publish(spool: Path, run_id: str, tracking_uri: str | None = None) -> str | None:
+    """Register the version that waits, if one does; return its URI. Repeating it makes no second version."""
+    if not (spool / VERSION).exists():
+        return None
+    waiting = Version(**json.loads((spool / VERSION).read_text(encoding="utf-8")))
+    directory = Path(waiting.directory)
+    made = registry.register(waiting.name, directory, run_id=run_id, alias=waiting.alias, tracking_uri=tracking_uri)
+    (spool / VERSION).unlink()
+    return made.uri
 
 
 def forget(spool: Path) -> None:
@@ -80,7 +109,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def settle(spool: Path, tracking_uri: str | None = None, timeout_s: float = 60.0) -> int:
-    """Send what is left of a spool and end its run as noted; return how many records were sent.
+    """Send what is left of a spool, register what its run made, end the run as noted; return the records sent.
 
     Raises:
         ServerUnreachable: the server is still away; nothing is lost.
@@ -91,6 +120,7 @@ def settle(spool: Path, tracking_uri: str | None = None, timeout_s: float = 60.0
     count = sender.unsent()
     left = sender.start().stop(timeout_s)
     if not left:
+        publish(spool, run.run_id, tracking_uri)
         run.end(ending.status)
         forget(spool)
     return count - left

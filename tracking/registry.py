@@ -147,10 +147,17 @@ def models(tracking_uri: str | None = None) -> list[str]:
 
 
 def promote(name: str, version: int, alias: str, tracking_uri: str | None = None) -> ModelVersion:
-    """Make `alias` mean this version of the model; an endpoint that follows the alias rolls over to it."""
+    """Make `alias` mean this version of the model; an endpoint that follows the alias rolls over to it.
+
+    Raises TrackingError, and moves nothing, when the version's files are on this machine and not what they were.
+    """
     check_alias(alias)
     client = connect(tracking_uri)
-    _version(client, name, version)
+    source = _version(client, name, version).source
+    if source.startswith(f"{_SCHEME}:"):
+        directory = Path(unquote(urlsplit(source).path))
+        if (directory / FILE_NAME).exists():
+            read(directory, verify=True)
     ask(client, lambda: client.set_registered_model_alias(name, alias, str(version)))
     return _version(client, name, version)
 
