@@ -132,9 +132,8 @@ def logging_cost(work: Path) -> None:
     from tracking.run import Run
     from tracking.spool import Spool, SpoolSender
 
-    (server,) = [
-        p for p in psutil.process_iter() if "tracking.server" in p.cmdline() and str(work / "mlflow") in p.cmdline()
-    ]
+    lines = {p: p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])}
+    (server,) = [p for p, line in lines.items() if "tracking.server" in line and str(work / "mlflow") in line]
     step_s = statistics.median(r["metrics"]["step_time_s"] for r in steps_of(work, "stall"))
     for state, number in (("up", None), ("frozen", signal.SIGSTOP), ("killed", signal.SIGKILL)):
         if number is not None:

@@ -49,7 +49,7 @@ def reach_cluster(spec: JobSpec) -> dict[str, int]:
     """Connect to the cluster, make sure that the job fits, have its processes started; return how they are placed."""
     environment = warm.environment(spec)
     os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_TRAIN_")})
-    connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment})
+    connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment, **warm.executable(spec)})
     placed = check_it_fits(spec)
     warm.start(placed, controller=spec.training is not None)
     return placed

@@ -9,15 +9,11 @@ import importlib
 import os
 from collections.abc import Mapping
 
-from cluster import prestart
+from cluster import fork_client, prestart
 from jobs import noise
 from jobs.spec import JobSpec
 
-WORKER = {
-    prestart.HOOK_VARIABLE: "jobs.warm.import_for_training",
-    # Torch asks for huge pages: with small ones a fifth of a CPU step's time goes into page faults.
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
+WORKER = {prestart.HOOK_VARIABLE: "jobs.warm.import_for_training"}
 """What the environment of a process that computes holds besides."""
 
 
@@ -25,6 +21,8 @@ def environment(spec: JobSpec) -> dict[str, str]:
     """Return the variables of all of the job's processes but the driver: those that compute, and Ray Train's actors."""
     return {
         **noise.ENVIRONMENT,
+        # Torch asks for huge pages: with small ones a fifth of a CPU step's time goes into page faults.
+        "THP_MEM_ALLOC_ENABLE": "1",
         # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
         **{name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ},
         **({} if spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
@@ -35,6 +33,16 @@ def environment(spec: JobSpec) -> dict[str, str]:
         "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
         prestart.HOOK_VARIABLE: "jobs.warm.import_for_control",
     }
+
+
+def executable(spec: JobSpec) -> dict[str, str]:
+    """Return the part of the runtime environment that has the job's processes forked from one that has imported.
+
+    Not with GPUs: libraries that look for one while they are imported leave a CUDA that cannot be forked.
+    """
+    if spec.resources.gpus_per_worker:
+        return {}
+    return {"py_executable": fork_client.py_executable("jobs.warm:import_before_ray")}
 
 
 def start(placed: Mapping[str, int], *, controller: bool = False, spare: bool = False) -> None:
@@ -51,15 +59,21 @@ def start(placed: Mapping[str, int], *, controller: bool = False, spare: bool = 
     prestart.prestart(placed, WORKER)
 
 
-def import_for_training() -> None:
-    """Import what a worker needs."""
+def import_before_ray() -> None:
+    """Import what a worker needs, but for Ray: what the fork server does."""
     noise.quiet()
     if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it looks for the GPU, which only a worker is given
         from jobs.engine import import_deepspeed
 
         import_deepspeed()  # before transformers imports it at full length
-    for module in ("ray.train.torch", "transformers.modeling_utils", "jobs.train"):
+    for module in ("transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.train"):
         importlib.import_module(module)
+
+
+def import_for_training() -> None:
+    """Import what a worker needs."""
+    import_before_ray()
+    importlib.import_module("ray.train.torch")
 
 
 def import_for_control() -> None:
