@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import signal
 import socket
 import struct
@@ -44,9 +45,9 @@ def py_executable(hook: str) -> str:
     """Return the command for a runtime environment.
 
     `hook`, module:function, is what the server calls at its start. It must not import ray, nor compute: threads do not
-    survive a fork.
+    survive a fork. A node whose Python lies elsewhere takes the one on its PATH.
     """
-    return f"{sys.executable} -S -m cluster.fork_client {hook}"
+    return f'"$(command -v {shlex.quote(sys.executable)} || command -v python3)" -S -m cluster.fork_client {hook}'
 
 
 def main(hook: str, arguments: list[str]) -> None:

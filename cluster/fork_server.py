@@ -15,6 +15,7 @@ import json
 import os
 import random
 import runpy
+import signal
 import socket
 import struct
 import sys
@@ -35,6 +36,7 @@ def serve(address: str, hook: str) -> None:
     raylet = int(os.environ.get("RAY_RAYLET_PID") or 0)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(address)
+    signal.signal(signal.SIGCHLD, lambda signum, frame: _has_children())  # nobody may see a zombie for long
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(address)
         listener.listen(64)
@@ -104,6 +106,7 @@ def _become(connection: socket.socket, wanted: dict[str, object], streams: list[
     """Be the process that was asked for: its streams, environment, folder and arguments; then run its script."""
     code = 1
     try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # raylets signal a worker's whole process group when it ends
         connection.settimeout(None)
         for number, stream in enumerate(streams):

@@ -24,7 +24,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster import connect
 from cluster.errors import UserError
-from serve import address, board, plan
+from serve import address, board, plan, warm
 from serve.deploy import MARK
 from serve.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.plan import ServedModel
@@ -108,7 +108,7 @@ def _model_target(spec: ServeSpec, model: ServedModel, environment: dict[str, An
         ray_actor_options={
             "num_cpus": settings.resources.cpus_per_replica,
             "num_gpus": settings.resources.gpus_per_replica,
-            "runtime_env": _merged(environment, settings.runtime_env),
+            "runtime_env": {**warm.executable(model, settings), **_merged(environment, settings.runtime_env)},
         },
         logging_config=LoggingConfig(enable_access_log=False),  # the gateway keeps one
         max_surge_percent=_surge(settings),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from cluster import fork_client
 
 ROOT = Path(__file__).parent.parent
 HOOK = """
@@ -82,6 +85,18 @@ def test_a_forked_process_is_the_one_that_was_asked_for(session: Path) -> None:
     assert (second["mine"], second["arguments"][-1]) == ("2", "two")
     assert second["parent"] == first["parent"], "one server"
     assert psutil.Process(second["parent"]).cmdline()[2] == "cluster.fork_server"
+
+
+def test_the_command_finds_a_python_where_the_drivers_is_missing(
+    session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for executable in (sys.executable, "/no/such folder/python"):
+        monkeypatch.setattr(sys, "executable", executable)
+        script = shlex.quote(str(session / "script.py"))
+        command = f"exec {fork_client.py_executable('hook:load')} {script} --raylet-name={session}/sockets/raylet"
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{session}", "RAY_RAYLET_PID": str(os.getpid())}
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+        assert json.loads(done.stdout)["loaded"], done.stderr
 
 
 def test_several_at_once_start_one_server(session: Path) -> None:
