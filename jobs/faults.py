@@ -73,7 +73,7 @@ class Injector:
         for fault in self._faults:
             if fault.action == "pace" and step >= fault.step:
                 self._pace_s = PACE_S
-            elif (fault.phase, fault.step) == (phase, step) and self._first_time(fault):
+            elif fault.action != "rows" and (fault.phase, fault.step) == (phase, step) and self._first_time(fault):
                 return _ACTIONS[fault.action](self._run)
         return None
 
