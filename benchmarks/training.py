@@ -1,6 +1,6 @@
 """Training speed, side by side in one run: Tandem's loop, a bare DeepSpeed script, Hugging Face Trainer with DeepSpeed.
 
-    python benchmarks/training.py [--steps 40] [--rounds 3] [--size 14M]
+    python benchmarks/training.py [--steps 16] [--rounds 5] [--size 14M]
 
 All three train the same random Llama on the same number of tokens with the same DeepSpeed configuration, two processes
 of one thread each. The rounds alternate, so that the machine's own drift hits all alike; a rate is the median step's.
@@ -58,8 +58,8 @@ def job_spec(size: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps per measurement (default 40)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default 3)")
+    parser.add_argument("--steps", type=int, default=16, help="optimiser steps per measurement (default 16)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--size", choices=SIZES, default="14M")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
