@@ -1,12 +1,15 @@
-"""What faults cost: seconds from a kill to the next step, checkpoints' stall, effective training time, logging.
+"""What faults cost: seconds from a kill to the next step, effective training time, resizes, checkpoints' stall, logging.
 
     python benchmarks/recovery.py [--minutes 5] [--every 30] [--seed 0]
 
 1. A worker of a ZeRO-3 job on two processes is killed every 30 s, at seeded moments and ranks. Effective training time
-   is the steps that count times the median undisturbed step, over the time from the first step to the last.
-2. A 14M Llama saves every 4 steps: how long the training thread waited, over how long the same save takes when it waits
+   is the steps that count times an undisturbed step, over the time from the first step to the last. An undisturbed
+   step is the mean of those before the first kill; the same share by the median of all steps is printed as well.
+2. On a cluster of three nodes of one CPU each, a node is killed and replaced: seconds until two workers train, and
+   from the new node's start until three do.
+3. A 14M Llama saves every 4 steps: how long the training thread waited, over how long the same save takes when it waits
    for all of it.
-3. Seconds on the step's path for logging, over the step: MLflow up, frozen (accepts, never answers), killed.
+4. Seconds on the step's path for logging, over the step: MLflow up, frozen (accepts, never answers), killed.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 
 def main() -> None:
-    """Run the three parts and print their figures."""
+    """Run the four parts and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5, help="how long workers are killed (default 5)")
     parser.add_argument("--every", type=float, default=30, help="seconds between two kills (default 30)")
@@ -47,6 +50,11 @@ def main() -> None:
         kills(work, options)
         stall(work)
         logging_cost(work)
+    finally:
+        local.down()
+    os.environ["TANDEM_HOME"] = str(work / "n")
+    try:
+        resizes(work / "n")
     finally:
         local.down()
 
@@ -87,14 +95,65 @@ def kills(work: Path, options: argparse.Namespace) -> None:
     submit.follow(job, lambda line, meaning: None)
     records = [r for r in steps_of(work, "kills") if r["time_ms"] / 1000 >= began]
     next_step = [min(t for r in records if (t := r["time_ms"] / 1000) > kill + 0.5) - kill for kill in killed[:-1]]
-    undisturbed = statistics.median(r["metrics"]["step_time_s"] for r in records)
+    median = statistics.median(r["metrics"]["step_time_s"] for r in records)
+    before = [r["time_ms"] / 1000 for r in records if r["time_ms"] / 1000 < killed[0]]
+    undisturbed = (before[-1] - before[0]) / (len(before) - 1)
     counted = len({r["step"] for r in records})
     took = records[-1]["time_ms"] / 1000 - began
     print(f"\nkill to next step      median {statistics.median(next_step):.1f} s, worst {max(next_step):.1f} s "
           f"({len(next_step)} kills)")  # fmt: skip
     print(f"repeated steps         {len(records) - counted} of {len(records)}")
     print(f"effective time         {counted * undisturbed / took:.3f}   ({counted} steps of {1e3 * undisturbed:.0f} ms "
-          f"in {took:.0f} s)")  # fmt: skip
+          f"in {took:.0f} s; {counted * median / took:.3f} by the median step of {1e3 * median:.0f} ms)")  # fmt: skip
+
+
+def resizes(work: Path) -> None:
+    """Kill a node of three and replace it; print how long an elastic job trains with fewer workers than it could."""
+    from faults import SPEC
+
+    from cluster import local, record
+    from jobs import submit
+
+    local.up(nodes=2, cpus=1, cpus_per_node=1)
+    spec = {
+        **SPEC,
+        "name": "elastic",
+        "training": {**SPEC["training"], "steps": 1_000_000, "schedule": "constant", "deepspeed": {"zero_stage": 2}},
+        "resources": {"workers": {"min": 1, "max": 3, "resize_every_s": 3}},
+        "checkpoint": {"every_steps": 50},
+    }
+    path = work / "elastic.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    job = submit.submit(path, [])
+    wait_until(lambda: len(steps_of(work, "elastic")) > 50, 120)
+    raylet = psutil.Process(record.read().raylets[-1])
+    dead = [raylet, *raylet.children(recursive=True), *forked_for(raylet)]
+    for process in dead:
+        process.kill()
+    killed_at = time.time()
+    wait_until(lambda: steps_of(work, "elastic")[-1]["metrics"]["workers"] == 2, 120)
+    shrunk_s = time.time() - killed_at
+    local.up(nodes=2, cpus=1, cpus_per_node=1)
+    added_at = time.time()
+    wait_until(lambda: steps_of(work, "elastic")[-1]["metrics"]["workers"] == 3, 120)
+    grown_s = time.time() - added_at
+    submit.stop(job)
+    submit.follow(job, lambda line, meaning: None)
+    print(f"resizes                3 → 2 workers {shrunk_s:.1f} s after a node's death, "
+          f"2 → 3 {grown_s:.1f} s after another came")  # fmt: skip
+
+
+def forked_for(raylet: psutil.Process) -> list[psutil.Process]:
+    """Return the processes that a node's fork server made; on a machine that goes they would go too."""
+    raylets = {str(process.pid) for process in (raylet, *raylet.children(recursive=True))}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RAY_RAYLET_PID") in raylets:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 def stall(work: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster import home
 from jobs import submit
 from jobs.submit import Outcome
 
@@ -107,6 +108,12 @@ def test_a_run_holds_what_happened(pretrained):
         assert len(history(pretrained["run_id"], key)) == 30, key
     assert [step for step, _ in history(pretrained["run_id"], "eval_loss")] == [0, 30]
     assert logged_models(found) == [20, 30], "the kept checkpoints are logged models, the removed one is not"
+
+
+def test_workers_are_forked_from_a_process_that_has_imported(pretrained):
+    logs = home.home() / "ray" / "session_latest" / "logs"
+    assert len(list(logs.glob("forkserver-*.log"))) == 1
+    assert not [path.name for path in logs.glob("worker-*.err") if "no fork server" in path.read_text()]
 
 
 def test_the_held_out_loss_falls(pretrained):

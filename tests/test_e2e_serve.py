@@ -60,6 +60,11 @@ def endpoint(cluster: Connection, images: Path, tmp_path_factory: pytest.TempPat
     deploy.down(print)
 
 
+def forked(process: psutil.Process) -> bool:
+    parent = process.parent()
+    return parent is not None and "cluster.fork_server" in parent.cmdline()
+
+
 @pytest.fixture(scope="module")
 def client(endpoint: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0, timeout=60)
@@ -140,6 +145,11 @@ def test_inference(endpoint: str) -> None:
     refused = httpx.post(f"{endpoint}/v2/models/shapes/infer", json={"inputs": [wrong]})
     assert refused.status_code == 400
     assert "image" in refused.json()["error"]["message"]
+
+
+def test_replicas_are_forked_from_a_process_that_has_imported(endpoint: str) -> None:
+    replicas = [p for p in psutil.process_iter() if p.name().startswith("ray::Serve") and forked(p)]
+    assert len(replicas) >= 2, "one of each model"
 
 
 def test_only_loopback_listens(endpoint: str) -> None:
