@@ -1,4 +1,4 @@
-"""What faults cost: seconds from a kill to the next step, effective training time, resizes, checkpoints' stall, logging.
+"""What faults cost: seconds from a kill to the next step, effective training time, resizes, a save's stall, logging.
 
     python benchmarks/recovery.py [--minutes 5] [--every 30] [--seed 0]
 
