@@ -11,7 +11,7 @@ hits all alike; a rate is the median of the rounds, a ratio the median of each r
     prefill   prompt tokens/s of the engine and of one forward pass of transformers
     latency   time to first token, and the longest wait of running streams, while prompts keep arriving
     parts     where a step's time goes
-    start     seconds from the start of a process to a ready engine, without loading the model
+    start     seconds from the start of a process to a ready engine, without loading the model; plain, and forked
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import argparse
 import asyncio
 import copy
 import itertools
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -276,13 +278,27 @@ async def parts(size: str, options: argparse.Namespace) -> None:
 
 
 async def start(size: str, options: argparse.Namespace) -> None:
-    """Start engines in processes of their own; the kernels have been compiled before."""
+    """Start engines in processes of their own, plain and forked as replicas are; the kernels have been compiled."""
+    with tempfile.TemporaryDirectory(prefix="eb-", dir="/tmp") as session:
+        for name in ("sockets", "logs"):
+            (Path(session) / name).mkdir()
+        hook = ["-S", "-m", "cluster.fork_client", "serve.warm:import_before_ray"]
+        plain = _start_s([], size, options, session)
+        _start_s(hook, size, options, session)  # the first one on a node starts the server
+        forked = _start_s(hook, size, options, session)
+    print(f"{size} start: ready {statistics.median(plain):.1f} s after the process began, model load excluded; "
+          f"forked, {statistics.median(forked):.1f} s")  # fmt: skip
+
+
+def _start_s(how: list[str], size: str, options: argparse.Namespace, session: str) -> list[float]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_RAYLET_PID": str(os.getpid())}
     seconds = []
     for _ in range(options.rounds):
-        command = [sys.executable, __file__, "--child", str(time.time()), "--sizes", size]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        command = [sys.executable, *how, __file__, "--child", str(time.time()), "--sizes", size]
+        command += ["--threads", str(options.threads), f"--raylet-name={session}/sockets/raylet"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
         seconds.append(float(done.stdout.split()[-1]))
-    print(f"{size} start: ready {statistics.median(seconds):.1f} s after the process began, model load excluded")
+    return seconds
 
 
 async def child(size: str, options: argparse.Namespace) -> None:
@@ -311,6 +327,7 @@ def main() -> None:
     parser.add_argument("--runner", choices=("auto", "native", "torch"), default="auto")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--raylet-name", help=argparse.SUPPRESS)  # by which cluster/fork_client.py finds its server
     options = parser.parse_args()
 
     import torch
