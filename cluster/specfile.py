@@ -18,6 +18,9 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.errors import UserError
 
+MAX_VALUES, MAX_DEPTH = 100_000, 64
+"""Of a spec with its aliases written out: a few lines of them can stand for more than fits in memory."""
+
 Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str | int, ...]
 
@@ -65,6 +68,8 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Location, int]]:
         loader = _Loader(text)
         node = loader.get_single_node()
         values = loader.construct_document(node) if node is not None else {}
+    except RecursionError:
+        raise UserError(f"{name}: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -77,6 +82,10 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Location, int]]:
 
 
 def _collect_lines(node: yaml.Node | None, location: Location, lines: dict[Location, int], name: str) -> None:
+    if len(lines) > MAX_VALUES or len(location) > MAX_DEPTH:
+        raise UserError(
+            f"{name}: more than {MAX_VALUES:,} values or {MAX_DEPTH} levels: aliases (*name) repeat too much"
+        )
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             child = (*location, key.value)

@@ -77,6 +77,23 @@ def test_broken_yaml_names_the_line():
     assert complaint("name: x\nmodel: [").startswith("x.yaml:2: not valid YAML")
 
 
+def test_what_a_spec_must_not_do_is_refused(tmp_path):
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
+    )
+    marker = tmp_path / "marker"
+    for text, said in [
+        (bomb, "aliases"),
+        ("a: &a [*a]\n", "aliases"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a:\n\tb: 1\n", "spec:2: not valid YAML"),
+        (f"a: !!python/object/apply:os.mkdir ['{marker}']\n", "spec:1: not valid YAML"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            specfile.parse(text, "spec")
+    assert not marker.exists()
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         specfile.load(tmp_path / "none.yaml", JobSpec)
