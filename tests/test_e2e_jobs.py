@@ -1,6 +1,7 @@
 """Jobs on the real stack: Ray Jobs → Ray Train → DeepSpeed → MLflow, from pre-training to the int8 child."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -194,12 +195,30 @@ def test_a_stopped_job_goes_on_where_it_was(folder):
     while "tandem: evaluate 0" not in submit.logs(first):
         assert submit.known(first) not in submit.TERMINAL, submit.logs(first)
         time.sleep(0.2)
+    assert_ctrl_c_detaches(first)
     assert submit.stop(first)
     assert submit.follow(first, lambda line, meaning: None).status == "STOPPED"
     result = finished(submit.follow(submit.submit(path, []), lambda line, meaning: None))
     assert "goes on" in submit.logs(submit.list_jobs()[0]["id"])
     assert [step for step, _ in history(result["run_id"], "loss")] == list(range(1, 801))
     assert mlflow_run(result["run_id"]).info.status == "FINISHED"
+
+
+def assert_ctrl_c_detaches(job: str) -> None:
+    """Follow in a process of its own, interrupt it, and see that the job goes on."""
+    code = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / "tandem.py"), "jobs", "logs", job, "--follow"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "evaluat" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, rest
+    assert f"detached; the job goes on. Come back: tandem jobs logs {job} --follow" in rest
+    assert submit.known(job) == "RUNNING"
 
 
 @pytest.mark.parametrize(
