@@ -3,8 +3,8 @@
     python benchmarks/recovery.py [--minutes 5] [--every 30] [--seed 0]
 
 1. A worker of a ZeRO-3 job on two processes is killed every 30 s, at seeded moments and ranks. Effective training time
-   is the steps that count times an undisturbed step, over the time from the first step to the last. An undisturbed
-   step is the mean of those before the first kill; the same share by the median of all steps is printed as well.
+   is the share of the time that is not lost between a kill and the first step that had not been done before it. The
+   steps that count times the median step, over the time, is printed as well: what disturbs steps counts against it.
 2. On a cluster of three nodes of one CPU each, a node is killed and replaced: seconds until two workers train, and
    from the new node's start until three do.
 3. A 14M Llama saves every 4 steps: how long the training thread waited, over how long the same save takes when it waits
@@ -96,15 +96,20 @@ def kills(work: Path, options: argparse.Namespace) -> None:
     records = [r for r in steps_of(work, "kills") if r["time_ms"] / 1000 >= began]
     next_step = [min(t for r in records if (t := r["time_ms"] / 1000) > kill + 0.5) - kill for kill in killed[:-1]]
     median = statistics.median(r["metrics"]["step_time_s"] for r in records)
-    before = [r["time_ms"] / 1000 for r in records if r["time_ms"] / 1000 < killed[0]]
-    undisturbed = (before[-1] - before[0]) / (len(before) - 1)
-    counted = len({r["step"] for r in records})
-    took = records[-1]["time_ms"] / 1000 - began
+    done = [(r["time_ms"] / 1000, r["step"]) for r in records]
+    lost = sum(lost_s(done, kill) for kill in killed)
+    counted, took = len({step for _, step in done}), done[-1][0] - began
     print(f"\nkill to next step      median {statistics.median(next_step):.1f} s, worst {max(next_step):.1f} s "
           f"({len(next_step)} kills)")  # fmt: skip
     print(f"repeated steps         {len(records) - counted} of {len(records)}")
-    print(f"effective time         {counted * undisturbed / took:.3f}   ({counted} steps of {1e3 * undisturbed:.0f} ms "
-          f"in {took:.0f} s; {counted * median / took:.3f} by the median step of {1e3 * median:.0f} ms)")  # fmt: skip
+    print(f"effective time         {1 - lost / took:.3f}   ({lost:.0f} of {took:.0f} s lost; "
+          f"{counted * median / took:.3f} by {counted} steps of {1e3 * median:.0f} ms)")  # fmt: skip
+
+
+def lost_s(done: list[tuple[float, int]], kill: float) -> float:
+    """Return the seconds from a kill to the first step that is new; `done`: (time, step), in the order of time."""
+    newest = max(step for at, step in done if at <= kill)
+    return next((at for at, step in done if at > kill and step > newest + 1), done[-1][0]) - kill
 
 
 def resizes(work: Path) -> None:
