@@ -46,7 +46,7 @@ PARTS = ("decode", "weights", "memory", "prefill", "latency", "parts", "start")
 
 
 def random_model(size: str) -> Any:
-    """Build the Llama of facts.md with random weights in bf16."""
+    """Build a Llama of this size with random weights in bf16."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

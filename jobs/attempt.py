@@ -29,7 +29,7 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     Args:
         placed: how many workers each node takes, by node id.
     """
-    storage = Path(spec.storage or home.home() / "storage").absolute()
+    storage = base / Path(spec.storage).expanduser() if spec.storage else (home.home() / "storage").absolute()
     parent = find_parent(spec.model.source, base) if spec.model.source else None
     folder = runs.claim(storage, spec)
     folder.write_status("RUNNING")

@@ -233,7 +233,8 @@ class JobSpec(_Section):
     quantize: QuantizeSpec = QuantizeSpec()
     register_: RegisterSpec | None = Field(None, alias="register")
     storage: str | None = None
-    """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage."""
+    """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage. A relative one
+    starts at the spec's folder."""
     max_failures: int = Field(3, ge=0)
     """How often a lost worker group is started again, from its newest checkpoint, without getting any further."""
 

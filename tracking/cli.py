@@ -87,7 +87,7 @@ def promote_version(
     version: Annotated[int, typer.Argument(min=1, help="The version that the alias shall mean.")],
     alias: Annotated[str, typer.Option("--alias", "-a", help="For example champion or candidate.")],
 ) -> None:
-    """Make an alias mean this version; endpoints that follow the alias roll over to it.
+    """Make an alias mean this version; an endpoint that names the alias follows at its next `tandem serve up`.
 
     Example: tandem tracking promote stdlib-lm 3 --alias champion
     """

@@ -147,7 +147,7 @@ def models(tracking_uri: str | None = None) -> list[str]:
 
 
 def promote(name: str, version: int, alias: str, tracking_uri: str | None = None) -> ModelVersion:
-    """Make `alias` mean this version of the model; an endpoint that follows the alias rolls over to it.
+    """Make `alias` mean this version of the model; endpoints that name it follow at their next `up`.
 
     Raises TrackingError, and moves nothing, when the version's files are on this machine and not what they were.
     """
