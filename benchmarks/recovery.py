@@ -114,7 +114,7 @@ def lost_s(done: list[tuple[float, int]], kill: float) -> float:
 
 def resizes(work: Path) -> None:
     """Kill a node of three and replace it; print how long an elastic job trains with fewer workers than it could."""
-    from faults import SPEC
+    from faults import SPEC, forked_for
 
     from cluster import local, record
     from jobs import submit
@@ -146,19 +146,6 @@ def resizes(work: Path) -> None:
     submit.follow(job, lambda line, meaning: None)
     print(f"resizes                3 → 2 workers {shrunk_s:.1f} s after a node's death, "
           f"2 → 3 {grown_s:.1f} s after another came")  # fmt: skip
-
-
-def forked_for(raylet: psutil.Process) -> list[psutil.Process]:
-    """Return the processes that a node's fork server made; on a machine that goes they would go too."""
-    raylets = {str(process.pid) for process in (raylet, *raylet.children(recursive=True))}
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("RAY_RAYLET_PID") in raylets:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def stall(work: Path) -> None:

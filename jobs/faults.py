@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +77,10 @@ class Injector:
                 return _ACTIONS[fault.action](self._run)
         return None
 
-    def take(self, step: int, rows: list[int]) -> None:
+    def take(self, step: int, micro_batches: Iterable[Iterable[int]]) -> None:
         """Note that `step` takes these rows on this rank, where `rows` asks for it."""
         if any(fault.action == "rows" and step >= fault.step for fault in self._faults):
+            rows = [int(row) for micro_batch in micro_batches for row in micro_batch]
             path = self._run / "rows" / f"{self._rank}.jsonl"
             path.parent.mkdir(exist_ok=True)
             with path.open("a", encoding="utf-8") as file:

@@ -167,7 +167,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
         mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
-        worker.faults.take(step + 1, [int(row) for part in mine for row in part])
+        worker.faults.take(step + 1, mine)
         micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
         return micro, int(worker.rows.targets[chosen].sum())
 

@@ -7,11 +7,12 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from cluster.connect import connection
@@ -142,6 +143,17 @@ def same_curve(found: dict[int, float], expected: dict[int, float], tolerance: f
     assert sorted(found) == sorted(expected)
     for step, loss in expected.items():
         assert math.isclose(found[step], loss, rel_tol=tolerance), f"step {step}: {found[step]} instead of {loss}"
+
+
+def forked_for(daemon: psutil.Process) -> list[psutil.Process]:
+    """List what the fork server of a node made, and itself: nobody's children, but they go with the machine."""
+    raylets = {str(process.pid) for process in (daemon, *daemon.children(recursive=True))}
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAY_RAYLET_PID") in raylets:
+                found.append(process)
+    return found
 
 
 def mlflow_client() -> Any:

@@ -1,6 +1,5 @@
 """Nodes and the head die, come back, or are announced to go: training shrinks, grows and goes on."""
 
-import contextlib
 import itertools
 import os
 import shutil
@@ -18,7 +17,7 @@ from cluster import daemons, home, local, record, topology
 from cluster.connect import connection
 from jobs import runs
 from tests.conftest import free_port
-from tests.faults import Faulted, ended, mlflow_client, run, same_curve, submitted
+from tests.faults import Faulted, ended, forked_for, mlflow_client, run, same_curve, submitted
 from tracking import outbox
 
 pytestmark = pytest.mark.faults
@@ -169,19 +168,9 @@ def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
 def _kill(pid: int) -> None:
     """Kill a daemon and what it started, as when a machine goes; forked workers are nobody's children."""
     process = psutil.Process(pid)
-    for one in (process, *process.children(recursive=True), *_forked_for(process)):
+    for one in (process, *process.children(recursive=True), *forked_for(process)):
         if one.is_running():
             one.send_signal(signal.SIGKILL)
-
-
-def _forked_for(daemon: psutil.Process) -> list[psutil.Process]:
-    raylets = {str(p.pid) for p in (daemon, *daemon.children(recursive=True))}
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_RAYLET_PID") in raylets:
-                found.append(process)
-    return found
 
 
 def _add_node(number: int) -> None:

@@ -20,8 +20,8 @@ def test_a_fault_happens_at_its_point_once(tmp_path):
 
 def test_the_rows_of_steps_are_noted_where_asked_for(tmp_path):
     injector = Injector(tmp_path, 1, "rows:rank=1:step=3")
-    injector.take(2, [1])
-    injector.take(3, [4, 5])
+    injector.take(2, [[1]])
+    injector.take(3, [[4], [5]])
     assert (tmp_path / "rows" / "1.jsonl").read_text() == '{"step": 3, "rows": [4, 5]}\n'
 
 

@@ -153,11 +153,9 @@ def promote(name: str, version: int, alias: str, tracking_uri: str | None = None
     """
     check_alias(alias)
     client = connect(tracking_uri)
-    source = _version(client, name, version).source
-    if source.startswith(f"{_SCHEME}:"):
-        directory = Path(unquote(urlsplit(source).path))
-        if (directory / FILE_NAME).exists():
-            read(directory, verify=True)
+    found = _version(client, name, version)
+    if found.source.startswith(f"{_SCHEME}:") and (found.directory / FILE_NAME).exists():
+        read(found.directory, verify=True)
     ask(client, lambda: client.set_registered_model_alias(name, alias, str(version)))
     return _version(client, name, version)
 
