@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # What is compiled here stays here.
 export TANDEM_CACHE := $(CURDIR)/$(VENV)/cache
 
-.PHONY: quickstart test test-faults check bench setup clean
+.PHONY: quickstart test test-fast test-faults check bench setup clean
 
 setup: $(STAMP)
 
@@ -22,13 +22,16 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -q tests/test_layering.py
+	$(VENV)/bin/python -m pytest -q tests/unit/test_layering.py
 
 test: check
 	$(VENV)/bin/python -m pytest
 
+test-fast: $(STAMP)
+	$(VENV)/bin/python -m pytest -q tests/unit tests/contracts
+
 test-faults: $(STAMP)
-	$(VENV)/bin/python -m pytest -m faults
+	$(VENV)/bin/python -m pytest tests/faults
 
 bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/training.py

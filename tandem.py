@@ -84,11 +84,11 @@ class Stages:
 def start_cluster() -> tuple[str, None]:
     """Start Ray and MLflow, and free the CPUs that an earlier quickstart's endpoint still holds."""
     from cluster import connect, local
-    from serve import deploy
+    from serve import endpoints
 
     local.up(progress=_note)
     where = connect.connection()
-    stopped = deploy.down() if deploy.status() else []
+    stopped = endpoints.down() if endpoints.status() else []
     ended = f", stopped the endpoint of an earlier run ({', '.join(stopped)})" if stopped else ""
     return f"Ray {where.ray_address}, MLflow {where.tracking_uri}{ended}", None
 
@@ -130,11 +130,12 @@ def promote() -> tuple[str, None]:
 def serve_up() -> tuple[str, str]:
     """Serve the fine-tuned model behind the OpenAI API."""
     from cluster import specfile
-    from serve import deploy, plan
+    from serve import endpoints
+    from serve.deploy import plan
     from serve.spec import ServeSpec
 
     path = _examples("serve") / "chat.yaml"
-    outcome = deploy.up(plan.absolute(specfile.load(path, ServeSpec), path.parent), _note)
+    outcome = endpoints.up(plan.absolute(specfile.load(path, ServeSpec), path.parent), _note)
     return f"{', '.join(outcome['models'])} at {outcome['endpoint']}", outcome["endpoint"]
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jobs.spec import TrainingSpec
-from jobs.zero import deepspeed_config
+from jobs.worker.zero import deepspeed_config
 
 
 def main() -> None:

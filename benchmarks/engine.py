@@ -77,7 +77,7 @@ class Contestant:
     """A started engine and what is measured of it."""
 
     def __init__(self, size: str, options: argparse.Namespace, precision: str = "bf16", model: Any = None) -> None:
-        from serve.torch_engine.engine import TorchEngine, TorchEngineOptions
+        from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
 
         limits = TorchEngineOptions(
             max_batch=max(64, *options.streams), max_context=1024, threads=options.threads, runner=options.runner
@@ -87,7 +87,7 @@ class Contestant:
 
     async def stream(self, prompt: list[int], new: int = NEW) -> list[float]:
         """Generate; return when each token arrived."""
-        from serve.engine import GenerationRequest, SamplingParams
+        from serve.engines.protocol import GenerationRequest, SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
         arrived = []
@@ -191,7 +191,7 @@ async def weights(size: str, options: argparse.Namespace) -> None:
 
 
 async def memory(size: str, options: argparse.Namespace) -> None:
-    from serve.torch_engine.native import library
+    from serve.engines.torch.native import library
 
     for precision in ("bf16", "int8", "int4"):
         contestant = Contestant(size, options, precision)
@@ -282,7 +282,7 @@ async def start(size: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="eb-", dir="/tmp") as session:
         for name in ("sockets", "logs"):
             (Path(session) / name).mkdir()
-        hook = ["-S", "-m", "cluster.fork_client", "serve.warm:import_before_ray"]
+        hook = ["-S", "-m", "cluster.fork_client", "serve.deploy.warm:import_before_ray"]
         plain = _start_s([], size, options, session)
         _start_s(hook, size, options, session)  # the first one on a node starts the server
         forked = _start_s(hook, size, options, session)
@@ -303,12 +303,12 @@ def _start_s(how: list[str], size: str, options: argparse.Namespace, session: st
 
 async def child(size: str, options: argparse.Namespace) -> None:
     """Print the seconds from the start of this process to a ready engine, less those of making the model."""
-    import serve.torch_engine.engine  # noqa: F401
+    import serve.engines.torch.torch_engine  # noqa: F401
 
     before = time.perf_counter()
     model = random_model(size)
     load_s = time.perf_counter() - before
-    from serve.torch_engine.engine import TorchEngine, TorchEngineOptions
+    from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
 
     engine = TorchEngine(
         model, tokenizer(), TorchEngineOptions(max_batch=64, max_context=1024, threads=options.threads)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from jobs.spec import TrainingSpec
-from jobs.zero import deepspeed_config
+from jobs.worker.zero import deepspeed_config
 
 
 class Clock(TrainerCallback):

@@ -154,10 +154,10 @@ def stall(work: Path) -> None:
     from training import job_spec
 
     from jobs import submit
-    from jobs.checkpoint import Keep, Manifest
-    from jobs.saver import Saver
-    from jobs.shards import KINDS, Fragment
-    from jobs.store import Store
+    from jobs.checkpoint.catalog import Keep, Manifest
+    from jobs.checkpoint.saver import Saver
+    from jobs.checkpoint.shards import KINDS, Fragment
+    from jobs.checkpoint.store import Store
 
     spec = {**job_spec("14M", 24), "name": "stall", "checkpoint": {"every_steps": 4, "keep": 2}}
     path = work / "stall.yaml"

@@ -4,8 +4,11 @@ import sys
 from pathlib import Path
 
 from cluster import connect, home, specfile
-from jobs import phases, prepare, runs, train, warm
+from jobs import run_folder
+from jobs.data import prepare
+from jobs.driver import phases, warm
 from jobs.spec import JobSpec
+from jobs.worker import loop
 
 
 def main() -> None:
@@ -14,10 +17,10 @@ def main() -> None:
     spec = specfile.load(path, JobSpec)
     connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec)))
     storage = home.home() / "storage"
-    folder = runs.claim(storage, spec)
+    folder = run_folder.claim(storage, spec)
     job = phases.Job(spec, path.parent, storage, folder, None, None, {})  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
-    phases.run_workers(job, train.train_worker, {"prepared": prepare.as_dict(prepared)})
+    phases.run_workers(job, loop.train_worker, {"prepared": prepare.as_dict(prepared)})
     folder.write_status("FINISHED")
     print(folder.path)
 

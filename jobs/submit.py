@@ -19,8 +19,9 @@ from typing import Any
 
 from cluster import connect, specfile
 from cluster.errors import UserError
-from jobs import faults, progress
+from jobs import progress
 from jobs.spec import JobSpec
+from jobs.worker import fault_injection
 
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 ENTRY_POINT = "python -m jobs.driver"
@@ -63,8 +64,8 @@ def submit(path: Path, overrides: list[str]) -> str:
     spec = specfile.load(path, JobSpec, overrides)
     where = connect.connection()
     environment = {"TANDEM_SPEC_FOLDER": str(path.absolute().parent)} if where.is_local else {}
-    if faults.VARIABLE in os.environ:
-        environment[faults.VARIABLE] = os.environ[faults.VARIABLE]
+    if fault_injection.VARIABLE in os.environ:
+        environment[fault_injection.VARIABLE] = os.environ[fault_injection.VARIABLE]
     entry_point = shlex.join([*shlex.split(ENTRY_POINT), path.name, *(w for o in overrides for w in ("--set", o))])
     job_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{secrets.token_hex(3)}"
     metadata = {"tandem.name": spec.name, "tandem.phase": spec.phase}

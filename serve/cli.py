@@ -37,11 +37,12 @@ def up(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  
     import json
 
     from cluster import specfile
-    from serve import deploy, plan
+    from serve import endpoints
+    from serve.deploy import plan
     from serve.spec import ServeSpec
 
     wanted = plan.absolute(specfile.load(spec, ServeSpec, set_), spec.absolute().parent)
-    outcome = deploy.up(wanted, _say)
+    outcome = endpoints.up(wanted, _say)
     print(json.dumps(outcome, indent=2) if as_json else _welcome(outcome, wanted.http.host))
 
 
@@ -53,9 +54,9 @@ def status(as_json: AsJson = False) -> None:
     """
     import json
 
-    from serve import deploy
+    from serve import endpoints
 
-    found = deploy.status()
+    found = endpoints.status()
     if as_json:
         print(json.dumps(found, indent=2))
     elif found is None:
@@ -76,9 +77,9 @@ def chat(
     Example: tandem serve chat --prompt "What does os.walk do?"
     """
     from serve import chat as conversation
-    from serve import deploy
+    from serve import endpoints
 
-    talk = conversation.connect(url or deploy.endpoint(), model, system)
+    talk = conversation.connect(url or endpoints.endpoint(), model, system)
     if prompt is None:
         conversation.run(talk)
     else:
@@ -91,9 +92,9 @@ def down() -> None:
 
     Example: tandem serve down
     """
-    from serve import deploy
+    from serve import endpoints
 
-    stopped = deploy.down(_say)
+    stopped = endpoints.down(_say)
     print(f"stopped {', '.join(stopped)}" if stopped else "nothing was served")
 
 

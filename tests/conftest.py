@@ -1,4 +1,4 @@
-"""One real embedded cluster for the whole test session."""
+"""One real embedded cluster for the whole test session, and the marks that the folders stand for."""
 
 import shutil
 import socket
@@ -11,6 +11,16 @@ import pytest
 
 from cluster import home, local, processes
 from cluster.connect import Connection, connection
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder: `-m "not e2e"` leaves out both the end-to-end tests and the fault tests."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in ("e2e", "faults"):
+            item.add_marker(pytest.mark.e2e)
+        if folder == "faults":
+            item.add_marker(pytest.mark.faults)
 
 
 def free_port() -> int:

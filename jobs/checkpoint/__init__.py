@@ -1,0 +1,1 @@
+"""Checkpoints: written by workers, found again by workers and the driver."""

@@ -1,0 +1,172 @@
+"""Checkpoints that can be trusted: shards first, a manifest of their digests last.
+
+    <root>/step-00000100/<attempt>-00000-of-00002.safetensors   one shard per rank (jobs/checkpoint/shards.py)
+                         MANIFEST.json                          written last, by rank 0
+
+Neither DeepSpeed's `latest` nor Ray Train's snapshot decides what exists: without a manifest that verifies there is no
+checkpoint, and a resume takes the newest one that verifies and says what it skipped. Files carry the attempt's name, so
+that a worker of an earlier attempt that comes back from the dead spoils nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from jobs.checkpoint.store import Store, Written
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 2
+_FOLDER = re.compile(r"^step-(\d{8,})$")
+_PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is. The step is the whole position: batches and learning rate follow from it."""
+
+    step: int
+    updates: int
+    """Optimizer updates behind it: the step, less the batches that were left out."""
+    world_size: int
+    zero_stage: int
+    files: Mapping[str, Written] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last evaluation before it."""
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the files that hold fragments."""
+        return [name for name in self.files if not name.endswith("buffers.safetensors")]
+
+
+def folder(step: int) -> str:
+    """Return the name of a step's folder."""
+    return f"step-{step:08d}"
+
+
+def shard_name(attempt: str, rank: int, world_size: int) -> str:
+    """Return the name of a rank's shard."""
+    return f"{attempt}-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def commit(store: Store, manifest: Manifest) -> None:
+    """Make a checkpoint valid: all its files are in place."""
+    text = json.dumps({"format": FORMAT, **asdict(manifest)})
+    store.write(f"{folder(manifest.step)}/{MANIFEST}", [text.encode()])
+
+
+def steps(store: Store) -> list[int]:
+    """List the steps that have a folder, valid or not, newest first."""
+    found = [_FOLDER.match(name) for name in store.folders()]
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def complete(store: Store) -> list[int]:
+    """List the steps whose checkpoint has been completed, newest first; whether it verifies is another question."""
+    return [step for step in steps(store) if store.exists(f"{folder(step)}/{MANIFEST}")]
+
+
+def read(store: Store, step: int) -> Manifest | str:
+    """Return the manifest of a step, or what is wrong with it."""
+    try:
+        values = json.loads(store.read(f"{folder(step)}/{MANIFEST}"))
+    except FileNotFoundError:
+        return "no manifest, so it was never completed"
+    except (OSError, ValueError):
+        return "the manifest is unreadable"
+    return _parse(values, step)
+
+
+def verify(store: Store, manifest: Manifest, *, rank: int = 0, world_size: int = 1) -> str | None:
+    """Compare this rank's share of the files with the manifest; return what is wrong, or None."""
+    for name in sorted(manifest.files)[rank::world_size]:
+        wanted = manifest.files[name]
+        try:
+            found = store.digest(f"{folder(manifest.step)}/{name}")
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} is unreadable: {error}"
+        if found.size != wanted.size:
+            return f"{name} has {found.size} bytes instead of {wanted.size}"
+        if found.sha256 != wanted.sha256:
+            return f"{name} is corrupt (its digest differs)"
+    return None
+
+
+def newest_valid(
+    store: Store,
+    *,
+    agreed: Callable[[Callable[[], Any]], Any] = lambda produce: produce(),
+    check: Callable[[Store, Manifest], str | None] = verify,
+) -> tuple[Manifest | None, list[str]]:
+    """Return the newest checkpoint that verifies, and why each newer one was skipped.
+
+    Args:
+        agreed: makes a value, the same one on all ranks of a group (jobs/checkpoint/resume.py).
+        check: says what is wrong with a checkpoint, or None.
+    """
+    skipped: list[str] = []
+    for step in agreed(partial(steps, store)):
+        manifest = agreed(partial(read, store, step))
+        problem = manifest if isinstance(manifest, str) else check(store, manifest)
+        if problem is None:
+            return manifest, skipped
+        skipped.append(f"{folder(step)}: {problem}")
+    return None, skipped
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest ones, and those that did best."""
+
+    newest: int = 2
+    best: int = 0
+    metric: str = "loss"
+    """A metric of the evaluation; smaller is better, but for accuracies."""
+
+
+def expendable(manifests: Sequence[Manifest], keep: Keep) -> list[int]:
+    """Return the steps that need not stay. Pure."""
+    by_age = sorted(manifests, key=lambda manifest: -manifest.step)
+    rated = [manifest for manifest in by_age if keep.metric in manifest.metrics]
+    sign = -1 if "accuracy" in keep.metric else 1
+    by_merit = sorted(rated, key=lambda manifest: sign * manifest.metrics[keep.metric])
+    kept = {manifest.step for manifest in [*by_age[: keep.newest], *by_merit[: keep.best]]}
+    return sorted(manifest.step for manifest in manifests if manifest.step not in kept)
+
+
+def remove_old(store: Store, keep: Keep) -> None:
+    """Remove what need not stay, and what was never completed below the newest valid manifest."""
+    found = {step: read(store, step) for step in steps(store)}
+    complete = [manifest for manifest in found.values() if isinstance(manifest, Manifest)]
+    newest = max((manifest.step for manifest in complete), default=0)
+    torn = [step for step, manifest in found.items() if isinstance(manifest, str) and step < newest]
+    for step in [*expendable(complete, keep), *torn]:
+        store.remove(folder(step))
+
+
+def _parse(values: Any, step: int) -> Manifest | str:
+    try:
+        if values["format"] != FORMAT:
+            return f"its format is {values['format']}, this is for {FORMAT}"
+        files = {name: Written(int(file["size"]), str(file["sha256"])) for name, file in values["files"].items()}
+        manifest = Manifest(
+            step=int(values["step"]),
+            updates=int(values["updates"]),
+            world_size=int(values["world_size"]),
+            zero_stage=int(values["zero_stage"]),
+            files=files,
+            metrics={key: float(value) for key, value in values["metrics"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return "the manifest does not hold what it should"
+    strange = [name for name in files if not _PLAIN_NAME.match(name)]
+    if strange or not files or manifest.step != step:
+        return f"the manifest names {strange[0]!r}" if strange else "the manifest does not hold what it should"
+    return manifest

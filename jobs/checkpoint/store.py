@@ -1,0 +1,107 @@
+"""A folder of files on this machine's disk, or behind any URI that pyarrow knows (s3://, gs://, hdfs://, file://).
+
+Only what object stores can do as well: write a file whole, read parts of it, list, delete. Nothing is renamed, so what
+makes a set of files valid is written last (jobs/checkpoint/catalog.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file held when it was written."""
+
+    size: int
+    sha256: str
+
+
+class Store:
+    """Files below one root, named by relative paths with forward slashes."""
+
+    def __init__(self, root: str) -> None:
+        """Open `root`: a directory, or a URI. Nothing is created before the first write."""
+        self.root = root
+        if "://" in root:
+            self._fs, self._base = fs.FileSystem.from_uri(root)
+        else:
+            self._fs, self._base = fs.LocalFileSystem(), str(Path(root).absolute())
+        self._is_local = isinstance(self._fs, fs.LocalFileSystem)
+
+    def write(self, name: str, chunks: Iterable[Any]) -> Written:
+        """Write a file from buffers and return its size and digest; on a local disk it has reached the disk then."""
+        digest, size = hashlib.sha256(), 0
+        path = self._path(name)
+        self._fs.create_dir(path.rpartition("/")[0])
+        with self._open(path) as stream:
+            for chunk in chunks:
+                for piece in _pieces(chunk):
+                    stream.write(piece)
+                    digest.update(piece)
+                    size += piece.nbytes
+            if self._is_local:
+                stream.flush()
+                os.fsync(stream.fileno())
+        return Written(size, digest.hexdigest())
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content; raise FileNotFoundError where there is none."""
+        with self._fs.open_input_file(self._path(name)) as stream:
+            return stream.read()
+
+    def open(self, name: str) -> Any:
+        """Open a file for `read_at(nbytes, offset)`."""
+        return self._fs.open_input_file(self._path(name))
+
+    def digest(self, name: str) -> Written:
+        """Read a whole file and return its size and digest."""
+        digest, size = hashlib.sha256(), 0
+        with self._fs.open_input_stream(self._path(name)) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        return Written(size, digest.hexdigest())
+
+    def folders(self) -> list[str]:
+        """List the folders right below the root, sorted."""
+        selector = fs.FileSelector(self._base, allow_not_found=True)
+        found = self._fs.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def exists(self, name: str) -> bool:
+        """Say whether there is such a file."""
+        return bool(self._fs.get_file_info(self._path(name)).type == fs.FileType.File)
+
+    def remove(self, folder: str) -> None:
+        """Delete a folder with all its files; do nothing where there is none."""
+        try:
+            self._fs.delete_dir(self._path(folder))
+        except FileNotFoundError:
+            return
+
+    def locate(self, folder: str) -> str:
+        """Return where a folder is, for people: a path or a URI."""
+        return f"{self.root.rstrip('/')}/{folder}"
+
+    def _path(self, name: str) -> str:
+        return f"{self._base}/{name}"
+
+    def _open(self, path: str) -> Any:
+        return open(path, "wb", buffering=0) if self._is_local else self._fs.open_output_stream(path)
+
+
+def _pieces(chunk: Any) -> Iterable[memoryview]:
+    """Cut a buffer into pieces small enough that hashing one finds it in the cache of the processor."""
+    view = memoryview(chunk).cast("B")
+    for start in range(0, len(view), CHUNK_BYTES):
+        yield view[start : start + CHUNK_BYTES]

@@ -1,0 +1,139 @@
+"""Where raw examples come from: files, globs, image folders, the hub, and corpora that every machine has.
+
+A source is a list of dictionaries in a fixed order, with a name and a digest of its content. Text files are one
+example each (`text`); JSONL, JSON, CSV, TSV and Parquet give one example a row; a folder of folders of images gives
+`image` and `label`.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from jobs.data.corpora import BUILT_IN
+from jobs.data.examples import Example, Rows, Source
+from jobs.data.readers import READERS
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+SMALL = 20
+"""With fewer documents than this, each is cut to hold a share of its text out, instead of whole documents."""
+
+
+def open_source(where: str | Sequence[str], base: Path) -> Source:
+    """Open what `data.train` or `data.eval` names; relative paths start at `base`.
+
+    Raises:
+        UserError: nothing there, or of an unknown kind.
+    """
+    if not isinstance(where, str):
+        return _concatenate([open_source(part, base) for part in where])
+    if where in BUILT_IN:
+        return BUILT_IN[where]()
+    if where.startswith("hf://"):
+        return _hub(where.removeprefix("hf://"))
+    paths = _paths(where, base)
+    if not paths:
+        hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
+        raise UserError(f"data: nothing matches {where!r} (looked from {base}); built in: {', '.join(BUILT_IN)}{hint}")
+    if len(paths) == 1 and paths[0].is_dir():
+        return _folder(paths[0])
+    return _concatenate([_file(path) for path in paths]) if len(paths) > 1 else _file(paths[0])
+
+
+def split(examples: list[Example], fraction: float, seed: int, text_column: str) -> tuple[list[Example], list[Example]]:
+    """Hold a share of the examples out, chosen by the seed; of a few long texts, the end of each."""
+    if not fraction:
+        return examples, []
+    if len(examples) < SMALL and all(isinstance(e.get(text_column), str) for e in examples):
+        cuts = [int(len(e[text_column]) * (1 - fraction)) for e in examples]
+        pairs = list(zip(examples, cuts, strict=True))
+        return (
+            [_with(e, text_column, e[text_column][:cut]) for e, cut in pairs],
+            [_with(e, text_column, e[text_column][cut:]) for e, cut in pairs],
+        )
+    held_out = set(random.Random(seed).sample(range(len(examples)), max(1, round(len(examples) * fraction))))
+    kept = [e for i, e in enumerate(examples) if i not in held_out]
+    if not kept:
+        raise UserError(f"data.eval_fraction {fraction} leaves nothing of {len(examples)} example(s) to train on")
+    return kept, [examples[i] for i in sorted(held_out)]
+
+
+def _with(example: Example, column: str, value: str) -> Example:
+    return Example({**example, column: value}, example.where)
+
+
+def _paths(where: str, base: Path) -> list[Path]:
+    pattern = where if Path(where).is_absolute() else str(base / where)
+    return sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+
+
+def _concatenate(sources: list[Source]) -> Source:
+    digest = hashlib.sha256("".join(source.digest for source in sources).encode()).hexdigest()
+    name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
+    return Source(name, digest, lambda: (example for source in sources for example in source.read()))
+
+
+def _file(path: Path) -> Source:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"data: {path} has an unknown kind {path.suffix!r}; known: {', '.join(sorted(READERS))}")
+    return Source(path.name, _file_digest(path), lambda: reader(path))
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    except OSError as error:
+        raise UserError(f"data: cannot read {path}: {error.strerror}") from error
+
+
+def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _folder(path: Path) -> Source:
+    images = sorted(p for p in path.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if images:
+        digests = "".join(f"{p.parent.name}{_file_digest(p)}" for p in images)
+        digest = hashlib.sha256(digests.encode()).hexdigest()
+        return Source(
+            path.name,
+            digest,
+            lambda: (Example({"image": p.read_bytes(), "label": p.parent.name}, str(p)) for p in images),
+        )
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS)
+    if not files:
+        raise UserError(
+            f"data: {path} holds neither <label>/<image> files nor files of a known kind ({', '.join(READERS)})"
+        )
+    return Source(
+        path.name, _concatenate([_file(p) for p in files]).digest, _concatenate([_file(p) for p in files]).read
+    )
+
+
+def _image(path: Path) -> Example:
+    return Example({"image": path.read_bytes(), "label": path.parent.name}, str(path))
+
+
+def _hub(identifier: str) -> Source:
+    name, _, split_name = identifier.partition(":")
+
+    def read() -> Rows:
+        import datasets
+
+        try:
+            for number, row in enumerate(datasets.load_dataset(name, split=split_name or "train")):
+                yield Example(dict(row), f"hf://{identifier}: row {number}")
+        except Exception as error:  # the hub's client raises many kinds; what matters is which data set and why
+            raise UserError(f"data: cannot load hf://{identifier}: {str(error).splitlines()[0]}") from error
+
+    return Source(f"hf://{identifier}", hashlib.sha256(identifier.encode()).hexdigest(), read)

@@ -1,0 +1,1 @@
+"""What runs in the job's driver, inside the cluster: `python -m jobs.driver SPEC`."""

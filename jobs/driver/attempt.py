@@ -1,0 +1,128 @@
+"""One attempt at a job: claim its folder, open its MLflow run, run its phase, end the run truthfully."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cluster import home
+from jobs import progress, run_folder
+from jobs.driver import guard, phases, postmortem, preemption
+from jobs.driver.phases import Job, Stopped
+from jobs.driver.reporter import FailureWatch, Reporter
+from jobs.spec import JobSpec
+from tracking import outbox, registry
+from tracking.errors import TrackingError
+from tracking.outbox import Ending
+from tracking.run import Run, Status
+from tracking.spool import SpoolSender
+
+
+def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
+    """Run `spec`, whose relative paths start at `base`, in this process and its worker group; return the exit code.
+
+    Args:
+        placed: how many workers each node takes, by node id.
+    """
+    storage = base / Path(spec.storage).expanduser() if spec.storage else (home.home() / "storage").absolute()
+    parent = find_parent(spec.model.source, base) if spec.model.source else None
+    folder = run_folder.claim(storage, spec)
+    folder.write_status("RUNNING")
+    for name in (run_folder.STOP_FILE, run_folder.SAVE_FILE, "attempt.json", "failures.jsonl"):
+        (folder.path / name).unlink(missing_ok=True)
+    run_folder.write_note(folder.path, replace(run_folder.read_control(folder.path), excluded=()))
+    guard.start(folder.path, folder.key)
+    tags = _tags(spec)
+    outbox.own(folder.path / "spool", Ending(folder.key, spec.name, "FAILED", spec.resolved(), tags))
+    opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=tags)
+    sender = SpoolSender(folder.path / "spool", opened, interval_s=0.5)
+    job = Job(spec, base, storage, folder, sender, parent, placed)
+    progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
+    job.track(lambda run: progress.say(f"MLflow {run.url}"))
+    job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
+    _on_stop(job)
+    sender.start(Reporter(job).take)
+    preemption.start(folder.path, progress.say)
+    watch = FailureWatch(folder.path, job.track)
+    status: Status = "FAILED"
+    try:
+        outcome = phases.PHASES[spec.phase](job)
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        progress.say("stopped; submit the same spec again to go on")
+        return 1
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        job.track(lambda run: run.set_tags({"tandem.error": reason}))
+        job.track(lambda run: run.log_text(postmortem.page(folder.path, reason), "post-mortem.md"))
+        raise
+    finally:
+        watch.finish()
+        _end(job, Ending(folder.key, spec.name, status, spec.resolved(), tags))
+    progress.result({"run": folder.key, **_run_address(sender), **outcome})
+    return 0
+
+
+def _end(job: Job, ending: Ending) -> None:
+    """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
+    job.folder.write_status(ending.status)
+    spool = job.folder.path / "spool"
+    outbox.note(spool, ending)
+    left = job.sender.stop(drain_timeout_s=30)
+    try:
+        if job.sender.run is None or (left and job.sender.last_error):
+            raise TrackingError(job.sender.last_error or "the server did not answer in time")
+        job.sender.run.end(ending.status)
+        if left:
+            raise TrackingError(f"{left} records are still on the disk")
+        registered = outbox.publish(spool, job.sender.run.run_id)
+        if registered:
+            progress.say(f"registered {registered}, now that MLflow answers")
+        outbox.forget(spool)
+    except TrackingError as error:
+        progress.say(
+            f"MLflow does not know everything yet ({error}); later: tandem tracking sync {spool.parent.parent}"
+        )
+
+
+def _run_address(sender: SpoolSender) -> dict[str, str]:
+    return {"run_id": sender.run.run_id, "run_url": sender.run.url} if sender.run else {}
+
+
+def find_parent(source: str, base: Path) -> Path | str:
+    """Return the directory behind `model.from`: a registry URI or a path; anything else is taken for a hub id."""
+    if source.startswith("models:/"):
+        return registry.resolve(source)
+    if (base / source).exists() or source.startswith(("/", ".")):
+        return registry.resolve(str(base / source))
+    return source
+
+
+def _tags(spec: JobSpec) -> dict[str, str]:
+    try:
+        version = metadata.version("tandem-ray")
+    except metadata.PackageNotFoundError:
+        version = "source"
+    tags = {"tandem.phase": spec.phase, "tandem.task": spec.task, "tandem.spec_digest": spec.digest()}
+    tags["tandem.code_version"] = os.environ.get("TANDEM_CODE_VERSION", version)
+    return tags
+
+
+def _on_stop(job: Job) -> None:
+    """On SIGTERM (what `ray job stop` sends) ask the workers for a checkpoint and an end; other phases end at once."""
+
+    def stop(signum: int, frame: Any) -> None:
+        job.stopping = True
+        if job.spec.training is None:
+            raise Stopped
+        (job.folder.path / run_folder.STOP_FILE).touch()
+        progress.say("asked to stop: a checkpoint is written first")
+
+    signal.signal(signal.SIGTERM, stop)

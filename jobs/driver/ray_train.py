@@ -1,0 +1,298 @@
+"""The worker group of a training job: Ray Train's trainer, with our policies and without the helpers we do not use.
+
+The policies are Ray Train's own extension points (ray 2.60, ray/train/v2/_internal/execution).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2._internal.util import ObjectRefWrapper
+
+from cluster import placement, topology
+from jobs import run_folder
+from jobs.checkpoint import catalog
+from jobs.checkpoint.store import Store
+from jobs.driver import failures, postmortem, warm
+from jobs.driver.failures import Decision, Failure, Limits, RankError
+from jobs.run_folder import SAVE_FILE
+from jobs.spec import JobSpec, WorkersSpec
+
+UNUSED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
+"""Each starts an actor in a process of its own. We read our own rows; placement groups end with the driver's job."""
+NODE_DEATH_S = 20.0
+"""Within it, Ray declares a node dead that does not answer."""
+START_UPS = 10
+"""How often workers may fail to start in a row; Ray Train itself would try for ever."""
+
+
+class FixedSize(FixedScalingPolicy):
+    """A group of one size on a cluster that cannot grow: no autoscaler is asked, which takes an actor of its own."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass
+
+
+class ElasticSize(ElasticScalingPolicy):
+    """Ray Train's elastic size; before a running group is resized, it saves, so that no step is done twice."""
+
+    SAVE_TIMEOUT_S = 120.0
+
+    def __init__(self, scaling_config: Any, run: Path, store: Store) -> None:
+        super().__init__(scaling_config)
+        self._run, self._store = run, store
+        self._asked_at: float | None = None
+        self._newest = 0
+
+    def make_decision_for_non_running_worker_group(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return Ray Train's decision, for no more workers than fit on the nodes that are not excluded."""
+        decision = super().make_decision_for_non_running_worker_group(*arguments, **keywords)
+        return self._capped(decision)
+
+    def _get_reserved_resources(self) -> Any:
+        """Return what the coordinator has reserved, by a fresh view of the cluster: its own is up to 20 s old."""
+        try:
+            reference = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            return ray.get(reference, timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):
+            return None
+
+    def _capped(self, decision: Any) -> Any:
+        excluded = run_folder.read_control(self._run).excluded
+        if not excluded or not isinstance(decision, ResizeDecision):
+            return decision
+        wanted = self.scaling_config._resources_per_worker_not_none
+        nodes = [node for node in topology.nodes() if node.node_id not in excluded]
+        room = placement.capacity(placement.Request(1, wanted.get("CPU", 0), wanted.get("GPU", 0)), nodes)
+        return replace(decision, num_workers=max(1, min(decision.num_workers, room)))
+
+    def make_decision_for_running_worker_group(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return Ray Train's decision, or none yet: as long as the checkpoint that it needs is not there."""
+        if self._asked_at is not None:
+            waited = time.monotonic() - self._asked_at
+            if max(catalog.complete(self._store), default=0) <= self._newest and waited < self.SAVE_TIMEOUT_S:
+                return NoopDecision()
+            self._asked_at = None
+            self._latest_monitor_time = float("-inf")
+            return self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
+        decision = self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
+        attempt = run_folder.read_attempt(self._run)
+        if isinstance(decision, ResizeDecision) and attempt and decision.num_workers == attempt.workers:
+            return NoopDecision()  # what would grow it is an excluded node
+        if isinstance(decision, ResizeDecision):
+            self._newest = max(catalog.complete(self._store), default=0)
+            self._asked_at = time.monotonic()
+            (self._run / SAVE_FILE).touch()
+            return NoopDecision()
+        return decision
+
+
+class Failures(FailurePolicy):
+    """Ray Train's question what to do about a failure, answered by jobs/driver/failures.py, and written down."""
+
+    def __init__(
+        self, failure_config: Any, run: Path, store: Store, limits: Limits, request: placement.Request
+    ) -> None:
+        """`request`: the smallest group that can go on."""
+        super().__init__(failure_config)
+        self._run, self._store, self._limits, self._request = run, store, limits, request
+        self._start_ups = 0
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Classify, decide, note it for the post-mortem and for the next attempt; then retry or raise."""
+        attempt = run_folder.read_attempt(self._run)
+        errors = {rank: RankError.of(e) for rank, e in getattr(training_failed_error, "worker_failures", {}).items()}
+        if not errors:  # the controller's own: workers that could not be started, for instance on a node just lost
+            self._start_ups += 1
+            return FailureDecision.RAISE if self._start_ups > START_UPS else FailureDecision.RETRY
+        self._start_ups = 0
+        hung = attempt is not None and any(
+            path.stat().st_size for path in (self._run / "stacks").glob(f"{attempt.name}-rank-*.txt")
+        )
+        step = last_step(self._run)
+        started = attempt is not None and attempt.training
+        lost = self._lost_ranks(attempt) if attempt else []
+        failure = failures.classify(errors, step, hung=hung, started=started, lost=lost)
+        failure = replace(failure, node=_node_of(failure, attempt))
+        earlier = [Failure.of(entry) for entry in postmortem.failures(self._run)]
+        micro_batch = attempt.micro_batch if attempt else 1
+        room = self._has_room_without(failure.node) if failure.node else False
+        decision = failures.decide(failure, earlier, self._limits, micro_batch=micro_batch, room=room)
+        newest = max(catalog.complete(self._store), default=0)
+        self._note(decision, failure, attempt)
+        entry = {
+            **failure.as_dict(),
+            "time": time.time(),
+            "action": decision.action,
+            "reason": decision.reason,
+            "checkpoint": newest,
+            "workers": attempt.workers if attempt else None,
+            "evidence": postmortem.evidence(self._run, attempt.name) if attempt else [],
+        }
+        postmortem.append(self._run, entry)
+        time.sleep(decision.wait_s)
+        return FailureDecision.RAISE if decision.action == "stop" else FailureDecision.RETRY
+
+    def _lost_ranks(self, attempt: run_folder.Attempt) -> list[int]:
+        """Find the ranks whose nodes are gone, and wait until Ray knows it too: it would place workers there again."""
+        silent = topology.silent(attempt.nodes)
+        deadline = time.monotonic() + NODE_DEATH_S
+        while silent & topology.alive() and time.monotonic() < deadline:
+            time.sleep(0.25)
+        return [rank for rank, node in enumerate(attempt.nodes) if node in silent]
+
+    def _has_room_without(self, node: str) -> bool:
+        excluded = {node, *run_folder.read_control(self._run).excluded}
+        answer = placement.fit(self._request, [n for n in topology.nodes() if n.node_id not in excluded])
+        return isinstance(answer, placement.Placement) or answer.fits_when_free
+
+    def _note(self, decision: Decision, failure: Failure, attempt: run_folder.Attempt | None) -> None:
+        control = run_folder.read_control(self._run)
+        if decision.action == "skip batch":
+            bad = failure.step  # the step after the last applied one, less those that were left out already
+            while bad in control.skip:
+                bad += 1
+            control = replace(control, skip=(*control.skip, bad))
+        elif decision.action == "halve micro-batch" and attempt:
+            control = replace(control, micro_batch=attempt.micro_batch // 2)
+        elif decision.action == "exclude node" and failure.node:
+            control = replace(control, excluded=(*control.excluded, failure.node))
+        else:
+            return
+        run_folder.write_note(self._run, control)
+
+
+class Exclude(ControllerCallback):
+    """Keeps workers off the nodes that a failure has excluded."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+        """Return the label selector of the workers' placement group."""
+        excluded = run_folder.read_control(self._run).excluded
+        return {"ray.io/node-id": f"!in({','.join(excluded)})"} if excluded else None
+
+
+def _node_of(failure: Failure, attempt: run_folder.Attempt | None) -> str | None:
+    known = attempt is not None and failure.rank is not None and failure.rank < len(attempt.nodes)
+    return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
+
+
+def last_step(run: Path) -> int:
+    """Return the last step that the first rank has spooled; 0 before the first."""
+    try:
+        with (run / "spool" / "rank-0.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 65536))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        if line.endswith(b"}") and b'"loss"' in line:
+            return int(json.loads(line)["step"])
+    return 0
+
+
+class Trainer(TorchTrainer):
+    """`TorchTrainer` with policies of our own."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        scaling: ScalingPolicy,
+        failures: FailurePolicy,
+        callback: ControllerCallback,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self._callback = callback
+        self._policies = {"scaling_policy": scaling, "failure_policy": failures}
+
+    def fit(self) -> Any:
+        """Train; raise `ray.train.TrainingFailedError` if that failed for good."""
+        result = self._initialize_and_run_controller(
+            train_fn_ref=ObjectRefWrapper(self._get_train_func()),
+            train_run_context=self.train_run_context,
+            callbacks=[
+                self._callback,
+                *(c for c in self._create_default_callbacks() if not isinstance(c, UNUSED_CALLBACKS)),
+            ],
+            validation_config=None,
+            **self._policies,
+        )
+        if result.error:
+            raise result.error
+        return result
+
+
+def train(
+    function: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    *,
+    spec: JobSpec,
+    run: Path,
+    name: str,
+    autoscaling: bool,
+) -> None:
+    """Run `function(config)` on every worker; a lost group is started again from its checkpoint.
+
+    Args:
+        run: the run's folder; Ray Train keeps its state below it.
+        name: of this attempt; Ray Train resumes its own state under a name it has seen.
+        autoscaling: whether the cluster may get more nodes if it is asked for them.
+
+    Raises:
+        ray.train.TrainingFailedError: the group failed for good.
+    """
+    wanted, store = spec.resources, Store(config["checkpoints"])
+    gpus = {"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {}
+    elastic = isinstance(wanted.workers, WorkersSpec)
+    scaling_config = ray.train.ScalingConfig(
+        num_workers=(wanted.fewest, wanted.most) if elastic else wanted.most,
+        use_gpu=bool(gpus),
+        resources_per_worker={"CPU": wanted.cpus_per_worker, **gpus},
+        **({"elastic_resize_monitor_interval_s": wanted.workers.resize_every_s} if elastic else {}),  # type: ignore[union-attr]
+    )
+    failure_config = ray.train.FailureConfig(max_failures=spec.max_failures)
+    own = spec.failures
+    limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory, own.exclude_node_after)
+    fewest = placement.Request(wanted.fewest, wanted.cpus_per_worker, wanted.gpus_per_worker)
+    scaling: ScalingPolicy = ElasticSize(scaling_config, run, store) if elastic else FixedSize(scaling_config)
+    if autoscaling and not elastic:
+        scaling = FixedScalingPolicy(scaling_config)
+    Trainer(
+        function,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=scaling_config,
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(run / "ray"),
+            failure_config=failure_config,
+            worker_runtime_env={"env_vars": warm.WORKER},
+        ),
+        scaling=scaling,
+        failures=Failures(failure_config, run, store, limits, fewest),
+        callback=Exclude(run),
+    ).fit()

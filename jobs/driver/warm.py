@@ -1,0 +1,82 @@
+"""Warm worker processes: started and imported ahead, so that a group of workers begins in a second, not in ten.
+
+They import while the data is being prepared, and again while training runs, for the group that follows a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+
+from cluster import fork_client, prestart
+from jobs import noise
+from jobs.spec import JobSpec
+
+WORKER = {prestart.HOOK_VARIABLE: "jobs.driver.warm.import_for_training"}
+"""What the environment of a process that computes holds besides."""
+
+
+def environment(spec: JobSpec) -> dict[str, str]:
+    """Return the variables of all of the job's processes but the driver: those that compute, and Ray Train's actors."""
+    return {
+        **noise.ENVIRONMENT,
+        # Torch asks for huge pages: with small ones a fifth of a CPU step's time goes into page faults.
+        "THP_MEM_ALLOC_ENABLE": "1",
+        # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
+        **{name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ},
+        **({} if spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
+        # How fast Ray Train's controller sees an end or a death.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # jobs/driver/preemption.py watches
+        # Ray Train adds this one by itself; were it missing here, its actors would not find the processes.
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+        prestart.HOOK_VARIABLE: "jobs.driver.warm.import_for_control",
+    }
+
+
+def executable(spec: JobSpec) -> dict[str, str]:
+    """Return the part of the runtime environment that has the job's processes forked from one that has imported.
+
+    Not with GPUs: libraries that look for one while they are imported leave a CUDA that cannot be forked.
+    """
+    if spec.resources.gpus_per_worker:
+        return {}
+    return {"py_executable": fork_client.py_executable("jobs.driver.warm:import_before_ray")}
+
+
+def start(placed: Mapping[str, int], *, controller: bool = False, spare: bool = False) -> None:
+    """Have processes for workers started, by node id, and on this node those that Ray Train needs besides.
+
+    Args:
+        controller: the controller, and the actor by which its workers meet.
+        spare: that actor alone: it belongs to the group.
+    """
+    import ray
+
+    if controller or spare:
+        prestart.prestart({ray.get_runtime_context().get_node_id(): 2 if controller else 1}, {})
+    prestart.prestart(placed, WORKER)
+
+
+def import_before_ray() -> None:
+    """Import what a worker needs, but for Ray: what the fork server does."""
+    noise.quiet()
+    if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it looks for the GPU, which only a worker is given
+        from jobs.worker.deepspeed_engine import import_deepspeed
+
+        import_deepspeed()  # before transformers imports it at full length
+    for module in ("transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.worker.loop"):
+        importlib.import_module(module)
+
+
+def import_for_training() -> None:
+    """Import what a worker needs."""
+    import_before_ray()
+    importlib.import_module("ray.train.torch")
+
+
+def import_for_control() -> None:
+    """Import what Ray Train's controller needs."""
+    noise.quiet()
+    importlib.import_module("ray.train.torch")

@@ -1,0 +1,69 @@
+"""Measure a model on held-out rows. Sums add up, so ranks and tasks measure shares of their own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.data.rows import Rows
+from jobs.spec import JobSpec
+from jobs.tasks import Task
+
+
+def measure(
+    task: Task,
+    model: torch.nn.Module,
+    rows: Rows,
+    *,
+    limit: int | None,
+    micro_batch: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, float]:
+    """Return the task's sums over this rank's share (every W-th) of the first `limit` rows (all for None).
+
+    Each rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones with no weight.
+    """
+    count = len(rows) if limit is None else min(limit, len(rows))
+    passes = math.ceil(math.ceil(count / world_size) / micro_batch)
+    mine = np.arange(count)[rank::world_size]
+    totals: dict[str, float] = {}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for index in range(passes):
+            chosen = mine[index * micro_batch : (index + 1) * micro_batch]
+            batch = to_device(task.collate(rows.take(chosen if len(chosen) else np.zeros(1, dtype=np.int64))), device)
+            for key, value in task.measure(model, batch).items():
+                totals[key] = totals.get(key, 0.0) + (float(value) if len(chosen) else 0.0)
+    model.train(was_training)
+    return totals
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Move a batch; a copy to an accelerator does not wait."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()} if device.type != "cpu" else batch
+
+
+def evaluate_share(
+    spec: JobSpec, directory: str, prepared: dict[str, Any], rank: int, world_size: int
+) -> dict[str, float]:
+    """Load the model and return the sums over one share of the held-out rows: phase `evaluate`, as a Ray task."""
+    from jobs import noise
+    from jobs.data.prepare import Prepared, rows_of
+    from jobs.tasks import get
+
+    noise.quiet()
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
+    data = Prepared(**prepared)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = get(spec.task).load(data.task_directory, spec.task_options())
+    model = task.load_model(Path(directory)).to(device)
+    rows = rows_of(data, data.eval_files)
+    limit = spec.data.eval_max_rows
+    return measure(task, model, rows, limit=limit, micro_batch=16, device=device, rank=rank, world_size=world_size)

@@ -1,0 +1,251 @@
+"""The training loop, as each worker of the Ray Train group runs it.
+
+set up: task, rows, model, engine; resume from the newest valid checkpoint
+evaluate
+for each step:
+    for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
+    sum the loss over ranks; stop before the update if it is not finite
+    wait until a checkpoint that is being saved has been copied; clip, update
+    write the step's metrics to the spool on disk
+    now and then: evaluate; begin to save a checkpoint
+evaluate, export the weights as safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs import noise, run_folder
+from jobs.checkpoint import resume
+from jobs.checkpoint.catalog import Manifest
+from jobs.data import batches
+from jobs.tasks import Batch
+from jobs.worker.evaluate import measure, to_device
+from jobs.worker.export import export
+from jobs.worker.schedules import learning_rate
+from jobs.worker.setup import Worker, fresh_model, logged, set_up, system_metrics
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is NaN or infinite; the step was not applied."""
+
+
+class LossSpike(RuntimeError):
+    """The loss is far above the last ones; the step was not applied."""
+
+
+class RecentLosses:
+    """Tell a spike from the losses before it."""
+
+    LENGTH, ENOUGH = 64, 16
+
+    def __init__(self, factor: float | None) -> None:
+        """A loss of more than `factor` times the recent median is a spike; None: nothing is."""
+        self._factor = factor
+        self._losses: deque[float] = deque(maxlen=self.LENGTH)
+
+    def is_spike(self, loss: float) -> bool:
+        """Say whether `loss` is one; if not, remember it."""
+        if self._factor is not None and len(self._losses) >= self.ENOUGH and loss > self._factor * self.median():
+            return True
+        self._losses.append(loss)
+        return False
+
+    def median(self) -> float:
+        """Return the median of the recent losses."""
+        return statistics.median(self._losses)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train on this worker: the function Ray Train runs. `config`: spec, prepared, run, checkpoints, parent, base."""
+    noise.quiet()
+    with system_metrics(Path(config["run"]) / "spool"), logged(config) as watchdog:
+        worker = set_up(config, watchdog)
+        worker.engine.model.train()
+        worker.faults.reach("start", worker.start)
+        finished = train(worker)
+        watchdog.allow()  # the last checkpoint may take longer than a step
+        worker.saver.finish()
+        report_checkpoints(worker)
+        if finished:
+            watchdog.allow()
+            evaluate_now(worker, worker.steps, "final")
+            export_weights(worker)
+    if worker.spool is not None:
+        worker.spool.close()
+
+
+def train(worker: Worker) -> bool:
+    """Run the steps that are left. Return False when the driver asked to stop; a checkpoint was written then."""
+    engine, training = worker.engine, worker.training
+    if worker.start == 0:
+        evaluate_now(worker, 0, "first")
+    recent = RecentLosses(worker.spec.failures.loss_spike)
+    previous = time.perf_counter()
+    for step, (micro_batches, targets, data_wait_s) in prefetch(worker):
+        rate = learning_rate(training, step, worker.steps)
+        engine.set_learning_rate(rate)
+        torch.manual_seed(step_seed(training.seed, step, engine.rank))
+        loss, stop, save = forward_backward(worker, micro_batches, targets)
+        loss *= {"nan": math.nan, "spike": 1e3}.get(worker.faults.reach("step", step + 1) or "", 1.0)
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
+        if recent.is_spike(loss):
+            raise LossSpike(
+                f"the loss of step {step + 1} is {loss:.4g}, after {recent.median():.4g}; it was not applied"
+            )
+        worker.saver.wait_copied()
+        engine.step()
+        worker.updates += 1
+        done, now = step + 1, time.perf_counter()
+        if worker.spool is not None:
+            metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": engine.gradient_norm()}
+            metrics[f"{worker.task.unit}_per_second"] = targets / (now - previous)
+            metrics["workers"] = float(engine.world_size)
+            worker.spool.append(done, {**metrics, "step_time_s": now - previous, "data_wait_s": data_wait_s})
+        worker.watchdog.step(now - previous)
+        previous = now
+        if training.eval_every and done % training.eval_every == 0 and done < worker.steps:
+            worker.watchdog.allow()
+            evaluate_now(worker, done, "latest")
+            previous = time.perf_counter()
+        every = worker.spec.checkpoint.every_steps
+        if stop or save or (every and done % every == 0):
+            worker.watchdog.allow()  # it waits for the one before, where the storage is slow
+            begin_checkpoint(worker, done)
+            if worker.first:
+                (worker.run / run_folder.SAVE_FILE).unlink(missing_ok=True)
+        report_checkpoints(worker)
+        if stop and done < worker.steps:
+            return False
+    return True
+
+
+def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets: int) -> tuple[float, bool, bool]:
+    """Accumulate one global batch's gradients; return its mean loss, whether to stop, and whether to save.
+
+    The last micro-batch is left to `engine.step()` by the caller, after the loss has been looked at.
+    """
+    engine, task = worker.engine, worker.task
+    total = torch.zeros((), device=engine.device)
+    filler = next(batch for batch in reversed(micro_batches) if batch is not None) if any(micro_batches) else None
+    for index, micro_batch in enumerate(micro_batches):
+        # A rank without rows left still takes part in the collectives of the backward pass, with weight 0.
+        batch = micro_batch or filler or task.collate(worker.rows.take(np.zeros(1, dtype=np.int64)))
+        loss, _ = task.loss(engine.model, to_device(batch, engine.device))
+        weighted = loss if micro_batch is not None else loss * 0.0
+        engine.backward(weighted / max(targets, 1))
+        total += weighted.detach()
+        if index + 1 < len(micro_batches):
+            engine.step()
+    asked = [
+        float(worker.first and (worker.run / name).exists()) for name in (run_folder.STOP_FILE, run_folder.SAVE_FILE)
+    ]
+    loss_sum, stop, save = engine.all_sum(total, *asked)
+    return loss_sum / max(targets, 1), stop > 0, save > 0
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return what seeds the dropout of a step on a rank, so that a resumed run draws what an unbroken one would."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], int, float]]]:
+    """Yield, per step, (this rank's micro-batches, targets of the global batch, seconds waited), one step ahead."""
+    size = worker.training.global_batch_size
+    order = batches.Order(len(worker.rows), worker.training.seed)
+    steps = [step for step in range(worker.start, worker.steps) if step not in worker.skip]
+
+    def fetch(step: int) -> tuple[list[Batch | None], int]:
+        chosen = order.take(step * size, size)
+        mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
+        worker.faults.take(step + 1, mine)
+        micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
+        return micro, int(worker.rows.targets[chosen].sum())
+
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        upcoming = [pool.submit(fetch, step) for step in steps[:1]]
+        for index, step in enumerate(steps):
+            began = time.perf_counter()
+            micro, targets = upcoming.pop().result()
+            waited = time.perf_counter() - began
+            upcoming += [pool.submit(fetch, following) for following in steps[index + 1 : index + 2]]
+            yield step, (micro, targets, waited)
+
+
+def evaluate_now(worker: Worker, step: int, label: str) -> None:
+    """Measure the held-out rows and spool the result as `eval_…`. Collective."""
+    if not len(worker.eval_rows):
+        return
+    engine = worker.engine
+    sums = measure(
+        worker.task,
+        engine.model,
+        worker.eval_rows,
+        limit=worker.spec.data.eval_max_rows,
+        micro_batch=max(worker.micro_batch, 8),
+        device=engine.device,
+        rank=engine.rank,
+        world_size=engine.world_size,
+    )
+    metrics = worker.task.summarise(dict(zip(sums, engine.all_sum(*sums.values()), strict=True)))
+    worker.evaluations[label] = metrics
+    if worker.spool is not None:
+        worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
+
+
+def begin_checkpoint(worker: Worker, step: int) -> None:
+    """Begin to save the state after `step`. Every rank calls it; none waits for another."""
+    engine = worker.engine
+    evaluation = worker.evaluations.get("latest", {})
+    manifest = Manifest(step, worker.updates, engine.world_size, worker.zero_stage, metrics=evaluation)
+    extra = resume.buffers(engine.model.module) if worker.first else None
+    worker.saver.begin(manifest, engine.owned_fragments(), extra)
+
+
+def report_checkpoints(worker: Worker) -> None:
+    """Spool how the saves went that have ended."""
+    for outcome in worker.saver.outcomes():
+        if outcome.error:
+            print(f"the checkpoint of step {outcome.step} could not be saved: {outcome.error}", flush=True)
+        if worker.spool is None:
+            continue
+        if outcome.error:
+            worker.spool.append(outcome.step, {"checkpoint_failed": 1.0})
+        else:
+            taken = {"checkpoint_s": outcome.total_s, "checkpoint_stall_s": outcome.stalled_s}
+            worker.spool.append(outcome.step, {**taken, "checkpoint_bytes": float(outcome.size)})
+
+
+def export_weights(worker: Worker) -> None:
+    """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
+    weights = worker.engine.state_dict()
+    if weights is not None:
+        export(
+            worker.run / "model",
+            worker.task,
+            weights,
+            lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
+            worker.training,
+            worker.spec.model.lora,
+        )
+        _write_json(worker.run / "evaluations.json", worker.evaluations)
+    torch.distributed.barrier()
+
+
+def _write_json(path: Path, values: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(partial, path)

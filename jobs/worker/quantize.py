@@ -1,0 +1,79 @@
+"""Phase `quantize`: int8 weight-only through torchao, with what it saved and what it cost."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs.spec import JobSpec
+from jobs.tasks import Task
+
+
+def quantize(spec: JobSpec, parent: str, prepared: dict[str, Any], target: str) -> dict[str, float]:
+    """Write the quantised model to `target` and return the comparison with its parent.
+
+    Linear layers keep one scale per output row and int8 weights (symmetric, no calibration needed); embeddings and
+    the head stay as they are.
+
+    Returns:
+        bytes, parent_bytes, eval_<metric> and parent_eval_<metric> on the same held-out rows, loss_change (relative),
+        and forward_ms, parent_forward_ms (one row).
+    """
+    from jobs import noise
+
+    noise.quiet()
+    import torch
+    import transformers
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    from jobs.data.prepare import Prepared, rows_of
+    from jobs.tasks import get
+
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
+    data = Prepared(**prepared)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = get(spec.task).load(data.task_directory, spec.task_options())
+    held_out = rows_of(data, data.eval_files)
+
+    before = task.load_model(Path(parent)).to(device)
+    report = {f"parent_{key}": value for key, value in _measure(spec, task, before, held_out, device).items()}
+    settings = transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    after = task.load_model(Path(parent), before.dtype, {"quantization_config": settings}).to(device)  # type: ignore[arg-type]
+
+    directory = Path(target)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    after.save_pretrained(str(partial))  # type: ignore[operator]
+    task.save(partial)
+    # What is measured is what a server will load, not what is in memory now.
+    report |= _measure(spec, task, task.load_model(partial).to(device), held_out, device)
+    report["bytes"], report["parent_bytes"] = _weight_bytes(partial), _weight_bytes(Path(parent))
+    report["loss_change"] = report["eval_loss"] / report["parent_eval_loss"] - 1
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+    return report
+
+
+def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any) -> dict[str, float]:
+    import numpy as np
+    import torch
+
+    from jobs.worker.evaluate import measure, to_device
+
+    sums = measure(task, model, rows, limit=spec.data.eval_max_rows, micro_batch=16, device=device)
+    measured = {f"eval_{key}": value for key, value in task.summarise(sums).items()}
+    batch = to_device(task.collate(rows.take(np.zeros(1, dtype=np.int64))), device)
+    with torch.inference_mode():
+        durations = []
+        for _ in range(5):
+            began = time.perf_counter()
+            task.loss(model, batch)
+            durations.append(time.perf_counter() - began)
+    return {**measured, "forward_ms": 1000 * sorted(durations)[2]}
+
+
+def _weight_bytes(directory: Path) -> float:
+    return float(sum(path.stat().st_size for path in directory.glob("*.safetensors")))

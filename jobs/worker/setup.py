@@ -1,0 +1,228 @@
+"""One rank of a training job: what it works with, how it is built, and what of it outlives the cluster."""
+
+from __future__ import annotations
+
+import math
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from jobs import run_folder
+from jobs.checkpoint import resume
+from jobs.checkpoint.catalog import Keep
+from jobs.checkpoint.saver import GroupNotes, Saver
+from jobs.checkpoint.store import Store
+from jobs.data import batches
+from jobs.data.prepare import Prepared, rows_of
+from jobs.data.rows import Rows
+from jobs.spec import JobSpec, TrainingSpec
+from jobs.tasks import Task, get
+from jobs.worker import zero
+from jobs.worker.deepspeed_engine import Engine, import_deepspeed
+from jobs.worker.export import add_lora
+from jobs.worker.fault_injection import Injector
+from jobs.worker.watchdog import Watchdog
+from tracking.spool import Spool
+from tracking.system import SystemSampler
+
+
+@dataclass
+class Worker:
+    """What one rank works with."""
+
+    spec: JobSpec
+    training: TrainingSpec
+    task: Task
+    engine: Engine
+    rows: Rows
+    eval_rows: Rows
+    run: Path
+    spool: Spool | None
+    saver: Saver
+    watchdog: Watchdog
+    faults: Injector
+    steps: int
+    micro_batch: int
+    zero_stage: int
+    start: int = 0
+    updates: int = 0
+    """Optimizer updates so far."""
+    skip: frozenset[int] = frozenset()
+    """Steps whose batch is left out."""
+    model_directory: Path | None = None
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> bool:
+        """True on the rank that writes and reports."""
+        return self.engine.rank == 0
+
+
+def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
+    """Build everything a rank needs, on the device that Ray Train assigned."""
+    import ray.train
+    import ray.train.torch
+
+    import_deepspeed()  # before transformers imports it at full length
+    spec = JobSpec.model_validate(config["spec"])
+    # A process that was started ahead did not know how many CPUs it would get, and took all.
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
+    training = spec.training
+    assert training is not None
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    prepared, run = Prepared(**config["prepared"]), Path(config["run"])
+    task = get(spec.task).load(prepared.task_directory, spec.task_options())
+    rows = rows_of(prepared, prepared.train_files)
+    parent = Path(config["parent"]) if config["parent"] else None
+    store, control = Store(config["checkpoints"]), run_folder.read_control(run)
+    point, nodes = resume.agree(store), resume.nodes()
+    wanted = control.micro_batch or training.micro_batch_size
+    micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
+    attempt = run_folder.Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
+    if rank == 0:
+        run_folder.write_note(run, attempt)
+        for reason in point.skipped:
+            print(f"skipped checkpoint {reason}", flush=True)
+    base = read_deepspeed(training, Path(config["base"]))
+    model = starting_model(spec, task, parent)
+    engine = make_engine(model, training, world_size, micro_batch, base, ray.train.torch.get_device(), store, point)
+    if rank == 0:
+        run_folder.write_note(run, replace(attempt, training=True))
+    keep, faults = (
+        Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, spec.checkpoint.metric),
+        Injector(run, rank, node=nodes[rank]),
+    )
+    return Worker(
+        spec=spec,
+        training=training,
+        task=task,
+        engine=engine,
+        rows=rows,
+        eval_rows=rows_of(prepared, prepared.eval_files),
+        run=run,
+        spool=Spool(run / "spool" / "rank-0.jsonl") if rank == 0 else None,
+        watchdog=watchdog,
+        faults=faults,
+        skip=frozenset(control.skip),
+        saver=Saver(store, point.attempt, rank, world_size, keep, faults.reach, GroupNotes()),
+        steps=total_steps(training, len(rows)),
+        micro_batch=micro_batch,
+        zero_stage=zero.stage_of(training, base),
+        start=point.step,
+        updates=point.manifest.updates if point.manifest else 0,
+        model_directory=parent,
+    )
+
+
+def read_deepspeed(training: TrainingSpec, base: Path) -> dict[str, Any] | None:
+    """Return the DeepSpeed JSON that the spec names, if it names one; relative paths start at `base`."""
+    return zero.read_deepspeed_json(base / training.deepspeed) if isinstance(training.deepspeed, str) else None
+
+
+def make_engine(
+    model: torch.nn.Module,
+    training: TrainingSpec,
+    world_size: int,
+    micro_batch: int,
+    base: dict[str, Any] | None,
+    device: torch.device,
+    store: Store,
+    point: resume.Point,
+) -> Engine:
+    """Put the model into DeepSpeed, as it was at `point`: weights before it is divided, optimizer states after."""
+    state = resume.reader(store, point.manifest) if point.manifest else None
+    if state is not None and point.manifest is not None:
+        resume.load_model(model, state, store, point.manifest)
+    accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
+    ds_config = zero.deepspeed_config(training, micro_batch, accumulation, on_gpu=device.type == "cuda", base=base)
+    engine = Engine(model, training, ds_config, device)
+    if state is not None and point.manifest is not None:
+        engine.restore(state, point.manifest.updates)
+    return engine
+
+
+def starting_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:
+    """Return what is trained: `fresh_model`, with adapters where the spec wants them."""
+    model = fresh_model(spec, task, parent)
+    if spec.model.lora is None:
+        return model
+    assert spec.training is not None
+    torch.manual_seed(spec.training.seed)
+    return add_lora(model, spec.model.lora)
+
+
+def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:
+    """Make the model the job starts from, in fp32 on the CPU: random weights by the seed alone, or the parent's."""
+    assert spec.training is not None
+    torch.manual_seed(spec.training.seed)
+    if parent is not None:
+        return task.load_model(parent, torch.float32, spec.model.config).train()
+    assert spec.model.architecture is not None
+    return task.build(spec.model.architecture, spec.model.config)
+
+
+def total_steps(training: TrainingSpec, rows: int) -> int:
+    """Return the optimiser steps of the run: as given, or what the epochs come to (a last partial step counts)."""
+    return training.steps or max(1, math.ceil((training.epochs or 1) * rows / training.global_batch_size))
+
+
+@contextmanager
+def logged(config: dict[str, Any]) -> Iterator[Watchdog]:
+    """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
+    import ray.train
+
+    run, rank = Path(config["run"]), ray.train.get_context().get_world_rank()
+    name = f"{resume.attempt_name()}-rank-{rank}"
+    (run / "logs").mkdir(exist_ok=True)
+    watchdog = Watchdog(run / "stacks" / f"{name}.txt", config["spec"]["failures"]["hang_after_s"])
+    with (run / "logs" / f"{name}.log").open("a", buffering=1) as file:
+        tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
+        try:
+            with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]
+                yield watchdog
+        except BaseException:
+            file.write(traceback.format_exc())
+            raise
+        finally:
+            watchdog.stop()
+
+
+class Tee:
+    """What is printed, to where it went before and to a file that outlives the cluster."""
+
+    def __init__(self, stream: Any, file: IO[str]) -> None:
+        self._stream, self._file = stream, file
+
+    def write(self, text: str) -> int:
+        """Write to both."""
+        self._file.write(text)
+        return int(self._stream.write(text) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def system_metrics(directory: Path) -> Iterator[None]:
+    """Sample this node's CPU, memory, disk, network and GPUs meanwhile, on the first rank of each node."""
+    import ray.train
+
+    context = ray.train.get_context()
+    if context.get_local_rank():
+        yield
+        return
+    node = f"node-{context.get_node_rank()}"
+    spool = Spool(directory / f"system-{node}.jsonl")
+    sampler = SystemSampler(spool, node).start()
+    try:
+        yield
+    finally:
+        sampler.stop()
+        spool.close()

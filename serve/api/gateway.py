@@ -1,0 +1,182 @@
+"""The HTTP front of all models: OpenAI's routes, the Open Inference Protocol, health and status.
+
+No model and no tokenizer live here, and nothing of Ray: a Gateway works over any Backend (its routes are in
+serve/api/routes.py). The first message of a stream is awaited before the response begins, so a prompt that is refused
+is a plain 4xx, and the headers name the version that really answers.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from serve.api import inference_api, openai_api
+from serve.api.body import ApiError, model_name, model_not_found, parse_json
+from serve.api.openai_answers import Answer
+from serve.api.openai_api import Generation
+from serve.api.streaming import Stream, accepted, collect, events, open_all
+from serve.wire import GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState
+
+EVENT_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is known of a served model, as /v1/models tells it."""
+
+    name: str
+    task: str
+    version: str
+    generates: bool
+    created: int
+    details: Mapping[str, Any]
+    """Run, dataset, evaluation, quantisation and the like."""
+
+
+class Backend(Protocol):
+    """Where the models are. Every method raises ApiError for an answer that is an error."""
+
+    def generate(self, model: str, call: GenerateCall) -> Stream:
+        """Stream one text: Opened first. Closing the iterator frees what the request held."""
+        ...
+
+    async def infer(self, model: str, call: InferCall) -> Inferred | Refused: ...
+
+    async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
+        """Return the state of every ready replica, and by model how many requests no replica has accepted yet."""
+        ...
+
+
+class Gateway:
+    """The routes' logic over a catalog that can be replaced while requests run."""
+
+    def __init__(self, backend: Backend, max_body_bytes: int, max_prompts: int) -> None:
+        self._backend = backend
+        self._max_body_bytes = max_body_bytes
+        self._max_prompts = max_prompts
+        self.catalog: Mapping[str, ModelCard] = {}
+
+    # -- OpenAI -----------------------------------------------------------------------------------------------------
+
+    async def chat_completions(self, request: Request) -> Response:
+        body, card = await self._generative(request)
+        return await self._generate(openai_api.parse_chat(body, uuid.uuid4().hex), card)
+
+    async def completions(self, request: Request) -> Response:
+        body, card = await self._generative(request)
+        return await self._generate(openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts), card)
+
+    def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [_listed(card) for card in self.catalog.values()]}
+
+    def model(self, name: str) -> dict[str, Any]:
+        return _listed(self._card(name))
+
+    async def _generative(self, request: Request) -> tuple[dict[str, Any], ModelCard]:
+        body = parse_json(await self._read(request))
+        card = self._card(model_name(body))
+        if not card.generates:
+            message = f"{card.name!r} is a model for {card.task}: call /v2/models/{card.name}/infer"
+            raise ApiError(400, message, code="unsupported_task", param="model")
+        return body, card
+
+    async def _generate(self, generation: Generation, card: ModelCard) -> Response:
+        streams = [self._backend.generate(card.name, call) for call in generation.calls]
+        opened = await open_all(streams)
+        headers = _identity_headers(opened[0].identity)
+        answer = Answer(generation, f"{card.name}@{opened[0].identity.version}")
+        prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
+        if generation.stream:
+            content = events(answer, generation, streams, prompt_tokens)
+            return StreamingResponse(content, media_type="text/event-stream", headers=headers | EVENT_STREAM_HEADERS)
+        return JSONResponse(await collect(answer, streams, prompt_tokens), headers=headers)
+
+    # -- Open Inference Protocol ------------------------------------------------------------------------------------
+
+    async def infer(self, name: str, request: Request) -> Response:
+        body = parse_json(await self._read(request))
+        card = self._card(name)
+        if card.generates:
+            message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
+            raise ApiError(400, message, code="unsupported_task", param="model")
+        parsed = inference_api.InferRequest(body)
+        call = InferCall(parsed.id or uuid.uuid4().hex, parsed.inputs)
+        result = accepted(await self._backend.infer(name, call))
+        answer = inference_api.response(name, result.identity.version, parsed, result.predictions)
+        return JSONResponse(answer, headers=_identity_headers(result.identity))
+
+    async def metadata(self, name: str) -> dict[str, Any]:
+        card = self._card(name)
+        replicas, _ = await self._backend.states()
+        told = [replica.description for replica in replicas if replica.model == name]
+        if not told:
+            raise ApiError(503, f"no replica of {name!r} is ready", code="not_ready", headers={"retry-after": "1"})
+        return {"name": name, "versions": [card.version], "platform": f"tandem-{card.task}", **told[0]}
+
+    # -- health and status ------------------------------------------------------------------------------------------
+
+    async def ready(self, name: str) -> bool:
+        self._card(name)
+        return name not in await self.unready()
+
+    async def unready(self) -> list[str]:
+        """Return the models that have no ready replica."""
+        replicas, _ = await self._backend.states()
+        ready = {replica.model for replica in replicas}
+        return [name for name in self.catalog if name not in ready]
+
+    async def status(self) -> dict[str, Any]:
+        """Return how busy every model is: what its replicas run, what waits, and each replica's part."""
+        replicas, pending = await self._backend.states()
+        return {
+            name: _model_status(card, [replica for replica in replicas if replica.model == name], pending[name])
+            for name, card in self.catalog.items()
+        }
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _card(self, name: str) -> ModelCard:
+        card = self.catalog.get(name)
+        if card is None:
+            raise model_not_found(name, list(self.catalog))
+        return card
+
+    async def _read(self, request: Request) -> bytes:
+        """Read the body, giving up as soon as it is too large: the proxy in front accepts any size."""
+        raw = bytearray()
+        async for part in request.stream():
+            raw += part
+            if len(raw) > self._max_body_bytes:
+                message = f"the body is larger than {self._max_body_bytes} bytes"
+                raise ApiError(413, message, code="body_too_large")
+        return bytes(raw)
+
+
+def _listed(card: ModelCard) -> dict[str, Any]:
+    listed = {"id": card.name, "object": "model", "created": card.created, "owned_by": "tandem"}
+    return {**listed, "task": card.task, "generates": card.generates, "version": card.version, **card.details}
+
+
+def _model_status(card: ModelCard, replicas: list[ReplicaState], pending: int) -> dict[str, Any]:
+    loads = [replica.load for replica in replicas]
+    return {
+        "version": card.version,
+        "running": sum(load.running for load in loads),
+        "queued": pending + sum(load.waiting for load in loads),
+        "tokens_per_second": round(sum(load.tokens_per_second for load in loads), 1),
+        "replicas": [
+            {"replica_id": replica.replica_id, "version": replica.version, **asdict(replica.load)}
+            for replica in replicas
+        ],
+    }
+
+
+def _identity_headers(identity: Identity) -> dict[str, str]:
+    headers = {"x-tandem-model-version": identity.version}
+    return headers | ({"x-tandem-run-id": identity.run_id} if identity.run_id else {})

@@ -1,0 +1,125 @@
+"""OpenAI's answers, whole or in chunks, as the official client's types read them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve.api.openai_api import Generation
+from serve.wire import ScoredToken
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text of an answer, or a piece of it."""
+
+    text: str
+    finish_reason: str | None
+    tokens: Sequence[ScoredToken] = ()
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+
+
+class Answer:
+    """Builds the objects of one answer: the whole of it, or its chunks."""
+
+    def __init__(self, generation: Generation, fingerprint: str | None = None) -> None:
+        self._generation = generation
+        self._common = {
+            "id": generation.request_id,
+            "created": int(time.time()),
+            "model": generation.model,
+            "system_fingerprint": fingerprint,
+        }
+        self._offsets: defaultdict[int, int] = defaultdict(int)
+        """Characters of each choice's tokens told so far."""
+
+    def whole(self, texts: Sequence[Text], counted: dict[str, int]) -> dict[str, Any]:
+        """Return the body of an answer that is not streamed: the choices of each prompt, one prompt after another."""
+        kind = "chat.completion" if self._chat else "text_completion"
+        choices = [self._choice(index, text) for index, text in enumerate(texts)]
+        return {**self._common, "object": kind, "choices": choices, "usage": counted}
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """Return the chunk that opens a choice: chat names the role first, completions have none."""
+        if not self._chat:
+            return None
+        delta = {"role": "assistant", "content": ""}
+        return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
+
+    def chunk(self, index: int, text: Text) -> dict[str, Any]:
+        """Return one chunk of the choice `index`."""
+        if not self._chat:
+            return self._chunk([self._choice(index, text)])
+        delta = {"content": text.text} if text.text else {}
+        told = {"logprobs": self._logprobs(index, text.tokens), "finish_reason": text.finish_reason}
+        return self._chunk([{"index": index, "delta": delta, **told}])
+
+    def closing(self, counted: dict[str, int]) -> dict[str, Any]:
+        """Return the chunk that carries the usage and no choice."""
+        return {**self._chunk([]), "usage": counted}
+
+    @property
+    def _chat(self) -> bool:
+        return self._generation.chat
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        chunk = {**self._common, "object": kind, "choices": choices}
+        return {**chunk, "usage": None} if self._generation.include_usage else chunk
+
+    def _choice(self, index: int, text: Text) -> dict[str, Any]:
+        content: dict[str, Any] = {"text": text.text}
+        if self._chat:
+            content = {"message": {"role": "assistant", "content": text.text, "refusal": None}}
+        logprobs = self._logprobs(index, text.tokens)
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": text.finish_reason}
+
+    def _logprobs(self, index: int, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+        if not self._generation.logprobs:
+            return None
+        if self._chat:
+            return {"content": [_chat_entry(token) for token in tokens], "refusal": None}
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(token.raw.decode(errors="replace"))
+        return {
+            "tokens": [_name(token.raw) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [_by_name(token) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _chat_entry(token: ScoredToken) -> dict[str, Any]:
+    top = [_valued(raw, logprob) for raw, logprob in token.top]
+    return {**_valued(token.raw, token.logprob), "top_logprobs": top}
+
+
+def _valued(raw: bytes, logprob: float | None) -> dict[str, Any]:
+    return {"token": raw.decode(errors="replace"), "bytes": list(raw), "logprob": logprob}
+
+
+def _by_name(token: ScoredToken) -> dict[str, float] | None:
+    """Return the alternatives of a completion's token, itself included whatever its rank; the first has none."""
+    if token.logprob is None:
+        return None
+    named: dict[str, float] = {}
+    for raw, logprob in (*token.top, (token.raw, token.logprob)):
+        named.setdefault(_name(raw), logprob)  # two tokens of one name: the likelier came first
+    return named
+
+
+def _name(raw: bytes) -> str:
+    """Return a token as text; one that is not whole characters as OpenAI writes it: `bytes:\\xe4\\xb8`."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)

@@ -1,0 +1,136 @@
+"""Streams of generated text, from replicas to one answer: opened together, collected whole or sent as events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from serve.api.body import ApiError
+from serve.api.openai_answers import Answer, Text, usage
+from serve.api.openai_api import Generation
+from serve.wire import Chunk, Opened, Refused, ScoredToken
+
+Stream = AsyncGenerator[Opened | Chunk | Refused, None]
+Result = TypeVar("Result")
+
+
+def accepted(message: Any) -> Any:
+    """Return the message, or raise the ApiError that a refusal stands for."""
+    if isinstance(message, Refused):
+        raise ApiError(message.status, message.message, code=message.code, param=message.param)
+    return message
+
+
+async def open_all(streams: Sequence[Stream]) -> list[Opened]:
+    """Wait until every stream is accepted. One refusal closes them all and is raised as ApiError."""
+    try:
+        return await _together([_open(stream) for stream in streams])
+    except BaseException:
+        await close_all(streams)
+        raise
+
+
+async def collect(answer: Answer, streams: Sequence[Stream], prompt_tokens: int) -> dict[str, Any]:
+    try:
+        results = await _together([_whole_text(stream) for stream in streams])
+    finally:
+        await close_all(streams)
+    counted = usage(prompt_tokens, sum(tokens for _, tokens in results))
+    return answer.whole([text for text, _ in results], counted)
+
+
+async def _whole_text(stream: Stream) -> tuple[Text, int]:
+    """Return a stream's text, and how many tokens were chosen for it."""
+    pieces: list[str] = []
+    scored: list[ScoredToken] = []
+    reason, tokens = None, 0
+    async for message in stream:
+        chunk: Chunk = accepted(message)
+        pieces.append(chunk.text)
+        scored += chunk.tokens
+        reason, tokens = chunk.finish_reason, chunk.completion_tokens
+    return Text("".join(pieces), reason, scored), tokens
+
+
+async def events(
+    answer: Answer, generation: Generation, streams: Sequence[Stream], prompt_tokens: int
+) -> AsyncIterator[bytes]:
+    """Send the streams as server-sent events. An error in the middle is a chunk with `error`, and the last one."""
+    completion_tokens = [0] * len(streams)
+    try:
+        for index in range(len(streams)):
+            if opening := answer.opening(index):
+                yield _event(opening)
+        async with aclosing(_merged(streams)) as merged:
+            async for index, chunk in merged:
+                completion_tokens[index] = chunk.completion_tokens
+                if chunk.text or chunk.finish_reason or chunk.tokens:
+                    yield _event(answer.chunk(index, Text(chunk.text, chunk.finish_reason, chunk.tokens)))
+        if generation.include_usage:
+            yield _event(answer.closing(usage(prompt_tokens, sum(completion_tokens))))
+        yield b"data: [DONE]\n\n"
+    except ApiError as error:
+        yield _event(error.body())
+    finally:
+        await close_all(streams)
+
+
+async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Chunk], None]:
+    """Interleave the chunks of several streams as they come, with the index of each."""
+    if len(streams) == 1:
+        async for message in streams[0]:
+            yield 0, accepted(message)
+        return
+    arrived: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+    readers = [asyncio.create_task(_read(stream, index, arrived)) for index, stream in enumerate(streams)]
+    try:
+        reading = len(readers)
+        while reading:
+            index, message = await arrived.get()
+            if isinstance(message, BaseException):
+                raise message
+            reading -= message is None
+            if message is not None:
+                yield index, accepted(message)
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def _read(stream: Stream, index: int, arrived: asyncio.Queue[tuple[int, Any]]) -> None:
+    """Put every message of a stream, then None or the exception that ended it."""
+    try:
+        async for message in stream:
+            arrived.put_nowait((index, message))
+        arrived.put_nowait((index, None))
+    except Exception as error:
+        arrived.put_nowait((index, error))
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _open(stream: Stream) -> Opened:
+    opened: Opened = accepted(await anext(stream))
+    return opened
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run coroutines side by side; when one fails, end the others before raising (gather would let them run on)."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def close_all(streams: Sequence[Stream]) -> None:
+    """Close streams that no task is reading any more, which frees their slots."""
+    await asyncio.gather(*(stream.aclose() for stream in streams), return_exceptions=True)

@@ -1,0 +1,239 @@
+"""ServeSpec → Ray Serve applications: the only wiring. It runs in the cluster, as the entry point of a Ray job:
+
+    python -m serve.deploy.app up '{"models": {…}}'
+    python -m serve.deploy.app down tandem
+
+One application is the gateway, named like the spec, and one each model, `<name>.<model>`: a model is added, replaced
+or removed without touching the others. All of it is detached and outlives the job. Lines that start with `@tandem `
+are for `serve.endpoints`, which follows the log: progress, and at the end the outcome or the user's mistake, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
+
+from cluster import connect
+from cluster.errors import UserError
+from serve.deploy import address, plan, state_actor, warm
+from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
+from serve.deploy.plan import ServedModel
+from serve.endpoints import MARK
+from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
+
+REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
+POLL_S = 0.25
+
+
+def up(spec: ServeSpec) -> dict[str, Any]:
+    """Deploy the spec, or update what runs to it, and wait until every model has its replicas.
+
+    Returns the endpoint and the models. Raises UserError or TrackingError for what the user can put right.
+    """
+    models = plan.resolve(spec)
+    host, port = address.start(spec.http)
+    environment = _replica_environment()
+    state_actor.start(spec.name, environment)
+    targets = [_model_target(spec, model, environment) for model in models]
+    wanted = {target.name for target in targets} | {spec.name}
+    targets.append(_gateway_target(spec, models, environment))
+    ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    _wait_until_running(sorted(wanted), spec.start_timeout_s)
+    for name in _own_apps(spec.name) - wanted:
+        _tell(progress=f"{name}: removed, the spec does not name it any more")
+        ray_serve.delete(name, _blocking=False)
+    reached = ray.util.get_node_ip_address() if host in address.ANY else host
+    listed = {model.name: {"version": model.version, "generates": model.generates} for model in models}
+    return {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed}
+
+
+def down(name: str) -> dict[str, Any]:
+    """Remove the applications of `name`, and Serve itself when nothing else runs on it. Returns what was stopped."""
+    if not address.is_running():
+        return {"stopped": [], "serve": False}
+    own = _own_apps(name)
+    others = set(ray_serve.status().applications) - own
+    state_actor.stop(name)
+    if others:
+        for app in sorted(own):
+            ray_serve.delete(app)
+    else:
+        ray_serve.shutdown()
+    return {"stopped": sorted(own), "serve": not others}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb and print its outcome; errors a user can act on become part of it, not a traceback."""
+    verb, argument = arguments
+    connect.init_ray()
+    try:
+        outcome = up(ServeSpec.model_validate_json(argument)) if verb == "up" else down(argument)
+    except Exception as error:
+        if not isinstance(getattr(error, "exit_code", None), int):
+            raise
+        _tell(error=str(error))
+        return 1
+    _tell(outcome=outcome)
+    return 0
+
+
+def _tell(**message: Any) -> None:
+    print(MARK + json.dumps(message), flush=True)
+
+
+# -- applications ----------------------------------------------------------------------------------------------------
+
+
+def _model_target(spec: ServeSpec, model: ServedModel, environment: dict[str, Any]) -> ray_serve.RunTarget:
+    settings = spec.models[model.name]
+    deployment = ray_serve.deployment(ModelDeployment).options(
+        name=ENGINE,
+        version=model.digest(),
+        # Serve restarts every replica at each deploy unless it is told the version, which only _internal allows
+        # (ray 2.60, Deployment.options); what the digest leaves out, such as scaling, then changes in place.
+        _internal=True,
+        # Twice the batch: the next request is at hand when a slot frees, and the rest can still go to a new replica.
+        max_ongoing_requests=2 * settings.max_batch,
+        max_queued_requests=settings.max_queued,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        ray_actor_options={
+            "num_cpus": settings.resources.cpus_per_replica,
+            "num_gpus": settings.resources.gpus_per_replica,
+            "runtime_env": {**warm.executable(model, settings), **_merged(environment, settings.runtime_env)},
+        },
+        logging_config=LoggingConfig(enable_access_log=False),  # the gateway keeps one
+        max_surge_percent=_surge(settings),
+        **_scaling(settings, settings.target_ongoing),
+        **_lifecycle(spec),
+    )
+    return ray_serve.RunTarget(
+        deployment.bind(spec.name, model), name=model_app(spec.name, model.name), route_prefix=None
+    )
+
+
+def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any]) -> ray_serve.RunTarget:
+    gateway: GatewaySpec = spec.gateway
+    limits = (spec.name, gateway.max_body_bytes, gateway.max_prompts)
+    deployment = ray_serve.deployment(ray_serve.ingress(asgi_app)(GatewayDeployment)).options(
+        name=GATEWAY,
+        version=json.dumps(limits),
+        _internal=True,  # see above
+        max_ongoing_requests=10_000,
+        user_config={"catalog": [_card(model) for model in models]},
+        ray_actor_options={"num_cpus": gateway.cpus_per_replica, "runtime_env": environment},
+        max_surge_percent=100,
+        **_scaling(gateway, gateway.bounds.target_ongoing or 64),
+        **_lifecycle(spec),
+    )
+    return ray_serve.RunTarget(deployment.bind(*limits), name=spec.name, route_prefix="/")
+
+
+def _scaling(scaled: Scaled, target_ongoing: float) -> dict[str, Any]:
+    bounds = scaled.bounds
+    if bounds.min == bounds.max:
+        return {"num_replicas": bounds.min}
+    config = AutoscalingConfig(
+        min_replicas=bounds.min,
+        max_replicas=bounds.max,
+        target_ongoing_requests=target_ongoing,
+        upscale_delay_s=scaled.upscale_delay_s,
+        downscale_delay_s=scaled.downscale_delay_s,
+        metrics_interval_s=0.5,  # deprecated, and the only knob for it in ray 2.60
+        look_back_period_s=2.0,
+    )
+    return {"autoscaling_config": config}
+
+
+def _lifecycle(spec: ServeSpec) -> dict[str, Any]:
+    return {
+        "graceful_shutdown_timeout_s": spec.drain_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": 5,
+        "max_constructor_retry_count": 2,
+    }
+
+
+def _surge(settings: ModelServeSpec) -> int:
+    """Replace replicas one for one where the cluster has room, so that an update has no gap; else stop them first."""
+    free = ray.available_resources()
+    needed = settings.bounds.min
+    enough_cpus = free.get("CPU", 0) >= needed * settings.resources.cpus_per_replica
+    return 100 if enough_cpus and free.get("GPU", 0) >= needed * settings.resources.gpus_per_replica else 0
+
+
+def _card(model: ServedModel) -> dict[str, Any]:
+    fields = asdict(model)
+    return {key: fields[key] for key in ("name", "task", "version", "generates", "created", "details")}
+
+
+def _replica_environment() -> dict[str, Any]:
+    """Return what replicas need of this job's environment: Tandem's code, and the addresses it uses.
+
+    Not all of it: a job's environment differs each time, and each difference would restart every replica.
+    """
+    modules = ray.get_runtime_context().runtime_env.get("py_modules")
+    env_vars = {name: os.environ[name] for name in REPLICA_ENV if name in os.environ}
+    return {"env_vars": env_vars, **({"py_modules": modules} if modules else {})}
+
+
+def _merged(environment: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's own runtime environment on top of what every replica needs."""
+    env_vars = {**environment["env_vars"], **own.get("env_vars", {})}
+    return {**environment, **own, "env_vars": env_vars}
+
+
+def _own_apps(name: str) -> set[str]:
+    return {app for app in ray_serve.status().applications if app == name or app.startswith(f"{name}.")}
+
+
+# -- progress --------------------------------------------------------------------------------------------------------
+
+
+def _wait_until_running(names: list[str], timeout_s: float) -> None:
+    """Print what changes until all applications run. Raises UserError when one fails or time is up."""
+    deadline = time.monotonic() + timeout_s
+    said: dict[str, str] = {}
+    while True:
+        applications = ray_serve.status().applications
+        for name in names:
+            line = _progress(applications.get(name))
+            if line != said.get(name):
+                _tell(progress=f"{name}: {line}")
+                said[name] = line
+        states = {name: str(applications[name].status.value) for name in names if name in applications}
+        _raise_if_failed(applications, states)
+        if len(states) == len(names) and set(states.values()) == {"RUNNING"}:
+            return
+        if time.monotonic() > deadline:
+            waiting = ", ".join(f"{name} ({said[name]})" for name in names if states.get(name) != "RUNNING")
+            raise UserError(f"not ready after {timeout_s:g} s: {waiting}; see `tandem serve status`")
+        time.sleep(POLL_S)
+
+
+def _progress(application: Any) -> str:
+    if application is None or not application.deployments:
+        return "deploying"
+    overview = next(iter(application.deployments.values()))
+    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(overview.replica_states.items()))
+    return f"{application.status.value.lower()} ({states or 'no replicas yet'})"
+
+
+def _raise_if_failed(applications: Any, states: dict[str, str]) -> None:
+    for name, state in states.items():
+        if state == "DEPLOY_FAILED":
+            messages = [overview.message for overview in applications[name].deployments.values()]
+            reason = " ".join(filter(None, messages)) or applications[name].message
+            raise UserError(f"{name} could not be deployed: {reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""The two kinds of Ray Serve replica: a model's, and the gateway's with its way to the models."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from serve.api import routes
+from serve.api.body import ApiError
+from serve.api.gateway import Gateway, ModelCard
+from serve.deploy.plan import ServedModel
+from serve.deploy.state_actor import Reader, Reporter
+from serve.engines import protocol
+from serve.engines.predictive import TaskEngine
+from serve.engines.replica import GenerativeReplica, PredictiveReplica, generation_defaults
+from serve.wire import Chunk, GatewayState, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
+
+ENGINE = "engine"
+GATEWAY = "gateway"
+
+
+def model_app(name: str, model: str) -> str:
+    """Return the name of the Serve application of one model."""
+    return f"{name}.{model}"
+
+
+class ModelDeployment:
+    """A replica of one model."""
+
+    async def __init__(self, name: str, model: ServedModel) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._model = model
+        self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        self._replica: Any = await asyncio.to_thread(load_replica, model)
+        await self._replica.start()
+        self._reporter = Reporter(name, self._replica_id, self._state)
+        self._reporter.start()
+
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+        async with aclosing(self._replica.generate(call)) as messages:
+            async for message in messages:
+                yield message
+
+    async def infer(self, call: InferCall) -> Inferred | Refused:
+        answer: Inferred | Refused = await self._replica.infer(call)
+        return answer
+
+    async def check_health(self) -> None:
+        if not self._replica.healthy():
+            raise RuntimeError("the engine has stopped")
+
+    async def __del__(self) -> None:
+        """Leave: Ray Serve calls and awaits this when the replica's requests have ended."""
+        self._reporter.stop()
+        await self._replica.stop()
+
+    def _state(self) -> ReplicaState:
+        described = self._replica.describe()
+        return ReplicaState(self._model.name, self._replica_id, self._model.version, self._replica.load(), described)
+
+
+def load_replica(model: ServedModel) -> GenerativeReplica | PredictiveReplica:
+    """Load the model into the engine that the plan names."""
+    identity = Identity(model.version, model.run_id)
+    directory = Path(model.directory)
+    if model.engine == "task":
+        return _predictive(model, directory, identity)
+    loaded = protocol.create(
+        model.engine,
+        directory,
+        **model.options,
+        max_context=model.max_context,
+        max_batch=model.max_batch,
+        threads=model.threads,
+    )
+    return GenerativeReplica(loaded, identity, generation_defaults(directory))
+
+
+def _predictive(model: ServedModel, directory: Path, identity: Identity) -> PredictiveReplica:
+    import torch
+
+    from jobs import tasks
+
+    dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[model.options["precision"]]
+    task = tasks.get(model.task).load(directory)
+    loaded = TaskEngine(task, task.load_model(directory, dtype), max_batch=model.max_batch, threads=model.threads)
+    return PredictiveReplica(loaded, task.inputs(), identity)
+
+
+class GatewayDeployment:
+    """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
+
+    async def __init__(self, name: str, max_body_bytes: int, max_prompts: int) -> None:  # type: ignore[misc]  # see above
+        self._backend = RayBackend(name)
+        self.gateway = Gateway(self._backend, max_body_bytes, max_prompts)
+        replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        self._reporter = Reporter(name, replica_id, lambda: GatewayState(dict(self._backend.pending)))
+        self._reporter.start()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self.gateway.catalog = {card["name"]: ModelCard(**card) for card in user_config["catalog"]}
+
+    async def __del__(self) -> None:
+        self._reporter.stop()
+
+
+def asgi_app() -> FastAPI:
+    """Build the routes inside a gateway replica; they find its Gateway when a request comes."""
+    return routes.build(lambda: ray_serve.get_replica_context().servable_object.gateway)
+
+
+class RayBackend:
+    """Reaches models through Serve's handles, and turns Ray's failures into answers a client can act on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._handles: dict[str, Any] = {}
+        self._board = Reader(name)
+        self.pending: Counter[str] = Counter()
+        """Requests of this gateway that no replica has accepted yet, by model."""
+
+    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+        response = self._handle(model).options(stream=True).generate.remote(call)
+        self.pending[model] += 1
+        waiting = 1
+        try:
+            with _as_api_errors(model):
+                async for message in response:
+                    self.pending[model] -= waiting
+                    waiting = 0
+                    yield message
+        except Exception:
+            raise  # the replica's stream has ended by itself; cancelling a failed response raises its failure again
+        except BaseException:
+            response.cancel()  # closed or cancelled by the reader: the client is gone
+            raise
+        finally:
+            self.pending[model] -= waiting
+
+    async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
+        with _as_api_errors(model):
+            answer: Inferred | Refused = await self._handle(model).infer.remote(call)
+            return answer
+
+    async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
+        reports = await self._board.read()
+        pending: Counter[str] = Counter()
+        for report in reports:
+            if isinstance(report, GatewayState):
+                pending.update(report.pending)
+        return [report for report in reports if isinstance(report, ReplicaState)], pending
+
+    def _handle(self, model: str) -> Any:
+        if model not in self._handles:
+            self._handles[model] = ray_serve.get_deployment_handle(ENGINE, app_name=model_app(self._name, model))
+        return self._handles[model]
+
+
+@contextmanager
+def _as_api_errors(model: str) -> Iterator[None]:
+    try:
+        yield
+    except BackPressureError as error:
+        retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}
+        message = f"{model!r} has as many requests waiting as it takes; try again in {retry['retry-after']} s"
+        raise ApiError(429, message, code="overloaded", headers=retry) from None
+    except (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError) as error:
+        message = f"the replica of {model!r} that worked on this request was lost"
+        raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from error
+    except RayError as error:
+        message = f"{model!r} failed on this request; its log has the reason"
+        raise ApiError(500, message, code="engine_failed") from error

@@ -1,0 +1,205 @@
+"""Deploy, look at and stop an endpoint, from wherever the cluster can be reached: this runs on the user's side.
+
+`up` and `down` are Ray jobs of a few seconds that run `serve.deploy.app` on the cluster, which a remote one needs
+and a local one does not mind; `status` reads Serve's own REST API and asks the gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster import connect
+from cluster.errors import UserError
+from cluster.home import home
+from serve.spec import ServeSpec
+
+Progress = Callable[[str], None]
+MARK = "@tandem "
+POLL_S = 0.3
+LOG_LINES_SHOWN = 20
+
+
+def up(spec: ServeSpec, progress: Progress = lambda _: None) -> dict[str, Any]:
+    """Deploy the spec and wait until it answers. Returns endpoint, name, and version and kind of each model.
+
+    Model directories in the spec are absolute (`serve.deploy.plan.absolute`) and must be there on the cluster's nodes.
+    Raises UserError for anything the user can put right.
+    """
+    outcome = _run("up", spec.model_dump_json(exclude_unset=True), progress)
+    _wait_healthy(outcome["endpoint"], spec.start_timeout_s, progress)
+    _remember(outcome)
+    return outcome
+
+
+def down(progress: Progress = lambda _: None) -> list[str]:
+    """Stop the endpoint, and Ray Serve with it if nothing else uses it. Returns the applications that were stopped."""
+    details = _details()
+    name = _gateway_name(details)
+    if name is None and not details.get("controller_info", {}).get("actor_id"):
+        _forget()
+        return []
+    outcome = _run("down", name or "tandem", progress)
+    _forget()
+    return list(outcome["stopped"])
+
+
+def status() -> dict[str, Any] | None:
+    """Return what runs: endpoint, and for each model its version, replicas, queue and speed. None: nothing does."""
+    details = _details()
+    name = _gateway_name(details)
+    if name is None:
+        return None
+    endpoint = _endpoint(details)
+    live = _live(endpoint)
+    applications = details["applications"]
+    models = {
+        app.removeprefix(f"{name}."): _model_status(found, live.get(app.removeprefix(f"{name}."), {}))
+        for app, found in sorted(applications.items())
+        if app.startswith(f"{name}.")
+    }
+    gateway = _model_status(applications[name], {})
+    return {"endpoint": endpoint, "name": name, "reachable": bool(live), "gateway": gateway, "models": models}
+
+
+def endpoint() -> str:
+    """Return the address of the endpoint that was last brought up from here, or else of the cluster's.
+
+    Raises UserError when there is none.
+    """
+    path = home() / "serve.json"
+    if path.exists():
+        return str(json.loads(path.read_text(encoding="utf-8"))["endpoint"])
+    running = status()
+    if running is None:
+        raise UserError("nothing is served: run `tandem serve up SPEC` first")
+    return str(running["endpoint"])
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def _run(verb: str, argument: str, progress: Progress) -> dict[str, Any]:
+    """Run one verb of serve.deploy.app on the cluster, passing its progress on. Returns its outcome."""
+    job_id = f"serve-{verb}-{secrets.token_hex(4)}"
+    connect.submit(
+        f"python -m serve.deploy.app {verb} {shlex.quote(argument)}",
+        submission_id=job_id,
+        metadata={"tandem.name": job_id, "tandem.phase": f"serve {verb}"},
+    )
+    client = connect.job_client()
+    seen = 0
+    while True:
+        ended = client.get_job_status(job_id).is_terminal()
+        log = client.get_job_logs(job_id)
+        whole = log[seen : log.rfind("\n") + 1]
+        seen += len(whole)
+        for message in _messages(whole):
+            if "outcome" in message:
+                return dict(message["outcome"])
+            if "error" in message:
+                raise UserError(message["error"])
+            progress(message["progress"])
+        if ended:
+            raise UserError(f"job {job_id} failed: {_tail(client, job_id, log)}")
+        time.sleep(POLL_S)
+
+
+def _messages(log: str) -> list[dict[str, Any]]:
+    return [json.loads(line[len(MARK) :]) for line in log.splitlines() if line.startswith(MARK)]
+
+
+def _tail(client: Any, job_id: str, log: str) -> str:
+    lines = log.strip().splitlines()[-LOG_LINES_SHOWN:]
+    return "\n".join([str(client.get_job_info(job_id).message), *lines])
+
+
+# -- Serve's REST API -------------------------------------------------------------------------------------------------
+
+
+def _details() -> dict[str, Any]:
+    address = connect.job_client().get_address()  # first: it sets the token that Ray reads when it is imported
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    details: dict[str, Any] = ServeSubmissionClient(address).get_serve_details()
+    return details
+
+
+def _gateway_name(details: dict[str, Any]) -> str | None:
+    for name, application in details.get("applications", {}).items():
+        if "gateway" in application["deployments"] and application["route_prefix"] == "/":
+            return str(name)
+    return None
+
+
+def _endpoint(details: dict[str, Any]) -> str:
+    http = details["http_options"]
+    host = http["host"]
+    if host in ("0.0.0.0", "::"):
+        host = next(iter(details["proxies"].values()))["node_ip"]
+    return f"http://{host}:{http['port']}"
+
+
+def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str, Any]:
+    deployment = next(iter(application["deployments"].values()), None)
+    replicas = deployment["replicas"] if deployment else []
+    messages = [application["message"], deployment["message"] if deployment else ""]
+    return {
+        "status": application["status"],
+        "replicas": {
+            "running": sum(replica["state"] == "RUNNING" for replica in replicas),
+            "target": deployment["target_num_replicas"] if deployment else 0,
+            "states": sorted(replica["state"] for replica in replicas),
+        },
+        "message": " ".join(filter(None, messages)),
+        **{key: live.get(key) for key in ("version", "running", "queued", "tokens_per_second")},
+    }
+
+
+# -- the endpoint -----------------------------------------------------------------------------------------------------
+
+
+def _live(endpoint: str) -> dict[str, Any]:
+    """Ask the gateway how busy the models are; an empty mapping when it does not answer (from) here."""
+    answer = _get(f"{endpoint}/status")
+    return dict(json.loads(answer)) if answer else {}
+
+
+def _wait_healthy(endpoint: str, timeout_s: float, progress: Progress) -> None:
+    """Wait for /health, where the endpoint can be reached from here at all: loopback of a remote head cannot."""
+    if not connect.connection().is_local:
+        return
+    deadline = time.monotonic() + timeout_s
+    while _get(f"{endpoint}/health") is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"{endpoint}/health is not ready after {timeout_s:g} s; see `tandem serve status`")
+        time.sleep(POLL_S)
+    progress(f"{endpoint}/health answers")
+
+
+def _get(url: str) -> bytes | None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=10) as response:
+            body: bytes = response.read()
+            return body
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def _remember(outcome: dict[str, Any]) -> None:
+    home().mkdir(parents=True, exist_ok=True)
+    partial = home() / ".serve.json.partial"
+    partial.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+    partial.replace(home() / "serve.json")
+
+
+def _forget() -> None:
+    Path(home() / "serve.json").unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What runs in a model's replica: the engines, and what stands between them and the gateway."""

@@ -1,0 +1,163 @@
+"""Dynamic batching of `task.predict`, for every task that does not generate.
+
+    engine = TaskEngine(task, model, max_batch=32, max_wait_ms=2, threads=1)
+    await engine.start()
+    answer = await engine.predict(instance)
+
+Concurrent calls share a forward pass: a batch leaves when it is full, or when its first instance has waited
+`max_wait_ms`; what arrives while one runs makes up the next. Prediction runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from serve.engines.protocol import EngineError, EngineLoad
+
+logger = logging.getLogger(__name__)
+Prediction = dict[str, Any]
+Waiting = tuple[Any, "asyncio.Future[Prediction]"]
+
+
+class PredictingTask(Protocol):
+    """The part of a task that this engine uses."""
+
+    def predict(self, model: Any, instances: list[Any]) -> list[Prediction]: ...
+
+
+class TaskEngine:
+    """Batch the predictions of one model. All methods are called on one event loop; none of them blocks it."""
+
+    def __init__(
+        self, task: PredictingTask, model: Any, max_batch: int = 32, max_wait_ms: float = 2.0, threads: int = 1
+    ) -> None:
+        if max_batch < 1 or threads < 1 or max_wait_ms < 0:
+            raise ValueError(
+                "max_batch and threads must be at least 1 and max_wait_ms at least 0, "
+                f"got {max_batch}, {threads} and {max_wait_ms}"
+            )
+        self.task = task
+        self.model = model
+        self.max_batch = max_batch
+        self.max_wait_s = max_wait_ms / 1000
+        self._threads = threads
+        self._waiting: deque[Waiting] = deque()
+        self._running: list[Waiting] = []
+        self._arrived = asyncio.Event()
+        self._executor: ThreadPoolExecutor | None = None
+        self._batcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._executor = ThreadPoolExecutor(1, "tandem-task", initializer=_set_threads, initargs=(self._threads,))
+        self._batcher = asyncio.create_task(self._serve(), name="tandem-task-batcher")
+
+    async def stop(self) -> None:
+        """Fail what waits with EngineError, wait for the batch that runs, and end the thread."""
+        batcher, executor = self._batcher, self._executor
+        self._batcher = self._executor = None
+        if batcher is None or executor is None:
+            return
+        batcher.cancel()
+        for _, future in [*self._running, *self._waiting]:
+            if not future.done():
+                future.set_exception(EngineError("the engine was stopped"))
+        self._waiting.clear()
+        await asyncio.to_thread(executor.shutdown)
+
+    def healthy(self) -> bool:
+        return self._batcher is not None and not self._batcher.done()
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(len(self._running), len(self._waiting), 0, 0, 0.0)
+
+    async def predict(self, instance: Any) -> Prediction:
+        """Return the task's prediction for one instance.
+
+        Raises what the task raises for this instance alone, and EngineError when the engine does not run.
+        """
+        if not self.healthy():
+            raise EngineError("the engine is not running")
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        self._waiting.append((instance, future))
+        self._arrived.set()
+        return await future
+
+    async def _serve(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await self._fill()
+            self._running = self._take()
+            await self._answer(self._running)
+            self._running = []
+
+    async def _fill(self) -> None:
+        """Wait until the batch is full or its time is up."""
+        deadline = asyncio.get_running_loop().time() + self.max_wait_s
+        while len(self._waiting) < self.max_batch:
+            self._arrived.clear()
+            remaining = deadline - asyncio.get_running_loop().time()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), remaining)
+            except asyncio.TimeoutError:
+                return
+
+    def _take(self) -> list[Waiting]:
+        """Take the next batch, leaving out calls whose caller has gone."""
+        batch: list[Waiting] = []
+        while self._waiting and len(batch) < self.max_batch:
+            waiting = self._waiting.popleft()
+            if not waiting[1].done():
+                batch.append(waiting)
+        if self._waiting:
+            self._arrived.set()
+        else:
+            self._arrived.clear()
+        return batch
+
+    async def _answer(self, batch: list[Waiting]) -> None:
+        if not batch:
+            return
+        instances = [instance for instance, _ in batch]
+        loop = asyncio.get_running_loop()
+        results: list[Prediction | Exception]
+        try:
+            results = await loop.run_in_executor(self._executor, self._predict, instances)
+        except Exception as error:  # the thread itself is broken: nobody may be left waiting
+            results = [EngineError(f"prediction failed: {error!r}") for _ in batch]
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def _predict(self, instances: Sequence[Any]) -> list[Prediction | Exception]:
+        """Predict a batch; if it fails, predict its instances one by one, so that only the bad one fails."""
+        try:
+            return list(self._predict_all(instances))
+        except Exception as error:
+            if len(instances) == 1:
+                return [error]
+            logger.warning("a batch of %d failed (%r); trying its instances one by one", len(instances), error)
+        return [self._predict([instance])[0] for instance in instances]
+
+    def _predict_all(self, instances: Sequence[Any]) -> list[Prediction]:
+        import torch
+
+        with torch.inference_mode():
+            results = self.task.predict(self.model, list(instances))
+        if len(results) != len(instances):
+            raise EngineError(f"the task gave {len(results)} predictions for {len(instances)} instances")
+        return results
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,225 @@
+"""The Engine protocol that the gateway and Ray Serve talk to, and the plain data that crosses it.
+
+Nothing here imports torch: a gateway process parses requests without paying for it.
+`create("torch", directory, ...)` is the one place that turns a kind of engine into an instance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+FinishReason = Literal["stop", "length"]
+MOST_ALTERNATIVES = 20
+"""Most alternatives that a request may ask for at each token, as OpenAI has it."""
+
+ENGINES: dict[str, str] = {
+    "torch": "serve.engines.torch.torch_engine:TorchEngine",
+    "vllm": "serve.engines.vllm:VllmEngine",
+}
+
+
+class EngineError(RuntimeError):
+    """The engine failed while it worked on a request; the request itself may be sound and can be tried elsewhere."""
+
+
+class RequestError(ValueError):
+    """A request the engine cannot honour; `field` names what to change, so a gateway can answer 400."""
+
+    exit_code = 2
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request chooses its tokens. Defaults are OpenAI's: plain sampling at temperature 1.
+
+    `__post_init__` raises RequestError (a ValueError) that names the offending field.
+    """
+
+    max_tokens: int = 256
+    """Most tokens to generate; the context limit may end the text earlier. 0 only scores the prompt."""
+    temperature: float = 1.0
+    """0 is greedy: the most likely token, whatever the other fields say about randomness."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches top_p; 1 keeps all."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 (or -1, as vLLM writes it) keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the most likely one."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token generated at least once."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit once for each time it was generated."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of every token in prompt or output (CTRL, Keskar et al. 2019)."""
+    seed: int | None = None
+    """Same seed, same text in fp32, whatever else runs; None draws a fresh seed."""
+    stop: tuple[str, ...] = field(default=())
+    """Strings that end the text; the text is cut before the first of them."""
+    ignore_eos: bool = False
+    """Generate past the end-of-sequence token, to exactly max_tokens (benchmarks)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id → what is added to its logit before everything else; -100 all but bans it, 100 all but forces it."""
+    logprobs: int | None = None
+    """Report each chosen token's log-probability and that many of the most likely tokens'; None reports nothing.
+    They are the model's own: before bias, penalties, temperature and a schema's mask."""
+    prompt_logprobs: bool = False
+    """Report the same for every token of the prompt."""
+    json_schema: str | None = None
+    """A JSON schema, as JSON: the text will be a value that it describes, unless max_tokens cuts it."""
+
+    def __post_init__(self) -> None:
+        _check_int("max_tokens", self.max_tokens, 0 if self.prompt_logprobs else 1, None)
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_int("top_k", self.top_k, -1, None)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        if self.seed is not None:
+            _check_int("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, MOST_ALTERNATIVES)
+        for token, bias in self.logit_bias.items():
+            _check_int("logit_bias", token, 0, None)
+            _check_range("logit_bias", bias, -100.0, 100.0)
+        _check_stop(self.stop)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt as token ids, and how to continue it."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+
+
+class TokenLogprobs(NamedTuple):
+    """How likely a token was. The first token of a prompt follows nothing, so it has no log-probability."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    """The most likely tokens with their log-probabilities, best first."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What became known since the last delta. The last one of a stream carries `finish_reason`.
+
+    `text` never ends in half a character; it may be empty while `token_ids` is not, and the other way round.
+    `completion_tokens` counts all tokens chosen so far, an end-of-sequence token included.
+    Where the request asked for them, `logprobs` has an entry for each of `token_ids`, and `prompt_logprobs` (in the
+    first delta) one for each token of the prompt.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """How busy an engine is; what autoscaling and routing look at."""
+
+    running: int
+    waiting: int
+    cache_tokens_used: int
+    """Room held by running sequences. Prefixes kept for later do not count: they give way at once."""
+    cache_tokens_total: int
+    tokens_per_second: float
+    """Generated tokens per second over the last few seconds, all streams together."""
+    preemptions: int = 0
+    """How often a sequence gave its room back and was computed again."""
+    reused_tokens: int = 0
+    """Prompt tokens that did not have to be computed because the cache held them."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A generative engine of one model. All methods are called on one event loop; none of them blocks it."""
+
+    tokenizer: Any
+    """The model's transformers tokenizer (chat template included)."""
+    max_context: int
+    """Most tokens of prompt and completion together."""
+
+    async def start(self) -> None:
+        """Make the engine ready to generate; returns when it is."""
+        ...
+
+    async def stop(self) -> None:
+        """Fail what still runs with EngineError and release the engine's thread and memory."""
+        ...
+
+    async def check(self, request: GenerationRequest) -> None:
+        """Raise RequestError if the request can never be served. It may take time: a schema is compiled."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """Stream a completion. Closing the iterator (aclose, or cancelling the task) frees its slot at the next step.
+
+        Raises RequestError at the first step of the iterator if the request can never be served,
+        EngineError if the engine fails under it.
+        """
+        ...
+
+    def load(self) -> EngineLoad: ...
+
+    def report(self) -> dict[str, Any]:
+        """Return what runs here, as JSON values: for people and logs, no part of the code looks into it."""
+        ...
+
+    def healthy(self) -> bool:
+        """False when the engine can no longer serve and its replica should be replaced."""
+        ...
+
+
+def create(kind: str, directory: Path, **options: Any) -> Engine:
+    """Load the model in `directory` into an engine of `kind`; call `start()` on it before use.
+
+    Raises ValueError for an unknown kind; options are those of the implementation's `from_directory`.
+    """
+    if kind not in ENGINES:
+        raise ValueError(f"unknown engine {kind!r}; choose one of {', '.join(sorted(ENGINES))}")
+    module_name, class_name = ENGINES[kind].split(":")
+    implementation = getattr(import_module(module_name), class_name)
+    engine: Engine = implementation.from_directory(directory, **options)
+    return engine
+
+
+def _check_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value > high or value < low or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise RequestError(name, f"must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
+
+
+def _check_int(name: str, value: int, low: int, high: int | None) -> None:
+    integer = isinstance(value, int) and not isinstance(value, bool)
+    if not integer or value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise RequestError(name, f"must be an integer {wanted}, got {value!r}")
+
+
+def _check_stop(stop: tuple[str, ...]) -> None:
+    if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
+        raise RequestError("stop", f"must be a tuple of non-empty strings, got {stop!r}")

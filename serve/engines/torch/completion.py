@@ -1,0 +1,118 @@
+"""What a step's logits mean for its sequences: tokens chosen, prompts scored, texts ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from serve.engines.protocol import EngineError, FinishReason, TokenLogprobs
+from serve.engines.torch import logprobs
+from serve.engines.torch.sampler import RequestSampler, choose
+from serve.engines.torch.scheduler import Chunk, Sequence, Step
+
+
+class Chosen(NamedTuple):
+    """A token was chosen, or the prompt was scored and none was wanted."""
+
+    token: int | None
+    finish_reason: FinishReason | None
+    shown: bool
+    """Whether the token is part of the text; the one that ends it is not."""
+    logprobs: TokenLogprobs | None
+    prompt_logprobs: tuple[TokenLogprobs, ...]
+
+
+Event = Chosen | EngineError
+
+
+@dataclass(eq=False)
+class Completion:
+    """What a sequence needs beside its tokens: how to choose the next one, and who listens."""
+
+    sampler: RequestSampler
+    loop: asyncio.AbstractEventLoop
+    events: deque[Event] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    closed: bool = False
+    """The last event was sent or nobody listens any more."""
+
+
+@torch.inference_mode()
+def advance(step: Step, logits: torch.Tensor, eos: frozenset[int]) -> list[tuple[Sequence, Event]]:
+    """Choose the next token of every sequence that completes, append it, and return what to say of each."""
+    chunks = step.chunks
+    if any(chunk.sequence.scored for chunk in chunks):
+        logits = _score(chunks, logits)
+    completing = [chunk.sequence for chunk in chunks if chunk.completes]
+    if not completing:
+        return []
+    tokens = choose(logits, [sequence.context.sampler for sequence in completing])
+    reported = _report(completing, tokens, logits)
+    return [
+        (sequence, _accept(sequence, token, reported.get(sequence), eos))
+        for sequence, token in zip(completing, tokens, strict=True)
+    ]
+
+
+def _accept(sequence: Sequence, token: int | None, reported: TokenLogprobs | None, eos: frozenset[int]) -> Event:
+    """Append a token to its sequence and return what to say of it."""
+    if token is None:
+        return EngineError("the model produced logits that are not finite")
+    scored = tuple(sequence.context.prompt_logprobs)
+    sequence.context.prompt_logprobs = []
+    if sequence.max_tokens == 0:
+        return Chosen(None, "length", False, None, scored)
+    sequence.tokens.append(token)
+    ended = token in eos and not sequence.request.params.ignore_eos
+    return Chosen(token, "stop" if ended else _finish_reason(sequence), not ended, reported, scored)
+
+
+def _finish_reason(sequence: Sequence) -> FinishReason | None:
+    constraint = sequence.context.sampler.constraint
+    if constraint is not None and constraint.complete:
+        return "stop"
+    return "length" if sequence.completion_tokens >= sequence.max_tokens else None
+
+
+def _score(chunks: list[Chunk], logits: torch.Tensor) -> torch.Tensor:
+    """Note the log-probabilities of prompts that want them; return the logits of the completing rows alone."""
+    last_rows, first = [], 0
+    for chunk in chunks:
+        sequence = chunk.sequence
+        count = chunk.end - chunk.start if sequence.scored else int(chunk.completes)
+        if sequence.scored:
+            _score_chunk(sequence, chunk.start, logits[first : first + count])
+        first += count
+        if chunk.completes:
+            last_rows.append(first - 1)
+    return logits[last_rows]
+
+
+def _score_chunk(sequence: Sequence, start: int, logits: torch.Tensor) -> None:
+    """Note the log-probabilities of the prompt's tokens that follow those at `start` and on."""
+    told, prompt = sequence.context.prompt_logprobs, sequence.request.prompt_token_ids
+    if start == 0:
+        told[:] = [TokenLogprobs(prompt[0], None, ())]  # it may have given way in the middle and begin again
+    following = prompt[start + 1 : start + 1 + len(logits)]
+    if following:
+        alternatives = [sequence.request.params.logprobs or 0] * len(following)
+        told += logprobs.report(logits[: len(following)], following, alternatives)
+
+
+def _report(sequences: list[Sequence], tokens: list[int | None], logits: torch.Tensor) -> dict[Sequence, TokenLogprobs]:
+    """Return the log-probabilities of the chosen tokens for those who asked."""
+    wanted = [
+        (row, token, sequence.request.params.logprobs)
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
+        if sequence.request.params.logprobs is not None and token is not None
+    ]
+    if not wanted:
+        return {}
+    rows, chosen, alternatives = zip(*wanted, strict=True)
+    reports = logprobs.report(logits[list(rows)], chosen, alternatives)
+    return {sequences[row]: report for row, report in zip(rows, reports, strict=True)}

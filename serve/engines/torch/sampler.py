@@ -1,0 +1,176 @@
+"""Logits → tokens, each request by its own rules.
+
+Everything works row by row, and a request draws one number a token from a generator of its own, so the token chosen
+depends on the request's own logits alone, whatever else is in the batch. The order of the rules is that of
+transformers' logits processors: schema, bias, penalties, temperature, top_k, top_p, min_p.
+
+Drawing is numpy's, on the CPU: torch's topk took 1.3 ms for each row of 8,192.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from serve.engines.protocol import SamplingParams
+from serve.engines.torch.grammar import Constraint
+
+CANDIDATES = 512
+"""Most likely tokens ranked first for top_p and min_p; a row that needs more has its whole vocabulary ranked."""
+RUN = 128
+"""Weights summed together on the way to the one that is drawn."""
+
+
+class RequestSampler:
+    """What one request's sampling remembers from token to token: its generator and the tokens it has seen."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], constraint: Constraint | None = None) -> None:
+        self.params = params
+        self.constraint = constraint
+        # random.seed takes the absolute value of an integer
+        self._generator = random.Random(None if params.seed is None else params.seed % 2**64)
+        self._counted = bool(params.presence_penalty or params.frequency_penalty)
+        self._repeated = params.repetition_penalty != 1.0
+        self._counts: Counter[int] = Counter()
+        self._seen = set(prompt) if self._repeated else set()
+        self.changes_logits = self._counted or self._repeated or bool(params.logit_bias) or constraint is not None
+
+    def draw(self) -> float:
+        """Return the request's next uniform number in [0, 1)."""
+        return self._generator.random()
+
+    def change(self, logits: np.ndarray) -> None:
+        """Apply the schema's mask, bias and penalties to a row [vocab], in place."""
+        if self.constraint is not None:
+            logits[self.constraint.forbidden()] = -np.inf
+        if self.params.logit_bias:
+            logits[list(self.params.logit_bias)] += np.fromiter(self.params.logit_bias.values(), np.float32)
+        if self._repeated:
+            seen, penalty = list(self._seen), np.float32(self.params.repetition_penalty)
+            logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+        if self._counts:
+            counts = np.fromiter(self._counts.values(), np.float32)
+            logits[list(self._counts)] -= self.params.frequency_penalty * counts + self.params.presence_penalty
+
+    def observe(self, token: int) -> None:
+        """Remember a chosen token for the penalties and the schema."""
+        if self.constraint is not None:
+            self.constraint.observe(token)
+        if self._counted:
+            self._counts[token] += 1
+        if self._repeated:
+            self._seen.add(token)
+
+
+def choose(logits: torch.Tensor, samplers: Sequence[RequestSampler]) -> list[int | None]:
+    """Choose the next token of every row of logits [rows, vocab].
+
+    A row whose logits are not finite gives None: its model is broken, and a token would hide that.
+    """
+    if logits.device.type != "cpu" and all(s.params.greedy and not s.changes_logits for s in samplers):
+        best, tokens = logits.max(dim=-1)
+        return _where_finite(tokens.tolist(), torch.isfinite(best).tolist())
+    rows = _changed(logits.float().cpu().numpy(), samplers)
+    best_tokens = rows.argmax(axis=-1)
+    finite = np.isfinite(rows[np.arange(len(rows)), best_tokens]).tolist()
+    chosen = best_tokens.tolist()
+    for row, sampler in enumerate(samplers):
+        if finite[row] and not sampler.params.greedy:
+            chosen[row] = _draw(rows[row], sampler)
+    accepted = _where_finite(chosen, finite)
+    for sampler, choice in zip(samplers, accepted, strict=True):
+        if choice is not None and sampler.changes_logits:
+            sampler.observe(choice)
+    return accepted
+
+
+def _where_finite(tokens: list[int], finite: list[bool]) -> list[int | None]:
+    return [token if known else None for token, known in zip(tokens, finite, strict=True)]
+
+
+def _changed(logits: np.ndarray, samplers: Sequence[RequestSampler]) -> np.ndarray:
+    rows = [row for row, sampler in enumerate(samplers) if sampler.changes_logits]
+    if rows:
+        logits = logits.copy()
+    for row in rows:
+        samplers[row].change(logits[row])
+    return logits
+
+
+def _draw(logits: np.ndarray, sampler: RequestSampler) -> int:
+    """Draw a token from the distribution of a row [vocab]."""
+    weights = weights_of(logits, sampler.params.temperature)
+    uniform = sampler.draw()
+    if not _is_truncated(sampler.params):
+        return _inverse_cdf(weights, uniform)
+    kept = kept_tokens(weights, sampler.params)
+    cumulative = weights[kept].cumsum(dtype=np.float64)
+    return int(kept[cumulative.searchsorted(uniform * cumulative[-1], side="right")])
+
+
+def weights_of(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return a row's probabilities, not normalised: the best weighs 1."""
+    scaled = (logits - logits.max()) * np.float32(1 / temperature)
+    return np.exp(scaled, out=scaled)
+
+
+def kept_tokens(weights: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """Return the tokens that top_k, top_p and min_p leave of a row of weights [vocab], best first."""
+    vocab = len(weights)
+    if 0 < params.top_k < vocab:
+        tokens = _best(weights, params.top_k)
+        return tokens[: _kept(weights[tokens], weights[tokens].sum(dtype=np.float64), params)]
+    total = weights.sum(dtype=np.float64)
+    for count in (min(CANDIDATES, vocab), vocab):
+        tokens = _best(weights, count)
+        kept = _kept(weights[tokens], total, params)
+        if kept < count:  # else the next one may have to be kept too
+            break
+    return tokens[:kept]
+
+
+def _best(weights: np.ndarray, count: int) -> np.ndarray:
+    """Return the tokens of the `count` highest weights, best first."""
+    if count < len(weights):
+        tokens = np.argpartition(weights, len(weights) - count)[-count:]
+        return tokens[np.argsort(-weights[tokens])]
+    return np.argsort(-weights)
+
+
+def _kept(weights: np.ndarray, total: float, params: SamplingParams) -> int:
+    """Return how many of the weights, best first, top_p and min_p leave; `total` is that of all before top_p."""
+    kept = len(weights)
+    if params.top_p < 1.0:
+        # a token is kept while those better than it do not reach top_p; the first always is
+        kept = int(weights.cumsum(dtype=np.float64).searchsorted(params.top_p * total)) + 1
+    if params.min_p > 0.0:
+        kept = min(kept, int((-weights).searchsorted(-params.min_p, side="right")))
+    return min(kept, len(weights))
+
+
+def _is_truncated(params: SamplingParams) -> bool:
+    """Whether the request leaves unlikely tokens out, so that they have to be ranked."""
+    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+
+
+def _inverse_cdf(weights: np.ndarray, uniform: float) -> int:
+    """Return the first index where the cumulative sum passes uniform times the sum.
+
+    The sums of runs are searched first, then the run: adding all up in order takes five times as long.
+    Never an index of weight 0: the sum does not rise there.
+    """
+    whole = len(weights) // RUN * RUN
+    sums = weights[:whole].reshape(-1, RUN).sum(axis=1)
+    ends = np.append(sums, weights[whole:].sum()).cumsum(dtype=np.float64)
+    target = uniform * ends[-1]
+    run = int(ends.searchsorted(target, side="right"))
+    start = ends[run - 1] if run else 0.0
+    within = weights[run * RUN : (run + 1) * RUN].cumsum(dtype=np.float64)
+    # as a share of the run, so that the rounding of its sum cannot push the target beyond its end
+    share = min((target - start) / (ends[run] - start), math.nextafter(1.0, 0.0))
+    return run * RUN + int(within.searchsorted(share * within[-1], side="right"))

@@ -1,0 +1,272 @@
+"""TorchEngine: the Engine protocol over any transformers causal decoder, embedded in the process.
+
+    engine = TorchEngine.from_directory(Path("…"), max_batch=16, threads=2)
+    await engine.start()
+    async for delta in engine.generate(GenerationRequest("1", prompt_ids, SamplingParams(temperature=0))):
+        print(delta.text, end="")
+
+The prompt is token ids: chat templates and tokenization are the gateway's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from serve.engines.protocol import Delta, EngineError, EngineLoad, GenerationRequest, RequestError
+from serve.engines.text import Decoder, TextStream
+from serve.engines.torch import startup
+from serve.engines.torch.batch import Runner
+from serve.engines.torch.blocks import BLOCK, BlockPool
+from serve.engines.torch.completion import Chosen, Completion
+from serve.engines.torch.grammar import Constraint, Grammars
+from serve.engines.torch.loop import StepLoop
+from serve.engines.torch.sampler import RequestSampler
+from serve.engines.torch.scheduler import Scheduler, Sequence
+
+Precision = Literal["auto", "bf16", "fp32", "int8", "int4"]
+DEFAULT_MAX_CONTEXT = 4096
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TorchEngineOptions:
+    """How much the engine may use."""
+
+    max_batch: int = 16
+    """Sequences that run at once; more wait in a queue."""
+    max_context: int | None = None
+    """Most tokens of prompt and completion; None takes the model's own, up to 4096."""
+    cache_memory_bytes: int | None = None
+    """Most memory for keys and values. None takes what max_batch texts of max_context tokens need, and at most half of
+    the memory that is free. With less, texts share what there is: the youngest give way and come back."""
+    prefill_tokens: int = 256
+    """Prompt tokens run in one step beside running streams, at most."""
+    longest_stall_s: float = 0.1
+    """How long such a step should take at most: on a slow machine fewer prompt tokens run in it."""
+    threads: int | None = None
+    """CPU threads of a step; None takes the CPUs this process was given."""
+    runner: startup.RunnerName = "auto"
+    """`native` computes bf16 and quantised weights on x86 CPUs, `torch` everything; auto takes the faster that can."""
+    compile: bool = False
+    """torch.compile the torch runner's model; what that takes is logged and in `report`. On CPU its
+    steps were slower than the packed weights it replaces."""
+
+
+class TorchEngine:
+    """Continuous batching on one model. Takes the model over: do not use it for anything else."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, options: TorchEngineOptions | None = None, precision: Precision = "auto"
+    ) -> None:
+        """Assign only; `start` does the work. Raises ValueError for options the model cannot meet."""
+        options = options or TorchEngineOptions()
+        _check_options(options, precision)
+        self.tokenizer = tokenizer
+        self.max_context = _max_context(model, options)
+        self._model = model
+        self._options = options
+        self._precision = precision
+        self._vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self._eos = eos_tokens(model, tokenizer)
+        self._decode = Decoder(tokenizer)
+        self._grammars = Grammars(tokenizer, self._vocab_size, self._eos)
+        self._threads = options.threads or startup.assigned_cpus()
+        self._steps = StepLoop(self._prepare, self._eos, self._threads)
+        self._runner: Runner | None = None
+
+    @classmethod
+    def from_directory(
+        cls, directory: Path, *, precision: Precision = "auto", device: str = "auto", **options: Any
+    ) -> TorchEngine:
+        """Load an exported model directory (Hugging Face layout and tandem.json) through its task.
+
+        `precision` "auto" is bf16 where the device computes in it, else fp32; "int8" and "int4" keep the linear layers'
+        weights in as many bits and compute in bf16. A directory quantised already is taken as it is.
+        Options are TorchEngineOptions' fields.
+        """
+        from jobs import tasks
+        from tracking import manifest
+
+        task_class = tasks.get(manifest.read(directory).task)
+        if not task_class.generates:
+            raise ValueError(f"task {task_class.name!r} of {directory} does not generate text; use `engine: task`")
+        task: Any = task_class.load(directory)
+        place = _device(device)
+        model = task.load_model(directory, _dtype(precision, place)).to(place)
+        return cls(model, task.tokenizer, TorchEngineOptions(**options), precision)
+
+    async def start(self) -> None:
+        """Start the engine's thread; returns when the model is ready. Raises UnsupportedArchitecture."""
+        await asyncio.wrap_future(self._steps.start())
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._steps.stop)
+
+    def healthy(self) -> bool:
+        return self._steps.alive
+
+    def load(self) -> EngineLoad:
+        return self._steps.load()
+
+    def report(self) -> dict[str, Any]:
+        """Return what runs here and where its time went so far: runner, threads, cache, compiling, steps by part."""
+        return {
+            "runner": self._runner.name if self._runner else None,
+            "threads": self._threads,
+            "max_context": self.max_context,
+            "cache_tokens": self.load().cache_tokens_total,
+            "compile_s": getattr(self._runner, "compile_s", 0.0),
+            "step_seconds": dict(self._steps.seconds),
+        }
+
+    async def check(self, request: GenerationRequest) -> None:
+        await self._checked(request)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """Stream a completion; see the protocol."""
+        constraint = await self._checked(request)
+        sequence = self._sequence(request, constraint)
+        text = TextStream(self._decode, request.params.stop)
+        self._steps.submit(sequence)
+        tokens = 0
+        try:
+            async for event in _events(sequence.context):
+                tokens += event.token is not None
+                delta = _delta(event, text, len(request.prompt_token_ids), tokens)
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            self._steps.cancel(sequence)
+
+    def _prepare(self) -> tuple[Runner, Scheduler]:
+        """Called in the engine's thread."""
+        options = self._options
+        plan = startup.Plan(
+            runner=options.runner,
+            weights=startup.weights_of(self._model, self._precision),
+            threads=self._threads,
+            max_running=options.max_batch,
+            max_context=self.max_context,
+            cache_memory_bytes=options.cache_memory_bytes,
+            compiled=options.compile,
+        )
+        self._runner, blocks = startup.ready_runner(self._model, plan)
+        room = (blocks - 1) * BLOCK
+        if room < self.max_context:
+            logger.warning("the cache has room for %d tokens: no text may be longer", room)
+            self.max_context = room
+        pool = BlockPool(blocks)
+        return self._runner, Scheduler(pool, options.max_batch, options.prefill_tokens, options.longest_stall_s)
+
+    async def _checked(self, request: GenerationRequest) -> Constraint | None:
+        """Check a request; return what its schema demands. Raises RequestError."""
+        self._check_tokens(request)
+        if request.params.json_schema is None:
+            return None
+        # a large vocabulary takes a second the first time, a complex schema some tenths
+        return await asyncio.to_thread(self._grammars.constraint, request.params.json_schema)
+
+    def _check_tokens(self, request: GenerationRequest) -> None:
+        prompt, params = request.prompt_token_ids, request.params
+        if not prompt:
+            raise RequestError("prompt", "has no tokens")
+        room = self.max_context - len(prompt)
+        if room < 1 and not (room == 0 and params.max_tokens == 0):
+            raise RequestError("prompt", f"has {len(prompt)} tokens; the context of {self.max_context} leaves no room")
+        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
+            raise RequestError("prompt", f"has a token id outside 0..{self._vocab_size - 1}")
+        if any(token >= self._vocab_size for token in params.logit_bias):
+            raise RequestError("logit_bias", f"has a token id outside 0..{self._vocab_size - 1}")
+
+    def _sequence(self, request: GenerationRequest, constraint: Constraint | None) -> Sequence:
+        """Give a request what its completion needs."""
+        prompt, params = request.prompt_token_ids, request.params
+        sampler = RequestSampler(params, prompt, constraint)
+        completion = Completion(sampler, asyncio.get_running_loop())
+        return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
+
+
+async def _events(completion: Completion) -> AsyncIterator[Chosen]:
+    while True:
+        await completion.arrived.wait()
+        completion.arrived.clear()
+        while completion.events:
+            event = completion.events.popleft()
+            if isinstance(event, EngineError):
+                raise event
+            yield event
+
+
+def _delta(event: Chosen, text: TextStream, prompt_tokens: int, completion_tokens: int) -> Delta:
+    """Return what an event adds to a text: whole characters, nothing of a stop string."""
+    piece = text.push(event.token) if event.token is not None and event.shown else ""
+    if event.finish_reason is not None and not text.stopped:
+        piece += text.flush()
+    return Delta(
+        text=piece,
+        token_ids=() if event.token is None else (event.token,),
+        finish_reason="stop" if text.stopped else event.finish_reason,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        logprobs=() if event.logprobs is None else (event.logprobs,),
+        prompt_logprobs=event.prompt_logprobs,
+    )
+
+
+def eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every token that ends a completion, as the generation config, the config and the tokenizer name them."""
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+    return frozenset(found)
+
+
+def _check_options(options: TorchEngineOptions, precision: Precision) -> None:
+    for name in ("max_batch", "max_context", "cache_memory_bytes", "prefill_tokens", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if options.runner not in get_args(startup.RunnerName):
+        raise ValueError(f"unknown runner {options.runner!r}; choose auto, native or torch")
+    if options.compile and precision in ("int8", "int4"):
+        raise ValueError(
+            f"compile does not go with precision {precision}: its kernels cannot be compiled with the model"
+        )
+
+
+def _max_context(model: Any, options: TorchEngineOptions) -> int:
+    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if options.max_context is None:
+        return min(own or DEFAULT_MAX_CONTEXT, DEFAULT_MAX_CONTEXT)
+    if own is not None and options.max_context > own:
+        raise ValueError(f"max_context {options.max_context} exceeds the {own} positions of the model")
+    return options.max_context
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(precision: Precision, device: Any) -> Any:
+    import torch
+
+    if precision == "auto":
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        on_cpu = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        precision = "bf16" if on_gpu or on_cpu else "fp32"
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}; choose auto, bf16, fp32, int8 or int4")
+    if precision == "int4" and device.type != "cpu":
+        raise ValueError("int4 weights are for CPUs: serve this model with vLLM, or in bf16 or int8")
+    return torch.float32 if precision == "fp32" else torch.bfloat16

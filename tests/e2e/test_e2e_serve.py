@@ -1,0 +1,270 @@
+"""An endpoint on a real cluster, from `up` to `down`: Ray Serve, HTTP, the official client, autoscaling."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from cluster.connect import Connection
+from cluster.errors import UserError
+from serve import cli, endpoints
+from serve.spec import HttpSpec, ServeSpec
+from tests.support import tiny_models
+from tracking import registry
+
+HELLO = [{"role": "user", "content": "hello"}]
+STREAMS = 32
+
+
+def spec(images: Path | None, **tiny: Any) -> ServeSpec:
+    models = {
+        "tiny": {
+            "model": "models:/tiny@champion",
+            "max_batch": 16,
+            "max_queued": 32,
+            "replicas": {"min": 1, "max": 2, "target_ongoing": 8},
+            "upscale_delay_s": 0.5,
+            "downscale_delay_s": 2,
+            **tiny,
+        }
+    }
+    if images is not None:
+        models["shapes"] = {"model": str(images), "resources": {"cpus_per_replica": 0.5}}
+    return ServeSpec.model_validate({"models": models, "drain_s": 20, "start_timeout_s": 180})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.image_classifier(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def endpoint(cluster: Connection, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tiny_models.language_model(tmp_path_factory.mktemp("tiny"), context=1024)
+    registry.register("tiny", directory, run_id=None, alias="champion")
+    outcome = endpoints.up(spec(images), print)
+    yield outcome["endpoint"]
+    endpoints.down(print)
+
+
+def forked(process: psutil.Process) -> bool:
+    parent = process.parent()
+    return parent is not None and "cluster.fork_server" in parent.cmdline()
+
+
+@pytest.fixture(scope="module")
+def client(endpoint: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def test_chat_with_the_official_client(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=12, temperature=0)
+    options = {"include_usage": True}
+    stream = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=12, temperature=0, stream=True, stream_options=options
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content != ""
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 12
+
+
+def test_completions_with_the_official_client(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model="tiny", prompt=["for", "def"], max_tokens=5, temperature=0)
+    stream = client.completions.create(model="tiny", prompt="def", max_tokens=5, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[1].text != ""
+
+
+def test_errors_with_the_official_client(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="other", messages=HELLO)
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as unsupported:
+        client.completions.create(model="tiny", prompt="a", suffix="b")
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "suffix")
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x " * 1200}], stream=True)
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_choices_scores_and_structure_with_the_official_client(client: openai.OpenAI) -> None:
+    choices = client.chat.completions.create(model="tiny", messages=HELLO, n=3, seed=1, max_tokens=8).choices
+    assert len({choice.message.content for choice in choices}) == 3
+    scored = client.completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=0, echo=True, logprobs=1).choices[0]
+    assert scored.logprobs is not None
+    assert scored.logprobs.token_logprobs is not None
+    assert [value is None for value in scored.logprobs.token_logprobs] == [True, False, False]
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    answer = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=200, response_format=wanted)
+    assert json.loads(answer.choices[0].message.content or "")["a"] in ("x", "y")
+
+
+def test_models_tell_their_origin(client: openai.OpenAI, endpoint: str) -> None:
+    card = client.models.retrieve("tiny").model_dump()
+    assert (card["version"], card["task"], card["run_id"]) == ("1", "causal-lm", "run-of-tiny")
+    assert card["dataset"]["name"] == "sentences"
+    assert card["evaluation"] == {"loss": 5.5}
+    answer = client.completions.with_raw_response.create(model="tiny", prompt="a", max_tokens=1)
+    assert answer.headers["x-tandem-model-version"] == "1"
+    assert answer.headers["x-tandem-run-id"] == "run-of-tiny"
+    assert httpx.get(f"{endpoint}/health").json()["status"] == "ok"
+
+
+def test_inference(endpoint: str) -> None:
+    described = httpx.get(f"{endpoint}/v2/models/shapes").json()
+    assert described["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}]
+    part = {"name": "image", "shape": [3, 8, 8, 1], "datatype": "UINT8", "data": list(range(192))}
+    answer = httpx.post(f"{endpoint}/v2/models/shapes/infer", json={"inputs": [part]}, timeout=60)
+    outputs = {output["name"]: output for output in answer.json()["outputs"]}
+    assert outputs["label"]["shape"] == [3]
+    assert set(outputs["label"]["data"]) <= {"0", "1", "2"}
+    assert outputs["scores"]["shape"] == [3, 3]
+    assert sum(outputs["scores"]["data"]) == pytest.approx(3, abs=1e-4)
+    wrong = {**part, "name": "picture"}
+    refused = httpx.post(f"{endpoint}/v2/models/shapes/infer", json={"inputs": [wrong]})
+    assert refused.status_code == 400
+    assert "image" in refused.json()["error"]["message"]
+
+
+def test_replicas_are_forked_from_a_process_that_has_imported(endpoint: str) -> None:
+    replicas = [p for p in psutil.process_iter() if p.name().startswith("ray::Serve") and forked(p)]
+    assert len(replicas) >= 2, "one of each model"
+
+
+def test_only_loopback_listens(endpoint: str) -> None:
+    port = int(endpoint.rsplit(":", 1)[1])
+    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_closed_connection_frees_its_slots(endpoint: str) -> None:
+    # 32 texts of 1,000 tokens are many seconds of work; what is left of it must not be done.
+    body = {"model": "tiny", "prompt": ["a"] * 32, "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{endpoint}/v1/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()  # held: httpx closes the connection with its iterator
+        assert "error" not in next(lines)
+        _until(lambda: _busy(endpoint)["running"] > 1, 20, "the texts do not run together")
+    _until(lambda: _busy(endpoint)["running"] == 0, 5, "the slots are still taken")
+
+
+def test_too_much_at_once_is_refused_with_retry_after(client: openai.OpenAI, endpoint: str) -> None:
+    with pytest.raises(openai.RateLimitError) as refused:
+        client.completions.create(model="tiny", prompt=["a"] * 128, max_tokens=300)
+    assert refused.value.code == "overloaded"
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    _until(lambda: _busy(endpoint)["running"] == 0, 10, "the accepted part of a refused request goes on")
+
+
+def test_status_and_chat_in_the_terminal(endpoint: str) -> None:
+    status = CliRunner().invoke(cli.app, ["status"])
+    assert status.exit_code == 0, status.output
+    assert "tiny" in status.output
+    assert re.search(r"[12]/[12]", status.output)
+    asked = CliRunner().invoke(cli.app, ["chat", "--system", "Be brief.", "--prompt", "hello"])
+    assert asked.exit_code == 0, asked.output
+    piped = CliRunner().invoke(cli.app, ["chat", "--model", "tiny"], input="hello\n/clear\nagain\n/exit\n")
+    assert piped.exit_code == 0, piped.output
+    wrong = CliRunner().invoke(cli.app, ["chat", "--model", "shapes", "--prompt", "x"])
+    assert isinstance(wrong.exception, UserError)
+    assert "tiny" in str(wrong.exception)
+
+
+def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
+    stop = threading.Event()
+    load = threading.Thread(target=lambda: asyncio.run(_load(endpoint, stop)))
+    load.start()
+    try:
+        _until(lambda: _replicas() == 2, 90, "no second replica")
+        _until(lambda: len(_serving(endpoint)) == 2, 60, "the second replica gets no work")
+    finally:
+        stop.set()
+        load.join()
+    _until(lambda: _replicas() == 1, 60, "the second replica stays")
+
+
+def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, tmp_path: Path) -> None:
+    before = _serving(endpoint, busy=False)
+    endpoints.up(spec(None, downscale_delay_s=3))  # another setting and one model less: nothing restarts
+    assert set() < _serving(endpoint, busy=False) <= before
+    _until(lambda: [card.id for card in client.models.list().data] == ["tiny"], 10, "shapes is still listed")
+    second = registry.register("tiny", tiny_models.language_model(tmp_path, seed=1), run_id=None, alias="champion")
+    endpoints.up(spec(None))
+    answer = client.completions.with_raw_response.create(model="tiny", prompt="a", max_tokens=1)
+    assert answer.headers["x-tandem-model-version"] == str(second.version) == "2"
+
+
+def test_mistakes_reach_the_user(endpoint: str) -> None:
+    with pytest.raises(UserError, match=r"no alias 'champoin'.*champion"):
+        endpoints.up(spec(None, model="models:/tiny@champoin"))
+    with pytest.raises(UserError, match="already listens"):
+        endpoints.up(spec(None).model_copy(update={"http": HttpSpec(port=9)}))
+
+
+def test_down_leaves_nothing(endpoint: str) -> None:
+    done = CliRunner().invoke(cli.app, ["down"])
+    assert "stopped tandem, tandem.tiny" in done.output
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{endpoint}/health")
+    assert endpoints.status() is None
+    assert "nothing is served" in CliRunner().invoke(cli.app, ["status"]).output
+    assert "nothing was served" in CliRunner().invoke(cli.app, ["down"]).output
+    left = [p.info["name"] for p in psutil.process_iter(["name"]) if "ray::Serve" in (p.info["name"] or "")]
+    assert left == []
+
+
+async def _load(endpoint: str, stop: threading.Event) -> None:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=endpoint, timeout=120, limits=limits) as client:
+        await asyncio.gather(*(_keep_streaming(client, stop) for _ in range(STREAMS)))
+
+
+async def _keep_streaming(client: httpx.AsyncClient, stop: threading.Event) -> None:
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    while not stop.is_set():
+        async with client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = [line async for line in answer.aiter_lines()]
+            assert answer.status_code == 200, lines
+            assert "data: [DONE]" in lines, lines[-3:]
+
+
+def _busy(endpoint: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{endpoint}/status", timeout=30).json()["tiny"]
+    return found
+
+
+def _serving(endpoint: str, busy: bool = True) -> set[str]:
+    return {replica["replica_id"] for replica in _busy(endpoint)["replicas"] if replica["running"] or not busy}
+
+
+def _replicas() -> int:
+    status = endpoints.status()
+    assert status is not None
+    running: int = status["models"]["tiny"]["replicas"]["running"]
+    return running
+
+
+def _until(condition: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)

@@ -1,0 +1,221 @@
+"""Nodes and the head die, come back, or are announced to go: training shrinks, grows and goes on."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import daemons, home, local, record, topology
+from cluster.connect import connection
+from jobs import run_folder
+from tests.conftest import free_port
+from tests.support.fault_runs import Faulted, ended, forked_for, mlflow_client, run, same_curve, submitted
+from tracking import outbox
+
+STEPS = 400
+ELASTIC = [
+    "training.learning_rate=3e-4",
+    "training.deepspeed.zero_stage=2",
+    "resources.workers={min: 1, max: 3, resize_every_s: 3}",
+]
+PACED = "pace:rank=0:step=1"
+"""Small steps would be over before a node has come back: this fault makes every step take a tenth of a second."""
+
+
+@pytest.fixture(scope="module")
+def three_nodes():
+    """A cluster of three nodes of one CPU each, in a home of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="te-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_HOME", str(folder))
+        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        ports = {"ray_port": free_port(), "dashboard_port": free_port(), "mlflow_port": free_port()}
+        try:
+            yield local.up(nodes=2, cpus=1, cpus_per_node=1, **ports)
+        finally:
+            import ray
+
+            ray.shutdown()
+            local.down(job_grace_s=5)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def storage(three_nodes):
+    return home.home() / "storage"
+
+
+def test_a_sick_node_is_left_out(three_nodes, storage, tmp_path):
+    sick = topology.nodes()[1].node_id
+    found = run(tmp_path, storage, "sick", *ELASTIC, fault=f"kill-always:node={sick}:step=15")
+    assert found.status == "SUCCEEDED", found.log
+    assert sorted(found.losses()) == list(range(1, 41))
+    failures = found.failures()
+    assert [failure["action"] for failure in failures] == ["retry", "exclude node"]
+    assert {failure["node"] for failure in failures} == {sick}
+    assert run_folder.read_control(found.folder).excluded == (sick,)
+    assert sick not in run_folder.read_attempt(found.folder).nodes
+
+
+def test_a_node_dies_and_comes_back(three_nodes, storage, tmp_path):
+    settings = [f"training.steps={STEPS}", "checkpoint.every_steps=20", *ELASTIC]  # a rate at which 1e-7 stays small
+    job = submitted(tmp_path, "elastic", *settings, fault=PACED)
+    _wait_for(lambda: _steps(storage, "elastic", workers=3) > 20, "three workers")
+    _kill(record.read().raylets[-1])
+    killed_at = time.monotonic()
+    _wait_for(lambda: _workers_now(storage, "elastic") == 2, "two workers")
+    print(f"two workers after {time.monotonic() - killed_at:.1f} s")
+    _add_node(7)
+    added_at = time.monotonic()
+    _wait_for(lambda: _workers_now(storage, "elastic") == 3, "three workers again")
+    print(f"three workers after {time.monotonic() - added_at:.1f} s")
+    found = ended(job, storage, "elastic")
+    assert found.status == "SUCCEEDED", found.log
+    losses = found.losses()
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    sizes = mlflow_client().get_metric_history(found.run.info.run_id, "workers")
+    seen = [int(point.value) for point in sorted(sizes, key=lambda point: point.step)]
+    assert [size for size, _ in itertools.groupby(seen)] == [3, 2, 3]
+    assert [failure["kind"] for failure in found.failures()] == ["node lost"]
+    steady = run(tmp_path, storage, "steady", *settings[:-1], "resources.workers=1")
+    assert steady.status == "SUCCEEDED", steady.log
+    same_curve(losses, steady.losses())
+
+
+def test_a_node_that_is_announced_to_go(three_nodes, storage, tmp_path):
+    """The notice alone has the run saved; what the node's end then costs is the steps since."""
+    settings = [f"training.steps={STEPS}", "checkpoint.every_steps=100000", *ELASTIC]
+    job = submitted(tmp_path, "noticed", *settings, fault=PACED)
+    _wait_for(lambda: _steps(storage, "noticed", workers=3) > 20, "three workers")
+    (folder,) = (storage / "runs").glob("noticed-*")
+    node = next(node for node in topology.nodes() if node.alive and not node.is_head)
+    raylet = _raylet_of(node)
+    _drain(node.node_id, deadline_s=20)
+    _wait_for(lambda: list(folder.glob("checkpoints/step-*/MANIFEST.json")), "checkpoint before the deadline", 20)
+    _kill(raylet)
+    found = ended(job, storage, "noticed")
+    assert found.status == "SUCCEEDED", found.log
+    assert sorted(found.losses()) == list(range(1, STEPS + 1))
+    assert any("will be taken away" in line for line in found.log)
+    (failure,) = found.failures()
+    assert failure["checkpoint"] > 0
+    assert failure["kind"] in ("preempted", "node lost")
+
+
+def test_the_gcs_dies_for_a_moment(three_nodes, storage, tmp_path):
+    """Training loses no step, and the cluster takes new jobs again."""
+    job = submitted(tmp_path, "headless", f"training.steps={STEPS}", "resources.workers=1", fault=PACED)
+    _wait_for(lambda: _steps(storage, "headless", workers=1) > 20, "training")
+    os.kill(record.read().gcs_pid, signal.SIGKILL)
+    before = _steps(storage, "headless", workers=1)
+    time.sleep(5)
+    assert _steps(storage, "headless", workers=1) > before, "training went on meanwhile"
+    local.up()
+    asked_at = time.monotonic()
+    small = submitted(tmp_path, "after", "training.steps=3", "resources.workers=1")
+    assert time.monotonic() - asked_at < 10
+    found = ended(job, storage, "headless")
+    assert found.status == "SUCCEEDED", found.log
+    assert found.failures() == []
+    assert sorted(found.losses()) == list(range(1, STEPS + 1))
+    assert ended(small, storage, "after").status == "SUCCEEDED"
+
+
+def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
+    """Whoever follows the job learns it, `tandem tracking sync` ends its run, another submission goes on."""
+    settings = ["training.steps=200", "checkpoint.every_steps=10"]
+    job = submitted(tmp_path, "lost", *settings, fault=PACED)
+    _wait_for(lambda: list((storage / "runs").glob("lost-*/checkpoints/step-*/MANIFEST.json")), "a checkpoint")
+    follow = subprocess.Popen(
+        [sys.executable, "-c", "from jobs.cli import app; app()", "logs", job, "--follow"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    time.sleep(5)
+    for pid in record.read().daemons:
+        _kill(pid)
+    output, _ = follow.communicate(timeout=70)
+    assert follow.returncode == 1
+    assert "does not answer" in output
+    (folder,) = (storage / "runs").glob("lost-*")
+    import ray
+
+    ray.shutdown()
+    local.down(job_grace_s=0)
+    local.up(nodes=1, cpus=1, cpus_per_node=1)
+    assert outbox.pending(storage / "runs") == [folder / "spool"], "its driver and its guard are gone"
+    outbox.settle(folder / "spool")
+    assert Faulted("", folder, []).run.info.status == "FAILED"
+    found = run(tmp_path, storage, "lost", *settings)
+    assert found.folder == folder
+    assert found.status == "SUCCEEDED", found.log
+    assert any("goes on" in line for line in found.log)
+    assert found.run.info.status == "FINISHED"
+    assert sorted(found.losses()) == list(range(1, 201))
+
+
+def _kill(pid: int) -> None:
+    """Kill a daemon and what it started, as when a machine goes; forked workers are nobody's children."""
+    process = psutil.Process(pid)
+    for one in (process, *process.children(recursive=True), *forked_for(process)):
+        if one.is_running():
+            one.send_signal(signal.SIGKILL)
+
+
+def _add_node(number: int) -> None:
+    cluster = record.read()
+    folder = cluster.ray_dir / f"n{number}"
+    command = daemons.node_command(cluster.ray_address, daemons.loopback_address(number), folder, 1, 0)
+    log = home.home() / f"node-{number}.log"
+    process = daemons.start_ray(command, daemons.environment(cluster.id, cluster.token_path), log)
+    daemons.wait_for_ray(process, f"Ray node {number}", log)
+    record.write(local._with_session(record.read(), process.pid))
+
+
+def _raylet_of(node: topology.Node) -> int:
+    for process in psutil.process_iter():
+        command = process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
+        if command and command[0].endswith("raylet") and f"--node_ip_address={node.address}" in command:
+            return process.pid
+    raise AssertionError(f"no raylet has the address {node.address}")
+
+
+def _drain(node_id: str, deadline_s: int) -> None:
+    """What a cloud's notice of a spot instance comes to in Ray."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    client = GcsClient(address=connection().ray_address)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = client.drain_node(node_id, reason, "spot", int((time.time() + deadline_s) * 1000))
+    assert accepted, why
+
+
+def _spooled(storage: Path, name: str) -> list[bytes]:
+    paths = (storage / "runs").glob(f"{name}-????????-*/spool/rank-0.jsonl")
+    return [line for path in paths for line in path.read_bytes().splitlines() if b'"workers"' in line]
+
+
+def _steps(storage: Path, name: str, workers: int) -> int:
+    return sum(f'"workers": {workers}'.encode() in line for line in _spooled(storage, name))
+
+
+def _workers_now(storage: Path, name: str) -> int:
+    return int(float(_spooled(storage, name)[-1].split(b'"workers": ')[1].split(b",")[0].rstrip(b"}")))
+
+
+def _wait_for(condition, what: str, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+        time.sleep(0.2)

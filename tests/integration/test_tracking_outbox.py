@@ -1,0 +1,59 @@
+"""A run that ended while the server was away is told later, whole, from its spool alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.mlflow_server import MlflowServer
+from tracking import outbox
+from tracking.client import connect
+from tracking.errors import ServerUnreachable
+from tracking.outbox import Ending
+from tracking.spool import Spool
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_the_server_never_heard_of_is_told_later(tmp_path: Path) -> None:
+    server = MlflowServer(tmp_path / "mlflow").start()
+    server.kill()
+    runs = tmp_path / "runs"
+    spool = Spool(runs / "mine-1" / "spool" / "rank-0.jsonl")
+    for step in range(1, 11):
+        spool.append(step, {"loss": 1 / step})
+    spool.close()
+    assert outbox.pending(runs) == []
+    outbox.note(runs / "mine-1" / "spool", Ending("mine-1", "mine", "FAILED", {"steps": 10}, {"tandem.phase": "x"}))
+    (waiting,) = outbox.pending(runs)
+    with pytest.raises(ServerUnreachable):
+        outbox.settle(waiting, server.url)
+    assert outbox.pending(runs) == [waiting]
+    server.start()
+    try:
+        assert outbox.settle(waiting, server.url) == 10
+        assert outbox.pending(runs) == []
+        client = connect(server.url)
+        experiment = client.get_experiment_by_name("tandem")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == "FAILED"
+        assert run.data.params["steps"] == "10"
+        assert run.data.tags["tandem.phase"] == "x"
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 11))
+    finally:
+        server.kill()
+
+
+def test_a_run_whose_owner_was_killed_has_failed(tmp_path: Path) -> None:
+    code = (
+        "import sys, os, signal; from pathlib import Path; from tracking import outbox;"
+        "outbox.own(Path(sys.argv[1]), outbox.Ending('mine-1', 'mine', 'FAILED'));"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    spool = tmp_path / "mine-1" / "spool"
+    subprocess.run([sys.executable, "-c", code, str(spool)], cwd=ROOT, check=False)
+    outbox.own(tmp_path / "alive-1" / "spool", Ending("alive-1", "alive", "FAILED"))
+    assert outbox.pending(tmp_path) == [spool]
+    outbox.forget(spool)
+    assert outbox.pending(tmp_path) == []

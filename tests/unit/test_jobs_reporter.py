@@ -1,0 +1,30 @@
+"""What the driver tells about failures."""
+
+from pathlib import Path
+from typing import Any
+
+from jobs.driver import postmortem
+from jobs.driver.reporter import FailureWatch
+
+ENTRY = {
+    "kind": "non-finite loss",
+    "rank": 0,
+    "step": 14,
+    "time": 1.0,
+    "message": "the loss of step 15 is nan",
+    "action": "stop",
+    "reason": "failures.non_finite is `stop`",
+    "checkpoint": 10,
+}
+
+
+def test_a_failure_noted_just_before_the_end_is_told_before_the_end(tmp_path: Path, capsys: Any) -> None:
+    asked: list[Any] = []
+    watch = FailureWatch(tmp_path, asked.append)
+    postmortem.append(tmp_path, ENTRY)
+    watch.finish()
+    assert len(asked) == 2, "the page and the count"
+    assert "non-finite loss on rank 0 after step 14 → stop" in capsys.readouterr().out
+    postmortem.append(tmp_path, ENTRY)
+    watch.finish()
+    assert len(asked) == 2, "afterwards nothing is asked for: nobody would send it"

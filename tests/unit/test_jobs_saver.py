@@ -1,0 +1,141 @@
+"""A checkpoint is saved beside training: what it holds, what waits for it, and what happens when storage fails."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+from jobs.checkpoint import catalog, saver
+from jobs.checkpoint.catalog import Keep, Manifest
+from jobs.checkpoint.saver import Saver
+from jobs.checkpoint.shards import KINDS, Fragment, Reader
+from jobs.checkpoint.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(saver, "RETRY_PAUSE_S", 0.0)
+
+
+class ThreadNotes(dict):
+    """Notes between the ranks of one process."""
+
+    write = dict.__setitem__
+
+    def read(self, name: str) -> bytes | None:
+        return self.pop(name, None)
+
+
+def fragment(value: float, start: int = 0, numel: int = 1000) -> Fragment:
+    return Fragment("w", start, {kind: torch.full((numel,), value + i) for i, kind in enumerate(KINDS)})
+
+
+def manifest(step: int, world_size: int = 1) -> Manifest:
+    return Manifest(step, step, world_size, 1)
+
+
+def saved_value(store: Store, step: int) -> float:
+    found, _ = catalog.newest_valid(store)
+    assert found is not None
+    assert found.step == step
+    out = torch.zeros(1)
+    Reader(store, [f"{catalog.folder(step)}/{name}" for name in found.shards]).read("exp_avg", "w", 999, out)
+    return float(out)
+
+
+def test_what_is_saved_is_the_state_before_it_changed(tmp_path):
+    store, state = Store(str(tmp_path)), fragment(1.0)
+    one = Saver(store, "a", 0, 1, Keep())
+    one.begin(manifest(10), [state], {"buffers.safetensors": b"123"})
+    one.wait_copied()
+    for tensor in state.tensors.values():
+        tensor.fill_(99.0)
+    one.finish()
+    assert saved_value(store, 10) == 2.0
+    (outcome,) = one.outcomes()
+    assert (outcome.step, outcome.error) == (10, None)
+    assert outcome.size == sum(f.stat().st_size for f in (tmp_path / "step-00000010").glob("*.safetensors"))
+    assert one.outcomes() == []
+
+
+def test_a_checkpoint_is_valid_only_when_every_rank_has_written(tmp_path):
+    store = Store(str(tmp_path))
+    notes = ThreadNotes()
+    ranks = [Saver(store, "a", rank, 2, Keep(), notes=notes) for rank in range(2)]
+    ranks[0].begin(manifest(10, 2), [fragment(1.0, 0, 500)])
+    ranks[0].wait_copied()
+    assert not store.exists("step-00000010/MANIFEST.json")
+    ranks[1].begin(manifest(10, 2), [fragment(1.0, 500, 500)])
+    for rank in ranks:
+        rank.finish()
+    assert saved_value(store, 10) == 2.0
+
+
+def test_a_rank_that_fails_leaves_no_checkpoint_and_the_next_save_works(tmp_path):
+    class Broken(Store):
+        def write(self, name, chunks):
+            raise OSError(28, "No space left on device")
+
+    store, broken, notes = Store(str(tmp_path)), Broken(str(tmp_path)), ThreadNotes()
+    first = Saver(store, "a", 0, 2, Keep(), notes=notes)
+    second = Saver(broken, "a", 1, 2, Keep(), notes=notes)
+    first.begin(manifest(10, 2), [fragment(1.0, 0, 500)])
+    second.begin(manifest(10, 2), [fragment(1.0, 500, 500)])
+    first.finish()
+    second.finish()
+    assert "rank 1 could not save: OSError: [Errno 28]" in first.outcomes()[0].error
+    assert "No space left" in second.outcomes()[0].error
+    assert catalog.newest_valid(store) == (None, [])
+    second._store = store
+    for rank, one in enumerate((first, second)):
+        one.begin(manifest(20, 2), [fragment(3.0, 500 * rank, 500)])
+    first.finish()
+    second.finish()
+    assert saved_value(store, 20) == 4.0
+
+
+def test_a_write_that_fails_once_is_repeated(tmp_path):
+    class Flaky(Store):
+        left = 2
+
+        def write(self, name, chunks):
+            if self.left:
+                self.left -= 1
+                raise OSError(5, "Input/output error")
+            return super().write(name, chunks)
+
+    store = Flaky(str(tmp_path))
+    one = Saver(store, "a", 0, 1, Keep())
+    one.begin(manifest(10), [fragment(1.0)])
+    one.finish()
+    assert one.outcomes()[0].error is None
+    assert saved_value(store, 10) == 2.0
+
+
+def test_training_waits_only_while_the_state_is_copied(tmp_path):
+    class Slow(Store):
+        released = threading.Event()
+
+        def write(self, name, chunks):
+            assert self.released.wait(10)
+            return super().write(name, chunks)
+
+    store = Slow(str(tmp_path))
+    one = Saver(store, "a", 0, 1, Keep())
+    one.begin(manifest(10), [fragment(1.0)])
+    one.wait_copied()  # returns, although nothing has been written
+    assert one.outcomes() == []
+    store.released.set()
+    one.finish()
+    assert saved_value(store, 10) == 2.0
+
+
+def test_old_checkpoints_go(tmp_path):
+    store = Store(str(tmp_path))
+    one = Saver(store, "a", 0, 1, Keep(newest=2))
+    for step in (10, 20, 30):
+        one.begin(manifest(step), [fragment(float(step))])
+    one.finish()
+    assert sorted(os.listdir(tmp_path)) == ["step-00000020", "step-00000030"]
+    assert [outcome.step for outcome in one.outcomes()] == [10, 20, 30]

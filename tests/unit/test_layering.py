@@ -1,0 +1,85 @@
+"""The four folders import in one direction, and a command line's `--help` loads nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("cluster", "tracking", "jobs", "serve")
+ALLOWED = {
+    "cluster": set(),
+    "tracking": set(),
+    "jobs": {"cluster", "tracking"},
+    "serve": {"cluster", "tracking", "jobs"},
+}
+ONLY_IN = {"mlflow": "tracking/", "deepspeed": "jobs/worker/deepspeed_engine.py"}
+
+
+def imports() -> list[tuple[str, str]]:
+    found = []
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    found += [(name, f"{node.module}.{alias.name}") for alias in node.names]
+                elif isinstance(node, ast.Import):
+                    found += [(name, alias.name) for alias in node.names]
+    return found
+
+
+def test_folders_import_in_one_direction():
+    breaches = [
+        f"{name} imports {target}"
+        for name, target in imports()
+        if (top := target.split(".")[0]) in FOLDERS
+        and top != (folder := name.split("/")[0])
+        and top not in ALLOWED[folder]
+    ]
+    assert breaches == []
+
+
+def test_serve_takes_only_tasks_from_jobs():
+    breaches = [
+        f"{name} imports {target}"
+        for name, target in imports()
+        if name.startswith("serve/") and target.startswith("jobs.") and not target.startswith("jobs.tasks")
+    ]
+    assert breaches == []
+
+
+def test_tasks_import_nothing_of_ours_and_no_cluster_library():
+    forbidden = {"ray", "deepspeed", "mlflow", "cluster", "tracking", "serve"}
+    breaches = [
+        f"{name} imports {target}"
+        for name, target in imports()
+        if name.startswith("jobs/tasks/")
+        and (target.split(".")[0] in forbidden or (target.startswith("jobs.") and not target.startswith("jobs.tasks")))
+    ]
+    assert breaches == []
+
+
+@pytest.mark.parametrize(("library", "home"), ONLY_IN.items())
+def test_only_one_place_imports(library, home):
+    breaches = [name for name, target in imports() if target.split(".")[0] == library and not name.startswith(home)]
+    assert breaches == []
+
+
+def test_specs_import_only_pydantic_and_the_standard_library():
+    for spec in ("jobs/spec.py", "serve/spec.py"):
+        tops = {target.split(".")[0] for name, target in imports() if name == spec}
+        assert tops - sys.stdlib_module_names <= {"pydantic"}, spec
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, tandem; from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(tandem.app, ['--help']).exit_code == 0\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'deepspeed', 'transformers', 'numpy', 'pyarrow', 'pydantic'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == ""
