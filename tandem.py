@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from cluster.cli import app as cluster_app
+from cluster.errors import UserError
 from jobs.cli import app as jobs_app
 from serve.cli import app as serve_app
 from tracking.cli import app as tracking_app
@@ -53,7 +54,7 @@ def quickstart() -> None:
     typer.echo(farewell(endpoint))
 
 
-class StageFailed(Exception):
+class StageFailed(UserError):
     """A stage of the quickstart ended badly: what happened, and where its log is."""
 
     exit_code = 1
@@ -73,9 +74,7 @@ class Stages:
         began = time.monotonic()
         try:
             sentence, value = stage()
-        except Exception as error:
-            if not isinstance(getattr(error, "exit_code", None), int):
-                raise
+        except UserError as error:
             raise StageFailed(f"{title} failed after {time.monotonic() - began:.0f} s: {error}") from error
         typer.echo(f"{title:<16} {sentence} · {time.monotonic() - began:.0f} s")
         return value
@@ -206,12 +205,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if not isinstance(code, int):
-            raise
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(code)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+from cluster.names import Alias, Name
+
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -214,7 +215,7 @@ class RegisterSpec(_Section):
     """The version in the model registry that the job leaves."""
 
     model: Name
-    alias: Name | None = None
+    alias: Alias | None = None
 
 
 class JobSpec(_Section):

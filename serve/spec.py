@@ -5,13 +5,11 @@ Only pydantic and the standard library are imported, so a spec is checked withou
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Names become part of actor names, log files and URLs."""
+from cluster.names import Name
 
 
 class _Spec(BaseModel):
@@ -114,9 +112,9 @@ class HttpSpec(_Spec):
 class ServeSpec(_Spec):
     """The whole of `tandem serve up`."""
 
-    name: str = "tandem"
+    name: Name = "tandem"
     """The Ray Serve application; its models become `<name>.<model>`."""
-    models: dict[str, ModelServeSpec] = Field(min_length=1)
+    models: dict[Name, ModelServeSpec] = Field(min_length=1)
     """Public model name → what answers under it."""
     http: HttpSpec = HttpSpec()
     gateway: GatewaySpec = GatewaySpec()
@@ -124,21 +122,3 @@ class ServeSpec(_Spec):
     """How long a leaving replica may go on with the streams it has before it is ended."""
     start_timeout_s: float = Field(default=600, gt=0)
     """How long `up` waits for every model to be ready."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str) -> str:
-        return _checked(name)
-
-    @field_validator("models")
-    @classmethod
-    def _model_names(cls, models: dict[str, ModelServeSpec]) -> dict[str, ModelServeSpec]:
-        for name in models:
-            _checked(name)
-        return models
-
-
-def _checked(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no usable name: letters, digits, `.`, `_` and `-`, at most 100, no leading mark")
-    return name

@@ -1,10 +1,12 @@
 """The exceptions that tracking shows to users."""
 
+from __future__ import annotations
 
-class TrackingError(Exception):
+from cluster.errors import UserError
+
+
+class TrackingError(UserError):
     """Say what was wrong with a run, a model or the tracking server, and what to do about it."""
-
-    exit_code = 2
 
 
 class ServerUnreachable(TrackingError):
@@ -17,3 +19,6 @@ class Refused(TrackingError):
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:
+        return type(self), (str(self), self.code)

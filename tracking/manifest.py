@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.names import check_name
 from tracking.errors import TrackingError
-from tracking.names import check_name
 
 FILE_NAME = "tandem.json"
 FORMAT = 1

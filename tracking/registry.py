@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from cluster.names import check_alias, check_name, suggest
 from tracking.client import ask, connect, create_once
 from tracking.errors import Refused, TrackingError
 from tracking.manifest import FILE_NAME, ModelManifest, read
-from tracking.names import check_alias, check_name, suggest
 
 _SCHEME = "dir"
 _KEY_TAG = "tandem.registration"

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.names import check_key
 from tracking.client import ask, connect, create_once
 from tracking.errors import ServerUnreachable, TrackingError
-from tracking.names import check_name
 from tracking.records import Point, metric_name
 from tracking.redact import redacted
 from tracking.spool import MAX_BATCH
@@ -53,7 +53,7 @@ class Run:
         Raises ServerUnreachable within seconds when the server is down; `SpoolSender` takes a function that calls
         this, and repeats it.
         """
-        check_name("run key", key)
+        check_key("run key", key)
         client = connect(tracking_uri)
         experiment_id = _experiment_id(client, experiment)
         found = create_once(
@@ -73,7 +73,7 @@ class Run:
         """Return the run of this key as it is, or None: for a supervisor that ends what its driver could not."""
         client = connect(tracking_uri)
         found = ask(client, lambda: client.get_experiment_by_name(experiment))
-        raw = ask(client, lambda: _find(client, found.experiment_id, check_name("run key", key))) if found else None
+        raw = ask(client, lambda: _find(client, found.experiment_id, check_key("run key", key))) if found else None
         return Run(client, raw.info.run_id, raw.info.experiment_id) if raw else None
 
     @property
@@ -149,7 +149,7 @@ class Run:
             find=lambda: self._find_checkpoint(step),
             create=lambda: self._client.create_logged_model(
                 self.experiment_id,
-                name=check_name("checkpoint name", name),
+                name=check_key("checkpoint name", name),
                 source_run_id=self.run_id,
                 tags={CHECKPOINT_TAG: str(step), DIRECTORY_TAG: where, _EXTERNAL_TAG: "true"},
             ),

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
+from cluster.errors import UserError
+
 Kind = Literal[
     "hang", "bad data", "non-finite loss", "loss spike", "out of memory", "preempted", "node lost", "user code",
     "worker killed", "start-up",
@@ -56,7 +58,7 @@ class RankError:
             types,
             str(inner),
             preempted=bool(getattr(inner, "preempted", False)),
-            for_user=isinstance(getattr(inner, "exit_code", None), int),
+            for_user=isinstance(inner, UserError),
         )
 
 

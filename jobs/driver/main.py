@@ -39,11 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         from jobs.driver import attempt
 
         return attempt.run(spec, base, placed)
-    except Exception as error:
-        if not isinstance(getattr(error, "exit_code", None), int):
-            raise
+    except UserError as error:
         progress.say(f"error: {error}")
-        return int(error.exit_code)  # type: ignore[attr-defined]
+        return error.exit_code
 
 
 def reach_cluster(spec: JobSpec) -> dict[str, int]:

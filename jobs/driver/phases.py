@@ -174,7 +174,7 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(getattr(error.cause, "exit_code", None), int):
+        if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
 
@@ -184,7 +184,7 @@ def _cause(error: Exception) -> Exception:
     failures = getattr(error, "worker_failures", {}) or {}
     for failure in failures.values():
         inner = getattr(failure, "cause", None) or failure
-        if isinstance(getattr(inner, "exit_code", None), int):
+        if isinstance(inner, UserError):
             return inner
     return RuntimeError(str(error))
 

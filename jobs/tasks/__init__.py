@@ -2,7 +2,8 @@
 
 Training, evaluation, quantisation and serving all call a task, so encoding and post-processing exist once. A task is
 one file here plus one line in `TASKS`, or a class of the user's own, named in the spec as `my_pkg.my_task:MyTask`.
-This package imports none of Tandem's folders, and neither ray, deepspeed nor mlflow: a server can load it alone.
+This package imports nothing of Tandem's but the base class of errors, and neither ray, deepspeed nor mlflow: a server
+can load it alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from cluster.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +32,8 @@ TASKS = {
 }
 
 
-class TaskError(ValueError):
+class TaskError(UserError, ValueError):
     """Data or a setting that the task cannot work with: what was wrong, the value, what to do."""
-
-    exit_code = 2
 
 
 class Task(Protocol):

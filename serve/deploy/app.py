@@ -77,9 +77,7 @@ def main(arguments: list[str]) -> int:
     connect.init_ray()
     try:
         outcome = up(ServeSpec.model_validate_json(argument)) if verb == "up" else down(argument)
-    except Exception as error:
-        if not isinstance(getattr(error, "exit_code", None), int):
-            raise
+    except UserError as error:
         _tell(error=str(error))
         return 1
     _tell(outcome=outcome)

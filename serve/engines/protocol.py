@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from cluster.errors import UserError
+
 FinishReason = Literal["stop", "length"]
 MOST_ALTERNATIVES = 20
 """Most alternatives that a request may ask for at each token, as OpenAI has it."""
@@ -27,14 +29,15 @@ class EngineError(RuntimeError):
     """The engine failed while it worked on a request; the request itself may be sound and can be tried elsewhere."""
 
 
-class RequestError(ValueError):
+class RequestError(UserError, ValueError):
     """A request the engine cannot honour; `field` names what to change, so a gateway can answer 400."""
-
-    exit_code = 2
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
-        self.field = field
+        self.field, self._message = field, message
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str]]:
+        return type(self), (self.field, self._message)
 
 
 @dataclass(frozen=True)

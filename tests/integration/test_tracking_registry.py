@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from cluster.errors import UserError
 from tests.support.mlflow_server import LossyProxy, MlflowServer, free_port
 from tracking import cli, manifest, registry
 from tracking.errors import TrackingError
@@ -85,7 +86,7 @@ def test_an_alias_moves_from_version_to_version(model: Path) -> None:
 )
 def test_what_does_not_resolve_says_why(model: Path, uri: str, message: str) -> None:
     registry.register("known", model, run_id=None, alias="champion")
-    with pytest.raises(TrackingError, match=message):
+    with pytest.raises(UserError, match=message):
         registry.resolve(uri)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import UserError
 from tests.support.mlflow_server import LossyProxy, MlflowServer, free_port
 from tracking.client import connect
 from tracking.errors import ServerUnreachable, TrackingError
@@ -132,7 +133,7 @@ def test_the_history_shows_phase_status_loss_and_evaluation(uri: str) -> None:
 
 
 def test_bad_keys_and_endings_are_refused_before_the_server_is_asked() -> None:
-    with pytest.raises(TrackingError, match="run key 'a/b' is not a valid name"):
+    with pytest.raises(UserError, match="run key 'a/b' is not a valid name"):
         Run.open("a/b", "name", tracking_uri="http://127.0.0.1:1")
     with pytest.raises(TrackingError, match="cannot end 'DONE'"):
         Run(connect("http://127.0.0.1:1"), "id", "1").end("DONE")  # type: ignore[arg-type]

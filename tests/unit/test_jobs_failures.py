@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.errors import UserError
 from jobs.driver import failures
 from jobs.driver.failures import Failure, Limits, RankError
 
@@ -133,3 +134,12 @@ def test_a_lost_node_explains_what_the_other_ranks_saw():
     assert failures.classify({0: closed, 1: closed}, 7, lost=[2]) == Failure("node lost", 7, 2, closed.message)
     assert failures.classify({0: closed, 1: bug}, 7, lost=[2]).kind == "user code"
     assert failures.classify({0: closed}, 7).kind == "user code"
+
+
+def test_an_exit_code_alone_makes_no_user_error():
+    """torch's ProcessExitedException has one: it tells of a crash, which is retried."""
+    from torch.multiprocessing.spawn import ProcessExitedException
+
+    crash = ProcessExitedException("died", error_index=0, error_pid=1, exit_code=1)
+    assert RankError.of(crash).for_user is False
+    assert RankError.of(UserError("bad file")).for_user is True

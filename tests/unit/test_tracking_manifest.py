@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import UserError
 from tracking import manifest
 from tracking.errors import TrackingError
 from tracking.manifest import DatasetRef, ModelManifest
@@ -86,7 +87,7 @@ def test_a_link_cannot_leave_the_directory(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "a%2fb", "", ".hidden"])
 def test_a_name_that_is_no_path_component_is_refused(model: Path, name: str) -> None:
-    with pytest.raises(TrackingError, match="not a valid name"):
+    with pytest.raises(UserError, match="not a valid name"):
         manifest.write(model, manifest.read(model).model_copy(update={"name": name}))
 
 

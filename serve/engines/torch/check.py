@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cluster.errors import UserError
 from serve.engines.protocol import GenerationRequest
 from serve.engines.torch.batch import Runner, build
 from serve.engines.torch.blocks import BLOCK
@@ -21,10 +22,8 @@ BLOCKS = 5
 """Blocks that the comparison uses, block 0 included."""
 
 
-class UnsupportedArchitecture(ValueError):
+class UnsupportedArchitecture(UserError, ValueError):
     """The model cannot run in the embedded engine; the message says why and what to use instead."""
-
-    exit_code = 2
 
 
 @torch.inference_mode()
