@@ -30,7 +30,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 
 def main() -> None:
@@ -61,9 +61,8 @@ def main() -> None:
 
 def kills(work: Path, options: argparse.Namespace) -> None:
     """Kill workers while a job trains; print recovery times and the effective share."""
-    from faults import SPEC
-
     from jobs import submit
+    from tests.support.fault_runs import SPEC
 
     steps = 1_000_000
     settings = {"steps": steps, "schedule": "constant"}
@@ -114,10 +113,9 @@ def lost_s(done: list[tuple[float, int]], kill: float) -> float:
 
 def resizes(work: Path) -> None:
     """Kill a node of three and replace it; print how long an elastic job trains with fewer workers than it could."""
-    from faults import SPEC, forked_for
-
     from cluster import local, record
     from jobs import submit
+    from tests.support.fault_runs import SPEC, forked_for
 
     local.up(nodes=2, cpus=1, cpus_per_node=1)
     spec = {

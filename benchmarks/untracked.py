@@ -7,6 +7,7 @@ from cluster import connect, home, specfile
 from jobs import run_folder
 from jobs.data import prepare
 from jobs.driver import phases, warm
+from jobs.driver.job import Job
 from jobs.spec import JobSpec
 from jobs.worker import loop
 
@@ -18,9 +19,9 @@ def main() -> None:
     connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec)))
     storage = home.home() / "storage"
     folder = run_folder.claim(storage, spec)
-    job = phases.Job(spec, path.parent, storage, folder, None, None, {})  # type: ignore[arg-type]  # no sender
+    job = Job(spec, path.parent, storage, folder, None, None, {})  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
-    phases.run_workers(job, loop.train_worker, {"prepared": prepare.as_dict(prepared)})
+    phases.run_workers(job, loop.train_worker, prepared)
     folder.write_status("FINISHED")
     print(folder.path)
 

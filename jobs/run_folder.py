@@ -1,52 +1,31 @@
-"""Which folder a job writes to: one that was stopped goes on in its own, one that finished is never written again.
+"""The folder of a run: the protocol between the job's driver, its workers and its guard. This module owns every name.
 
-storage/runs/<name>-<spec digest>-<k>/   status.json   RUNNING, FINISHED, FAILED or KILLED
-                                         control.json  what failures have changed (Control)
-                                         attempt.json  the newest start of the worker group (Attempt)
-                                         spool/        metrics on their way to MLflow
-                                         checkpoints/  model/  evaluations.json
+storage/runs/<name>-<spec digest>-<k>/
+    status.json      RUNNING, FINISHED, FAILED or KILLED          driver, guard → whoever submits the spec again
+    control.json     what failures have changed (Control)         driver → workers
+    attempt.json     the newest start of the group (Attempt)      first rank → driver
+    failures.jsonl   failed attempts, oldest first                driver → post-mortem page
+    STOP, SAVE       requests for a checkpoint (and an end)       driver → workers
+    spool/           metrics on their way to MLflow               workers → driver
+    logs/, stacks/   what each rank printed; where it hung        workers → post-mortem page
+    faults/, rows/   proof of injected faults; rows of each step  workers → tests
+    checkpoints/     model/  evaluations.json                     workers → driver
+    ray/             Ray Train's own state
+    guard.log        what the guard printed
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.spec import JobSpec
 
-STOP_FILE = "STOP"
-"""Made in the run's folder to ask the workers for a checkpoint and an end."""
-SAVE_FILE = "SAVE"
-"""Made there to ask them for a checkpoint."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The folder of one run, over any number of attempts. `key` names the run everywhere."""
-
-    path: Path
-    resumed: bool
-
-    @property
-    def key(self) -> str:
-        """The name of the folder."""
-        return self.path.name
-
-    def status(self) -> str | None:
-        """Return how the run stands, if anything was noted."""
-        try:
-            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))["status"]
-        except (OSError, ValueError, KeyError):
-            return None
-
-    def write_status(self, status: str) -> None:
-        """Note how the run stands."""
-        partial = self.path / "status.partial"
-        partial.write_text(json.dumps({"status": status}), encoding="utf-8")
-        os.replace(partial, self.path / "status.json")
+TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -74,29 +53,182 @@ class Control:
     """Ids of nodes that get no worker any more."""
 
 
-def write_note(folder: Path, note: Attempt | Control) -> None:
-    """Write the newest Attempt or Control."""
-    path = folder / f"{type(note).__name__.lower()}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(note)), encoding="utf-8")
-    os.replace(partial, path)
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, over any number of attempts. `key` names the run everywhere."""
 
+    path: Path
+    resumed: bool = False
 
-def read_attempt(folder: Path) -> Attempt | None:
-    """Return the newest attempt that got as far as to say so."""
-    values = _read(folder / "attempt.json")
-    return Attempt(**{**values, "nodes": tuple(values["nodes"])}) if values else None
+    @property
+    def key(self) -> str:
+        """The name of the folder."""
+        return self.path.name
 
+    # -- where things lie --------------------------------------------------------------------------------------------
 
-def read_control(folder: Path) -> Control:
-    """Return what failures have changed."""
-    values = _read(folder / "control.json")
-    lists = {name: tuple(values.get(name, ())) for name in ("skip", "excluded")}
-    return Control(**{**values, **lists})
+    @property
+    def spool(self) -> Path:
+        """The folder of the metrics that are on their way to MLflow."""
+        return self.path / "spool"
+
+    @property
+    def rank_0_spool(self) -> Path:
+        """The file of the first rank's metrics."""
+        return self.spool / "rank-0.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go unless the spec names another place."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The model directory that the run leaves."""
+        return self.path / "model"
+
+    @property
+    def ray_state(self) -> Path:
+        """Where Ray Train keeps its own state."""
+        return self.path / "ray"
+
+    @property
+    def guard_log(self) -> Path:
+        """What the guard printed."""
+        return self.path / "guard.log"
+
+    def log(self, attempt: str, rank: int) -> Path:
+        """Return the file of what a rank prints in an attempt; its folder is there."""
+        return _in_folder(self.path / "logs", f"{attempt}-rank-{rank}.log")
+
+    def stacks(self, attempt: str, rank: int) -> Path:
+        """Return the file of a rank's Python stacks, should it hang; its folder is there."""
+        return _in_folder(self.path / "stacks", f"{attempt}-rank-{rank}.txt")
+
+    def fault_marker(self, fault: str) -> Path:
+        """Return the file that proves that a fault was injected; its folder is there."""
+        return _in_folder(self.path / "faults", fault)
+
+    def rows_log(self, rank: int) -> Path:
+        """Return the file of the rows that a rank took at each step, where a test asks for it; its folder is there."""
+        return _in_folder(self.path / "rows", f"{rank}.jsonl")
+
+    # -- how it stands -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Begin a new attempt at the job: it runs; requests and notes of an earlier one are gone, skips stay."""
+        self.write_status("RUNNING")
+        for name in ("STOP", "SAVE", "attempt.json", "failures.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        control = self.control()
+        self.write_control(Control(control.skip, control.micro_batch))
+
+    def status(self) -> str | None:
+        """Return how the run stands, if anything was noted."""
+        try:
+            return str(_read(self.path / "status.json").get("status") or "") or None
+        except (OSError, ValueError):
+            return None
+
+    def write_status(self, status: str) -> None:
+        """Note how the run stands."""
+        _write(self.path / "status.json", {"status": status})
+
+    def attempt(self) -> Attempt | None:
+        """Return the newest attempt that got as far as to say so."""
+        values = _read(self.path / "attempt.json")
+        return Attempt(**{**values, "nodes": tuple(values["nodes"])}) if values else None
+
+    def write_attempt(self, attempt: Attempt) -> None:
+        """Note the newest start of the worker group."""
+        _write(self.path / "attempt.json", asdict(attempt))
+
+    def control(self) -> Control:
+        """Return what failures have changed."""
+        values = _read(self.path / "control.json")
+        lists = {name: tuple(values.get(name, ())) for name in ("skip", "excluded")}
+        return Control(**{**values, **lists})
+
+    def write_control(self, control: Control) -> None:
+        """Note what failures have changed."""
+        _write(self.path / "control.json", asdict(control))
+
+    # -- requests to the workers -------------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Ask the workers for a checkpoint and an end."""
+        (self.path / "STOP").touch()
+
+    def stop_requested(self) -> bool:
+        """Say whether the workers are to save and end."""
+        return (self.path / "STOP").exists()
+
+    def request_save(self) -> None:
+        """Ask the workers for a checkpoint."""
+        (self.path / "SAVE").touch()
+
+    def save_requested(self) -> bool:
+        """Say whether the workers are to save."""
+        return (self.path / "SAVE").exists()
+
+    def save_granted(self) -> None:
+        """Take the request for a checkpoint back: one is being written."""
+        (self.path / "SAVE").unlink(missing_ok=True)
+
+    # -- what came of it ---------------------------------------------------------------------------------------------
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Return the failed attempts of the worker group, oldest first."""
+        try:
+            lines = (self.path / "failures.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def add_failure(self, entry: dict[str, Any]) -> None:
+        """Add a failed attempt, on the disk when this returns."""
+        with (self.path / "failures.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def hung_ranks(self, attempt: str) -> list[Path]:
+        """Return the stacks that ranks of an attempt left when they hung."""
+        return [path for path in (self.path / "stacks").glob(f"{attempt}-rank-*.txt") if path.stat().st_size]
+
+    def evidence(self, attempt: str | None) -> Iterator[tuple[str, Path]]:
+        """Yield ("logs" or "stacks", file) of what an attempt left, or all of them for None."""
+        pattern = f"{attempt}-rank-*" if attempt else "*-rank-*"
+        for kind in ("logs", "stacks"):
+            for path in sorted((self.path / kind).glob(pattern)):
+                yield kind, path
+
+    def last_step(self) -> int:
+        """Return the last step that the first rank has spooled; 0 before the first."""
+        try:
+            with self.rank_0_spool.open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+                lines = file.read().splitlines()
+        except FileNotFoundError:
+            return 0
+        for line in reversed(lines):
+            if line.endswith(b"}") and b'"loss"' in line:
+                return int(json.loads(line)["step"])
+        return 0
+
+    def evaluations(self) -> dict[str, dict[str, float]] | None:
+        """Return the metrics on held-out rows, `first`, `latest` and `final`; None before the run is at its end."""
+        path = self.path / "evaluations.json"
+        return _read(path) if path.is_file() else None
+
+    def write_evaluations(self, evaluations: dict[str, dict[str, float]]) -> None:
+        """Note the metrics on held-out rows: the last thing that the workers do."""
+        _write(self.path / "evaluations.json", evaluations)
 
 
 def claim(storage: Path, spec: JobSpec) -> RunFolder:
-    """Return the folder for a new attempt at `spec`: the unfinished one of the same spec, or a new one."""
+    """Return the folder for a new attempt at `spec`: the unfinished one of the same spec, or a new one.
+
+    One that was stopped goes on in its own folder, one that finished is never written again.
+    """
     stem = f"{spec.name}-{spec.digest()[:8]}"
     root = storage / "runs"
     numbers = [
@@ -108,11 +240,23 @@ def claim(storage: Path, spec: JobSpec) -> RunFolder:
         return unfinished
     folder = root / f"{stem}-{max(numbers, default=0) + 1}"
     folder.mkdir(parents=True)
-    return RunFolder(folder, resumed=False)
+    return RunFolder(folder)
+
+
+def _in_folder(folder: Path, name: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder / name
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except FileNotFoundError:
         return {}
+
+
+def _write(path: Path, values: Any) -> None:
+    """Write whole or not at all: another process may read at any time."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(partial, path)

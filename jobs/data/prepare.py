@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -290,8 +290,3 @@ def _publish(partial: Path, directory: Path) -> None:
 def rows_of(prepared: Prepared, files: list[str]) -> rows.Rows:
     """Open the rows of some of the data set's files."""
     return rows.Rows([Path(prepared.directory) / file for file in files])
-
-
-def as_dict(prepared: Prepared) -> dict[str, Any]:
-    """Return what `Prepared(**…)` takes, to send it to workers."""
-    return asdict(prepared)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from cluster import home
 from jobs import progress, run_folder
 from jobs.driver import guard, phases, postmortem, preemption
-from jobs.driver.phases import Job, Stopped
+from jobs.driver.job import Job, Stopped
 from jobs.driver.reporter import FailureWatch, Reporter
 from jobs.spec import JobSpec
 from tracking import outbox, registry
@@ -33,23 +32,20 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     storage = base / Path(spec.storage).expanduser() if spec.storage else (home.home() / "storage").absolute()
     parent = find_parent(spec.model.source, base) if spec.model.source else None
     folder = run_folder.claim(storage, spec)
-    folder.write_status("RUNNING")
-    for name in (run_folder.STOP_FILE, run_folder.SAVE_FILE, "attempt.json", "failures.jsonl"):
-        (folder.path / name).unlink(missing_ok=True)
-    run_folder.write_note(folder.path, replace(run_folder.read_control(folder.path), excluded=()))
-    guard.start(folder.path, folder.key)
+    folder.begin()
+    guard.start(folder)
     tags = _tags(spec)
-    outbox.own(folder.path / "spool", Ending(folder.key, spec.name, "FAILED", spec.resolved(), tags))
+    outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", spec.resolved(), tags))
     opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=tags)
-    sender = SpoolSender(folder.path / "spool", opened, interval_s=0.5)
+    sender = SpoolSender(folder.spool, opened, interval_s=0.5)
     job = Job(spec, base, storage, folder, sender, parent, placed)
     progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
     job.track(lambda run: progress.say(f"MLflow {run.url}"))
     job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
     _on_stop(job)
     sender.start(Reporter(job).take)
-    preemption.start(folder.path, progress.say)
-    watch = FailureWatch(folder.path, job.track)
+    preemption.start(folder, progress.say)
+    watch = FailureWatch(folder, job.track)
     status: Status = "FAILED"
     try:
         outcome = phases.PHASES[spec.phase](job)
@@ -61,7 +57,7 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         job.track(lambda run: run.set_tags({"tandem.error": reason}))
-        job.track(lambda run: run.log_text(postmortem.page(folder.path, reason), "post-mortem.md"))
+        job.track(lambda run: run.log_text(postmortem.page(folder, reason), "post-mortem.md"))
         raise
     finally:
         watch.finish()
@@ -73,7 +69,7 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
 def _end(job: Job, ending: Ending) -> None:
     """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
     job.folder.write_status(ending.status)
-    spool = job.folder.path / "spool"
+    spool = job.folder.spool
     outbox.note(spool, ending)
     left = job.sender.stop(drain_timeout_s=30)
     try:
@@ -122,7 +118,7 @@ def _on_stop(job: Job) -> None:
         job.stopping = True
         if job.spec.training is None:
             raise Stopped
-        (job.folder.path / run_folder.STOP_FILE).touch()
+        job.folder.request_stop()
         progress.say("asked to stop: a checkpoint is written first")
 
     signal.signal(signal.SIGTERM, stop)

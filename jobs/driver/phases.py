@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cluster import connect
 from cluster.errors import UserError
-from jobs import progress, run_folder
+from jobs import progress
 from jobs.data import prepare
 from jobs.data.prepare import Prepared
-from jobs.driver import warm
-from jobs.spec import JobSpec
+from jobs.driver import publish, warm
+from jobs.driver.job import Job, Stopped
 from jobs.worker import loop, setup
-from tracking import manifest, outbox, registry
-from tracking.errors import ServerUnreachable
-from tracking.run import Run
-from tracking.spool import SpoolSender
-
-
-class Stopped(Exception):
-    """The job was asked to stop, and did."""
-
-
-@dataclass
-class Job:
-    """What the phases share."""
-
-    spec: JobSpec
-    base: Path
-    """Where relative paths in the spec start."""
-    storage: Path
-    folder: run_folder.RunFolder
-    sender: SpoolSender
-    parent: Path | str | None
-    """Directory (or hub id) of the model the job starts from."""
-    placed: Mapping[str, int]
-    """How many workers each node takes, by node id."""
-    stopping: bool = False
-    steps: int = 0
-    """Optimiser steps of the run, once they are known."""
-
-    def track(self, call: Callable[[Run], object]) -> None:
-        """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""
-        self.sender.defer(call)
+from jobs.worker.config import WorkerConfig
 
 
 def train_phase(job: Job) -> dict[str, Any]:
@@ -56,12 +24,11 @@ def train_phase(job: Job) -> dict[str, Any]:
     assert job.spec.training is not None
     job.steps = setup.total_steps(job.spec.training, prepared.train_rows)
     progress.report("start", 0, 1)
-    run_workers(job, loop.train_worker, {"prepared": prepare.as_dict(prepared)})
-    model = job.folder.path / "model"
-    if not (job.folder.path / "evaluations.json").is_file():
+    run_workers(job, loop.train_worker, prepared)
+    evaluations = job.folder.evaluations()
+    if evaluations is None:
         raise Stopped
-    evaluations = json.loads((job.folder.path / "evaluations.json").read_text(encoding="utf-8"))
-    return _publish(job, model, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
+    return publish.publish(job, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
 
 
 def evaluate_phase(job: Job) -> dict[str, Any]:
@@ -74,9 +41,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     workers = job.spec.resources.fewest
     progress.report("measure", 0, workers)
     remote = _compute_task(job, evaluate_share)
-    shares = [
-        remote.remote(job.spec, str(job.parent), prepare.as_dict(prepared), rank, workers) for rank in range(workers)
-    ]
+    shares = [remote.remote(job.spec, str(job.parent), prepared, rank, workers) for rank in range(workers)]
     parts: list[dict[str, float]] = []
     for done, share in enumerate(shares, 1):
         parts.append(_result(share))
@@ -93,13 +58,12 @@ def quantize_phase(job: Job) -> dict[str, Any]:
 
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
-    model = job.folder.path / "model"
-    arguments = (job.spec, str(job.parent), prepare.as_dict(prepared), str(model))
+    arguments = (job.spec, str(job.parent), prepared, str(job.folder.model))
     report = _result(_compute_task(job, quantize).remote(*arguments))
     progress.report("quantize", 1, 1)
     job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
     evaluation = {k.removeprefix("eval_"): v for k, v in report.items() if k.startswith("eval_")}
-    published = _publish(job, model, prepared, evaluation, {"method": job.spec.quantize.method, **report})
+    published = publish.publish(job, prepared, evaluation, {"method": job.spec.quantize.method, **report})
     return published | {"quantization": report}
 
 
@@ -111,46 +75,26 @@ PHASES: dict[str, Callable[[Job], dict[str, Any]]] = {
 }
 
 
-def run_workers(job: Job, function: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
+def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Prepared) -> None:
     """Run `function` on every worker of a Ray Train group; a lost group is started again from its checkpoint.
 
     Raises:
+        Stopped: it was asked to.
         RuntimeError: the group failed more often than `max_failures`; the message holds the worker's own error.
     """
     from ray.train import TrainingFailedError
 
     from jobs.driver import ray_train
 
-    config = {
-        **config,
-        "spec": job.spec.resolved(),
-        "run": str(job.folder.path),
-        "checkpoints": checkpoints_of(job),
-        "parent": str(job.parent) if job.parent else None,
-        "base": str(job.base),
-    }
+    parent = Path(job.parent) if job.parent else None
+    config = WorkerConfig(job.spec, prepared, job.folder, job.checkpoints, parent, job.base)
+    name = f"{job.folder.key}-{os.getpid()}"
     try:
-        ray_train.train(
-            function,
-            config,
-            spec=job.spec,
-            run=job.folder.path,
-            name=f"{job.folder.key}-{os.getpid()}",
-            autoscaling=not connect.connection().is_local,
-        )
+        ray_train.train(function, config, name=name, autoscaling=not connect.connection().is_local)
     except TrainingFailedError as error:
         if job.stopping:
             raise Stopped from error
         raise _cause(error) from error
-
-
-def checkpoints_of(job: Job) -> str:
-    """Return where the run's checkpoints are: a path or a URI."""
-    elsewhere = job.spec.checkpoint.directory
-    if elsewhere is None:
-        return str(job.folder.path / "checkpoints")
-    root = elsewhere if "://" in elsewhere else str(job.base / elsewhere)
-    return f"{root.rstrip('/')}/{job.folder.key}"
 
 
 def _compute_task(job: Job, function: Callable[..., dict[str, float]]) -> Any:
@@ -207,44 +151,3 @@ def _prepare(job: Job) -> Prepared:
     if job.spec.phase in ("evaluate", "quantize") and not prepared.eval_rows:
         raise UserError(f"phase {job.spec.phase} needs held-out rows: give data.eval, or data.eval_fraction above 0")
     return prepared
-
-
-def _publish(
-    job: Job,
-    model: Path,
-    prepared: Prepared,
-    evaluation: dict[str, float],
-    quantization: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write tandem.json beside the weights and register the version, if the spec asks for one.
-
-    A server that is away costs the version a wait, not the job its success: it is registered with the run's end.
-    """
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    register = job.spec.register_
-    run_id = job.sender.run.run_id if job.sender.run else None
-    manifest.write(
-        model,
-        manifest.ModelManifest(
-            name=register.model if register else job.spec.name,
-            task=job.spec.task,
-            task_options=job.spec.task_options(),
-            architecture=config.get("model_type", "unknown"),
-            run_id=run_id,
-            parent=job.spec.model.source,
-            dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest),
-            spec_digest=job.spec.digest(),
-            evaluation=evaluation,
-            quantization=quantization,
-        ),
-    )
-    made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
-    if register is not None:
-        try:
-            version = registry.register(register.model, model, run_id=run_id, alias=register.alias)
-            made["model"] = version.uri
-            progress.say(f"registered {version.uri}{f' as @{register.alias}' if register.alias else ''}")
-        except ServerUnreachable as error:
-            progress.say(f"{register.model} is not registered yet: {error}")
-            outbox.postpone(job.folder.path / "spool", outbox.Version(register.model, str(model), register.alias))
-    return made

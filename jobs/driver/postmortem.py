@@ -1,40 +1,23 @@
 """The page that a failed or recovered job leaves in its MLflow run: readable when the cluster is gone.
 
-<run>/failures.jsonl            one line per failed attempt of the worker group: class, decision, errors (ray_train.py)
-      logs/<attempt>-rank-0.log what each rank printed
-      stacks/<attempt>-rank-0.txt   Python stacks of a rank that hung (jobs/worker/watchdog.py)
+It is made of what the run's folder holds: failed attempts with what was decided about each, logs, and stacks.
 """
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
+
+from jobs.run_folder import RunFolder
 
 LAST_LINES = 30
 STACK_LINES = 80
 
 
-def failures(folder: Path) -> list[dict[str, Any]]:
-    """Return the failures of a run, oldest first."""
-    try:
-        lines = (folder / "failures.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def append(folder: Path, entry: dict[str, Any]) -> None:
-    """Add a failure, on the disk when this returns."""
-    with (folder / "failures.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def page(folder: Path, ending: str | None = None) -> str:
+def page(folder: RunFolder, ending: str | None = None) -> str:
     """Write the page in Markdown."""
-    found = failures(folder)
-    parts = [f"# What happened to {folder.name}", ""]
+    found = folder.failures()
+    parts = [f"# What happened to {folder.key}", ""]
     parts += [f"{len(found)} failed attempt{'s' if len(found) != 1 else ''} of the worker group."] if found else []
     parts += [ending] if ending else []
     for number, entry in enumerate(found, 1):
@@ -65,14 +48,13 @@ def _section(number: int, entry: dict[str, Any]) -> list[str]:
     return lines
 
 
-def evidence(folder: Path, attempt: str | None) -> list[str]:
+def evidence(folder: RunFolder, attempt: str | None) -> list[str]:
     """Return what an attempt (all, for None) left, as Markdown: last lines of each rank's log, and stacks."""
+    titles = {"logs": "last lines of", "stacks": "Python stacks of"}
     lines: list[str] = []
-    pattern = f"{attempt}-rank-*" if attempt else "*-rank-*"
-    for kind, title, limit in (("logs", "last lines of", LAST_LINES), ("stacks", "Python stacks of", STACK_LINES)):
-        for path in sorted((folder / kind).glob(pattern)):
-            text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            if text:
-                kept = text[-limit:] if kind == "logs" else text[:limit]
-                lines += ["", f"### {title} {path.stem}", "", "```", *kept, "```"]
+    for kind, path in folder.evidence(attempt):
+        text = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = text[-LAST_LINES:] if kind == "logs" else text[:STACK_LINES]
+        if kept:
+            lines += ["", f"### {titles[kind]} {path.stem}", "", "```", *kept, "```"]
     return lines

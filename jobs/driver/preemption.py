@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from jobs import run_folder
+from jobs.run_folder import RunFolder
 
 POLL_S = 2.0
 LAST_CALL_S = 15.0
@@ -50,23 +49,23 @@ class Notices:
         return reasons
 
 
-def start(run: Path, say: Callable[[str], None]) -> None:
+def start(run: RunFolder, say: Callable[[str], None]) -> None:
     """Watch in the background, as long as this process lives."""
     threading.Thread(target=_watch, args=(run, say), name="tandem-preemption", daemon=True).start()
 
 
-def _watch(run: Path, say: Callable[[str], None]) -> None:
+def _watch(run: RunFolder, say: Callable[[str], None]) -> None:
     from ray._private.state import state
 
     notices = Notices()
     while True:
-        attempt = run_folder.read_attempt(run)
+        attempt = run.attempt()
         try:
             draining = state.get_draining_nodes() if attempt else {}
         except Exception:  # whatever Ray raises while its GCS is away; there will be another look
             draining = {}
         reasons = notices.due(draining, attempt.nodes, time.time()) if attempt else []
         if reasons:
-            (run / run_folder.SAVE_FILE).touch()
+            run.request_save()
             say(f"{'; '.join(reasons)}: a checkpoint is written")
         time.sleep(POLL_S)

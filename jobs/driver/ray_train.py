@@ -5,11 +5,10 @@ The policies are Ray Train's own extension points (ray 2.60, ray/train/v2/_inter
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
@@ -25,13 +24,13 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2._internal.util import ObjectRefWrapper
 
 from cluster import placement, topology
-from jobs import run_folder
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
 from jobs.driver import failures, postmortem, warm
 from jobs.driver.failures import Decision, Failure, Limits, RankError
-from jobs.run_folder import SAVE_FILE
-from jobs.spec import JobSpec, WorkersSpec
+from jobs.run_folder import Attempt, RunFolder
+from jobs.spec import WorkersSpec
+from jobs.worker.config import WorkerConfig
 
 UNUSED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
 """Each starts an actor in a process of its own. We read our own rows; placement groups end with the driver's job."""
@@ -59,7 +58,7 @@ class ElasticSize(ElasticScalingPolicy):
 
     SAVE_TIMEOUT_S = 120.0
 
-    def __init__(self, scaling_config: Any, run: Path, store: Store) -> None:
+    def __init__(self, scaling_config: Any, run: RunFolder, store: Store) -> None:
         super().__init__(scaling_config)
         self._run, self._store = run, store
         self._asked_at: float | None = None
@@ -79,7 +78,7 @@ class ElasticSize(ElasticScalingPolicy):
             return None
 
     def _capped(self, decision: Any) -> Any:
-        excluded = run_folder.read_control(self._run).excluded
+        excluded = self._run.control().excluded
         if not excluded or not isinstance(decision, ResizeDecision):
             return decision
         wanted = self.scaling_config._resources_per_worker_not_none
@@ -97,13 +96,13 @@ class ElasticSize(ElasticScalingPolicy):
             self._latest_monitor_time = float("-inf")
             return self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
         decision = self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
-        attempt = run_folder.read_attempt(self._run)
+        attempt = self._run.attempt()
         if isinstance(decision, ResizeDecision) and attempt and decision.num_workers == attempt.workers:
             return NoopDecision()  # what would grow it is an excluded node
         if isinstance(decision, ResizeDecision):
             self._newest = max(catalog.complete(self._store), default=0)
             self._asked_at = time.monotonic()
-            (self._run / SAVE_FILE).touch()
+            self._run.request_save()
             return NoopDecision()
         return decision
 
@@ -112,7 +111,7 @@ class Failures(FailurePolicy):
     """Ray Train's question what to do about a failure, answered by jobs/driver/failures.py, and written down."""
 
     def __init__(
-        self, failure_config: Any, run: Path, store: Store, limits: Limits, request: placement.Request
+        self, failure_config: Any, run: RunFolder, store: Store, limits: Limits, request: placement.Request
     ) -> None:
         """`request`: the smallest group that can go on."""
         super().__init__(failure_config)
@@ -121,21 +120,19 @@ class Failures(FailurePolicy):
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """Classify, decide, note it for the post-mortem and for the next attempt; then retry or raise."""
-        attempt = run_folder.read_attempt(self._run)
+        attempt = self._run.attempt()
         errors = {rank: RankError.of(e) for rank, e in getattr(training_failed_error, "worker_failures", {}).items()}
         if not errors:  # the controller's own: workers that could not be started, for instance on a node just lost
             self._start_ups += 1
             return FailureDecision.RAISE if self._start_ups > START_UPS else FailureDecision.RETRY
         self._start_ups = 0
-        hung = attempt is not None and any(
-            path.stat().st_size for path in (self._run / "stacks").glob(f"{attempt.name}-rank-*.txt")
-        )
-        step = last_step(self._run)
+        hung = attempt is not None and bool(self._run.hung_ranks(attempt.name))
+        step = self._run.last_step()
         started = attempt is not None and attempt.training
         lost = self._lost_ranks(attempt) if attempt else []
         failure = failures.classify(errors, step, hung=hung, started=started, lost=lost)
         failure = replace(failure, node=_node_of(failure, attempt))
-        earlier = [Failure.of(entry) for entry in postmortem.failures(self._run)]
+        earlier = [Failure.of(entry) for entry in self._run.failures()]
         micro_batch = attempt.micro_batch if attempt else 1
         room = self._has_room_without(failure.node) if failure.node else False
         decision = failures.decide(failure, earlier, self._limits, micro_batch=micro_batch, room=room)
@@ -150,11 +147,11 @@ class Failures(FailurePolicy):
             "workers": attempt.workers if attempt else None,
             "evidence": postmortem.evidence(self._run, attempt.name) if attempt else [],
         }
-        postmortem.append(self._run, entry)
+        self._run.add_failure(entry)
         time.sleep(decision.wait_s)
         return FailureDecision.RAISE if decision.action == "stop" else FailureDecision.RETRY
 
-    def _lost_ranks(self, attempt: run_folder.Attempt) -> list[int]:
+    def _lost_ranks(self, attempt: Attempt) -> list[int]:
         """Find the ranks whose nodes are gone, and wait until Ray knows it too: it would place workers there again."""
         silent = topology.silent(attempt.nodes)
         deadline = time.monotonic() + NODE_DEATH_S
@@ -163,12 +160,12 @@ class Failures(FailurePolicy):
         return [rank for rank, node in enumerate(attempt.nodes) if node in silent]
 
     def _has_room_without(self, node: str) -> bool:
-        excluded = {node, *run_folder.read_control(self._run).excluded}
+        excluded = {node, *self._run.control().excluded}
         answer = placement.fit(self._request, [n for n in topology.nodes() if n.node_id not in excluded])
         return isinstance(answer, placement.Placement) or answer.fits_when_free
 
-    def _note(self, decision: Decision, failure: Failure, attempt: run_folder.Attempt | None) -> None:
-        control = run_folder.read_control(self._run)
+    def _note(self, decision: Decision, failure: Failure, attempt: Attempt | None) -> None:
+        control = self._run.control()
         if decision.action == "skip batch":
             bad = failure.step  # the step after the last applied one, less those that were left out already
             while bad in control.skip:
@@ -180,38 +177,24 @@ class Failures(FailurePolicy):
             control = replace(control, excluded=(*control.excluded, failure.node))
         else:
             return
-        run_folder.write_note(self._run, control)
+        self._run.write_control(control)
 
 
 class Exclude(ControllerCallback):
     """Keeps workers off the nodes that a failure has excluded."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: RunFolder) -> None:
         self._run = run
 
     def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
         """Return the label selector of the workers' placement group."""
-        excluded = run_folder.read_control(self._run).excluded
+        excluded = self._run.control().excluded
         return {"ray.io/node-id": f"!in({','.join(excluded)})"} if excluded else None
 
 
-def _node_of(failure: Failure, attempt: run_folder.Attempt | None) -> str | None:
+def _node_of(failure: Failure, attempt: Attempt | None) -> str | None:
     known = attempt is not None and failure.rank is not None and failure.rank < len(attempt.nodes)
     return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
-
-
-def last_step(run: Path) -> int:
-    """Return the last step that the first rank has spooled; 0 before the first."""
-    try:
-        with (run / "spool" / "rank-0.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 65536))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        if line.endswith(b"}") and b'"loss"' in line:
-            return int(json.loads(line)["step"])
-    return 0
 
 
 class Trainer(TorchTrainer):
@@ -246,26 +229,18 @@ class Trainer(TorchTrainer):
         return result
 
 
-def train(
-    function: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    *,
-    spec: JobSpec,
-    run: Path,
-    name: str,
-    autoscaling: bool,
-) -> None:
+def train(function: Callable[[WorkerConfig], None], config: WorkerConfig, *, name: str, autoscaling: bool) -> None:
     """Run `function(config)` on every worker; a lost group is started again from its checkpoint.
 
     Args:
-        run: the run's folder; Ray Train keeps its state below it.
         name: of this attempt; Ray Train resumes its own state under a name it has seen.
         autoscaling: whether the cluster may get more nodes if it is asked for them.
 
     Raises:
         ray.train.TrainingFailedError: the group failed for good.
     """
-    wanted, store = spec.resources, Store(config["checkpoints"])
+    spec, run, store = config.spec, config.run, Store(config.checkpoints)
+    wanted = spec.resources
     gpus = {"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {}
     elastic = isinstance(wanted.workers, WorkersSpec)
     scaling_config = ray.train.ScalingConfig(
@@ -282,13 +257,12 @@ def train(
     if autoscaling and not elastic:
         scaling = FixedScalingPolicy(scaling_config)
     Trainer(
-        function,
-        train_loop_config=config,
+        partial(function, config),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=scaling_config,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(run / "ray"),
+            storage_path=str(run.ray_state),
             failure_config=failure_config,
             worker_runtime_env={"env_vars": warm.WORKER},
         ),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
-from jobs import progress, run_folder
+from jobs import progress
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
-from jobs.driver import phases, postmortem, warm
-from jobs.driver.phases import Job
+from jobs.driver import postmortem, warm
+from jobs.driver.job import Job
+from jobs.run_folder import RunFolder
 from tracking.run import Run
 from tracking.spool import Record
 
@@ -31,7 +31,7 @@ class Reporter:
         self._held_out: dict[str, float] = {}
         self._checkpoints: set[int] = set()
         self._spares_for: str | None = None
-        self._store = Store(phases.checkpoints_of(job))
+        self._store = Store(job.checkpoints)
 
     def take(self, records: list[Record]) -> None:
         """Show and pass on new records."""
@@ -57,7 +57,7 @@ class Reporter:
             warm.start(self._job.placed, spare=True)
 
     def _attempt(self) -> str | None:
-        attempt = run_folder.read_attempt(self._job.folder.path)
+        attempt = self._job.folder.attempt()
         return attempt.name if attempt else None
 
     def _log_checkpoint(self, record: Record) -> None:
@@ -87,7 +87,7 @@ class FailureWatch:
 
     INTERVAL_S = 0.5
 
-    def __init__(self, folder: Path, track: Callable[[Callable[[Run], object]], None]) -> None:
+    def __init__(self, folder: RunFolder, track: Callable[[Callable[[Run], object]], None]) -> None:
         """Start a thread that looks into the run's `folder` every INTERVAL_S, and has its MLflow run told."""
         self._folder, self._track = folder, track
         self._told = 0
@@ -106,7 +106,7 @@ class FailureWatch:
         self._look()
 
     def _look(self) -> None:
-        found = postmortem.failures(self._folder)
+        found = self._folder.failures()
         for entry in found[self._told :]:
             who = f" on rank {entry['rank']}" if entry["rank"] is not None else ""
             progress.say(f"{entry['kind']}{who} after step {entry['step']} → {entry['action']}: {entry['reason']}")

@@ -17,7 +17,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+
+from jobs.run_folder import RunFolder
 
 VARIABLE = "TANDEM_FAULT"
 PACE_S = 0.1
@@ -59,7 +60,7 @@ def parse(text: str) -> list[Fault]:
 class Injector:
     """A worker's faults. Without any, reaching a point costs a comparison."""
 
-    def __init__(self, run: Path, rank: int, text: str | None = None, node: str = "") -> None:
+    def __init__(self, run: RunFolder, rank: int, text: str | None = None, node: str = "") -> None:
         wanted = os.environ.get(VARIABLE, "") if text is None else text
         self._faults = [fault for fault in parse(wanted) if fault.meets(rank, node)]
         self._run = run
@@ -81,16 +82,12 @@ class Injector:
         """Note that `step` takes these rows on this rank, where `rows` asks for it."""
         if any(fault.action == "rows" and step >= fault.step for fault in self._faults):
             rows = [int(row) for micro_batch in micro_batches for row in micro_batch]
-            path = self._run / "rows" / f"{self._rank}.jsonl"
-            path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
+            with self._run.rows_log(self._rank).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "rows": rows}) + "\n")
 
     def _first_time(self, fault: Fault) -> bool:
-        marker = self._run / "faults" / str(fault)
-        marker.parent.mkdir(exist_ok=True)
         try:
-            descriptor = os.open(marker, os.O_CREAT | os.O_EXCL)
+            descriptor = os.open(self._run.fault_marker(str(fault)), os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             return fault.action.endswith("-always")
         os.close(descriptor)
@@ -110,44 +107,44 @@ def _parse_one(text: str) -> Fault:
     return Fault(action, int(values.get("rank", 0)), int(values["step"]), phase, values.get("node", ""))
 
 
-def _kill(run: Path) -> None:
+def _kill(run: RunFolder) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _freeze(run: Path) -> None:
+def _freeze(run: RunFolder) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _sleep(run: Path) -> None:
+def _sleep(run: RunFolder) -> None:
     while True:
         time.sleep(3600)
 
 
-def _raise(run: Path) -> None:
+def _raise(run: RunFolder) -> None:
     raise InjectedError("injected")
 
 
-def _exhaust(run: Path) -> None:
+def _exhaust(run: RunFolder) -> None:
     raise MemoryError("injected: out of memory")
 
 
-def _halt(run: Path) -> None:
-    (run / "STOP").touch()
+def _halt(run: RunFolder) -> None:
+    run.request_stop()
 
 
-def _nan(run: Path) -> str:
+def _nan(run: RunFolder) -> str:
     return "nan"
 
 
-def _spike(run: Path) -> str:
+def _spike(run: RunFolder) -> str:
     return "spike"
 
 
-def _nothing(run: Path) -> None:
+def _nothing(run: RunFolder) -> None:
     pass
 
 
-_ACTIONS: dict[str, Callable[[Path], str | None]] = {
+_ACTIONS: dict[str, Callable[[RunFolder], str | None]] = {
     "kill": _kill,
     "kill-always": _kill,
     "freeze": _freeze,

@@ -13,25 +13,22 @@ evaluate, export the weights as safetensors
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from jobs import noise, run_folder
+from jobs import noise
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Manifest
 from jobs.data import batches
 from jobs.tasks import Batch
+from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import measure, to_device
 from jobs.worker.export import export
 from jobs.worker.schedules import learning_rate
@@ -68,10 +65,10 @@ class RecentLosses:
         return statistics.median(self._losses)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Train on this worker: the function Ray Train runs. `config`: spec, prepared, run, checkpoints, parent, base."""
+def train_worker(config: WorkerConfig) -> None:
+    """Train on this worker: the function Ray Train runs."""
     noise.quiet()
-    with system_metrics(Path(config["run"]) / "spool"), logged(config) as watchdog:
+    with system_metrics(config.run.spool), logged(config) as watchdog:
         worker = set_up(config, watchdog)
         worker.engine.model.train()
         worker.faults.reach("start", worker.start)
@@ -126,7 +123,7 @@ def train(worker: Worker) -> bool:
             worker.watchdog.allow()  # it waits for the one before, where the storage is slow
             begin_checkpoint(worker, done)
             if worker.first:
-                (worker.run / run_folder.SAVE_FILE).unlink(missing_ok=True)
+                worker.run.save_granted()
         report_checkpoints(worker)
         if stop and done < worker.steps:
             return False
@@ -150,10 +147,8 @@ def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets:
         total += weighted.detach()
         if index + 1 < len(micro_batches):
             engine.step()
-    asked = [
-        float(worker.first and (worker.run / name).exists()) for name in (run_folder.STOP_FILE, run_folder.SAVE_FILE)
-    ]
-    loss_sum, stop, save = engine.all_sum(total, *asked)
+    asked = (worker.run.stop_requested(), worker.run.save_requested()) if worker.first else (False, False)
+    loss_sum, stop, save = engine.all_sum(total, *map(float, asked))
     return loss_sum / max(targets, 1), stop > 0, save > 0
 
 
@@ -234,18 +229,12 @@ def export_weights(worker: Worker) -> None:
     weights = worker.engine.state_dict()
     if weights is not None:
         export(
-            worker.run / "model",
+            worker.run.model,
             worker.task,
             weights,
             lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
             worker.training,
             worker.spec.model.lora,
         )
-        _write_json(worker.run / "evaluations.json", worker.evaluations)
+        worker.run.write_evaluations(worker.evaluations)
     torch.distributed.barrier()
-
-
-def _write_json(path: Path, values: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(partial, path)

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
 
 
-def quantize(spec: JobSpec, parent: str, prepared: dict[str, Any], target: str) -> dict[str, float]:
+def quantize(spec: JobSpec, parent: str, prepared: Prepared, target: str) -> dict[str, float]:
     """Write the quantised model to `target` and return the comparison with its parent.
 
     Linear layers keep one scale per output row and int8 weights (symmetric, no calibration needed); embeddings and
@@ -28,14 +29,13 @@ def quantize(spec: JobSpec, parent: str, prepared: dict[str, Any], target: str) 
     import transformers
     from torchao.quantization import Int8WeightOnlyConfig
 
-    from jobs.data.prepare import Prepared, rows_of
+    from jobs.data.prepare import rows_of
     from jobs.tasks import get
 
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
-    data = Prepared(**prepared)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = get(spec.task).load(data.task_directory, spec.task_options())
-    held_out = rows_of(data, data.eval_files)
+    task = get(spec.task).load(prepared.task_directory, spec.task_options())
+    held_out = rows_of(prepared, prepared.eval_files)
 
     before = task.load_model(Path(parent)).to(device)
     report = {f"parent_{key}": value for key, value in _measure(spec, task, before, held_out, device).items()}

@@ -13,17 +13,18 @@ from typing import IO, Any
 
 import torch
 
-from jobs import run_folder
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
-from jobs.data.prepare import Prepared, rows_of
+from jobs.data.prepare import rows_of
 from jobs.data.rows import Rows
+from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task, get
 from jobs.worker import zero
+from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.export import add_lora
 from jobs.worker.fault_injection import Injector
@@ -42,7 +43,7 @@ class Worker:
     engine: Engine
     rows: Rows
     eval_rows: Rows
-    run: Path
+    run: RunFolder
     spool: Spool | None
     saver: Saver
     watchdog: Watchdog
@@ -64,37 +65,35 @@ class Worker:
         return self.engine.rank == 0
 
 
-def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
+def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     """Build everything a rank needs, on the device that Ray Train assigned."""
     import ray.train
     import ray.train.torch
 
     import_deepspeed()  # before transformers imports it at full length
-    spec = JobSpec.model_validate(config["spec"])
+    spec, prepared, run = config.spec, config.prepared, config.run
     # A process that was started ahead did not know how many CPUs it would get, and took all.
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     training = spec.training
     assert training is not None
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    prepared, run = Prepared(**config["prepared"]), Path(config["run"])
     task = get(spec.task).load(prepared.task_directory, spec.task_options())
     rows = rows_of(prepared, prepared.train_files)
-    parent = Path(config["parent"]) if config["parent"] else None
-    store, control = Store(config["checkpoints"]), run_folder.read_control(run)
+    store, control = Store(config.checkpoints), run.control()
     point, nodes = resume.agree(store), resume.nodes()
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
-    attempt = run_folder.Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
+    attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
     if rank == 0:
-        run_folder.write_note(run, attempt)
+        run.write_attempt(attempt)
         for reason in point.skipped:
             print(f"skipped checkpoint {reason}", flush=True)
-    base = read_deepspeed(training, Path(config["base"]))
-    model = starting_model(spec, task, parent)
+    base = read_deepspeed(training, config.base)
+    model = starting_model(spec, task, config.parent)
     engine = make_engine(model, training, world_size, micro_batch, base, ray.train.torch.get_device(), store, point)
     if rank == 0:
-        run_folder.write_note(run, replace(attempt, training=True))
+        run.write_attempt(replace(attempt, training=True))
     keep, faults = (
         Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, spec.checkpoint.metric),
         Injector(run, rank, node=nodes[rank]),
@@ -107,7 +106,7 @@ def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
         rows=rows,
         eval_rows=rows_of(prepared, prepared.eval_files),
         run=run,
-        spool=Spool(run / "spool" / "rank-0.jsonl") if rank == 0 else None,
+        spool=Spool(run.rank_0_spool) if rank == 0 else None,
         watchdog=watchdog,
         faults=faults,
         skip=frozenset(control.skip),
@@ -117,7 +116,7 @@ def set_up(config: dict[str, Any], watchdog: Watchdog) -> Worker:
         zero_stage=zero.stage_of(training, base),
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,
-        model_directory=parent,
+        model_directory=config.parent,
     )
 
 
@@ -174,15 +173,13 @@ def total_steps(training: TrainingSpec, rows: int) -> int:
 
 
 @contextmanager
-def logged(config: dict[str, Any]) -> Iterator[Watchdog]:
+def logged(config: WorkerConfig) -> Iterator[Watchdog]:
     """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
     import ray.train
 
-    run, rank = Path(config["run"]), ray.train.get_context().get_world_rank()
-    name = f"{resume.attempt_name()}-rank-{rank}"
-    (run / "logs").mkdir(exist_ok=True)
-    watchdog = Watchdog(run / "stacks" / f"{name}.txt", config["spec"]["failures"]["hang_after_s"])
-    with (run / "logs" / f"{name}.log").open("a", buffering=1) as file:
+    rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
+    watchdog = Watchdog(config.run.stacks(attempt, rank), config.spec.failures.hang_after_s)
+    with config.run.log(attempt, rank).open("a", buffering=1) as file:
         tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
         try:
             with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]

@@ -15,7 +15,7 @@ import pytest
 
 from cluster import daemons, home, local, record, topology
 from cluster.connect import connection
-from jobs import run_folder
+from jobs.run_folder import RunFolder
 from tests.conftest import free_port
 from tests.support.fault_runs import Faulted, ended, forked_for, mlflow_client, run, same_curve, submitted
 from tracking import outbox
@@ -62,8 +62,8 @@ def test_a_sick_node_is_left_out(three_nodes, storage, tmp_path):
     failures = found.failures()
     assert [failure["action"] for failure in failures] == ["retry", "exclude node"]
     assert {failure["node"] for failure in failures} == {sick}
-    assert run_folder.read_control(found.folder).excluded == (sick,)
-    assert sick not in run_folder.read_attempt(found.folder).nodes
+    assert RunFolder(found.folder).control().excluded == (sick,)
+    assert sick not in RunFolder(found.folder).attempt().nodes
 
 
 def test_a_node_dies_and_comes_back(three_nodes, storage, tmp_path):

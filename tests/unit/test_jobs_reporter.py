@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from jobs.driver import postmortem
 from jobs.driver.reporter import FailureWatch
+from jobs.run_folder import RunFolder
 
 ENTRY = {
     "kind": "non-finite loss",
@@ -20,11 +20,11 @@ ENTRY = {
 
 def test_a_failure_noted_just_before_the_end_is_told_before_the_end(tmp_path: Path, capsys: Any) -> None:
     asked: list[Any] = []
-    watch = FailureWatch(tmp_path, asked.append)
-    postmortem.append(tmp_path, ENTRY)
+    watch = FailureWatch(RunFolder(tmp_path), asked.append)
+    RunFolder(tmp_path).add_failure(ENTRY)
     watch.finish()
     assert len(asked) == 2, "the page and the count"
     assert "non-finite loss on rank 0 after step 14 → stop" in capsys.readouterr().out
-    postmortem.append(tmp_path, ENTRY)
+    RunFolder(tmp_path).add_failure(ENTRY)
     watch.finish()
     assert len(asked) == 2, "afterwards nothing is asked for: nobody would send it"

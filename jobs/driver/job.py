@@ -1,0 +1,48 @@
+"""A job as its driver sees it: what the phases share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.run_folder import RunFolder
+from jobs.spec import JobSpec
+from tracking.run import Run
+from tracking.spool import SpoolSender
+
+
+class Stopped(Exception):
+    """The job was asked to stop, and did."""
+
+
+@dataclass
+class Job:
+    """What the phases share."""
+
+    spec: JobSpec
+    base: Path
+    """Where relative paths in the spec start."""
+    storage: Path
+    folder: RunFolder
+    sender: SpoolSender
+    parent: Path | str | None
+    """Directory (or hub id) of the model the job starts from."""
+    placed: Mapping[str, int]
+    """How many workers each node takes, by node id."""
+    stopping: bool = False
+    steps: int = 0
+    """Optimiser steps of the run, once they are known."""
+
+    def track(self, call: Callable[[Run], object]) -> None:
+        """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""
+        self.sender.defer(call)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where the run's checkpoints are: a path or a URI."""
+        elsewhere = self.spec.checkpoint.directory
+        if elsewhere is None:
+            return str(self.folder.checkpoints)
+        root = elsewhere if "://" in elsewhere else str(self.base / elsewhere)
+        return f"{root.rstrip('/')}/{self.folder.key}"

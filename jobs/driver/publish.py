@@ -1,0 +1,53 @@
+"""What a finished phase leaves for others: the model contract beside the weights, and a version in the registry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jobs import progress
+from jobs.data.prepare import Prepared
+from jobs.driver.job import Job
+from tracking import manifest, outbox, registry
+from tracking.errors import ServerUnreachable
+
+
+def publish(
+    job: Job,
+    prepared: Prepared,
+    evaluation: dict[str, float],
+    quantization: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write tandem.json beside the weights and register the version, if the spec asks for one.
+
+    A server that is away costs the version a wait, not the job its success: it is registered with the run's end.
+    """
+    model = job.folder.model
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    register = job.spec.register_
+    run_id = job.sender.run.run_id if job.sender.run else None
+    manifest.write(
+        model,
+        manifest.ModelManifest(
+            name=register.model if register else job.spec.name,
+            task=job.spec.task,
+            task_options=job.spec.task_options(),
+            architecture=config.get("model_type", "unknown"),
+            run_id=run_id,
+            parent=job.spec.model.source,
+            dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest),
+            spec_digest=job.spec.digest(),
+            evaluation=evaluation,
+            quantization=quantization,
+        ),
+    )
+    made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
+    if register is not None:
+        try:
+            version = registry.register(register.model, model, run_id=run_id, alias=register.alias)
+            made["model"] = version.uri
+            progress.say(f"registered {version.uri}{f' as @{register.alias}' if register.alias else ''}")
+        except ServerUnreachable as error:
+            progress.say(f"{register.model} is not registered yet: {error}")
+            outbox.postpone(job.folder.spool, outbox.Version(register.model, str(model), register.alias))
+    return made

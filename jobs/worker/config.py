@@ -1,0 +1,25 @@
+"""What the driver sends to each worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.data.prepare import Prepared
+from jobs.run_folder import RunFolder
+from jobs.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """The same for every rank and every start of the group; pickled once, when the group is made."""
+
+    spec: JobSpec
+    prepared: Prepared
+    run: RunFolder
+    checkpoints: str
+    """Where the run's checkpoints are: a path or a URI."""
+    parent: Path | None
+    """Directory of the model that the job starts from (a hub id is held in one too)."""
+    base: Path
+    """Where relative paths in the spec start."""

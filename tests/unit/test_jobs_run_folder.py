@@ -1,0 +1,63 @@
+"""The protocol of a run's folder: what one process notes, another reads, and nothing half-written."""
+
+from pathlib import Path
+
+from jobs.run_folder import Attempt, Control, RunFolder, claim
+from jobs.spec import JobSpec
+
+SPEC = JobSpec.model_validate(
+    {"name": "n", "phase": "evaluate", "model": {"from": "models:/a@b"}, "data": {"eval": "x"}}
+)
+
+
+def test_notes_come_back_as_they_were_written(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert (folder.attempt(), folder.control(), folder.status()) == (None, Control(), None)
+    attempt, control = Attempt("a1", 2, 4, True, ("n1", "n2")), Control((3, 4), 2, ("n1",))
+    folder.write_attempt(attempt)
+    folder.write_control(control)
+    folder.write_status("RUNNING")
+    assert (folder.attempt(), folder.control(), folder.status()) == (attempt, control, "RUNNING")
+
+
+def test_a_new_attempt_at_a_job_keeps_what_was_skipped_and_forgets_nodes_and_requests(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.write_control(Control((3,), 2, ("n1",)))
+    folder.request_stop()
+    folder.request_save()
+    folder.add_failure({"kind": "hang"})
+    folder.begin()
+    assert folder.control() == Control((3,), 2, ())
+    assert [folder.stop_requested(), folder.save_requested(), folder.failures()] == [False, False, []]
+
+
+def test_a_run_without_held_out_rows_has_ended_all_the_same(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert folder.evaluations() is None
+    folder.write_evaluations({})
+    assert folder.evaluations() == {}
+
+
+def test_the_last_step_is_found_behind_a_line_that_is_being_written(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert folder.last_step() == 0
+    folder.spool.mkdir()
+    folder.rank_0_spool.write_text('{"step": 7, "loss": 1.0}\n{"step": 7, "eval_x": 1}\n{"step": 8, "lo')
+    assert folder.last_step() == 7
+
+
+def test_an_unfinished_run_goes_on_and_a_finished_one_is_never_written_again(tmp_path: Path):
+    first = claim(tmp_path, SPEC)
+    first.write_status("KILLED")
+    assert claim(tmp_path, SPEC) == RunFolder(first.path, resumed=True)
+    first.write_status("FINISHED")
+    second = claim(tmp_path, SPEC)
+    assert (second.path != first.path, second.resumed) == (True, False)
+
+
+def test_a_failure_half_written_is_not_read(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.add_failure({"kind": "hang"})
+    with (tmp_path / "failures.jsonl").open("a") as file:
+        file.write('{"kind": "wor')
+    assert folder.failures() == [{"kind": "hang"}]
