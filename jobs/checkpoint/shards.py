@@ -64,7 +64,7 @@ def share(fragments: Sequence[Fragment], rank: int, world_size: int) -> list[Fra
 
 
 def copy_out(fragments: Iterable[Fragment], buffer: torch.Tensor) -> None:
-    """Copy all fragments behind each other into `buffer` (1-D fp32 on the CPU)."""
+    """Copy all fragments behind each other into `buffer`, fp32 [all their elements] on the CPU."""
     position = 0
     for fragment in fragments:
         for tensor in fragment.tensors.values():
@@ -110,7 +110,7 @@ class Reader:
         return ("weight", parameter) in self._pieces
 
     def read(self, kind: str, parameter: str, start: int, out: torch.Tensor) -> None:
-        """Fill `out` (1-D fp32) with the elements from `start` on.
+        """Fill `out`, fp32 [n], with the n elements from `start` on.
 
         Raises:
             ShardError: the shards do not hold all of them.

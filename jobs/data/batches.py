@@ -24,7 +24,7 @@ class Order:
         assert self.rows > 0, "an order over no rows"
 
     def take(self, start: int, count: int) -> np.ndarray:
-        """Return the rows (int64) at the positions [start, start + count), across epochs."""
+        """Return the row numbers, int64 [count], at the positions [start, start + count), across epochs."""
         positions = np.arange(start, start + count, dtype=np.int64)
         epochs, offsets = positions // self.rows, positions % self.rows
         rows = np.empty(count, dtype=np.int64)
@@ -54,7 +54,7 @@ def accumulation_steps(global_batch_size: int, world_size: int, micro_batch: int
 
 
 def share(rows: np.ndarray, rank: int, world_size: int, micro_batch: int) -> list[np.ndarray]:
-    """Split the rows of one step into this rank's micro-batches; the last ones may be short or empty."""
+    """Split a step's row numbers, int64 [G], into this rank's micro-batches [b]; the last may be short or empty."""
     mine = rows[rank::world_size]
     count = accumulation_steps(len(rows), world_size, micro_batch)
     return [mine[i * micro_batch : (i + 1) * micro_batch] for i in range(count)]

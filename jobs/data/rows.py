@@ -12,7 +12,7 @@ from jobs.tasks import Columns
 
 
 def write(path: Path, columns: Columns) -> int:
-    """Write columns (arrays that share their first axis) as one Arrow IPC file; return the number of rows."""
+    """Write columns, each [N, …], as one Arrow IPC file; return the number of rows (N)."""
     arrays = [_to_arrow(np.ascontiguousarray(column)) for column in columns.values()]
     table = pa.record_batch(arrays, names=list(columns))
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -36,7 +36,7 @@ class Rows:
         return int(self._starts[-1])
 
     def take(self, indices: np.ndarray) -> Columns:
-        """Return the rows at `indices` (int64), in that order, as new arrays."""
+        """Return the rows at `indices`, int64 [B], in that order, as new arrays [B, …]."""
         if len(self._shards) == 1:
             return {name: column[indices] for name, column in self._shards[0].items()}
         shards = np.searchsorted(self._starts, indices, side="right") - 1

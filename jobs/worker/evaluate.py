@@ -46,7 +46,7 @@ def measure(
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Move a batch; a copy to an accelerator does not wait."""
+    """Move a batch, tensors of any shape; a copy to an accelerator does not wait."""
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()} if device.type != "cpu" else batch
 
 

@@ -134,6 +134,10 @@ def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets:
     """Accumulate one global batch's gradients; return its mean loss, whether to stop, and whether to save.
 
     The last micro-batch is left to `engine.step()` by the caller, after the loss has been looked at.
+
+    Args:
+        micro_batches: this rank's, each with tensors [b, …] as the task's `collate` makes them; None has no rows.
+        targets: terms of the loss in the global batch, over all ranks.
     """
     engine, task = worker.engine, worker.task
     total = torch.zeros((), device=engine.device)

@@ -69,7 +69,7 @@ def response(model: str, version: str, request: InferRequest, predictions: list[
 
 
 def tensor(name: str, values: list[Any]) -> Tensor:
-    """Return one field of all predictions as a tensor; a mapping of label to number becomes a row of numbers."""
+    """Return one field of B predictions as a tensor [B], or [B, labels] where it maps labels to numbers."""
     first = values[0]
     if isinstance(first, dict):
         labels = list(first)

@@ -38,7 +38,10 @@ def reference_logits(model: Any, longest: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def compare(runner: Runner, model: Any, expected: torch.Tensor, longest: int, tolerance: float) -> None:
-    """Raise UnsupportedArchitecture where the runner's logits differ from `reference_logits`."""
+    """Raise UnsupportedArchitecture where the runner's logits differ from `expected` [vocab], of `reference_logits`.
+
+    `tolerance` is for the Euclidean norm of the difference over that of `expected`.
+    """
     tokens = _text(model, longest)
     text = Sequence(GenerationRequest("check", tokens), max_tokens=1)
     other = Sequence(GenerationRequest("other", tokens[::-1]), max_tokens=1)

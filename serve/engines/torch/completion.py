@@ -44,7 +44,11 @@ class Completion:
 
 @torch.inference_mode()
 def advance(step: Step, logits: torch.Tensor, eos: frozenset[int]) -> list[tuple[Sequence, Event]]:
-    """Choose the next token of every sequence that completes, append it, and return what to say of each."""
+    """Choose the next token of every sequence that completes, append it, and return what to say of each.
+
+    Args:
+        logits: [L, vocab], of the rows that `batch.build` asked for in this step, in their order.
+    """
     chunks = step.chunks
     if any(chunk.sequence.scored for chunk in chunks):
         logits = _score(chunks, logits)

@@ -33,7 +33,7 @@ class LayerShape:
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return zeros. On CPU their memory is bounded now and taken page by page as tokens arrive.
+    """Return zeros of the given shape. On CPU their memory is bounded now and taken page by page as tokens arrive.
 
     Zeros, because attention multiplies values beyond a text's end by a weight of zero, and 0 * nan is nan.
     """
@@ -58,7 +58,7 @@ class PagedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a step's keys and values; return the whole buffers."""
+        """Write a step's keys and values, [1, heads, T, width]; return the buffers, [blocks, heads, BLOCK, width]."""
         write_to_blocks(self.keys, self.values, key_states, value_states)
         return self.keys, self.values
 
@@ -81,6 +81,7 @@ class PagedCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write to one layer; shapes as for `PagedLayer.update`."""
         keys, values = self.layers[layer_idx].update(key_states, value_states)
         return keys, values
 
@@ -99,6 +100,7 @@ class ShapeProbe(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Note a layer's shape; return what came, each [1, KV heads, tokens, width]."""
         assert layer_idx == len(self.shapes), "the layers write in their order, once each"
         self.shapes.append(LayerShape(key_states.shape[1], key_states.shape[-1], value_states.shape[-1]))
         return key_states, value_states

@@ -114,7 +114,7 @@ def _draw(logits: np.ndarray, sampler: RequestSampler) -> int:
 
 
 def weights_of(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Return a row's probabilities, not normalised: the best weighs 1."""
+    """Return the probabilities of a row of logits [vocab], not normalised: the best weighs 1."""
     scaled = (logits - logits.max()) * np.float32(1 / temperature)
     return np.exp(scaled, out=scaled)
 

@@ -98,7 +98,7 @@ def _declare(library: Any) -> None:
 
 
 def allocate(size_bytes: int) -> torch.Tensor:
-    """Return zeroed bytes in huge pages, taken page by page as they are touched; freed with the tensor."""
+    """Return zeros, uint8 [size_bytes], in huge pages, taken page by page when touched; freed with the tensor."""
     library = load()
     address = library.tandem_allocate(size_bytes)
     if not address:
@@ -114,6 +114,7 @@ def tiles() -> bool:
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
+    """Return the address of a contiguous tensor of any shape; None stays None."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 

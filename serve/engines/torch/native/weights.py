@@ -70,13 +70,13 @@ def _room(kind: str, n: int, k: int) -> torch.Tensor:
 
 
 def quantise_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (int8 values, float32 scale of each row), symmetric; the error is at most half a scale."""
+    """Return (int8 values [rows, columns], float32 scales [rows]), symmetric; the error is at most half a scale."""
     scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
 def quantise_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (int8 values of -8..7, bf16 scales [rows, columns / GROUP]).
+    """Return (int8 values of -8..7 [rows, columns], bf16 scales [rows, columns / GROUP]).
 
     A scale's sign puts the group's largest weight on -8, which reaches further than 7; of a few magnitudes the one
     with the least squared error is taken.
