@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # What is compiled here stays here.
 export TANDEM_CACHE := $(CURDIR)/$(VENV)/cache
 
-.PHONY: quickstart test test-fast test-faults check bench setup clean
+.PHONY: quickstart test test-fast test-faults test-pythons check bench setup clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ test-fast: $(STAMP)
 
 test-faults: $(STAMP)
 	$(VENV)/bin/python -m pytest tests/faults
+
+# Installs and tests on each Python that pyproject.toml names; VERSIONS="3.10 3.13" picks.
+test-pythons: $(STAMP)
+	$(VENV)/bin/python tools/python_versions.py $(VERSIONS)
 
 bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/training.py

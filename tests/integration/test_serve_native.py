@@ -18,6 +18,7 @@ from serve.engines.torch.native import build, library, structure
 from serve.engines.torch.native.runner import NativeRunner, refusal
 from serve.engines.torch.native.structure import Matrix
 from serve.engines.torch.native.weights import GROUP, Packed, pack, quantise_int4, quantise_int8
+from tests.support import tiny_models
 
 pytestmark = pytest.mark.skipif(build.refusal() is not None, reason=str(build.refusal()))
 CONTEXT = 160
@@ -118,15 +119,12 @@ def test_int4_error_is_that_of_sixteen_levels_and_scales_are_exact_in_bf16() -> 
 
 def tiny(kind: str, **changes: Any) -> Any:
     """Build a random bf16 model whose logits are far from flat."""
-    grouped = {"num_key_value_heads": 2, "intermediate_size": 100, "max_position_embeddings": CONTEXT, "head_dim": 16}
-    sizes = {"hidden_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4, **grouped}
-    if kind == "gpt2":
-        sizes = {"n_embd": 72, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}
+    sizes = {"hidden_size": 72, "num_hidden_layers": 3, "max_position_embeddings": CONTEXT}
+    if kind != "gpt2":
+        sizes |= {"intermediate_size": 100}
     if kind.startswith("gemma"):
         sizes |= {"query_pre_attn_scalar": 16, "sliding_window": 24}
-    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, **{**sizes, **changes})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = tiny_models.decoder(kind, **{**sizes, **changes})
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             parameter.data += 0.2 * torch.randn_like(parameter)

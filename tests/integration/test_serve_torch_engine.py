@@ -11,18 +11,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
     PreTrainedTokenizerFast,
-    Qwen3Config,
     TorchAoConfig,
 )
 
@@ -30,7 +23,7 @@ from serve.engines.protocol import Delta, Engine, EngineError, GenerationRequest
 from serve.engines.torch.native.runner import refusal
 from serve.engines.torch.runner import UnsupportedArchitecture
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
-from tracking import manifest
+from tests.support import tiny_models
 
 CONTEXT = 128
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
@@ -47,38 +40,27 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    raw.train_from_iterator(["the cache of the engine is the cache of the stream, naïve and Ünïcode 中文"] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+    return tiny_models.tokenizer(vocabulary=300)
 
 
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
-GROUPED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": CONTEXT}
-CONFIGS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaConfig(**GROUPED),
-    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=16),
-    "gpt2": lambda: GPT2Config(**SIZES, n_positions=CONTEXT),
-    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=20),
-    "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=16, sliding_window=20, attn_logit_softcapping=5.0),
-    "gemma3": lambda: Gemma3TextConfig(**GROUPED, head_dim=16, sliding_window=20, layer_types=MIXED),
+WINDOW = {"sliding_window": 20}
+MIXED = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {},
+    "gpt2": {},
+    "mistral": WINDOW,
+    "gemma2": {**WINDOW, "attn_logit_softcapping": 5.0},
+    "gemma3_text": MIXED,
 }
-MIXED = ["sliding_attention", "full_attention"]
 BLOCK_BYTES = 2 * 2 * 2 * 32 * 16 * 4
-"""Of GROUPED in fp32: 2 layers, keys and values of 2 heads of 16 numbers, 32 tokens."""
+"""Of a tiny decoder in fp32: 2 layers, keys and values of 2 heads of 16 numbers, 32 tokens."""
 
 
-def build(architecture: str, seed: int = 0, spread: float = 0.2) -> Any:
+def build(architecture: str, seed: int = 0, spread: float = 0.2, **changes: Any) -> Any:
     """A tiny random model whose logits differ enough that greedy choices are not ties."""
-    torch.manual_seed(seed)
-    config = CONFIGS[architecture]()
-    config.initializer_range = spread
-    config.eos_token_id = config.pad_token_id = 0
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    special = {"eos_token_id": tiny_models.EOS, "pad_token_id": tiny_models.PAD, "bos_token_id": None}
+    return tiny_models.decoder(architecture, seed, spread, **{**ARCHITECTURES[architecture], **special, **changes})
 
 
 @asynccontextmanager
@@ -115,7 +97,7 @@ def reference(model: Any, prompt: tuple[int, ...], tokens: int) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_equals_generate_alone_and_in_a_crowd(architecture: str, tokenizer: Any) -> None:
     texts = prompts(16)
     limits = [random.Random(i).randint(1, 30) for i in range(16)]
@@ -136,7 +118,7 @@ def test_greedy_equals_generate_alone_and_in_a_crowd(architecture: str, tokenize
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_equals_generate_through_chunks_reuse_and_preemption(architecture: str, tokenizer: Any) -> None:
     """64 texts at once in a cache with room for three of the longest: 8 that grow, 56 with common beginnings."""
     rng = random.Random(7)
@@ -235,7 +217,7 @@ def test_deltas_join_to_the_decoding_of_all_tokens(tokenizer: Any) -> None:
 
 def test_stop_string_across_tokens_ends_the_text_before_it(tokenizer: Any) -> None:
     async def scenario() -> None:
-        async with running(build("llama"), tokenizer) as engine:
+        async with running(build("llama", seed=1), tokenizer) as engine:
             full = text(await collect(engine, (40, 41), GREEDY))
             stop = next(full[i : i + 4] for i in range(5, len(full)) if "\ufffd" not in full[i : i + 4])
             params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, stop=("never", stop))
@@ -422,8 +404,7 @@ def test_memory_and_slots_stay_at_their_bound(tokenizer: Any) -> None:
 
 
 def test_ten_thousand_requests_leave_memory_as_it_was(tokenizer: Any) -> None:
-    config = LlamaConfig(**{**GROUPED, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = build("llama", num_hidden_layers=1, hidden_size=16, head_dim=4, intermediate_size=16)
     rng = random.Random(4)
     process = psutil.Process()
 
@@ -527,7 +508,7 @@ def furthest_from_best(judge: Any, prompt: tuple[int, ...], completion: list[int
     return float((logprobs.max(-1).values - chosen).max())
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("runner", ["torch", "native"])
 def test_bf16_tokens_are_near_the_best_of_the_model(runner: str, architecture: str, tokenizer: Any) -> None:
     """Batch shapes change the rounding, so tokens may differ; each must be within 0.05 nats of the reference's best.
@@ -557,13 +538,6 @@ def test_bf16_tokens_are_near_the_best_of_the_model(runner: str, architecture: s
     asyncio.run(scenario())
 
 
-def export(directory: Path, tokenizer: Any, model: Any) -> None:
-    """Write a model directory as jobs/ leaves it."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    manifest.write(directory, manifest.ModelManifest(name="tiny", task="causal-lm", architecture="llama"))
-
-
 def quantised(directory: Path) -> Any:
     config = TorchAoConfig(Int8WeightOnlyConfig())
     return AutoModelForCausalLM.from_pretrained(directory, quantization_config=config, dtype=torch.float32)
@@ -571,11 +545,11 @@ def quantised(directory: Path) -> Any:
 
 @pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
 def test_a_model_directory_is_served_through_its_task(int8: bool, tmp_path: Path, tokenizer: Any) -> None:
-    export(tmp_path / "plain", tokenizer, build("llama"))
+    tiny_models.export(tmp_path / "plain", tokenizer, build("llama"))
     directory, model = tmp_path / "plain", build("llama")
     if int8:
         directory, model = tmp_path / "int8", quantised(directory)
-        export(directory, tokenizer, model)
+        tiny_models.export(directory, tokenizer, model)
     prompt = tuple(tokenizer.encode("the cache"))
     expected = reference(model, prompt, 12)
 
@@ -598,11 +572,11 @@ def test_a_model_directory_is_served_through_its_task(int8: bool, tmp_path: Path
 def test_quantised_weights_are_near_the_best(runner: str, precision: str, tmp_path: Path, tokenizer: Any) -> None:
     """`auto` on a directory that jobs/quantize wrote, the others on a plain one."""
     plain = build("llama", spread=0.05)
-    export(tmp_path / "plain", tokenizer, plain)
+    tiny_models.export(tmp_path / "plain", tokenizer, plain)
     directory, judge = tmp_path / "plain", plain
     if precision == "auto":
         directory, judge = tmp_path / "int8", quantised(directory)
-        export(directory, tokenizer, judge)
+        tiny_models.export(directory, tokenizer, judge)
     allowed = {"auto": 0.05, "int8": 0.05, "int4": 0.5}[precision]
     texts = prompts(4, seed=5, longest=60)
 

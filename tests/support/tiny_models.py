@@ -1,4 +1,4 @@
-"""Model directories small enough to make in a test: random weights, real files, served like any other."""
+"""Tokenizers, models and model directories small enough to make in a test: random weights, real files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ TEXT = [
 ]
 
 
-def tokenizer() -> Any:
-    """Train a byte-level BPE tokenizer with a ChatML template."""
+PAD, EOS = 0, 2
+"""Token ids that every `tokenizer()` has."""
+SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96}
+
+
+def tokenizer(vocabulary: int = 320) -> Any:
+    """Train a byte-level BPE tokenizer with a ChatML template; it has exactly `vocabulary` tokens, 259 at least."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +37,7 @@ def tokenizer() -> Any:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(TEXT * 8, trainer)
     return PreTrainedTokenizerFast(
@@ -39,35 +45,52 @@ def tokenizer() -> Any:
     )
 
 
+def byte_tokenizer() -> Any:
+    """Return a tokenizer with one token for each byte, and one special token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+def decoder(kind: str, seed: int = 0, spread: float = 0.02, **changes: Any) -> Any:
+    """Build a random causal decoder in fp32: SIZES and GROUPED, but for `changes`, which are its config's own settings.
+
+    `kind` is the model type of its config ("llama", "gemma3_text"). Weights are drawn with standard deviation `spread`:
+    the larger, the further apart are the logits.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = SIZES | ({} if kind == "gpt2" else GROUPED) | {"max_position_embeddings": 128}
+    config = AutoConfig.for_model(kind, **(sizes | {"initializer_range": spread} | changes))
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
 def language_model(directory: Path, seed: int = 0, context: int = 512, hidden: int = 64, layers: int = 2) -> Path:
     """Export a random Llama with its tokenizer to `directory`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     fast = tokenizer()
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    fast.save_pretrained(directory)
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
+    sizes |= {"head_dim": hidden // 4, "max_position_embeddings": context, "vocab_size": len(fast)}
+    special = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id, "bos_token_id": None}
+    model = decoder("llama", seed, **sizes, **special)
+    return export(directory, fast, model, run_id="run-of-tiny", evaluation={"loss": 5.5})
+
+
+def export(directory: Path, tokenizer: Any, model: Any, **about: Any) -> Path:
+    """Write a model directory as jobs/ leaves it; `about` goes into its manifest."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    dataset = DatasetRef(name="sentences", digest="abc")
+    architecture = model.config.model_type
     manifest = ModelManifest(
-        name="tiny",
-        task="causal-lm",
-        architecture="llama",
-        run_id="run-of-tiny",
-        dataset=DatasetRef(name="sentences", digest="abc"),
-        evaluation={"loss": 5.5},
-        created_at="2026-01-02T03:04:05+00:00",
+        **{"name": "tiny", "task": "causal-lm", "architecture": architecture, "dataset": dataset},
+        **{"created_at": "2026-01-02T03:04:05+00:00", **about},
     )
     write(directory, manifest)
     return directory

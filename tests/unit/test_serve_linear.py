@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from serve.engines.torch.linear import Int4Linear, Int8Linear, PackedLinear, int4_groups, int8_rows, pack, stored_int8
+from tests.support import tiny_models
 
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU does not compute in bf16"
@@ -84,9 +84,7 @@ def test_only_plain_bf16_layers_are_replaced_and_the_head_keeps_its_bits() -> No
 
 
 def test_int8_weights_of_torchao_are_taken_as_they_are() -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 50}
-    config = LlamaConfig(**sizes, num_hidden_layers=1)
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = tiny_models.decoder("llama", num_hidden_layers=1).to(torch.bfloat16)
     quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: "proj" in name)
     before = model.model.layers[0].mlp.up_proj.weight
     stored = stored_int8(before)

@@ -4,20 +4,16 @@ import random
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from serve.engines.text import ByteDetokenizer, Decoder, Detokenizer, StopStrings, TextStream
+from tests.support import tiny_models
 
 
 @pytest.fixture(scope="module")
 def bytes_tokenizer() -> Any:
-    """One token for each byte, and one special token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+    return tiny_models.byte_tokenizer()
 
 
 @pytest.mark.parametrize("kind", [Detokenizer, ByteDetokenizer])
