@@ -62,6 +62,8 @@ def environment(cluster_id: str, token_path: Path) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
     # A job's entry point is a shell line, `python -m …`: that python must be this one, also in a venv not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if modules := inherited.get("PYTHONPATH"):  # the daemons run elsewhere
+        inherited["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in modules.split(os.pathsep) if part)
     return {**inherited, "PATH": path, MARKER: cluster_id, **HEAD_SETTINGS, **token_environment(token_path)}
 
 
@@ -126,10 +128,20 @@ def runs(command: Sequence[str], programs: Collection[str]) -> bool:
 
 
 def start_ray(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Run `ray start`, which ends when its daemons are up, in a session of its own."""
+    """Run `ray start`, which ends when its daemons are up, in a session of its own.
+
+    It starts beside its log, not in the user's folder: processes of jobs and replicas that get no folder of their own
+    start where the raylet did, and Python would look there first, also for Tandem's own packages.
+    """
     with log.open("wb") as output:
         return subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=env,
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
 

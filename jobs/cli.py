@@ -63,8 +63,11 @@ def submit(
 
     Example: tandem jobs submit jobs/specs/stdlib-lm.yaml --follow
     """
+    from cluster import shadows
     from jobs import submit as jobs_submit
 
+    if kept := shadows.note(spec.absolute().parent):
+        typer.echo(kept, err=True)
     job_id = jobs_submit.submit(spec, set_)
     print(job_id)
     if follow:

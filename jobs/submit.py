@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster import connect, specfile
+from cluster import connect, shadows, specfile
 from cluster.errors import UserError
 from jobs import progress
 from jobs.spec import JobSpec
@@ -62,6 +62,7 @@ def submit(path: Path, overrides: list[str]) -> str:
         UserError: the spec is wrong, or there is no cluster. Nothing was submitted.
     """
     spec = specfile.load(path, JobSpec, overrides)
+    shadows.check_own_module(spec.task, path.absolute().parent)
     where = connect.connection()
     environment = {"TANDEM_SPEC_FOLDER": str(path.absolute().parent)} if where.is_local else {}
     if fault_injection.VARIABLE in os.environ:
@@ -180,12 +181,15 @@ def shipped(path: Path) -> Iterator[Path]:
     """Make a folder with the spec and the small files beside it: code of the user's own and configurations.
 
     Data stays where it is: this machine's cluster reads it in the spec's folder, elsewhere the spec names a path or
-    URI that the nodes reach.
+    URI that the nodes reach. So does what would be imported in place of Tandem's own packages (cluster/shadows.py).
     """
     with tempfile.TemporaryDirectory(prefix="tandem-job-") as target:
         shutil.copy(path, Path(target) / path.name)
         for source in _beside(path.absolute().parent, depth=2):
-            copy = Path(target) / source.relative_to(path.absolute().parent)
+            relative = source.relative_to(path.absolute().parent)
+            if shadows.hides(relative):
+                continue
+            copy = Path(target) / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, copy)
         yield Path(target)

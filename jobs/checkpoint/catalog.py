@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+from jobs.checkpoint.shards import Reader
 from jobs.checkpoint.store import Store, Written
 
 MANIFEST = "MANIFEST.json"
@@ -37,6 +38,8 @@ class Manifest:
     files: Mapping[str, Written] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last evaluation before it."""
+    elements: Mapping[str, int] = field(default_factory=dict)
+    """Elements of each trained parameter: what the shards hold together. Empty in checkpoints from before it was."""
 
     @property
     def shards(self) -> list[str]:
@@ -55,9 +58,25 @@ def shard_name(attempt: str, rank: int, world_size: int) -> str:
 
 
 def commit(store: Store, manifest: Manifest) -> None:
-    """Make a checkpoint valid: all its files are in place."""
+    """Make a checkpoint valid: all its files are in place.
+
+    Raises:
+        ShardError: its shards are not the model's `elements`, each once. Nothing was written.
+    """
+    check_whole(store, manifest)
     text = json.dumps({"format": FORMAT, **asdict(manifest)})
     store.write(f"{folder(manifest.step)}/{MANIFEST}", [text.encode()])
+
+
+def check_whole(store: Store, manifest: Manifest) -> None:
+    """Compare what the shards' headers say with the model's elements; a few bytes of each file are read.
+
+    Raises:
+        ShardError: something is missing, is there twice, or is of another model.
+    """
+    if manifest.elements:
+        names = [f"{folder(manifest.step)}/{name}" for name in manifest.shards]
+        Reader(store, names).check_whole(manifest.elements)
 
 
 def steps(store: Store) -> list[int]:
@@ -163,6 +182,7 @@ def _parse(values: Any, step: int) -> Manifest | str:
             zero_stage=int(values["zero_stage"]),
             files=files,
             metrics={key: float(value) for key, value in values["metrics"].items()},
+            elements={key: int(value) for key, value in values.get("elements", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return "the manifest does not hold what it should"

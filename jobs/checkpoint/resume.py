@@ -75,9 +75,11 @@ def load_model(model: torch.nn.Module, state: Reader, store: Store, manifest: Ma
     Raises:
         ShardError: the checkpoint is of another model.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state.read("weight", name, 0, parameter.data.view(-1))
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if manifest.elements:
+        state.check_whole({name: parameter.numel() for name, parameter in trained.items()})
+    for name, parameter in trained.items():
+        state.read("weight", name, 0, parameter.data.view(-1))
     if BUFFERS in manifest.files:
         from safetensors.torch import load
 

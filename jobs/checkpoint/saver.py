@@ -4,7 +4,8 @@
     copy       a thread copies it to a buffer, while the next step computes its loss and gradients
     copied     the training thread waits here before it lets the optimizer change the state: the only stall
     write      the thread writes the buffer; every rank its own shard
-    commit     rank 0's thread waits for all shards, writes the manifest, removes old checkpoints
+    commit     rank 0's thread waits for all shards, compares their headers with the model's elements, writes the
+               manifest, removes old checkpoints
 
 State is constant between two optimizer steps, and a forward and backward pass is longer than a copy in memory: the idea
 is that of lazy snapshots (Maurya et al. 2024, DataStates-LLM, arXiv:2406.10707). A save that fails is tried again from
@@ -234,10 +235,12 @@ class Saver:
 
 
 def _repeated(call: Callable[[], Result]) -> Result:
-    """Call until it succeeds, ATTEMPTS times at most."""
+    """Call until it succeeds, ATTEMPTS times at most; shards that are not the model will not be so next time."""
     for attempt in range(1, ATTEMPTS):
         try:
             return call()
+        except shards.ShardError:
+            raise
         except Exception as error:
             print(f"saving a checkpoint failed, trying again: {error}", flush=True)
             time.sleep(RETRY_PAUSE_S * attempt)

@@ -126,6 +126,23 @@ class Reader:
         if position < stop:
             raise ShardError(f"{kind} of {parameter!r}: elements {position} to {stop} are in no shard")
 
+    def check_whole(self, elements: Mapping[str, int]) -> None:
+        """Compare what the shards hold with a model: every element of each parameter once, of every kind.
+
+        Raises:
+            ShardError: not so; it names the first few parameters that differ.
+        """
+        strange = {name for _, name in self._pieces} - elements.keys()
+        wrong = [f"{name!r} is no parameter of the model" for name in sorted(strange)]
+        for name, numel in elements.items():
+            for kind in KINDS:
+                pieces = self._pieces.get((kind, name), [])
+                if (problem := _uncovered(pieces, numel)) is not None:
+                    wrong.append(f"{kind} of {name!r} {problem}")
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise ShardError(f"the shards do not add up to the model: {'; '.join(wrong[:3])}{more}")
+
     def _index(self, file: Any, name: str) -> None:
         (length,) = struct.unpack("<Q", file.read_at(8, 0))
         for key, entry in json.loads(file.read_at(length, 8)).items():
@@ -135,3 +152,20 @@ class Reader:
                 raise ShardError(f"{name}: {key!r} is no fp32 {' or '.join(KINDS)}")
             piece = _Piece(int(start), (last - first) // FLOAT_BYTES, file, 8 + length + first)
             self._pieces.setdefault((kind, parameter), []).append(piece)
+
+
+def _uncovered(pieces: Sequence[_Piece], numel: int) -> str | None:
+    """Return how `pieces`, sorted by their start, fail to be the elements 0 to `numel`, each once; None if they do."""
+    position = 0
+    for piece in pieces:
+        if piece.start != position:
+            what = "are there twice" if piece.start < position else "are in no shard"
+            return f"has {numel} elements, of which {min(position, piece.start)} to {max(position, piece.start)} {what}"
+        position += piece.numel
+    if position == numel:
+        return None
+    return (
+        f"has {numel} elements, of which {position} to {numel} are in no shard"
+        if position < numel
+        else (f"has {numel} elements, the shards hold {position}")
+    )

@@ -63,7 +63,7 @@ def import_before_ray() -> None:
     """Import what a worker needs, but for Ray: what the fork server does."""
     noise.quiet()
     if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it looks for the GPU, which only a worker is given
-        from jobs.worker.deepspeed_engine import import_deepspeed
+        from jobs.worker.deepspeed_internals import import_deepspeed
 
         import_deepspeed()  # before transformers imports it at full length
     for module in ("transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.worker.loop"):

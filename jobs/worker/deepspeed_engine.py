@@ -1,17 +1,17 @@
-"""The only importer of deepspeed: one model and its optimizer, sharded over the worker group."""
+"""One model and its optimizer, sharded by DeepSpeed over the worker group."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from jobs.checkpoint.shards import Fragment, Reader, share
 from jobs.spec import TrainingSpec
+from jobs.worker import deepspeed_internals, zero_layouts
+from jobs.worker.deepspeed_internals import Place, import_deepspeed
 
 
 class Engine:
@@ -40,7 +40,10 @@ class Engine:
         self._adamw = optimizer
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
-        self.model.clip_fp32_gradients = self._clip_and_note  # without ZeRO, DeepSpeed forgets the norm it clips by
+        deepspeed_internals.replace_clipping(self.model, self._clip_and_note)
+        stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__
+        self._layout = zero_layouts.choose(stage, self.model.optimizer)
+        zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss`, a scalar. Over the ranks they are summed, as if one rank had seen it all.
@@ -74,54 +77,45 @@ class Engine:
             torch.distributed.all_reduce(vector)
         return vector.tolist()
 
+    def elements(self) -> dict[str, int]:
+        """Return the elements of each trained parameter, whole: what a checkpoint must hold."""
+        return {name: self._layout.numel(parameter) for name, parameter in zero_layouts.trainable(self.model.module)}
+
     def fragments(self) -> list[Fragment]:
-        """Return the training state that this rank holds, as views of it.
+        """Return the training state that this rank holds, as views of it (1-D, fp32).
 
         With ZeRO the ranks' parts cover it once; without, every rank holds all of it (`owned_fragments` divides it).
         """
-        return [
-            Fragment(name, start, _views(self._states(flat), flat, offset, numel))
-            for name, flat, start, offset, numel in self._pieces()
-        ]
+        return [Fragment(name, place.start, _views(self._states(place.flat), place)) for name, place in self._places()]
 
     def owned_fragments(self) -> list[Fragment]:
         """Return this rank's part of the training state: over the ranks, everything once."""
         held = self.fragments()
-        return held if self._is_partitioned() else share(held, self.rank, self.world_size)
+        return held if self._layout.partitioned else share(held, self.rank, self.world_size)
 
     def restore(self, reader: Reader, updates: int) -> None:
         """Put a checkpoint's state in place, whatever group wrote it; the model was built from its weights already.
 
         DeepSpeed makes its master weights from the model after rounding it to bf16, so those are read once more.
         """
-        for name, flat, start, offset, numel in self._pieces():
-            for kind, tensor in _views(self._states(flat, updates), flat, offset, numel).items():
-                reader.read(kind, name, start, tensor)
+        for name, place in self._places():
+            for kind, tensor in _views(self._states(place.flat, updates), place).items():
+                reader.read(kind, name, place.start, tensor)
 
-    def _pieces(self) -> Iterator[tuple[str, torch.Tensor, int, int, int]]:
-        """Yield (parameter, optimizer's tensor, first element in the parameter, offset in that tensor, elements)."""
-        optimizer = self.model.optimizer
-        for name, parameter in self.model.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if hasattr(parameter, "ds_tensor"):  # stage 3: every parameter in equal parts, the last one padded
-                group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
-                start = self.rank * part
-                numel = min(part, parameter.ds_numel - start)
-                if numel > 0:
-                    yield name, optimizer.fp32_partitioned_groups_flat[group], start, offset, numel
-            elif hasattr(parameter, "_hp_mapping"):  # stages 1 and 2: the concatenated group in equal parts
-                mapping = parameter._hp_mapping
-                if mapping is not None:
-                    groups = _flat_groups(optimizer)
-                    where, lies = mapping.lp_fragment_address, mapping.hp_fragment_address
-                    yield name, groups[mapping.param_group_index], where.start, lies.start, where.numel
-            else:
-                yield name, parameter, 0, 0, parameter.numel()
+    def _places(self) -> Iterator[tuple[str, Place]]:
+        """Yield what this rank holds, by parameter."""
+        for name, parameter in zero_layouts.trainable(self.model.module):
+            place = self._layout.place(parameter, self.model.optimizer, self.rank)
+            if place is not None:
+                yield name, place
 
-    def _is_partitioned(self) -> bool:
-        parameters = [p for p in self.model.module.parameters() if p.requires_grad]
-        return any(hasattr(p, "ds_tensor") or hasattr(p, "_hp_mapping") for p in parameters)
+    def _held(self) -> dict[str, int]:
+        """Return how many elements of each parameter the ranks hold together. Collective."""
+        mine = {name: zero_layouts.view(place, place.flat).numel() for name, place in self._places()}
+        if not self._layout.partitioned:
+            return mine
+        names = list(self.elements())
+        return dict(zip(names, map(int, self.all_sum(*(mine.get(name, 0) for name in names))), strict=True))
 
     def _states(self, flat: torch.Tensor, updates: int = 0) -> dict[str, torch.Tensor]:
         """Return AdamW's state of one of its tensors; make it where the first step has not, or set its step."""
@@ -139,56 +133,13 @@ class Engine:
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """Return the whole model's weights on the CPU at rank 0, None elsewhere. Collective."""
         if self.model.zero_optimization_partition_weights():
-            return self.model._zero3_consolidated_16bit_state_dict()
+            return deepspeed_internals.consolidated_weights(self.model)
         return {k: v.detach().cpu() for k, v in self.model.module.state_dict().items()} if self.rank == 0 else None
 
 
-def import_deepspeed() -> Any:
-    """Import deepspeed (0.19) without what costs a job's start and is not used: mlflow (1.4 s), TorchInductor (5 s)."""
-    with _without_mlflow(), _without_compiler():
-        import deepspeed
-        import deepspeed.runtime.bf16_optimizer
-        import deepspeed.runtime.zero.muon.muon_optimizer
-    # Only inference collectives use this C++ extension; compiling it would need a compiler at the first job.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # The bf16 optimizer reports memory at every stage of its construction: 3 s of garbage collection and prints.
-    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
-    return deepspeed
-
-
-def _views(states: dict[str, torch.Tensor], flat: torch.Tensor, offset: int, numel: int) -> dict[str, torch.Tensor]:
-    whole = {"weight": flat, "exp_avg": states["exp_avg"], "exp_avg_sq": states["exp_avg_sq"]}
-    return {kind: tensor.detach().view(-1)[offset : offset + numel] for kind, tensor in whole.items()}
-
-
-def _flat_groups(optimizer: Any) -> list[torch.Tensor]:
-    """Return the fp32 partitions of DeepSpeed's optimizer for bf16, or of that for stages 1 and 2."""
-    if hasattr(optimizer, "fp32_groups_flat_partition"):
-        return optimizer.fp32_groups_flat_partition
-    return optimizer.single_partition_of_fp32_groups
-
-
-@contextmanager
-def _without_mlflow() -> Iterator[None]:
-    """Keep the autotuner from importing mlflow."""
-    loaded = sys.modules.get("mlflow")
-    if loaded is None:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if loaded is None:
-            del sys.modules["mlflow"]
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Keep decorators from importing the whole compiler: every ZeRO engine imports Muon, whose steps are compiled."""
-    compile_, torch.compile = torch.compile, lambda function, *arguments, **keywords: function  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.compile = compile_
+def _views(states: dict[str, torch.Tensor], place: Place) -> dict[str, torch.Tensor]:
+    whole = {"weight": place.flat, "exp_avg": states["exp_avg"], "exp_avg_sq": states["exp_avg_sq"]}
+    return {kind: zero_layouts.view(place, tensor) for kind, tensor in whole.items()}
 
 
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> Iterator[dict[str, Any]]:

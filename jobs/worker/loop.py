@@ -209,7 +209,14 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
     """Begin to save the state after `step`. Every rank calls it; none waits for another."""
     engine = worker.engine
     evaluation = worker.evaluations.get("latest", {})
-    manifest = Manifest(step, worker.updates, engine.world_size, worker.zero_stage, metrics=evaluation)
+    manifest = Manifest(
+        step,
+        worker.updates,
+        engine.world_size,
+        worker.zero_stage,
+        metrics=evaluation,
+        elements=engine.elements(),
+    )
     extra = resume.buffers(engine.model.module) if worker.first else None
     worker.saver.begin(manifest, engine.owned_fragments(), extra)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cluster import home
+from cluster.errors import UserError
 from jobs import submit
 from jobs.submit import Outcome
 
@@ -234,6 +235,28 @@ def test_a_user_error_fails_the_job_with_one_clear_line(folder, override, said):
     assert outcome.error is not None
     assert said in outcome.error
     assert "Traceback" not in "\n".join(outcome.log)
+
+
+def test_folders_with_the_names_of_ours_beside_the_spec_hide_nothing(tmp_path):
+    files = {
+        "jobs/__init__.py": "raise ImportError('not this one')",
+        "jobs/notes.py": "",
+        "cluster/notes.txt": "",
+        "serve/__init__.py": "raise ImportError('not this one')",
+        "tracking/data.csv": "a,b",
+        "tracking.py": "raise ImportError('not this one')",
+        "mine/losses.py": "NAME = 'mine'",
+        "my_task.py": "from jobs.tasks.causal_lm import CausalLM\nfrom mine.losses import NAME\n\n\n"
+        "class Mine(CausalLM):\n    unit = NAME\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    spec = {**SPEC, "name": "beside", "task": "my_task:Mine", "training": {**SPEC["training"], "steps": 3}}
+    result = finished(run(tmp_path, spec, "resources.workers=2", "training.deepspeed.zero_stage=3"))
+    assert len(history(result["run_id"], "mine_per_second")) == 3, "the task of the user's own was used"
+    with pytest.raises(UserError, match="rename"):
+        submit.submit(tmp_path / "beside.yaml", ["task=jobs.notes:Mine"])
 
 
 def test_command_line_exit_codes(folder):

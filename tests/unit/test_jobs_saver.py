@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,45 @@ def test_a_rank_that_fails_leaves_no_checkpoint_and_the_next_save_works(tmp_path
     first.finish()
     second.finish()
     assert saved_value(store, 20) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ([], "weight of 'w' has 1000 elements, of which 500 to 1000 are in no shard"),
+        ([fragment(5.0, 600, 400)], "weight of 'w' has 1000 elements, of which 500 to 600 are in no shard"),
+        ([fragment(5.0, 400, 600)], "weight of 'w' has 1000 elements, of which 400 to 500 are there twice"),
+        ([fragment(5.0, 500, 501)], "weight of 'w' has 1000 elements, the shards hold 1001"),
+        (
+            [replace(fragment(5.0, 500, 500), tensors={"weight": torch.zeros(500)})],
+            "exp_avg of 'w' has 1000 elements, of which 500 to 1000 are in no shard",
+        ),
+        ([fragment(5.0, 500, 500), replace(fragment(5.0), parameter="v")], "'v' is no parameter of the model"),
+    ],
+)
+def test_shards_that_do_not_add_up_to_the_model_are_not_committed(tmp_path, capsys, second, said):
+    store, notes = Store(str(tmp_path)), ThreadNotes()
+    ranks = [Saver(store, "a", rank, 2, Keep(), notes=notes) for rank in range(2)]
+
+    def save(step: int, fragments: list[Fragment]) -> None:
+        whole = replace(manifest(step, 2), elements={"w": 1000})
+        ranks[0].begin(whole, [fragment(1.0, 0, 500)])
+        ranks[1].begin(whole, fragments)
+        for rank in ranks:
+            rank.finish()
+
+    save(10, [fragment(1.0, 500, 500)])
+    save(20, second)
+    committed, refused = ranks[0].outcomes()
+    assert committed.error is None
+    assert refused.error.startswith("ShardError: the shards do not add up to the model: ")
+    assert said in refused.error
+    assert "trying again" not in capsys.readouterr().out
+    assert saved_value(store, 10) == 2.0, "the checkpoint before it is still the newest"
+    save(30, [fragment(1.0, 500, 500)])
+    assert saved_value(store, 30) == 2.0, "and the next save works"
+    found, _ = catalog.newest_valid(store)
+    assert found.elements == {"w": 1000}
 
 
 def test_a_write_that_fails_once_is_repeated(tmp_path):

@@ -15,7 +15,7 @@ ALLOWED = {
     "jobs": {"cluster", "tracking"},
     "serve": {"cluster", "tracking", "jobs"},
 }
-ONLY_IN = {"mlflow": "tracking/", "deepspeed": "jobs/worker/deepspeed_engine.py"}
+ONLY_IN = {"mlflow": "tracking/", "deepspeed": "jobs/worker/deepspeed_internals.py"}
 
 
 def imports() -> list[tuple[str, str]]:

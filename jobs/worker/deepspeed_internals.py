@@ -1,0 +1,165 @@
+"""The only importer of deepspeed, and what Tandem uses of its insides (0.19): import, engine, ZeRO's partitions.
+
+What lies where at which stage is in jobs/worker/zero_layouts.py, in the words of the accessors below.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from cluster.internals import Internal
+
+ENTRIES = (
+    Internal(
+        "deepspeed.ops.__compatible_ops__",
+        "to say that the C++ extension `deepspeed_shm_comm` is not there; only inference collectives use it",
+        "the first job of a machine waits for a compiler, or fails for want of one",
+        "DeepSpeed builds that extension when a collective asks for it",
+    ),
+    Internal(
+        "deepspeed.runtime.bf16_optimizer.see_memory_usage",
+        "replaced by nothing: BF16_Optimizer calls it at every stage of its construction, without a switch",
+        "each start of a worker spends 3 s in garbage collection and prints memory reports",
+        "it has a switch, as ZeRO's other optimizers do",
+    ),
+    Internal(
+        "deepspeed's import of mlflow and of decorators by torch.compile",
+        "both are kept away while deepspeed is imported: the autotuner's mlflow (1.4 s), Muon's TorchInductor (5 s)",
+        "each start of a worker takes 6 s more",
+        "deepspeed imports the autotuner and Muon where they are used",
+    ),
+    Internal(
+        "DeepSpeedEngine.clip_fp32_gradients",
+        "replaced by one that keeps the norm: without ZeRO, DeepSpeed forgets the norm it clips by",
+        "`gradient_norm` is NaN at stage 0",
+        "`get_global_grad_norm` answers at stage 0",
+    ),
+    Internal(
+        "DeepSpeedEngine._zero3_consolidated_16bit_state_dict",
+        "to export the weights of a model in parts; the public `save_16bit_model` writes a pickle",
+        "no model can be exported at stage 3",
+        "DeepSpeed offers the consolidated weights in memory or as safetensors",
+    ),
+    Internal(
+        "BF16_Optimizer.fp32_groups_flat_partition",
+        "the fp32 master weights of this rank, which checkpoints hold: stage 1 in bf16",
+        "no checkpoint can be written or read at stage 1 in bf16",
+        "DeepSpeed can read and write universal checkpoints without the conversion between two formats",
+    ),
+    Internal(
+        "DeepSpeedZeroOptimizer.single_partition_of_fp32_groups",
+        "the fp32 master weights of this rank: stage 2, and stage 1 in fp32",
+        "no checkpoint can be written or read at stages 1 and 2",
+        "as for fp32_groups_flat_partition",
+    ),
+    Internal(
+        "Parameter._hp_mapping (deepspeed.utils.tensor_fragment)",
+        "which elements of a parameter lie where in that partition, at stages 1 and 2",
+        "no checkpoint can be written or read at stages 1 and 2",
+        "`safe_get_full_fp32_param` and its like have a form for this rank's part and its place",
+    ),
+    Internal(
+        "DeepSpeedZeroOptimizer_Stage3.fp32_partitioned_groups_flat, grad_position, get_param_id",
+        "the fp32 master weights of this rank, and where each parameter's part lies in them: stage 3",
+        "no checkpoint can be written or read at stage 3",
+        "`safe_get_local_fp32_param` tells the part's place as well as its content",
+    ),
+    Internal(
+        "Parameter.ds_numel, Parameter.ds_tensor (deepspeed.zero.Init)",
+        "the whole size of a parameter of which this rank holds a part",
+        "the last, padded part of each parameter would be taken to be whole at stage 3",
+        "as for grad_position",
+    ),
+)
+
+
+class Place(NamedTuple):
+    """A run of a flattened parameter in one of the optimizer's flat tensors."""
+
+    flat: torch.Tensor
+    start: int
+    """First element in the parameter."""
+    offset: int
+    """Its place in the flat tensor."""
+    numel: int
+
+
+def import_deepspeed() -> Any:
+    """Import deepspeed without what costs a job's start and is not used: mlflow, TorchInductor, memory reports."""
+    with _without_mlflow(), _without_compiler():
+        import deepspeed
+        import deepspeed.runtime.bf16_optimizer
+        import deepspeed.runtime.zero.muon.muon_optimizer
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
+    return deepspeed
+
+
+def replace_clipping(engine: Any, clip: Callable[[], None]) -> None:
+    """Have an engine without ZeRO clip its gradients by `clip`."""
+    engine.clip_fp32_gradients = clip
+
+
+def consolidated_weights(engine: Any) -> dict[str, torch.Tensor] | None:
+    """Return all weights of a model in parts (stage 3) on the CPU at rank 0, None elsewhere. Collective."""
+    return engine._zero3_consolidated_16bit_state_dict()
+
+
+def bf16_partitions(optimizer: Any) -> Sequence[torch.Tensor]:
+    """Return this rank's fp32 partition of each group: BF16_Optimizer."""
+    return optimizer.fp32_groups_flat_partition
+
+
+def fp32_partitions(optimizer: Any) -> Sequence[torch.Tensor]:
+    """Return this rank's fp32 partition of each group: DeepSpeedZeroOptimizer."""
+    return optimizer.single_partition_of_fp32_groups
+
+
+def place_in_group(parameter: Any, partitions: Sequence[torch.Tensor]) -> Place | None:
+    """Return what this rank holds of a parameter at stages 1 and 2: the concatenated group is in equal parts."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    where, lies = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return Place(partitions[mapping.param_group_index], where.start, lies.start, where.numel)
+
+
+def place_in_parts(parameter: Any, optimizer: Any, rank: int) -> Place | None:
+    """Return what this rank holds of a parameter at stage 3: each one is in equal parts, the last of them padded."""
+    group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = rank * part
+    numel = min(part, parameter.ds_numel - start)
+    return Place(optimizer.fp32_partitioned_groups_flat[group], start, offset, numel) if numel > 0 else None
+
+
+def whole_numel(parameter: Any) -> int:
+    """Return the elements of a parameter that is in parts (stage 3)."""
+    return int(parameter.ds_numel)
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """Keep the autotuner from importing mlflow."""
+    loaded = sys.modules.get("mlflow")
+    if loaded is None:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if loaded is None:
+            del sys.modules["mlflow"]
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Keep decorators from importing the whole compiler: every ZeRO engine imports Muon, whose steps are compiled."""
+    compile_, torch.compile = torch.compile, lambda function, *arguments, **keywords: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_
