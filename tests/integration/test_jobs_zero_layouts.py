@@ -1,0 +1,80 @@
+"""What checkpoints hold at every ZeRO stage, written by real DeepSpeed engines on two ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.errors import UserError
+from jobs.checkpoint import catalog
+from jobs.checkpoint.shards import KINDS, Reader
+from jobs.checkpoint.store import Store
+from jobs.worker import zero_layouts
+
+ROOT = Path(__file__).parents[2]
+CASES = ("0-fp32", "1-fp32", "2-fp32", "3-fp32", "0-bf16", "1-bf16", "2-bf16", "3-bf16")
+SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of each case, by two ranks that train one after the other."""
+    folder = tmp_path_factory.mktemp("zero")
+    command = [sys.executable, str(ROOT / "tests" / "support" / "zero_ranks.py")]
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder / "meeting"), str(folder), *CASES],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    return folder
+
+
+def state(folder: Path, case: str) -> dict[tuple[str, str], torch.Tensor]:
+    store = Store(str(folder / case))
+    manifest, skipped = catalog.newest_valid(store)
+    assert manifest is not None
+    assert skipped == []
+    assert manifest.elements == SIZES, "frozen parameters and second names are no part of it"
+    reader = Reader(store, [f"{catalog.folder(manifest.step)}/{name}" for name in manifest.shards])
+    found = {(kind, name): torch.zeros(numel) for kind in KINDS for name, numel in SIZES.items()}
+    for (kind, name), out in found.items():
+        reader.read(kind, name, 0, out)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES[1:])
+def test_every_layout_holds_what_training_without_zero_holds(saved: Path, case: str) -> None:
+    expected, found = state(saved, "0-fp32"), state(saved, case)
+    # fp32 sums in another order; bf16 rounds to 2^-9 at each of a dozen products. In norms: AdamW's first steps go by a
+    # gradient's sign, so a single element whose gradient is all but zero may well be a step's length away.
+    tolerance = 1e-5 if case.endswith("fp32") else 0.05
+    for key, tensor in found.items():
+        assert float(expected[key].norm()) > 0
+        assert float((tensor - expected[key]).norm() / expected[key].norm()) < tolerance, key
+
+
+def test_an_optimizer_without_a_known_layout_is_named() -> None:
+    class MiCS_Optimizer:  # noqa: N801 (DeepSpeed's name)
+        pass
+
+    with pytest.raises(UserError, match=r"ZeRO stage 3 with DeepSpeed's MiCS_Optimizer is no layout .*stage 0 with Ad"):
+        zero_layouts.choose(3, MiCS_Optimizer())
+
+
+def test_state_that_lies_elsewhere_is_refused_before_training() -> None:
+    """As with optimizer states on NVMe, where the partitions in memory are empty."""
+    with pytest.raises(UserError, match=r"of its elements, w has 4 of 9; v has 0 of 3; its checkpoints would not be"):
+        zero_layouts.check_sums({"w": 4, "u": 1}, {"w": 9, "u": 1, "v": 3}, "ZeRO stage 3 with DeepSpeed's X")

@@ -1,0 +1,80 @@
+"""One of two ranks that train a tiny model on real DeepSpeed engines, one for each case, and save what they hold.
+
+    python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION…
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from jobs.checkpoint.catalog import Keep, Manifest
+from jobs.checkpoint.saver import GroupNotes, Saver
+from jobs.checkpoint.store import Store
+from jobs.spec import TrainingSpec
+from jobs.worker.deepspeed_engine import Engine
+from jobs.worker.zero import deepspeed_config
+
+STEPS = 3
+
+
+class Tiny(torch.nn.Module):
+    """An odd number of elements everywhere, a frozen parameter, and one with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(7, 5)
+        self.frozen = torch.nn.Linear(5, 5)
+        self.body = torch.nn.Linear(5, 5)
+        self.head = torch.nn.Linear(5, 7)
+        self.frozen.requires_grad_(False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return logits (rows, 7) for ids (rows,)."""
+        hidden: torch.Tensor = self.head(torch.tanh(self.body(self.frozen(self.embed(ids)))))
+        return hidden
+
+
+def train(case: str, rank: int, folder: Path) -> None:
+    """Train and save below `folder`/`case`."""
+    stage, _, precision = case.partition("-")
+    training = TrainingSpec.model_validate(
+        {
+            "steps": STEPS,
+            "global_batch_size": 2,
+            "learning_rate": 0.05,
+            "precision": precision,
+            "deepspeed": {"zero_stage": int(stage)},
+        }
+    )
+    torch.manual_seed(0)
+    engine = Engine(Tiny(), training, deepspeed_config(training, 1, 1, on_gpu=False), torch.device("cpu"))
+    for step in range(STEPS):
+        ids = torch.tensor([(3 * step + rank) % 7])
+        loss = torch.nn.functional.cross_entropy(engine.model(ids).float(), (ids + 1) % 7, reduction="sum")
+        engine.backward(loss / 2)
+        engine.step()
+    notes = GroupNotes()
+    saver = Saver(Store(str(folder / case)), case, rank, 2, Keep(), notes=notes)
+    saver.begin(Manifest(STEPS, STEPS, 2, int(stage), elements=engine.elements()), engine.owned_fragments())
+    saver.finish()
+    (outcome,) = saver.outcomes()
+    assert outcome.error is None, f"{case}: {outcome.error}"
+    dist.barrier()
+
+
+def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
+    """Meet the other rank; train every case."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    for case in cases:
+        train(case, rank, folder)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
