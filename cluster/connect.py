@@ -7,7 +7,6 @@ both are set, so the same calls connect a job to its own cluster.
 import importlib.util
 import logging
 import os
-import sys
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import local
+from cluster import local, ray_internals
 from cluster.daemons import can_bind
 from cluster.errors import UserError
 from cluster.home import home
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 PACKAGES = ("cluster", "jobs", "serve", "tracking")
-UPLOAD_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ def get_json(path: str) -> Any:
     """Get `path` of the cluster's dashboard, such as `/api/serve/applications/`, with its token, as JSON."""
     client = job_client()
     with explained(client.get_address()):
-        # The SDK's own request function: it knows the address, the token and the TLS settings.
-        response = client._do_request("GET", path)
+        response = ray_internals.get(client, path)
         response.raise_for_status()
         return response.json()
 
@@ -154,19 +151,12 @@ def explained(address: str) -> Iterator[None]:
 
 
 def _use_token(settings: dict[str, str]) -> None:
-    """Put the token settings into the environment, and have Ray read them again if it has been imported before.
-
-    Ray 2.60 reads the mode once at import and caches the token; `ray.init` on a local cluster refreshes them so too.
-    """
+    """Put the token settings into the environment, and have Ray read them again if it has been imported before."""
     os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the token file
     if settings.items() <= os.environ.items():
         return
     os.environ.update(settings)
-    if "ray._raylet" in sys.modules:
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+    ray_internals.read_token_again()
 
 
 def _locations(package: str) -> list[str]:
@@ -207,7 +197,7 @@ def _runs_here() -> bool:
 @contextmanager
 def _quiet_uploads() -> Iterator[None]:
     """Keep Ray from reporting every package that it uploads, or finds uploaded already."""
-    loggers = [logging.getLogger(name) for name in UPLOAD_LOGGERS]
+    loggers = [logging.getLogger(name) for name in ray_internals.UPLOAD_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

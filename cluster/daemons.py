@@ -15,30 +15,12 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.processes import MARKER, is_running
+from cluster.ray_process_internals import GCS_STORAGE, GCS_STORAGE_PATH, HEAD_SETTINGS, START_MODULE
 
 START_TIMEOUT_S = 120.0
-HEAD_PROGRAMS = ("gcs_server", "raylet", "dashboard.py")
-"""What a head cannot be without."""
-NODE_PROGRAMS = ("raylet",)
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NODE_STORE_BYTES = 512 * 1024**2
 """Further nodes share the machine's memory with the head, so their object stores are small."""
-
-HEAD_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # `jobs stop` must leave time to write a checkpoint; Ray's default is 3 s.
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",
-    # A dead node is noticed after 3 s instead of 14 s. The timeout stays long: on a busy laptop a reply may be late.
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
-    # Jobs start their own processes ahead (prestart.py); those that Ray starts by itself nobody would use.
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_enable_worker_prestart": "0",
-    # Beyond this number Ray ends idle processes, spare ones too; its default is the number of CPUs.
-    "RAY_num_workers_soft_limit": "64",
-}
 
 
 def token_environment(token_path: Path) -> dict[str, str]:
@@ -71,7 +53,7 @@ def head_environment(ray_dir: Path) -> dict[str, str]:
     """Return what the head needs besides: its metadata on disk, where this build of Ray can do so."""
     if sys.platform != "linux":
         return {}
-    return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(ray_dir / "gcs")}
+    return {GCS_STORAGE: "rocksdb", GCS_STORAGE_PATH: str(ray_dir / "gcs")}
 
 
 def head_command(
@@ -219,7 +201,7 @@ def _ray_start(flags: Sequence[str], options: Mapping[str, object]) -> list[str]
     """Give Ray's fixed defaults (agent port 52365, worker ports from 10002) up for ports that cannot collide."""
     free = {"dashboard-agent-listen-port": 0, "min-worker-port": 0, "max-worker-port": 0}
     given = [f"--{name}={value}" for name, value in {**options, **free}.items() if value is not None]
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, "--disable-usage-stats", *given]
+    return [sys.executable, "-m", START_MODULE, "start", *flags, "--disable-usage-stats", *given]
 
 
 def can_bind(address: str) -> bool:

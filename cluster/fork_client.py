@@ -25,14 +25,12 @@ import struct
 import sys
 import time
 
+from cluster.ray_process_internals import RAYLET_ARGUMENT, RAYLET_PID, SHIPPED_FOLDER
+
 START_TIMEOUT_S = 60.0
-RAYLET = "--raylet-name="
-"""The argument of a worker by which its session is found: SESSION/sockets/raylet."""
-SHIPPED = "py_modules_files"
-"""Ray unpacks shipped packages below a folder of this name; one server serves all jobs that ship the same."""
 SHARED = (
     "TANDEM_CLUSTER_ID",
-    "RAY_RAYLET_PID",
+    RAYLET_PID,
     "RAY_ADDRESS",
     "DS_ACCELERATOR",
     "CUDA_VISIBLE_DEVICES",
@@ -71,9 +69,9 @@ def main(hook: str, arguments: list[str]) -> None:
 def _session(arguments: list[str]) -> str:
     """Return the folder of the Ray session that a worker's arguments name; it goes when the session does."""
     for argument in arguments:
-        if argument.startswith(RAYLET):
-            return os.path.dirname(os.path.dirname(argument.removeprefix(RAYLET)))
-    raise FileNotFoundError(f"no {RAYLET} among the arguments")
+        if argument.startswith(RAYLET_ARGUMENT):
+            return os.path.dirname(os.path.dirname(argument.removeprefix(RAYLET_ARGUMENT)))
+    raise FileNotFoundError(f"no {RAYLET_ARGUMENT} among the arguments")
 
 
 def _connected(hook: str, session: str) -> socket.socket:
@@ -112,7 +110,9 @@ def check_peer(connection: socket.socket) -> None:
 
 def _key(hook: str) -> str:
     """Name the server by what its imports depend on."""
-    shipped = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if SHIPPED in part]
+    shipped = [
+        part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if SHIPPED_FOLDER in part
+    ]  # jobs that ship the same share one
     what = [sys.executable, hook, shipped, [os.environ.get(name) for name in SHARED]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:7]
 

@@ -23,6 +23,7 @@ import time
 import traceback
 
 from cluster.fork_client import check_peer, is_alive
+from cluster.ray_process_internals import RAYLET_PID
 
 IDLE_S = 900.0
 """A server without living children that nobody has asked for so long ends."""
@@ -33,7 +34,7 @@ def serve(address: str, hook: str) -> None:
     """Import, then fork whatever is asked for at a socket, until the raylet is gone or nobody asks any more."""
     module, _, function = hook.partition(":")
     getattr(importlib.import_module(module), function)()
-    raylet = int(os.environ.get("RAY_RAYLET_PID") or 0)
+    raylet = int(os.environ.get(RAYLET_PID) or 0)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(address)
     signal.signal(signal.SIGCHLD, lambda signum, frame: _has_children())  # nobody may see a zombie for long

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from cluster import daemons, ports, processes, record
+from cluster import daemons, ports, processes, ray_process_internals, record
 from cluster.daemons import token_environment
 from cluster.errors import UserError
 from cluster.home import home
@@ -194,9 +194,9 @@ def _start_head(
 
 def _finish_head(cluster: LocalCluster, process: subprocess.Popen[bytes], chosen: dict[str, int]) -> LocalCluster:
     daemons.wait_for_ray(process, "the Ray head", _log("ray-head"))
-    address = (cluster.ray_dir / "ray_current_cluster").read_text().strip()
-    pids = _pids(cluster, process.pid, daemons.HEAD_PROGRAMS)
-    gcs = next(pid for pid in pids if daemons.runs(psutil.Process(pid).cmdline(), ("gcs_server",)))
+    address = (cluster.ray_dir / ray_process_internals.CURRENT_CLUSTER).read_text().strip()
+    pids = _pids(cluster, process.pid, ray_process_internals.HEAD_PROGRAMS)
+    gcs = next(pid for pid in pids if daemons.runs(psutil.Process(pid).cmdline(), (ray_process_internals.GCS_PROGRAM,)))
     return dataclasses.replace(
         cluster,
         ray_address=address,
@@ -222,7 +222,7 @@ def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> 
         cluster = _with_session(cluster, process.pid)
     for number, process in started:
         daemons.wait_for_ray(process, f"Ray node {number}", _log(f"ray-node-{number}"))
-        raylets = (*cluster.raylets, *_pids(cluster, process.pid, daemons.NODE_PROGRAMS))
+        raylets = (*cluster.raylets, *_pids(cluster, process.pid, ray_process_internals.NODE_PROGRAMS))
         cluster = dataclasses.replace(cluster, raylets=raylets)
         progress(f"Ray node {number} on {daemons.loopback_address(number)}")
     return cluster

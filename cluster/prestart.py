@@ -4,17 +4,15 @@ A Ray worker process spends its first seconds on imports. Ray's raylets can star
 backlog of a queue); this asks them to, with a hook that imports what the work will need. An actor or a task takes such
 a process if its runtime environment is the same to the letter. Where none is found, Ray starts one as ever.
 
-The request is Ray's own `NodeManagerService.PrestartWorkers` (ray 2.60, protobuf/node_manager.proto): internal, so
-whatever goes wrong with it costs the seconds it would have saved and nothing else.
+The request is Ray's own `NodeManagerService.PrestartWorkers`: internal, so whatever goes wrong with it costs the
+seconds it would have saved and nothing else.
 """
 
 import json
 import logging
 from collections.abc import Mapping
 
-HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-"""What `worker_process_setup_hook` in a job's runtime environment becomes; per task or actor only this way works."""
-RPC_TIMEOUT_S = 5.0
+from cluster import ray_internals
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +22,8 @@ def prestart(counts: Mapping[str, int], env_vars: Mapping[str, str], keep_s: int
 
     Args:
         counts: processes per node.
-        env_vars: the same as those of the tasks or actors that are to find them, with HOOK_VARIABLE → "module.function"
-            for what they are to import.
+        env_vars: the same as those of the tasks or actors that are to find them, with the
+            HOOK_VARIABLE of ray_process_internals → "module.function" for what they are to import.
         keep_s: how long an unused one is kept.
     """
     import ray
@@ -45,25 +43,11 @@ def prestart(counts: Mapping[str, int], env_vars: Mapping[str, str], keep_s: int
 
 def _request(address: str, count: int, env_vars: Mapping[str, str], keep_s: int) -> None:
     import ray
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
     context = ray.get_runtime_context()
-    request = node_manager_pb2.PrestartWorkersRequest(
-        language=common_pb2.PYTHON,
-        job_id=bytes.fromhex(context.get_job_id()),
-        num_workers=count,
-        keep_alive_duration_secs=keep_s,
-    )
     environment = dict(context.runtime_env)
-    info = request.runtime_env_info
-    info.serialized_runtime_env = merged(environment, env_vars)
-    info.uris.working_dir_uri = environment.get("working_dir", "")
-    info.uris.py_modules_uris.extend(environment.get("py_modules", []))
-    info.runtime_env_config.setup_timeout_seconds = 600
-    info.runtime_env_config.eager_install = True
-    with init_grpc_channel(address) as channel:
-        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=RPC_TIMEOUT_S)
+    text = merged(environment, env_vars)
+    ray_internals.prestart_workers(address, context.get_job_id(), count, keep_s, environment, text)
 
 
 def merged(job_environment: Mapping[str, object], env_vars: Mapping[str, str]) -> str:

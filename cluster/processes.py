@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 
+from cluster.ray_process_internals import JOB_MARKER
+
 MARKER = "TANDEM_CLUSTER_ID"
-JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for the driver of a submitted job, and for no daemon or worker."""
 KILL_WITHIN_S = 10.0
 
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster import ray_internals
 from cluster.connect import connection, explained, get_json, job_client
 
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
@@ -43,7 +44,7 @@ def nodes() -> list[Node]:
     address = connection().ray_address
     with explained(address):
         listed = list_nodes(job_client().get_address(), detail=True, limit=MOST_NODES)
-        used = _used_by_dashboard() if "://" in address else _used_by_gcs(address)
+        used = _used_by_dashboard() if "://" in address else ray_internals.used_by_gcs(address)
     found = [_node(entry, used.get(entry.node_id, {})) for entry in listed]
     return sorted(found, key=lambda node: (not node.alive, not node.is_head, node.address, node.node_id))
 
@@ -102,18 +103,5 @@ def _node(entry: Any, used: dict[str, float]) -> Node:
     )
 
 
-def _used_by_gcs(address: str) -> Used:
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    status = get_cluster_status(address)
-    return {
-        node.node_id: {usage.resource_name: usage.used for usage in node.resource_usage.usage}
-        for node in (*status.active_nodes, *status.idle_nodes)
-        if node.resource_usage is not None
-    }
-
-
 def _used_by_dashboard() -> Used:
-    reported = get_json("/api/cluster_status")["data"]["clusterStatus"] or {}
-    by_node = (reported.get("loadMetricsReport") or {}).get("usageByNode") or {}
-    return {node: {name: used for name, (used, _) in usage.items()} for node, usage in by_node.items()}
+    return ray_internals.used_by_dashboard(get_json("/api/cluster_status"))

@@ -19,6 +19,7 @@ from typing import Any
 from cluster import connect
 from cluster.errors import UserError
 from cluster.home import home
+from serve.deploy import ray_serve_internals
 from serve.spec import ServeSpec
 
 Progress = Callable[[str], None]
@@ -126,10 +127,7 @@ def _tail(client: Any, job_id: str, log: str) -> str:
 
 def _details() -> dict[str, Any]:
     address = connect.job_client().get_address()  # first: it sets the token that Ray reads when it is imported
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
-    details: dict[str, Any] = ServeSubmissionClient(address).get_serve_details()
-    return details
+    return ray_serve_internals.serve_details(address)
 
 
 def _gateway_name(details: dict[str, Any]) -> str | None:

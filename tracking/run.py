@@ -10,6 +10,15 @@ from typing import Any, Literal
 from cluster.names import check_key
 from tracking.client import ask, connect, create_once
 from tracking.errors import ServerUnreachable, TrackingError
+from tracking.mlflow_internals import (
+    EXTERNAL_TAG,
+    MAX_DIGEST_CHARS,
+    MAX_PARAM_CHARS,
+    MAX_PARAMS_PER_BATCH,
+    MAX_TAG_CHARS,
+    MAX_TAGS_PER_BATCH,
+    SPLIT_TAG,
+)
 from tracking.records import Point, metric_name
 from tracking.redact import redacted
 from tracking.spool import MAX_BATCH
@@ -18,15 +27,6 @@ RUN_KEY_TAG = "tandem.run_key"
 CHECKPOINT_TAG = "tandem.checkpoint"
 DIRECTORY_TAG = "tandem.directory"
 
-# What the server takes at most (mlflow/utils/validation.py, 3.17).
-MAX_PARAMS_PER_BATCH = 100
-MAX_TAGS_PER_BATCH = 100
-MAX_PARAM_CHARS = 6000
-MAX_TAG_CHARS = 8000
-MAX_DIGEST_CHARS = 36
-# MLflow's mlflow.utils.mlflow_tags.MLFLOW_MODEL_IS_EXTERNAL and MLFLOW_DATASET_CONTEXT.
-_EXTERNAL_TAG = "mlflow.model.isExternal"
-_SPLIT_TAG = "mlflow.data.context"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -119,7 +119,7 @@ class Run:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(name, digest[:MAX_DIGEST_CHARS], source_type="tandem", source=json.dumps({"digest": digest}))
-        entry = DatasetInput(dataset, [InputTag(_SPLIT_TAG, split)])
+        entry = DatasetInput(dataset, [InputTag(SPLIT_TAG, split)])
         ask(self._client, lambda: self._client.log_inputs(self.run_id, [entry]))
         self.set_tags({f"tandem.dataset.{split}": f"{name}@{digest}"})
 
@@ -151,7 +151,7 @@ class Run:
                 self.experiment_id,
                 name=check_key("checkpoint name", name),
                 source_run_id=self.run_id,
-                tags={CHECKPOINT_TAG: str(step), DIRECTORY_TAG: where, _EXTERNAL_TAG: "true"},
+                tags={CHECKPOINT_TAG: str(step), DIRECTORY_TAG: where, EXTERNAL_TAG: "true"},
             ),
         )
         if str(model.status) != "READY":

@@ -12,8 +12,9 @@ import argparse
 import contextlib
 import os
 import sqlite3
-import uuid
 from pathlib import Path
+
+from tracking import mlflow_internals
 
 SAFE_DEFAULTS = {
     # MLflow's own defaults for both are true: unpickling uploads, and running jobs inside the server.
@@ -46,19 +47,8 @@ def prepare(args: argparse.Namespace) -> None:
     if args.allowed_hosts:
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = args.allowed_hosts
 
-    from mlflow import server
-
     store = args.backend_store_uri or f"sqlite:///{root / 'mlflow.db'}"
-    # The names through which `mlflow server` hands its options to its app (mlflow/server/__init__.py, 3.17).
-    os.environ[server.BACKEND_STORE_URI_ENV_VAR] = store
-    os.environ[server.REGISTRY_STORE_URI_ENV_VAR] = store
-    os.environ[server.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
-    os.environ[server.ARTIFACTS_DESTINATION_ENV_VAR] = args.artifacts_destination or str(root / "artifacts")
-    os.environ[server.SERVE_ARTIFACTS_ENV_VAR] = "true"
-    os.environ["_MLFLOW_SGI_NAME"] = "uvicorn"
-    # These two tell MLflow that it is a server, which must never rebuild scorers from code that a client sent.
-    os.environ["_MLFLOW_SERVER_BOOT_ID"] = uuid.uuid4().hex
-    os.environ["_MLFLOW_IN_JOB_EXECUTOR"] = "false"
+    mlflow_internals.set_server_environment(store, args.artifacts_destination or str(root / "artifacts"))
 
 
 def _use_write_ahead_log(database: Path) -> None:
@@ -73,17 +63,12 @@ def _use_write_ahead_log(database: Path) -> None:
 def serve(args: argparse.Namespace) -> None:
     """Create or migrate the database, then answer until SIGTERM or SIGINT."""
     import uvicorn
-    from mlflow import server
-    from mlflow.server.handlers import initialize_backend_stores
-
-    store = os.environ[server.BACKEND_STORE_URI_ENV_VAR]
-    initialize_backend_stores(store, store, os.environ[server.ARTIFACT_ROOT_ENV_VAR])
-
-    from mlflow.server.fastapi_app import app
 
     # One worker: SQLite has one writer anyway, and each worker is another 250 MB. No access log: the metric sender
     # posts every second. A browser's kept-alive connections must not delay the shutdown.
-    uvicorn.run(app, host=args.host, port=args.port, access_log=False, timeout_graceful_shutdown=3)
+    uvicorn.run(
+        mlflow_internals.server_app(), host=args.host, port=args.port, access_log=False, timeout_graceful_shutdown=3
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

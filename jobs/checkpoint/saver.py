@@ -25,7 +25,7 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
-from jobs.checkpoint import catalog, shards
+from jobs.checkpoint import catalog, shards, torch_internals
 from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.shards import Fragment
 from jobs.checkpoint.store import Store, Written
@@ -52,7 +52,7 @@ class GroupNotes:
     """Through the key-value store by which the process group has met; in rank 0's memory."""
 
     def __init__(self) -> None:
-        self._store = dist.PrefixStore("checkpoint", dist.distributed_c10d._get_default_store())
+        self._store = dist.PrefixStore("checkpoint", torch_internals.group_store())
 
     def write(self, name: str, content: bytes) -> None:
         """Leave a note."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from cluster import ray_internals
 from jobs.run_folder import RunFolder
 
 POLL_S = 2.0
@@ -55,13 +56,11 @@ def start(run: RunFolder, say: Callable[[str], None]) -> None:
 
 
 def _watch(run: RunFolder, say: Callable[[str], None]) -> None:
-    from ray._private.state import state
-
     notices = Notices()
     while True:
         attempt = run.attempt()
         try:
-            draining = state.get_draining_nodes() if attempt else {}
+            draining = ray_internals.draining_nodes() if attempt else {}
         except Exception:  # whatever Ray raises while its GCS is away; there will be another look
             draining = {}
         reasons = notices.due(draining, attempt.nodes, time.time()) if attempt else []

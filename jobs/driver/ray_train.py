@@ -1,7 +1,4 @@
-"""The worker group of a training job: Ray Train's trainer, with our policies and without the helpers we do not use.
-
-The policies are Ray Train's own extension points (ray 2.60, ray/train/v2/_internal/execution).
-"""
+"""The worker group of a training job: Ray Train's trainer with our policies (its insides: ray_train_internals.py)."""
 
 from __future__ import annotations
 
@@ -11,49 +8,38 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
-from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
-from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
-from ray.train.v2._internal.util import ObjectRefWrapper
+from ray.train.torch import TorchConfig
 
 from cluster import placement, topology
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
 from jobs.driver import failures, postmortem, warm
 from jobs.driver.failures import Decision, Failure, Limits, RankError
+from jobs.driver.ray_train_internals import (
+    ControllerCallback,
+    ElasticPolicy,
+    FailureDecision,
+    FailurePolicy,
+    FixedScalingPolicy,
+    FixedWithoutAutoscaler,
+    NoopDecision,
+    PolicyTrainer,
+    ResizeDecision,
+    ScalingPolicy,
+    worker_resources,
+)
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import WorkersSpec
 from jobs.worker.config import WorkerConfig
 
-UNUSED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
-"""Each starts an actor in a process of its own. We read our own rows; placement groups end with the driver's job."""
 NODE_DEATH_S = 20.0
 """Within it, Ray declares a node dead that does not answer."""
 START_UPS = 10
 """How often workers may fail to start in a row; Ray Train itself would try for ever."""
 
 
-class FixedSize(FixedScalingPolicy):
-    """A group of one size on a cluster that cannot grow: no autoscaler is asked, which takes an actor of its own."""
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-    def _send_resource_request(self) -> None:
-        pass
-
-    def _cancel_resource_request(self) -> None:
-        pass
-
-
-class ElasticSize(ElasticScalingPolicy):
+class ElasticSize(ElasticPolicy):
     """Ray Train's elastic size; before a running group is resized, it saves, so that no step is done twice."""
 
     SAVE_TIMEOUT_S = 120.0
@@ -69,19 +55,11 @@ class ElasticSize(ElasticScalingPolicy):
         decision = super().make_decision_for_non_running_worker_group(*arguments, **keywords)
         return self._capped(decision)
 
-    def _get_reserved_resources(self) -> Any:
-        """Return what the coordinator has reserved, by a fresh view of the cluster: its own is up to 20 s old."""
-        try:
-            reference = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
-            return ray.get(reference, timeout=5)
-        except (ray.exceptions.RayError, TimeoutError):
-            return None
-
     def _capped(self, decision: Any) -> Any:
         excluded = self._run.control().excluded
         if not excluded or not isinstance(decision, ResizeDecision):
             return decision
-        wanted = self.scaling_config._resources_per_worker_not_none
+        wanted = worker_resources(self.scaling_config)
         nodes = [node for node in topology.nodes() if node.node_id not in excluded]
         room = placement.capacity(placement.Request(1, wanted.get("CPU", 0), wanted.get("GPU", 0)), nodes)
         return replace(decision, num_workers=max(1, min(decision.num_workers, room)))
@@ -93,7 +71,7 @@ class ElasticSize(ElasticScalingPolicy):
             if max(catalog.complete(self._store), default=0) <= self._newest and waited < self.SAVE_TIMEOUT_S:
                 return NoopDecision()
             self._asked_at = None
-            self._latest_monitor_time = float("-inf")
+            self.decide_anew()
             return self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
         decision = self._capped(super().make_decision_for_running_worker_group(*arguments, **keywords))
         attempt = self._run.attempt()
@@ -197,38 +175,6 @@ def _node_of(failure: Failure, attempt: Attempt | None) -> str | None:
     return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
 
 
-class Trainer(TorchTrainer):
-    """`TorchTrainer` with policies of our own."""
-
-    def __init__(
-        self,
-        *arguments: Any,
-        scaling: ScalingPolicy,
-        failures: FailurePolicy,
-        callback: ControllerCallback,
-        **keywords: Any,
-    ) -> None:
-        super().__init__(*arguments, **keywords)
-        self._callback = callback
-        self._policies = {"scaling_policy": scaling, "failure_policy": failures}
-
-    def fit(self) -> Any:
-        """Train; raise `ray.train.TrainingFailedError` if that failed for good."""
-        result = self._initialize_and_run_controller(
-            train_fn_ref=ObjectRefWrapper(self._get_train_func()),
-            train_run_context=self.train_run_context,
-            callbacks=[
-                self._callback,
-                *(c for c in self._create_default_callbacks() if not isinstance(c, UNUSED_CALLBACKS)),
-            ],
-            validation_config=None,
-            **self._policies,
-        )
-        if result.error:
-            raise result.error
-        return result
-
-
 def train(function: Callable[[WorkerConfig], None], config: WorkerConfig, *, name: str, autoscaling: bool) -> None:
     """Run `function(config)` on every worker; a lost group is started again from its checkpoint.
 
@@ -253,10 +199,12 @@ def train(function: Callable[[WorkerConfig], None], config: WorkerConfig, *, nam
     own = spec.failures
     limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory, own.exclude_node_after)
     fewest = placement.Request(wanted.fewest, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    scaling: ScalingPolicy = ElasticSize(scaling_config, run, store) if elastic else FixedSize(scaling_config)
+    scaling: ScalingPolicy = (
+        ElasticSize(scaling_config, run, store) if elastic else FixedWithoutAutoscaler(scaling_config)
+    )
     if autoscaling and not elastic:
         scaling = FixedScalingPolicy(scaling_config)
-    Trainer(
+    PolicyTrainer(
         partial(function, config),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=scaling_config,

@@ -9,11 +9,12 @@ import importlib
 import os
 from collections.abc import Mapping
 
-from cluster import fork_client, prestart
+from cluster import fork_client, prestart, ray_process_internals
 from jobs import noise
+from jobs.checkpoint import torch_internals
 from jobs.spec import JobSpec
 
-WORKER = {prestart.HOOK_VARIABLE: "jobs.driver.warm.import_for_training"}
+WORKER = {ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_training"}
 """What the environment of a process that computes holds besides."""
 
 
@@ -21,17 +22,12 @@ def environment(spec: JobSpec) -> dict[str, str]:
     """Return the variables of all of the job's processes but the driver: those that compute, and Ray Train's actors."""
     return {
         **noise.ENVIRONMENT,
-        # Torch asks for huge pages: with small ones a fifth of a CPU step's time goes into page faults.
-        "THP_MEM_ALLOC_ENABLE": "1",
+        **torch_internals.HUGE_PAGES,
         # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
         **{name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ},
         **({} if spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
-        # How fast Ray Train's controller sees an end or a death.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # jobs/driver/preemption.py watches
-        # Ray Train adds this one by itself; were it missing here, its actors would not find the processes.
-        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-        prestart.HOOK_VARIABLE: "jobs.driver.warm.import_for_control",
+        **ray_process_internals.CONTROLLER_SETTINGS,
+        ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_control",
     }
 
 

@@ -6,9 +6,9 @@ import socket
 from typing import Any
 
 from ray import serve as ray_serve
-from ray.serve.context import _get_global_client
 
 from cluster.errors import UserError
+from serve.deploy.ray_serve_internals import running_client
 from serve.spec import HttpSpec
 
 ANY = ("0.0.0.0", "::")
@@ -18,7 +18,7 @@ PORTS_TRIED = 100
 
 def start(http: HttpSpec) -> tuple[str, int]:
     """Start Serve's controller and proxies, or check that those which run listen where the spec says."""
-    client = _client()
+    client = running_client()
     if client is not None and not ray_serve.status().applications:
         ray_serve.shutdown()  # left over without an application: its address binds nobody
         client = None
@@ -65,9 +65,4 @@ def _is_free(host: str, port: int) -> bool:
 
 def is_running() -> bool:
     """Tell whether this cluster has a Serve controller."""
-    return _client() is not None
-
-
-def _client() -> Any | None:
-    # Private, and in ray 2.60 the only way to a running Serve that does not start one; it has the HTTP settings.
-    return _get_global_client(raise_if_no_controller_running=False)
+    return running_client() is not None

@@ -24,7 +24,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster import connect
 from cluster.errors import UserError
-from serve.deploy import address, plan, state_actor, warm
+from serve.deploy import address, plan, ray_serve_internals, state_actor, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.deploy.plan import ServedModel
 from serve.endpoints import MARK
@@ -50,7 +50,7 @@ def up(spec: ServeSpec) -> dict[str, Any]:
     _wait_until_running(sorted(wanted), spec.start_timeout_s)
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")
-        ray_serve.delete(name, _blocking=False)
+        ray_serve_internals.delete_soon(name)
     reached = ray.util.get_node_ip_address() if host in address.ANY else host
     listed = {model.name: {"version": model.version, "generates": model.generates} for model in models}
     return {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed}
@@ -95,10 +95,7 @@ def _model_target(spec: ServeSpec, model: ServedModel, environment: dict[str, An
     settings = spec.models[model.name]
     deployment = ray_serve.deployment(ModelDeployment).options(
         name=ENGINE,
-        version=model.digest(),
-        # Serve restarts every replica at each deploy unless it is told the version, which only _internal allows
-        # (ray 2.60, Deployment.options); what the digest leaves out, such as scaling, then changes in place.
-        _internal=True,
+        **ray_serve_internals.pinned(model.digest()),
         # Twice the batch: the next request is at hand when a slot frees, and the rest can still go to a new replica.
         max_ongoing_requests=2 * settings.max_batch,
         max_queued_requests=settings.max_queued,
@@ -123,8 +120,7 @@ def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dic
     limits = (spec.name, gateway.max_body_bytes, gateway.max_prompts)
     deployment = ray_serve.deployment(ray_serve.ingress(asgi_app)(GatewayDeployment)).options(
         name=GATEWAY,
-        version=json.dumps(limits),
-        _internal=True,  # see above
+        **ray_serve_internals.pinned(json.dumps(limits)),
         max_ongoing_requests=10_000,
         user_config={"catalog": [_card(model) for model in models]},
         ray_actor_options={"num_cpus": gateway.cpus_per_replica, "runtime_env": environment},
@@ -145,7 +141,7 @@ def _scaling(scaled: Scaled, target_ongoing: float) -> dict[str, Any]:
         target_ongoing_requests=target_ongoing,
         upscale_delay_s=scaled.upscale_delay_s,
         downscale_delay_s=scaled.downscale_delay_s,
-        metrics_interval_s=0.5,  # deprecated, and the only knob for it in ray 2.60
+        **ray_serve_internals.load_interval(0.5),
         look_back_period_s=2.0,
     )
     return {"autoscaling_config": config}

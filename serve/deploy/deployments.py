@@ -19,6 +19,7 @@ from serve.api import routes
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
 from serve.deploy.plan import ServedModel
+from serve.deploy.ray_serve_internals import own_deployment
 from serve.deploy.state_actor import Reader, Reporter
 from serve.engines import protocol
 from serve.engines.predictive import TaskEngine
@@ -115,7 +116,7 @@ class GatewayDeployment:
 
 def asgi_app() -> FastAPI:
     """Build the routes inside a gateway replica; they find its Gateway when a request comes."""
-    return routes.build(lambda: ray_serve.get_replica_context().servable_object.gateway)
+    return routes.build(lambda: own_deployment().gateway)
 
 
 class RayBackend:

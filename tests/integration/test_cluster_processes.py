@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from cluster import processes
-from cluster.processes import JOB_MARKER, MARKER
+from cluster.processes import MARKER
+from cluster.ray_process_internals import JOB_MARKER
 
 SLEEP = "import time; time.sleep(60)"
 PARENT_OF_UNMARKED = f"""

@@ -67,7 +67,7 @@ def test_every_layout_holds_what_training_without_zero_holds(saved: Path, case: 
 
 
 def test_an_optimizer_without_a_known_layout_is_named() -> None:
-    class MiCS_Optimizer:  # noqa: N801 (DeepSpeed's name)
+    class MiCS_Optimizer:
         pass
 
     with pytest.raises(UserError, match=r"ZeRO stage 3 with DeepSpeed's MiCS_Optimizer is no layout .*stage 0 with Ad"):

@@ -1,6 +1,6 @@
 """One of two ranks that train a tiny model on real DeepSpeed engines, one for each case, and save what they hold.
 
-    python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION…
+python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION…
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""What Tandem uses of Ray Serve's insides (ray 2.60). Ray is imported where it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.internals import Internal
+
+ENTRIES = (
+    Internal(
+        "ray.serve.context._get_global_client",
+        "to find a running Serve without starting one, and with it the address where it listens",
+        "`serve up` and `serve down` fail",
+        "Serve tells whether it runs, and where it listens, inside the cluster too",
+    ),
+    Internal(
+        "Deployment.options(_internal=True)",
+        "to give a deployment its version: otherwise every deploy restarts every replica",
+        "`serve up` on a running endpoint restarts every model, also those that have not changed",
+        "`version` is a public option again",
+    ),
+    Internal(
+        "ray.serve.delete(_blocking=False)",
+        "to take models away that the spec names no more while the others answer, without waiting for their requests",
+        "`serve up` fails where the new spec has fewer models",
+        "`delete` has a public option not to wait",
+    ),
+    Internal(
+        "ReplicaContext.servable_object",
+        "the routes find the gateway of their replica",
+        "every request to the endpoint fails",
+        "Serve hands the deployment to its ASGI application",
+    ),
+    Internal(
+        "async __del__ of a deployment is awaited",
+        "a replica stops its engine and leaves the board when its requests have ended",
+        "a replica that was scaled away is still counted for ten seconds, and its engine is killed",
+        "Serve has a public hook for a replica's end",
+    ),
+    Internal(
+        "ray.dashboard.modules.serve.sdk.ServeSubmissionClient.get_serve_details",
+        "Serve's REST API with the cluster's token: `serve status`, from outside the cluster",
+        "`tandem serve status`, `chat` and `down` fail",
+        "Serve documents a client of its REST API",
+    ),
+    Internal(
+        "AutoscalingConfig.metrics_interval_s",
+        "deprecated, and the only knob for how often replicas tell their load",
+        "an endpoint grows ten seconds late",
+        "the interval has another knob that is read",
+    ),
+)
+
+
+def running_client() -> Any | None:
+    """Return Serve's client with its `http_config` if Serve runs in this cluster; never start it."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False)
+
+
+def pinned(version: str) -> dict[str, Any]:
+    """Return the options of a deployment that is replaced only when its version changes; scaling changes in place."""
+    return {"version": version, "_internal": True}
+
+
+def delete_soon(application: str) -> None:
+    """Have an application removed; its requests may end, and nobody waits for them."""
+    from ray import serve
+
+    serve.delete(application, _blocking=False)
+
+
+def own_deployment() -> Any:
+    """Return the deployment's object in the replica that this process is."""
+    from ray import serve
+
+    return serve.get_replica_context().servable_object
+
+
+def serve_details(address: str) -> dict[str, Any]:
+    """Return what Serve's REST API at the dashboard's `address` tells of applications, proxies and replicas."""
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    details: dict[str, Any] = ServeSubmissionClient(address).get_serve_details()
+    return details
+
+
+def load_interval(seconds: float) -> dict[str, float]:
+    """Return the option of AutoscalingConfig that says how often replicas tell their load."""
+    return {"metrics_interval_s": seconds}
