@@ -50,9 +50,7 @@ def _folder(folder: Path) -> Iterator[str]:
 
 
 def _first_comment(text: str) -> Iterator[str]:
-    """Yield the lines of the first comment that starts a line."""
-    _, _, rest = f"\n{text}".partition("\n//")
-    for line in f"//{rest}".splitlines():
+    for line in text.splitlines():
         if not line.startswith("//"):
             return
         yield line
