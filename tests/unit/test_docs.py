@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from tools import map as code_map
-from tools import spec_keys
+from tools import python_versions, spec_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -83,3 +83,11 @@ def test_the_map_has_a_line_for_every_file_of_the_four_folders() -> None:
     assert len([line for line in lines if line.split()[0].endswith(".py")]) == len(
         [path for path in modules if path.name != "__init__.py"]
     )
+
+
+def test_the_pages_name_the_python_versions_that_are_tested() -> None:
+    versions = python_versions.named_versions((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"3\.\d\d", readme.split("Python ", 1)[1].split("(", 1)[0]) == versions
+    assert f"Python {versions[0]} to {versions[-1]}" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert f"Python {versions[0]} to {versions[-1]} is needed" in (ROOT / "tools/install").read_text(encoding="utf-8")
