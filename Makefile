@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # What is compiled here stays here.
 export TANDEM_CACHE := $(CURDIR)/$(VENV)/cache
 
-.PHONY: quickstart test test-fast test-faults test-pythons check bench setup clean
+.PHONY: quickstart test test-fast test-faults test-pythons check map bench setup clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,7 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q tests/unit/test_layering.py
+	$(VENV)/bin/python tools/spec_keys.py --check
 
 test: check
 	$(VENV)/bin/python -m pytest
@@ -36,6 +37,10 @@ test-faults: $(STAMP)
 # Installs and tests on each Python that pyproject.toml names; VERSIONS="3.10 3.13" picks.
 test-pythons: $(STAMP)
 	$(VENV)/bin/python tools/python_versions.py $(VERSIONS)
+
+# One line a file: the first sentence of each.
+map:
+	@$(PYTHON) tools/map.py
 
 bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/training.py

@@ -28,6 +28,7 @@ class LoraSpec(_Section):
     alpha: float = 16.0
     """Scale: the adapters' output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapters' inputs that is dropped in training."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the layers that get adapters, or every linear layer but the head."""
 
@@ -48,7 +49,9 @@ class TokenizerSpec(_Section):
     """The tokenizer: trained on the data, or loaded. Left out, a model given by `from` keeps its own."""
 
     train: Literal["bpe", "char"] | None = None
+    """What to train on the data: byte-level BPE, or one token a character."""
     vocab_size: int = Field(4096, ge=32)
+    """Tokens of a trained BPE tokenizer, special ones included."""
     source: str | None = Field(None, alias="from")
     """A directory or a hub id."""
 
@@ -76,6 +79,7 @@ class DataSpec(_Section):
     max_examples: Positive | None = None
     """Use only the first examples of the training source."""
     text_column: str = "text"
+    """Where a row of JSONL, CSV or Parquet has its text."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """A line that is no JSON, bytes that are no UTF-8, a missing column: stop before any worker starts, or leave the
     row out and count it."""
@@ -92,6 +96,7 @@ class DeepSpeedSpec(_Section):
     """The part of DeepSpeed's configuration people change; everything else follows from the spec."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is sharded over the workers: nothing, optimizer states, gradients too, parameters too."""
     offload: Literal["none", "cpu"] = "none"
     """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator."""
 
@@ -102,27 +107,37 @@ class TrainingSpec(_Section):
     steps: Positive | None = None
     """Optimiser steps. Give this or `epochs`."""
     epochs: float | None = Field(None, gt=0)
+    """Passes over the training rows, also parts of one."""
     global_batch_size: Positive = 32
     """Rows per optimiser step, at any number of workers (G)."""
     micro_batch_size: Positive | None = None
     """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16."""
     learning_rate: float = Field(3e-4, gt=0)
+    """The highest one, after the warm-up."""
     min_learning_rate: float = Field(0.0, ge=0)
     """Where the schedule ends."""
     schedule: Literal["constant", "cosine", "linear", "warmup-stable-decay"] = "cosine"
+    """How it goes on from there."""
     warmup_steps: int = Field(0, ge=0)
+    """Steps in which it rises from 0 in a line."""
     decay_steps: Positive | None = None
     """warmup-stable-decay: length of the final decay (default: a fifth of the steps)."""
     weight_decay: float = Field(0.1, ge=0)
+    """AdamW's, on matrices; not on biases and norms."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's two decay rates."""
     epsilon: float = Field(1e-8, gt=0)
+    """AdamW's term in the denominator."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 switches clipping off."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """What the model computes in; master weights and optimizer states are fp32 in any case."""
     seed: int = Field(0, ge=0)
+    """Decides initial weights, dropout and the order of the rows."""
     eval_every: Positive | None = None
     """Evaluate on the held-out rows every so many steps, besides before the first and after the last."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     deepspeed: DeepSpeedSpec | str = DeepSpeedSpec()
     """Settings, or the path of a DeepSpeed JSON that is passed through."""
 
@@ -141,7 +156,9 @@ class WorkersSpec(_Section):
     """As many workers as the cluster has room for, between these: a run shrinks and grows with it."""
 
     min: Positive = 1
+    """The job waits for so many."""
     max: Positive
+    """It makes use of no more."""
     resize_every_s: float = Field(30.0, gt=0)
     """How often to look whether more workers fit."""
 
@@ -158,7 +175,9 @@ class ResourcesSpec(_Section):
     workers: Positive | WorkersSpec = 1
     """How many, or `{min: 1, max: 8}`."""
     cpus_per_worker: float = Field(1, gt=0)
+    """CPUs that Ray reserves for each; its threads follow from them."""
     gpus_per_worker: float = Field(0, ge=0)
+    """GPUs that Ray reserves for each."""
 
     @property
     def fewest(self) -> int:
@@ -209,20 +228,25 @@ class QuantizeSpec(_Section):
     """How the weights shrink."""
 
     method: Literal["int8-weight-only"] = "int8-weight-only"
+    """Int8 weights with a scale for each row, through torchao."""
 
 
 class RegisterSpec(_Section):
     """The version in the model registry that the job leaves."""
 
     model: Name
+    """The registered model's name; the version is the next one."""
     alias: Alias | None = None
+    """An alias that moves to the version, such as champion."""
 
 
 class JobSpec(_Section):
     """One job: what to do, to which model, with which data, on which workers."""
 
     name: Name
+    """What the job, its run in MLflow and its folder are called."""
     phase: Literal["pretrain", "finetune", "evaluate", "quantize"]
+    """What the job does; the keys that a phase needs are in docs/jobs.md."""
     task: str = "causal-lm"
     """causal-lm, image-classification, or your own as my_pkg.my_task:MyTask."""
     model: ModelSpec

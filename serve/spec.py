@@ -20,7 +20,9 @@ class Replicas(_Spec):
     """How many replicas, between two bounds, and how much work one of them should have."""
 
     min: PositiveInt = 1
+    """So many run also when it is quiet."""
     max: PositiveInt = 1
+    """So many run at most; fewer where the cluster has no room."""
     target_ongoing: PositiveFloat | None = None
     """Requests in flight per replica to aim at; half of `max_batch` (16 for a gateway) when left out."""
 
@@ -35,7 +37,9 @@ class Resources(_Spec):
     """What Ray reserves for one replica. Threads follow from it: one per CPU, at least one."""
 
     cpus_per_replica: float = Field(default=1, ge=0)
+    """CPUs, also parts of one."""
     gpus_per_replica: float = Field(default=0, ge=0)
+    """GPUs, also parts of one."""
 
 
 class Scaled(_Spec):
@@ -94,6 +98,7 @@ class GatewaySpec(Scaled):
     cpus_per_replica: float = Field(default=0, ge=0)
     """0 by default: a gateway mostly waits, and on a small machine each reserved CPU is one replica less."""
     max_body_bytes: PositiveInt = 8 * 1024 * 1024
+    """Largest body of a request; a larger one gets a 413."""
     max_prompts: PositiveInt = 128
     """Most prompts in one completions request."""
 

@@ -1,3 +1,4 @@
+// Attention: one query in vectors, many in tiles.
 #include "attention.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The phases of a pass: embed, attend, project, mix, answer.
 #include "step.h"
 
 #include <algorithm>
