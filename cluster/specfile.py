@@ -113,12 +113,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = path.split(".")
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         inner = values.get(parent)
-        if not isinstance(inner, dict):
-            inner = {}
-            values[parent] = inner
-        values = inner
+        if inner is not None and not isinstance(inner, dict):
+            above = ".".join(parents[:depth])
+            raise UserError(f"--set {override!r}: `{above}` is {inner!r}, which this would drop; set `{above}` whole")
+        values[parent] = {} if inner is None else inner
+        values = values[parent]
     values[last] = value
 
 

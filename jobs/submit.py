@@ -8,16 +8,13 @@ import os
 import re
 import secrets
 import shlex
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster import connect, shadows, specfile
+from cluster import connect, shadows, shipping, specfile
 from cluster.errors import UserError
 from jobs import progress
 from jobs.spec import JobSpec
@@ -25,10 +22,6 @@ from jobs.worker import fault_injection
 
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 ENTRY_POINT = "python -m jobs.driver"
-SHIPPED_SUFFIXES = (".py", ".json", ".yaml", ".yml")
-SHIPPED_BYTES = 1 << 20
-
-
 PATIENCE_S = 45.0
 
 
@@ -70,7 +63,7 @@ def submit(path: Path, overrides: list[str]) -> str:
     entry_point = shlex.join([*shlex.split(ENTRY_POINT), path.name, *(w for o in overrides for w in ("--set", o))])
     job_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{secrets.token_hex(3)}"
     metadata = {"tandem.name": spec.name, "tandem.phase": spec.phase}
-    with shipped(path) as working_dir:
+    with shipping.copied(path.absolute().parent, also=path) as working_dir:
         return connect.submit(
             entry_point, submission_id=job_id, working_dir=working_dir, env_vars=environment, metadata=metadata
         )
@@ -174,32 +167,3 @@ def logs(job_id: str) -> str:
     """Return what a job has printed."""
     known(job_id)
     return str(connect.job_client().get_job_logs(job_id))
-
-
-@contextmanager
-def shipped(path: Path) -> Iterator[Path]:
-    """Make a folder with the spec and the small files beside it: code of the user's own and configurations.
-
-    Data stays where it is: this machine's cluster reads it in the spec's folder, elsewhere the spec names a path or
-    URI that the nodes reach. So does what would be imported in place of Tandem's own packages (cluster/shadows.py).
-    """
-    with tempfile.TemporaryDirectory(prefix="tandem-job-") as target:
-        shutil.copy(path, Path(target) / path.name)
-        for source in _beside(path.absolute().parent, depth=2):
-            relative = source.relative_to(path.absolute().parent)
-            if shadows.hides(relative):
-                continue
-            copy = Path(target) / relative
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, copy)
-        yield Path(target)
-
-
-def _beside(folder: Path, depth: int) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith((".", "__pycache__")):
-            continue
-        if entry.is_dir() and depth:
-            yield from _beside(entry, depth - 1)
-        elif entry.suffix in SHIPPED_SUFFIXES and entry.is_file() and entry.stat().st_size < SHIPPED_BYTES:
-            yield entry

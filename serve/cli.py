@@ -42,7 +42,7 @@ def up(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  
     from serve.spec import ServeSpec
 
     wanted = plan.absolute(specfile.load(spec, ServeSpec, set_), spec.absolute().parent)
-    outcome = endpoints.up(wanted, _say)
+    outcome = endpoints.up(wanted, _say, spec)
     print(json.dumps(outcome, indent=2) if as_json else _welcome(outcome, wanted.http.host))
 
 

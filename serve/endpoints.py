@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster import connect
+from cluster import connect, shipping
 from cluster.errors import UserError
 from cluster.home import home
 from serve.deploy import ray_serve_internals
+from serve.engines import table
 from serve.spec import ServeSpec
 
 Progress = Callable[[str], None]
@@ -28,13 +29,18 @@ POLL_S = 0.3
 LOG_LINES_SHOWN = 20
 
 
-def up(spec: ServeSpec, progress: Progress = lambda _: None) -> dict[str, Any]:
+def up(spec: ServeSpec, progress: Progress = lambda _: None, path: Path | None = None) -> dict[str, Any]:
     """Deploy the spec and wait until it answers. Returns endpoint, name, and version and kind of each model.
 
     Model directories in the spec are absolute (`serve.deploy.plan.absolute`) and must be there on the cluster's nodes.
+    `path` is the spec's file: where a model's task or engine is code of the user's own, it is sent from beside it.
     Raises UserError for anything the user can put right.
     """
-    outcome = _run("up", spec.model_dump_json(exclude_unset=True), progress)
+    outcome = {}
+    if not any(table.is_own(model.engine.name) for model in spec.models.values()):
+        outcome = _run("up", [spec.model_dump_json(exclude_unset=True)], progress)
+    if not outcome or "code_wanted" in outcome:
+        outcome = _up_with_code(spec, progress, path, outcome.get("code_wanted", "the spec: its engine"))
     _wait_healthy(outcome["endpoint"], spec.start_timeout_s, progress)
     _remember(outcome)
     return outcome
@@ -47,7 +53,7 @@ def down(progress: Progress = lambda _: None) -> list[str]:
     if name is None and not details.get("controller_info", {}).get("actor_id"):
         _forget()
         return []
-    outcome = _run("down", name or "tandem", progress)
+    outcome = _run("down", [name or "tandem"], progress)
     _forget()
     return list(outcome["stopped"])
 
@@ -87,12 +93,24 @@ def endpoint() -> str:
 # -- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def _run(verb: str, argument: str, progress: Progress) -> dict[str, Any]:
+def _up_with_code(spec: ServeSpec, progress: Progress, path: Path | None, wanted: str) -> dict[str, Any]:
+    """Deploy the spec with the small files beside it. `wanted` says what they are for."""
+    if path is None:
+        raise UserError(f"{wanted} is code of your own: deploy from a spec file that lies beside it")
+    folder = path.absolute().parent
+    progress(f"{wanted} is code of your own: sent along from {folder}")
+    # Without the spec: what it says of scaling may change without replacing replicas.
+    with shipping.copied(folder, without=path.absolute()) as working_dir:
+        return _run("up", [spec.model_dump_json(exclude_unset=True), str(folder)], progress, working_dir)
+
+
+def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path | None = None) -> dict[str, Any]:
     """Run one verb of serve.deploy.app on the cluster, passing its progress on. Returns its outcome."""
     job_id = f"serve-{verb}-{secrets.token_hex(4)}"
     connect.submit(
-        f"python -m serve.deploy.app {verb} {shlex.quote(argument)}",
+        shlex.join(["python", "-m", "serve.deploy.app", verb, *arguments]),
         submission_id=job_id,
+        working_dir=working_dir,
         metadata={"tandem.name": job_id, "tandem.phase": f"serve {verb}"},
     )
     client = connect.job_client()

@@ -1,15 +1,22 @@
 """ServeSpec: what `tandem serve up` reads. Which models, under which names, how many replicas of each, and where.
 
-Only pydantic and the standard library are imported, so a spec is checked without Ray, torch or a cluster.
+Only pydantic, the standard library and the table of engines (which imports no more) are imported, so a spec is checked
+without Ray, torch or a cluster.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from cluster.errors import UserError
 from cluster.names import Name
+from serve.engines import table
+
+OLDER_PLACES = ("runner", "compile", "cache_gib")
+"""Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
 
 
 class _Spec(BaseModel):
@@ -60,25 +67,63 @@ class Scaled(_Spec):
         return Replicas(min=self.replicas, max=self.replicas)
 
 
+class EngineSpec(BaseModel):
+    """What computes: an engine's name, or `{name: torch, cache_gib: 2}` with options of that engine."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str = table.AUTO
+    """`auto` takes `torch` for tasks that generate text and `task` for the others. `vllm` needs vLLM where the replica
+    runs: on the node, or through `runtime_env`. `my_pkg.my_engine:ENGINE` is one of your own, beside the spec."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as they were given."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict | EngineSpec):
+            raise ValueError("must be an engine's name, or a mapping with `name` and options of that engine")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be(self) -> EngineSpec:
+        try:
+            table.check_name(self.name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class Wrong(NamedTuple):
+    """Something a model's settings ask of an engine that it cannot give, with its place below the model."""
+
+    place: tuple[str | int, ...]
+    message: str
+    value: Any
+
+
 class ModelServeSpec(Scaled):
     """One served model."""
 
     model: str = Field(min_length=1)
     """`models:/name@alias`, `models:/name/3`, `models:/name` (the newest), or a model directory."""
-    engine: Literal["auto", "torch", "vllm", "task"] = "auto"
-    """`auto` takes `torch` for tasks that generate text and `task` for the others. `vllm` needs vLLM where the replica
-    runs: on the node, or through `runtime_env`."""
+    engine: EngineSpec = EngineSpec()
+    """A name (`auto`, `torch`, `vllm`, `task`, `my_pkg.my_engine:ENGINE`), or a mapping of `name` and options."""
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     """Ray's runtime environment of this model's replicas: `{image_uri: …}`, `{pip: […]}`, `{env_vars: {…}}`."""
     precision: Literal["auto", "bf16", "fp32", "int8", "int4"] = "auto"
     """`int8` and `int4` keep the weights of linear layers in so many bits and compute in bf16."""
-    runner: Literal["auto", "native", "torch"] = "auto"
-    """What the `torch` engine computes with: `native` kernels on x86 CPUs (bf16, int8, int4), `torch` for the rest."""
-    compile: bool = False
-    """torch.compile the model of the `torch` runner. Its start takes a minute, which is logged, and on CPUs its steps
-    were not faster."""
+    runner: Literal["auto", "native", "torch"] | None = None
+    """The engine's option of this name, also read here."""
+    compile: bool | None = None
+    """The engine's option of this name, also read here."""
     cache_gib: PositiveFloat | None = None
-    """Most memory for keys and values in one replica; half of what is free at most when left out."""
+    """The engine's option of this name, also read here."""
     max_context: PositiveInt | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
     max_batch: PositiveInt = 16
@@ -90,6 +135,41 @@ class ModelServeSpec(Scaled):
     @property
     def target_ongoing(self) -> float:
         return self.bounds.target_ongoing or max(1.0, self.max_batch / 2)
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """What the engine is told, from either place."""
+        return {**self.engine.options, **self._beside_engine()}
+
+    def wrong_for(self, engine: table.EngineEntry) -> list[Wrong]:
+        """List what these settings ask of an engine that it cannot give."""
+        beside = ("precision", *self._beside_engine())
+        return [
+            Wrong(place if place[0] in beside else ("engine", *place), message, value)
+            for place, message, value in table.mistakes(engine, self.engine_options, self.precision)
+        ]
+
+    def _beside_engine(self) -> dict[str, Any]:
+        given = {option: getattr(self, option) for option in OLDER_PLACES}
+        return {option: value for option, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _suits_an_engine(self) -> ModelServeSpec:
+        """Refuse what no engine that this may become can give; the engine itself is settled with the model's task."""
+        twice = [Wrong((o,), "also given under `engine`; keep it there", v) for o, v in self._twice().items()]
+        found = [self.wrong_for(engine) for engine in table.possible(self.engine.name)]
+        wrong = twice or min(found, key=len, default=[])
+        if wrong:
+            raise ValidationError.from_exception_data("ModelServeSpec", [_detail(*each) for each in wrong])
+        return self
+
+    def _twice(self) -> dict[str, Any]:
+        return {option: value for option, value in self._beside_engine().items() if option in self.engine.options}
+
+
+def _detail(place: tuple[str | int, ...], message: str, value: Any) -> InitErrorDetails:
+    problem = PydanticCustomError("engine_setting", "{message}", {"message": message})
+    return InitErrorDetails(type=problem, loc=place, input=value)
 
 
 class GatewaySpec(Scaled):

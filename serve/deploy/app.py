@@ -1,11 +1,13 @@
 """ServeSpec → Ray Serve applications: the only wiring. It runs in the cluster, as the entry point of a Ray job:
 
     python -m serve.deploy.app up '{"models": {…}}'
+    python -m serve.deploy.app up '{"models": {…}}' FOLDER      with the user's own code as working directory
     python -m serve.deploy.app down tandem
 
 One application is the gateway, named like the spec, and one each model, `<name>.<model>`: a model is added, replaced
 or removed without touching the others. All of it is detached and outlives the job. Lines that start with `@tandem `
 are for `serve.endpoints`, which follows the log: progress, and at the end the outcome or the user's mistake, as JSON.
+Code of the user's own comes from FOLDER on the user's machine, when a model's task or engine asks for it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from cluster import connect
 from cluster.errors import UserError
 from serve.deploy import address, plan, ray_serve_internals, state_actor, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
+from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
 from serve.endpoints import MARK
 from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
@@ -34,16 +37,17 @@ REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE"
 POLL_S = 0.25
 
 
-def up(spec: ServeSpec) -> dict[str, Any]:
+def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     """Deploy the spec, or update what runs to it, and wait until every model has its replicas.
 
-    Returns the endpoint and the models. Raises UserError or TrackingError for what the user can put right.
+    Returns the endpoint and the models. Raises UserError or TrackingError for what the user can put right, CodeWanted
+    when `code` is needed.
     """
-    models = plan.resolve(spec)
+    models = plan.resolve(spec, code)
     host, port = address.start(spec.http)
     environment = _replica_environment()
     state_actor.start(spec.name, environment)
-    targets = [_model_target(spec, model, environment) for model in models]
+    targets = [_model_target(spec, model, environment, code) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
     targets.append(_gateway_target(spec, models, environment))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -73,10 +77,13 @@ def down(name: str) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Run one verb and print its outcome; errors a user can act on become part of it, not a traceback."""
-    verb, argument = arguments
+    verb, argument, *origin = arguments
     connect.init_ray()
     try:
-        outcome = up(ServeSpec.model_validate_json(argument)) if verb == "up" else down(argument)
+        code = OwnCode.here(*origin) if origin else None
+        outcome = up(ServeSpec.model_validate_json(argument), code) if verb == "up" else down(argument)
+    except CodeWanted as wanted:
+        outcome = {"code_wanted": str(wanted)}
     except UserError as error:
         _tell(error=str(error))
         return 1
@@ -91,7 +98,9 @@ def _tell(**message: Any) -> None:
 # -- applications ----------------------------------------------------------------------------------------------------
 
 
-def _model_target(spec: ServeSpec, model: ServedModel, environment: dict[str, Any]) -> ray_serve.RunTarget:
+def _model_target(
+    spec: ServeSpec, model: ServedModel, environment: dict[str, Any], code: OwnCode | None
+) -> ray_serve.RunTarget:
     settings = spec.models[model.name]
     deployment = ray_serve.deployment(ModelDeployment).options(
         name=ENGINE,
@@ -110,9 +119,10 @@ def _model_target(spec: ServeSpec, model: ServedModel, environment: dict[str, An
         **_scaling(settings, settings.target_ongoing),
         **_lifecycle(spec),
     )
-    return ray_serve.RunTarget(
-        deployment.bind(spec.name, model), name=model_app(spec.name, model.name), route_prefix=None
-    )
+    # Inside the deployment, not as a package of Ray's: cluster/shipping.py says why.
+    carried = (code.packed,) if code is not None and model.code is not None else ()
+    bound = deployment.bind(spec.name, model, *carried)
+    return ray_serve.RunTarget(bound, name=model_app(spec.name, model.name), route_prefix=None)
 
 
 def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any]) -> ray_serve.RunTarget:

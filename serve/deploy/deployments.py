@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
@@ -18,12 +19,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from serve.api import routes
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
+from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
 from serve.deploy.ray_serve_internals import own_deployment
 from serve.deploy.state_actor import Reader, Reporter
-from serve.engines import protocol
-from serve.engines.predictive import TaskEngine
-from serve.engines.replica import GenerativeReplica, PredictiveReplica, generation_defaults
+from serve.engines import table
+from serve.engines.replica import Replica
 from serve.wire import Chunk, GatewayState, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
 
 ENGINE = "engine"
@@ -38,9 +39,10 @@ def model_app(name: str, model: str) -> str:
 class ModelDeployment:
     """A replica of one model."""
 
-    async def __init__(self, name: str, model: ServedModel) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, name: str, model: ServedModel, code: bytes | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         self._model = model
         self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        self._code = None if code is None else Unpacked(code)
         self._replica: Any = await asyncio.to_thread(load_replica, model)
         await self._replica.start()
         self._reporter = Reporter(name, self._replica_id, self._state)
@@ -63,38 +65,30 @@ class ModelDeployment:
         """Leave: Ray Serve calls and awaits this when the replica's requests have ended."""
         self._reporter.stop()
         await self._replica.stop()
+        if self._code is not None:
+            self._code.remove()
 
     def _state(self) -> ReplicaState:
         described = self._replica.describe()
         return ReplicaState(self._model.name, self._replica_id, self._model.version, self._replica.load(), described)
 
 
-def load_replica(model: ServedModel) -> GenerativeReplica | PredictiveReplica:
-    """Load the model into the engine that the plan names."""
-    identity = Identity(model.version, model.run_id)
-    directory = Path(model.directory)
-    if model.engine == "task":
-        return _predictive(model, directory, identity)
-    loaded = protocol.create(
-        model.engine,
-        directory,
-        **model.options,
+def load_replica(model: ServedModel) -> Replica:
+    """Load the model as the engine that the plan names does it."""
+    engine = table.get(model.engine)
+    setup = table.ReplicaSetup(
+        directory=Path(model.directory),
+        identity=Identity(model.version, model.run_id),
+        task=model.task,
+        options=engine.options.model_validate(model.options),
+        precision=model.precision,
         max_context=model.max_context,
         max_batch=model.max_batch,
         threads=model.threads,
     )
-    return GenerativeReplica(loaded, identity, generation_defaults(directory))
-
-
-def _predictive(model: ServedModel, directory: Path, identity: Identity) -> PredictiveReplica:
-    import torch
-
-    from jobs import tasks
-
-    dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[model.options["precision"]]
-    task = tasks.get(model.task).load(directory)
-    loaded = TaskEngine(task, task.load_model(directory, dtype), max_batch=model.max_batch, threads=model.threads)
-    return PredictiveReplica(loaded, task.inputs(), identity)
+    module, _, function = engine.load.partition(":")
+    loaded: Replica = getattr(importlib.import_module(module), function)(setup)
+    return loaded
 
 
 class GatewayDeployment:
@@ -125,7 +119,7 @@ class RayBackend:
     def __init__(self, name: str) -> None:
         self._name = name
         self._handles: dict[str, Any] = {}
-        self._board = Reader(name)
+        self._reports = Reader(name)
         self.pending: Counter[str] = Counter()
         """Requests of this gateway that no replica has accepted yet, by model."""
 
@@ -153,7 +147,7 @@ class RayBackend:
             return answer
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
-        reports = await self._board.read()
+        reports = await self._reports.read()
         pending: Counter[str] = Counter()
         for report in reports:
             if isinstance(report, GatewayState):

@@ -8,9 +8,14 @@ import os
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from cluster import shipping
 from cluster.errors import UserError
+from serve.deploy import own_code
+from serve.deploy.own_code import OwnCode
+from serve.engines import table
+from serve.engines.table import EngineEntry
 from serve.spec import ModelServeSpec, ServeSpec
 
 
@@ -25,13 +30,17 @@ class ServedModel:
     run_id: str | None
     task: str
     generates: bool
-    engine: Literal["torch", "vllm", "task"]
+    engine: str
+    """As serve.engines.table.get takes it; never `auto`."""
     options: dict[str, Any]
-    """What the engine's constructor takes beside the below."""
+    """The engine's own options, whole: what the spec left out has its default."""
+    precision: str
     max_context: int | None
     max_batch: int
     threads: int
     created: int
+    code: str | None = None
+    """Digest of the user's own code that its replicas import; None for what Tandem or the nodes have themselves."""
     details: dict[str, Any] = field(default_factory=dict)
     """What /v1/models tells beside the above."""
 
@@ -51,16 +60,16 @@ def absolute(spec: ServeSpec, folder: Path) -> ServeSpec:
     return spec.model_copy(update={"models": models})
 
 
-def resolve(spec: ServeSpec) -> list[ServedModel]:
-    """Resolve every model of the spec where the cluster can see it.
+def resolve(spec: ServeSpec, code: OwnCode | None = None) -> list[ServedModel]:
+    """Resolve every model of the spec where the cluster can see it; `code` is what was sent from beside the spec.
 
-    Raises TrackingError for an unknown name, alias or directory, UserError for an engine that does not fit the task.
+    Raises TrackingError for an unknown name, alias or directory, UserError for an engine that does not fit the task or
+    has not the options that the spec gives, CodeWanted where a model needs code and none was sent.
     """
-    return [_resolve(name, model) for name, model in spec.models.items()]
+    return [_resolve(name, model, code) for name, model in spec.models.items()]
 
 
-def _resolve(name: str, model: ModelServeSpec) -> ServedModel:
-    from jobs import tasks
+def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedModel:
     from tracking import manifest as manifests
     from tracking import registry
 
@@ -68,8 +77,9 @@ def _resolve(name: str, model: ModelServeSpec) -> ServedModel:
     directory = registry.resolve(registered.uri if registered else model.model)
     manifest = manifests.read(directory)
     version = str(registered.version) if registered else _content_digest(manifest.files)
-    generates = tasks.get(manifest.task).generates
-    engine = _engine(name, model, manifest.task, generates)
+    generates = _generates(name, manifest.task, code)
+    engine_name, engine = _engine(name, model, manifest.task, generates, code)
+    sent = code is not None and any(_is_sent(part, code) for part in (manifest.task, engine_name))
     return ServedModel(
         name=name,
         directory=str(directory),
@@ -77,36 +87,51 @@ def _resolve(name: str, model: ModelServeSpec) -> ServedModel:
         run_id=manifest.run_id,
         task=manifest.task,
         generates=generates,
-        engine=engine,
+        engine=engine_name,
         options=_options(name, model, engine),
+        precision=model.precision,
         max_context=model.max_context,
         max_batch=model.max_batch,
         threads=max(1, int(model.resources.cpus_per_replica)),
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
+        code=shipping.digest(code.packed) if code is not None and sent else None,
         details=_details(model.model, manifest),
     )
 
 
-def _engine(name: str, model: ModelServeSpec, task: str, generates: bool) -> Literal["torch", "vllm", "task"]:
-    if generates and model.engine == "vllm":
-        return "vllm"
-    fitting: Literal["torch", "task"] = "torch" if generates else "task"
-    if model.engine not in ("auto", fitting):
-        raise UserError(f"models.{name}.engine: {model.engine!r} cannot serve {task}; use {fitting!r} or leave it out")
-    return fitting
+def _is_sent(name: str, code: OwnCode) -> bool:
+    return table.is_own(name) and code.holds(name)
 
 
-def _options(name: str, model: ModelServeSpec, engine: str) -> dict[str, Any]:
-    """Return what the engine is told. Raises UserError for a setting that it has not."""
-    if engine != "torch" and model.precision in ("int8", "int4"):
-        raise UserError(f"models.{name}.precision: {model.precision!r} is for the torch engine; leave it out")
-    if engine != "torch" and model.runner != "auto":
-        raise UserError(f"models.{name}.runner: {model.runner!r} is for the torch engine; leave it out")
-    if engine == "task":
-        return {"precision": model.precision}
-    cache_memory_bytes = None if model.cache_gib is None else int(model.cache_gib * 2**30)
-    options = {"precision": model.precision, "compile": model.compile, "cache_memory_bytes": cache_memory_bytes}
-    return options if engine == "vllm" else {**options, "runner": model.runner}
+def _generates(name: str, task: str, code: OwnCode | None) -> bool:
+    from jobs import tasks
+
+    if table.is_own(task):
+        return own_code.load(f"models.{name}: its task", task, tasks.get, code).generates
+    return tasks.get(task).generates
+
+
+def _engine(
+    name: str, model: ModelServeSpec, task: str, generates: bool, code: OwnCode | None
+) -> tuple[str, EngineEntry]:
+    """Return the engine's name, as the table knows it, and its entry."""
+    wanted, place = table.kind(generates), f"models.{name}.engine:"
+    fitting = table.choose(wanted)
+    if model.engine.name == table.AUTO:
+        return fitting.name, fitting
+    own = table.is_own(model.engine.name)
+    engine = own_code.load(place, model.engine.name, table.get, code) if own else table.get(model.engine.name)
+    if wanted not in engine.serves:
+        raise UserError(f"{place} {model.engine.name!r} cannot serve {task}; use {fitting.name!r} or leave it out")
+    return model.engine.name, engine
+
+
+def _options(name: str, model: ModelServeSpec, engine: EngineEntry) -> dict[str, Any]:
+    """Return all options of the engine. Raises UserError for what it has not: `auto` is settled only here."""
+    wrong = [f"models.{name}.{'.'.join(map(str, each.place))}: {each.message}" for each in model.wrong_for(engine)]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return engine.options.model_validate(model.engine_options).model_dump(mode="json")
 
 
 def _content_digest(files: dict[str, Any]) -> str:

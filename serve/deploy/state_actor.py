@@ -19,7 +19,7 @@ FRESH_S = 10.0
 ASK_TIMEOUT_S = 2.0
 
 
-class Board:
+class StateActor:
     """The actor: the last report of each sender."""
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class Board:
 
 
 def start(name: str, environment: dict[str, Any]) -> None:
-    """Start the board of the endpoint `name`, unless it runs. It is detached, and comes back after a failure."""
+    """Start the state actor of the endpoint `name`, unless it runs. It is detached, and comes back after a failure."""
     import ray
 
-    ray.remote(Board).options(
+    ray.remote(StateActor).options(
         name=_actor_name(name),
         namespace=NAMESPACE,
         lifetime="detached",
@@ -54,16 +54,16 @@ def start(name: str, environment: dict[str, Any]) -> None:
 
 
 def stop(name: str) -> None:
-    """End the board of `name`, if there is one."""
+    """End the state actor of `name`, if there is one."""
     import ray
 
-    board = _find(name)
-    if board is not None:
-        ray.kill(board)
+    actor = _find(name)
+    if actor is not None:
+        ray.kill(actor)
 
 
 class Reporter:
-    """Keeps one sender's report on the board fresh, from `start` to `stop`."""
+    """Keeps one sender's report with the state actor fresh, from `start` to `stop`."""
 
     def __init__(self, name: str, sender: str, state: Callable[[], Any]) -> None:
         self._name = name
@@ -77,44 +77,44 @@ class Reporter:
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        board = _find(self._name)
-        if board is not None:
-            board.leave.remote(self._sender)
+        actor = _find(self._name)
+        if actor is not None:
+            actor.leave.remote(self._sender)
 
     async def _run(self) -> None:
-        board = None
+        actor = None
         while True:
-            board = board or _find(self._name)
-            if board is not None:
-                board.report.remote(self._sender, self._state())
+            actor = actor or _find(self._name)
+            if actor is not None:
+                actor.report.remote(self._sender, self._state())
             await asyncio.sleep(REPORT_INTERVAL_S)
 
 
 class Reader:
-    """Reads the board of one endpoint."""
+    """Reads the state actor of one endpoint."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._board: Any = None
+        self._actor: Any = None
         self._last: list[Any] = []
         self._read_at = -math.inf
 
     async def read(self) -> list[Any]:
-        """Return the fresh reports; a board that is slow to answer is quoted from the last time, while fresh."""
+        """Return the fresh reports; an actor that is slow to answer is quoted from the last time, while fresh."""
         from ray.exceptions import RayError
 
-        self._board = self._board or _find(self._name)
-        if self._board is not None:
+        self._actor = self._actor or _find(self._name)
+        if self._actor is not None:
             try:
-                self._last = list(await asyncio.wait_for(self._board.read.remote(), ASK_TIMEOUT_S))
+                self._last = list(await asyncio.wait_for(self._actor.read.remote(), ASK_TIMEOUT_S))
                 self._read_at = time.monotonic()
             except (RayError, asyncio.TimeoutError):
-                self._board = None
+                self._actor = None
         return self._last if time.monotonic() - self._read_at < FRESH_S else []
 
 
 def _actor_name(name: str) -> str:
-    return f"board:{name}"
+    return f"state:{name}"
 
 
 def _find(name: str) -> Any | None:

@@ -1,6 +1,6 @@
 """Dynamic batching of `task.predict`, for every task that does not generate.
 
-    engine = TaskEngine(task, model, max_batch=32, max_wait_ms=2, threads=1)
+    engine = PredictiveEngine(task, model, max_batch=32, max_wait_ms=2, threads=1)
     await engine.start()
     answer = await engine.predict(instance)
 
@@ -18,23 +18,40 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from serve.engines.protocol import EngineError, EngineLoad
+from serve.engines.replica import PredictiveReplica
+from serve.engines.table import ReplicaSetup, TaskOptions
 
 logger = logging.getLogger(__name__)
 Prediction = dict[str, Any]
 Waiting = tuple[Any, "asyncio.Future[Prediction]"]
 
 
-class PredictingTask(Protocol):
+def load(setup: ReplicaSetup) -> PredictiveReplica:
+    """Load the model of `setup` through its task; `start` makes the replica ready."""
+    import torch
+
+    from jobs import tasks
+
+    options = setup.options
+    assert isinstance(options, TaskOptions)
+    dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[setup.precision]
+    task = tasks.get(setup.task).load(setup.directory)
+    model = task.load_model(setup.directory, dtype)
+    engine = PredictiveEngine(task, model, setup.max_batch, options.max_wait_ms, setup.threads)
+    return PredictiveReplica(engine, task.inputs(), setup.identity)
+
+
+class Predictor(Protocol):
     """The part of a task that this engine uses."""
 
     def predict(self, model: Any, instances: list[Any]) -> list[Prediction]: ...
 
 
-class TaskEngine:
+class PredictiveEngine:
     """Batch the predictions of one model. All methods are called on one event loop; none of them blocks it."""
 
     def __init__(
-        self, task: PredictingTask, model: Any, max_batch: int = 32, max_wait_ms: float = 2.0, threads: int = 1
+        self, task: Predictor, model: Any, max_batch: int = 32, max_wait_ms: float = 2.0, threads: int = 1
     ) -> None:
         if max_batch < 1 or threads < 1 or max_wait_ms < 0:
             raise ValueError(

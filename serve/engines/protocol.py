@@ -1,7 +1,7 @@
-"""The Engine protocol that the gateway and Ray Serve talk to, and the plain data that crosses it.
+"""The protocols of engines, generative and predictive, and the plain data that crosses them.
 
 Nothing here imports torch: a gateway process parses requests without paying for it.
-`create("torch", directory, ...)` is the one place that turns a kind of engine into an instance.
+`serve/engines/table.py` lists the engines there are.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cluster.errors import UserError
@@ -18,11 +16,6 @@ from cluster.errors import UserError
 FinishReason = Literal["stop", "length"]
 MOST_ALTERNATIVES = 20
 """Most alternatives that a request may ask for at each token, as OpenAI has it."""
-
-ENGINES: dict[str, str] = {
-    "torch": "serve.engines.torch.torch_engine:TorchEngine",
-    "vllm": "serve.engines.vllm:VllmEngine",
-}
 
 
 class EngineError(RuntimeError):
@@ -196,17 +189,27 @@ class Engine(Protocol):
         ...
 
 
-def create(kind: str, directory: Path, **options: Any) -> Engine:
-    """Load the model in `directory` into an engine of `kind`; call `start()` on it before use.
+@runtime_checkable
+class BatchingEngine(Protocol):
+    """A predictive engine of one model. All methods are called on one event loop; none of them blocks it."""
 
-    Raises ValueError for an unknown kind; options are those of the implementation's `from_directory`.
-    """
-    if kind not in ENGINES:
-        raise ValueError(f"unknown engine {kind!r}; choose one of {', '.join(sorted(ENGINES))}")
-    module_name, class_name = ENGINES[kind].split(":")
-    implementation = getattr(import_module(module_name), class_name)
-    engine: Engine = implementation.from_directory(directory, **options)
-    return engine
+    async def start(self) -> None:
+        """Make the engine ready to predict; returns when it is."""
+        ...
+
+    async def stop(self) -> None:
+        """Fail what waits with EngineError and release the engine's thread and memory."""
+        ...
+
+    async def predict(self, instance: Any) -> dict[str, Any]:
+        """Answer one instance. Raises ValueError for one that is at fault, EngineError when the engine is."""
+        ...
+
+    def load(self) -> EngineLoad: ...
+
+    def healthy(self) -> bool:
+        """Return False when the engine can no longer serve and its replica should be replaced."""
+        ...
 
 
 def _check_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:

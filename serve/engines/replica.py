@@ -11,11 +11,11 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serve.engines.pacing import interval_s, paced
-from serve.engines.predictive import TaskEngine
 from serve.engines.protocol import (
+    BatchingEngine,
     Delta,
     Engine,
     EngineError,
@@ -29,6 +29,28 @@ from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load,
 
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What a model's generation_config.json may set for requests that do not."""
+
+
+class Replica(Protocol):
+    """What an engine's `load` returns: what Ray Serve asks of a model's replica.
+
+    It has `generate` beside this, like GenerativeReplica, or `infer`, like PredictiveReplica, as its tasks ask.
+    """
+
+    async def start(self) -> None:
+        """Make the replica ready; returns when it is."""
+
+    async def stop(self) -> None:
+        """Fail what still runs, and release threads and memory."""
+
+    def healthy(self) -> bool:
+        """Return False when the replica should be replaced."""
+
+    def load(self) -> Load:
+        """Return how busy it is; called twice a second."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return `inputs` and `outputs` as in the Open Inference Protocol, and what else is worth telling, as JSON."""
 
 
 class GenerativeReplica:
@@ -112,7 +134,7 @@ class GenerativeReplica:
 class PredictiveReplica:
     """Serves a task that answers at once, through an engine that batches what arrives together."""
 
-    def __init__(self, engine: TaskEngine, inputs: list[dict[str, Any]], identity: Identity) -> None:
+    def __init__(self, engine: BatchingEngine, inputs: list[dict[str, Any]], identity: Identity) -> None:
         self._engine = engine
         self._inputs = inputs
         self._identity = identity

@@ -23,8 +23,26 @@ from serve.engines.protocol import (
     TokenLogprobs,
 )
 from serve.engines.rate import Rate
+from serve.engines.replica import GenerativeReplica, generation_defaults
+from serve.engines.table import ReplicaSetup, VllmOptions
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def load(setup: ReplicaSetup) -> GenerativeReplica:
+    """Read the model of `setup`; the replica's `start` loads it into vLLM."""
+    options = setup.options
+    assert isinstance(options, VllmOptions)
+    engine = VllmEngine.from_directory(
+        setup.directory,
+        precision=setup.precision,  # type: ignore[arg-type]  # the table says which it knows
+        compile=options.compile,
+        cache_memory_bytes=None if options.cache_gib is None else int(options.cache_gib * 2**30),
+        max_context=setup.max_context,
+        max_batch=setup.max_batch,
+        threads=setup.threads,
+    )
+    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory))
 
 
 class VllmEngine:

@@ -19,7 +19,7 @@ from transformers import (
     TorchAoConfig,
 )
 
-from serve.engines.protocol import Delta, Engine, EngineError, GenerationRequest, RequestError, SamplingParams, create
+from serve.engines.protocol import Delta, Engine, EngineError, GenerationRequest, RequestError, SamplingParams
 from serve.engines.torch.native.runner import refusal
 from serve.engines.torch.runner import UnsupportedArchitecture
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
@@ -554,7 +554,7 @@ def test_a_model_directory_is_served_through_its_task(int8: bool, tmp_path: Path
     expected = reference(model, prompt, 12)
 
     async def scenario() -> None:
-        engine = create("torch", directory, precision="fp32", device="cpu", threads=1, max_context=64)
+        engine = TorchEngine.from_directory(directory, precision="fp32", device="cpu", threads=1, max_context=64)
         await engine.start()
         try:
             params = SamplingParams(temperature=0.0, max_tokens=12)
@@ -581,7 +581,7 @@ def test_quantised_weights_are_near_the_best(runner: str, precision: str, tmp_pa
     texts = prompts(4, seed=5, longest=60)
 
     async def scenario() -> None:
-        engine = create("torch", directory, precision=precision, device="cpu", threads=1, runner=runner)
+        engine = TorchEngine.from_directory(directory, precision=precision, device="cpu", threads=1, runner=runner)
         await engine.start()
         try:
             crowd = await asyncio.gather(*(collect(engine, prompt) for prompt in texts))
@@ -607,8 +607,3 @@ def test_torch_compile_gives_near_texts_and_says_what_it_took(tokenizer: Any) ->
     asyncio.run(scenario())
     with pytest.raises(ValueError, match="compile does not go with precision int8"):
         TorchEngine(model, tokenizer, TorchEngineOptions(compile=True), "int8")
-
-
-def test_create_refuses_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; choose one of torch, vllm"):
-        create("tensorrt", tmp_path)

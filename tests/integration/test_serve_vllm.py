@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from serve.engines.protocol import Delta, Engine, GenerationRequest, RequestError, SamplingParams, create
+from serve.engines.protocol import Delta, Engine, GenerationRequest, RequestError, SamplingParams
+from serve.engines.vllm import VllmEngine
 from tests.support import tiny_models
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
@@ -19,7 +20,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
 @asynccontextmanager
 async def running(directory: Path) -> AsyncIterator[Engine]:
-    engine = create("vllm", directory, precision="fp32", max_context=256, max_batch=8, cache_memory_bytes=2**30)
+    engine = VllmEngine.from_directory(
+        directory, precision="fp32", max_context=256, max_batch=8, cache_memory_bytes=2**30
+    )
     await engine.start()
     try:
         yield engine

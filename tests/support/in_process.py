@@ -12,8 +12,8 @@ import httpx
 from serve.api import routes
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
-from serve.engines import protocol
 from serve.engines.replica import GenerativeReplica, generation_defaults
+from serve.engines.torch.torch_engine import TorchEngine
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
 
 CARD = ModelCard("tiny", "causal-lm", "3", True, 1700000000, {"run_id": "run-1", "evaluation": {"loss": 1.5}})
@@ -51,7 +51,7 @@ def run(directory: Path, scenario: Scenario, max_prompts: int = 3) -> None:
     """Run a scenario against a fresh gateway over the language model in `directory`, named `tiny`."""
 
     async def inside() -> None:
-        loaded = protocol.create("torch", directory, precision="fp32", max_batch=4, threads=1)
+        loaded = TorchEngine.from_directory(directory, precision="fp32", max_batch=4, threads=1)
         replica = GenerativeReplica(loaded, Identity("3", "run-1"), generation_defaults(directory))
         await replica.start()
         backend = InProcess(replica)

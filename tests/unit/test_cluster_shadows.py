@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import daemons, shadows
+from cluster import daemons, shadows, shipping
 from cluster.errors import UserError
-from jobs import submit
 
 ROOT = Path(__file__).parents[2]
 BESIDE = (
@@ -33,7 +32,7 @@ def spec(tmp_path: Path) -> Path:
 
 
 def test_what_would_hide_ours_stays_at_home_and_everything_else_travels(spec: Path) -> None:
-    with submit.shipped(spec) as folder:
+    with shipping.copied(spec.parent, also=spec) as folder:
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     kept = {"jobs/__init__.py", "cluster.py", "serve/__init__.py"}
     assert found == {*BESIDE, "spec.yaml"} - kept
@@ -44,7 +43,7 @@ def test_what_would_hide_ours_stays_at_home_and_everything_else_travels(spec: Pa
 
 def test_python_finds_ours_behind_what_travels(spec: Path) -> None:
     code = "import jobs.driver, cluster.errors, serve.wire, tracking.manifest, mine.jobs; print(jobs.__file__)"
-    with submit.shipped(spec) as folder:
+    with shipping.copied(spec.parent, also=spec) as folder:
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=folder,

@@ -69,6 +69,11 @@ def test_mistake_in_an_override_says_so():
     assert "key.path=value" in complaint(SPEC, "training.steps")
 
 
+def test_an_override_drops_nothing_unsaid():
+    message = complaint(SPEC, "name.first=5")
+    assert message == "--set 'name.first=5': `name` is 'x', which this would drop; set `name` whole"
+
+
 def test_repeated_key_is_an_error():
     assert "given twice" in complaint(SPEC + "name: y\n")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve.engines.predictive import TaskEngine
+from serve.engines.predictive import PredictiveEngine
 from serve.engines.protocol import EngineError
 
 
@@ -31,7 +31,7 @@ class Doubling:
 
 def serve(task: Any, scenario: Any, **options: Any) -> Any:
     async def run() -> Any:
-        engine = TaskEngine(task, 2, **options)
+        engine = PredictiveEngine(task, 2, **options)
         await engine.start()
         try:
             return await scenario(engine)
@@ -44,7 +44,7 @@ def serve(task: Any, scenario: Any, **options: Any) -> Any:
 def test_concurrent_calls_share_batches_off_the_event_loop() -> None:
     task = Doubling()
 
-    async def scenario(engine: TaskEngine) -> list[dict[str, Any]]:
+    async def scenario(engine: PredictiveEngine) -> list[dict[str, Any]]:
         return await asyncio.gather(*(engine.predict(i) for i in range(10)))
 
     answers = serve(task, scenario, max_batch=4, max_wait_ms=5)
@@ -57,7 +57,7 @@ def test_what_arrives_while_a_batch_runs_makes_up_the_next() -> None:
     task = Doubling()
     task.gate.clear()
 
-    async def scenario(engine: TaskEngine) -> None:
+    async def scenario(engine: PredictiveEngine) -> None:
         calls = [asyncio.create_task(engine.predict(0))]
         while engine.load().running == 0:
             await asyncio.sleep(0.001)
@@ -72,7 +72,7 @@ def test_what_arrives_while_a_batch_runs_makes_up_the_next() -> None:
 
 
 def test_one_bad_instance_does_not_fail_its_neighbours() -> None:
-    async def scenario(engine: TaskEngine) -> list[Any]:
+    async def scenario(engine: PredictiveEngine) -> list[Any]:
         return await asyncio.gather(*(engine.predict(i) for i in (1, -1, 3)), return_exceptions=True)
 
     first, bad, last = serve(Doubling(), scenario)
@@ -85,7 +85,7 @@ def test_a_cancelled_call_is_not_predicted() -> None:
     task = Doubling()
     task.gate.clear()
 
-    async def scenario(engine: TaskEngine) -> None:
+    async def scenario(engine: PredictiveEngine) -> None:
         first = asyncio.create_task(engine.predict(1))
         while engine.load().running == 0:
             await asyncio.sleep(0.001)
@@ -104,7 +104,7 @@ def test_a_wrong_number_of_predictions_is_an_error_not_a_mix_up() -> None:
         def predict(self, model: Any, instances: list[Any]) -> list[dict[str, Any]]:
             return super().predict(model, instances)[:-1]
 
-    async def scenario(engine: TaskEngine) -> None:
+    async def scenario(engine: PredictiveEngine) -> None:
         with pytest.raises(EngineError, match="gave 0 predictions for 1 instances"):
             await engine.predict(1)
 
@@ -115,7 +115,7 @@ def test_stop_fails_what_waits() -> None:
     task = Doubling()
     task.gate.clear()
 
-    async def scenario(engine: TaskEngine) -> None:
+    async def scenario(engine: PredictiveEngine) -> None:
         calls: list[Coroutine[Any, Any, Any]] = [engine.predict(i) for i in range(3)]
         tasks = [asyncio.create_task(call) for call in calls]
         while engine.load().running == 0:
@@ -133,4 +133,4 @@ def test_stop_fails_what_waits() -> None:
 
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="max_batch and threads must be at least 1"):
-        TaskEngine(Doubling(), 2, max_batch=0)
+        PredictiveEngine(Doubling(), 2, max_batch=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -52,7 +53,13 @@ def test_replicas_as_bounds() -> None:
         ("models: {../m: {model: d}}", "is not a valid name"),
         ("models: {m: {model: d}}\nname: a/b", "is not a valid name"),
         ("models: {m: {model: d}}\nhttp: {port: 70000}", "65535"),
-        ("models: {m: {model: d, engine: vlm}}", "'auto', 'torch', 'vllm' or 'task'"),
+        ("models: {m: {model: d, engine: vlm}}", "unknown engine 'vlm'; did you mean 'vllm'?"),
+        (
+            "models: {m: {model: d, engine: my-engine.py}}",
+            "unknown engine 'my-engine.py'; known: auto, task, torch, vllm",
+        ),
+        ("models: {m: {model: d, engine: my-engine:X}}", "write your own as my_pkg.my_engine:ENGINE"),
+        ("models: {m: {model: d, engine: 3}}", "must be an engine's name, or a mapping"),
         ("models: {m: {}}", "`models.m.model` is missing"),
     ],
 )
@@ -89,32 +96,111 @@ def test_reading_a_spec_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_what_a_model_says_of_its_engine_reaches_the_engine(tmp_path: Path) -> None:
+ENGINE_SPEC = """\
+models:
+  m:
+    model: d
+    precision: {precision}
+    engine:
+      name: {name}
+      {option}
+    {beside}
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "wanted"),
+    [
+        (
+            {"name": "torch", "option": "cach_gib: 2"},
+            "s.yaml:7: `models.m.engine.cach_gib`: the torch engine has no option `cach_gib`; "
+            "did you mean `cache_gib`?",
+        ),
+        (
+            {"name": "torch", "option": "cache_gib: -1"},
+            "s.yaml:7: `models.m.engine.cache_gib`: Input should be greater",
+        ),
+        (
+            {"name": "vllm", "option": "runner: native"},
+            "s.yaml:7: `models.m.engine.runner`: `runner` is an option of the torch engine; "
+            "vllm has: cache_gib, compile",
+        ),
+        (
+            {"name": "vllm", "beside": "runner: native"},
+            "s.yaml:8: `models.m.runner`: `runner` is an option of the torch engine",
+        ),
+        (
+            {"name": "task", "beside": "cache_gib: 2"},
+            "is an option of the torch and the vllm engine; task has: max_wait_ms",
+        ),
+        (
+            {"name": "torch", "beside": "runer: native"},
+            "s.yaml:8: unknown key `runer` in models.m; did you mean `runner`?",
+        ),
+        ({"name": "torch", "beside": "runner: nativ"}, "s.yaml:8: `models.m.runner`: Input should be 'auto', 'native'"),
+        (
+            {"name": "torch", "option": "cache_gib: 2", "beside": "cache_gib: 2"},
+            "s.yaml:8: `models.m.cache_gib`: also given under `engine`; keep it there",
+        ),
+        (
+            {"name": "vllm", "precision": "int4"},
+            "s.yaml:4: `models.m.precision`: the vllm engine has no 'int4', only auto",
+        ),
+        ({"name": "auto", "option": "waits: 2"}, "s.yaml:7: `models.m.engine.waits`: the torch engine has no option"),
+    ],
+)
+def test_options_of_other_engines_and_typos_are_refused_in_their_line(engine: dict[str, str], wanted: str) -> None:
+    text = ENGINE_SPEC.format(**{"precision": "auto", "option": "", "beside": "", **engine})
+    with pytest.raises(UserError) as caught:
+        specfile.loads(text, ServeSpec, name="s.yaml")
+    assert wanted in str(caught.value)
+
+
+def test_options_survive_the_way_to_the_cluster() -> None:
+    own = "{model: d, engine: 'my.engine:E', runner: torch}"
+    text = f"models: {{a: {{model: d, engine: {{name: torch, cache_gib: 2}}}}, b: {own}}}"
+    spec = specfile.loads(text, ServeSpec, ["models.a.engine.runner=torch"])
+    again = ServeSpec.model_validate_json(spec.model_dump_json(exclude_unset=True))
+    assert again == spec
+    assert again.models["a"].engine_options == {"cache_gib": 2, "runner": "torch"}
+    assert (again.models["b"].engine.name, again.models["b"].engine_options) == ("my.engine:E", {"runner": "torch"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"engine": {"runner": "torch", "cache_gib": 0.5}}, {"engine": "torch", "runner": "torch", "cache_gib": 0.5}],
+)
+def test_what_a_model_says_of_its_engine_reaches_the_engine(given: dict[str, Any], tmp_path: Path) -> None:
     directory = tiny_models.language_model(tmp_path / "tiny")
-    model = {"model": str(directory), "precision": "int8", "runner": "torch", "cache_gib": 0.5}
+    model = {"model": str(directory), "precision": "int8", **given}
     (planned,) = plan.resolve(ServeSpec.model_validate({"models": {"m": model}}))
-    assert planned.options == {
-        "precision": "int8",
-        "runner": "torch",
-        "compile": False,
-        "cache_memory_bytes": 2**29,
-    }
+    assert (planned.engine, planned.precision, planned.code) == ("torch", "int8", None)
+    assert planned.options == {"runner": "torch", "compile": False, "cache_gib": 0.5}
 
 
 def test_vllm_gets_what_it_understands(tmp_path: Path) -> None:
     directory = str(tiny_models.language_model(tmp_path / "tiny"))
     spec = {"models": {"m": {"model": directory, "engine": "vllm", "cache_gib": 2, "compile": True}}}
     (planned,) = plan.resolve(ServeSpec.model_validate(spec))
-    assert planned.engine == "vllm"
-    assert planned.options == {"precision": "auto", "compile": True, "cache_memory_bytes": 2**31}
-    for field, value in (("precision", "int4"), ("runner", "native")):
-        wrong = {"models": {"m": {"model": directory, "engine": "vllm", field: value}}}
-        with pytest.raises(UserError, match=rf"models\.m\.{field}: '{value}' is for the torch engine"):
-            plan.resolve(ServeSpec.model_validate(wrong))
+    assert (planned.engine, planned.options) == ("vllm", {"compile": True, "cache_gib": 2})
 
 
-def test_quantised_weights_are_refused_where_nothing_is_generated(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"precision": "int8"}, r"models\.m\.precision: the task engine has no 'int8', only auto, bf16, fp32"),
+        ({"runner": "torch"}, r"models\.m\.runner: `runner` is an option of the torch engine; task has: max_wait_ms"),
+        (
+            {"engine": {"compile": True}},
+            r"models\.m\.engine\.compile: `compile` is an option of the torch and the vllm",
+        ),
+        ({"engine": "torch"}, r"models\.m\.engine: 'torch' cannot serve image-classification; use 'task' or leave"),
+    ],
+)
+def test_what_auto_settles_late_is_refused_before_anything_is_deployed(
+    given: dict[str, Any], wanted: str, tmp_path: Path
+) -> None:
     directory = tiny_models.image_classifier(tmp_path / "shapes")
-    spec = ServeSpec.model_validate({"models": {"m": {"model": str(directory), "precision": "int8"}}})
-    with pytest.raises(UserError, match=r"models\.m\.precision: 'int8' is for the torch engine"):
+    spec = ServeSpec.model_validate({"models": {"m": {"model": str(directory), **given}}})
+    with pytest.raises(UserError, match=wanted):
         plan.resolve(spec)
