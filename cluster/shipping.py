@@ -52,22 +52,19 @@ def copied(folder: Path, also: Path | None = None, without: Path | None = None) 
 def small_files(folder: Path) -> Iterator[Path]:
     """List the files of `folder` that may be code or configuration, in a fixed order.
 
-    What would be imported in place of a package of Tandem's is left out.
+    What would be imported in place of Tandem's own packages is left out (cluster/shadows.py).
     """
+    return (path for path in _small(folder, DEPTH) if not shadows.hides(path.relative_to(folder)))
+
+
+def _small(folder: Path, depth: int) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
-        for path in _small(entry, DEPTH):
-            if not shadows.hides(path.relative_to(folder)):
-                yield path
-
-
-def _small(entry: Path, depth: int) -> Iterator[Path]:
-    if entry.name.startswith((".", "__pycache__")):
-        return
-    if entry.is_dir() and depth:
-        for inner in sorted(entry.iterdir()):
-            yield from _small(inner, depth - 1)
-    elif entry.suffix in SUFFIXES and entry.is_file() and entry.stat().st_size < LARGEST_BYTES:
-        yield entry
+        if entry.name.startswith((".", "__pycache__")):
+            continue
+        if entry.is_dir() and depth:
+            yield from _small(entry, depth - 1)
+        elif entry.suffix in SUFFIXES and entry.is_file() and entry.stat().st_size < LARGEST_BYTES:
+            yield entry
 
 
 def holds(folder: Path, module: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster import connect, shipping
+from cluster import connect, shadows, shipping
 from cluster.errors import UserError
 from cluster.home import home
 from serve.deploy import ray_serve_internals
@@ -99,6 +99,8 @@ def _up_with_code(spec: ServeSpec, progress: Progress, path: Path | None, wanted
         raise UserError(f"{wanted} is code of your own: deploy from a spec file that lies beside it")
     folder = path.absolute().parent
     progress(f"{wanted} is code of your own: sent along from {folder}")
+    if kept := shadows.note(folder):
+        progress(kept)
     # Without the spec: what it says of scaling may change without replacing replicas.
     with shipping.copied(folder, without=path.absolute()) as working_dir:
         return _run("up", [spec.model_dump_json(exclude_unset=True), str(folder)], progress, working_dir)

@@ -37,9 +37,9 @@ def test_a_spec_travels_whatever_it_is_called(tmp_path: Path) -> None:
 
 
 def test_what_is_called_like_our_packages_stays(tmp_path: Path) -> None:
-    write(tmp_path, "jobs/__init__.py", "serve.py", "jobs.yaml", "mine/jobs/data.py")
+    write(tmp_path, "jobs/__init__.py", "serve.py", "jobs.yaml", "mine/jobs/__init__.py")
     with shipping.copied(tmp_path) as folder:
-        assert names(folder) == ["jobs.yaml", "mine/jobs/data.py"]
+        assert names(folder) == ["jobs.yaml", "mine/jobs/__init__.py"]
 
 
 def test_an_archive_depends_on_the_files_alone(tmp_path: Path) -> None:
