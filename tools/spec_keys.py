@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +179,18 @@ def _cell(text: str) -> str:
 def chapters() -> dict[str, list[Section]]:
     """Return the sections of the page, by chapter."""
     from jobs.spec import JobSpec
+    from serve.engines.table import ENGINES
     from serve.spec import ServeSpec
 
+    options = [
+        replace(section, path=f"engine: {engine.name}")
+        for engine in ENGINES.values()
+        for section in sections(engine.options, "models.<name>.engine")
+    ]
     return {
         "Jobs: `tandem jobs submit SPEC`": sections(JobSpec),
         "Endpoints: `tandem serve up SPEC`": sections(ServeSpec),
+        "Options of the engines": options,
     }
 
 

@@ -33,7 +33,7 @@ ENTRIES = (
     ),
     Internal(
         "async __del__ of a deployment is awaited",
-        "a replica stops its engine and leaves the board when its requests have ended",
+        "a replica stops its engine and leaves the state actor when its requests have ended",
         "a replica that was scaled away is still counted for ten seconds, and its engine is killed",
         "Serve has a public hook for a replica's end",
     ),

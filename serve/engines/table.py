@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from cluster.errors import UserError
 from cluster.names import suggest
@@ -48,7 +48,7 @@ class VllmOptions(EngineOptions):
 
     compile: bool = False
     """Let vLLM compile the model, which takes half a minute at least."""
-    cache_gib: PositiveFloat | None = None
+    cache_gib: PositiveInt | None = None
     """Memory for keys and values on a CPU, in whole GiB; vLLM's own choice when left out."""
 
 
