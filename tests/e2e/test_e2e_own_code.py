@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from cluster.connect import Connection
 from jobs import submit
 from serve import cli
+from tests.support import own_engine
 
 TASK = '''
 """Images of digits, told apart as even and odd."""
@@ -35,49 +36,6 @@ class Parity(ImageClassification):
         answers = super().predict(model, instances)
         return [{"parity": WORDS[int(answer["label"]) % 2], "label": answer["label"]} for answer in answers]
 '''
-ENGINE = '''
-"""An engine that counts bright pixels, whatever the model."""
-
-from pydantic import Field
-
-from serve.engines.table import EngineEntry, EngineOptions
-
-
-class Options(EngineOptions):
-    threshold: int = Field(128, ge=0, le=255)
-    """A pixel above it is bright."""
-
-
-class Bright:
-    def __init__(self, threshold):
-        self.threshold = threshold
-
-    async def start(self): ...
-
-    async def stop(self): ...
-
-    def healthy(self):
-        return True
-
-    def load(self):
-        from serve.engines.protocol import EngineLoad
-
-        return EngineLoad(0, 0, 0, 0, 0.0)
-
-    async def predict(self, instance):
-        return {"bright": int((instance > self.threshold).sum())}
-
-
-def load(setup):
-    from jobs import tasks
-    from serve.engines.replica import PredictiveReplica
-
-    inputs = tasks.get(setup.task).load(setup.directory).inputs()
-    return PredictiveReplica(Bright(setup.options.threshold), inputs, setup.identity)
-
-
-ENGINE = EngineEntry(name="bright", serves=frozenset({"predictive"}), load="my_bright:load", options=Options)
-'''
 JOB = {
     "name": "parity",
     "phase": "pretrain",
@@ -92,7 +50,7 @@ SERVE: dict[str, Any] = {
         "parity": {"model": "models:/parity@champion", "resources": {"cpus_per_replica": 0.5}},
         "bright": {
             "model": "models:/parity@champion",
-            "engine": {"name": "my_bright:ENGINE", "threshold": 99},
+            "engine": {"name": "my_engine:ENGINE", "threshold": 99},
             "resources": {"cpus_per_replica": 0.5},
         },
     },
@@ -112,7 +70,7 @@ def up(folder: Path, spec: dict[str, Any] = SERVE) -> Result:
 def trained(cluster: Connection, folder: Path) -> Iterator[Path]:
     """The folder of the specs and the code, when a model of the own task has been trained and registered."""
     (folder / "my_parity.py").write_text(TASK)
-    (folder / "my_bright.py").write_text(ENGINE)
+    own_engine.write(folder)
     (folder / "words.json").write_text('["even", "odd"]')
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump(JOB))

@@ -22,45 +22,8 @@ from serve.engines import table
 from serve.engines.table import ENGINES, EngineEntry, Mistake
 from serve.spec import ServeSpec
 from serve.wire import InferCall, Inferred
-from tests.support import tiny_models
+from tests.support import own_engine, tiny_models
 
-MY_ENGINE = '''
-"""An engine that answers how many of an image's pixels are bright."""
-
-from pydantic import Field
-
-from serve.engines.table import EngineEntry, EngineOptions
-
-
-class Options(EngineOptions):
-    threshold: int = Field(128, ge=0, le=255)
-    """A pixel above it is bright."""
-
-
-class Bright:
-    def __init__(self, threshold):
-        self.threshold = threshold
-
-    async def start(self): ...
-
-    async def stop(self): ...
-
-    async def predict(self, instance):
-        return {"bright": int((instance > self.threshold).sum())}
-
-
-def load(setup):
-    from jobs import tasks
-    from serve.engines.replica import PredictiveReplica
-
-    inputs = tasks.get(setup.task).load(setup.directory).inputs()
-    return PredictiveReplica(Bright(setup.options.threshold), inputs, setup.identity)
-
-
-ENGINE = EngineEntry(
-    name="bright", serves=frozenset({"predictive"}), load="my_bright:load", options=Options, precisions=("auto",)
-)
-'''
 MY_TASK = """
 from jobs.tasks.image_classification import ImageClassification
 
@@ -78,7 +41,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder)
     yield folder
-    for module in ("my_bright", "my_shapes"):
+    for module in ("my_engine", "my_shapes"):
         sys.modules.pop(module, None)
 
 
@@ -143,12 +106,12 @@ def test_the_fork_server_imports_each_module_once_and_finds_it() -> None:
 
 
 def test_an_engine_beside_the_spec_is_planned_and_loaded(beside: Path, tmp_path: Path) -> None:
-    (beside / "my_bright.py").write_text(MY_ENGINE)
+    own_engine.write(beside)
     directory = tiny_models.image_classifier(tmp_path / "shapes")
     sent = code(beside)
-    wanted = spec(directory, engine={"name": "my_bright:ENGINE", "threshold": 99})
+    wanted = spec(directory, engine={"name": "my_engine:ENGINE", "threshold": 99})
     (planned,) = plan.resolve(wanted, sent)
-    assert (planned.engine, planned.options) == ("my_bright:ENGINE", {"threshold": 99})
+    assert (planned.engine, planned.options) == ("my_engine:ENGINE", {"threshold": 99})
     assert planned.code == shipping.digest(sent.packed)
     images = np.full((2, 8, 8, 1), 100, dtype=np.uint8)
     images[1, :4] = 98
@@ -167,19 +130,19 @@ def test_an_engine_beside_the_spec_is_planned_and_loaded(beside: Path, tmp_path:
     ("settings", "wanted"),
     [
         (
-            {"engine": {"name": "my_bright:ENGINE", "treshold": 9}},
+            {"engine": {"name": "my_engine:ENGINE", "treshold": 9}},
             r"models\.m\.engine\.treshold: the bright engine has no option `treshold`; did you mean `threshold`\?",
         ),
         (
-            {"engine": {"name": "my_bright:ENGINE", "threshold": 999}},
+            {"engine": {"name": "my_engine:ENGINE", "threshold": 999}},
             r"models\.m\.engine\.threshold: Input should be less",
         ),
         (
-            {"engine": "my_bright:ENGINE", "runner": "torch"},
+            {"engine": "my_engine:ENGINE", "runner": "torch"},
             r"models\.m\.runner: `runner` is an option of the torch engine",
         ),
-        ({"engine": "my_bright:ENGINE", "precision": "bf16"}, r"models\.m\.precision: the bright engine has no 'bf16'"),
-        ({"engine": "my_bright:ENGIN"}, r"'my_bright:ENGIN' cannot be used: .*'ENGIN' in module 'my_bright' is no"),
+        ({"engine": "my_engine:ENGINE", "precision": "int8"}, r"models\.m\.precision: the bright engine has no 'int8'"),
+        ({"engine": "my_engine:ENGIN"}, r"'my_engine:ENGIN' cannot be used: .*'ENGIN' in module 'my_engine' is no"),
         (
             {"engine": "my_dark:ENGINE"},
             r"models\.m\.engine: 'my_dark:ENGINE' is code of your own, and /home/me/specs has no my_dark\.py or my",
@@ -190,7 +153,7 @@ def test_an_engine_beside_the_spec_is_planned_and_loaded(beside: Path, tmp_path:
 def test_what_an_own_engine_has_not_is_refused_in_the_plan(
     settings: dict[str, object], wanted: str, beside: Path, tmp_path: Path
 ) -> None:
-    (beside / "my_bright.py").write_text(MY_ENGINE)
+    own_engine.write(beside)
     (beside / "my_lame.py").write_text("import not_installed\n")
     with pytest.raises(UserError, match=wanted):
         plan.resolve(spec(tiny_models.image_classifier(tmp_path / "shapes"), **settings), code(beside))
