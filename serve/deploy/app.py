@@ -112,7 +112,7 @@ def _model_target(
         ray_actor_options={
             "num_cpus": settings.resources.cpus_per_replica,
             "num_gpus": settings.resources.gpus_per_replica,
-            "runtime_env": {**warm.executable(model, settings), **_merged(environment, settings.runtime_env)},
+            "runtime_env": {**warm.executable(model, settings), **merged(environment, settings.runtime_env)},
         },
         logging_config=LoggingConfig(enable_access_log=False),  # the gateway keeps one
         max_surge_percent=_surge(settings),
@@ -189,10 +189,11 @@ def _replica_environment() -> dict[str, Any]:
     return {"env_vars": env_vars, **({"py_modules": modules} if modules else {})}
 
 
-def _merged(environment: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's own runtime environment on top of what every replica needs."""
+def merged(environment: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's own runtime environment on top of what every replica needs, Tandem's code among it."""
     env_vars = {**environment["env_vars"], **own.get("env_vars", {})}
-    return {**environment, **own, "env_vars": env_vars}
+    modules = [*environment.get("py_modules", []), *own.get("py_modules", [])]
+    return {**environment, **own, "env_vars": env_vars, **({"py_modules": modules} if modules else {})}
 
 
 def _own_apps(name: str) -> set[str]:

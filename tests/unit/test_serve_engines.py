@@ -15,7 +15,7 @@ import pytest
 
 from cluster import shipping
 from cluster.errors import UserError
-from serve.deploy import plan, warm
+from serve.deploy import app, plan, warm
 from serve.deploy.deployments import load_replica
 from serve.deploy.own_code import CodeWanted, OwnCode, Unpacked
 from serve.engines import table
@@ -205,3 +205,14 @@ def test_a_replica_imports_what_came_with_it(tmp_path: Path, monkeypatch: pytest
         unpacked.remove()
         sys.modules.pop("my_shapes", None)
     assert not Path(module.__file__ or "").exists()
+
+
+def test_a_models_own_environment_leaves_tandem_its_code() -> None:
+    everywhere = {"env_vars": {"A": "1", "B": "1"}, "py_modules": ["gcs://tandem.zip"]}
+    own = {"env_vars": {"B": "2"}, "py_modules": ["gcs://mine.zip"], "pip": ["x"]}
+    assert app.merged(everywhere, own) == {
+        "env_vars": {"A": "1", "B": "2"},
+        "py_modules": ["gcs://tandem.zip", "gcs://mine.zip"],
+        "pip": ["x"],
+    }
+    assert app.merged({"env_vars": {}}, {}) == {"env_vars": {}}
