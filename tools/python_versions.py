@@ -1,7 +1,7 @@
 """Install and test Tandem on every Python that `pyproject.toml` names: python tools/python_versions.py [3.12 …]
 
 Each version gets a fresh virtual environment in a temporary folder, then `tools/install`, ruff and mypy, the pure
-tests, and a job of five steps on a cluster of its own. One line a version says how it went; any failure exits with 1.
+tests, and a job of a few steps on a cluster of its own. One line a version says how it went; any failure exits with 1.
 The interpreters are looked for on the PATH, then in pyenv. A version takes three minutes on two cores, and longer where
 CUDA's libraries are downloaded with torch.
 """
@@ -38,7 +38,7 @@ def steps(folder: Path) -> dict[str, list[list[str]]]:
     """Return what is done with one version, by name: commands for a clone with its environment in `folder`/venv."""
     binaries = folder / "venv" / "bin"
     python, tandem = str(binaries / "python"), str(binaries / "tandem")
-    job = ["jobs", "submit", "jobs/specs/digits.yaml", "--follow", "--set", "training.steps=5"]
+    job = ["jobs", "submit", "jobs/specs/digits.yaml", "--follow", "--set", "training.epochs=0.25"]
     return {
         "install": [["tools/install", str(folder / "venv")]],
         "check": [[str(binaries / "ruff"), "check", "."], [str(binaries / "mypy"), f"--cache-dir={folder / 'mypy'}"]],

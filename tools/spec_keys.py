@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ def sections(model: type[BaseModel], path: str = "") -> list[Section]:
     return list(_sections(schema, schema.get("$defs", {}), path))
 
 
-def without_help(pages: list[Section]) -> list[str]:
+def without_help(chapter: list[Section]) -> list[str]:
     """List the paths of keys that nothing explains."""
-    return [key.path for section in pages for key in section.keys if not key.help]
+    return [key.path for section in chapter for key in section.keys if not key.help]
 
 
 def _sections(schema: Schema, defs: Schema, path: str) -> Iterator[Section]:
@@ -165,11 +165,18 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def render(section: Section) -> str:
-    """Return a section as Markdown: its path, its help, and a table of its keys."""
-    head = [f"### {section.path}", "", section.help] if section.path else [section.help]
+def render(title: str, chapter: list[Section]) -> str:
+    """Return a chapter as Markdown: for each section its path, its help, and a table of its keys."""
+    first, *rest = chapter
+    below = [part for section in rest for part in (f"### {section.path}", *_body(section))]
+    return "\n\n".join([f"## {title}", *_body(first), *below]) + "\n"
+
+
+def _body(section: Section) -> Iterator[str]:
     rows = [f"| `{key.path}` | {_cell(key.kind)} | {key.default} | {_cell(key.help)} |" for key in section.keys]
-    return "\n".join([*head, "", "| key | type | default | what it is |", "| --- | --- | --- | --- |", *rows, ""])
+    yield section.help
+    if rows:
+        yield "\n".join(["| key | type | default | what it is |", "| --- | --- | --- | --- |", *rows])
 
 
 def _cell(text: str) -> str:
@@ -182,27 +189,25 @@ def chapters() -> dict[str, list[Section]]:
     from serve.engines.table import ENGINES
     from serve.spec import ServeSpec
 
-    options = [
-        replace(section, path=f"engine: {engine.name}")
-        for engine in ENGINES.values()
-        for section in sections(engine.options, "models.<name>.engine")
-    ]
+    engines = {
+        f"Options of the engine `{name}`": sections(engine.options, "models.<name>.engine")
+        for name, engine in ENGINES.items()
+    }
     return {
         "Jobs: `tandem jobs submit SPEC`": sections(JobSpec),
         "Endpoints: `tandem serve up SPEC`": sections(ServeSpec),
-        "Options of the engines": options,
+        **engines,
     }
 
 
 def main(arguments: list[str]) -> int:
     """Write the page, or compare it; return the exit code."""
     found = chapters()
-    missing = [path for pages in found.values() for path in without_help(pages)]
+    missing = [path for chapter in found.values() for path in without_help(chapter)]
     if missing:
         print(f"no help for {', '.join(missing)}: write a docstring below each", file=sys.stderr)
         return 1
-    parts = [HEAD, *(f"## {title}\n\n" + "\n".join(map(render, pages)) for title, pages in found.items())]
-    page = "\n".join(parts)
+    page = "\n".join([HEAD, *(render(title, chapter) for title, chapter in found.items())])
     if arguments == ["--check"]:
         fresh = PAGE.exists() and PAGE.read_text(encoding="utf-8") == page
         print("docs/keys.md is up to date" if fresh else "docs/keys.md is stale: run python tools/spec_keys.py")
