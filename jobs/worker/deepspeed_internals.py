@@ -17,7 +17,8 @@ from cluster.internals import Internal
 ENTRIES = (
     Internal(
         "deepspeed.ops.__compatible_ops__",
-        "to say that the C++ extension `deepspeed_shm_comm` is not there; only inference collectives use it",
+        "to say that the C++ extension `deepspeed_shm_comm` is not there; only inference collectives use it. It is set "
+        "whole, since the first look at it tries every extension with the compiler (0.3 s)",
         "the first job of a machine waits for a compiler, or fails for want of one",
         "DeepSpeed builds that extension when a collective asks for it",
     ),
@@ -95,7 +96,7 @@ def import_deepspeed() -> Any:
         import deepspeed
         import deepspeed.runtime.bf16_optimizer
         import deepspeed.runtime.zero.muon.muon_optimizer
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # set whole: reading it runs the compiler
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
     return deepspeed
 

@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn.functional import linear as multiply
 from transformers.pytorch_utils import Conv1D
 
+from serve.engines.torch import torch_internals
+from serve.engines.torch.torch_internals import stored_int8
+
 Weights = Literal["bf16", "int8", "int4"]
 INT8_KERNEL_ROWS = 8
 """Rows up to which torch's int8 kernel is faster than expanding the weight to bf16 first."""
@@ -27,12 +30,11 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         # not a buffer: an opaque layout can be neither saved nor moved
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        self.packed = torch_internals.pack_bf16(weight)
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return y
+        return torch_internals.linear_packed(x, self.packed, self.bias)
 
 
 class Int8Linear(nn.Module):
@@ -50,7 +52,7 @@ class Int8Linear(nn.Module):
         rows = x.flatten(0, -2)
         if len(rows) <= INT8_KERNEL_ROWS and rows.device.type == "cpu":
             # its own scales would be rounded to bf16
-            y = torch._weight_int8pack_mm(rows, self.quantised, self.ones)
+            y = torch_internals.multiply_int8(rows, self.quantised, self.ones)
         else:
             y = multiply(rows, self.quantised.to(x.dtype))
         y = (y * self.scale).to(x.dtype)
@@ -64,13 +66,13 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         quantised, scale, middle = int4_groups(weight.float())
-        self.packed = torch._convert_weight_to_int4pack_for_cpu(quantised, 1)
+        self.packed = torch_internals.pack_int4(quantised)
         scales = torch.stack([scale, middle], dim=-1)
         self.scales = scales.transpose(0, 1).contiguous().to(torch.bfloat16)
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2), self.packed, INT4_GROUP, self.scales)
+        y = torch_internals.multiply_int4(x.flatten(0, -2), self.packed, INT4_GROUP, self.scales)
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
 
@@ -95,7 +97,7 @@ def pack(model: nn.Module, weights: Weights = "bf16") -> int:
     The output head stays in bf16 when other weights are quantised. A weight that is also an embedding stays in memory
     for that use. int8 weights that torchao has stored are taken as they are.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not torch_internals.has_bf16():
         return 0
     head = model.get_output_embeddings()  # type: ignore[operator]
     replaced = 0
@@ -106,14 +108,6 @@ def pack(model: nn.Module, weights: Weights = "bf16") -> int:
                 setattr(parent, name, packed)
                 replaced += 1
     return replaced
-
-
-def stored_int8(weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return (int8 weights, scales) of a weight that torchao quantised row by row, or None for any other."""
-    if type(weight).__name__ != "Int8Tensor" or tuple(weight.block_size) != (1, weight.shape[-1]):
-        return None
-    symmetric = weight.zero_point is None or not bool(weight.zero_point.any())
-    return (weight.qdata, weight.scale) if symmetric else None
 
 
 def _packed(module: Any, weights: Weights) -> nn.Module | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from serve.engines.protocol import Delta, EngineError, EngineLoad, GenerationRequest, RequestError
 from serve.engines.text import Decoder, TextStream
-from serve.engines.torch import startup
+from serve.engines.torch import startup, torch_internals
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import BLOCK, BlockPool
 from serve.engines.torch.completion import Chosen, Completion
@@ -263,7 +263,7 @@ def _dtype(precision: Precision, device: Any) -> Any:
 
     if precision == "auto":
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        on_cpu = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        on_cpu = device.type == "cpu" and torch_internals.has_bf16()
         precision = "bf16" if on_gpu or on_cpu else "fp32"
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}; choose auto, bf16, fp32, int8 or int4")

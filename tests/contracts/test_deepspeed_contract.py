@@ -1,0 +1,117 @@
+"""DeepSpeed still has what jobs/worker/deepspeed_internals.py relies on.
+
+What lies where is tested on real engines in tests/integration/test_jobs_zero_layouts.py.
+"""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from jobs.worker import deepspeed_internals, zero_layouts
+from tests.support.contracts import Contract, calls, has_attributes, source_mentions
+
+DEEPSPEED = Contract("jobs/worker/deepspeed_internals.py", deepspeed_internals.ENTRIES)
+OPTIMIZERS = {
+    "AdamW": "torch.optim",
+    "BF16_Optimizer": "deepspeed.runtime.bf16_optimizer",
+    "DeepSpeedZeroOptimizer": "deepspeed.runtime.zero.stage_1_and_2",
+    "DeepSpeedZeroOptimizer_Stage3": "deepspeed.runtime.zero.stage3",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    deepspeed_internals.import_deepspeed()
+
+
+def optimizer(name: str) -> type:
+    found: type = getattr(importlib.import_module(OPTIMIZERS[name]), name)
+    return found
+
+
+@DEEPSPEED.check("deepspeed.ops.__compatible_ops__")
+def _ops() -> None:
+    import deepspeed
+
+    assert deepspeed.ops.__compatible_ops__ == {"deepspeed_shm_comm": False}
+    source_mentions("deepspeed.comm.torch", "not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):")
+    source_mentions("deepspeed.ops.op_builder.cpu.comm", 'NAME = "deepspeed_shm_comm"')
+
+
+@DEEPSPEED.check("deepspeed.runtime.bf16_optimizer.see_memory_usage")
+def _memory() -> None:
+    source_mentions("deepspeed.runtime.bf16_optimizer", " see_memory_usage,", "see_memory_usage('")
+
+
+@DEEPSPEED.check("deepspeed's import of mlflow and of decorators by torch.compile")
+def _imports() -> None:
+    code = (
+        "import sys; from jobs.worker.deepspeed_internals import import_deepspeed; import_deepspeed();"
+        "import torch; assert torch.compile.__module__.startswith('torch');"
+        "print('loaded:', *({'mlflow', 'torch._inductor.compile_fx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:", done.stdout
+
+
+@DEEPSPEED.check("DeepSpeedEngine.clip_fp32_gradients")
+def _clip() -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    calls(DeepSpeedEngine._take_model_step, "self.clip_fp32_gradients()")
+    has_attributes(DeepSpeedEngine, "get_global_grad_norm", "zero_optimization_stage")
+
+
+@DEEPSPEED.check("DeepSpeedEngine._zero3_consolidated_16bit_state_dict")
+def _consolidated() -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    has_attributes(DeepSpeedEngine, "_zero3_consolidated_16bit_state_dict", "zero_optimization_partition_weights")
+
+
+@DEEPSPEED.check("BF16_Optimizer.fp32_groups_flat_partition")
+def _bf16() -> None:
+    calls(optimizer("BF16_Optimizer"), "self.fp32_groups_flat_partition.append(", "link_hp_params(")
+
+
+@DEEPSPEED.check("DeepSpeedZeroOptimizer.single_partition_of_fp32_groups")
+def _fp32() -> None:
+    calls(optimizer("DeepSpeedZeroOptimizer"), "self.single_partition_of_fp32_groups.append(", "link_hp_params(")
+
+
+@DEEPSPEED.check("Parameter._hp_mapping (deepspeed.utils.tensor_fragment)")
+def _mapping() -> None:
+    from deepspeed.utils import mixed_precision_linkage
+
+    tensor_fragment = importlib.import_module("deepspeed.utils.tensor_fragment")  # the package has a class of that name
+    fields = {"lp_fragment_address", "hp_fragment_address", "param_group_index"}
+    assert fields <= tensor_fragment.tensor_fragment.__dataclass_fields__.keys()
+    assert {"numel", "start"} <= tensor_fragment.fragment_address.__dataclass_fields__.keys()
+    calls(mixed_precision_linkage.link_hp_params, "lp_param._hp_mapping = ")
+
+
+@DEEPSPEED.check("DeepSpeedZeroOptimizer_Stage3.fp32_partitioned_groups_flat, grad_position, get_param_id")
+def _stage3() -> None:
+    stage3 = optimizer("DeepSpeedZeroOptimizer_Stage3")
+    has_attributes(stage3, "get_param_id")
+    place = "self.grad_position[param_id] = [int(i), int(current_offset), int(num_elements)]"
+    calls(stage3.set_grad_positions, "param.partition_numel()", place)
+    calls(stage3, "self.fp32_partitioned_groups_flat.append(")
+
+
+@DEEPSPEED.check("Parameter.ds_numel, Parameter.ds_tensor (deepspeed.zero.Init)")
+def _parts() -> None:
+    source_mentions("deepspeed.runtime.zero.partition_parameters", "param.ds_numel = ", "param.ds_tensor = ")
+
+
+@pytest.mark.parametrize("name", DEEPSPEED.entries)
+def test_deepspeed(name: str) -> None:
+    DEEPSPEED.verify(name)
+
+
+def test_every_known_layout_is_that_of_a_class_which_exists() -> None:
+    assert {name for _, name in zero_layouts.LAYOUTS} == OPTIMIZERS.keys()
+    for name in OPTIMIZERS:
+        assert optimizer(name).__name__ == name

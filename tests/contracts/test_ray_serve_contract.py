@@ -1,0 +1,76 @@
+"""Ray Serve still has what serve/deploy/ray_serve_internals.py relies on."""
+
+import pytest
+
+from serve.deploy import ray_serve_internals
+from tests.support.contracts import Contract, calls, source_mentions, takes
+
+SERVE = Contract("serve/deploy/ray_serve_internals.py", ray_serve_internals.ENTRIES)
+
+
+@SERVE.check("ray.serve.context._get_global_client")
+def _client() -> None:
+    from ray.serve._private.client import ServeControllerClient
+    from ray.serve.context import _get_global_client
+
+    takes(_get_global_client, "raise_if_no_controller_running")
+    assert isinstance(ServeControllerClient.http_config, property)
+
+
+@SERVE.check("Deployment.options(_internal=True)")
+def _version() -> None:
+    from ray import serve
+
+    class Something:
+        pass
+
+    deployment = serve.deployment(Something).options(name="x", **ray_serve_internals.pinned("3"))
+    assert deployment.version == "3"
+
+
+@SERVE.check("ray.serve.delete(_blocking=False)")
+def _delete() -> None:
+    from ray import serve
+
+    takes(serve.delete, "name", "_blocking")
+
+
+@SERVE.check("ReplicaContext.servable_object")
+def _replica() -> None:
+    from ray.serve.context import ReplicaContext
+
+    assert {"servable_object", "replica_id"} <= ReplicaContext.__dataclass_fields__.keys()
+
+
+@SERVE.check("async __del__ of a deployment is awaited")
+def _end() -> None:
+    source_mentions("ray.serve._private.replica", 'if hasattr(self._callable, "__del__"):', "self._callable.__del__,")
+
+
+@SERVE.check("ray.dashboard.modules.serve.sdk.ServeSubmissionClient.get_serve_details")
+def _details() -> None:
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+    from ray.serve import schema
+
+    calls(ServeSubmissionClient.get_serve_details, "json()")
+    fields = {
+        schema.ServeInstanceDetails: {"controller_info", "http_options", "proxies", "applications"},
+        schema.ApplicationDetails: {"status", "message", "route_prefix", "deployments"},
+        schema.DeploymentDetails: {"message", "replicas", "target_num_replicas"},
+        schema.ReplicaDetails: {"state"},
+        schema.ProxyDetails: {"node_ip"},
+    }
+    for owner, names in fields.items():
+        assert names <= owner.model_fields.keys(), owner
+
+
+@SERVE.check("AutoscalingConfig.metrics_interval_s")
+def _interval() -> None:
+    from ray.serve.config import AutoscalingConfig
+
+    assert AutoscalingConfig(**ray_serve_internals.load_interval(0.5)).metrics_interval_s == 0.5
+
+
+@pytest.mark.parametrize("name", SERVE.entries)
+def test_ray_serve(name: str) -> None:
+    SERVE.verify(name)

@@ -1,0 +1,102 @@
+"""Torch and torchao still have what the adapters in jobs/checkpoint/ and serve/engines/torch/ rely on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.checkpoint import torch_internals as jobs_internals
+from serve.engines.torch import torch_internals as serve_internals
+from tests.support.contracts import Contract, binary_holds, has_attributes
+
+JOBS = Contract("jobs/checkpoint/torch_internals.py", jobs_internals.ENTRIES)
+SERVE = Contract("serve/engines/torch/torch_internals.py", serve_internals.ENTRIES)
+ROWS, WIDTH, GROUP = 3, 64, 32
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return bf16 rows [3, 64] and an fp32 weight [32, 64]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(ROWS, WIDTH, generator=generator).bfloat16(), torch.randn(32, WIDTH, generator=generator)
+
+
+def near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within what bf16 rounds: 2^-8 of the largest value, at a few places."""
+    assert found.shape == expected.shape
+    assert float((found.float() - expected).abs().max() / expected.abs().max()) < 0.02
+
+
+@JOBS.check("torch.distributed.distributed_c10d._get_default_store")
+def _store() -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        store = dist.PrefixStore("x", jobs_internals.group_store())
+        store.set("a", "1")
+        assert store.check(["a"])
+        assert not store.check(["b"])
+        assert bytes(store.get("a")) == b"1"
+        assert store.delete_key("a")
+    finally:
+        dist.destroy_process_group()
+
+
+@JOBS.check("THP_MEM_ALLOC_ENABLE")
+def _pages() -> None:
+    (name,) = jobs_internals.HUGE_PAGES
+    binary_holds(next(Path(torch.__file__).parent.glob("lib/libc10.*")), name)
+
+
+@SERVE.check("torch.ops.mkldnn._is_mkldnn_bf16_supported")
+def _bf16() -> None:
+    assert serve_internals.has_bf16() in (True, False)
+
+
+@SERVE.check("torch.ops.mkldnn._reorder_linear_weight, _linear_pointwise")
+def _packed() -> None:
+    x, weight = inputs()
+    has_attributes(torch.ops.mkldnn, "_reorder_linear_weight", "_linear_pointwise")
+    if serve_internals.has_bf16():
+        packed = serve_internals.pack_bf16(weight.bfloat16())
+        near(serve_internals.linear_packed(x, packed, torch.ones(32).bfloat16()), x.float() @ weight.T + 1)
+
+
+@SERVE.check("torch._weight_int8pack_mm")
+def _int8() -> None:
+    x, weight = inputs()
+    scale = weight.abs().amax(dim=1) / 127
+    quantised = (weight / scale[:, None]).round().to(torch.int8)
+    found = serve_internals.multiply_int8(x, quantised, torch.ones(32, dtype=torch.bfloat16))
+    near(found.float() * scale, x.float() @ weight.T)
+
+
+@SERVE.check("torch._convert_weight_to_int4pack_for_cpu, _weight_int4pack_mm_for_cpu")
+def _int4() -> None:
+    x, _ = inputs()
+    quantised = torch.arange(32 * WIDTH).reshape(32, WIDTH) % 16
+    scales = torch.stack([torch.full((2, 32), 0.5), torch.ones(2, 32)], dim=-1).bfloat16()
+    packed = serve_internals.pack_int4(quantised.to(torch.int32))
+    near(serve_internals.multiply_int4(x, packed, GROUP, scales), x.float() @ ((quantised - 8) * 0.5 + 1).T)
+
+
+@SERVE.check("torchao's Int8Tensor (qdata, scale, zero_point, block_size)")
+def _torchao() -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    linear = torch.nn.Linear(WIDTH, 32)
+    weight = linear.weight.detach().clone()
+    quantize_(linear, Int8WeightOnlyConfig())  # as jobs/worker/quantize.py does
+    stored = serve_internals.stored_int8(linear.weight)
+    assert stored is not None, f"it is a {type(linear.weight).__name__}"
+    near(stored[0].float() * stored[1].reshape(-1, 1), weight)
+
+
+@pytest.mark.parametrize("name", JOBS.entries)
+def test_torch_for_jobs(name: str) -> None:
+    JOBS.verify(name)
+
+
+@pytest.mark.parametrize("name", SERVE.entries)
+def test_torch_for_the_engine(name: str) -> None:
+    SERVE.verify(name)
