@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = specfile.load(options.spec, JobSpec, options.overrides)
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
-        placed = reach_cluster(spec)
+        placed = connect_and_place(spec)
         from jobs.driver import attempt
 
         return attempt.run(spec, base, placed)
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
 
 
-def reach_cluster(spec: JobSpec) -> dict[str, int]:
+def connect_and_place(spec: JobSpec) -> dict[str, int]:
     """Connect to the cluster, make sure that the job fits, have its processes started; return how they are placed."""
     environment = warm.environment(spec)
     os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_TRAIN_")})

@@ -58,7 +58,7 @@ def parse(text: str) -> list[Fault]:
 
 
 class Injector:
-    """A worker's faults. Without any, reaching a point costs a comparison."""
+    """A worker's faults. Without any, a point costs a comparison."""
 
     def __init__(self, run: RunFolder, rank: int, text: str | None = None, node: str = "") -> None:
         wanted = os.environ.get(VARIABLE, "") if text is None else text
@@ -67,7 +67,7 @@ class Injector:
         self._pace_s = 0.0
         self._rank = rank
 
-    def reach(self, phase: str, step: int) -> str | None:
+    def inject(self, phase: str, step: int) -> str | None:
         """Do what is due at this point; return the name of an action that the caller has to do."""
         if self._pace_s and phase == "step":
             time.sleep(self._pace_s)
@@ -78,7 +78,7 @@ class Injector:
                 return _ACTIONS[fault.action](self._run)
         return None
 
-    def take(self, step: int, micro_batches: Iterable[Iterable[int]]) -> None:
+    def record_rows(self, step: int, micro_batches: Iterable[Iterable[int]]) -> None:
         """Note that `step` takes these rows on this rank, where `rows` asks for it."""
         if any(fault.action == "rows" and step >= fault.step for fault in self._faults):
             rows = [int(row) for micro_batch in micro_batches for row in micro_batch]

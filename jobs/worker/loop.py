@@ -71,7 +71,7 @@ def train_worker(config: WorkerConfig) -> None:
     with system_metrics(config.run.spool), logged(config) as watchdog:
         worker = set_up(config, watchdog)
         worker.engine.model.train()
-        worker.faults.reach("start", worker.start)
+        worker.faults.inject("start", worker.start)
         finished = train(worker)
         watchdog.allow()  # the last checkpoint may take longer than a step
         worker.saver.finish()
@@ -96,7 +96,7 @@ def train(worker: Worker) -> bool:
         engine.set_learning_rate(rate)
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
         loss, stop, save = forward_backward(worker, micro_batches, targets)
-        loss *= {"nan": math.nan, "spike": 1e3}.get(worker.faults.reach("step", step + 1) or "", 1.0)
+        loss *= {"nan": math.nan, "spike": 1e3}.get(worker.faults.inject("step", step + 1) or "", 1.0)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
         if recent.is_spike(loss):
@@ -170,7 +170,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
         mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
-        worker.faults.take(step + 1, mine)
+        worker.faults.record_rows(step + 1, mine)
         micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
         return micro, int(worker.rows.targets[chosen].sum())
 

@@ -110,7 +110,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         watchdog=watchdog,
         faults=faults,
         skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, faults.reach, GroupNotes()),
+        saver=Saver(store, point.attempt, rank, world_size, keep, faults.inject, GroupNotes()),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
         zero_stage=zero.stage_of(training, base),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster import shipping
+from cluster.connect import PACKAGES
 from cluster.errors import UserError
 
 Found = TypeVar("Found")
@@ -68,6 +69,8 @@ def _why(name: str, error: Exception, code: OwnCode) -> str:
             f"is code of your own, and {code.origin} has no {module}.py or {module}/: put it beside the spec that you "
             "deploy"
         )
+    if module in PACKAGES:
+        return f"cannot lie in {module}, the name of one of Tandem's own packages: rename it in {code.origin}"
     if isinstance(error, ModuleNotFoundError):
         return (
             f"cannot be imported: {error}; install it on the cluster's nodes, or, where only the replica's "

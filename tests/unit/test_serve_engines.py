@@ -147,6 +147,10 @@ def test_an_engine_beside_the_spec_is_planned_and_loaded(beside: Path, tmp_path:
             {"engine": "my_dark:ENGINE"},
             r"models\.m\.engine: 'my_dark:ENGINE' is code of your own, and /home/me/specs has no my_dark\.py or my",
         ),
+        (
+            {"engine": "jobs.mine:ENGINE"},
+            r"'jobs\.mine:ENGINE' cannot lie in jobs, the name of one .*: rename it in /home",
+        ),
         ({"engine": "my_lame:ENGINE"}, r"cannot be imported: No module named 'not_installed'; install it on"),
     ],
 )
@@ -155,6 +159,8 @@ def test_what_an_own_engine_has_not_is_refused_in_the_plan(
 ) -> None:
     own_engine.write(beside)
     (beside / "my_lame.py").write_text("import not_installed\n")
+    (beside / "jobs").mkdir()
+    (beside / "jobs" / "mine.py").write_text(MY_ENGINE)
     with pytest.raises(UserError, match=wanted):
         plan.resolve(spec(tiny_models.image_classifier(tmp_path / "shapes"), **settings), code(beside))
 
