@@ -115,10 +115,11 @@ class TorchEngine:
         return self._steps.load()
 
     def report(self) -> dict[str, Any]:
-        """Return what runs here and where its time went so far: runner, threads, cache, compiling, steps by part."""
+        """Return what runs here (runner, threads, dtype, cache), and where compiling and steps spent their time so far."""
         return {
             "runner": self._runner.name if self._runner else None,
             "threads": self._threads,
+            "computes_in": str(self._model.dtype).removeprefix("torch."),
             "max_context": self.max_context,
             "cache_tokens": self.load().cache_tokens_total,
             "compile_s": getattr(self._runner, "compile_s", 0.0),
