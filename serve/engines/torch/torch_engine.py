@@ -115,7 +115,7 @@ class TorchEngine:
         return self._steps.load()
 
     def report(self) -> dict[str, Any]:
-        """Return what runs here (runner, threads, dtype, cache), and where compiling and steps spent their time so far."""
+        """Return what runs here (runner, threads, dtype, cache), and where compiling and steps spent their time."""
         return {
             "runner": self._runner.name if self._runner else None,
             "threads": self._threads,
