@@ -25,7 +25,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(training, rows, 1, on_gpu=False)
+        model=model, optimizer=optimizer, config=deepspeed_config(training, rows, 1, precision="bf16", on_gpu=False)
     )
     generator = torch.Generator().manual_seed(rank)
     times = []

@@ -50,7 +50,7 @@ def main() -> None:
         per_device_train_batch_size=rows,
         bf16=True,
         use_cpu=True,
-        deepspeed=deepspeed_config(training, rows, 1, on_gpu=False),
+        deepspeed=deepspeed_config(training, rows, 1, precision="bf16", on_gpu=False),
         optim="adamw_torch_fused",
         learning_rate=1e-3,
         save_strategy="no",

@@ -3,6 +3,7 @@
 storage/runs/<name>-<spec digest>-<k>/
     status.json      RUNNING, FINISHED, FAILED or KILLED          driver, guard → whoever submits the spec again
     control.json     what failures have changed (Control)         driver → workers
+    precision.json   what the run computes in, once decided       driver → driver of a later attempt
     attempt.json     the newest start of the group (Attempt)      first rank → driver
     failures.jsonl   failed attempts, oldest first                driver → post-mortem page
     STOP, SAVE       requests for a checkpoint (and an end)       driver → workers
@@ -152,6 +153,14 @@ class RunFolder:
     def write_control(self, control: Control) -> None:
         """Note what failures have changed."""
         _write(self.path / "control.json", asdict(control))
+
+    def precision(self) -> str | None:
+        """Return what the run computes in, if an attempt has decided."""
+        return _read(self.path / "precision.json").get("precision")
+
+    def keep_precision(self, precision: str) -> None:
+        """Note what the run computes in, for attempts to come."""
+        _write(self.path / "precision.json", {"precision": precision})
 
     # -- requests to the workers -------------------------------------------------------------------------------------
 

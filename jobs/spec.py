@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.names import Alias, Name
+from cluster.precision import Wanted
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -130,8 +131,9 @@ class TrainingSpec(_Section):
     """AdamW's term in the denominator."""
     clip: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 switches clipping off."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """What the model computes in; master weights and optimizer states are fp32 in any case."""
+    precision: Wanted = "auto"
+    """What the model computes in: auto is bf16 where the workers' CPUs or GPUs do, else fp32, decided when the run
+    begins. Master weights and optimizer states are fp32 in any case."""
     seed: int = Field(0, ge=0)
     """Decides initial weights, dropout and the order of the rows."""
     eval_every: Positive | None = None
@@ -224,8 +226,18 @@ class FailuresSpec(_Section):
     """A worker that does nothing for so long is taken to hang. Within training, three median steps and 8 s suffice."""
 
 
+class EvaluateSpec(_Section):
+    """How phase `evaluate` measures."""
+
+    precision: Wanted = "auto"
+    """What the model computes in, as in `training`."""
+
+
 class QuantizeSpec(_Section):
     """How the weights shrink."""
+
+    precision: Wanted = "auto"
+    """What both versions are measured in, as in `training`; what is written does not depend on it."""
 
     method: Literal["int8-weight-only"] = "int8-weight-only"
     """Int8 weights with a scale for each row, through torchao."""
@@ -255,6 +267,8 @@ class JobSpec(_Section):
     resources: ResourcesSpec = ResourcesSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     failures: FailuresSpec = FailuresSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """How phase `evaluate` measures."""
     quantize: QuantizeSpec = QuantizeSpec()
     register_: RegisterSpec | None = Field(None, alias="register")
     storage: str | None = None
@@ -278,6 +292,13 @@ class JobSpec(_Section):
         if self.model.source is not None and self.model.architecture is not None:
             raise ValueError("give either `model.architecture` or `model.from`, not both")
         return self
+
+    @property
+    def precision(self) -> Wanted:
+        """What the section of the job's phase asks for."""
+        if self.phase == "evaluate":
+            return self.evaluate.precision
+        return self.training.precision if self.training and self.phase != "quantize" else self.quantize.precision
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole spec, defaults included, under the file's key names."""

@@ -117,7 +117,8 @@ class ModelServeSpec(Scaled):
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     """Ray's runtime environment of this model's replicas: `{image_uri: …}`, `{pip: […]}`, `{env_vars: {…}}`."""
     precision: Literal["auto", "bf16", "fp32", "int8", "int4"] = "auto"
-    """`int8` and `int4` keep the weights of linear layers in so many bits and compute in bf16."""
+    """`auto`: bf16 where the replica's CPU or GPU computes in it, else fp32. `int8` and `int4` keep the weights of
+    linear layers in so many bits and compute in what `auto` chooses."""
     runner: Literal["auto", "native", "torch"] | None = None
     """The engine's option of this name, also read here."""
     compile: bool | None = None

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import home, local, processes
+from cluster import home, local, precision, processes
 from cluster.connect import Connection, connection
+from tests.support import machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
         if folder == "faults":
             item.add_marker(pytest.mark.faults)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End with one line that names what could not be tested on this machine."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and reporter.stats.get("passed"):
+        skipped = [report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", ())]
+        reporter.write_line(machine.summary(machine.lacking(precision.cpu_flags(), machine.has_gpu()), skipped))
 
 
 def free_port() -> int:

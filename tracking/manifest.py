@@ -4,7 +4,7 @@ import hashlib
 import os
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -50,6 +50,8 @@ class ModelManifest(BaseModel):
     dataset: DatasetRef | None = None
     spec_digest: str | None = None
     code_version: str | None = None
+    precision: Literal["bf16", "fp32"] | None = None
+    """What the job computed in; None for a model that an older Tandem exported."""
     evaluation: dict[str, float] = {}
     quantization: dict[str, Any] | None = None
     """For example `{"method": "int8-weight-only"}`; None for full precision."""

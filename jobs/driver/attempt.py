@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import home
 from jobs import progress, run_folder
-from jobs.driver import guard, phases, postmortem, preemption
+from jobs.driver import guard, phases, postmortem, precision, preemption
 from jobs.driver.job import Job, Stopped
 from jobs.driver.reporter import FailureWatch, Reporter
 from jobs.spec import JobSpec
@@ -35,10 +35,12 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     folder.begin()
     guard.start(folder)
     tags = _tags(spec)
-    outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", spec.resolved(), tags))
-    opened = partial(Run.open, folder.key, spec.name, params=spec.resolved(), tags=tags)
+    decision = precision.settle(spec, folder, placed)
+    params = precision.in_params(spec, decision)
+    outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", params, tags))
+    opened = partial(Run.open, folder.key, spec.name, params=params, tags=tags)
     sender = SpoolSender(folder.spool, opened, interval_s=0.5)
-    job = Job(spec, base, storage, folder, sender, parent, placed)
+    job = Job(spec, base, storage, folder, sender, parent, placed, decision.precision)
     progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
     job.track(lambda run: progress.say(f"MLflow {run.url}"))
     job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
@@ -61,7 +63,7 @@ def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
         raise
     finally:
         watch.finish()
-        _end(job, Ending(folder.key, spec.name, status, spec.resolved(), tags))
+        _end(job, Ending(folder.key, spec.name, status, params, tags))
     progress.result({"run": folder.key, **_run_address(sender), **outcome})
     return 0
 

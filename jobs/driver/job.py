@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.precision import Precision
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from tracking.run import Run
@@ -30,6 +31,8 @@ class Job:
     """Directory (or hub id) of the model the job starts from."""
     placed: Mapping[str, int]
     """How many workers each node takes, by node id."""
+    precision: Precision
+    """What the workers compute in."""
     stopping: bool = False
     steps: int = 0
     """Optimiser steps of the run, once they are known."""

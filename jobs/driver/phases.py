@@ -41,7 +41,9 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     workers = job.spec.resources.fewest
     progress.report("measure", 0, workers)
     remote = _compute_task(job, evaluate_share)
-    shares = [remote.remote(job.spec, str(job.parent), prepared, rank, workers) for rank in range(workers)]
+    shares = [
+        remote.remote(job.spec, str(job.parent), prepared, job.precision, rank, workers) for rank in range(workers)
+    ]
     parts: list[dict[str, float]] = []
     for done, share in enumerate(shares, 1):
         parts.append(_result(share))
@@ -58,7 +60,7 @@ def quantize_phase(job: Job) -> dict[str, Any]:
 
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
-    arguments = (job.spec, str(job.parent), prepared, str(job.folder.model))
+    arguments = (job.spec, str(job.parent), prepared, job.precision, str(job.folder.model))
     report = _result(_compute_task(job, quantize).remote(*arguments))
     progress.report("quantize", 1, 1)
     job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
@@ -87,7 +89,7 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
     from jobs.driver import ray_train
 
     parent = Path(job.parent) if job.parent else None
-    config = WorkerConfig(job.spec, prepared, job.folder, job.checkpoints, parent, job.base)
+    config = WorkerConfig(job.spec, job.precision, prepared, job.folder, job.checkpoints, parent, job.base)
     name = f"{job.folder.key}-{os.getpid()}"
     try:
         ray_train.train(function, config, name=name, autoscaling=not connect.connection().is_local)

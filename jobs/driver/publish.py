@@ -37,6 +37,7 @@ def publish(
             parent=job.spec.model.source,
             dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest),
             spec_digest=job.spec.digest(),
+            precision=job.precision,
             evaluation=evaluation,
             quantization=quantization,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
@@ -15,6 +16,8 @@ class WorkerConfig:
     """The same for every rank and every start of the group; pickled once, when the group is made."""
 
     spec: JobSpec
+    precision: Precision
+    """What the run computes in; the spec may say `auto`."""
     prepared: Prepared
     run: RunFolder
     checkpoints: str

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.data.rows import Rows
 from jobs.spec import JobSpec
@@ -50,17 +51,20 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()} if device.type != "cpu" else batch
 
 
-def evaluate_share(spec: JobSpec, directory: str, prepared: Prepared, rank: int, world_size: int) -> dict[str, float]:
+def evaluate_share(
+    spec: JobSpec, directory: str, prepared: Prepared, precision: Precision, rank: int, world_size: int
+) -> dict[str, float]:
     """Load the model and return the sums over one share of the held-out rows: phase `evaluate`, as a Ray task."""
     from jobs import noise
     from jobs.data.prepare import rows_of
     from jobs.tasks import get
+    from jobs.worker.export import DTYPES
 
     noise.quiet()
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = get(spec.task).load(prepared.task_directory, spec.task_options())
-    model = task.load_model(Path(directory)).to(device)
+    model = task.load_model(Path(directory), DTYPES[precision]).to(device)
     rows = rows_of(prepared, prepared.eval_files)
     limit = spec.data.eval_max_rows
     return measure(task, model, rows, limit=limit, micro_batch=16, device=device, rank=rank, world_size=world_size)

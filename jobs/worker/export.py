@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from jobs.spec import LoraSpec, TrainingSpec
+from cluster.precision import Precision
+from jobs.spec import LoraSpec
 from jobs.tasks import Task
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def add_lora(model: torch.nn.Module, lora: LoraSpec) -> torch.nn.Module:
@@ -38,7 +39,7 @@ def export(
     task: Task,
     weights: dict[str, torch.Tensor],
     fresh_model: Callable[[], torch.nn.Module],
-    training: TrainingSpec,
+    precision: Precision,
     lora: LoraSpec | None,
 ) -> None:
     """Write the model directory: safetensors, config, and what the task learned; adapters are merged.
@@ -57,7 +58,7 @@ def export(
         model = wrapped.merge_and_unload()  # type: ignore[operator]
     else:
         model.load_state_dict(weights)
-    model.to(DTYPES[training.precision]).save_pretrained(str(partial))  # type: ignore[operator]
+    model.to(DTYPES[precision]).save_pretrained(str(partial))  # type: ignore[operator]
     task.save(partial)
     _check(partial, task, model)
     shutil.rmtree(directory, ignore_errors=True)

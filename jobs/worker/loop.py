@@ -244,7 +244,7 @@ def export_weights(worker: Worker) -> None:
             worker.task,
             weights,
             lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
-            worker.training,
+            worker.precision,
             worker.spec.model.lora,
         )
         worker.run.write_evaluations(worker.evaluations)

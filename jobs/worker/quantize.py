@@ -7,16 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
 
 
-def quantize(spec: JobSpec, parent: str, prepared: Prepared, target: str) -> dict[str, float]:
+def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precision, target: str) -> dict[str, float]:
     """Write the quantised model to `target` and return the comparison with its parent.
 
     Linear layers keep one scale per output row and int8 weights (symmetric, no calibration needed); embeddings and
-    the head stay as they are.
+    the head stay as they are, in the parent's own dtype. `precision` is what both are measured in.
 
     Returns:
         bytes, parent_bytes, eval_<metric> and parent_eval_<metric> on the same held-out rows, loss_change (relative),
@@ -31,16 +32,17 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, target: str) -> dic
 
     from jobs.data.prepare import rows_of
     from jobs.tasks import get
+    from jobs.worker.export import DTYPES
 
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = get(spec.task).load(prepared.task_directory, spec.task_options())
     held_out = rows_of(prepared, prepared.eval_files)
 
-    before = task.load_model(Path(parent)).to(device)
+    before = task.load_model(Path(parent), DTYPES[precision]).to(device)
     report = {f"parent_{key}": value for key, value in _measure(spec, task, before, held_out, device).items()}
     settings = transformers.TorchAoConfig(Int8WeightOnlyConfig())
-    after = task.load_model(Path(parent), before.dtype, {"quantization_config": settings}).to(device)  # type: ignore[arg-type]
+    after = task.load_model(Path(parent), None, {"quantization_config": settings}).to(device)
 
     directory = Path(target)
     partial = directory.with_name(f".{directory.name}.partial")
@@ -49,7 +51,7 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, target: str) -> dic
     after.save_pretrained(str(partial))  # type: ignore[operator]
     task.save(partial)
     # What is measured is what a server will load, not what is in memory now.
-    report |= _measure(spec, task, task.load_model(partial).to(device), held_out, device)
+    report |= _measure(spec, task, task.load_model(partial, DTYPES[precision]).to(device), held_out, device)
     report["bytes"], report["parent_bytes"] = _weight_bytes(partial), _weight_bytes(Path(parent))
     report["loss_change"] = report["eval_loss"] / report["parent_eval_loss"] - 1
     shutil.rmtree(directory, ignore_errors=True)

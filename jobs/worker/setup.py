@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from cluster.precision import Precision
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
 from jobs.checkpoint.saver import GroupNotes, Saver
@@ -39,6 +40,7 @@ class Worker:
 
     spec: JobSpec
     training: TrainingSpec
+    precision: Precision
     task: Task
     engine: Engine
     rows: Rows
@@ -91,7 +93,12 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
             print(f"skipped checkpoint {reason}", flush=True)
     base = read_deepspeed(training, config.base)
     model = starting_model(spec, task, config.parent)
-    engine = make_engine(model, training, world_size, micro_batch, base, ray.train.torch.get_device(), store, point)
+    accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
+    device = ray.train.torch.get_device()
+    ds_config = zero.deepspeed_config(
+        training, micro_batch, accumulation, precision=config.precision, on_gpu=device.type == "cuda", base=base
+    )
+    engine = make_engine(model, training, ds_config, device, store, point)
     if rank == 0:
         run.write_attempt(replace(attempt, training=True))
     keep, faults = (
@@ -101,6 +108,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     return Worker(
         spec=spec,
         training=training,
+        precision=config.precision,
         task=task,
         engine=engine,
         rows=rows,
@@ -128,9 +136,7 @@ def read_deepspeed(training: TrainingSpec, base: Path) -> dict[str, Any] | None:
 def make_engine(
     model: torch.nn.Module,
     training: TrainingSpec,
-    world_size: int,
-    micro_batch: int,
-    base: dict[str, Any] | None,
+    ds_config: dict[str, Any],
     device: torch.device,
     store: Store,
     point: resume.Point,
@@ -139,8 +145,6 @@ def make_engine(
     state = resume.reader(store, point.manifest) if point.manifest else None
     if state is not None and point.manifest is not None:
         resume.load_model(model, state, store, point.manifest)
-    accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
-    ds_config = zero.deepspeed_config(training, micro_batch, accumulation, on_gpu=device.type == "cuda", base=base)
     engine = Engine(model, training, ds_config, device)
     if state is not None and point.manifest is not None:
         engine.restore(state, point.manifest.updates)

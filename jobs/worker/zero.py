@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.precision import Precision
 from jobs.spec import TrainingSpec
 
 _OURS = (
@@ -20,13 +21,20 @@ _OURS = (
 
 
 def deepspeed_config(
-    training: TrainingSpec, micro_batch: int, accumulation: int, *, on_gpu: bool, base: dict[str, Any] | None = None
+    training: TrainingSpec,
+    micro_batch: int,
+    accumulation: int,
+    *,
+    precision: Precision,
+    on_gpu: bool,
+    base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the configuration for `deepspeed.initialize`.
 
     Args:
         micro_batch: rows per forward pass on one rank.
         accumulation: micro-batches per optimiser step.
+        precision: what the run computes in; the spec may say `auto`.
         on_gpu: overlap communication with the backward pass (there is no second stream on a CPU).
         base: a user's own DeepSpeed JSON; its keys win, but for those the spec decides (batch, clipping, precision).
     """
@@ -35,7 +43,7 @@ def deepspeed_config(
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": training.clip,
         "zero_optimization": _zero(training, on_gpu),
-        **_precision(training, stage_of(training, base)),
+        **_precision(precision, stage_of(training, base)),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
@@ -72,12 +80,12 @@ def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
     return training.deepspeed.zero_stage
 
 
-def _precision(training: TrainingSpec, stage: int) -> dict[str, Any]:
+def _precision(precision: Precision, stage: int) -> dict[str, Any]:
     """bf16 weights with fp32 masters and fp32 gradient sums where ZeRO keeps them; else fp32 weights and autocast.
 
     Without ZeRO, DeepSpeed's bf16 has neither masters nor fp32 sums (`DDP_BFLOAT16` in its engine.py).
     """
-    if training.precision == "fp32":
+    if precision == "fp32":
         return {}
     if stage == 0:
         return {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}

@@ -24,8 +24,9 @@ from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from cluster import connect
+from cluster import connect, devices
 from cluster.errors import UserError
+from cluster.precision import decide
 from serve.deploy import address, plan, ray_serve_internals, state_actor, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
@@ -44,6 +45,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     when `code` is needed.
     """
     models = plan.resolve(spec, code)
+    _warn_of_emulation(spec)
     host, port = address.start(spec.http)
     environment = _replica_environment()
     state_actor.start(spec.name, environment)
@@ -198,6 +200,17 @@ def merged(environment: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _own_apps(name: str) -> set[str]:
     return {app for app in ray_serve.status().applications if app == name or app.startswith(f"{name}.")}
+
+
+def _warn_of_emulation(spec: ServeSpec) -> None:
+    """Say which models will be slow because a node that may hold a replica emulates the bf16 they ask for."""
+    for name, model in spec.models.items():
+        if model.precision == "bf16":
+            wanted = model.resources
+            nodes = devices.able_to_hold(wanted.cpus_per_replica, wanted.gpus_per_replica)
+            found = devices.ask(nodes, on_gpu=wanted.gpus_per_replica > 0)
+            if warning := decide(model.precision, found).warning:
+                _tell(progress=f"{name}: warning: {warning}")
 
 
 # -- progress --------------------------------------------------------------------------------------------------------

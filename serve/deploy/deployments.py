@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
@@ -43,6 +44,7 @@ class ModelDeployment:
         self._model = model
         self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._code = None if code is None else Unpacked(code)
+        _log_with_serve()
         self._replica: Any = await asyncio.to_thread(load_replica, model)
         await self._replica.start()
         self._reporter = Reporter(name, self._replica_id, self._state)
@@ -71,6 +73,13 @@ class ModelDeployment:
     def _state(self) -> ReplicaState:
         described = self._replica.describe()
         return ReplicaState(self._model.name, self._replica_id, self._model.version, self._replica.load(), described)
+
+
+def _log_with_serve() -> None:
+    """Send what our modules log to the replica's log: Ray Serve keeps that for its own logger, `ray.serve`, alone."""
+    ours = logging.getLogger("serve")
+    ours.handlers = list(logging.getLogger("ray.serve").handlers)
+    ours.setLevel(logging.INFO)
 
 
 def load_replica(model: ServedModel) -> Replica:

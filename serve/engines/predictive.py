@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from serve.engines.precision import dtype_for
 from serve.engines.protocol import EngineError, EngineLoad
 from serve.engines.replica import PredictiveReplica
 from serve.engines.table import ReplicaSetup, TaskOptions
@@ -34,7 +35,7 @@ def load(setup: ReplicaSetup) -> PredictiveReplica:
 
     options = setup.options
     assert isinstance(options, TaskOptions)
-    dtype = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}[setup.precision]
+    dtype = dtype_for(setup.precision, torch.device("cpu"))  # type: ignore[arg-type]  # the table lists what it may be
     task = tasks.get(setup.task).load(setup.directory)
     model = task.load_model(setup.directory, dtype)
     engine = PredictiveEngine(task, model, setup.max_batch, options.max_wait_ms, setup.threads)

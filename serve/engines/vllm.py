@@ -13,6 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
+from serve.engines.precision import best_device, dtype_for
 from serve.engines.protocol import (
     Delta,
     EngineError,
@@ -25,8 +26,6 @@ from serve.engines.protocol import (
 from serve.engines.rate import Rate
 from serve.engines.replica import GenerativeReplica, generation_defaults
 from serve.engines.table import ReplicaSetup, VllmOptions
-
-DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}
 
 
 def load(setup: ReplicaSetup) -> GenerativeReplica:
@@ -86,7 +85,8 @@ class VllmEngine:
         if cache_memory_bytes is not None:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, cache_memory_bytes // 2**30))
         own = AutoConfig.from_pretrained(directory).get_text_config().max_position_embeddings
-        arguments = {"dtype": DTYPES[precision], "max_num_seqs": max_batch, "enforce_eager": not compile}
+        dtype = str(dtype_for(precision, best_device())).removeprefix("torch.")
+        arguments = {"dtype": dtype, "max_num_seqs": max_batch, "enforce_eager": not compile}
         return cls(directory, task.tokenizer, min(max_context or own, own), arguments)
 
     async def start(self) -> None:

@@ -50,14 +50,14 @@ def _pages() -> None:
 
 @SERVE.check("torch.ops.mkldnn._is_mkldnn_bf16_supported")
 def _bf16() -> None:
-    assert serve_internals.has_bf16() in (True, False)
+    assert serve_internals.packs_bf16() in (True, False)
 
 
 @SERVE.check("torch.ops.mkldnn._reorder_linear_weight, _linear_pointwise")
 def _packed() -> None:
     x, weight = inputs()
     has_attributes(torch.ops.mkldnn, "_reorder_linear_weight", "_linear_pointwise")
-    if serve_internals.has_bf16():
+    if serve_internals.packs_bf16():
         packed = serve_internals.pack_bf16(weight.bfloat16())
         near(serve_internals.linear_packed(x, packed, torch.ones(32).bfloat16()), x.float() @ weight.T + 1)
 

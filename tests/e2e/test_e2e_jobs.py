@@ -1,6 +1,7 @@
 """Jobs on the real stack: Ray Jobs → Ray Train → DeepSpeed → MLflow, from pre-training to the int8 child."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from cluster import home
 from cluster.errors import UserError
+from cluster.precision import resolve, this_cpu
 from jobs import submit
 from jobs.submit import Outcome
 
@@ -160,7 +162,7 @@ def test_fine_tune_evaluate_and_quantise_from_the_registry(pretrained, folder):
                     "config": {"max_position_embeddings": 128},
                 },
                 "data": data,
-                "training": {"epochs": 2, "global_batch_size": 8, "learning_rate": 5e-3, "precision": "bf16"},
+                "training": {"epochs": 2, "global_batch_size": 8, "learning_rate": 5e-3},
                 "resources": {"workers": 2},
                 "register": {"model": "jobs-tiny-chat", "alias": "candidate"},
             },
@@ -180,6 +182,21 @@ def test_fine_tune_evaluate_and_quantise_from_the_registry(pretrained, folder):
     assert cost["bytes"] < cost["parent_bytes"]
     assert abs(cost["loss_change"]) < 0.02
     assert shrunk["model"] == "models:/jobs-tiny-chat/2"
+    assert_all_say_what_they_computed_in(
+        {"training": tuned, "evaluate": measured, "quantize": shrunk}, resolve("auto", [this_cpu()])
+    )
+
+
+def assert_all_say_what_they_computed_in(made: dict[str, dict], precision: str) -> None:
+    """In the run's params and log, and where the job left a model in its manifest."""
+    from tracking import manifest
+
+    decided = [re.findall(r"precision (\w+): ", submit.logs(job["id"])) for job in submit.list_jobs()]
+    assert decided[: len(made)] == [[precision]] * len(made), "each job says it once"
+    for section, result in made.items():
+        assert mlflow_run(result["run_id"]).data.params[f"{section}.precision"] == precision
+        if "directory" in result:
+            assert manifest.read(Path(result["directory"])).precision == precision
 
 
 def test_digits_are_recognised(cluster):

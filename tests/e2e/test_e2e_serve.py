@@ -17,8 +17,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from cluster import home
 from cluster.connect import Connection
 from cluster.errors import UserError
+from cluster.precision import resolve, this_cpu
 from serve import cli, endpoints
 from serve.spec import HttpSpec, ServeSpec
 from tests.support import tiny_models
@@ -149,6 +151,13 @@ def test_inference(endpoint: str) -> None:
 def test_replicas_are_forked_from_a_process_that_has_imported(endpoint: str) -> None:
     replicas = [p for p in psutil.process_iter() if p.name().startswith("ray::Serve") and forked(p)]
     assert len(replicas) >= 2, "one of each model"
+
+
+def test_replicas_log_what_they_compute_in(endpoint: str) -> None:
+    logs = (home.home() / "ray" / "session_latest" / "logs" / "serve").glob("replica_*tiny*.log")
+    said = "\n".join(path.read_text() for path in logs)
+    assert f"computes in {resolve('auto', [this_cpu()])}: " in said
+    assert "runner serves with" in said
 
 
 def test_only_loopback_listens(endpoint: str) -> None:

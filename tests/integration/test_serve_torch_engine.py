@@ -25,6 +25,7 @@ from serve.engines.torch.runner import UnsupportedArchitecture
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
 from tests.support import tiny_models
 
+pytestmark = pytest.mark.instructions
 CONTEXT = 128
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 

@@ -52,7 +52,12 @@ def train(case: str, rank: int, folder: Path) -> None:
         }
     )
     torch.manual_seed(0)
-    engine = Engine(Tiny(), training, deepspeed_config(training, 1, 1, on_gpu=False), torch.device("cpu"))
+    engine = Engine(
+        Tiny(),
+        training,
+        deepspeed_config(training, 1, 1, precision=training.precision, on_gpu=False),
+        torch.device("cpu"),
+    )
     for step in range(STEPS):
         ids = torch.tensor([(3 * step + rank) % 7])
         loss = torch.nn.functional.cross_entropy(engine.model(ids).float(), (ids + 1) % 7, reduction="sum")

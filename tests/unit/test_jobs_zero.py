@@ -9,8 +9,8 @@ from jobs.spec import TrainingSpec
 from jobs.worker import zero
 
 
-def config(**settings) -> dict:
-    return zero.deepspeed_config(TrainingSpec(steps=1, **settings), 2, 3, on_gpu=False)
+def config(precision="bf16", **settings) -> dict:
+    return zero.deepspeed_config(TrainingSpec(steps=1, **settings), 2, 3, precision=precision, on_gpu=False)
 
 
 def test_batch_and_clipping_come_from_the_spec():
@@ -43,7 +43,7 @@ def test_own_json_is_passed_through_without_auto(tmp_path):
     )
     base = zero.read_deepspeed_json(path)
     training = TrainingSpec(steps=1, deepspeed="ds.json")
-    made = zero.deepspeed_config(training, 2, 3, on_gpu=False, base=base)
+    made = zero.deepspeed_config(training, 2, 3, precision="bf16", on_gpu=False, base=base)
     assert made["zero_optimization"] == {"stage": 2}
     assert made["prescale_gradients"]
     assert made["bf16"]["enabled"]

@@ -14,8 +14,9 @@ import torch
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import blocks_for
 from serve.engines.torch.check import BLOCKS, UnsupportedArchitecture, compare, reference_logits
-from serve.engines.torch.linear import Weights, stored_int8
+from serve.engines.torch.linear import Weights
 from serve.engines.torch.runner import TorchRunner
+from serve.engines.torch.torch_internals import stored_int8
 
 RunnerName = Literal["auto", "native", "torch"]
 TOLERANCES: dict[Weights, float] = {"bf16": 0.1, "int8": 0.15, "int4": 0.6}
@@ -47,7 +48,8 @@ def ready_runner(model: Any, plan: Plan) -> tuple[Runner, int]:
     blocks = max(BLOCKS, 1 + plan.max_running * blocks_for(plan.max_context))
     memory = plan.cache_memory_bytes or cache_memory_bytes(torch.device(model.device))
     expected = reference_logits(model, plan.max_context)
-    tolerance = 1e-3 if model.dtype == torch.float32 else TOLERANCES[plan.weights]
+    exact = model.dtype == torch.float32 and plan.weights == "bf16"
+    tolerance = 1e-3 if exact else TOLERANCES[plan.weights]
     refusals = []
     for name, make in _candidates(model, plan):
         try:
@@ -94,7 +96,12 @@ def native_refusal(model: Any, plan: Plan) -> str | None:
 
 
 def weights_of(model: Any, precision: str) -> Weights:
-    """Return what the linear layers are to be kept in: what was asked for, or as the model has stored them."""
+    """Return what the linear layers are to be kept in: what was asked for, or as the model has stored them.
+
+    Where fp32 was asked for by name, stored int8 weights are multiplied in fp32 by torchao, whatever it takes.
+    """
+    if precision == "fp32":
+        return "bf16"
     stored = any(
         isinstance(module, torch.nn.Linear) and stored_int8(module.weight) is not None for module in model.modules()
     )

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from serve.engines.precision import best_device, dtype_for
 from serve.engines.protocol import Delta, EngineError, EngineLoad, GenerationRequest, RequestError
 from serve.engines.text import Decoder, TextStream
-from serve.engines.torch import startup, torch_internals
+from serve.engines.torch import startup
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import BLOCK, BlockPool
 from serve.engines.torch.completion import Chosen, Completion
@@ -86,7 +87,7 @@ class TorchEngine:
         """Load an exported model directory (Hugging Face layout and tandem.json) through its task.
 
         `precision` "auto" is bf16 where the device computes in it, else fp32; "int8" and "int4" keep the linear layers'
-        weights in as many bits and compute in bf16. A directory quantised already is taken as it is.
+        weights in as many bits and compute in the same. A directory quantised already is taken as it is.
         Options are TorchEngineOptions' fields.
         """
         from jobs import tasks
@@ -114,10 +115,11 @@ class TorchEngine:
         return self._steps.load()
 
     def report(self) -> dict[str, Any]:
-        """Return what runs here and where its time went so far: runner, threads, cache, compiling, steps by part."""
+        """Return what runs here (runner, threads, dtype, cache), and where compiling and steps spent their time."""
         return {
             "runner": self._runner.name if self._runner else None,
             "threads": self._threads,
+            "computes_in": str(self._model.dtype).removeprefix("torch."),
             "max_context": self.max_context,
             "cache_tokens": self.load().cache_tokens_total,
             "compile_s": getattr(self._runner, "compile_s", 0.0),
@@ -253,20 +255,12 @@ def _max_context(model: Any, options: TorchEngineOptions) -> int:
 def _device(name: str) -> Any:
     import torch
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return best_device() if name == "auto" else torch.device(name)
 
 
 def _dtype(precision: Precision, device: Any) -> Any:
-    import torch
-
-    if precision == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        on_cpu = device.type == "cpu" and torch_internals.has_bf16()
-        precision = "bf16" if on_gpu or on_cpu else "fp32"
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}; choose auto, bf16, fp32, int8 or int4")
     if precision == "int4" and device.type != "cpu":
         raise ValueError("int4 weights are for CPUs: serve this model with vLLM, or in bf16 or int8")
-    return torch.float32 if precision == "fp32" else torch.bfloat16
+    return dtype_for("auto" if precision in ("int8", "int4") else precision, device)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from cluster.internals import Internal
 ENTRIES = (
     Internal(
         "torch.ops.mkldnn._is_mkldnn_bf16_supported",
-        "whether oneDNN computes in bf16 on this CPU, by its instructions",
+        "whether torch gives bf16 products on this CPU to oneDNN (from AVX-512 on, where it may emulate them)",
         "the engine cannot choose how to keep weights on a CPU, and does not start",
         "torch.backends.mkldnn tells it",
     ),
@@ -42,8 +42,8 @@ ENTRIES = (
 )
 
 
-def has_bf16() -> bool:
-    """Say whether oneDNN computes in bf16 on this CPU."""
+def packs_bf16() -> bool:
+    """Say whether `pack_bf16` works on this CPU; whether bf16 is quick there says cluster/precision.py."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -19,8 +19,9 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
+
+from cluster.precision import cpu_flags, this_cpu
 
 SOURCES = Path(__file__).parent / "kernels"
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
@@ -35,23 +36,15 @@ class BuildError(RuntimeError):
     """The kernels could not be compiled; the message holds the compiler's."""
 
 
-@cache
-def cpu_features() -> frozenset[str]:
-    """Return the CPU's flags as Linux names them; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
-
-
 def refusal() -> str | None:
     """Return why the kernels cannot run on this machine, or None."""
     if platform.machine() != "x86_64":
         return f"the CPU is {platform.machine()}, not x86_64"
-    missing = [name for name in NEEDED if name not in cpu_features()]
+    missing = [name for name in NEEDED if name not in cpu_flags()]
     if missing:
         return f"the CPU lacks {', '.join(missing)}"
+    if not this_cpu().bf16:
+        return this_cpu().reason
     if _compiler() is None and not _target(_digest()).exists():
         return NO_COMPILER
     return None
@@ -91,7 +84,7 @@ def _digest() -> str:
     if compiler:
         about = Path(shutil.which(compiler) or compiler).stat()
         state.update(f"{compiler} {about.st_size} {about.st_mtime_ns}".encode())
-    state.update(" ".join((*FLAGS, *sorted(cpu_features()))).encode())
+    state.update(" ".join((*FLAGS, *sorted(cpu_flags()))).encode())
     return state.hexdigest()
 
 

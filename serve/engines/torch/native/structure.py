@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from serve.engines.torch.linear import stored_int8
+from serve.engines.torch.torch_internals import stored_int8
 
 WIDEST_HEAD = 256
 ACTIVATIONS = {

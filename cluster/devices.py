@@ -1,0 +1,41 @@
+"""Ask nodes of the cluster in which precision they compute: one task each that reserves nothing, so it never waits."""
+
+from collections.abc import Iterable
+
+from cluster import topology
+from cluster.precision import Device, this_device
+
+ANSWER_TIMEOUT_S = 60.0
+
+
+def ask(node_ids: Iterable[str], on_gpu: bool) -> list[Device]:
+    """Return what each node computes with; for a process that is connected to the cluster.
+
+    This process's own node is judged here and now. A node that dies meanwhile, or says nothing, is left out.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    wanted = sorted(set(node_ids))
+    task = ray.remote(num_cpus=0, max_retries=0)(this_device)
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(on_gpu)
+        for node_id in wanted
+        if node_id != here
+    ]
+    found = [this_device(on_gpu)] if here in wanted else []
+    for reference in ray.wait(asked, num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)[0] if asked else []:
+        try:
+            found.append(ray.get(reference))
+        except RayError:  # its node is gone
+            continue
+    return found
+
+
+def able_to_hold(cpus: float, gpus: float) -> list[str]:
+    """Return the ids of the living nodes that could take a process with so many CPUs and GPUs, were they free."""
+    return [
+        node.node_id for node in topology.nodes() if node.alive and node.total_cpus >= cpus and node.total_gpus >= gpus
+    ]

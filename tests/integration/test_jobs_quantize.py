@@ -1,0 +1,64 @@
+"""Phases `evaluate` and `quantize` in one process: what is written does not depend on what is computed in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.data.prepare import Prepared, prepare
+from jobs.spec import JobSpec
+from jobs.tasks import get
+from jobs.worker.evaluate import evaluate_share
+from jobs.worker.quantize import quantize
+from tests.support import tiny_models
+
+pytestmark = pytest.mark.instructions
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as a machine with bf16 instructions exports it."""
+    directory = tiny_models.language_model(tmp_path_factory.mktemp("models") / "parent")
+    get("causal-lm").load(directory).load_model(directory, torch.bfloat16).save_pretrained(str(directory))  # type: ignore[operator]
+    return directory
+
+
+@pytest.fixture(scope="module")
+def spec(parent: Path) -> JobSpec:
+    lines = [json.dumps({"text": text}) for text in tiny_models.TEXT * 20]
+    (parent.parent / "held-out.jsonl").write_text("\n".join(lines))
+    data = {"eval": "held-out.jsonl", "sequence_length": 32}
+    return JobSpec.model_validate({"name": "q", "phase": "quantize", "model": {"from": str(parent)}, "data": data})
+
+
+@pytest.fixture(scope="module")
+def prepared(spec: JobSpec, parent: Path) -> Prepared:
+    return prepare(spec, parent.parent, parent.parent / "storage", parent=parent, on_progress=lambda *_: None)
+
+
+def test_int8_weights_are_the_same_whatever_they_are_measured_in(
+    spec: JobSpec, prepared: Prepared, parent: Path, tmp_path: Path
+) -> None:
+    reports = {p: quantize(spec, str(parent), prepared, p, str(tmp_path / p)) for p in ("bf16", "fp32")}  # type: ignore[arg-type]
+    files = {p: load_file(tmp_path / p / "model.safetensors") for p in reports}
+    assert files["bf16"].keys() == files["fp32"].keys()
+    assert all(torch.equal(tensor, files["fp32"][name]) for name, tensor in files["bf16"].items())
+    assert {tensor.dtype for tensor in files["fp32"].values()} == {torch.int8, torch.float32, torch.bfloat16}
+    for report in reports.values():
+        assert report["bytes"] < report["parent_bytes"]
+        assert abs(report["loss_change"]) < 0.01
+    # bf16 rounds what fp32 does not: the same to two bf16 steps, and not the same
+    losses = [report["eval_loss"] for report in reports.values()]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=2**-7)
+
+
+def test_evaluation_computes_in_what_was_decided(spec: JobSpec, prepared: Prepared, parent: Path) -> None:
+    sums = {p: evaluate_share(spec, str(parent), prepared, p, 0, 1) for p in ("bf16", "fp32")}  # type: ignore[arg-type]
+    assert sums["bf16"]["targets"] == sums["fp32"]["targets"] > 0
+    assert sums["bf16"]["loss"] != sums["fp32"]["loss"]
+    assert sums["bf16"]["loss"] == pytest.approx(sums["fp32"]["loss"], rel=2**-7)
