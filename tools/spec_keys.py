@@ -179,10 +179,12 @@ def _cell(text: str) -> str:
 def chapters() -> dict[str, list[Section]]:
     """Return the sections of the page, by chapter."""
     from jobs.spec import JobSpec
+    from jobs.tasks import TASKS, get
     from serve.spec import ServeSpec
 
     return {
         "Jobs: `tandem jobs submit SPEC`": sections(JobSpec),
+        **{f"Jobs: options of the task `{name}`": sections(get(name).Options, "task") for name in TASKS},
         "Endpoints: `tandem serve up SPEC`": sections(ServeSpec),
     }
 

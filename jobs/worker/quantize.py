@@ -30,11 +30,10 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, target: str) -> dic
     from torchao.quantization import Int8WeightOnlyConfig
 
     from jobs.data.prepare import rows_of
-    from jobs.tasks import get
 
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = get(spec.task).load(prepared.task_directory, spec.task_options())
+    task = prepared.task(spec)
     held_out = rows_of(prepared, prepared.eval_files)
 
     before = task.load_model(Path(parent)).to(device)
