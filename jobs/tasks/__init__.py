@@ -39,6 +39,7 @@ IGNORED = -100
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
+    "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
 
 _OURS = ("cluster", "jobs", "serve", "tracking")
