@@ -47,17 +47,31 @@ def load(path: Path, model: type[Model], overrides: typing.Sequence[str] = ()) -
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the spec {path}: {_reason(error)}") from error
-    return loads(text, model, overrides, name=str(path))
+    return loads(text, model, overrides, name=str(path), folder=path.absolute().parent)
 
 
-def loads(text: str, model: type[Model], overrides: typing.Sequence[str] = (), name: str = "spec") -> Model:
-    """Like `load`, from a string; `name` stands for the file in messages."""
+def loads(
+    text: str,
+    model: type[Model],
+    overrides: typing.Sequence[str] = (),
+    name: str = "spec",
+    folder: Path | None = None,
+) -> Model:
+    """Like `load`, from a string; `name` stands for the file in messages, `folder` for where it lies.
+
+    A model's validators find `folder` and the locations that overrides gave (`overridden`) in pydantic's context. A
+    section among its `short_forms` may be written as the value of one key: `task: x` for `task: {name: x}`.
+    """
     values, lines = parse(text, name)
+    for section, key in getattr(model, "short_forms", {}).items():
+        if isinstance(values.get(section), str):
+            values[section] = {key: values[section]}
+    overridden = [_override_location(override) for override in overrides]
     for override in overrides:
         _apply(values, override)
-        lines = {**lines, _override_location(override): 0}
+    lines = {**lines, **dict.fromkeys(overridden, 0)}
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context={"folder": folder, "overridden": overridden})
     except ValidationError as error:
         raise UserError(_explain(error, model, lines, name)) from None
 
@@ -139,7 +153,7 @@ def _explain_one(location: Location, detail: Any, model: type[BaseModel], lines:
     section = ".".join(map(str, location[:-1])) or "the spec"
     where = _where(location, lines, name)
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
+        known = detail.get("ctx", {}).get("known") or _known_keys(model, location[:-1])
         return f"{where}: unknown key `{location[-1]}` in {section}{_suggestion(str(location[-1]), known)}"
     if detail["type"] == "missing":
         return f"{where}: `{'.'.join(map(str, location))}` is missing"
@@ -148,7 +162,8 @@ def _explain_one(location: Location, detail: Any, model: type[BaseModel], lines:
         return f"{where}: {message}"
     given = detail.get("input")
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (given: {given!r})"
-    return f"{where}: `{'.'.join(map(str, location))}`: {message}{shown}"
+    close = _suggestion(str(given), detail["ctx"]["known"]) if detail["type"] == "unknown_word" else ""
+    return f"{where}: `{'.'.join(map(str, location))}`: {message}{shown}{close}"
 
 
 def _where(location: Location, lines: dict[Location, int], name: str) -> str:

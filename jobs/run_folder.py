@@ -10,7 +10,7 @@ storage/runs/<name>-<spec digest>-<k>/
     spool/           metrics on their way to MLflow               workers → driver
     logs/, stacks/   what each rank printed; where it hung        workers → post-mortem page
     faults/, rows/   proof of injected faults; rows of each step  workers → tests
-    checkpoints/     model/  evaluations.json                     workers → driver
+    checkpoints/     model/  evaluations.json  sums.json          workers → driver
     ray/             Ray Train's own state
     guard.log        what the guard printed
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,14 @@ class RunFolder:
         """Return the metrics on held-out rows, `first`, `latest` and `final`; None before the run is at its end."""
         path = self.path / "evaluations.json"
         return _read(path) if path.is_file() else None
+
+    def sums(self) -> dict[str, float]:
+        """Return what the last evaluation added up, for the task to draw; empty where nothing was held out."""
+        return _read(self.path / "sums.json")
+
+    def write_sums(self, sums: Mapping[str, float]) -> None:
+        """Note what the last evaluation added up."""
+        _write(self.path / "sums.json", dict(sums))
 
     def write_evaluations(self, evaluations: dict[str, dict[str, float]]) -> None:
         """Note the metrics on held-out rows: the last thing that the workers do."""

@@ -1,15 +1,26 @@
 """JobSpec: one file per job. Frozen, typo-proof, and free of everything but pydantic and the standard library.
 
-`tandem jobs schema` prints its JSON Schema; `tandem jobs validate SPEC` checks a file without a cluster.
+`tandem jobs schema` prints its JSON Schema; `tandem jobs validate SPEC` checks a file without a cluster. What a task's
+options are, the task itself says (jobs/tasks): it is looked up while a spec is checked, and not imported here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from cluster.names import Alias, Name
 from cluster.precision import Wanted
@@ -34,6 +45,23 @@ class LoraSpec(_Section):
     """Names of the layers that get adapters, or every linear layer but the head."""
 
 
+class TaskSpec(BaseModel):
+    """What is learned. Besides `name`, the options of that task: docs/tasks.md lists them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str = "causal-lm"
+    """causal-lm, image-classification, …, or your own as my_pkg.my_task:MyTask."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The task's options as its own model has checked them, defaults included."""
+        return dict(self.model_extra or {})
+
+
 class ModelSpec(_Section):
     """The model: an architecture with a config, or weights to start from."""
 
@@ -46,25 +74,8 @@ class ModelSpec(_Section):
     lora: LoraSpec | None = None
 
 
-class TokenizerSpec(_Section):
-    """The tokenizer: trained on the data, or loaded. Left out, a model given by `from` keeps its own."""
-
-    train: Literal["bpe", "char"] | None = None
-    """What to train on the data: byte-level BPE, or one token a character."""
-    vocab_size: int = Field(4096, ge=32)
-    """Tokens of a trained BPE tokenizer, special ones included."""
-    source: str | None = Field(None, alias="from")
-    """A directory or a hub id."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> TokenizerSpec:
-        if self.train and self.source:
-            raise ValueError("give either `train` or `from`, not both")
-        return self
-
-
 class DataSpec(_Section):
-    """What to learn from, and what to hold out."""
+    """What to learn from, and what to hold out. Options of the task may stand here too: `task` is their place."""
 
     train: str | list[str] | None = None
     """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
@@ -79,18 +90,13 @@ class DataSpec(_Section):
     """At most this many held-out rows are evaluated."""
     max_examples: Positive | None = None
     """Use only the first examples of the training source."""
-    text_column: str = "text"
-    """Where a row of JSONL, CSV or Parquet has its text."""
+    columns: list[str] | None = None
+    """Names for the columns of CSV and TSV files that have no header line."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """A line that is no JSON, bytes that are no UTF-8, a missing column: stop before any worker starts, or leave the
     row out and count it."""
     max_bad_rows: int = Field(100, ge=1)
     """With `bad_rows: skip`: more than so many stop the job all the same."""
-    tokenizer: TokenizerSpec = TokenizerSpec()
-    sequence_length: int = Field(256, ge=2)
-    """Tokens per row (S)."""
-    image_size: Positive | None = None
-    """Pixels per side; images of another size are resized."""
 
 
 class DeepSpeedSpec(_Section):
@@ -202,7 +208,7 @@ class CheckpointSpec(_Section):
     keep_best: int = Field(0, ge=0)
     """… and these that did best on the held-out rows (with training.eval_every)."""
     metric: str = "loss"
-    """What `keep_best` goes by: smaller is better, but for accuracies."""
+    """What `keep_best` goes by: one of the task's metrics. The task knows which way is better."""
     directory: str | None = None
     """Where they go, if not to the job's own folder: a path, or any URI that pyarrow knows (s3://, gs://, hdfs://)."""
     resume: Literal["auto", "never"] = "auto"
@@ -255,12 +261,15 @@ class RegisterSpec(_Section):
 class JobSpec(_Section):
     """One job: what to do, to which model, with which data, on which workers."""
 
+    short_forms: ClassVar[Mapping[str, str]] = {"task": "name"}
+    """Sections that may be written as the value of one key."""
+
     name: Name
     """What the job, its run in MLflow and its folder are called."""
     phase: Literal["pretrain", "finetune", "evaluate", "quantize"]
     """What the job does; the keys that a phase needs are in docs/jobs.md."""
-    task: str = "causal-lm"
-    """causal-lm, image-classification, or your own as my_pkg.my_task:MyTask."""
+    task: TaskSpec = TaskSpec()
+    """The task's name, or `{name: …}` with its options."""
     model: ModelSpec
     data: DataSpec = DataSpec()
     training: TrainingSpec | None = None
@@ -277,6 +286,23 @@ class JobSpec(_Section):
     max_failures: int = Field(3, ge=0)
     """How often a lost worker group is started again, from its newest checkpoint, without getting any further."""
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _task_has_its_options(
+        cls, values: Any, handler: ModelWrapValidatorHandler[JobSpec], info: ValidationInfo
+    ) -> JobSpec:
+        if not isinstance(values, Mapping):
+            return handler(values)
+        options = importlib.import_module("jobs.tasks.options")
+        resolved, mistakes = options.in_their_place(values, list(DataSpec.model_fields), info.context or {})
+        try:
+            spec = handler(resolved)
+        except ValidationError as error:
+            raise options.refusal(cls.__name__, mistakes, error) from None
+        if mistakes:
+            raise options.refusal(cls.__name__, mistakes)
+        return spec
+
     @model_validator(mode="after")
     def _phase_has_what_it_needs(self) -> JobSpec:
         if self.phase in ("pretrain", "finetune") and self.training is None:
@@ -291,6 +317,8 @@ class JobSpec(_Section):
             raise ValueError("give `model.architecture` (with `config`) or `model.from`")
         if self.model.source is not None and self.model.architecture is not None:
             raise ValueError("give either `model.architecture` or `model.from`, not both")
+        if self.checkpoint.keep_best and self.training is not None and self.training.eval_every is None:
+            raise ValueError("`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured")
         return self
 
     @property
@@ -316,16 +344,3 @@ class JobSpec(_Section):
             },
         )
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-    def task_options(self) -> dict[str, Any]:
-        """Return what the task is constructed with: the settings of the data that shape a row."""
-        return {
-            "sequence_length": self.data.sequence_length,
-            "text_column": self.data.text_column,
-            "tokenizer": {
-                "train": self.data.tokenizer.train,
-                "vocab_size": self.data.tokenizer.vocab_size,
-                "from": self.data.tokenizer.source,
-            },
-            "image_size": self.data.image_size,
-        }

@@ -55,7 +55,7 @@ def submit(path: Path, overrides: list[str]) -> str:
         UserError: the spec is wrong, or there is no cluster. Nothing was submitted.
     """
     spec = specfile.load(path, JobSpec, overrides)
-    shadows.check_own_module(spec.task, path.absolute().parent)
+    shadows.check_own_module(spec.task.name, path.absolute().parent)
     where = connect.connection()
     environment = {"TANDEM_SPEC_FOLDER": str(path.absolute().parent)} if where.is_local else {}
     if fault_injection.VARIABLE in os.environ:

@@ -186,6 +186,7 @@ def _cell(text: str) -> str:
 def chapters() -> dict[str, list[Section]]:
     """Return the sections of the page, by chapter."""
     from jobs.spec import JobSpec
+    from jobs.tasks import TASKS, get
     from serve.engines.table import ENGINES
     from serve.spec import ServeSpec
 
@@ -195,6 +196,7 @@ def chapters() -> dict[str, list[Section]]:
     }
     return {
         "Jobs: `tandem jobs submit SPEC`": sections(JobSpec),
+        **{f"Jobs: options of the task `{name}`": sections(get(name).Options, "task") for name in TASKS},
         "Endpoints: `tandem serve up SPEC`": sections(ServeSpec),
         **engines,
     }

@@ -42,14 +42,12 @@ class ModelManifest(BaseModel):
     format: int = FORMAT
     name: str
     task: str
-    task_options: dict[str, Any] = {}
     architecture: str
     run_id: str | None = None
     parent: str | None = None
     """The model it was made from: a `models:/` URI or a directory."""
     dataset: DatasetRef | None = None
     spec_digest: str | None = None
-    code_version: str | None = None
     precision: Literal["bf16", "fp32"] | None = None
     """What the job computed in; None for a model that an older Tandem exported."""
     evaluation: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """One MLflow run per job, across any number of restarts: opened by key, logged to, ended truthfully."""
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -113,6 +114,13 @@ class Run:
     def log_text(self, text: str, artifact: str) -> None:
         """Store a text artifact as it is."""
         ask(self._client, lambda: self._client.log_text(self.run_id, text, artifact))
+
+    def log_bytes(self, content: bytes, artifact: str) -> None:
+        """Store an artifact as it is, in the run's top folder: a picture, for instance."""
+        with tempfile.TemporaryDirectory(prefix="tandem-artifact-") as folder:
+            path = Path(folder) / artifact
+            path.write_bytes(content)
+            ask(self._client, lambda: self._client.log_artifact(self.run_id, str(path)))
 
     def log_dataset(self, name: str, digest: str, split: str = "train") -> None:
         """Note which data the run reads. The whole digest is in the tag `tandem.dataset.<split>`: MLflow keeps 36."""

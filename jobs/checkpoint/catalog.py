@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from jobs.checkpoint.shards import Reader
 from jobs.checkpoint.store import Store, Written
@@ -147,14 +147,16 @@ class Keep:
     newest: int = 2
     best: int = 0
     metric: str = "loss"
-    """A metric of the evaluation; smaller is better, but for accuracies."""
+    """A metric of the evaluation."""
+    better: Literal["max", "min"] = "min"
+    """Which way is better: the task says."""
 
 
 def expendable(manifests: Sequence[Manifest], keep: Keep) -> list[int]:
     """Return the steps that need not stay. Pure."""
     by_age = sorted(manifests, key=lambda manifest: -manifest.step)
     rated = [manifest for manifest in by_age if keep.metric in manifest.metrics]
-    sign = -1 if "accuracy" in keep.metric else 1
+    sign = -1 if keep.better == "max" else 1
     by_merit = sorted(rated, key=lambda manifest: sign * manifest.metrics[keep.metric])
     kept = {manifest.step for manifest in [*by_age[: keep.newest], *by_merit[: keep.best]]}
     return sorted(manifest.step for manifest in manifests if manifest.step not in kept)

@@ -42,9 +42,9 @@ class BadRows:
     KEPT = 20
     """So many are remembered by name."""
 
-    def __init__(self, most: int = 0) -> None:
-        """Put up with `most` of them."""
-        self._most = most
+    def __init__(self, most: int = 0, seen_before: bool = False) -> None:
+        """Put up with `most` of them, or with all where an earlier reading has counted them."""
+        self._most, self._seen_before = most, seen_before
         self.count = 0
         self.first: list[BadRow] = []
 
@@ -54,6 +54,8 @@ class BadRows:
         Raises:
             UserError: it is one too many.
         """
+        if self._seen_before:
+            return
         self.count += 1
         self.first = [*self.first, row][: self.KEPT]
         if not self._most:
@@ -70,21 +72,21 @@ class Source:
     digest: str
     read: Callable[[], Rows]
 
-    def examples(self, limit: int | None = None, bad: BadRows | None = None) -> list[Example]:
-        """Read the examples, at most `limit`; rows that cannot be read go to `bad`.
+    def examples(self, limit: int | None = None, bad: BadRows | None = None) -> Iterator[Example]:
+        """Read the examples one by one, at most `limit`; rows that cannot be read go to `bad` (None: end the job).
 
         Raises:
             UserError: there is no example, or a file or a row cannot be read; the message names file and line.
         """
-        found: list[Example] = []
+        found = 0
         bad = bad or BadRows()
         for item in self.read():
             if isinstance(item, BadRow):
                 bad.add(item)
                 continue
-            found.append(item)
-            if len(found) == limit:
+            found += 1
+            yield item
+            if found == limit:
                 break
         if not found:
             raise UserError(f"data: {self.name} holds no example{f' but {bad.count} bad rows' if bad.count else ''}")
-        return found

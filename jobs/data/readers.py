@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -64,17 +64,19 @@ def read_json(path: Path) -> Rows:
         yield Example(value, where) if isinstance(value, dict) else BadRow(where, "not an object")
 
 
-def read_separated(separator: str) -> Callable[[Path], Rows]:
-    """Return what reads a table with a header, its columns separated by `separator`."""
+def read_separated(separator: str, columns: Sequence[str] | None = None) -> Callable[[Path], Rows]:
+    """Return what reads a table, its columns separated by `separator`; `columns` names those of one without header."""
+
+    source = "data.columns" if columns else "the header"
 
     def read(path: Path) -> Rows:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file, delimiter=separator, strict=True)
+                rows = csv.DictReader(file, columns, delimiter=separator, strict=True)
                 for row in rows:
                     where, width = f"{path}:{rows.line_num}", len(rows.fieldnames or [])
                     if None in row or None in row.values():
-                        yield BadRow(where, f"the row has not the {width} columns of the header")
+                        yield BadRow(where, f"the row has not the {width} columns of {source}")
                     else:
                         yield Example(dict(row), where)
         except UnicodeDecodeError as error:
@@ -114,11 +116,12 @@ def read_parquet(path: Path) -> Rows:
         raise UserError(f"{path}: not a readable Parquet file: {error}") from error
 
 
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
 READERS: dict[str, Callable[[Path], Rows]] = {
     **dict.fromkeys(TEXT_SUFFIXES, read_text),
     ".jsonl": read_json_lines,
     ".json": read_json,
-    ".csv": read_separated(","),
-    ".tsv": read_separated("\t"),
+    **{suffix: read_separated(separator) for suffix, separator in SEPARATORS.items()},
     ".parquet": read_parquet,
 }

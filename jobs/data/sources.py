@@ -1,6 +1,7 @@
 """Where raw examples come from: files, globs, image folders, the hub, and corpora that every machine has.
 
-A source is a list of dictionaries in a fixed order, with a name and a digest of its content. Text files are one
+A source gives dictionaries one by one, in a fixed order and as often as it is asked; it has a name and a digest of its
+content. Text files are one
 example each (`text`); JSONL, JSON, CSV, TSV and Parquet give one example a row; a folder of folders of images gives
 `image` and `label`.
 """
@@ -17,21 +18,24 @@ from typing import Any
 from cluster.errors import UserError
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import Example, Rows, Source
-from jobs.data.readers import READERS
+from jobs.data.readers import READERS, SEPARATORS, read_separated
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 SMALL = 20
-"""With fewer documents than this, each is cut to hold a share of its text out, instead of whole documents."""
+"""With fewer texts than this, each is cut to hold a share of it out, instead of whole texts."""
 
 
-def open_source(where: str | Sequence[str], base: Path) -> Source:
+def open_source(where: str | Sequence[str], base: Path, columns: Sequence[str] | None = None) -> Source:
     """Open what `data.train` or `data.eval` names; relative paths start at `base`.
+
+    Args:
+        columns: names for the columns of tables that have no header line.
 
     Raises:
         UserError: nothing there, or of an unknown kind.
     """
     if not isinstance(where, str):
-        return _concatenate([open_source(part, base) for part in where])
+        return _concatenate([open_source(part, base, columns) for part in where])
     if where in BUILT_IN:
         return BUILT_IN[where]()
     if where.startswith("hf://"):
@@ -41,30 +45,22 @@ def open_source(where: str | Sequence[str], base: Path) -> Source:
         hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
         raise UserError(f"data: nothing matches {where!r} (looked from {base}); built in: {', '.join(BUILT_IN)}{hint}")
     if len(paths) == 1 and paths[0].is_dir():
-        return _folder(paths[0])
-    return _concatenate([_file(path) for path in paths]) if len(paths) > 1 else _file(paths[0])
+        return _folder(paths[0], columns)
+    return _concatenate([_file(path, columns) for path in paths]) if len(paths) > 1 else _file(paths[0], columns)
 
 
-def split(examples: list[Example], fraction: float, seed: int, text_column: str) -> tuple[list[Example], list[Example]]:
-    """Hold a share of the examples out, chosen by the seed; of a few long texts, the end of each."""
+def held_out(count: int, fraction: float, seed: int) -> frozenset[int]:
+    """Choose which of `count` examples are held out, by the seed alone.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
     if not fraction:
-        return examples, []
-    if len(examples) < SMALL and all(isinstance(e.get(text_column), str) for e in examples):
-        cuts = [int(len(e[text_column]) * (1 - fraction)) for e in examples]
-        pairs = list(zip(examples, cuts, strict=True))
-        return (
-            [_with(e, text_column, e[text_column][:cut]) for e, cut in pairs],
-            [_with(e, text_column, e[text_column][cut:]) for e, cut in pairs],
-        )
-    held_out = set(random.Random(seed).sample(range(len(examples)), max(1, round(len(examples) * fraction))))
-    kept = [e for i, e in enumerate(examples) if i not in held_out]
-    if not kept:
-        raise UserError(f"data.eval_fraction {fraction} leaves nothing of {len(examples)} example(s) to train on")
-    return kept, [examples[i] for i in sorted(held_out)]
-
-
-def _with(example: Example, column: str, value: str) -> Example:
-    return Example({**example, column: value}, example.where)
+        return frozenset()
+    chosen = frozenset(random.Random(seed).sample(range(count), max(1, round(count * fraction))))
+    if len(chosen) == count:
+        raise UserError(f"data.eval_fraction {fraction} leaves nothing of {count} example(s) to train on")
+    return chosen
 
 
 def _paths(where: str, base: Path) -> list[Path]:
@@ -78,8 +74,9 @@ def _concatenate(sources: list[Source]) -> Source:
     return Source(name, digest, lambda: (example for source in sources for example in source.read()))
 
 
-def _file(path: Path) -> Source:
-    reader = READERS.get(path.suffix.lower())
+def _file(path: Path, columns: Sequence[str] | None = None) -> Source:
+    suffix = path.suffix.lower()
+    reader = read_separated(SEPARATORS[suffix], columns) if suffix in SEPARATORS else READERS.get(suffix)
     if reader is None:
         raise UserError(f"data: {path} has an unknown kind {path.suffix!r}; known: {', '.join(sorted(READERS))}")
     return Source(path.name, _file_digest(path), lambda: reader(path))
@@ -100,7 +97,7 @@ def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
     return digest.hexdigest()
 
 
-def _folder(path: Path) -> Source:
+def _folder(path: Path, columns: Sequence[str] | None = None) -> Source:
     images = sorted(p for p in path.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if images:
         digests = "".join(f"{p.parent.name}{_file_digest(p)}" for p in images)
@@ -115,13 +112,8 @@ def _folder(path: Path) -> Source:
         raise UserError(
             f"data: {path} holds neither <label>/<image> files nor files of a known kind ({', '.join(READERS)})"
         )
-    return Source(
-        path.name, _concatenate([_file(p) for p in files]).digest, _concatenate([_file(p) for p in files]).read
-    )
-
-
-def _image(path: Path) -> Example:
-    return Example({"image": path.read_bytes(), "label": path.parent.name}, str(path))
+    whole = _concatenate([_file(p, columns) for p in files])
+    return Source(path.name, whole.digest, whole.read)
 
 
 def _hub(identifier: str) -> Source:

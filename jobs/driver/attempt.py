@@ -108,7 +108,7 @@ def _tags(spec: JobSpec) -> dict[str, str]:
         version = metadata.version("tandem-ray")
     except metadata.PackageNotFoundError:
         version = "source"
-    tags = {"tandem.phase": spec.phase, "tandem.task": spec.task, "tandem.spec_digest": spec.digest()}
+    tags = {"tandem.phase": spec.phase, "tandem.task": spec.task.name, "tandem.spec_digest": spec.digest()}
     tags["tandem.code_version"] = os.environ.get("TANDEM_CODE_VERSION", version)
     return tags
 

@@ -28,13 +28,13 @@ def train_phase(job: Job) -> dict[str, Any]:
     evaluations = job.folder.evaluations()
     if evaluations is None:
         raise Stopped
+    publish.log_figures(job, prepared.task(job.spec), job.folder.sums())
     return publish.publish(job, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
 
 
 def evaluate_phase(job: Job) -> dict[str, Any]:
     """Measure a model on held-out data. Shares need no collective, so plain tasks do it, one for each worker."""
 
-    from jobs.tasks import get
     from jobs.worker.evaluate import evaluate_share
 
     prepared = _prepare(job)
@@ -49,7 +49,9 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         parts.append(_result(share))
         progress.report("measure", done, workers)
     totals = {key: sum(part.get(key, 0.0) for part in parts) for key in parts[0]}
-    metrics = get(job.spec.task)(job.spec.task_options()).summarise(totals)
+    task = prepared.task(job.spec)
+    metrics = task.summarise(totals)
+    publish.log_figures(job, task, totals)
     job.track(lambda run: run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}))
     return {"evaluation": metrics, "model": job.spec.model.source}
 
@@ -142,10 +144,11 @@ def _prepare(job: Job) -> Prepared:
         if done in (0, total) or throttle.ready():
             progress.report(phase, done, total)
 
-    directory = job.parent if isinstance(job.parent, Path) else None
-    prepared = prepare.prepare(job.spec, job.base, job.storage, parent=directory, on_progress=on_progress)
+    prepared = prepare.prepare(job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress)
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"
     progress.say(f"data {prepared.name}: {counted}{' (encoded before)' if prepared.cached else ''}")
+    for note in prepared.notes:
+        progress.say(note)
     if prepared.bad_rows:
         progress.say(f"{prepared.bad_rows} bad rows left out; the first: {prepared.first_bad[0]}")
     job.track(lambda run: run.log_dataset(prepared.name, prepared.digest))

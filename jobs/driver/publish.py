@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from jobs import progress
 from jobs.data.prepare import Prepared
 from jobs.driver.job import Job
+from jobs.tasks import Task
 from tracking import manifest, outbox, registry
 from tracking.errors import ServerUnreachable
+
+
+def log_figures(job: Job, task: Task, sums: Mapping[str, float]) -> None:
+    """Have the pictures that the task draws of an evaluation kept with the run."""
+    for name, content in task.figures(sums).items() if sums else ():
+        job.track(lambda run, name=name, content=content: run.log_bytes(content, name))  # type: ignore[misc]
 
 
 def publish(
@@ -30,8 +38,7 @@ def publish(
         model,
         manifest.ModelManifest(
             name=register.model if register else job.spec.name,
-            task=job.spec.task,
-            task_options=job.spec.task_options(),
+            task=job.spec.task.name,
             architecture=config.get("model_type", "unknown"),
             run_id=run_id,
             parent=job.spec.model.source,

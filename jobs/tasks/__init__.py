@@ -1,18 +1,23 @@
-"""WHAT is learned: the Task protocol and the table of tasks.
+"""WHAT is learned: the base class of tasks and the table of ours.
 
 Training, evaluation, quantisation and serving all call a task, so encoding and post-processing exist once. A task is
-one file here plus one line in `TASKS`, or a class of the user's own, named in the spec as `my_pkg.my_task:MyTask`.
-This package imports nothing of Tandem's but the base class of errors, and neither ray, deepspeed nor mlflow: a server
-can load it alone.
+one file here plus one line in `TASKS`, or a class of the user's own, named in the spec as `my_pkg.my_task:MyTask`;
+docs/tasks.md shows how to write one. This package imports nothing of Tandem's but the base class of errors, and
+neither ray, deepspeed nor mlflow: a server can load it alone. A task's module imports torch and transformers inside
+its methods only, since its options are looked up wherever a spec is checked.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import UserError
 
@@ -24,81 +29,175 @@ Columns = dict[str, "np.ndarray"]
 """Encoded rows: arrays that share their first axis, one entry of it per row."""
 
 Batch = dict[str, "torch.Tensor"]
-"""What `collate` makes of rows and `loss` reads."""
+"""What `collate` makes of rows and `loss` reads; tensors share their first axis B, one entry per row."""
+
+Better = Literal["max", "min"]
+
+IGNORED = -100
+"""The label of what is no target (PyTorch's `ignore_index`)."""
 
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
+    "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
+
+_OURS = ("cluster", "jobs", "serve", "tracking")
 
 
 class TaskError(UserError, ValueError):
     """Data or a setting that the task cannot work with: what was wrong, the value, what to do."""
 
 
-class Task(Protocol):
-    """One kind of model, from raw examples to answers. Options come from the spec (`data` and `model`)."""
+class TaskOptions(BaseModel):
+    """A task's options: derive from it, with a default and a docstring for each. This one has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
+
+
+class Task:
+    """One kind of model, from raw examples to answers. A task of one's own derives from this class.
+
+    The order of events: `observe` chunks of the training examples, add the findings up, `fit` and `save` once (or
+    `inherit` from the model that the job starts from); `encode` chunks into rows; `collate`, `loss` and `measure` in
+    the workers; `load` and `predict` where the model is served.
+    """
 
     name: ClassVar[str]
-    generates: ClassVar[bool]
+    version: ClassVar[int] = 1
+    """Raise it when `observe`, `fit` or `encode` change what they make: data that was prepared before is not used."""
+
+    Options: ClassVar[type[TaskOptions]] = TaskOptions
+    """What the spec may say in the mapping `task`."""
+
+    generates: ClassVar[bool] = False
     """True when it answers by generating tokens, False when `predict` answers at once."""
 
-    unit: ClassVar[str]
+    unit: ClassVar[str] = "examples"
     """What the loss counts, in the plural: tokens, images."""
 
-    options: dict[str, Any]
+    metrics: ClassVar[Mapping[str, Better]] = {"loss": "min"}
+    """What `summarise` returns, and which way is better."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        """Raise TaskError for an option that is unknown or out of range."""
+    learned_files: ClassVar[tuple[str, ...]] = ()
+    """The files `save` writes: what a model directory holds besides weights that decides how data is encoded."""
+
+    counted: ClassVar[Mapping[str, str]] = {}
+    """Arrays that `encode` returns only to be added up and said in the log: name → what it counts ("texts cut")."""
+
+    options: Any
+    """The task's own `Options`."""
+
+    def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
+        """Take the options, checked; None: the defaults.
+
+        Raises:
+            TaskError: an option is unknown or out of range.
+        """
+        try:
+            self.options = self.Options.model_validate({} if options is None else options)
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            raise TaskError(f"task {self.name}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from error
+
+    # -- data -------------------------------------------------------------------------------------------------------
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError if a raw example lacks what `encode` needs; quick, and possible before `fit`."""
 
-    def fit(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        """Learn from the raw training examples what encoding needs: a tokenizer, the labels, a normaliser."""
+    def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Cut an example in two, the first with the share `at` of it, to hold the end out; None where it is a whole."""
+        return None
+
+    def observe(self, examples: Sequence[Mapping[str, Any]]) -> Any:
+        """Return what a chunk of the training examples says: small, picklable, with a method `merged(later)`.
+
+        Chunks are observed one by one, on any node. What their merged findings are must not depend on where the
+        chunks were cut; they are merged in the order of the data. None where there is nothing to learn.
+        """
+        return None
+
+    def fit(self, findings: Any) -> list[str]:
+        """Learn from the merged findings what encoding needs: labels, statistics, a tokenizer.
+
+        Returns:
+            Sentences for the job's log: what was chosen that the user may want to know.
+        """
+        return []
+
+    def inherit(self, parent: Path | str) -> bool:
+        """Take over what the model in `parent` (a directory or a hub id) learned; False if `fit` is still needed."""
+        vars(self).update(vars(type(self).load(Path(parent), self.options)))
+        return True
 
     def save(self, directory: Path) -> None:
-        """Write what `fit` learned into an existing directory, beside the model's weights."""
+        """Write what `fit` learned, and the options that serving needs, beside the model's weights."""
 
     @classmethod
-    def load(cls, directory: Path, options: Mapping[str, Any] | None = None) -> Task:
-        """Read back what `save` wrote."""
+    def load(cls, directory: Path, options: TaskOptions | Mapping[str, Any] | None = None) -> Task:
+        """Read back what `save` wrote; without options, as a server does."""
+        return cls(options)
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Encode (and pack) raw examples into rows. The number of rows may differ from that of the examples.
+        """Encode (and pack) raw examples into rows. The number N of rows may differ from that of the examples.
 
-        The column `targets` (int32) says how many terms of the loss each row contributes.
+        The column `targets` (N,) int32 says how many terms of the loss each row contributes.
         """
+        raise NotImplementedError
 
     def collate(self, rows: Columns) -> Batch:
-        """Turn rows into the tensors of one micro-batch."""
+        """Turn B rows into the tensors of one micro-batch, each (B, …), on the CPU."""
+        raise NotImplementedError
+
+    # -- model ------------------------------------------------------------------------------------------------------
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make a model with fresh weights in fp32, from torch's global random state."""
+        raise NotImplementedError
 
     def load_model(
         self, directory: Path, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
     ) -> torch.nn.Module:
         """Load weights, in evaluation mode; `config` overrides entries of the model's own."""
+        raise NotImplementedError
+
+    # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed loss (fp32, nats) and the number of its terms (int64)."""
+        """Return the summed loss, a scalar () fp32 in nats, and the number of its terms, a scalar () int64."""
+        raise NotImplementedError
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return sums over the batch, to be added over batches and ranks; `loss` and `targets` are among them."""
+        """Return sums over the batch, to be added over batches and ranks; `loss` and `targets` are among them.
+
+        Scalars (), or arrays of any fixed shape, which reach `summarise` and `figures` flattened: `confusion.0`, ….
+        """
+        raise NotImplementedError
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Turn added-up sums into the task's metrics; `loss` is always one."""
+        """Turn added-up sums into the task's `metrics`; `loss` is always one. Needs no `fit` and no `load`."""
+        raise NotImplementedError
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, bytes]:
+        """Draw what the sums say: name of a file → PNG. Logged with the run's last evaluation."""
+        return {}
+
+    # -- use --------------------------------------------------------------------------------------------------------
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Answer a list of inputs, one dictionary each. Generating tasks raise TaskError: an engine serves them."""
+        raise NotImplementedError
 
     def inputs(self) -> list[dict[str, Any]]:
         """Describe the input tensors of `predict`, as in the Open Inference Protocol."""
+        raise NotImplementedError
 
 
-def get(name: str) -> type[Task]:
+def get(name: str, folder: Path | None = None) -> type[Task]:
     """Import the class of the task `name`: a key of `TASKS`, or `package.module:Class`.
+
+    Args:
+        folder: where a module of the user's own is looked for besides Python's path: the spec's folder.
 
     Raises:
         TaskError: no such task, or its module or class cannot be imported.
@@ -106,14 +205,46 @@ def get(name: str) -> type[Task]:
     target = TASKS.get(name, name)
     module_name, colon, class_name = target.partition(":")
     if not colon:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known tasks: {', '.join(TASKS)}, or my_pkg.my_task:MyTask"
-        raise TaskError(f"unknown task {name!r}; {hint}")
+        raise TaskError(f"unknown task {name!r}; {_hint(name)}")
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))  # at the end: what lies beside a spec hides none of ours
     try:
-        return getattr(importlib.import_module(module_name), class_name)
+        found = getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
-        if not module_name.startswith((error.name or "") + ".") and error.name != module_name:
-            raise
-        raise TaskError(f"task {name!r}: there is no module {error.name!r} on the path") from error
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise TaskError(f"task {name!r}: its module needs {error.name!r}, which is not installed here") from error
+        top = module_name.partition(".")[0]
+        hint = f"; {top!r} is the name of one of Tandem's own packages, so rename yours" if top in _OURS else ""
+        raise TaskError(f"task {name!r}: there is no module {error.name!r} on the path{hint}") from error
     except AttributeError as error:
         raise TaskError(f"task {name!r}: module {module_name!r} has no {class_name!r}") from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise TaskError(f"task {name!r}: {class_name} is no task: derive it from jobs.tasks.Task")
+    return found
+
+
+def code_digest(name: str) -> str | None:
+    """Return the SHA-256 (hex) of the code of a user's own task; None for one of ours, which has a version.
+
+    It covers the top folder of the task's package, or, of a single module, all Python files beside it: more than the
+    task may use, since a row encoded by code that has changed is worse than one encoded again.
+    """
+    if name in TASKS:
+        return None
+    module = sys.modules[get(name).__module__]
+    parts = module.__name__.split(".")
+    path = Path(module.__file__ or "").resolve()
+    root = path.parents[len(parts) - 2 + (path.name == "__init__.py")] if len(parts) > 1 else path.parent
+    files = root.rglob("*") if len(parts) > 1 or path.name == "__init__.py" else root.glob("*.py")
+    kept = sorted(f for f in files if f.is_file() and "__pycache__" not in f.parts)
+    return hashlib.sha256(b"".join(_named(f, root) for f in kept)).hexdigest()
+
+
+def _named(path: Path, root: Path) -> bytes:
+    content = path.read_bytes()
+    return f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content
+
+
+def _hint(name: str) -> str:
+    close = difflib.get_close_matches(name, TASKS, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known tasks: {', '.join(TASKS)}, or my_pkg.my_task:MyTask"

@@ -9,32 +9,54 @@ Rows (all int32, S = sequence_length):
 
 from __future__ import annotations
 
-import bisect
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
+from pydantic import Field
 
-from jobs.tasks import Batch, Columns, TaskError, tokenization
+from jobs.tasks import IGNORED, Batch, Better, Columns, Task, TaskError, TaskOptions, packing, tokenization
+from jobs.tasks.architectures import close, config_for
 from jobs.tasks.conversations import is_conversation, messages_of, render
-from jobs.tasks.cross_entropy import IGNORED, cross_entropy_sum
+from jobs.tasks.tokenization import TextFindings, TokenizerOptions
+
+if TYPE_CHECKING:
+    import torch
 
 
-class CausalLM:
-    """Any transformers causal architecture. Options: sequence_length, tokenizer, text_column."""
+class CausalLMOptions(TaskOptions):
+    """How text becomes rows."""
+
+    text_column: str = "text"
+    """The column that holds the text, where an example is no conversation."""
+    sequence_length: int = Field(256, ge=2)
+    """Tokens per row (S)."""
+    tokenizer: TokenizerOptions = TokenizerOptions()
+
+
+class CausalLM(Task):
+    """Any transformers causal architecture."""
 
     name: ClassVar[str] = "causal-lm"
+    Options: ClassVar[type[TaskOptions]] = CausalLMOptions
     generates: ClassVar[bool] = True
     unit: ClassVar[str] = "tokens"
+    metrics: ClassVar[Mapping[str, Better]] = {
+        "loss": "min",
+        "perplexity": "min",
+        "accuracy": "max",
+        "bits_per_byte": "min",
+    }
+    learned_files: ClassVar[tuple[str, ...]] = tokenization.FILES
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = {"sequence_length": 256, "text_column": "text", **options}
+    options: CausalLMOptions
+
+    def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
+        super().__init__(options)
         self.tokenizer: Any = None
-        self._for_data = "sequence_length" in options
+        self._for_data = options is not None
         """False where only a model directory is loaded: then rows have no length yet."""
         self._bytes_per_token: torch.Tensor | None = None
 
@@ -47,24 +69,36 @@ class CausalLM:
         else:
             self._text(example)
 
-    def fit(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        """Train the tokenizer on the examples' text, or load the one named in `tokenizer.from`."""
-        settings = self.options.get("tokenizer") or {}
-        if settings.get("from"):
-            self.tokenizer = tokenization.load(settings["from"])
-            return
-        self.tokenizer = tokenization.train(
-            settings.get("train") or "bpe", settings.get("vocab_size", 4096), self._texts(examples)
-        )
+    def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Cut a text after the share `at` of its characters."""
+        column = self.options.text_column
+        text = example.get(column)
+        if not isinstance(text, str):
+            return None
+        end = int(len(text) * at)
+        return {**example, column: text[:end]}, {**example, column: text[end:]}
+
+    def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
+        """Draw a share of the sample that a tokenizer is trained on."""
+        return tokenization.observe(self.options.tokenizer, self._texts(examples))
+
+    def fit(self, findings: TextFindings | None) -> list[str]:
+        """Train the tokenizer on the sample, or load the one named in `tokenizer.from`."""
+        self.tokenizer, said = tokenization.obtain(self.options.tokenizer, findings)
+        return said
+
+    def inherit(self, parent: Path | str) -> bool:
+        """Keep the parent's tokenizer, unless the options name another."""
+        return not self.options.tokenizer.is_given and super().inherit(parent)
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template."""
         self.tokenizer.save_pretrained(directory)
 
     @classmethod
-    def load(cls, directory: Path, options: Mapping[str, Any] | None = None) -> CausalLM:
+    def load(cls, directory: Path, options: TaskOptions | Mapping[str, Any] | None = None) -> CausalLM:
         """Read the tokenizer of a model directory (or a hub id)."""
-        task = cls(options or {})
+        task = cls(options)
         task.tokenizer = tokenization.load(directory)
         return task
 
@@ -75,7 +109,13 @@ class CausalLM:
         return self._encode_texts(list(self._texts(examples)))
 
     def collate(self, rows: Columns) -> Batch:
-        """Return input_ids and labels (B, S), shifted against each other; position_ids where rows are packed."""
+        """Return input_ids and labels (B, S) int64, shifted against each other; position_ids where rows are packed.
+
+        Args:
+            rows: input_ids (B, S+1) and targets (B,); packed ones labels and position_ids (B, S+1) too. All int32.
+        """
+        import torch
+
         ids = torch.from_numpy(rows["input_ids"].astype(np.int64))
         batch = {"input_ids": ids[:, :-1]}
         if "labels" in rows:
@@ -90,9 +130,11 @@ class CausalLM:
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
+        import torch
         from transformers import AutoModelForCausalLM
 
-        resolved = _config_for(architecture, {**self._config_defaults(), **config})
+        given = {**self._config_defaults(), **config}
+        resolved = config_for(architecture, given, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
         self._check_fits(resolved)
         model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
         model.generation_config = self._generation_config()
@@ -118,13 +160,23 @@ class CausalLM:
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the cross-entropy over the targets, in fp32."""
+        """Sum the cross-entropy over the targets: () fp32 nats, and their number () int64.
+
+        Args:
+            batch: as `collate` makes it: input_ids, labels and perhaps position_ids, each (B, S) int64.
+        """
+        from jobs.tasks.cross_entropy import cross_entropy_sum
+
         logits = self._logits(model, batch)
         labels = batch["labels"]
         return cross_entropy_sum(logits, labels), (labels != IGNORED).sum()
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets."""
+        """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets: four scalars ()."""
+        import torch
+
+        from jobs.tasks.cross_entropy import cross_entropy_sum
+
         logits = self._logits(model, batch)
         labels = batch["labels"]
         counted = labels != IGNORED
@@ -170,33 +222,25 @@ class CausalLM:
                 yield self._text(example)
 
     def _text(self, example: Mapping[str, Any]) -> str:
-        column = self.options["text_column"]
+        column = self.options.text_column
         text = example.get(column)
         if isinstance(text, str):
             return text
         if column in example:
             raise TaskError(f"column {column!r} holds {type(text).__name__}, not text")
         raise TaskError(
-            f"no text in column {column!r}; this example has {sorted(example)}{_close(column, example)}. "
-            "Name the column in data.text_column"
+            f"no text in column {column!r}; this example has {sorted(example)}{close(column, example)}. "
+            "Name the column in task.text_column"
         )
 
     def _encode_texts(self, texts: list[str]) -> Columns:
-        length, end = self.options["sequence_length"], self.tokenizer.eos_token_id
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        stream = np.fromiter((t for ids in encoded for t in (*ids, end)), dtype=np.int32)
-        rows = max(1, math.ceil((len(stream) - 1) / length))
-        padded = np.full(rows * length + 1, self.tokenizer.pad_token_id, dtype=np.int32)
-        padded[: len(stream)] = stream
-        targets = np.full(rows, length, dtype=np.int32)
-        targets[-1] = len(stream) - 1 - (rows - 1) * length
-        return {
-            "input_ids": np.lib.stride_tricks.sliding_window_view(padded, length + 1)[::length].copy(),
-            "targets": targets,
-        }
+        end = self.tokenizer.eos_token_id
+        tokens = (token for ids in tokenization.ids_of(self.tokenizer, texts) for token in (*ids, end))
+        stream = np.fromiter(tokens, dtype=np.int32)
+        return packing.windows(stream, self.options.sequence_length, self.tokenizer.pad_token_id)
 
     def _encode_conversations(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        width = self.options["sequence_length"] + 1
+        width = self.options.sequence_length + 1
         rendered = [render(self.tokenizer, messages_of(example)) for example in examples]
         encoded = self.tokenizer(
             [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -205,27 +249,11 @@ class CausalLM:
         for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True):
             labels = [t if _inside(o, spans) else IGNORED for t, o in zip(ids, offsets, strict=True)]
             pieces.append((ids[:width], labels[:width]))
-        return self._pack([piece for piece in pieces if any(label != IGNORED for label in piece[1][1:])], width)
-
-    def _pack(self, pieces: list[tuple[list[int], list[int]]], width: int) -> Columns:
-        bins = best_fit([len(ids) for ids, _ in pieces], width)
-        shape = (len(bins), width)
-        input_ids = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int32)
-        labels = np.full(shape, IGNORED, dtype=np.int32)
-        position_ids = np.zeros(shape, dtype=np.int32)
-        for row, members in enumerate(bins):
-            start = 0
-            for member in members:
-                ids, targets = pieces[member]
-                end = start + len(ids)
-                input_ids[row, start:end], labels[row, start:end] = ids, targets
-                position_ids[row, start:end] = np.arange(len(ids))
-                start = end
-            position_ids[row, start:] = np.arange(width - start)
-        counted = (labels[:, 1:] != IGNORED).sum(axis=1).astype(np.int32)
-        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "targets": counted}
+        kept = [piece for piece in pieces if any(label != IGNORED for label in piece[1][1:])]
+        return packing.pack(kept, width, self.tokenizer.pad_token_id)
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return logits (B, S, V) in the model's own type."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         return model(**inputs, use_cache=False).logits
 
@@ -235,17 +263,17 @@ class CausalLM:
             raise TaskError(
                 f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(self.tokenizer)} tokens"
             )
-        positions, length = getattr(config, "max_position_embeddings", None), self.options["sequence_length"]
+        positions, length = getattr(config, "max_position_embeddings", None), self.options.sequence_length
         if self._for_data and positions is not None and positions < length:
             raise TaskError(
-                f"data.sequence_length is {length}, but the model has {positions} positions "
+                f"task.sequence_length is {length}, but the model has {positions} positions "
                 "(model.config.max_position_embeddings)"
             )
 
     def _config_defaults(self) -> dict[str, Any]:
         return {
             "vocab_size": len(self.tokenizer),
-            "max_position_embeddings": self.options["sequence_length"],
+            "max_position_embeddings": self.options.sequence_length,
             "bos_token_id": self.tokenizer.bos_token_id,
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
@@ -263,51 +291,6 @@ class CausalLM:
         )
 
 
-def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Pack items into bins of `width`: longest first, each into the fullest bin that takes it (best-fit decreasing).
-
-    Returns:
-        For each bin the indices of its items. Every item is in exactly one bin.
-    """
-    bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free width, bin), sorted
-    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        slot = bisect.bisect_left(room, (lengths[item], -1))
-        if slot == len(room):
-            bins.append([item])
-            bisect.insort(room, (width - lengths[item], len(bins) - 1))
-        else:
-            free, index = room.pop(slot)
-            bins[index].append(item)
-            bisect.insort(room, (free - lengths[item], index))
-    return bins
-
-
 def _inside(offset: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
     start, end = offset
     return any(first <= start and end <= last for first, last in spans) and end > start
-
-
-def _config_for(architecture: str, config: dict[str, Any]) -> Any:
-    """Make the transformers config, refusing an unknown architecture or key: transformers itself ignores a typo."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
-
-    if architecture not in KNOWN:
-        raise TaskError(
-            f"model.architecture: {architecture!r} is no causal architecture of transformers"
-            f"{_close(architecture, KNOWN)}"
-        )
-    default = AutoConfig.for_model(architecture)
-    for key in config:
-        if not hasattr(default, key):
-            raise TaskError(f"model.config: {architecture} has no {key!r}{_close(key, default.to_dict())}")
-    try:
-        return AutoConfig.for_model(architecture, **config)
-    except Exception as error:  # transformers validates configs with several kinds of exception
-        raise TaskError(f"model.config for {architecture}: {str(error).strip().splitlines()[-1].strip()}") from error
-
-
-def _close(word: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

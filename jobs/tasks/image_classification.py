@@ -5,29 +5,68 @@ Rows: pixels (N, H, W, C) uint8, label (N,) int32, targets (N,) int32, all ones.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
+from pydantic import Field
 
-from jobs.tasks import Batch, Columns, TaskError
+from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions
+from jobs.tasks.images import PixelSums, read_image, resize
+from jobs.tasks.labels import column_of, label_of, natural
+
+if TYPE_CHECKING:
+    import torch
 
 PREPROCESSING_FILE = "preprocessor_config.json"
 
 
-class ImageClassification:
-    """Options: image_size (pixels, default: that of the first image), channels (1 or 3)."""
+class ImageClassificationOptions(TaskOptions):
+    """How images become pixels."""
+
+    image_column: str = "image"
+    """The column that holds the image: a folder of folders of images has it."""
+    label_column: str = "label"
+    """The column that holds the label."""
+    image_size: int | None = Field(None, gt=0)
+    """Pixels per side; images of another size are resized. Left out: the size of the first image."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour. Left out: as the first image has."""
+
+
+@dataclass(frozen=True)
+class ImageFindings:
+    """What images say, out of one chunk or many."""
+
+    size: tuple[int, int]
+    channels: int
+    """Size and channels of the first image."""
+    labels: frozenset[str]
+    sums: Mapping[int, PixelSums] = field(default_factory=dict)
+    """By number of channels: until the first image of all is known, each is counted as grey and as colour."""
+
+    def merged(self, later: ImageFindings) -> ImageFindings:
+        """Return the findings of both chunks."""
+        sums = {channels: self.sums[channels] + later.sums[channels] for channels in self.sums}
+        return ImageFindings(self.size, self.channels, self.labels | later.labels, sums)
+
+
+class ImageClassification(Task):
+    """A small CNN of ours, or any transformers image classifier."""
 
     name: ClassVar[str] = "image-classification"
-    generates: ClassVar[bool] = False
+    Options: ClassVar[type[TaskOptions]] = ImageClassificationOptions
     unit: ClassVar[str] = "images"
+    metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "accuracy": "max"}
+    learned_files: ClassVar[tuple[str, ...]] = (PREPROCESSING_FILE,)
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = dict(options)
+    options: ImageClassificationOptions
+
+    def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
+        super().__init__(options)
         self.labels: list[str] = []
         self.size: tuple[int, int] = (0, 0)
         self.channels = 0
@@ -38,24 +77,42 @@ class ImageClassification:
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for an example without an image or a label."""
-        _field(example, "image")
-        if _field(example, "label") is None:
-            raise TaskError("an example has no label")
+        self._image(example)
+        self._label(example)
 
-    def fit(self, examples: Sequence[Mapping[str, Any]]) -> None:
+    def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
+        """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""
+        side, wanted = self.options.image_size, self.options.channels
+        images = [read_image(self._image(example)) for example in examples]
+        sums: dict[int, PixelSums] = {channels: PixelSums() for channels in ((wanted,) if wanted else (1, 3))}
+        for image in images:
+            size = (side, side) if side else (image.shape[0], image.shape[1])
+            sums = {channels: sums[channels] + PixelSums.of(resize(image, size, channels)) for channels in sums}
+        labels = frozenset(self._label(example) for example in examples)
+        return ImageFindings((images[0].shape[0], images[0].shape[1]), images[0].shape[2], labels, sums)
+
+    def fit(self, findings: ImageFindings) -> list[str]:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
-        self.labels = sorted({str(_field(example, "label")) for example in examples}, key=_natural)
+        self.labels = sorted(findings.labels, key=natural)
         if len(self.labels) < 2:
             raise TaskError(
                 f"the training images have {len(self.labels)} label(s) {self.labels}; a classifier needs two"
             )
-        first = read_image(_field(examples[0], "image"))
-        side = self.options.get("image_size")
-        self.size = (side, side) if side else (first.shape[0], first.shape[1])
-        self.channels = self.options.get("channels") or first.shape[2]
-        sample = self._pixels([example["image"] for example in examples[:2048]]).astype(np.float64) / 255
-        self.mean = [float(v) for v in sample.mean(axis=(0, 1, 2))]
-        self.std = [float(max(v, 1e-3)) for v in sample.std(axis=(0, 1, 2))]
+        side = self.options.image_size
+        self.size = (side, side) if side else findings.size
+        self.channels = self.options.channels or (1 if findings.channels == 1 else 3)
+        self.mean, self.std = findings.sums[self.channels].mean_and_deviation()
+        return []
+
+    def inherit(self, parent: Path | str) -> bool:
+        """Keep the parent's labels, size and normalisation; options that ask for others are refused."""
+        super().inherit(parent)
+        side, channels = self.options.image_size, self.options.channels
+        if side and (side, side) != self.size:
+            raise TaskError(f"task.image_size is {side}, but the model it starts from sees {self.size}: leave it out")
+        if channels and channels != self.channels:
+            raise TaskError(f"task.channels is {channels}, but the model it starts from has {self.channels}")
+        return True
 
     def save(self, directory: Path) -> None:
         """Write preprocessor_config.json: size, channels, mean, deviation, labels."""
@@ -70,9 +127,9 @@ class ImageClassification:
         (directory / PREPROCESSING_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: Path, options: Mapping[str, Any] | None = None) -> ImageClassification:
+    def load(cls, directory: Path, options: TaskOptions | Mapping[str, Any] | None = None) -> ImageClassification:
         """Read what `save` wrote."""
-        task = cls(options or {})
+        task = cls(options)
         try:
             settings = json.loads((Path(directory) / PREPROCESSING_FILE).read_text(encoding="utf-8"))
             task.size = (settings["size"]["height"], settings["size"]["width"])
@@ -87,18 +144,26 @@ class ImageClassification:
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Resize to the fitted size; look labels up."""
         index = {label: i for i, label in enumerate(self.labels)}
-        labels = [str(_field(example, "label")) for example in examples]
+        labels = [self._label(example) for example in examples]
         unknown = sorted(set(labels) - index.keys())
         if unknown:
             raise TaskError(f"labels {unknown[:5]} are not among the {len(index)} labels of the training data")
         return {
-            "pixels": self._pixels([_field(example, "image") for example in examples]),
+            "pixels": self._pixels(
+                [column_of(example, self.options.image_column, "image_column") for example in examples]
+            ),
             "label": np.array([index[label] for label in labels], dtype=np.int32),
             "targets": np.ones(len(labels), dtype=np.int32),
         }
 
     def collate(self, rows: Columns) -> Batch:
-        """Return pixel_values (B, C, H, W) fp32, normalised, and labels (B,) int64."""
+        """Return pixel_values (B, C, H, W) fp32, normalised, and labels (B,) int64.
+
+        Args:
+            rows: pixels (B, H, W, C) uint8 and label (B,) int32.
+        """
+        import torch
+
         batch = {"pixel_values": self._normalise(rows["pixels"])}
         if "label" in rows:
             batch["labels"] = torch.from_numpy(rows["label"].astype(np.int64))
@@ -151,13 +216,21 @@ class ImageClassification:
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the cross-entropy over the images, in fp32."""
+        """Sum the cross-entropy over the images: () fp32 nats, and their number () int64.
+
+        Args:
+            batch: pixel_values (B, C, H, W) fp32 and labels (B,) int64.
+        """
+        import torch
+
         labels = batch["labels"]
         total = torch.nn.functional.cross_entropy(self._logits(model, batch), labels, reduction="sum")
         return total, torch.tensor(len(labels), device=labels.device)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss, targets and correct first guesses."""
+        """Sum loss, targets and correct first guesses: three scalars ()."""
+        import torch
+
         logits, labels = self._logits(model, batch), batch["labels"]
         return {
             "loss": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
@@ -174,6 +247,8 @@ class ImageClassification:
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Classify images: arrays (H, W) or (H, W, C) of 0..255, or PNG/JPEG bytes."""
+        import torch
+
         with torch.inference_mode():
             logits = self._logits(model, {"pixel_values": self._normalise(self._pixels(instances))})
         answers = []
@@ -189,62 +264,27 @@ class ImageClassification:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _image(self, example: Mapping[str, Any]) -> Any:
+        return column_of(example, self.options.image_column, "image_column")
+
+    def _label(self, example: Mapping[str, Any]) -> str:
+        return label_of(example, self.options.label_column)
+
     def _pixels(self, images: Sequence[Any]) -> np.ndarray:
+        """Return uint8 (B, H, W, C) of the fitted size."""
         return np.stack([resize(read_image(image), self.size, self.channels) for image in images])
 
     def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
+        """Turn uint8 (B, H, W, C) into fp32 (B, C, H, W) of mean 0 and deviation 1 over the training images."""
+        import torch
+
         scaled = torch.from_numpy(pixels.astype(np.float32) / 255)
         return ((scaled - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(0, 3, 1, 2).contiguous()
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return logits (B, labels) in fp32."""
+        import torch
+
         parameter = next(model.parameters())
         dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
         return model(pixel_values=batch["pixel_values"].to(parameter.device, dtype)).logits.float()
-
-
-def read_image(image: Any) -> np.ndarray:
-    """Return an image (array, bytes of a file, or path) as uint8 (H, W, C).
-
-    Raises:
-        TaskError: no image in a known form.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        if isinstance(image, dict) and "bytes" in image:  # how Hugging Face datasets keep an image in Parquet
-            image = image["bytes"] or image["path"]
-        if isinstance(image, bytes | str | Path):
-            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-            image = np.asarray(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))
-        array = np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise TaskError(f"cannot read an image: {error}") from error
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.dtype == object:
-        raise TaskError(f"an image is an array (H, W) or (H, W, C), this one has the shape {array.shape}")
-    return array if array.dtype == np.uint8 else np.clip(np.rint(array), 0, 255).astype(np.uint8)
-
-
-def resize(pixels: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Bring uint8 (H, W, C) to the given size and number of channels (1 or 3), bilinear."""
-    from PIL import Image
-
-    if pixels.shape == (*size, channels):
-        return pixels
-    mode = {1: "L", 3: "RGB"}.get(channels)
-    if mode is None or pixels.shape[2] not in (1, 3):
-        raise TaskError(f"images have {pixels.shape[2]} channels and the model {channels}; both must be 1 or 3")
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert(mode)
-    resized = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return resized[:, :, None] if channels == 1 else resized
-
-
-def _field(example: Mapping[str, Any], name: str) -> Any:
-    if name not in example:
-        raise TaskError(f"an example has no {name!r}; it has {sorted(example)}")
-    return example[name]
-
-
-def _natural(label: str) -> tuple[int, int, str]:
-    return (0, int(label), "") if label.isdigit() else (1, 0, label)

@@ -1,28 +1,140 @@
-"""Tokenizers: trained on the data (byte-level BPE, single characters), or loaded."""
+"""Tokenizers: trained on the data (byte-level BPE, single characters, whole words), or loaded.
+
+A BPE or a list of words is trained on a sample of stated size, drawn by a hash of each text: which texts are in it
+depends neither on how the data was cut into chunks nor on where these were read. Characters are all kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from jobs.tasks import TaskError
+from jobs.tasks import TaskError, TaskOptions
 from jobs.tasks.conversations import CHATML
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
+         "merges.txt", "vocab.txt", "tokenizer.model")  # fmt: skip
+"""What decides how a text becomes tokens, in the layouts that transformers reads."""
+PIECE = 1 << 20
+"""Longer texts are drawn in pieces of so many characters, cut where a line begins."""
+
+
+class TokenizerOptions(TaskOptions):
+    """The tokenizer: trained on the data, or loaded. Left out, a model given by `from` keeps its own."""
+
+    train: Literal["bpe", "char"] | None = None
+    """bpe: byte-level pairs, any text comes back as it was. char: one token a character."""
+    vocab_size: int = Field(4096, ge=32)
+    """Tokens of a bpe, with the special ones."""
+    sample_mb: int = Field(32, gt=0)
+    """A bpe is trained on so many megabytes of the training text, drawn by `sample_seed`; less text is used whole."""
+    sample_seed: int = Field(0, ge=0)
+    """Decides which text is drawn."""
+    source: str | None = Field(None, alias="from")
+    """A directory or a hub id."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenizerOptions:
+        if self.train and self.source:
+            raise ValueError("give either `train` or `from`, not both")
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        """True where the spec says which tokenizer to take; else a parent's is kept."""
+        return bool(self.train or self.source)
+
+
+@dataclass(frozen=True)
+class TextFindings:
+    """What a tokenizer is trained on, out of one chunk or many."""
+
+    limit: int
+    """Bytes that the sample may hold."""
+    texts: tuple[tuple[bytes, str], ...] = ()
+    """(hash, text); those of the smallest hashes are the sample."""
+    size: int = 0
+    """Bytes of the texts kept."""
+    characters: frozenset[str] = frozenset()
+    seen_bytes: int = 0
+
+    def merged(self, later: TextFindings) -> TextFindings:
+        """Return the findings of both chunks."""
+        texts, size = self.texts + later.texts, self.size + later.size
+        if size > 2 * self.limit:  # now and then is enough: the sample is the same
+            texts = _smallest(texts, self.limit)
+            size = sum(len(text.encode()) for _, text in texts)
+        seen_bytes = self.seen_bytes + later.seen_bytes
+        return TextFindings(self.limit, texts, size, self.characters | later.characters, seen_bytes)
+
+    @property
+    def sample(self) -> list[str]:
+        """The texts drawn."""
+        return [text for _, text in _smallest(self.texts, self.limit)]
+
+
+def _smallest(texts: tuple[tuple[bytes, str], ...], limit: int) -> tuple[tuple[bytes, str], ...]:
+    """Return the texts of the smallest hashes, as many as fit: of a union it is that of the parts' own smallest."""
+    ordered = sorted(texts)
+    sizes = accumulate(len(text.encode()) for _, text in ordered)
+    return tuple(entry for entry, size in zip(ordered, sizes, strict=True) if size <= limit)
+
+
+def observe(options: TokenizerOptions, texts: Iterable[str]) -> TextFindings | None:
+    """Return what `obtain` needs of some texts; None for a tokenizer that is loaded."""
+    if options.source:
+        return None
+    texts = list(texts)
+    seen_bytes, limit = sum(len(text.encode()) for text in texts), options.sample_mb * 1_000_000
+    if options.train == "char":
+        return TextFindings(limit, (), 0, frozenset().union(*map(set, texts)), seen_bytes)
+    seed = options.sample_seed.to_bytes(8, "little")
+    pieces = [piece for text in texts for piece in _pieces(text)]
+    hashed = tuple((hashlib.blake2b(piece.encode(), digest_size=16, salt=seed).digest(), piece) for piece in pieces)
+    return TextFindings(limit, hashed, seen_bytes, frozenset(), seen_bytes)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > PIECE:
+        end = text.find("\n", start + PIECE // 2, start + PIECE)
+        end = start + PIECE if end < 0 else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def obtain(options: TokenizerOptions, findings: TextFindings | None) -> tuple[Any, list[str]]:
+    """Load or train the tokenizer that the options ask for; return it and what is to be said about it."""
+    if options.source:
+        return load(options.source), []
+    assert findings is not None, "a tokenizer is trained on what was observed"
+    if options.train == "char":
+        return train("char", options.vocab_size, findings.characters), []
+    sample = findings.sample
+    drawn, seen = sum(len(text.encode()) for text in sample) / 1e6, findings.seen_bytes / 1e6
+    share = f"{drawn:.1f} of {seen:.1f} MB of text, drawn by tokenizer.sample_seed {options.sample_seed}"
+    tokenizer = train(options.train or "bpe", options.vocab_size, sample)
+    return tokenizer, [f"tokenizer trained on {share if drawn < seen else f'all {seen:.1f} MB of text'}"]
 
 
 def train(kind: str, vocab_size: int, texts: Iterable[str]) -> Any:
-    """Train a fast tokenizer on `texts`: `bpe` (byte-level, any text round-trips) or `char`.
+    """Train a fast tokenizer on `texts`: `bpe` (byte-level, any text round-trips), `char` or `word` (lower case).
 
     The special tokens of a chat are reserved from the start, so fine-tuning never resizes the embedding.
     """
-    make = {"bpe": _train_bpe, "char": _train_char}.get(kind)
+    make = {"bpe": _train_bpe, "char": _train_char, "word": _train_word}.get(kind)
     if make is None:
-        raise TaskError(f"tokenizer.train is {kind!r}; it can be 'bpe' or 'char'")
+        raise TaskError(f"tokenizer.train is {kind!r}; it can be 'bpe', 'char' or 'word'")
     return _wrap(make(texts, vocab_size))
 
 
@@ -41,6 +153,14 @@ def load(source: str | Path) -> Any:
     if tokenizer.chat_template is None and "<|im_start|>" in tokenizer.get_vocab():
         tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of each text, whole and without special ones: 1.5 times as fast as calling the tokenizer."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json may ask for both, as a call of transformers' would undo too
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def bytes_per_token(tokenizer: Any) -> np.ndarray:
@@ -90,6 +210,21 @@ def _train_char(texts: Iterable[str], vocab_size: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([*SPECIAL_TOKENS])
+    return tokenizer
+
+
+def _train_word(texts: Iterable[str], vocab_size: int) -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<|unk|>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [*SPECIAL_TOKENS, "<|unk|>"]
+    # A word seen once teaches nothing but itself: as an unknown one it teaches what those are like.
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def measure(
     count = len(rows) if limit is None else min(limit, len(rows))
     passes = math.ceil(math.ceil(count / world_size) / micro_batch)
     mine = np.arange(count)[rank::world_size]
-    totals: dict[str, float] = {}
+    totals: dict[str, torch.Tensor] = {}
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -41,9 +42,19 @@ def measure(
             chosen = mine[index * micro_batch : (index + 1) * micro_batch]
             batch = to_device(task.collate(rows.take(chosen if len(chosen) else np.zeros(1, dtype=np.int64))), device)
             for key, value in task.measure(model, batch).items():
-                totals[key] = totals.get(key, 0.0) + (float(value) if len(chosen) else 0.0)
+                added = value.detach().double().cpu()
+                totals[key] = totals.get(key, torch.zeros_like(added)) + (added if len(chosen) else 0)
     model.train(was_training)
-    return totals
+    return flat(totals)
+
+
+def flat(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return sums as numbers: a scalar () under its name, the elements of an array (…) as `name.0`, `name.1`, …."""
+    named: dict[str, float] = {}
+    for key, value in sums.items():
+        elements = enumerate(value.flatten().tolist())
+        named |= {key: value.item()} if value.ndim == 0 else {f"{key}.{index}": x for index, x in elements}
+    return named
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -57,13 +68,12 @@ def evaluate_share(
     """Load the model and return the sums over one share of the held-out rows: phase `evaluate`, as a Ray task."""
     from jobs import noise
     from jobs.data.prepare import rows_of
-    from jobs.tasks import get
     from jobs.worker.export import DTYPES
 
     noise.quiet()
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = get(spec.task).load(prepared.task_directory, spec.task_options())
+    task = prepared.task(spec)
     model = task.load_model(Path(directory), DTYPES[precision]).to(device)
     rows = rows_of(prepared, prepared.eval_files)
     limit = spec.data.eval_max_rows

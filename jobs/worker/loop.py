@@ -199,8 +199,11 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         rank=engine.rank,
         world_size=engine.world_size,
     )
-    metrics = worker.task.summarise(dict(zip(sums, engine.all_sum(*sums.values()), strict=True)))
+    sums = dict(zip(sums, engine.all_sum(*sums.values()), strict=True))
+    metrics = worker.task.summarise(sums)
     worker.evaluations[label] = metrics
+    if worker.first and label == "final":
+        worker.run.write_sums(sums)
     if worker.spool is not None:
         worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
 

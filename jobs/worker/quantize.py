@@ -31,12 +31,11 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precisio
     from torchao.quantization import Int8WeightOnlyConfig
 
     from jobs.data.prepare import rows_of
-    from jobs.tasks import get
     from jobs.worker.export import DTYPES
 
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = get(spec.task).load(prepared.task_directory, spec.task_options())
+    task = prepared.task(spec)
     held_out = rows_of(prepared, prepared.eval_files)
 
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)

@@ -23,7 +23,7 @@ from jobs.data.prepare import rows_of
 from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
-from jobs.tasks import Task, get
+from jobs.tasks import Task
 from jobs.worker import zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
@@ -80,7 +80,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     assert training is not None
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    task = get(spec.task).load(prepared.task_directory, spec.task_options())
+    task = prepared.task(spec)
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), run.control()
     point, nodes = resume.agree(store), resume.nodes()
@@ -101,10 +101,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     engine = make_engine(model, training, ds_config, device, store, point)
     if rank == 0:
         run.write_attempt(replace(attempt, training=True))
-    keep, faults = (
-        Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, spec.checkpoint.metric),
-        Injector(run, rank, node=nodes[rank]),
-    )
+    metric, faults = spec.checkpoint.metric, Injector(run, rank, node=nodes[rank])
+    keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
     return Worker(
         spec=spec,
         training=training,

@@ -104,7 +104,7 @@ def image_classifier(directory: Path) -> Path:
 
     task = tasks.get("image-classification")({})
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
-    task.fit([{"image": image, "label": str(number % 3)} for number, image in enumerate(images)])
+    task.fit(task.observe([{"image": image, "label": str(number % 3)} for number, image in enumerate(images)]))
     task.build("cnn", {"width": 8, "hidden_size": 8}).save_pretrained(directory)  # type: ignore[operator]
     task.save(directory)
     write(directory, ModelManifest(name="shapes", task="image-classification", architecture="cnn"))

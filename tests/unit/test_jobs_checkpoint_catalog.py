@@ -96,16 +96,14 @@ def test_where_there_is_nothing_nothing_is_found(tmp_path):
         (Keep(newest=2), [10, 20, 30]),
         (Keep(newest=1, best=1), [10, 30, 40]),
         (Keep(newest=1, best=2), [30, 40]),
-        (Keep(newest=1, best=1, metric="accuracy"), [20, 30, 40]),
+        (Keep(newest=1, best=1, metric="f1", better="max"), [20, 30, 40]),
         (Keep(newest=1, best=1, metric="unknown"), [10, 20, 30, 40]),
         (Keep(newest=9), []),
     ],
 )
 def test_what_stays_is_the_newest_and_the_best(keep, gone):
     losses = {10: 2.0, 20: 1.0, 30: 3.0, 40: 2.5, 50: 4.0}
-    manifests = [
-        Manifest(step, step, 1, 0, metrics={"loss": loss, "accuracy": 1 / step}) for step, loss in losses.items()
-    ]
+    manifests = [Manifest(step, step, 1, 0, metrics={"loss": loss, "f1": 1 / step}) for step, loss in losses.items()]
     assert catalog.expendable(manifests, keep) == gone
 
 

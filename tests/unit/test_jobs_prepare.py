@@ -1,37 +1,46 @@
 """Encoding happens once, and gives the same rows wherever it runs."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cluster import specfile
 from cluster.errors import UserError
 from jobs.data import prepare, rows
 from jobs.spec import JobSpec
 
+TEXT = {"name": "causal-lm", "tokenizer": {"train": "bpe", "vocab_size": 300}, "sequence_length": 16}
 
-def spec_for(**data) -> JobSpec:
+
+def spec_for(task: str | dict = TEXT, **data) -> JobSpec:
     return JobSpec.model_validate(
         {
             "name": "x",
             "phase": "pretrain",
+            "task": task,
             "model": {"architecture": "llama"},
-            "data": {
-                "tokenizer": {"train": "bpe", "vocab_size": 300},
-                "sequence_length": 16,
-                "eval_fraction": 0.2,
-                **data,
-            },
+            "data": {"eval_fraction": 0.2, **data},
             "training": {"steps": 1},
         }
     )
 
 
-def run(spec: JobSpec, base: Path, storage: Path) -> tuple[prepare.Prepared, list[tuple[str, int, int]]]:
+def job(phase: str, parent: Path, **data) -> JobSpec:
+    """A job that starts from a model."""
+    values = {"name": "x", "phase": phase, "model": {"from": str(parent)}, "training": {"steps": 1}}
+    return JobSpec.model_validate({**values, "task": {"name": "causal-lm", "sequence_length": 64}, "data": data})
+
+
+def run(
+    spec: JobSpec, base: Path, storage: Path, parent: Path | None = None
+) -> tuple[prepare.Prepared, list[tuple[str, int, int]]]:
     seen: list[tuple[str, int, int]] = []
-    done = prepare.prepare(spec, base, storage, parent=None, on_progress=lambda *event: seen.append(event))
+    done = prepare.prepare(spec, base, storage, parent=parent, on_progress=lambda *event: seen.append(event))
     return done, seen
 
 
@@ -55,7 +64,9 @@ def test_second_time_is_read_from_the_cache(corpus, tmp_path):
     assert first.eval_rows > 0
 
 
-@pytest.mark.parametrize("change", [{"sequence_length": 8}, {"split_seed": 1}, {"eval_fraction": 0.3}])
+@pytest.mark.parametrize(
+    "change", [{"task": {**TEXT, "sequence_length": 8}}, {"split_seed": 1}, {"eval_fraction": 0.3}]
+)
 def test_another_setting_is_another_data_set(corpus, tmp_path, change):
     first, _ = run(spec_for(train="*.txt"), corpus, tmp_path / "s")
     other, _ = run(spec_for(**{"train": "*.txt", **change}), corpus, tmp_path / "s")
@@ -120,12 +131,99 @@ def test_a_label_that_training_never_saw_is_named_with_its_file(tmp_path):
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
-    spec = spec_for(train="train", eval="eval").model_copy(update={"task": "image-classification"})
+    spec = spec_for("image-classification", train="train", eval="eval")
     with pytest.raises(UserError, match=r"eval/bird/1\.png: labels \['bird'\] are not among the 2 labels"):
         run(spec, tmp_path, tmp_path / "s")
     skipping = spec.model_copy(update={"data": spec.data.model_copy(update={"bad_rows": "skip"})})
     done, _ = run(skipping, tmp_path, tmp_path / "s")
     assert (done.eval_rows, done.bad_rows) == (1, 1)
+
+
+def test_an_image_that_cannot_be_read_is_a_bad_row_with_its_file(tmp_path):
+    for number in range(8):
+        path = tmp_path / "data" / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), number, np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:20])
+    spec = spec_for("image-classification", train="data", eval_fraction=0)
+    with pytest.raises(UserError, match=r"1/7\.png: cannot read an image"):
+        run(spec, tmp_path, tmp_path / "s")
+    skipping = spec_for("image-classification", train="data", eval_fraction=0, bad_rows="skip")
+    done, _ = run(skipping, tmp_path, tmp_path / "s")
+    assert (done.train_rows, done.bad_rows) == (7, 1)
+
+
+def test_measuring_first_leaves_nothing_that_training_would_take_for_its_rows(corpus, tmp_path):
+    made, _ = run(spec_for(train="*.txt"), corpus, tmp_path / "s")
+    parent = made.task_directory
+    measured, _ = run(job("evaluate", parent, train="*.txt"), corpus, tmp_path / "s", parent)
+    assert (measured.train_rows, measured.cached) == (0, False)
+    tuned, _ = run(job("finetune", parent, train="*.txt"), corpus, tmp_path / "s", parent)
+    assert tuned.train_rows > 0
+    assert tuned.eval_rows == measured.eval_rows
+    again, _ = run(job("quantize", parent, train="*.txt"), corpus, tmp_path / "s", parent)
+    assert (again.cached, again.directory) == (True, tuned.directory)
+
+
+def test_parents_that_differ_in_their_template_only_encode_apart(tmp_path, corpus):
+    made, _ = run(spec_for(train="*.txt"), corpus, tmp_path / "s")
+    parents = [tmp_path / name for name in ("first", "second")]
+    for parent in parents:
+        shutil.copytree(made.task_directory, parent)
+    template = parents[1] / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|endoftext|>"))
+    turns = [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "dog"}]
+    (tmp_path / "x.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 30)
+    done = [run(job("finetune", p, train="x.jsonl"), tmp_path, tmp_path / "s", p)[0] for p in parents]
+    assert not done[1].cached
+    first, second = (prepare.rows_of(d, d.train_files).take(np.zeros(1, np.int64))["input_ids"] for d in done)
+    assert not np.array_equal(first, second)
+
+
+OWN_TASK = """
+from typing import ClassVar
+import numpy as np
+from jobs.tasks import Task, TaskOptions
+from own_parts.words import words
+
+class Options(TaskOptions):
+    label_column: str = "label"
+
+class MyTask(Task):
+    name: ClassVar[str] = "mine"
+    Options: ClassVar[type[TaskOptions]] = Options
+    metrics: ClassVar[dict] = {"loss": "min", "f1": "max"}
+    counted: ClassVar[dict] = {"long": "texts of more than two words"}
+
+    def encode(self, examples):
+        counts = np.array([words(e["text"]) for e in examples], np.int32)
+        return {"words": counts, "targets": np.ones_like(counts), "long": (counts > 2).astype(np.int32)}
+"""
+
+
+def test_a_task_beside_the_spec_has_options_and_its_code_is_part_of_the_data(tmp_path, monkeypatch):
+    package = tmp_path / "own_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "task.py").write_text(OWN_TASK)
+    (package / "words.py").write_text("def words(text):\n    return len(text.split())\n")
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "{"a " * (i % 4 + 1)}"}}\n' for i in range(8)))
+    (tmp_path / "x.yaml").write_text(
+        "{name: x, phase: pretrain, task: 'own_parts.task:MyTask', model: {architecture: x},"
+        " data: {train: x.jsonl, eval_fraction: 0, label_column: mood}, training: {steps: 1, eval_every: 1},"
+        " checkpoint: {keep_best: 1, metric: f1}}"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = specfile.load(tmp_path / "x.yaml", JobSpec)
+    assert spec.task.options == {"label_column": "mood"}
+    with pytest.raises(UserError, match=r"--set task\.label_colum: .*did you mean `label_column`"):
+        specfile.load(tmp_path / "x.yaml", JobSpec, ["task.label_colum=x"])
+    first, _ = run(spec, tmp_path, tmp_path / "s")
+    assert first.notes == ["4 of 8 texts of more than two words"]
+    assert prepare.rows_of(first, first.train_files).take(np.arange(4))["words"].tolist() == [1, 2, 3, 4]
+    assert run(spec, tmp_path, tmp_path / "s")[0].cached
+    (package / "words.py").write_text("def words(text):\n    return 2 * len(text.split())\n")
+    assert not run(spec, tmp_path, tmp_path / "s")[0].cached
 
 
 def test_rows_of_several_files_read_as_one(tmp_path):

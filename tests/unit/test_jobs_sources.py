@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
-from jobs.data import sources
-from jobs.data.examples import BadRows, Example
+from jobs.data import sources, stream
+from jobs.data.examples import BadRows, Example, Source
+from jobs.spec import DataSpec
+from jobs.tasks import get
 
 
 def read(where: str | list[str], base: Path) -> list[dict]:
-    return sources.open_source(where, base).examples()
+    return list(sources.open_source(where, base).examples())
 
 
 def test_every_file_format_gives_the_same_rows(tmp_path):
@@ -78,25 +80,56 @@ def test_nothing_there_names_the_place(tmp_path):
 
 
 def test_the_library_is_text_and_its_docstrings_are_conversations():
-    docs = sources.open_source("python-stdlib", Path()).examples(limit=3)
+    docs = list(sources.open_source("python-stdlib", Path()).examples(limit=3))
+    assert len(docs) == 3
     assert all(isinstance(d["text"], str) and d["text"] for d in docs)
-    first = sources.open_source("python-stdlib-docstrings", Path()).examples(limit=1)[0]["messages"]
+    first = next(sources.open_source("python-stdlib-docstrings", Path()).examples(limit=1))["messages"]
     assert [m["role"] for m in first] == ["user", "assistant"]
     assert first[0]["content"].startswith("def ")
 
 
+def apart(texts: list[str], **data) -> tuple[list[str], list[str]]:
+    source = Source("x", "", lambda: (Example({"text": text}) for text in texts))
+    reading = stream.Stream(source, get("causal-lm")())
+    found = list(stream.told_apart(reading, reading.survey(BadRows()), DataSpec.model_validate(data)))
+    train, held_out = ([e["text"] for s, e in found if s == split] for split in ("train", "eval"))
+    return train, held_out
+
+
 def test_split_holds_out_whole_examples_by_the_seed():
-    examples = [Example({"text": str(i)}) for i in range(100)]
-    train, held_out = sources.split(examples, 0.1, 0, "text")
+    texts = [str(i) for i in range(100)]
+    train, held_out = apart(texts, eval_fraction=0.1)
     assert len(held_out) == 10
-    assert sorted(e["text"] for e in train + held_out) == sorted(e["text"] for e in examples)
-    assert held_out == sources.split(examples, 0.1, 0, "text")[1]
-    assert held_out != sources.split(examples, 0.1, 1, "text")[1]
+    assert sorted(train + held_out) == sorted(texts)
+    assert held_out == apart(texts, eval_fraction=0.1)[1]
+    assert held_out != apart(texts, eval_fraction=0.1, split_seed=1)[1]
 
 
 def test_split_cuts_the_end_off_a_few_long_texts():
-    train, held_out = sources.split([Example({"text": "0123456789"})], 0.2, 0, "text")
-    assert (train[0]["text"], held_out[0]["text"]) == ("01234567", "89")
+    assert apart(["0123456789"], eval_fraction=0.2) == (["01234567"], ["89"])
+
+
+def test_a_share_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match=r"eval_fraction 0\.99 leaves nothing of 20 example"):
+        apart([str(i) for i in range(20)], eval_fraction=0.99)
+
+
+def test_a_table_without_a_header_gets_its_columns_from_the_spec(tmp_path):
+    (tmp_path / "x.tsv").write_text("fine\t1\nbad\t0\n")
+    found = list(sources.open_source("x.tsv", tmp_path, ["text", "label"]).examples())
+    assert found == [{"text": "fine", "label": "1"}, {"text": "bad", "label": "0"}]
+    with pytest.raises(UserError, match=r"x.tsv:1: the row has not the 3 columns of data.columns"):
+        list(sources.open_source("x.tsv", tmp_path, ["a", "b", "c"]).examples())
+
+
+def test_chunks_keep_every_example_in_the_order_of_its_split():
+    examples = [("eval" if i % 3 == 0 else "train", Example({"text": "x" * 300_000, "i": i})) for i in range(50)]
+    found = {"train": [], "eval": []}
+    for split, chunk in stream.split_chunks(iter(examples)):
+        found[split].append([e["i"] for e in chunk])
+    assert [i for chunk in found["train"] for i in chunk] == [i for i in range(50) if i % 3]
+    assert [i for chunk in found["eval"] for i in chunk] == list(range(0, 50, 3))
+    assert {len(chunk) for chunk in found["train"][:-1]} == {14}, "4 MiB each, whatever else is read between"
 
 
 def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
@@ -104,13 +137,13 @@ def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
         b'\xef\xbb\xbf{"text": "a"}\r\n{"text": \n\n{"text": "\xff"}\n7\n{"text": "b"}\n'
     )
     bad = BadRows(most=3)
-    examples = sources.open_source("x.jsonl", tmp_path).examples(bad=bad)
+    examples = list(sources.open_source("x.jsonl", tmp_path).examples(bad=bad))
     assert examples == [{"text": "a"}, {"text": "b"}]
     assert [e.where for e in examples] == [f"{tmp_path}/x.jsonl:1", f"{tmp_path}/x.jsonl:6"]
     assert bad.count == 3
     assert [row.where.rsplit(":", 1)[1] for row in bad.first] == ["2", "4", "5"]
     with pytest.raises(UserError, match=r"x.jsonl:5: .* bad row number 3, and data.max_bad_rows is 2"):
-        sources.open_source("x.jsonl", tmp_path).examples(bad=BadRows(most=2))
+        list(sources.open_source("x.jsonl", tmp_path).examples(bad=BadRows(most=2)))
 
 
 def test_a_table_that_is_not_utf8_is_named_with_the_line(tmp_path):

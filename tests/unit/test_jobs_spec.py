@@ -1,9 +1,12 @@
 """JobSpec: every example loads, and what contradicts itself is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import jobs
 from cluster import specfile
@@ -21,13 +24,13 @@ def load(*overrides: str, text: str = BASE) -> JobSpec:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_loads_and_names_a_task_of_ours(path):
-    assert specfile.load(path, JobSpec).task in TASKS
+    assert specfile.load(path, JobSpec).task.name in TASKS
 
 
 def test_there_is_an_example_of_every_phase_and_task():
     specs = [specfile.load(path, JobSpec) for path in EXAMPLES]
     assert {spec.phase for spec in specs} == {"pretrain", "finetune", "evaluate", "quantize"}
-    assert {spec.task for spec in specs} == set(TASKS)
+    assert {spec.task.name for spec in specs} == set(TASKS)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,77 @@ def test_workers_are_a_number_or_a_range():
     fixed, elastic = load("resources.workers=4").resources, load("resources.workers={max: 8}").resources
     assert (fixed.fewest, fixed.most) == (4, 4)
     assert (elastic.fewest, elastic.most) == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides"),
+    [
+        ("task: causal-lm", ["task.sequence_length=64"]),
+        ("task: causal-lm", ["data.sequence_length=64"]),
+        ("data: {train: a, sequence_length: 64}", []),
+        ("task: {name: causal-lm, sequence_length: 64}", []),
+        ("task: {name: causal-lm, sequence_length: 32}", ["data.sequence_length=64"]),
+        ("data: {train: a, sequence_length: 32}", ["task.sequence_length=64"]),
+        ("task: {name: image-classification}", ["task={name: causal-lm, sequence_length: 64}"]),
+        ("name: x", ["task.sequence_length=64"]),
+    ],
+)
+def test_an_option_of_the_task_may_be_given_in_either_place(task, overrides):
+    values = {**yaml.safe_load(BASE), **yaml.safe_load(task)}
+    spec = load(*overrides, text=yaml.safe_dump(values))
+    assert (spec.task.name, spec.task.options["sequence_length"]) == ("causal-lm", 64)
+    assert "sequence_length" not in spec.resolved()["data"]
+    assert spec.digest() == load("task.sequence_length=64", *(o for o in ["data.train=a"] if "data" in task)).digest()
+
+
+def test_overrides_of_a_mapping_among_the_options_are_merged():
+    text = BASE.replace("data: {", "data: {tokenizer: {train: bpe, vocab_size: 500}, ")
+    assert load("task.tokenizer.vocab_size=300", text=text).task.options["tokenizer"]["train"] == "bpe"
+    assert load("task.tokenizer.vocab_size=300", text=text).task.options["tokenizer"]["vocab_size"] == 300
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "task: {name: causal-lm, sequence_lenght: 3}",
+            "spec:1: unknown key `sequence_lenght` in task; did you mean",
+        ),
+        ("task: {name: causal-lm, tokenizer: {vocab_siz: 3}}", "in task.tokenizer; did you mean `vocab_size`"),
+        ("task: {name: causal-lm, sequence_length: 1}", "`task.sequence_length`: .* greater than or equal to 2"),
+        ("task: causal-ml", "`task.name`: unknown task 'causal-ml'; did you mean 'causal-lm'"),
+        ("data: {train: a, text_colum: b}", "spec:1: unknown key `text_colum` in data; did you mean `text_column`"),
+        ("data: {train: a, evall: b}", "unknown key `evall` in data; did you mean `eval`"),
+        ("data: {train: a, image_size: 8}", "unknown key `image_size` in data"),
+        ("checkpoint: {metric: perplexty}", "no such metric .*did you mean `perplexity`"),
+        ("checkpoint: {keep_best: 1}", "needs `training.eval_every`"),
+    ],
+)
+def test_a_mistake_in_a_tasks_options_has_its_line_and_a_suggestion(line, said):
+    base = {key: value for key, value in yaml.safe_load(BASE).items() if key != line.partition(":")[0]}
+    with pytest.raises(UserError, match=said):
+        load(text=line + "\n" + yaml.safe_dump(base))
+
+
+def test_an_option_in_both_places_is_refused():
+    text = yaml.safe_dump({**yaml.safe_load(BASE), "task": {"name": "causal-lm", "text_column": "a"}})
+    with pytest.raises(UserError, match=r"`data.text_column`: is given as `task.text_column` too"):
+        load(text=text.replace("train: a.txt", "train: a.txt\n  text_column: a"))
+
+
+def test_all_mistakes_are_listed_at_once():
+    text = BASE.replace("{steps: 5}", "{stps: 5, steps: 5}").replace("train: a.txt", "train: a, sequence_lenght: 3")
+    with pytest.raises(UserError, match=r"(?s)`stps`.*`sequence_lenght`"):
+        load(text=text)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_looking_a_tasks_options_up_loads_neither_torch_nor_transformers(task):
+    code = (
+        "import sys; from jobs.spec import JobSpec\n"
+        f"spec = JobSpec.model_validate({{'name': 'x', 'phase': 'evaluate', 'task': {task!r}, "
+        "'data': {'eval': 'a'}, 'model': {'from': 'x'}})\n"
+        "print(len(spec.task.options) > 0, *sorted({'torch', 'transformers', 'ray', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]

@@ -1,0 +1,38 @@
+"""Columns and labels of raw examples, as classifiers read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.tasks import TaskError
+from jobs.tasks.architectures import close
+
+
+def column_of(example: Mapping[str, Any], name: str, option: str) -> Any:
+    """Return what an example holds in the column `name`, which the task's option `option` names.
+
+    Raises:
+        TaskError: it has no such column; the message names those it has.
+    """
+    if name in example:
+        return example[name]
+    hint = f"{close(name, example)}; name the column in task.{option}"
+    raise TaskError(f"no column {name!r}; this example has {sorted(example)}{hint}")
+
+
+def label_of(example: Mapping[str, Any], name: str) -> str:
+    """Return the label in the column `name`.
+
+    Raises:
+        TaskError: it is missing, empty or no single value.
+    """
+    label = column_of(example, name, "label_column")
+    if label is None or isinstance(label, list | dict) or not str(label).strip():
+        raise TaskError(f"column {name!r} holds {label!r:.60}, which is no label")
+    return str(label)
+
+
+def natural(label: str) -> tuple[int, int, str]:
+    """Return what sorts labels: numbers by their value, before words."""
+    return (0, int(label), "") if label.isdecimal() else (1, 0, label)
