@@ -160,7 +160,7 @@ def test_what_an_own_engine_has_not_is_refused_in_the_plan(
     own_engine.write(beside)
     (beside / "my_lame.py").write_text("import not_installed\n")
     (beside / "jobs").mkdir()
-    (beside / "jobs" / "mine.py").write_text(MY_ENGINE)
+    (beside / "jobs" / "mine.py").write_text((beside / "my_engine.py").read_text())
     with pytest.raises(UserError, match=wanted):
         plan.resolve(spec(tiny_models.image_classifier(tmp_path / "shapes"), **settings), code(beside))
 
