@@ -41,8 +41,8 @@ def quickstart() -> None:
     """
     stages = Stages(total=9)
     stages.run("cluster", start_cluster)
-    stages.run("pre-train", lambda: train("stdlib-lm"))
-    stages.run("fine-tune", lambda: train("stdlib-lm-chat"))
+    stages.run("pre-train", lambda: follow_training("stdlib-lm"))
+    stages.run("fine-tune", lambda: follow_training("stdlib-lm-chat"))
     names = ("evaluate-stdlib-lm", "evaluate-stdlib-lm-chat", "quantize-stdlib-lm-chat")
     base, chat, quantized = map(_submit, names)  # side by side: most of their time is the start of their processes
     stages.run("evaluate", lambda: evaluate(*base))
@@ -92,7 +92,7 @@ def start_cluster() -> tuple[str, None]:
     return f"Ray {where.ray_address}, MLflow {where.tracking_uri}{ended}", None
 
 
-def train(example: str) -> tuple[str, None]:
+def follow_training(example: str) -> tuple[str, None]:
     """Run a training job from the examples."""
     result = _follow(*_submit(example))
     first, final = (result["evaluations"][label]["loss"] for label in ("first", "final"))

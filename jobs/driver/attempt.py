@@ -23,7 +23,7 @@ from tracking.run import Run, Status
 from tracking.spool import SpoolSender
 
 
-def run(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
+def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     """Run `spec`, whose relative paths start at `base`, in this process and its worker group; return the exit code.
 
     Args:

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         placed = connect_and_place(spec)
         from jobs.driver import attempt
 
-        return attempt.run(spec, base, placed)
+        return attempt.run_job(spec, base, placed)
     except UserError as error:
         progress.say(f"error: {error}")
         return error.exit_code

@@ -94,7 +94,7 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
     config = WorkerConfig(job.spec, job.precision, prepared, job.folder, job.checkpoints, parent, job.base)
     name = f"{job.folder.key}-{os.getpid()}"
     try:
-        ray_train.train(function, config, name=name, autoscaling=not connect.connection().is_local)
+        ray_train.run_group(function, config, name=name, autoscaling=not connect.connection().is_local)
     except TrainingFailedError as error:
         if job.stopping:
             raise Stopped from error

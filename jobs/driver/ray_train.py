@@ -175,7 +175,7 @@ def _node_of(failure: Failure, attempt: Attempt | None) -> str | None:
     return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
 
 
-def train(function: Callable[[WorkerConfig], None], config: WorkerConfig, *, name: str, autoscaling: bool) -> None:
+def run_group(function: Callable[[WorkerConfig], None], config: WorkerConfig, *, name: str, autoscaling: bool) -> None:
     """Run `function(config)` on every worker; a lost group is started again from its checkpoint.
 
     Args:
@@ -185,7 +185,7 @@ def train(function: Callable[[WorkerConfig], None], config: WorkerConfig, *, nam
     Raises:
         ray.train.TrainingFailedError: the group failed for good.
     """
-    spec, run, store = config.spec, config.run, Store(config.checkpoints)
+    spec, run, store = config.spec, config.folder, Store(config.checkpoints)
     wanted = spec.resources
     gpus = {"GPU": wanted.gpus_per_worker} if wanted.gpus_per_worker else {}
     elastic = isinstance(wanted.workers, WorkersSpec)

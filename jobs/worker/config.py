@@ -19,7 +19,7 @@ class WorkerConfig:
     precision: Precision
     """What the run computes in; the spec may say `auto`."""
     prepared: Prepared
-    run: RunFolder
+    folder: RunFolder
     checkpoints: str
     """Where the run's checkpoints are: a path or a URI."""
     parent: Path | None

@@ -68,11 +68,11 @@ class RecentLosses:
 def train_worker(config: WorkerConfig) -> None:
     """Train on this worker: the function Ray Train runs."""
     noise.quiet()
-    with system_metrics(config.run.spool), logged(config) as watchdog:
+    with system_metrics(config.folder.spool), logged(config) as watchdog:
         worker = set_up(config, watchdog)
         worker.engine.model.train()
-        worker.faults.inject("start", worker.start)
-        finished = train(worker)
+        worker.injector.inject("start", worker.start)
+        finished = run_steps(worker)
         watchdog.allow()  # the last checkpoint may take longer than a step
         worker.saver.finish()
         report_checkpoints(worker)
@@ -84,7 +84,7 @@ def train_worker(config: WorkerConfig) -> None:
         worker.spool.close()
 
 
-def train(worker: Worker) -> bool:
+def run_steps(worker: Worker) -> bool:
     """Run the steps that are left. Return False when the driver asked to stop; a checkpoint was written then."""
     engine, training = worker.engine, worker.training
     if worker.start == 0:
@@ -96,7 +96,7 @@ def train(worker: Worker) -> bool:
         engine.set_learning_rate(rate)
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
         loss, stop, save = forward_backward(worker, micro_batches, targets)
-        loss *= {"nan": math.nan, "spike": 1e3}.get(worker.faults.inject("step", step + 1) or "", 1.0)
+        loss *= {"nan": math.nan, "spike": 1e3}.get(worker.injector.inject("step", step + 1) or "", 1.0)
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
         if recent.is_spike(loss):
@@ -123,7 +123,7 @@ def train(worker: Worker) -> bool:
             worker.watchdog.allow()  # it waits for the one before, where the storage is slow
             begin_checkpoint(worker, done)
             if worker.first:
-                worker.run.save_granted()
+                worker.folder.save_granted()
         report_checkpoints(worker)
         if stop and done < worker.steps:
             return False
@@ -151,7 +151,7 @@ def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets:
         total += weighted.detach()
         if index + 1 < len(micro_batches):
             engine.step()
-    asked = (worker.run.stop_requested(), worker.run.save_requested()) if worker.first else (False, False)
+    asked = (worker.folder.stop_requested(), worker.folder.save_requested()) if worker.first else (False, False)
     loss_sum, stop, save = engine.all_sum(total, *map(float, asked))
     return loss_sum / max(targets, 1), stop > 0, save > 0
 
@@ -170,7 +170,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
         mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
-        worker.faults.record_rows(step + 1, mine)
+        worker.injector.record_rows(step + 1, mine)
         micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
         return micro, int(worker.rows.targets[chosen].sum())
 
@@ -203,7 +203,7 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
     metrics = worker.task.summarise(sums)
     worker.evaluations[label] = metrics
     if worker.first and label == "final":
-        worker.run.write_sums(sums)
+        worker.folder.write_sums(sums)
     if worker.spool is not None:
         worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
 
@@ -243,12 +243,12 @@ def export_weights(worker: Worker) -> None:
     weights = worker.engine.state_dict()
     if weights is not None:
         export(
-            worker.run.model,
+            worker.folder.model,
             worker.task,
             weights,
             lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
             worker.precision,
             worker.spec.model.lora,
         )
-        worker.run.write_evaluations(worker.evaluations)
+        worker.folder.write_evaluations(worker.evaluations)
     torch.distributed.barrier()

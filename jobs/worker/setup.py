@@ -45,11 +45,11 @@ class Worker:
     engine: Engine
     rows: Rows
     eval_rows: Rows
-    run: RunFolder
+    folder: RunFolder
     spool: Spool | None
     saver: Saver
     watchdog: Watchdog
-    faults: Injector
+    injector: Injector
     steps: int
     micro_batch: int
     zero_stage: int
@@ -73,7 +73,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     import ray.train.torch
 
     import_deepspeed()  # before transformers imports it at full length
-    spec, prepared, run = config.spec, config.prepared, config.run
+    spec, prepared, folder = config.spec, config.prepared, config.folder
     # A process that was started ahead did not know how many CPUs it would get, and took all.
     torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
     training = spec.training
@@ -82,13 +82,13 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     task = prepared.task(spec)
     rows = rows_of(prepared, prepared.train_files)
-    store, control = Store(config.checkpoints), run.control()
+    store, control = Store(config.checkpoints), folder.control()
     point, nodes = resume.agree(store), resume.nodes()
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
     attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
     if rank == 0:
-        run.write_attempt(attempt)
+        folder.write_attempt(attempt)
         for reason in point.skipped:
             print(f"skipped checkpoint {reason}", flush=True)
     base = read_deepspeed(training, config.base)
@@ -100,8 +100,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     )
     engine = make_engine(model, training, ds_config, device, store, point)
     if rank == 0:
-        run.write_attempt(replace(attempt, training=True))
-    metric, faults = spec.checkpoint.metric, Injector(run, rank, node=nodes[rank])
+        folder.write_attempt(replace(attempt, training=True))
+    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=nodes[rank])
     keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
     return Worker(
         spec=spec,
@@ -111,12 +111,12 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         engine=engine,
         rows=rows,
         eval_rows=rows_of(prepared, prepared.eval_files),
-        run=run,
-        spool=Spool(run.rank_0_spool) if rank == 0 else None,
+        folder=folder,
+        spool=Spool(folder.rank_0_spool) if rank == 0 else None,
         watchdog=watchdog,
-        faults=faults,
+        injector=injector,
         skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, faults.inject, GroupNotes()),
+        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes()),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
         zero_stage=zero.stage_of(training, base),
@@ -180,8 +180,8 @@ def logged(config: WorkerConfig) -> Iterator[Watchdog]:
     import ray.train
 
     rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
-    watchdog = Watchdog(config.run.stacks(attempt, rank), config.spec.failures.hang_after_s)
-    with config.run.log(attempt, rank).open("a", buffering=1) as file:
+    watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s)
+    with config.folder.log(attempt, rank).open("a", buffering=1) as file:
         tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
         try:
             with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]

@@ -130,13 +130,13 @@ def test_slow_steps_get_fewer_prompt_tokens() -> None:
     scheduler = Scheduler(BlockPool(40), 8, prefill_tokens=256, longest_stall_s=0.1)
     step = Step([], [Chunk(sequence(300), 0, 256, False)])
     for _ in range(10):
-        scheduler.took(step, seconds=0.2)
+        scheduler.observe_step_time(step, seconds=0.2)
     assert 128 <= scheduler.prefill_tokens < 132
     for _ in range(20):
-        scheduler.took(step, seconds=60.0)
+        scheduler.observe_step_time(step, seconds=60.0)
     assert scheduler.prefill_tokens == BLOCK
     for _ in range(20):
-        scheduler.took(step, seconds=0.01)
+        scheduler.observe_step_time(step, seconds=0.01)
     assert scheduler.prefill_tokens == 256
 
 

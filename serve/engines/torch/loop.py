@@ -54,7 +54,7 @@ class StepLoop:
         self._post: SimpleQueue[list[tuple[Sequence, Event]] | None] = SimpleQueue()
         self._rate = Rate()
         self._thread: threading.Thread | None = None
-        self._courier = threading.Thread(target=self._carry, name="tandem-courier", daemon=True)
+        self._output_thread = threading.Thread(target=self._carry, name="tandem-outputs", daemon=True)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Where the steps' time went: schedule, forward, sample."""
 
@@ -64,7 +64,7 @@ class StepLoop:
         """Start the thread; the future is done when the model is ready, or has the error that prevented it."""
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="tandem-engine", daemon=True)
-        self._courier.start()
+        self._output_thread.start()
         self._thread.start()
         return ready
 
@@ -94,7 +94,7 @@ class StepLoop:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
-            self._courier.join()
+            self._output_thread.join()
 
     def load(self) -> EngineLoad:
         with self._wake:
@@ -171,7 +171,7 @@ class StepLoop:
         logits = self._runner.run(batch)
         times.append(time.perf_counter())
         self._scheduler.ran(step)
-        self._scheduler.took(step, times[2] - times[1])
+        self._scheduler.observe_step_time(step, times[2] - times[1])
         events = advance(step, logits, self._eos)
         for sequence, event in events:
             self._say(sequence, event)
@@ -220,7 +220,7 @@ class StepLoop:
             self._post.put(self._outbox)  # in C, which keeps Python's lock
             self._outbox = []
 
-    # ---- the courier's thread ----
+    # ---- the output thread ----
 
     def _carry(self) -> None:
         """Hand each step's events over, waking each event loop once."""

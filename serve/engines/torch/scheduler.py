@@ -137,7 +137,7 @@ class Scheduler:
         for chunk in step.prefill:
             chunk.sequence.cached = chunk.end
 
-    def took(self, step: Step, seconds: float) -> None:
+    def observe_step_time(self, step: Step, seconds: float) -> None:
         """Fit the prompt tokens of a step to how long they take, so that they hold no stream up for too long."""
         tokens = len(step.decode) + sum(chunk.end - chunk.start for chunk in step.prefill)
         if tokens - len(step.decode) >= BLOCK:
