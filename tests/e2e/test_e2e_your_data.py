@@ -18,7 +18,7 @@ ADDRESS = "http://127.0.0.1:8000"
 """Where the page's endpoints listen. In a test the port may be another."""
 
 
-@pytest.mark.parametrize("heading", ["Chats", "Images"])
+@pytest.mark.parametrize("heading", ["Chats", "A table of texts", "Images"])
 def test_transcript(heading: str, cluster: Connection, tmp_path: Path) -> None:
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "COLUMNS": "120"}
