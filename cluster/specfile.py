@@ -63,12 +63,11 @@ def loads(
     section among its `short_forms` may be written as the value of one key: `task: x` for `task: {name: x}`.
     """
     values, lines = parse(text, name)
-    for section, key in getattr(model, "short_forms", {}).items():
-        if isinstance(values.get(section), str):
-            values[section] = {key: values[section]}
+    _write_out(values, model)
     overridden = [_override_location(override) for override in overrides]
     for override in overrides:
         _apply(values, override)
+        _write_out(values, model)
     lines = {**lines, **dict.fromkeys(overridden, 0)}
     try:
         return model.model_validate(values, context={"folder": folder, "overridden": overridden})
@@ -116,6 +115,23 @@ def _collect_lines(node: yaml.Node | None, location: Location, lines: dict[Locat
 
 def _override_location(override: str) -> Location:
     return tuple(override.partition("=")[0].split("."))
+
+
+def _write_out(values: dict[str, Any], model: type[BaseModel]) -> None:
+    """Write sections that were given in short out, so that an override may add to them. "*" stands for any key."""
+    for path, key in getattr(model, "short_forms", {}).items():
+        *parents, last = path.split(".")
+        places: list[Any] = [values]
+        for parent in parents:
+            places = [
+                inner
+                for place in places
+                if isinstance(place, dict)
+                for inner in (place.values() if parent == "*" else [place.get(parent)])
+            ]
+        for place in places:
+            if isinstance(place, dict) and isinstance(place.get(last), str):
+                place[last] = {key: place[last]}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -6,7 +6,8 @@ without Ray, torch or a cluster.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -197,6 +198,9 @@ class HttpSpec(_Spec):
 
 class ServeSpec(_Spec):
     """The whole of `tandem serve up`."""
+
+    short_forms: ClassVar[Mapping[str, str]] = {"models.*.engine": "name"}
+    """Sections that may be written as the value of one key."""
 
     name: Name = "tandem"
     """The Ray Serve application; its models become `<name>.<model>`."""

@@ -5,6 +5,7 @@ import pytest
 from cluster import specfile
 from cluster.errors import UserError
 from jobs.spec import JobSpec
+from serve.spec import ServeSpec
 
 SPEC = """\
 name: x
@@ -106,3 +107,14 @@ def test_missing_file(tmp_path):
 
 def test_a_list_is_no_spec():
     assert "a spec is a mapping" in complaint("- 1\n- 2\n")
+
+
+def test_a_section_in_short_form_takes_overrides_of_its_keys():
+    job = "name: n\nphase: evaluate\nmodel: {from: a}\ndata: {eval: x}\n"
+    for text, before in ((f"{job}task: text-classification\n", []), (job, ["task=text-classification"])):
+        spec = specfile.loads(text, JobSpec, [*before, "task.label_column=mood"])
+        assert (spec.task.name, spec.task.options["label_column"]) == ("text-classification", "mood")
+    served = specfile.loads("models: {m: {model: d, engine: torch}}", ServeSpec, ["models.m.engine.cache_gib=2"])
+    assert (served.models["m"].engine.name, served.models["m"].engine.options) == ("torch", {"cache_gib": 2})
+    with pytest.raises(UserError, match="`training` is 3, which this would drop"):
+        specfile.loads(f"{job}training: 3\n", JobSpec, ["training.steps=4"])
