@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
@@ -60,6 +61,14 @@ class TaskSpec(BaseModel):
     def options(self) -> dict[str, Any]:
         """The task's options as its own model has checked them, defaults included."""
         return dict(self.model_extra or {})
+
+
+class _OrItsName:
+    """Tells an editor that a section may be written as a name; the section's own keys stay what they are."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
 
 
 class ModelSpec(_Section):
@@ -268,7 +277,7 @@ class JobSpec(_Section):
     """What the job, its run in MLflow and its folder are called."""
     phase: Literal["pretrain", "finetune", "evaluate", "quantize"]
     """What the job does; the keys that a phase needs are in docs/jobs.md."""
-    task: TaskSpec = TaskSpec()
+    task: Annotated[TaskSpec, _OrItsName] = TaskSpec()
     """The task's name, or `{name: …}` with its options."""
     model: ModelSpec
     data: DataSpec = DataSpec()

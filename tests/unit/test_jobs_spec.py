@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -54,6 +55,15 @@ def test_there_is_an_example_of_every_phase_and_task():
 def test_contradiction_is_refused(overrides, said):
     with pytest.raises(UserError, match=said):
         load(*overrides)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_editor_with_the_schema_finds_nothing_wrong_with_an_example(path):
+    values, _ = specfile.parse(path.read_text(), path.name)
+    jsonschema.validate(values, JobSpec.model_json_schema())
+    jsonschema.validate({**values, "task": "causal-lm"}, JobSpec.model_json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**values, "task": 3}, JobSpec.model_json_schema())
 
 
 def test_schema_is_json_and_documents_the_keys():
