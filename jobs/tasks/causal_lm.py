@@ -103,7 +103,11 @@ class CausalLM(Task):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Tokenise and pack: text into consecutive windows, conversations whole into rows by best fit."""
+        """Tokenise and pack: text into consecutive windows, conversations whole into rows by best fit.
+
+        Returns:
+            input_ids (N, S+1) and targets (N,); for conversations labels and position_ids (N, S+1) too. All int32.
+        """
         if examples and is_conversation(examples[0]):
             return self._encode_conversations(examples)
         return self._encode_texts(list(self._texts(examples)))

@@ -46,7 +46,7 @@ class CnnForImageClassification(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> ImageClassifierOutput:
-        """Classify a batch of images."""
+        """Classify images (B, C, H, W), fp32: logits (B, labels)."""
         return ImageClassifierOutput(logits=self.head(self.features(pixel_values)))
 
     def _init_weights(self, module: torch.nn.Module) -> None:

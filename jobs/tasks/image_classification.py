@@ -142,7 +142,7 @@ class ImageClassification(Task):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Resize to the fitted size; look labels up."""
+        """Resize to the fitted size, pixels (N, H, W, C) uint8; look labels up, (N,) int32."""
         index = {label: i for i, label in enumerate(self.labels)}
         labels = [self._label(example) for example in examples]
         unknown = sorted(set(labels) - index.keys())

@@ -40,7 +40,7 @@ def sums(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def array(flat: Mapping[str, float], name: str) -> np.ndarray:
-    """Return the elements `name.0`, `name.1`, … of added-up sums, (n,) float64."""
+    """Return the elements `name.0`, `name.1`, … of added-up sums, float64 [n]."""
     return np.array([flat[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in flat))])
 
 

@@ -135,7 +135,7 @@ class TextClassification(Task):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Tokenise, cut at max_length, look labels up."""
+        """Tokenise, cut at max_length (L), look labels up: what `collate` takes, and targets (B,), all 1."""
         index = {label: i for i, label in enumerate(self.labels)}
         labels = [self._label(example) for example in examples]
         unknown = sorted(set(labels) - index.keys())

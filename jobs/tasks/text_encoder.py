@@ -57,7 +57,7 @@ class NgramForSequenceClassification(PreTrainedModel):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
     ) -> SequenceClassifierOutput:
-        """Classify a batch of texts; `attention_mask` is 0 at padding."""
+        """Classify texts, token ids (B, S); `attention_mask` (B, S) is 0 at padding. Logits (B, labels)."""
         seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         vectors, weights, hashed = [self.words(input_ids)], [seen], input_ids
         for n in range(1, min(self.config.ngrams, input_ids.shape[1])):

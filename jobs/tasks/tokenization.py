@@ -164,7 +164,7 @@ def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def bytes_per_token(tokenizer: Any) -> np.ndarray:
-    """Return the UTF-8 bytes each token id stands for (int64, one entry per id); special tokens stand for none.
+    """Return the UTF-8 bytes each token id stands for (int64 [vocab]); special tokens stand for none.
 
     Needed for bits per byte, the loss that compares across tokenizers.
     """

@@ -131,7 +131,7 @@ class Engine:
         return states[flat]
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
-        """Return the whole model's weights on the CPU at rank 0, None elsewhere. Collective."""
+        """Return the model's weights, each in its whole shape, on the CPU at rank 0, None elsewhere. Collective."""
         if self.model.zero_optimization_partition_weights():
             return deepspeed_internals.consolidated_weights(self.model)
         return {k: v.detach().cpu() for k, v in self.model.module.state_dict().items()} if self.rank == 0 else None

@@ -107,22 +107,22 @@ def replace_clipping(engine: Any, clip: Callable[[], None]) -> None:
 
 
 def consolidated_weights(engine: Any) -> dict[str, torch.Tensor] | None:
-    """Return all weights of a model in parts (stage 3) on the CPU at rank 0, None elsewhere. Collective."""
+    """Return all weights of stage 3, each in its whole shape, on the CPU at rank 0, None elsewhere. Collective."""
     return engine._zero3_consolidated_16bit_state_dict()
 
 
 def bf16_partitions(optimizer: Any) -> Sequence[torch.Tensor]:
-    """Return this rank's fp32 partition of each group: BF16_Optimizer."""
+    """Return this rank's partition [elements / world size], fp32, of each group: BF16_Optimizer."""
     return optimizer.fp32_groups_flat_partition
 
 
 def fp32_partitions(optimizer: Any) -> Sequence[torch.Tensor]:
-    """Return this rank's fp32 partition of each group: DeepSpeedZeroOptimizer."""
+    """Return this rank's partition [elements / world size], fp32, of each group: DeepSpeedZeroOptimizer."""
     return optimizer.single_partition_of_fp32_groups
 
 
 def place_in_group(parameter: Any, partitions: Sequence[torch.Tensor]) -> Place | None:
-    """Return what this rank holds of a parameter at stages 1 and 2: the concatenated group is in equal parts."""
+    """Return what this rank holds of a parameter at stages 1 and 2: the group, [elements], is in equal parts."""
     mapping = parameter._hp_mapping
     if mapping is None:
         return None

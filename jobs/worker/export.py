@@ -44,6 +44,10 @@ def export(
 ) -> None:
     """Write the model directory: safetensors, config, and what the task learned; adapters are merged.
 
+    Args:
+        weights: each in its whole shape, on the CPU.
+        fresh_model: makes the model that they belong to.
+
     Raises:
         RuntimeError: the files do not load back to the weights that were written.
     """

@@ -162,7 +162,10 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], int, float]]]:
-    """Yield, per step, (this rank's micro-batches, targets of the global batch, seconds waited), one step ahead."""
+    """Yield, per step, (this rank's micro-batches, targets of the global batch, seconds waited), one step ahead.
+
+    A micro-batch has tensors [b, …]; it is None where this rank has no rows left for it.
+    """
     size = worker.training.global_batch_size
     order = batches.Order(len(worker.rows), worker.training.seed)
     steps = [step for step in range(worker.start, worker.steps) if step not in worker.skip]

@@ -66,7 +66,7 @@ class Runner(Protocol):
 
 
 def build(step: Step) -> Batch:
-    """Return the batch of a step: S sequences with T new tokens, and L rows whose logits are wanted."""
+    """Return the batch of a step; the shapes are those of Batch: S sequences, T new tokens, L rows with logits."""
     chunks = step.chunks
     # a decode step's own Python time counts at hundreds of steps a second, so its tokens go without slices
     tokens = [sequence.tokens[at] for sequence, at, _, _ in step.decode]

@@ -106,7 +106,7 @@ class Int4Linear(nn.Module):
 
 
 def int8_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (int8 weights, fp32 scale of each row), symmetric."""
+    """Return (int8 weights [out, in], fp32 scales [out]), symmetric."""
     scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 

@@ -64,6 +64,7 @@ class TorchRunner:
         return blocks
 
     def run(self, batch: Batch) -> torch.Tensor:
+        """See Runner: logits [L, vocabulary]."""
         try:
             return self._run(batch)
         except (attention.UnsupportedAttention, TypeError) as error:

@@ -78,7 +78,7 @@ def multiply_int4(rows: torch.Tensor, packed: torch.Tensor, group: int, scales: 
 
 
 def stored_int8(weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return (int8 weights, scales) of a weight that torchao quantised row by row, or None for any other."""
+    """Return (int8 weights [out, in], scales [out, 1]) of a weight that torchao quantised by row; None for others."""
     if type(weight).__name__ != "Int8Tensor" or tuple(weight.block_size) != (1, weight.shape[-1]):
         return None
     symmetric = weight.zero_point is None or not bool(weight.zero_point.any())
