@@ -70,7 +70,13 @@ def test_a_text_classifier_goes_from_a_table_to_an_answer(run: Callable[..., dic
     tuned = run("reviews-tuned", "finetune", {"from": first["model"]}, **training(steps=5, learning_rate=1e-4))
     assert tuned["evaluations"]["first"]["loss"] == pytest.approx(first["evaluation"]["loss"], rel=1e-4)
 
-    measured = run("reviews-measured", "evaluate", {"from": tuned["directory"]}, resources={"workers": 2})
+    measured = run(
+        "reviews-measured",
+        "evaluate",
+        {"from": tuned["directory"]},
+        resources={"workers": 2},
+        evaluate={"precision": "fp32"},
+    )
     assert measured["evaluation"] == pytest.approx(tuned["evaluation"], rel=1e-4)
     assert _artifacts(measured["run_id"]) >= {"confusion.png"}
 
