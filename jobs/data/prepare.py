@@ -108,6 +108,23 @@ def prepare(
     return Prepared(**{**meta, "directory": str(directory)})
 
 
+def _check_measurable(spec: JobSpec, task: Task, parent: Path | str | None) -> None:
+    """Refuse to measure a model by labels or by a tokenizer that it did not learn: the figures would be of nothing.
+
+    Raises:
+        UserError: the model does not say what it learned, and nothing else does.
+    """
+    tokenizer = getattr(task.options, "tokenizer", None)
+    if _trains(spec) or (task.generates and getattr(tokenizer, "source", None)):
+        return
+    given = " without task.tokenizer" if getattr(tokenizer, "is_given", False) else ""
+    raise UserError(
+        f"phase {spec.phase} measures what a model has learned, and {parent} does not say that for {spec.task.name}"
+        f"{given} ({' or '.join(task.learned_files)}): "
+        f"{'leave task.tokenizer out' if given else 'fine-tune it first'}"
+    )
+
+
 def _trains(spec: JobSpec) -> bool:
     return spec.phase in ("pretrain", "finetune")
 
@@ -172,6 +189,7 @@ class _Preparation:
         task = get(self._spec.task.name)(self._spec.task.options)
         notes: list[str] = []
         if self._parent is None or not task.inherit(self._parent):
+            _check_measurable(self._spec, task, self._parent)
             if self._train is None:
                 raise UserError("data.train is missing: there is nothing to learn the tokenizer or the labels from")
             self._on_progress("fit", 0, 1)

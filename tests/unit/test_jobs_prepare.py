@@ -30,10 +30,11 @@ def spec_for(task: str | dict = TEXT, **data) -> JobSpec:
     )
 
 
-def job(phase: str, parent: Path, **data) -> JobSpec:
+def job(phase: str, parent: Path, task: dict | None = None, **data) -> JobSpec:
     """A job that starts from a model."""
     values = {"name": "x", "phase": phase, "model": {"from": str(parent)}, "training": {"steps": 1}}
-    return JobSpec.model_validate({**values, "task": {"name": "causal-lm", "sequence_length": 64}, "data": data})
+    task = task or {"name": "causal-lm", "sequence_length": 64}
+    return JobSpec.model_validate({**values, "task": task, "data": data})
 
 
 def run(
@@ -237,3 +238,17 @@ def test_rows_of_several_files_read_as_one(tmp_path):
     assert len(read) == 20
     assert np.array_equal(read.take(wanted)["input_ids"], whole["input_ids"][wanted])
     assert np.array_equal(read.targets, whole["targets"])
+
+
+@pytest.mark.parametrize("phase", ["evaluate", "quantize"])
+def test_a_model_is_not_measured_by_what_it_did_not_learn(tmp_path, corpus, phase):
+    """An encoder without a classifier of ours would be measured with a random one, by labels in an order of ours."""
+    made, _ = run(spec_for(train="*.txt"), corpus, tmp_path / "s")
+    parent = made.task_directory  # a tokenizer and no labels
+    (corpus / "moods.csv").write_text("text,label\n" + "good,1\nbad,0\n" * 15)
+    spec = job(phase, parent, task={"name": "text-classification"}, eval="moods.csv", eval_fraction=0.02)
+    with pytest.raises(UserError, match=r"does not say that for text-classification .*: fine-tune it first"):
+        run(spec, corpus, tmp_path / "s", parent)
+    own = job(phase, parent, task={"name": "causal-lm", "tokenizer": {"train": "char"}}, train="*.txt")
+    with pytest.raises(UserError, match=r"without task\.tokenizer .*: leave task\.tokenizer out"):
+        run(own, corpus, tmp_path / "s", parent)
