@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.errors import UserError
+from cluster.results import result_of
 from jobs.data import rows
 from jobs.data.examples import BadRow, Example
 from jobs.spec import TaskSpec
@@ -51,20 +52,9 @@ def everywhere(work: Callable[[Given], Made], chunks: Iterable[Given], on_cluste
     for chunk in chunks:
         running.append(remote.remote(chunk))
         if len(running) == limit:
-            yield _result(running.popleft())
+            yield result_of(running.popleft())
     while running:
-        yield _result(running.popleft())
-
-
-def _result(reference: Any) -> Any:
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error
-        raise
+        yield result_of(running.popleft())
 
 
 def observe(task: TaskSpec, skip_bad: bool, chunk: list[Example]) -> Any:

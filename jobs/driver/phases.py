@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster import connect
 from cluster.errors import UserError
+from cluster.results import result_of
 from jobs import progress
 from jobs.data import prepare
 from jobs.data.prepare import Prepared
@@ -46,7 +47,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     ]
     parts: list[dict[str, float]] = []
     for done, share in enumerate(shares, 1):
-        parts.append(_result(share))
+        parts.append(result_of(share))
         progress.report("measure", done, workers)
     totals = {key: sum(part.get(key, 0.0) for part in parts) for key in parts[0]}
     task = prepared.task(job.spec)
@@ -63,7 +64,7 @@ def quantize_phase(job: Job) -> dict[str, Any]:
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
     arguments = (job.spec, str(job.parent), prepared, job.precision, str(job.folder.model))
-    report = _result(_compute_task(job, quantize).remote(*arguments))
+    report = result_of(_compute_task(job, quantize).remote(*arguments))
     progress.report("quantize", 1, 1)
     job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
     evaluation = {k.removeprefix("eval_"): v for k, v in report.items() if k.startswith("eval_")}
@@ -113,18 +114,6 @@ def _compute_task(job: Job, function: Callable[..., dict[str, float]]) -> Any:
         "runtime_env": {"env_vars": warm.WORKER},
     }
     return ray.remote(**options)(function)
-
-
-def _result(reference: Any) -> Any:
-    """Return a task's result, or raise its own exception where it is one for the user."""
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from error
-        raise
 
 
 def _cause(error: Exception) -> Exception:
