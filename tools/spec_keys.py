@@ -185,7 +185,6 @@ def _cell(text: str) -> str:
 
 def chapters() -> dict[str, list[Section]]:
     """Return the sections of the page, by chapter."""
-    from jobs import tasks
     from jobs.spec import JobSpec
     from jobs.tasks import TASKS, get
     from serve.engines.table import ENGINES
@@ -195,11 +194,10 @@ def chapters() -> dict[str, list[Section]]:
         f"Options of the engine `{name}`": sections(engine.options, "models.<name>.engine")
         for name, engine in ENGINES.items()
     }
-    options = {f"Options of the task `{name}`": sections(tasks.get(name).Options, "task") for name in tasks.TASKS}
+    options = {f"Options of the task `{name}`": sections(get(name).Options, "task") for name in TASKS}
     return {
         "Jobs: `tandem jobs submit SPEC`": sections(JobSpec),
         **options,
-        **{f"Jobs: options of the task `{name}`": sections(get(name).Options, "task") for name in TASKS},
         "Endpoints: `tandem serve up SPEC`": sections(ServeSpec),
         **engines,
     }
