@@ -69,6 +69,10 @@ class NgramForSequenceClassification(PreTrainedModel):
         mean = total / torch.cat(weights, 1).sum(1, keepdim=True).clamp(min=1)
         return SequenceClassifierOutput(logits=self.head(self.dropout(mean)))
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Return the vectors of single tokens, as transformers asks for them."""
+        return self.words
+
     def _thinned(self, weight: torch.Tensor) -> torch.Tensor:
         """Leave out some of the tokens (B, S) while training, and weigh the others up."""
         return torch.nn.functional.dropout(weight, self.config.token_dropout, self.training)

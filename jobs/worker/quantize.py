@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
+
+SMALLER = 0.98
+"""Of its parent's size a quantised model must have less than this share."""
 
 
 def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precision, target: str) -> dict[str, float]:
@@ -48,6 +52,7 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precisio
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     after.save_pretrained(str(partial))  # type: ignore[operator]
+    _check_smaller(partial, Path(parent))
     task.save(partial)
     # What is measured is what a server will load, not what is in memory now.
     report |= _measure(spec, task, task.load_model(partial, DTYPES[precision]).to(device), held_out, device)
@@ -74,6 +79,22 @@ def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any) -> d
             task.loss(model, batch)
             durations.append(time.perf_counter() - began)
     return {**measured, "forward_ms": 1000 * sorted(durations)[2]}
+
+
+def _check_smaller(directory: Path, parent: Path) -> None:
+    """Refuse what saves nothing, and leave nothing of it: whoever registers it as int8 would believe otherwise.
+
+    Raises:
+        UserError: the linear layers that were found do not make up for their scales.
+    """
+    size, before = _weight_bytes(directory), _weight_bytes(parent)
+    if not before or size < SMALLER * before:  # a hub id has no size here
+        return
+    shutil.rmtree(directory)
+    raise UserError(
+        f"phase quantize saves nothing on {parent}: {before:,.0f} bytes of weights would become {size:,.0f}. Only "
+        "linear layers are quantised, not embeddings, convolutions or gpt2's Conv1D; serve the model as it is"
+    )
 
 
 def _weight_bytes(directory: Path) -> float:
