@@ -1,48 +1,64 @@
-"""Quantisation that saves nothing is refused, and leaves nothing that could be taken for int8."""
+"""Phases `evaluate` and `quantize` in one process: what is written does not depend on what is computed in."""
 
+from __future__ import annotations
+
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from cluster.errors import UserError
-from jobs.data import prepare
+from jobs.data.prepare import Prepared, prepare
 from jobs.spec import JobSpec
+from jobs.tasks import get
+from jobs.worker.evaluate import evaluate_share
 from jobs.worker.quantize import quantize
+from tests.support import tiny_models
 
-CONFIGS = {
-    "ngram": {"hidden_size": 64, "buckets": 4096},
-    "bert": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256},
-}
+pytestmark = pytest.mark.instructions
 
 
-def made(folder: Path, architecture: str) -> tuple[JobSpec, prepare.Prepared, Path]:
-    """Prepare a table of texts and export a classifier with random weights."""
-    (folder / "moods.csv").write_text("text,label\n" + "good film,1\nbad film,0\n" * 15)
-    task = {"name": "text-classification", "max_length": 8, "tokenizer": {"train": "word", "vocab_size": 64}}
-    values = {"name": "x", "phase": "pretrain", "task": task, "model": {"architecture": architecture}}
-    training = JobSpec.model_validate({**values, "data": {"train": "moods.csv"}, "training": {"steps": 1}})
-    learned = prepare.prepare(training, folder, folder / "s", parent=None, on_progress=lambda *event: None)
-    model = folder / "model"
-    model.mkdir()
-    loaded = learned.task(training)
-    loaded.build(architecture, CONFIGS[architecture]).save_pretrained(model)
-    loaded.save(model)
-    values = {"name": "q", "phase": "quantize", "task": {"name": "text-classification"}, "model": {"from": str(model)}}
-    spec = JobSpec.model_validate({**values, "data": {"eval": "moods.csv"}})
-    prepared = prepare.prepare(spec, folder, folder / "s", parent=model, on_progress=lambda *event: None)
-    return spec, prepared, model
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as a machine with bf16 instructions exports it."""
+    directory = tiny_models.language_model(tmp_path_factory.mktemp("models") / "parent")
+    get("causal-lm").load(directory).load_model(directory, torch.bfloat16).save_pretrained(str(directory))  # type: ignore[operator]
+    return directory
 
 
-def test_a_model_without_linear_layers_to_speak_of_is_refused(tmp_path):
-    spec, prepared, model = made(tmp_path, "ngram")
-    before = {path.name for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="saves nothing"):
-        quantize(spec, str(model), prepared, "fp32", str(tmp_path / "int8"))
-    assert {path.name for path in tmp_path.iterdir()} == before
+@pytest.fixture(scope="module")
+def spec(parent: Path) -> JobSpec:
+    lines = [json.dumps({"text": text}) for text in tiny_models.TEXT * 20]
+    (parent.parent / "held-out.jsonl").write_text("\n".join(lines))
+    data = {"eval": "held-out.jsonl", "sequence_length": 32}
+    return JobSpec.model_validate({"name": "q", "phase": "quantize", "model": {"from": str(parent)}, "data": data})
 
 
-def test_one_with_them_becomes_smaller(tmp_path):
-    spec, prepared, model = made(tmp_path, "bert")
-    report = quantize(spec, str(model), prepared, "fp32", str(tmp_path / "int8"))
-    assert report["bytes"] < 0.6 * report["parent_bytes"]
-    assert (tmp_path / "int8" / "model.safetensors").is_file()
+@pytest.fixture(scope="module")
+def prepared(spec: JobSpec, parent: Path) -> Prepared:
+    return prepare(spec, parent.parent, parent.parent / "storage", parent=parent, on_progress=lambda *_: None)
+
+
+def test_int8_weights_are_the_same_whatever_they_are_measured_in(
+    spec: JobSpec, prepared: Prepared, parent: Path, tmp_path: Path
+) -> None:
+    reports = {p: quantize(spec, str(parent), prepared, p, str(tmp_path / p)) for p in ("bf16", "fp32")}  # type: ignore[arg-type]
+    files = {p: load_file(tmp_path / p / "model.safetensors") for p in reports}
+    assert files["bf16"].keys() == files["fp32"].keys()
+    assert all(torch.equal(tensor, files["fp32"][name]) for name, tensor in files["bf16"].items())
+    assert {tensor.dtype for tensor in files["fp32"].values()} == {torch.int8, torch.float32, torch.bfloat16}
+    for report in reports.values():
+        assert report["bytes"] < report["parent_bytes"]
+        assert abs(report["loss_change"]) < 0.01
+    # bf16 rounds what fp32 does not: the same to two bf16 steps, and not the same
+    losses = [report["eval_loss"] for report in reports.values()]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=2**-7)
+
+
+def test_evaluation_computes_in_what_was_decided(spec: JobSpec, prepared: Prepared, parent: Path) -> None:
+    sums = {p: evaluate_share(spec, str(parent), prepared, p, 0, 1) for p in ("bf16", "fp32")}  # type: ignore[arg-type]
+    assert sums["bf16"]["targets"] == sums["fp32"]["targets"] > 0
+    assert sums["bf16"]["loss"] != sums["fp32"]["loss"]
+    assert sums["bf16"]["loss"] == pytest.approx(sums["fp32"]["loss"], rel=2**-7)
