@@ -9,6 +9,7 @@ import deepspeed
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cluster.precision import resolve, this_cpu
 from jobs.spec import TrainingSpec
 from jobs.worker.zero import deepspeed_config
 
@@ -25,7 +26,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(training, rows, 1, precision="bf16", on_gpu=False)
+        model=model,
+        optimizer=optimizer,
+        config=deepspeed_config(training, rows, 1, precision=resolve("auto", [this_cpu()]), on_gpu=False),
     )
     generator = torch.Generator().manual_seed(rank)
     times = []

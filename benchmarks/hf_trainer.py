@@ -10,6 +10,7 @@ import deepspeed
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from cluster.precision import resolve, this_cpu
 from jobs.spec import TrainingSpec
 from jobs.worker.zero import deepspeed_config
 
@@ -44,13 +45,14 @@ def main() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     rows = settings["rows"] // 2
     training = TrainingSpec(steps=settings["steps"], global_batch_size=settings["rows"], deepspeed={"zero_stage": 1})
+    precision = resolve("auto", [this_cpu()])  # as Tandem does
     arguments = TrainingArguments(
         output_dir="out",
         max_steps=settings["steps"],
         per_device_train_batch_size=rows,
-        bf16=True,
+        bf16=precision == "bf16",
         use_cpu=True,
-        deepspeed=deepspeed_config(training, rows, 1, precision="bf16", on_gpu=False),
+        deepspeed=deepspeed_config(training, rows, 1, precision=precision, on_gpu=False),
         optim="adamw_torch_fused",
         learning_rate=1e-3,
         save_strategy="no",

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -132,7 +133,8 @@ def resizes(work: Path) -> None:
     raylet = psutil.Process(record.read().raylets[-1])
     dead = [raylet, *raylet.children(recursive=True), *forked_for(raylet)]
     for process in dead:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # what the raylet's death has ended already
+            process.kill()
     killed_at = time.time()
     wait_until(lambda: steps_of(work, "elastic")[-1]["metrics"]["workers"] == 2, 120)
     shrunk_s = time.time() - killed_at

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from cluster import connect, home, specfile
+from cluster.precision import resolve, this_cpu
 from jobs import run_folder
 from jobs.data import prepare
 from jobs.driver import phases, warm
@@ -19,7 +20,7 @@ def main() -> None:
     connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec)))
     storage = home.home() / "storage"
     folder = run_folder.claim(storage, spec)
-    job = Job(spec, path.parent, storage, folder, None, None, {})  # type: ignore[arg-type]  # no sender
+    job = Job(spec, path.parent, storage, folder, None, None, {}, resolve("auto", [this_cpu()]))  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
     phases.run_workers(job, loop.train_worker, prepared)
     folder.write_status("FINISHED")
