@@ -2,8 +2,8 @@
 
 import json
 import os
-from pathlib import Path
 
+from cluster.home import home
 from tracking.errors import TrackingError
 
 
@@ -22,8 +22,3 @@ def _embedded() -> str | None:
     except (OSError, ValueError):
         return None
     return state.get("mlflow_url") if isinstance(state, dict) else None
-
-
-def home() -> Path:
-    """Return Tandem's folder on this machine: `$TANDEM_HOME`, or `~/.tandem`."""
-    return Path(os.environ.get("TANDEM_HOME") or Path.home() / ".tandem")

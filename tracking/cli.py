@@ -72,9 +72,10 @@ def sync_runs(
 
     Example: tandem tracking sync
     """
-    from tracking import address, outbox
+    from cluster.home import home
+    from tracking import outbox
 
-    waiting = [spool for folder in folders or [address.home() / "storage" / "runs"] for spool in outbox.pending(folder)]
+    waiting = [spool for folder in folders or [home() / "storage" / "runs"] for spool in outbox.pending(folder)]
     for spool in waiting:
         typer.echo(f"{spool.parent.name}: {outbox.settle(spool)} records sent")
     if not waiting:

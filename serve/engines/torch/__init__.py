@@ -1,6 +1,6 @@
 """The embedded generative engine: continuous batching of any transformers causal decoder, on CPU or one GPU.
 
-    engine.py      the Engine protocol: loading, checking, streaming
+    torch_engine.py the Engine protocol: loading, checking, streaming
     startup.py     which runner, and how large a cache; check.py compares it with the model itself
     loop.py        the thread that steps, and its two doors to asyncio
     scheduler.py   which tokens of which sequences run in the next step (pure Python)
@@ -11,7 +11,7 @@
                    kv_cache.py, attention.py and linear.py
     sampler.py     logits → tokens, each request by its own rules; grammar.py for JSON schemas
     logprobs.py    how likely the model found tokens
-    text.py        tokens → text that may be shown: whole characters, no stop strings
 
-Only `engine.TorchEngine` is used from outside, through the Engine protocol of serve/engines/protocol.py.
+Only load.py is called from outside (serve/engines/table.py names it); TorchEngine has the Engine protocol of
+serve/engines/protocol.py, and serve/engines/text.py makes text of its tokens.
 """
