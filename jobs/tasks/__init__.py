@@ -49,6 +49,10 @@ class TaskError(UserError, ValueError):
     """Data or a setting that the task cannot work with: what was wrong, the value, what to do."""
 
 
+class TaskSetupError(TaskError):
+    """The task as a whole cannot work, whatever the example: no chat template, no end token. Not one row's fault."""
+
+
 class TaskOptions(BaseModel):
     """A task's options: derive from it, with a default and a docstring for each. This one has none."""
 
