@@ -113,6 +113,13 @@ class Task:
         """Cut an example in two, the first with the share `at` of it, to hold the end out; None where it is a whole."""
         return None
 
+    def content(self, example: Mapping[str, Any]) -> Any:
+        """Return what of an example is learned from: examples that agree in it are copies, kept on one side of a split.
+
+        Text, bytes, numbers, arrays, and lists and mappings of them. The whole example unless a task narrows it down.
+        """
+        return example
+
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """Return what a chunk of the training examples says: small, picklable, with a method `merged(later)`.
 
