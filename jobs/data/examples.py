@@ -132,7 +132,8 @@ class Source:
                 break
         if not found:
             seen = f" but {bad.count} bad rows; the first: {bad.first[0]}" if bad.count else ""
-            raise UserError(f"data: {self.name} holds no example{seen}")
+            left_out = "".join(f"; {note}" for note in self.notes)
+            raise UserError(f"data: {self.name} holds no example{seen}{left_out}")
 
 
 def _shown(error: Exception) -> str:

@@ -85,8 +85,8 @@ def prepare(
         UserError, TaskError: the data cannot be read or encoded, or is not that of the run; nothing is left behind.
     """
     data, before = spec.data, before or Noted()
-    train = sources.open_source(data.train, base, data.columns) if data.train else None
-    held_out = sources.open_source(data.eval, base, data.columns) if data.eval else None
+    train = sources.open_source(data.train, base, data.columns) if data.train is not None else None
+    held_out = sources.open_source(data.eval, base, data.columns) if data.eval is not None else None
     parts = identity.parts_of(spec, train, held_out, parent, base)
     identity.check_same(before, parts)
     whole = storage / "data" / identity.digest_of(parts)[:16]
