@@ -90,11 +90,7 @@ class CausalLM(Task):
     @classmethod
     def check_options(cls, options: TaskOptions, starts_from: str | None) -> None:
         """Refuse to train a tokenizer for weights that were learned with another."""
-        if starts_from is not None and isinstance(options, CausalLMOptions) and options.tokenizer.train:
-            raise TaskError(
-                f"task.tokenizer.train makes new tokens, which the embeddings of {starts_from!r} do not know: leave it "
-                "out to keep the model's own, or name a tokenizer in task.tokenizer.from"
-            )
+        tokenization.check_origin(options, starts_from)
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for an example that is neither text nor a conversation with an answer."""

@@ -155,6 +155,24 @@ def load(source: str | Path) -> Any:
     return tokenizer
 
 
+def check_origin(options: TaskOptions, starts_from: str | None) -> None:
+    """Refuse to train a tokenizer for weights that were learned with another.
+
+    Args:
+        options: a task's, with its `tokenizer`.
+        starts_from: `model.from`; None where the weights are fresh.
+
+    Raises:
+        TaskError: they ask for it.
+    """
+    tokenizer = getattr(options, "tokenizer", None)
+    if starts_from is not None and tokenizer is not None and tokenizer.train:
+        raise TaskError(
+            f"tokenizer.train makes new tokens, which the embeddings of {starts_from!r} do not know; leave it out to "
+            "keep the model's own, or name a tokenizer in tokenizer.from"
+        )
+
+
 def end_of_text(tokenizer: Any) -> int:
     """Return the token that ends a text.
 
