@@ -84,7 +84,7 @@ class DataSpec(Section):
     split_seed: int = Field(0, ge=0)
     """Decides which examples are held out; jobs with the same data, share and seed hold the same ones out."""
     eval_max_rows: Positive | None = 512
-    """At most this many held-out rows are evaluated."""
+    """At most this many held-out rows are evaluated, drawn by `split_seed`."""
     max_examples: Positive | None = None
     """Use only the first examples of the training source."""
     columns: list[str] | None = None
