@@ -26,6 +26,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own way)
     """Check a spec without a cluster, and print it with all defaults.
 
+    What is known here of the model it starts from is checked too: a folder, or a version where the registry answers.
+
     Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=100
     """
     import json
@@ -33,9 +35,13 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     import yaml
 
     from cluster import specfile
+    from jobs import parents
     from jobs.spec import JobSpec
 
-    resolved = specfile.load(spec, JobSpec, set_).resolved()
+    checked = specfile.load(spec, JobSpec, set_)
+    if note := parents.preflight(checked, spec.absolute().parent):
+        typer.echo(f"note: {note}", err=True)
+    resolved = checked.resolved()
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")
 
 
