@@ -14,17 +14,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cluster.errors import UserError
 from cluster.names import Name
+from cluster.strict import Strict
 from serve.engines import table
 
 OLDER_PLACES = ("runner", "compile", "cache_gib")
 """Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Replicas(_Spec):
+class Replicas(Strict):
     """How many replicas, between two bounds, and how much work one of them should have."""
 
     min: PositiveInt = 1
@@ -41,7 +38,7 @@ class Replicas(_Spec):
         return self
 
 
-class Resources(_Spec):
+class Resources(Strict):
     """What Ray reserves for one replica. Threads follow from it: one per CPU, at least one."""
 
     cpus_per_replica: float = Field(default=1, ge=0)
@@ -50,7 +47,7 @@ class Resources(_Spec):
     """GPUs, also parts of one."""
 
 
-class Scaled(_Spec):
+class Scaled(Strict):
     """The settings shared by everything that autoscales."""
 
     replicas: PositiveInt | Replicas = 1
@@ -185,7 +182,7 @@ class GatewaySpec(Scaled):
     """Most prompts in one completions request."""
 
 
-class HttpSpec(_Spec):
+class HttpSpec(Strict):
     """Where the endpoint listens. One address for the whole cluster: Ray Serve has one HTTP setting."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -196,7 +193,7 @@ class HttpSpec(_Spec):
     """Listen on the head node only, or on every node with a replica (behind a load balancer)."""
 
 
-class ServeSpec(_Spec):
+class ServeSpec(Strict):
     """The whole of `tandem serve up`."""
 
     short_forms: ClassVar[Mapping[str, str]] = {"models.*.engine": "name"}

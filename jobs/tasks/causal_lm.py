@@ -31,7 +31,7 @@ class CausalLMOptions(TaskOptions):
 
     text_column: str = "text"
     """The column that holds the text, where an example is no conversation."""
-    sequence_length: int = Field(256, ge=2)
+    sequence_length: int = Field(256, ge=2, le=2**22)
     """Tokens per row (S)."""
     tokenizer: TokenizerOptions = TokenizerOptions()
 

@@ -31,7 +31,7 @@ class ImageClassificationOptions(TaskOptions):
     """The column that holds the image: a folder of folders of images has it."""
     label_column: str = "label"
     """The column that holds the label."""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(None, gt=0, le=65_536)
     """Pixels per side; images of another size are resized. Left out: the size of the first image."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. Left out: as the first image has."""

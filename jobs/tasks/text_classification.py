@@ -41,7 +41,7 @@ class TextClassificationOptions(TaskOptions):
     """The column that holds the second text, where pairs are classified."""
     label_column: str = "label"
     """The column that holds the label."""
-    max_length: int = Field(128, ge=2)
+    max_length: int = Field(128, ge=2, le=2**22)
     """Tokens of the longest text, or pair; what is longer is cut, and counted in the log."""
     tokenizer: ClassifierTokenizerOptions = ClassifierTokenizerOptions()
 
