@@ -4,6 +4,7 @@ storage/runs/<name>-<spec digest>-<k>/
     status.json      RUNNING, FINISHED, FAILED or KILLED          driver, guard → whoever submits the spec again
     control.json     what failures have changed (Control)         driver → workers
     precision.json   what the run computes in, once decided       driver → driver of a later attempt
+    data.json        what the encoded rows were decided by        driver → driver of a later attempt
     attempt.json     the newest start of the group (Attempt)      first rank → driver
     failures.jsonl   failed attempts, oldest first                driver → post-mortem page
     STOP, SAVE       requests for a checkpoint (and an end)       driver → workers
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.data.identity import Noted
 from jobs.spec import JobSpec
 
 TAIL_BYTES = 65536
@@ -161,6 +163,15 @@ class RunFolder:
     def keep_precision(self, precision: str) -> None:
         """Note what the run computes in, for attempts to come."""
         _write(self.path / "precision.json", {"precision": precision})
+
+    def data(self) -> Noted | None:
+        """Return what decides the run's data, if an attempt has noted it."""
+        values = _read(self.path / "data.json")
+        return Noted(**values) if values else None
+
+    def keep_data(self, noted: Noted) -> None:
+        """Note what decides the run's data, for attempts to come."""
+        _write(self.path / "data.json", asdict(noted))
 
     # -- requests to the workers -------------------------------------------------------------------------------------
 

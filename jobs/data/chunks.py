@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.errors import UserError
 from cluster.results import result_of
 from jobs.data import rows
-from jobs.data.examples import BadRow, Example
+from jobs.data.examples import BadRow, BadRows, Example, bounded
 from jobs.spec import TaskSpec
-from jobs.tasks import Columns, Task, TaskError, get
+from jobs.tasks import TASKS, Task, TaskError, TaskSetupError, get
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -28,6 +28,10 @@ class Encoded:
     file: str
     examples: int
     rows: int
+    targets: int = 0
+    """Terms of the loss in its rows."""
+    digest: str = ""
+    """SHA-256 (hex) of the file of its rows."""
     counts: dict[str, int] = field(default_factory=dict)
     """What the task counted while it encoded."""
     left_out: list[BadRow] = field(default_factory=list)
@@ -64,15 +68,10 @@ def observe(task: TaskSpec, skip_bad: bool, chunk: list[Example]) -> Any:
         UserError: an example cannot be used, and `skip_bad` is off; else `encode` leaves it out and counts it.
     """
     learner = get(task.name)(task.options)
-    try:
-        return learner.observe(chunk)
-    except TaskError:
-        good, bad = _sieve(learner.observe, chunk)
-        if bad and not skip_bad:
-            raise UserError(str(bad[0])) from None
-        if not bad:  # each can be observed alone: what is wrong is not one of them
-            raise
-        return learner.observe(good) if good else None
+    found, bad = _each_or_all(learner.observe, chunk)
+    if bad and not skip_bad:
+        BadRows(own_code=task.name not in TASKS).add(bad[0])
+    return found
 
 
 def encode(task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]]) -> Encoded:
@@ -82,40 +81,45 @@ def encode(task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]])
         numbered: the file's name, and the chunk.
 
     Raises:
-        UserError: none of its examples can be encoded, or the task returns no rows.
+        TaskError: the task returns no rows.
     """
     name, chunk = numbered
     encoder = _load(task.name, directory / "task", json.dumps(task.options))
-    left_out: list[BadRow] = []
-    try:
-        columns: Columns = encoder.encode(chunk)
-    except TaskError as error:
-        good, left_out = _sieve(encoder.encode, chunk)
-        if not left_out:
-            raise
-        if not good:
-            raise UserError(str(left_out[0])) from error
-        columns = encoder.encode(good)
+    columns, left_out = _each_or_all(encoder.encode, chunk)
+    if columns is None:
+        return Encoded(name, len(chunk), 0, left_out=left_out)
     counts = {key: int(columns.pop(key).sum()) for key in encoder.counted if key in columns}
     if "targets" not in columns:
         raise TaskError(f"task {task.name!r}: encode() must return a column `targets`; it returned {sorted(columns)}")
-    written = rows.write(directory / name, columns) if len(columns["targets"]) else 0
-    return Encoded(name, len(chunk), written, counts, left_out)
+    if not len(columns["targets"]):
+        return Encoded(name, len(chunk), 0, counts=counts, left_out=left_out)
+    written = rows.write(directory / name, columns)
+    digest = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    return Encoded(name, len(chunk), written, int(columns["targets"].sum()), digest, counts, left_out)
+
+
+def _each_or_all(work: Callable[[list[Example]], Made], chunk: list[Example]) -> tuple[Made | None, list[BadRow]]:
+    """Do `work` on a chunk, without those of its examples on which alone it cannot be done; return these too.
+
+    None where nothing is left.
+
+    Raises:
+        Exception: the work's own, where each example alone can be worked on: then it is not one of them.
+    """
+    try:
+        return work(chunk), []
+    except TaskSetupError:
+        raise
+    except Exception:
+        alone = [(example, bounded(partial(work, [example]), example.where)) for example in chunk]
+        bad = [result for _, result in alone if isinstance(result, BadRow)]
+        if not bad:
+            raise
+    good = [example for example, result in alone if not isinstance(result, BadRow)]
+    return (work(good) if good else None), bad
 
 
 @lru_cache(maxsize=1)
 def _load(task: str, directory: Path, options: str) -> Task:
     """Load the task once for all the chunks of a process; `options` is JSON, which can be hashed."""
     return get(task).load(directory, json.loads(options))
-
-
-def _sieve(work: Callable[[list[Example]], Any], chunk: list[Example]) -> tuple[list[Example], list[BadRow]]:
-    """Tell the examples that can be worked on from those that cannot."""
-    good, left_out = [], []
-    for example in chunk:
-        try:
-            work([example])
-            good.append(example)
-        except TaskError as error:
-            left_out.append(BadRow(example.where, str(error)))
-    return good, left_out

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import UserError
+from jobs import progress
+from jobs.tasks import TaskSetupError
+
+Made = TypeVar("Made")
+REASON_CHARS = 300
 
 
 class Example(dict[str, Any]):
@@ -28,6 +34,8 @@ class BadRow:
 
     where: str
     reason: str
+    trace: str = ""
+    """The traceback, where the reason is an exception that nobody foresaw: it may be a fault of the task's own code."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
@@ -36,15 +44,37 @@ class BadRow:
 Rows = Iterator[Example | BadRow]
 
 
+def bounded(work: Callable[[], Made], where: str) -> Made | BadRow:
+    """Do `work` on the one row at `where`: the boundary that no exception of a row's own passes.
+
+    Raises:
+        TaskSetupError: the task as a whole cannot work, which is no row's fault.
+        MemoryError: nor is this.
+    """
+    try:
+        return work()
+    except (TaskSetupError, MemoryError):
+        raise
+    except UserError as error:
+        return BadRow(where, str(error))
+    except Exception as error:  # whatever a reader, a template, a decoder of images or a task of the user's raises
+        said = " ".join(str(error).split())[:REASON_CHARS]
+        return BadRow(where, f"{type(error).__name__}: {said}" if said else type(error).__name__, _shown(error))
+
+
 class BadRows:
     """What becomes of rows that cannot be used: the first one ends the job, or they are left out and counted."""
 
     KEPT = 20
     """So many are remembered by name."""
 
-    def __init__(self, most: int = 0, seen_before: bool = False) -> None:
-        """Put up with `most` of them, or with all where an earlier reading has counted them."""
-        self._most, self._seen_before = most, seen_before
+    def __init__(self, most: int = 0, seen_before: bool = False, own_code: bool = False) -> None:
+        """Put up with `most` of them, or with all where an earlier reading has counted them.
+
+        Where a user's own code works on them, what it did not foresee is shown with its traceback, each kind once.
+        """
+        self._most, self._seen_before, self._own_code = most, seen_before, own_code
+        self._traces: set[str] = set()
         self.count = 0
         self.first: list[BadRow] = []
 
@@ -58,19 +88,31 @@ class BadRows:
             return
         self.count += 1
         self.first = [*self.first, row][: self.KEPT]
+        self._show(row)
         if not self._most:
             raise UserError(f"{row}; with data.bad_rows: skip it would be left out and counted")
         if self.count > self._most:
             raise UserError(f"{row}; it is bad row number {self.count}, and data.max_bad_rows is {self._most}")
 
+    def _show(self, row: BadRow) -> None:
+        kind = row.trace.rpartition("\n")[0]  # the last line may hold the row's own content
+        if self._own_code and row.trace and kind not in self._traces and len(self._traces) < self.KEPT:
+            self._traces.add(kind)
+            progress.say(f"{row.where} failed so:\n{row.trace}")
+
 
 @dataclass(frozen=True)
 class Source:
-    """Raw examples with where they are from (`name`) and what they are (`digest`, SHA-256 hex of the content)."""
+    """Raw examples, with where they are from and what they are."""
 
     name: str
     digest: str
+    """SHA-256 (hex) of the content, every byte of it."""
     read: Callable[[], Rows]
+    reading: str = ""
+    """How the content is read: kinds of files, versions of the readers."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the log: what is there but is not read."""
 
     def examples(self, limit: int | None = None, bad: BadRows | None = None) -> Iterator[Example]:
         """Read the examples one by one, at most `limit`; rows that cannot be read go to `bad` (None: end the job).
@@ -89,4 +131,10 @@ class Source:
             if found == limit:
                 break
         if not found:
-            raise UserError(f"data: {self.name} holds no example{f' but {bad.count} bad rows' if bad.count else ''}")
+            seen = f" but {bad.count} bad rows; the first: {bad.first[0]}" if bad.count else ""
+            raise UserError(f"data: {self.name} holds no example{seen}")
+
+
+def _shown(error: Exception) -> str:
+    """Return the traceback without the end's many lines: a RecursionError has a thousand."""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-12, chain=False)).rstrip()

@@ -1,127 +1,144 @@
-"""Raw examples out of one file: text, JSON lines, JSON, CSV, TSV, Parquet. A bad row is an item too, not the end.
+"""Raw examples out of one file: text, JSON lines, JSON. A bad row is an item too, not the end.
 
 A row that cannot be read comes as `BadRow`, with file and line; whether it ends the job or is left out is for
-jobs/data/sources.py to say. A file that cannot be read at all is a UserError.
+jobs/data/examples.py to say. A file that cannot be read at all is a UserError. Tables are read by jobs/data/tables.py.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import UserError
-from jobs.data.examples import BadRow, Example, Rows
+from jobs.data.compression import open_content
+from jobs.data.examples import BadRow, Example, Rows, bounded
+
+VERSION = 2
+"""Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".text"}
+_CONVERSATION = {"messages", "conversations", "prompt", "completion"}
 
 
 def read_text(path: Path) -> Rows:
     """Read a file as one example, `text`."""
-    content = path.read_bytes()
+    with open_content(path) as file:
+        content = file.read()
+    if not content.strip(b" \t\r\n\xef\xbb\xbf"):
+        yield BadRow(str(path), "the file holds no text")
+        return
+    if b"\0" in content:
+        line = content[: content.index(b"\0")].count(b"\n") + 1
+        yield BadRow(f"{path}:{line}", "a NUL byte: no text in UTF-8 (perhaps in UTF-16); convert the file")
+        return
     try:
         yield Example({"text": content.decode("utf-8-sig")}, str(path))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        yield BadRow(f"{path}:{line}", f"byte 0x{content[error.start]:02x} is not UTF-8; convert the file")
+        yield BadRow(f"{path}:{line}", not_utf8(content[error.start]))
+
+
+def not_utf8(byte: int) -> str:
+    """Say that a byte is no UTF-8."""
+    return f"byte 0x{byte:02x} is not UTF-8; convert the file"
 
 
 def read_json_lines(path: Path) -> Rows:
     """Read one object a line; empty lines and a byte order mark are passed over."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _json_line(line, f"{path}:{number}")
+    with open_content(path) as file:
+        yield from _json_lines(path, file)
 
 
-def _json_line(line: bytes, where: str) -> Example | BadRow:
+def _json_lines(path: Path, lines: Iterable[bytes]) -> Rows:
+    for number, line in enumerate(lines, 1):
+        if line.strip(b" \t\r\n\xef\xbb\xbf"):
+            where = f"{path}:{number}"
+            yield bounded(partial(_json_line, line, where), where)
+
+
+def _json_line(line: bytes, where: str) -> Example:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = _parsed(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return BadRow(where, f"byte 0x{line[error.start]:02x} is not UTF-8; convert the file")
+        raise UserError(not_utf8(error.object[error.start])) from None
     except json.JSONDecodeError as error:
-        return BadRow(where, f"not valid JSON: {error.msg} (column {error.colno})")
+        raise UserError(f"not valid JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
-        return BadRow(where, "nested too deeply")
+        raise UserError("nested too deeply") from None
+    if isinstance(value, list):
+        raise UserError("a line holds one object, this is a list; a list of objects is a .json")
     if not isinstance(value, dict):
-        return BadRow(where, f"a line holds one object, this is a {type(value).__name__}")
+        raise UserError(f"a line holds one object, this is a {type(value).__name__}")
     return Example(value, where)
 
 
 def read_json(path: Path) -> Rows:
-    """Read a list of objects."""
-    try:
-        values = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    if not isinstance(values, list):
-        raise UserError(f"{path}: expected a list of objects; one object a line is .jsonl")
-    for number, value in enumerate(values):
+    """Read a list of objects, or one object a line, which many files of this name hold."""
+    with open_content(path) as file:
+        first = [line for line in islice(file, 64) if line.strip(b" \t\r\n\xef\xbb\xbf")][:2]
+    if any(isinstance(bounded(partial(_json_line, line, ""), ""), Example) for line in first):
+        rows = read_json_lines(path)
+        yield from _one_or_more(path, rows) if len(first) == 1 else rows
+        return
+    with open_content(path) as file:
+        value = _document(path, file.read())
+    if isinstance(value, dict):
+        yield from _one_or_more(path, iter([Example(value, str(path))]))
+        return
+    if not isinstance(value, list):
+        raise UserError(f"{path}: expected a list of objects, this is a {type(value).__name__}")
+    for number, entry in enumerate(value):
         where = f"{path}[{number}]"
-        yield Example(value, where) if isinstance(value, dict) else BadRow(where, "not an object")
+        yield Example(entry, where) if isinstance(entry, dict) else BadRow(where, "not an object")
 
 
-def read_separated(separator: str, columns: Sequence[str] | None = None) -> Callable[[Path], Rows]:
-    """Return what reads a table, its columns separated by `separator`; `columns` names those of one without header."""
-
-    source = "data.columns" if columns else "the header"
-
-    def read(path: Path) -> Rows:
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file, columns, delimiter=separator, strict=True)
-                for row in rows:
-                    where, width = f"{path}:{rows.line_num}", len(rows.fieldnames or [])
-                    if None in row or None in row.values():
-                        yield BadRow(where, f"the row has not the {width} columns of {source}")
-                    else:
-                        yield Example(dict(row), where)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{_line_of(path, error)}: {_not_utf8(error)}") from None
-        except csv.Error as error:  # from here on, nothing tells where a row begins
-            raise UserError(f"{path}:{rows.line_num}: {error}") from None
-
-    return read
+def _one_or_more(path: Path, rows: Rows) -> Rows:
+    """Pass the single object of a file on, unless it is a wrapping of the list that is meant."""
+    for row in rows:
+        lists = [
+            key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+        ] if isinstance(row, Example) else []  # fmt: skip
+        if lists and not _CONVERSATION & set(lists):
+            raise UserError(
+                f"{path}: one object, not a list of them; its list is under {lists[0]!r}: save that list alone "
+                "(jq .KEY), or one object a line as .jsonl"
+            )
+        yield row
 
 
-def _line_of(path: Path, error: UnicodeDecodeError) -> int:
-    """Return the line of the first byte that is not UTF-8; a buffered reader's own position says nothing."""
-    content = path.read_bytes()
+def _document(path: Path, content: bytes) -> Any:
     try:
-        content.decode("utf-8-sig")
-    except UnicodeDecodeError as found:
-        return content[: found.start].count(b"\n") + 1
-    return 1
+        return _parsed(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: {not_utf8(content[error.start])}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; one object a line is .jsonl") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} is not UTF-8; convert the file"
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
 
 
-def read_parquet(path: Path) -> Rows:
-    """Read the rows of a Parquet file."""
-    import pyarrow
-    import pyarrow.parquet
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; JSON's readers would keep the last of two values under one key without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"the key {twice!r} is there twice")
+    return made
 
-    try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield Example(row, f"{path}: row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from error
-
-
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 READERS: dict[str, Callable[[Path], Rows]] = {
     **dict.fromkeys(TEXT_SUFFIXES, read_text),
     ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
     ".json": read_json,
-    **{suffix: read_separated(separator) for suffix, separator in SEPARATORS.items()},
-    ".parquet": read_parquet,
 }

@@ -1,28 +1,32 @@
 """Where raw examples come from: files, globs, image folders, the hub, and corpora that every machine has.
 
-A source gives dictionaries one by one, in a fixed order and as often as it is asked; it has a name and a digest of its
-content. Text files are one
-example each (`text`); JSONL, JSON, CSV, TSV and Parquet give one example a row; a folder of folders of images gives
-`image` and `label`.
+A source gives dictionaries one by one, in a fixed order and as often as it is asked; it has a name, a digest of its
+content, and says how that is read. Text files are one example each (`text`); JSONL, JSON, CSV, TSV and Parquet give one
+example a row; a folder of folders of images gives `image` and `label`. Which files a place names: jobs/data/listing.py.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from jobs.data import listing, readers, tables
+from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import Example, Rows, Source
-from jobs.data.readers import READERS, SEPARATORS, read_separated
+from jobs.data.hub import open_hub
+from jobs.data.listing import Listing
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
-SMALL = 20
-"""With fewer texts than this, each is cut to hold a share of it out, instead of whole texts."""
+READERS = {**readers.READERS, **tables.READERS}
+KINDS = sorted([*READERS, *tables.SEPARATORS])
+"""Suffixes of the files that are read."""
+_WHOLE = {".parquet"}
+"""Kinds that compress inside; another compression around them is not read."""
+_IMAGES_VERSION = 1
 
 
 def open_source(where: str | Sequence[str], base: Path, columns: Sequence[str] | None = None) -> Source:
@@ -35,97 +39,139 @@ def open_source(where: str | Sequence[str], base: Path, columns: Sequence[str] |
         UserError: nothing there, or of an unknown kind.
     """
     if not isinstance(where, str):
+        if not where:
+            raise UserError("data: an empty list names no data")
         return _concatenate([open_source(part, base, columns) for part in where])
     if where in BUILT_IN:
         return BUILT_IN[where]()
     if where.startswith("hf://"):
-        return _hub(where.removeprefix("hf://"))
-    paths = _paths(where, base)
+        return open_hub(where.removeprefix("hf://"))
+    path = listing.existing(where, base)
+    if path is not None:
+        return _folder(path, columns) if path.is_dir() else _file(path, columns)
+    paths = listing.matches(where, base)
     if not paths:
         hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
         raise UserError(f"data: nothing matches {where!r} (looked from {base}); built in: {', '.join(BUILT_IN)}{hint}")
     if len(paths) == 1 and paths[0].is_dir():
         return _folder(paths[0], columns)
-    return _concatenate([_file(path, columns) for path in paths]) if len(paths) > 1 else _file(paths[0], columns)
+    return _of_listing(where, listing.of_matches(paths, where), columns)
 
 
-def held_out(count: int, fraction: float, seed: int) -> frozenset[int]:
-    """Choose which of `count` examples are held out, by the seed alone.
-
-    Raises:
-        UserError: nothing would be left to train on.
-    """
-    if not fraction:
-        return frozenset()
-    chosen = frozenset(random.Random(seed).sample(range(count), max(1, round(count * fraction))))
-    if len(chosen) == count:
-        raise UserError(f"data.eval_fraction {fraction} leaves nothing of {count} example(s) to train on")
-    return chosen
+def readable(path: Path) -> bool:
+    """Tell whether a file is of a kind that is read, compressed or not."""
+    return kind(path) in KINDS and not (kind(path) in _WHOLE and compression(path))
 
 
-def _paths(where: str, base: Path) -> list[Path]:
-    pattern = where if Path(where).is_absolute() else str(base / where)
-    return sorted(Path(path) for path in glob.glob(pattern, recursive=True))
-
-
-def _concatenate(sources: list[Source]) -> Source:
-    digest = hashlib.sha256("".join(source.digest for source in sources).encode()).hexdigest()
-    name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
-    return Source(name, digest, lambda: (example for source in sources for example in source.read()))
+def _concatenate(sources: list[Source], name: str = "", notes: tuple[str, ...] = ()) -> Source:
+    first = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
+    return Source(
+        name or first,
+        _sha256("".join(source.digest for source in sources)),
+        lambda: (example for source in sources for example in source.read()),
+        _sha256("\n".join(source.reading for source in sources)),
+        notes + tuple(note for source in sources for note in source.notes),
+    )
 
 
 def _file(path: Path, columns: Sequence[str] | None = None) -> Source:
-    suffix = path.suffix.lower()
-    reader = read_separated(SEPARATORS[suffix], columns) if suffix in SEPARATORS else READERS.get(suffix)
-    if reader is None:
-        raise UserError(f"data: {path} has an unknown kind {path.suffix!r}; known: {', '.join(sorted(READERS))}")
-    return Source(path.name, _file_digest(path), lambda: reader(path))
+    if not path.is_file():
+        what = "is a link to nothing" if path.is_symlink() and not path.exists() else "is no regular file"
+        raise UserError(f"data: {path} {what}")
+    if not readable(path):
+        raise UserError(
+            f"data: {path} has an unknown kind {''.join(path.suffixes[-2:])!r}; known: {', '.join(KINDS)}, "
+            f"and all but .parquet compressed as {', '.join(COMPRESSED)}"
+        )
+    suffix = kind(path)
+    table = suffix in tables.SEPARATORS
+    reader = tables.read_separated(tables.SEPARATORS[suffix], columns) if table else READERS[suffix]
+    version = tables.VERSION if table or suffix in tables.READERS else readers.VERSION
+    reading = f"{suffix} {version} {compression(path)}"
+    return Source(path.name, _file_digest(path), lambda: _whole(path, reader), reading)
+
+
+def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
+    """Read a file to its end; what ends the reading early ends the job, since how much is missing is not known.
+
+    Raises:
+        UserError: it is damaged or cannot be read.
+    """
+    try:
+        yield from reader(path)
+    except DAMAGED as error:
+        what = f"a {compression(path)} file that is damaged or cut off" if compression(path) else "cannot be read"
+        raise UserError(f"data: {path}: {what}: {error}") from error
 
 
 def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     except OSError as error:
         raise UserError(f"data: cannot read {path}: {error.strerror}") from error
-
-
-def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
     return digest.hexdigest()
 
 
 def _folder(path: Path, columns: Sequence[str] | None = None) -> Source:
-    images = sorted(p for p in path.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if images:
-        digests = "".join(f"{p.parent.name}{_file_digest(p)}" for p in images)
-        digest = hashlib.sha256(digests.encode()).hexdigest()
-        return Source(
-            path.name,
-            digest,
-            lambda: (Example({"image": p.read_bytes(), "label": p.parent.name}, str(p)) for p in images),
-        )
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS)
-    if not files:
-        raise UserError(
-            f"data: {path} holds neither <label>/<image> files nor files of a known kind ({', '.join(READERS)})"
-        )
-    whole = _concatenate([_file(p, columns) for p in files])
-    return Source(path.name, whole.digest, whole.read)
+    found = listing.of_folder(path)
+    images = [file for file in found.files if file.suffix.lower() in IMAGE_SUFFIXES]
+    by_label = [file for file in images if len(file.relative_to(path).parts) == 2]
+    if by_label and len(images) >= sum(map(readable, found.files)):
+        return _images(path, by_label, found)
+    return _of_listing(str(path), found, columns)
 
 
-def _hub(identifier: str) -> Source:
-    name, _, split_name = identifier.partition(":")
+def _images(folder: Path, images: list[Path], found: Listing) -> Source:
+    for path in found.files:
+        shown, depth = str(path.relative_to(folder)), len(path.relative_to(folder).parts)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            found.leave_out(f"of no kind of image that is read ({', '.join(sorted(IMAGE_SUFFIXES))})", shown)
+        elif depth != 2:
+            found.leave_out(f"an image {'without' if depth == 1 else 'deeper than'} the folder of its label", shown)
 
     def read() -> Rows:
-        import datasets
+        for path in images:
+            yield Example({"image": path.read_bytes(), "label": path.parent.name}, str(path))
 
-        try:
-            for number, row in enumerate(datasets.load_dataset(name, split=split_name or "train")):
-                yield Example(dict(row), f"hf://{identifier}: row {number}")
-        except Exception as error:  # the hub's client raises many kinds; what matters is which data set and why
-            raise UserError(f"data: cannot load hf://{identifier}: {str(error).splitlines()[0]}") from error
+    digest = _sha256("".join(f"{p.parent.name!r} {_file_digest(p)}\n" for p in images))
+    reader: Any = lambda _: read()  # noqa: E731
+    return Source(
+        folder.name, digest, lambda: _whole(folder, reader), f"images {_IMAGES_VERSION}", found.notes(folder.name)
+    )
 
-    return Source(f"hf://{identifier}", hashlib.sha256(identifier.encode()).hexdigest(), read)
+
+def _of_listing(name: str, found: Listing, columns: Sequence[str] | None) -> Source:
+    """Open the files of a known kind; the others are named.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = [path for path in found.files if readable(path)]
+    for path in found.files:
+        if not readable(path):
+            found.leave_out("of an unknown kind", str(_below(path, Path(name))))
+    shown = Path(name).name
+    if not files:
+        images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in found.files)
+        hint = f" Images are read from a folder that holds a folder for each label ({images} lie otherwise)." * (
+            images > 0
+        )
+        raise UserError(
+            f"data: {name} holds neither <label>/<image> files nor files of a known kind ({', '.join(KINDS)})."
+            f"{hint} {'; '.join(found.notes(shown))}".rstrip()
+        )
+    for path in files:
+        if not path.stat().st_size and not compression(path) and kind(path) not in readers.TEXT_SUFFIXES:
+            found.leave_out("empty", str(_below(path, Path(name))))
+    return _concatenate([_file(path, columns) for path in files], shown, found.notes(shown))
+
+
+def _below(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,20 +1,24 @@
 """Raw examples one by one: read, checked, told apart into train and eval, cut into chunks. No list of all exists.
 
-A source is read two or three times: once to count (which examples are held out depends on their number), once to learn
-from the training ones where there is something to learn, once to encode.
+A source is read two or three times: once to survey it (which examples are held out depends on all of them), once to
+learn from the training ones where there is something to learn, once to encode. Of each example 8 bytes are kept.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+import numpy as np
+
 from cluster.errors import UserError
-from jobs.data import sources
-from jobs.data.examples import BadRow, BadRows, Example, Source
+from jobs.data import splitting
+from jobs.data.examples import BadRow, BadRows, Example, Source, bounded
 from jobs.spec import DataSpec
-from jobs.tasks import Task, TaskError
+from jobs.tasks import Task
 
 CHUNK_BYTES = 4 << 20
 """Raw bytes encoded in one go; fixed, so that the rows do not depend on the number of CPUs."""
@@ -26,11 +30,16 @@ Split = Literal["train", "eval"]
 class Survey:
     """What the first reading of a source says."""
 
-    examples: int
-    size: int
+    contents: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    """Of each example that can be used, in order, a hash of what is encoded of it: uint64 (N,)."""
+    size: int = 0
     """Raw bytes."""
-    can_be_cut: bool
-    """True where there are so few examples that each is cut to hold its end out, and the task can."""
+    smallest: int = 0
+    """Raw bytes of the smallest example."""
+    can_be_cut: bool = False
+    """True where there are few examples, and each is a text."""
+    left_out: frozenset[int] = frozenset()
+    """Which of those that could be read cannot be used, counted from 0."""
 
 
 @dataclass
@@ -43,55 +52,108 @@ class Stream:
     limit: int | None = None
     """How many are read at most."""
 
-    def read(self, bad: BadRows) -> Iterator[Example]:
-        """Yield the examples; what cannot be read, or what the task cannot use, goes to `bad`."""
-        for example in self.source.examples(self.limit, bad):
-            try:
-                self.task.check(example)
-            except TaskError as error:
-                bad.add(BadRow(example.where or self.source.name, str(error)))
-                continue
-            yield example
-
-    def again(self) -> Iterator[Example]:
-        """Yield the examples once more; the bad rows have been counted."""
-        return self.read(BadRows(seen_before=True))
-
     def survey(self, bad: BadRows) -> Survey:
-        """Count the examples.
+        """Check each example; what cannot be read, or what the task cannot use, goes to `bad`.
 
         Raises:
             UserError: none can be used, or there is one bad row too many.
         """
-        examples = size = 0
-        can_be_cut = True
-        for example in self.read(bad):
-            examples += 1
-            size += size_of(example)
-            can_be_cut = can_be_cut and examples < sources.SMALL and self.task.cut(example, 1.0) is not None
-        if not examples:
+        contents, left_out = array("Q"), set()
+        size, smallest, can_be_cut = 0, 0, True
+        for number, example in enumerate(self.source.examples(self.limit, bad)):
+            content = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
+            if isinstance(content, BadRow):
+                left_out.add(number)
+                bad.add(content)
+                continue
+            contents.append(content)
+            bytes_ = size_of(example)
+            size, smallest = size + bytes_, min(smallest or bytes_, bytes_)
+            can_be_cut = can_be_cut and len(contents) < splitting.FEW and self.task.cut(example, 1.0) is not None
+        if not contents:
             raise UserError(f"data: {self.source.name}: none of its {bad.count} examples can be used; {bad.first[0]}")
-        return Survey(examples, size, can_be_cut)
+        return Survey(np.array(contents, dtype=np.uint64), size, smallest, can_be_cut, frozenset(left_out))
+
+    def again(self, survey: Survey) -> Iterator[tuple[int, Example]]:
+        """Yield the examples that can be used once more, with their numbers.
+
+        Raises:
+            UserError: there are more, or fewer, than at first.
+        """
+        index = 0
+        for number, example in enumerate(self.source.examples(self.limit, BadRows(seen_before=True))):
+            if number in survey.left_out:
+                continue
+            if index < len(survey.contents):
+                yield index, example
+            index += 1
+        if index != len(survey.contents):
+            raise UserError(f"data: {self.source.name} has changed while it was read; submit the job again")
+
+    def _admit(self, example: Example) -> int:
+        self.task.check(example)
+        return splitting.content_of(self.task.content(example))
 
 
 def told_apart(stream: Stream, survey: Survey, data: DataSpec) -> Iterator[tuple[Split, Example]]:
-    """Yield each example with the split it belongs to; few long texts are cut, and their ends held out.
+    """Yield each example with the split it belongs to (jobs/data/splitting.py).
 
     Raises:
         UserError: nothing would be left to train on.
     """
-    if data.eval_fraction and survey.can_be_cut:
-        yield from _cut(stream, data.eval_fraction)
+    how = way_of(survey, data)
+    if how == "cut":
+        yield from _cut(stream, survey, data.eval_fraction)
         return
-    chosen = sources.held_out(survey.examples, data.eval_fraction, data.split_seed)
-    for index, example in enumerate(stream.again()):
-        yield ("eval" if index in chosen else "train"), example
+    none = np.zeros(len(survey.contents), dtype=bool)
+    held = splitting.held_out(survey.contents, data.eval_fraction, data.split_seed) if how == "whole" else none
+    for index, example in stream.again(survey):
+        yield ("eval" if held[index] else "train"), example
 
 
-def _cut(stream: Stream, fraction: float) -> Iterator[tuple[Split, Example]]:
-    for example in stream.again():
+def way_of(survey: Survey, data: DataSpec) -> splitting.Way:
+    """Decide how this data is split."""
+    count = len(survey.contents)
+    distinct = count - splitting.copies(survey.contents)
+    how = splitting.way(count, distinct, survey.smallest, survey.can_be_cut, data.eval_fraction)
+    asked_for = "eval_fraction" in data.model_fields_set
+    return "nothing" if how == "whole" and distinct == 1 and not asked_for else how
+
+
+def said_of_split(survey: Survey, data: DataSpec) -> list[str]:
+    """Say what was chosen: how a few examples were told apart, and that copies were kept together."""
+    how, count, twice = way_of(survey, data), len(survey.contents), splitting.copies(survey.contents)
+    said = []
+    if how == "nothing" and data.eval_fraction:
+        said.append(f"nothing is held out: there is 1 example{', many times over' if count > 1 else ''}")
+    if how == "cut":
+        what = "the text is" if count == 1 else f"the {count} texts are each"
+        said.append(f"{what} cut: the last {100 * data.eval_fraction:.3g}% is held out")
+    elif how == "whole" and (twice or count < splitting.FEW):
+        held = int(splitting.held_out(survey.contents, data.eval_fraction, data.split_seed).sum())
+        said.append(f"{held} of {count} examples are held out, whole")
+    if how == "whole" and twice:
+        said.append(f"{twice} of {count} examples are copies of an earlier one, and are kept on its side of the split")
+    return said
+
+
+def said_of_overlap(train: Survey, held_out: Survey) -> list[str]:
+    """Say how many held-out examples are in the training data too."""
+    both = int(np.isin(held_out.contents, train.contents).sum())
+    count = len(held_out.contents)
+    return [f"{both} of {count} held-out examples are also in the training data"] if both else []
+
+
+def _cut(stream: Stream, survey: Survey, fraction: float) -> Iterator[tuple[Split, Example]]:
+    for _, example in stream.again(survey):
         parts = stream.task.cut(example, 1 - fraction)
         assert parts is not None, "the survey said that it can be cut"
+        for part in parts:
+            if isinstance(bounded(partial(stream.task.check, part), ""), BadRow):
+                raise UserError(
+                    f"{example.where or stream.source.name}: the text is too short to hold {fraction} of it out; "
+                    "set data.eval_fraction: 0, or give data.eval"
+                )
         yield "train", Example(parts[0], example.where)
         yield "eval", Example(parts[1], example.where)
 

@@ -13,8 +13,8 @@ from tracking.run import Run
 from tracking.spool import SpoolSender
 
 
-class Stopped(Exception):
-    """The job was asked to stop, and did."""
+class Stopped(BaseException):
+    """The job was asked to stop, and did. No `except Exception` round a bad row may take it for that row's fault."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from cluster.errors import UserError
 from cluster.results import result_of
 from jobs import progress
 from jobs.data import prepare
+from jobs.data.identity import Noted
 from jobs.data.prepare import Prepared
 from jobs.driver import publish, warm
 from jobs.driver.job import Job, Stopped
@@ -126,6 +127,15 @@ def _cause(error: Exception) -> Exception:
     return RuntimeError(str(error))
 
 
+def _data_before(job: Job) -> Noted | None:
+    """Return what the run that goes on has noted about its data; None where anything may come."""
+    before = job.folder.data() if job.spec.training else None
+    behind = job.folder.last_step()
+    if before is None and behind:
+        progress.say("the run began before Tandem noted what its data is: whether that has changed is not known")
+    return before if behind else None
+
+
 def _prepare(job: Job) -> Prepared:
     throttle = progress.Throttle(0.5)
 
@@ -133,13 +143,22 @@ def _prepare(job: Job) -> Prepared:
         if done in (0, total) or throttle.ready():
             progress.report(phase, done, total)
 
-    prepared = prepare.prepare(job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress)
+    before = _data_before(job)
+    prepared = prepare.prepare(
+        job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before
+    )
+    if before is None:
+        job.folder.keep_data(Noted(prepared.parts, prepared.rows))
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"
     progress.say(f"data {prepared.name}: {counted}{' (encoded before)' if prepared.cached else ''}")
     for note in prepared.notes:
         progress.say(note)
     if prepared.bad_rows:
         progress.say(f"{prepared.bad_rows} bad rows left out; the first: {prepared.first_bad[0]}")
+    limit = job.spec.data.eval_max_rows
+    if limit and limit < prepared.eval_rows:
+        drawn = f"{limit} of {prepared.eval_rows} held-out rows, drawn by data.split_seed {job.spec.data.split_seed}"
+        progress.say(f"evaluations measure {drawn} (data.eval_max_rows)")
     job.track(lambda run: run.log_dataset(prepared.name, prepared.digest))
     job.track(lambda run: run.set_tags({"tandem.bad_rows": str(prepared.bad_rows)}))
     if job.spec.phase in ("evaluate", "quantize") and not prepared.eval_rows:

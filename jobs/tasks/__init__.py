@@ -49,6 +49,10 @@ class TaskError(UserError, ValueError):
     """Data or a setting that the task cannot work with: what was wrong, the value, what to do."""
 
 
+class TaskSetupError(TaskError):
+    """The task as a whole cannot work, whatever the example: no chat template, no end token. Not one row's fault."""
+
+
 class TaskOptions(BaseModel):
     """A task's options: derive from it, with a default and a docstring for each. This one has none."""
 
@@ -108,6 +112,13 @@ class Task:
     def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Cut an example in two, the first with the share `at` of it, to hold the end out; None where it is a whole."""
         return None
+
+    def content(self, example: Mapping[str, Any]) -> Any:
+        """Return what of an example is learned from: examples that agree in it are copies, kept on one side of a split.
+
+        Text, bytes, numbers, arrays, and lists and mappings of them. The whole example unless a task narrows it down.
+        """
+        return example
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """Return what a chunk of the training examples says: small, picklable, with a method `merged(later)`.

@@ -73,10 +73,14 @@ class CausalLM(Task):
         """Cut a text after the share `at` of its characters."""
         column = self.options.text_column
         text = example.get(column)
-        if not isinstance(text, str):
+        if is_conversation(example) or not isinstance(text, str):
             return None
         end = int(len(text) * at)
         return {**example, column: text[:end]}, {**example, column: text[end:]}
+
+    def content(self, example: Mapping[str, Any]) -> Any:
+        """Return the messages, or the text."""
+        return messages_of(example) if is_conversation(example) else self._text(example)
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
         """Draw a share of the sample that a tokenizer is trained on."""

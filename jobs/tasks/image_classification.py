@@ -80,6 +80,10 @@ class ImageClassification(Task):
         self._image(example)
         self._label(example)
 
+    def content(self, example: Mapping[str, Any]) -> Any:
+        """Return the image, whatever its label."""
+        return self._image(example)
+
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
         """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""
         side, wanted = self.options.image_size, self.options.channels

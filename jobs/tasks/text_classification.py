@@ -90,6 +90,10 @@ class TextClassification(Task):
         self._texts(example)
         self._label(example)
 
+    def content(self, example: Mapping[str, Any]) -> Any:
+        """Return the text, or both, whatever the label."""
+        return self._texts(example)
+
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ClassFindings:
         """Note the labels, and draw a share of the sample that a tokenizer is trained on."""
         texts = [text for example in examples for text in self._texts(example)]

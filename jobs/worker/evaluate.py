@@ -22,18 +22,19 @@ def measure(
     rows: Rows,
     *,
     limit: int | None,
+    seed: int,
     micro_batch: int,
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, float]:
-    """Return the task's sums over this rank's share (every W-th) of the first `limit` rows (all for None).
+    """Return the task's sums over this rank's share (every W-th) of `limit` rows drawn by `seed` (all for None).
 
     Each rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones with no weight.
     """
-    count = len(rows) if limit is None else min(limit, len(rows))
-    passes = math.ceil(math.ceil(count / world_size) / micro_batch)
-    mine = np.arange(count)[rank::world_size]
+    measured = sample(len(rows), limit, seed)
+    passes = math.ceil(math.ceil(len(measured) / world_size) / micro_batch)
+    mine = measured[rank::world_size]
     totals: dict[str, torch.Tensor] = {}
     was_training = model.training
     model.eval()
@@ -46,6 +47,16 @@ def measure(
                 totals[key] = totals.get(key, torch.zeros_like(added)) + (added if len(chosen) else 0)
     model.train(was_training)
     return flat(totals)
+
+
+def sample(count: int, limit: int | None, seed: int) -> np.ndarray:
+    """Return which of `count` rows are measured, int64 (N,), in order: `limit` of them drawn by the seed, or all.
+
+    The same for whoever measures: training, evaluation and quantisation compare on the same rows.
+    """
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.Generator(np.random.PCG64(seed)).choice(count, limit, replace=False))
 
 
 def flat(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -76,5 +87,14 @@ def evaluate_share(
     task = prepared.task(spec)
     model = task.load_model(Path(directory), DTYPES[precision]).to(device)
     rows = rows_of(prepared, prepared.eval_files)
-    limit = spec.data.eval_max_rows
-    return measure(task, model, rows, limit=limit, micro_batch=16, device=device, rank=rank, world_size=world_size)
+    return measure(
+        task,
+        model,
+        rows,
+        limit=spec.data.eval_max_rows,
+        seed=spec.data.split_seed,
+        micro_batch=16,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+    )

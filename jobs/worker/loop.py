@@ -197,6 +197,7 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         engine.model,
         worker.eval_rows,
         limit=worker.spec.data.eval_max_rows,
+        seed=worker.spec.data.split_seed,
         micro_batch=max(worker.micro_batch, 8),
         device=engine.device,
         rank=engine.rank,

@@ -69,7 +69,8 @@ def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any) -> d
 
     from jobs.worker.evaluate import measure, to_device
 
-    sums = measure(task, model, rows, limit=spec.data.eval_max_rows, micro_batch=16, device=device)
+    limit, seed = spec.data.eval_max_rows, spec.data.split_seed
+    sums = measure(task, model, rows, limit=limit, seed=seed, micro_batch=16, device=device)
     measured = {f"eval_{key}": value for key, value in task.summarise(sums).items()}
     batch = to_device(task.collate(rows.take(np.zeros(1, dtype=np.int64))), device)
     with torch.inference_mode():

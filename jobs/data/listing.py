@@ -1,0 +1,131 @@
+"""Which files a place names: a path, a glob or a folder; and what lies there that is no data, with the reason."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.errors import UserError
+
+NAMED = 5
+"""So many of the files that are left out are named."""
+_ABOUT = re.compile(
+    r"^(readme|licen[cs]e|copying|notice|authors|changelog|contributing|citation|code_of_conduct|security|"
+    r"dataset[-_ ]?card|data[-_ ]?card|data[-_ ]?sheet|model[-_ ]?card)([-_. ].*)?$",
+    re.IGNORECASE,
+)
+_ABOUT_KINDS = {"", ".md", ".txt", ".rst", ".text", ".markdown", ".html", ".pdf", ".cff", ".bib"}
+_NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "dataset_infos.json", "dataset_info.json"}
+
+
+@dataclass
+class Listing:
+    """The files found, in order, and what was passed over: reason → paths relative to the place."""
+
+    files: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: str) -> None:
+        """Note what is passed over."""
+        self.left_out.setdefault(reason, []).append(path)
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """Return a sentence for each reason, with the first names."""
+        return tuple(f"{name}: {_counted(paths)} left out ({reason}): {_some(paths)}" for reason, paths
+                     in self.left_out.items())  # fmt: skip
+
+
+def existing(where: str, base: Path) -> Path | None:
+    """Return the path that `where` names from `base`, if it exists: a name with brackets or stars is no glob then."""
+    place = _place(where, base)
+    return place if os.path.lexists(place) else None
+
+
+def matches(where: str, base: Path) -> list[Path]:
+    """Return what the glob `where` matches from `base`, in order; what `base` itself is called matters not."""
+    given = Path(where).expanduser()
+    pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given))
+    return sorted({Path(path) for path in glob.glob(pattern, recursive=True)})
+
+
+def _place(where: str, base: Path) -> Path:
+    given = Path(where).expanduser()
+    return given if given.is_absolute() else base / given
+
+
+def of_matches(paths: list[Path], pattern: str) -> Listing:
+    """List the files that a glob has matched; a folder stands for what is in it."""
+    listing = Listing()
+    literal = re.split(r"[*?[]", Path(pattern).name)[0]
+    for path in paths:
+        if path.is_dir():
+            inside = of_folder(path)
+            listing.files += inside.files
+            for reason, names in inside.left_out.items():
+                for name in names:
+                    listing.leave_out(reason, str(Path(path.name, name)))
+        else:
+            _sort_in(listing, path, path.name, about=not (literal and _ABOUT.match(literal.lower())))
+    listing.files = list(dict.fromkeys(listing.files))
+    listing.left_out = {reason: list(dict.fromkeys(names)) for reason, names in listing.left_out.items()}
+    return listing
+
+
+def of_folder(folder: Path) -> Listing:
+    """List the regular files in a folder and its folders; links are followed.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    listing = Listing()
+    try:
+        for path in _walk(folder, folder, set(), listing):
+            _sort_in(listing, path, str(path.relative_to(folder)))
+    except OSError as error:
+        raise UserError(f"data: cannot read {error.filename or folder}: {error.strerror}") from error
+    return listing
+
+
+def hidden(path: Path) -> bool:
+    """Tell what systems and editors leave behind: `.git`, `.DS_Store`, `__MACOSX`, `train.jsonl~`."""
+    return path.name.startswith(".") or path.name.endswith("~") or path.name.lower() in _NOT_DATA
+
+
+def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing) -> Iterator[Path]:
+    """Yield the paths below, sorted. A folder that links lead to twice, or into itself, is entered once."""
+    state = folder.stat()
+    identity = (state.st_dev, state.st_ino)
+    if identity in seen:
+        listing.leave_out("the same folder once more, through a link", str(folder.relative_to(root)))
+        return
+    seen.add(identity)
+    for path in sorted(folder.iterdir()):
+        if hidden(path):
+            listing.leave_out("hidden, or not data by its name", str(path.relative_to(root)))
+        elif path.is_dir():
+            yield from _walk(path, root, seen, listing)
+        else:
+            yield path
+
+
+def _sort_in(listing: Listing, path: Path, shown: str, about: bool = True) -> None:
+    if hidden(path):
+        listing.leave_out("hidden, or not data by its name", shown)
+    elif about and _ABOUT.match(path.stem if path.suffix else path.name) and path.suffix.lower() in _ABOUT_KINDS:
+        listing.leave_out("about the data, not data", shown)
+    elif not path.is_file():
+        listing.leave_out("a link to nothing" if path.is_symlink() else "no regular file", shown)
+    else:
+        listing.files.append(path)
+
+
+def _counted(paths: list[str]) -> str:
+    return "1 entry" if len(paths) == 1 else f"{len(paths)} entries"
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:NAMED]) + (", …" if len(paths) > NAMED else "")
