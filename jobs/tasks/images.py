@@ -85,7 +85,7 @@ def sent_picture(image: Any) -> Picture:
 
 
 def deepened(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Bring pixels to 8 or 16 bits; from 8 to 16 is exact, from 16 to 8 rounds."""
+    """Bring pixels (H, W, C) to uint8 or uint16; from 8 bits to 16 is exact, from 16 to 8 rounds."""
     if pixels.dtype == (np.uint8 if bits == 8 else np.uint16):
         return pixels
     if bits == 16:
@@ -94,7 +94,7 @@ def deepened(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def bits_of(pixels: np.ndarray) -> int:
-    """Return 8 or 16: what a pixel's channel has."""
+    """Return the bits per channel of pixels (…, C): 8 of uint8, 16 of uint16."""
     return 8 * pixels.dtype.itemsize
 
 
