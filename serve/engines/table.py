@@ -31,6 +31,9 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+ToolFormat = Literal["auto", "hermes", "llama3", "mistral", "json"]
+
+
 class TorchOptions(EngineOptions):
     """Options of the `torch` engine."""
 
@@ -41,6 +44,8 @@ class TorchOptions(EngineOptions):
     were not faster."""
     cache_gib: PositiveFloat | None = None
     """Most memory for keys and values in one replica; half of what is free at most when left out."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of functions; `auto` asks its chat template."""
 
 
 class VllmOptions(EngineOptions):
@@ -50,6 +55,8 @@ class VllmOptions(EngineOptions):
     """Let vLLM compile the model, which takes half a minute at least."""
     cache_gib: PositiveInt | None = None
     """Memory for keys and values on a CPU, in whole GiB; vLLM's own choice when left out."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of functions; `auto` asks its chat template."""
 
 
 class TaskOptions(EngineOptions):

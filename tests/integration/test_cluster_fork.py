@@ -35,7 +35,8 @@ import json, os, sys, time
 answer = {
     "arguments": sys.argv, "folder": os.getcwd(), "mine": os.environ.get("MINE"),
     "parent": os.getppid(), "pid": os.getpid(),
-    "loaded": "hook" in sys.modules, "loose": "loose" in sys.modules, "session": os.getsid(0) == os.getpid(), "first": sys.path[0],
+    "loaded": "hook" in sys.modules, "loose": "loose" in sys.modules,
+    "session": os.getsid(0) == os.getpid(), "first": sys.path[0],
 }
 print(json.dumps(answer), flush=True)
 print("to the errors", file=sys.stderr)
