@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
+from serve.engines import inputs as sent
 from serve.engines.answer_text import AnswerText
 from serve.engines.chat_template import NoChatTemplate
 from serve.engines.pacing import interval_s, paced
@@ -25,11 +27,13 @@ from serve.engines.protocol import (
     RequestError,
     SamplingParams,
 )
-from serve.engines.text import Decoder
 from serve.engines.table import ToolFormat
+from serve.engines.text import Decoder
 from serve.engines.tools.use import ToolUse
+from serve.tensors import described
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused
 
+logger = logging.getLogger(__name__)
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What a model's generation_config.json may set for requests that do not."""
 CODES: dict[type[RequestError], str] = {NoChatTemplate: "no_chat_template", TooLong: "context_length_exceeded"}
@@ -124,35 +128,57 @@ class GenerativeReplica:
 
 
 class PredictiveReplica:
-    """Serves a task that answers at once, through an engine that batches what arrives together."""
+    """Serves a task that answers at once, through an engine that batches what arrives together.
 
-    def __init__(self, engine: BatchingEngine, inputs: list[dict[str, Any]], identity: Identity) -> None:
+    Without `outputs` it describes what the engine makes of one blank instance, which it is asked for at the start.
+    """
+
+    def __init__(
+        self,
+        engine: BatchingEngine,
+        inputs: list[dict[str, Any]],
+        identity: Identity,
+        outputs: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self._engine = engine
         self._inputs = inputs
+        self._outputs = list(outputs)
         self._identity = identity
 
     async def start(self) -> None:
         await self._engine.start()
+        if not self._outputs:
+            self._outputs = await self._observed()
 
     async def stop(self) -> None:
         await self._engine.stop()
 
     async def infer(self, call: InferCall) -> Inferred | Refused:
         """Predict for every row of the inputs."""
-        known = [part["name"] for part in self._inputs]
-        if set(call.inputs) != set(known):
-            message = f"the inputs must be {', '.join(known)}; given: {', '.join(call.inputs)}"
-            return Refused(400, message, "invalid_value", "inputs")
         try:
-            work = [self._engine.predict(row) for row in _rows(call.inputs, known)]
+            instances = sent.rows(call.inputs, self._inputs)
+            work = [self._predict(number, len(instances), each) for number, each in enumerate(instances)]
             return Inferred(self._identity, list(await asyncio.gather(*work)))
-        except ValueError as error:  # TaskError and RequestError are among them
+        except ValueError as error:  # InputError, TaskError and RequestError are among them
             return Refused(400, str(error), "invalid_value", "inputs")
         except EngineError as error:
             return Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
 
     def describe(self) -> dict[str, Any]:
-        return {"inputs": self._inputs, "outputs": []}
+        return {"inputs": self._inputs, "outputs": self._outputs}
+
+    async def _predict(self, number: int, count: int, instance: Any) -> dict[str, Any]:
+        try:
+            return await self._engine.predict(instance)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}" if count > 1 else str(error)) from error
+
+    async def _observed(self) -> list[dict[str, Any]]:
+        try:
+            return described(await self._engine.predict(sent.blank(self._inputs)))
+        except Exception as error:  # the code is the user's own: a model that refuses a blank instance still serves
+            logger.info("the outputs are not described: a blank instance was refused (%r)", error)
+            return []
 
     def load(self) -> Load:
         load = self._engine.load()
@@ -169,11 +195,3 @@ def generation_defaults(directory: Path) -> dict[str, Any]:
         return {}
     config = json.loads(path.read_text(encoding="utf-8"))
     return {name: config[name] for name in GENERATION_DEFAULTS if config.get(name) is not None}
-
-
-def _rows(inputs: Mapping[str, Any], names: list[str]) -> list[Any]:
-    """Return one instance per row: the value itself for a single input, a mapping of name to value for several."""
-    if len(names) == 1:
-        return list(inputs[names[0]])
-    size = len(inputs[names[0]])
-    return [{name: inputs[name][row] for name in names} for row in range(size)]

@@ -136,13 +136,10 @@ def test_errors_have_openai_s_shape(serve: Any) -> None:
         requests = [
             (404, "model_not_found", client.post("/v1/chat/completions", json=body(model="other"))),
             (404, "model_not_found", client.get("/v1/models/other")),
-            (404, "model_not_found", client.post("/v2/models/other/infer", json={"inputs": []})),
             (404, "not_found", client.get("/v1/nothing")),
             (405, "method_not_allowed", client.get("/v1/completions")),
             (400, "invalid_json", client.post("/v1/completions", content=b'{"model": NaN}')),
             (400, "unsupported_task", client.post("/v1/chat/completions", json=body(model="digits"))),
-            (400, "unsupported_task", client.post("/v2/models/tiny/infer", json={})),
-            (400, "invalid_value", client.post("/v2/models/digits/infer", json={"inputs": []})),
             (413, "body_too_large", client.post("/v1/completions", content=b" " * 20_001)),
         ]
         for status, code, request in requests:
