@@ -6,10 +6,20 @@ without Ray, torch or a cluster.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cluster.errors import UserError
@@ -193,6 +203,19 @@ class HttpSpec(Strict):
     """Listen on the head node only, or on every node with a replica (behind a load balancer)."""
 
 
+def _origin(value: str) -> str:
+    if value == "*" or re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", value):
+        return value
+    raise ValueError('an origin is a scheme, a host in lower case and perhaps a port: "https://app.example", or "*"')
+
+
+class CorsSpec(Strict):
+    """Which web pages may call the endpoint from a browser: cross-origin resource sharing."""
+
+    origins: list[Annotated[str, AfterValidator(_origin)]]
+    """`https://app.example` (scheme, host, port; no path), or `"*"` for any. Without `cors`, none."""
+
+
 class ServeSpec(Strict):
     """The whole of `tandem serve up`."""
 
@@ -204,6 +227,7 @@ class ServeSpec(Strict):
     models: dict[Name, ModelServeSpec] = Field(min_length=1)
     """Public model name → what answers under it."""
     http: HttpSpec = HttpSpec()
+    cors: CorsSpec = CorsSpec(origins=[])
     gateway: GatewaySpec = GatewaySpec()
     drain_s: float = Field(default=300, ge=1)
     """How long a leaving replica may go on with the streams it has before it is ended."""

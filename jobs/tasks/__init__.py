@@ -199,8 +199,20 @@ class Task:
         raise NotImplementedError
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Describe the input tensors of `predict`, as in the Open Inference Protocol."""
+        """Describe the input tensors of `predict`, as in the Open Inference Protocol.
+
+        What a client sends is checked against it: datatype and shape, whose first dimension, -1, is the batch. Where
+        files may come in place of numbers, `"parameters": {"content_types": ["np", "base64"]}` says so.
+        """
         raise NotImplementedError
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Describe the output tensors; where this is empty, a replica looks at what `predict` makes of a blank one."""
+        return []
+
+    def answers_otherwise(self, base: type[Task]) -> bool:
+        """Return whether a class derived from `base` has a `predict` of its own, which may have other outputs."""
+        return type(self).predict is not base.predict
 
 
 def get(name: str, folder: Path | None = None) -> type[Task]:

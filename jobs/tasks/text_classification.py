@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions, scores, tokenization
-from jobs.tasks.labels import column_of, label_of, natural
+from jobs.tasks.labels import classified, column_of, label_of, natural
 from jobs.tasks.tokenization import END_OF_TEXT, TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -245,6 +245,10 @@ class TextClassification(Task):
         """Describe the text, and the second one of a pair."""
         names = ["text", "pair"] if self.pairs else ["text"]
         return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Describe label, score and scores."""
+        return [] if self.answers_otherwise(TextClassification) else classified(self.labels)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ def _model_target(
 
 def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any]) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
-    limits = (spec.name, gateway.max_body_bytes, gateway.max_prompts)
+    limits = (spec.name, gateway.max_body_bytes, gateway.max_prompts, tuple(spec.cors.origins))
     deployment = ray_serve.deployment(ray_serve.ingress(asgi_app)(GatewayDeployment)).options(
         name=GATEWAY,
         **ray_serve_internals.pinned(json.dumps(limits)),

@@ -103,9 +103,11 @@ def load_replica(model: ServedModel) -> Replica:
 class GatewayDeployment:
     """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
 
-    async def __init__(self, name: str, max_body_bytes: int, max_prompts: int) -> None:  # type: ignore[misc]  # see above
+    async def __init__(  # type: ignore[misc]  # see above
+        self, name: str, max_body_bytes: int, max_prompts: int, cors_origins: tuple[str, ...] = ()
+    ) -> None:
         self._backend = RayBackend(name)
-        self.gateway = Gateway(self._backend, max_body_bytes, max_prompts)
+        self.gateway = Gateway(self._backend, max_body_bytes, max_prompts, cors_origins)
         replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._reporter = Reporter(name, replica_id, lambda: GatewayState(dict(self._backend.pending)))
         self._reporter.start()

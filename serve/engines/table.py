@@ -30,6 +30,9 @@ class EngineOptions(Strict):
     """The settings that one engine has and others have not; an engine's model derives from this one."""
 
 
+ToolFormat = Literal["auto", "hermes", "llama3", "mistral", "json"]
+
+
 class TorchOptions(EngineOptions):
     """Options of the `torch` engine."""
 
@@ -40,6 +43,8 @@ class TorchOptions(EngineOptions):
     were not faster."""
     cache_gib: PositiveFloat | None = None
     """Most memory for keys and values in one replica; half of what is free at most when left out."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of functions; `auto` asks its chat template."""
 
 
 class VllmOptions(EngineOptions):
@@ -49,6 +54,8 @@ class VllmOptions(EngineOptions):
     """Let vLLM compile the model, which takes half a minute at least."""
     cache_gib: PositiveInt | None = None
     """Memory for keys and values on a CPU, in whole GiB; vLLM's own choice when left out."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of functions; `auto` asks its chat template."""
 
 
 class TaskOptions(EngineOptions):

@@ -204,3 +204,18 @@ def test_what_auto_settles_late_is_refused_before_anything_is_deployed(
     spec = ServeSpec.model_validate({"models": {"m": {"model": str(directory), **given}}})
     with pytest.raises(UserError, match=wanted):
         plan.resolve(spec)
+
+
+def test_origins_are_let_in_only_where_they_are_named() -> None:
+    model = "models: {m: {model: x}}\n"
+    assert specfile.loads(model, ServeSpec).cors.origins == []
+    named = ["https://app.example", "http://localhost:3000", "http://[::1]:3000", "*"]
+    assert specfile.loads(f"{model}cors: {{origins: {named}}}", ServeSpec).cors.origins == named
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://a.example/", "a.example", "https://A.example", "null", "https://*.a", "", 3]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: Any) -> None:
+    with pytest.raises(UserError, match=r"cors\.origins"):
+        specfile.loads(f"models: {{m: {{model: x}}}}\ncors: {{origins: [{origin!r}]}}", ServeSpec)

@@ -72,7 +72,8 @@ def _accept(sequence: Sequence, token: int | None, reported: TokenLogprobs | Non
     if sequence.max_tokens == 0:
         return Chosen(None, "length", False, None, scored)
     sequence.tokens.append(token)
-    ended = token in eos and not sequence.request.params.ignore_eos
+    params = sequence.request.params
+    ended = (token in eos and not params.ignore_eos) or token in params.stop_token_ids
     return Chosen(token, "stop" if ended else _finish_reason(sequence), not ended, reported, scored)
 
 

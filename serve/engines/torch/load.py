@@ -21,4 +21,4 @@ def load(setup: ReplicaSetup) -> GenerativeReplica:
         max_batch=setup.max_batch,
         threads=setup.threads,
     )
-    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory))
+    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory), options.tool_format)

@@ -133,7 +133,7 @@ class TorchEngine:
         """Stream a completion; see the protocol."""
         constraint = await self._checked(request)
         sequence = self._sequence(request, constraint)
-        text = TextStream(self._decode, request.params.stop)
+        text = self._text(request)
         self._steps.submit(sequence)
         tokens = 0
         try:
@@ -145,6 +145,11 @@ class TorchEngine:
                     return
         finally:
             self._steps.cancel(sequence)
+
+    def _text(self, request: GenerationRequest) -> TextStream:
+        params = request.params
+        before = request.prompt_token_ids if request.continues_prompt else ()
+        return TextStream(self._decode.showing(params.visible_tokens), params.stop, params.min_tokens, before)
 
     def _prepare(self) -> tuple[Runner, Scheduler]:
         """Called in the engine's thread."""
@@ -169,10 +174,10 @@ class TorchEngine:
     async def _checked(self, request: GenerationRequest) -> Constraint | None:
         """Check a request; return what its schema demands. Raises RequestError."""
         self._check_tokens(request)
-        if request.params.json_schema is None:
+        if request.params.json_schema is None and request.params.grammar is None:
             return None
         # a large vocabulary takes a second the first time, a complex schema some tenths
-        return await asyncio.to_thread(self._grammars.constraint, request.params.json_schema)
+        return await asyncio.to_thread(self._grammars.constraint, request.params.json_schema, request.params.grammar)
 
     def _check_tokens(self, request: GenerationRequest) -> None:
         prompt, params = request.prompt_token_ids, request.params
@@ -183,13 +188,15 @@ class TorchEngine:
             raise RequestError("prompt", f"has {len(prompt)} tokens; the context of {self.max_context} leaves no room")
         if min(prompt) < 0 or max(prompt) >= self._vocab_size:
             raise RequestError("prompt", f"has a token id outside 0..{self._vocab_size - 1}")
-        if any(token >= self._vocab_size for token in params.logit_bias):
-            raise RequestError("logit_bias", f"has a token id outside 0..{self._vocab_size - 1}")
+        for field, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if any(token >= self._vocab_size for token in tokens):
+                raise RequestError(field, f"has a token id outside 0..{self._vocab_size - 1}")
 
     def _sequence(self, request: GenerationRequest, constraint: Constraint | None) -> Sequence:
         """Give a request what its completion needs."""
         prompt, params = request.prompt_token_ids, request.params
-        sampler = RequestSampler(params, prompt, constraint)
+        ends = [token for token in (*self._eos, *params.stop_token_ids) if token < self._vocab_size]
+        sampler = RequestSampler(params, prompt, constraint, ends)
         completion = Completion(sampler, asyncio.get_running_loop())
         return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
 

@@ -1,0 +1,141 @@
+"""Conversations → prompts, through the model's own chat template, and nothing lost on the way.
+
+A template that leaves out what it was given (a role, a name, tools) gives a prompt that says something else than the
+client did. So it is asked: what renders to the same text without a thing has not used it, and the thing is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serve.engines.protocol import RequestError
+from serve.engines.tools.formats import Format
+from serve.wire import Tools
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class NoChatTemplate(RequestError):
+    """The model cannot take conversations."""
+
+
+class Arguments(dict[str, Any]):
+    """The arguments of a call: a mapping for templates that write JSON, JSON for those that write them as they are."""
+
+    def __str__(self) -> str:
+        return json.dumps(dict(self), ensure_ascii=False)
+
+    def __add__(self, other: str) -> str:
+        return str(self) + other
+
+    def __radd__(self, other: str) -> str:
+        return other + str(self)
+
+
+class ChatTemplate:
+    """Renders the conversations of one model."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def source(self, has_tools: bool = False) -> str:
+        """Return the template's text. Raises NoChatTemplate."""
+        if not self._tokenizer.chat_template:
+            raise NoChatTemplate("messages", "this model has no chat template; use /v1/completions")
+        return str(self._tokenizer.get_chat_template(tools=[{}] if has_tools else None))
+
+    def prompt(
+        self, messages: Messages, tools: Tools | None, options: Mapping[str, Any], form: Format | None = None
+    ) -> str:
+        """Return the prompt. Raises RequestError for what the template refuses, or leaves out.
+
+        Args:
+            options: what the request tells the template beside the messages (`chat_template_kwargs`).
+            form: how the model writes calls, which decides what their ids may look like.
+        """
+        source = self.source(tools is not None)
+        self._check_options(options, source)
+        told = [_for_template(message, form) for message in messages]
+        functions = None if tools is None else [{"type": "function", "function": f} for f in tools.functions]
+        text = self._render(told, functions, options)
+        if functions and self._render(told, None, options) == text:
+            raise RequestError("tools", "this model's chat template has no place for them")
+        for index, message in enumerate(told):
+            for field in _in_doubt(message, text, source):
+                changed = [*told[:index], _without(message, field), *told[index + 1 :]]
+                if self._same(changed, functions, options, text):
+                    raise RequestError(f"messages[{index}].{field}", "this model's chat template leaves it out")
+        return text
+
+    def _render(self, messages: Messages, functions: Any, options: Mapping[str, Any]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tools=functions, add_generation_prompt=True, tokenize=False, **options
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise RequestError("messages", f"the model's chat template refuses these messages: {error}") from None
+        return str(text)
+
+    def _same(self, messages: Messages, functions: Any, options: Mapping[str, Any], text: str) -> bool:
+        try:
+            return self._render(messages, functions, options) == text
+        except RequestError:  # it misses what was taken away
+            return False
+
+    def _check_options(self, options: Mapping[str, Any], source: str) -> None:
+        taken = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"}
+        for name in options:
+            param = f"chat_template_kwargs.{name}"
+            if name in taken:
+                raise RequestError(param, "is no variable of the template's own")
+            if not re.search(rf"\b{re.escape(name)}\b", source):
+                raise RequestError(param, "this model's chat template does not know it")
+
+
+def _in_doubt(message: Mapping[str, Any], text: str, source: str) -> list[str]:
+    """Return the fields of a message that may have been left out of the text."""
+    doubted = [field for field in ("name", "tool_calls") if field in message and message["role"] != "tool"]
+    if "reasoning_content" in message and "reasoning_content" not in source:
+        doubted.append("reasoning_content")  # one that knows it leaves out old ones on purpose
+    content = str(message["content"]).strip()
+    shown = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
+    if not any(form in text for form in shown):
+        doubted.append("content")
+    return doubted
+
+
+def _without(message: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Return the message without a field, or with another content."""
+    if field == "content":
+        return {**message, "content": f"{message['content']} and more"}
+    return {name: value for name, value in message.items() if name != field}
+
+
+def _for_template(message: Mapping[str, Any], form: Format | None) -> dict[str, Any]:
+    """Return a message with the arguments and the ids of calls as templates want them."""
+    told = dict(message)
+    if "tool_calls" in message:
+        told["tool_calls"] = [
+            {**call, "id": _id(call["id"], form), "function": _with_arguments(call["function"])}
+            for call in message["tool_calls"]
+        ]
+    if "tool_call_id" in message:
+        told["tool_call_id"] = _id(message["tool_call_id"], form)
+    return told
+
+
+def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {**function, "arguments": Arguments(function["arguments"])}
+
+
+def _id(name: str, form: Format | None) -> str:
+    """Return the id of a call as a template takes it: Mistral's want nine letters and digits."""
+    if form is None or form.name != "mistral":
+        return name
+    return re.sub("[^A-Za-z0-9]", "", name)[-9:].rjust(9, "0")
