@@ -1,4 +1,4 @@
-"""The model that a job starts from: found, and refused before anything starts where it cannot do for the phase."""
+"""What a job starts from, a model or an architecture: found, or refused before anything starts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from jobs.spec import JobSpec
+from jobs.tasks import get
 from tracking import model_folder, registry
 from tracking.address import known_uri
 from tracking.errors import ServerUnreachable, TrackingError
@@ -25,6 +26,7 @@ def find(spec: JobSpec, base: Path) -> Path | str | None:
     """
     source = spec.model.source
     if source is None:
+        check_architecture(spec, base)
         return None
     if source.startswith("models:/"):
         version = registry.find_version(source)
@@ -77,6 +79,20 @@ def preflight(spec: JobSpec, base: Path, tracking: str | None = None) -> str | N
     if version.source.startswith("dir:") and version.directory.is_dir():
         check_folder(spec, source, version.directory)
     return None
+
+
+def check_architecture(spec: JobSpec, base: Path) -> None:
+    """Refuse an architecture, or an entry of its config, that the task cannot build; imports transformers.
+
+    Args:
+        base: where a task of the user's own lies.
+
+    Raises:
+        TaskError: it is unknown.
+    """
+    if spec.model.architecture is not None:
+        task = get(spec.task.name, base)(spec.task.options)
+        task.check_model(spec.model.architecture, spec.model.config)
 
 
 def check_version(spec: JobSpec, source: str, version: registry.ModelVersion, tracking: str | None = None) -> None:

@@ -5,6 +5,7 @@ Frozen, typo-proof, and free of everything but pydantic and the standard library
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
@@ -72,6 +73,12 @@ class ModelSpec(Strict):
     source: Text | None = Field(None, alias="from")
     """Weights to start from: models:/name@alias, models:/name/3, a directory, or a hub id."""
     lora: LoraSpec | None = None
+
+    @model_validator(mode="after")
+    def _config_is_finite(self) -> ModelSpec:
+        if wrong := [key for key, value in self.config.items() if isinstance(value, float) and not isfinite(value)]:
+            raise ValueError(f"config.{wrong[0]} is {self.config[wrong[0]]}, which is no setting")
+        return self
 
 
 class DataSpec(Strict):

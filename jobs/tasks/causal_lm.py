@@ -136,6 +136,10 @@ class CausalLM(Task):
 
     # -- model ------------------------------------------------------------------------------------------------------
 
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        config_for(architecture, dict(config), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
         import torch

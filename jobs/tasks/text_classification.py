@@ -168,6 +168,12 @@ class TextClassification(Task):
 
     # -- model ------------------------------------------------------------------------------------------------------
 
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        from jobs.tasks import text_encoder
+
+        text_encoder.check(architecture, config)
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `ngram` (ours) or an encoder of transformers, in fp32."""
         from jobs.tasks import text_encoder

@@ -13,6 +13,7 @@ import yaml
 import jobs
 from cluster import specfile
 from cluster.errors import UserError
+from jobs import parents
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS
 
@@ -206,6 +207,7 @@ def test_looking_a_tasks_options_up_loads_neither_torch_nor_transformers(task):
         ("name=!!binary aGk=", "YAML reads this as a bytes"),
         ("model.lora.target_modules=5", "takes 'all-linear' or a list"),
         ("model.lora.alpha=0", "greater than 0"),
+        ("model.config={rope_theta: .inf}", "config.rope_theta is inf"),
         ("model.config={1: 2}", "key 1 in model.config is no text"),
         ('name="\\ud83d"', "half a character"),
         ("checkpoint.keep=" + "9" * 5000, "not valid YAML"),
@@ -230,3 +232,20 @@ def test_the_schedule_is_held_against_the_steps_that_epochs_come_to():
     training = load("training={epochs: 2, warmup_steps: 50}").training
     assert training.too_long_for(51) is None
     assert training.too_long_for(50) == "warmup_steps 50 leaves nothing of 50 steps"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.config={hiden_size: 8}"], "model.config: llama has no 'hiden_size'; did you mean 'hidden_size'"),
+        (["model.architecture=lama"], "did you mean 'llama'"),
+        (["task=text-classification", "model.architecture=ngram", "model.config={bukets: 8}"], "ngram has no 'bukets'"),
+        (["task=text-classification", "model.architecture=bert", "model.config={hiden_size: 8}"], "bert has no"),
+        (["task=image-classification", "model.architecture=cnn", "model.config={widht: 8}"], "cnn has no 'widht'"),
+        (["task=image-classification", "model.architecture=cnnn"], "model.architecture 'cnnn'"),
+    ],
+)
+def test_an_architectures_misspelt_entry_is_refused_before_anything_starts(overrides, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        parents.find(load(*overrides), tmp_path)
+    assert parents.find(load("model.config={hidden_size: 64}"), tmp_path) is None
