@@ -20,7 +20,6 @@ TAKES = {
     "dict_type": "a mapping of keys to values", "mapping_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values", "model_attributes_type": "a mapping of keys to values",
     "none_required": "nothing", "string_pattern_mismatch": "text that is not empty",
-    "too_short": "a list that is not empty",
 }  # fmt: skip
 """What a key takes, by the type of pydantic's error."""
 LONGEST = 80
@@ -46,7 +45,8 @@ def explain(
     for detail in error.errors(include_url=False):
         found.setdefault(_in_the_file(tuple(detail["loc"]), detail["type"], values), []).append(detail)
     # Where a key may be of several kinds, the complaint that goes deepest is about the kind that was meant.
-    told = [at for at in found if not any(len(other) > len(at) and other[: len(at)] == at for other in found)]
+    deeper = {other[:end] for other in found for end in range(len(other))}
+    told = [at for at in found if at not in deeper or not all(map(_is_of_kind, found[at]))]
     told.sort(key=lambda at: _line(at, lines))
     return "\n".join(line for at in told for line in _sentences(at, found[at], model, lines, name))
 
@@ -55,14 +55,19 @@ def _sentences(
     at: Location, details: Sequence[Any], model: type[BaseModel], lines: Mapping[Location, int], name: str
 ) -> list[str]:
     """Say what is wrong at one place: all of it, but of a key that may be of several kinds only one thing."""
-    by_kind = [detail for detail in details if detail["type"] in TAKES or detail["type"] == "literal_error"]
-    others = [detail for detail in details if detail not in by_kind]
+    by_kind = [detail for detail in details if _is_of_kind(detail)]
+    others = [detail for detail in details if not _is_of_kind(detail)]
     if others:
         return list(dict.fromkeys(_explain_one(at, detail, model, lines, name) for detail in others))
     if len(by_kind) == 1 and by_kind[0]["type"] == "literal_error":
         return [_explain_one(at, by_kind[0], model, lines, name)]
     takes = " or ".join(dict.fromkeys(_takes(detail) for detail in by_kind))
     return [_explain_one(at, {**by_kind[0], "msg": f"takes {takes}"}, model, lines, name)]
+
+
+def _is_of_kind(detail: Any) -> bool:
+    """Say whether the complaint is that the value is not of the kind that the key takes."""
+    return detail["type"] in TAKES or detail["type"] == "literal_error"
 
 
 def _takes(detail: Any) -> str:

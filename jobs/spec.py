@@ -17,6 +17,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, Validati
 from cluster.names import Name
 from cluster.precision import Wanted
 from cluster.strict import Strict, Text
+from jobs.spec_rules import contradictions
 from jobs.spec_sections import (
     CheckpointSpec,
     DataSpec,
@@ -66,13 +67,14 @@ class JobSpec(Strict):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _task_has_its_options(
+    def _all_mistakes_at_once(
         cls, values: Any, handler: ModelWrapValidatorHandler[JobSpec], info: ValidationInfo
     ) -> JobSpec:
         if not isinstance(values, Mapping):
             return handler(values)
         options = importlib.import_module("jobs.tasks.options")
         resolved, mistakes = options.in_their_place(values, list(DataSpec.model_fields), info.context or {})
+        mistakes += [options.mistake(at, what, {}) for at, what in contradictions(values)]
         try:
             spec = handler(resolved)
         except ValidationError as error:
@@ -80,28 +82,6 @@ class JobSpec(Strict):
         if mistakes:
             raise options.refusal(cls.__name__, mistakes)
         return spec
-
-    @model_validator(mode="after")
-    def _phase_has_what_it_needs(self) -> JobSpec:
-        if self.phase in ("pretrain", "finetune") and self.training is None:
-            raise ValueError(f"phase {self.phase} needs a `training` section, at least `training: {{steps: 100}}`")
-        if self.phase in ("pretrain", "finetune") and self.data.train is None:
-            raise ValueError(f"phase {self.phase} needs `data.train`: files, a glob, or python-stdlib")
-        if self.phase == "evaluate" and not (self.data.eval or self.data.train):
-            raise ValueError("phase evaluate needs `data.eval`, or `data.train` with an `eval_fraction`")
-        if self.phase != "pretrain" and self.model.source is None:
-            raise ValueError(f"phase {self.phase} needs `model.from`: models:/name@alias or a directory")
-        if self.model.source is None and self.model.architecture is None:
-            raise ValueError("give `model.architecture` (with `config`) or `model.from`")
-        if self.model.source is not None and self.model.architecture is not None:
-            raise ValueError("give either `model.architecture` or `model.from`, not both")
-        if self.phase in ("evaluate", "quantize") and (self.model.lora or self.model.config):
-            raise ValueError(f"phase {self.phase} takes the model as it is: no `model.lora`, no `model.config`")
-        if self.phase == "evaluate" and self.register_ is not None:
-            raise ValueError("phase evaluate makes no model that `register` could name; promote the one it measures")
-        if self.checkpoint.keep_best and self.training is not None and self.training.eval_every is None:
-            raise ValueError("`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured")
-        return self
 
     @property
     def precision(self) -> Wanted:

@@ -43,7 +43,7 @@ def in_their_place(
         mistakes += _metric_mistakes(values.get("checkpoint"), kind.metrics)
         options = kind.Options.model_validate(options).model_dump(mode="json", by_alias=True)
     except TaskError as error:
-        mistakes.append(_mistake(("task", "name"), str(error), name))
+        mistakes.append(mistake(("task", "name"), str(error), name))
     except ValidationError as error:
         mistakes += _option_mistakes(error, kind.Options, under_data.keys() - given.keys(), data_keys)
     return {**values, "task": {"name": name, **options}, "data": rest}, mistakes
@@ -52,7 +52,7 @@ def in_their_place(
 def refusal(title: str, mistakes: list[InitErrorDetails], error: ValidationError | None = None) -> ValidationError:
     """Return one error with these mistakes and those of another."""
     found = error.errors(include_url=False) if error else []
-    others = [_mistake(e["loc"], e["msg"], e["input"], e["type"], ctx=e.get("ctx")) for e in found]
+    others = [mistake(e["loc"], e["msg"], e["input"], e["type"], ctx=e.get("ctx")) for e in found]
     return ValidationError.from_exception_data(title, others + mistakes)
 
 
@@ -64,7 +64,7 @@ def _one_place(
     for key in sorted(given.keys() & under_data.keys()):
         task_set, data_set = (any(at[:2] == (section, key) for at in overridden) for section in ("task", "data"))
         if task_set == data_set:
-            mistakes.append(_mistake(("data", key), f"is given as `task.{key}` too; keep that one", under_data[key]))
+            mistakes.append(mistake(("data", key), f"is given as `task.{key}` too; keep that one", under_data[key]))
         first, last = (under_data[key], given[key]) if task_set else (given[key], under_data[key])
         options[key] = _merged(first, last)
     return options, mistakes
@@ -80,7 +80,7 @@ def _metric_mistakes(checkpoint: Any, known: Mapping[str, str]) -> list[InitErro
     metric = checkpoint.get("metric") if isinstance(checkpoint, Mapping) else None
     if not isinstance(metric, str) or metric in known:
         return []
-    return [_mistake(("checkpoint", "metric"), "the task has no such metric", metric, "unknown_word", sorted(known))]
+    return [mistake(("checkpoint", "metric"), "the task has no such metric", metric, "unknown_word", sorted(known))]
 
 
 def _option_mistakes(
@@ -94,11 +94,11 @@ def _option_mistakes(
             beside = data_keys if place == "data" and len(found["loc"]) == 1 else []
             known = sorted(_keys_at([options], found["loc"][:-1]) + beside)
         at = (place, *found["loc"])
-        mistakes.append(_mistake(at, found["msg"], found["input"], found["type"], known, found.get("ctx")))
+        mistakes.append(mistake(at, found["msg"], found["input"], found["type"], known, found.get("ctx")))
     return mistakes
 
 
-def _mistake(
+def mistake(
     location: tuple[str | int, ...],
     message: str,
     given: Any,
@@ -106,7 +106,7 @@ def _mistake(
     known: list[str] | None = None,
     ctx: Mapping[str, Any] | None = None,
 ) -> InitErrorDetails:
-    """Return a mistake at a place; of the words that are `known`, cluster/mistakes.py suggests the closest."""
+    """Return a mistake, for `refusal`; of the words that are `known`, cluster/mistakes.py suggests the closest."""
     context: Any = {**(ctx or {}), "message": message.removeprefix("Value error, "), "known": known or []}
     return InitErrorDetails(type=PydanticCustomError(kind, "{message}", context), loc=location, input=given)  # type: ignore[arg-type]
 

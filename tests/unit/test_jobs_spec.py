@@ -166,6 +166,25 @@ def test_all_mistakes_are_listed_at_once():
         load(text=text)
 
 
+def test_what_sections_lack_of_each_other_is_listed_beside_the_mistakes_within_them():
+    text = (
+        "name: x\nphase: finetune\nmodel:\n  architecture: llama\nresources:\n  wokers: 2\ncheckpoint:\n  keep: true\n"
+    )
+    with pytest.raises(UserError) as refused:
+        load(text=text)
+    said = str(refused.value).splitlines()
+    assert len(said) == 5
+    expected = (
+        "needs a `training`",
+        "needs `data.train`",
+        "needs `model.from`",
+        "spec:6: unknown key",
+        "spec:8: `check",
+    )
+    for part in expected:
+        assert any(part in line for line in said), part
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_looking_a_tasks_options_up_loads_neither_torch_nor_transformers(task):
     code = (
@@ -201,7 +220,7 @@ def test_looking_a_tasks_options_up_loads_neither_torch_nor_transformers(task):
         ("resources=null", "takes a mapping of keys to values .given: nothing; leave the key out"),
         ("task.sequence_length=1e9", "less than or equal to 4194304"),
         ("task.sequence_length=true", "takes a number, not true or false"),
-        ("data.train=[]", "takes text that is not empty or a list that is not empty|takes text or a list that is not"),
+        ("data.train=[]", "at least 1 item"),
         ("data.train=' '", "takes text that is not empty"),
         ("data.eval=2020-01-01", "YAML reads this as a date"),
         ("name=!!binary aGk=", "YAML reads this as a bytes"),
