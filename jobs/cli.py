@@ -36,13 +36,13 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     import yaml
 
     from cluster import specfile
-    from jobs import noise, parents
+    from jobs import first_look, noise, parents
     from jobs.spec import JobSpec
 
     checked = specfile.load(spec, JobSpec, set_)
     noise.quiet()
     parents.check_architecture(checked, spec.absolute().parent)
-    if note := parents.preflight(checked, spec.absolute().parent):
+    if note := parents.preflight(checked, spec.absolute().parent, also=first_look.check):
         typer.echo(f"note: {note}", err=True)
     resolved = checked.resolved()
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -42,7 +43,9 @@ def find(spec: JobSpec, base: Path) -> Path | str | None:
     return found
 
 
-def preflight(spec: JobSpec, base: Path, tracking: str | None = None) -> str | None:
+def preflight(
+    spec: JobSpec, base: Path, tracking: str | None = None, also: Callable[[JobSpec, Path, Path], None] | None = None
+) -> str | None:
     """Refuse what is known about `model.from` without a cluster; return what is missing, in a sentence.
 
     A folder is looked at where it is on this machine, a version where the registry answers. What is not there yet may
@@ -51,6 +54,7 @@ def preflight(spec: JobSpec, base: Path, tracking: str | None = None) -> str | N
     Args:
         base: where relative paths start.
         tracking: address of the registry, if not that of the environment.
+        also: a further check, called with the spec, `base` and the folder where that is on this machine.
 
     Raises:
         UserError: as `find`, and for a `models:/` URI that is none.
@@ -64,6 +68,7 @@ def preflight(spec: JobSpec, base: Path, tracking: str | None = None) -> str | N
             return f"model.from: no model directory at {folder} on this machine"
         if folder is not None:
             check_folder(spec, source, folder)
+            _call(also, spec, base, folder)
         return None
     registry.parse(source)
     address = tracking or known_uri()
@@ -78,7 +83,13 @@ def preflight(spec: JobSpec, base: Path, tracking: str | None = None) -> str | N
     check_version(spec, source, version, address)
     if version.source.startswith("dir:") and version.directory.is_dir():
         check_folder(spec, source, version.directory)
+        _call(also, spec, base, version.directory)
     return None
+
+
+def _call(also: Callable[[JobSpec, Path, Path], None] | None, spec: JobSpec, base: Path, folder: Path) -> None:
+    if also is not None:
+        also(spec, base, folder)
 
 
 def check_architecture(spec: JobSpec, base: Path) -> None:

@@ -80,3 +80,31 @@ def test_a_folder_with_code_of_its_own_is_refused_where_it_lies(tmp_path: Path) 
         with pytest.raises(UserError, match=r"config\.json has `auto_map`"):
             look(spec("finetune", "./parent"), tmp_path)
     assert "no model directory" in (parents.preflight(spec("finetune", "./absent"), tmp_path) or "")
+
+
+OWN = """
+from jobs.tasks import Task, TaskSetupError
+
+class Picky(Task):
+    name = "picky"
+
+    def encode(self, examples):
+        if "messages" in examples[0]:
+            raise TaskSetupError("the tokenizer has no chat template: give one")
+        raise KeyError("an example's own fault")
+"""
+
+
+@pytest.mark.parametrize(("row", "said"), [({"messages": []}, "no chat template"), ({"text": "a"}, "")])
+def test_validate_tries_the_first_examples_with_the_parent(row: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(OWN)
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (tmp_path / "parent").mkdir()
+    values = spec("finetune", "./parent").resolved() | {"task": "picky:Picky", "data": {"train": "a.jsonl"}}
+    (tmp_path / "spec.yaml").write_text(json.dumps(values))
+    done = CliRunner().invoke(cli.app, ["validate", str(tmp_path / "spec.yaml")])
+    if said:
+        assert isinstance(done.exception, UserError)
+        assert said in str(done.exception)
+    else:
+        assert done.exit_code == 0, done.exception
