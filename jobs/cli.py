@@ -15,7 +15,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY.PATH=VALUE",
-        help="Change a key of the spec, for instance --set training.steps=100; may be repeated. The value is YAML.",
+        help="Change a key of the spec, for instance --set training.steps=1000; may be repeated. The value is YAML.",
     ),
 ]
 JobId = Annotated[str, typer.Argument(help="The job's id, as `tandem jobs list` shows it.", metavar="JOB")]
@@ -29,7 +29,7 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     What is known here of what it starts from is checked too: an architecture's config, a folder, or a version where
     the registry answers.
 
-    Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=100
+    Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=1000
     """
     import json
 
