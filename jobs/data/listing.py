@@ -47,7 +47,7 @@ def existing(where: str, base: Path) -> Path | None:
 
 
 def _place(where: str, base: Path) -> Path:
-    given = Path(where).expanduser()
+    given = Path(os.path.expanduser(where))
     return given if given.is_absolute() else base / given
 
 
@@ -58,7 +58,7 @@ def of_glob(where: str, base: Path) -> Listing:
     once.
     """
     place = _place(where, base)
-    listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(where))
+    listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(os.path.expanduser(where)))
     first: dict[str, Path] = {}
     for path in sorted(set(listing.files), key=lambda path: (path.is_symlink(), path)):
         if first.setdefault(os.path.realpath(path), path) != path:
@@ -70,7 +70,7 @@ def of_glob(where: str, base: Path) -> Listing:
 def _flat(place: Path, base: Path, given: Path) -> Listing:
     listing = Listing()
     literal = re.split(r"[*?[]", place.name)[0].lower()
-    pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given.expanduser()))
+    pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given))
     for path in sorted(map(Path, glob.glob(pattern))):
         if path.is_dir():
             inside = of_folder(path)
