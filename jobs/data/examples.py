@@ -113,6 +113,8 @@ class Source:
     """How the content is read: kinds of files, versions of the readers."""
     notes: tuple[str, ...] = ()
     """Sentences for the log: what is there but is not read."""
+    tables: bool = False
+    """True where `data.columns` may name the columns: CSV and TSV."""
 
     def examples(self, limit: int | None = None, bad: BadRows | None = None) -> Iterator[Example]:
         """Read the examples one by one, at most `limit`; rows that cannot be read go to `bad` (None: end the job).

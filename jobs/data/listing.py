@@ -20,6 +20,7 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_KINDS = {"", ".md", ".txt", ".rst", ".text", ".markdown", ".html", ".pdf", ".cff", ".bib"}
+_SPLIT = re.compile(r"^(train|training|test|eval|valid|validation|val|dev)([-_.].*)?$", re.IGNORECASE)
 _NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "dataset_infos.json", "dataset_info.json"}
 
 
@@ -35,9 +36,14 @@ class Listing:
         self.left_out.setdefault(reason, []).append(path)
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """Return a sentence for each reason, with the first names."""
-        return tuple(f"{name}: {_counted(paths)} left out ({reason}): {_some(paths)}" for reason, paths
-                     in self.left_out.items())  # fmt: skip
+        """Return a sentence for each reason, with the first names; and one where a test set is among what is read."""
+        said = [f"{name}: {_counted(paths)} left out ({why}): {_some(paths)}" for why, paths in self.left_out.items()]
+        splits = {match[1].lower(): path.name for path in self.files if (match := _SPLIT.match(path.name))}
+        if len(splits) > 1 and any(split.startswith("train") for split in splits):
+            said.append(
+                f"{name}: {', '.join(sorted(splits.values()))} are all read; name one of them to leave out the others"
+            )
+        return tuple(said)
 
 
 def existing(where: str, base: Path) -> Path | None:

@@ -142,3 +142,10 @@ def test_images_without_labels_are_refused_with_the_layout(tmp_path):
     with pytest.raises(UserError, match="a folder for each label"):
         found("set", tmp_path)
     assert found("set/train", tmp_path)[0] == 2
+
+
+def test_a_folder_with_a_test_set_in_it_says_that_it_is_read(tmp_path):
+    put(tmp_path, "d/train.jsonl", "d/test.jsonl", "d/more.jsonl")
+    assert "test.jsonl, train.jsonl are all read" in found("d", tmp_path)[1]
+    (tmp_path / "d" / "test.jsonl").unlink()
+    assert "are all read" not in found("d", tmp_path)[1]

@@ -185,6 +185,15 @@ def test_whole_numbers_are_labels_however_a_table_holds_them(tmp_path):
     assert done.first_bad[0].endswith("row 4: column 'label' holds None, which is no label")
 
 
+def test_names_of_columns_that_nothing_has_are_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join(GOOD))
+    with pytest.raises(UserError, match=r"data\.columns names .* and there is none"):
+        run(spec_for(train="x.jsonl", columns=["text"]), tmp_path, tmp_path / "s")
+    (tmp_path / "x.csv").write_text("text\n" + "".join(f"row {n}\n" for n in range(30)))
+    with pytest.raises(UserError, match=r"x\.csv:1: the line is a header"):
+        run(spec_for(train="x.csv", columns=["text"]), tmp_path, tmp_path / "s")
+
+
 def test_copies_between_train_and_eval_are_counted(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(GOOD))
     (tmp_path / "y.jsonl").write_text("\n".join([*GOOD[:3], '{"text": "only here"}']))
