@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs.data.examples import printable
 
 NAMED = 5
 """So many of the files that are left out are named."""
@@ -172,4 +173,4 @@ def _counted(paths: list[str]) -> str:
 
 
 def _some(paths: list[str]) -> str:
-    return ", ".join(paths[:NAMED]) + (", …" if len(paths) > NAMED else "")
+    return printable(", ".join(paths[:NAMED]) + (", …" if len(paths) > NAMED else ""))

@@ -1,11 +1,13 @@
 """Prepared rows are used again only where all that decides them is the same; a run goes on with its own data only."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.errors import UserError
 from jobs.data import corpora, identity, prepare, sources
@@ -109,6 +111,22 @@ def test_the_order_of_files_and_the_labels_of_images_count(tmp_path):
     before = sources.open_source("set", tmp_path).digest
     (tmp_path / "set" / "dog").rename(tmp_path / "set" / "fox")
     assert sources.open_source("set", tmp_path).digest != before
+
+
+def test_an_image_that_a_row_names_counts_with_every_byte(tmp_path):
+    for number, shade in enumerate([0, 50, 100, 150] * 2):
+        Image.fromarray(np.full((4, 4), shade + number, np.uint8)).save(tmp_path / f"{number}.png")
+    rows = [{"image": str(tmp_path / f"{number}.png"), "label": number % 2} for number in range(8)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = spec_for("image-classification", eval_fraction=0.25)
+    first = run(spec, tmp_path)
+    assert run(spec, tmp_path).cached
+    Image.fromarray(np.full((4, 4), 255, np.uint8)).save(tmp_path / "3.png")
+    with pytest.raises(UserError, match=r"the files that the data names \(images\) changed"):
+        run(spec, tmp_path, before=noted(first))
+    assert not run(spec, tmp_path).cached
+    shutil.copy(tmp_path / "1.png", tmp_path / "3.png")
+    assert any("1 of 8 examples are copies" in note for note in run(spec, tmp_path).notes), "under another name"
 
 
 def test_a_data_set_of_the_hubs_client_is_known_by_its_rows(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
+from jobs import progress
 from jobs.data import sources
 
 LINE = '{"text": "a line of data"}\n'
@@ -149,3 +150,16 @@ def test_a_folder_with_a_test_set_in_it_says_that_it_is_read(tmp_path):
     assert "test.jsonl, train.jsonl are all read" in found("d", tmp_path)[1]
     (tmp_path / "d" / "test.jsonl").unlink()
     assert "are all read" not in found("d", tmp_path)[1]
+
+
+def test_a_name_that_is_no_utf8_can_be_said(tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    for name in (b"bad\xff.jsonl", b"what\xfe.npy"):
+        with open(os.path.join(os.fsencode(tmp_path / "d"), name), "wb") as file:
+            file.write(b"[]\n")
+    source = sources.open_source("d", tmp_path)
+    progress.say(source.notes[0])
+    with pytest.raises(UserError, match=r"a list of objects is a \.json") as caught:
+        list(source.examples())
+    progress.say(str(caught.value))
+    assert "what\\udcfe.npy" in capsys.readouterr().out
