@@ -40,6 +40,8 @@ class Manifest:
     """The last evaluation before it."""
     elements: Mapping[str, int] = field(default_factory=dict)
     """Elements of each trained parameter: what the shards hold together. Empty in checkpoints from before it was."""
+    data: str = ""
+    """Digest of the encoded rows that it has learned from. Empty in checkpoints from before it was."""
 
     @property
     def shards(self) -> list[str]:
@@ -185,6 +187,7 @@ def _parse(values: Any, step: int) -> Manifest | str:
             files=files,
             metrics={key: float(value) for key, value in values["metrics"].items()},
             elements={key: int(value) for key, value in values.get("elements", {}).items()},
+            data=str(values.get("data", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return "the manifest does not hold what it should"

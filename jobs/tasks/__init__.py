@@ -120,6 +120,10 @@ class Task:
         """
         return example
 
+    def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
+        """Return the files that an example names and `encode` opens: their bytes are part of what the data is."""
+        return ()
+
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """Return what a chunk of the training examples says: small, picklable, with a method `merged(later)`.
 

@@ -65,7 +65,9 @@ class CausalLM(Task):
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for an example that is neither text nor a conversation with an answer."""
         if is_conversation(example):
-            messages_of(example)
+            answers = [m for m in messages_of(example) if m["role"] == "assistant" and not m.get("tool_calls")]
+            if any(not str(m["content"] or "").strip() for m in answers):
+                raise TaskError("an answer is empty: there is nothing to learn from it")
         else:
             self._text(example)
 

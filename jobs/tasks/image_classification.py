@@ -93,8 +93,16 @@ class ImageClassification(Task):
         self._label(example)
 
     def content(self, example: Mapping[str, Any]) -> Any:
-        """Return the image, whatever its label."""
-        return self._image(example)
+        """Return the image, whatever its label or its path."""
+        there = [path for path in self.files(example) if path.is_file()]
+        return there[0].read_bytes() if there else self._image(example)
+
+    def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
+        """Return the image's path, where the example names it instead of holding it."""
+        image = self._image(example)
+        if isinstance(image, Mapping):
+            image = image.get("bytes") or image.get("path")
+        return [Path(image)] if isinstance(image, str | Path) else []
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
         """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""

@@ -223,6 +223,7 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
         worker.zero_stage,
         metrics=evaluation,
         elements=engine.elements(),
+        data=worker.data,
     )
     extra = resume.buffers(engine.model.module) if worker.first else None
     worker.saver.begin(manifest, engine.owned_fragments(), extra)

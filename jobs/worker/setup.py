@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 
+from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
@@ -59,6 +60,8 @@ class Worker:
     skip: frozenset[int] = frozenset()
     """Steps whose batch is left out."""
     model_directory: Path | None = None
+    data: str = ""
+    """Digest of the rows it learns from."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -84,6 +87,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), folder.control()
     point, nodes = resume.agree(store), resume.nodes()
+    check_data(point, prepared.rows)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
     attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
@@ -123,7 +127,22 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,
+        data=prepared.rows,
     )
+
+
+def check_data(point: resume.Point, rows: str) -> None:
+    """Refuse a checkpoint that has learned from other rows; the driver has asked the run's folder, if that is whole.
+
+    Raises:
+        UserError: it has; nothing was loaded.
+    """
+    known = point.manifest.data if point.manifest else ""
+    if known and rows and known != rows:
+        raise UserError(
+            f"the checkpoint at step {point.step} has learned from other rows (digest {known[:12]}) than these "
+            f"({rows[:12]}): bring the data back as it was, or begin a new run with --set checkpoint.resume=never"
+        )
 
 
 def read_deepspeed(training: TrainingSpec, base: Path) -> dict[str, Any] | None:
