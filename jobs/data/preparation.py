@@ -175,7 +175,11 @@ def _numbered(examples: Iterator[tuple[Split, Example]]) -> Iterator[tuple[str, 
 
 
 def _counted(task: type[Task], encoded: list[chunks.Encoded]) -> list[str]:
-    """Say what the task counted while it encoded."""
-    examples = sum(e.examples for e in encoded)
-    counts = {key: sum(e.counts.get(key, 0) for e in encoded) for key in task.counted}
-    return [f"{counts[key]} of {examples} {what}" for key, what in task.counted.items() if counts[key]]
+    """Say what the task counted while it encoded, of the training data and of what is held out."""
+    said = []
+    for split, prefix in (("train", ""), ("eval", "held out: ")):
+        of = [e for e in encoded if e.file.startswith(split)]
+        examples = sum(e.examples for e in of)
+        counts = {key: sum(e.counts.get(key, 0) for e in of) for key in task.counted}
+        said += [f"{prefix}{counts[key]} of {examples} {what}" for key, what in task.counted.items() if counts[key]]
+    return said

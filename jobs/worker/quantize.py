@@ -43,6 +43,7 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precisio
     held_out = rows_of(prepared, prepared.eval_files)
 
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
+    task.prepare_model(before, held_out.columns)  # what it finds holds for the quantised one too
     report = {f"parent_{key}": value for key, value in _measure(spec, task, before, held_out, device).items()}
     settings = transformers.TorchAoConfig(Int8WeightOnlyConfig())
     after = task.load_model(Path(parent), None, {"quantization_config": settings}).to(device)

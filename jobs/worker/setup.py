@@ -97,6 +97,10 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
             print(f"skipped checkpoint {reason}", flush=True)
     base = read_deepspeed(training, config.base)
     model = starting_model(spec, task, config.parent)
+    eval_rows = rows_of(prepared, prepared.eval_files)
+    for said in task.prepare_model(model, rows.columns | eval_rows.columns):
+        if rank == 0:
+            print(said, flush=True)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(
@@ -114,7 +118,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         task=task,
         engine=engine,
         rows=rows,
-        eval_rows=rows_of(prepared, prepared.eval_files),
+        eval_rows=eval_rows,
         folder=folder,
         spool=Spool(folder.rank_0_spool) if rank == 0 else None,
         watchdog=watchdog,
