@@ -16,6 +16,8 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, Validati
 
 from cluster.names import Name
 from cluster.precision import Wanted
+from cluster.strict import Strict, Text
+from jobs.spec_rules import contradictions
 from jobs.spec_sections import (
     CheckpointSpec,
     DataSpec,
@@ -27,7 +29,6 @@ from jobs.spec_sections import (
     QuantizeSpec,
     RegisterSpec,
     ResourcesSpec,
-    Section,
     TaskSpec,
     TrainingSpec,
     WorkersSpec,
@@ -36,7 +37,7 @@ from jobs.spec_sections import (
 __all__ = ["DataSpec", "JobSpec", "LoraSpec", "TaskSpec", "TrainingSpec", "WorkersSpec"]
 
 
-class JobSpec(Section):
+class JobSpec(Strict):
     """One job: what to do, to which model, with which data, on which workers."""
 
     short_forms: ClassVar[Mapping[str, str]] = {"task": "name"}
@@ -58,21 +59,22 @@ class JobSpec(Section):
     """How phase `evaluate` measures."""
     quantize: QuantizeSpec = QuantizeSpec()
     register_: RegisterSpec | None = Field(None, alias="register")
-    storage: str | None = None
+    storage: Text | None = None
     """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage. A relative one
     starts at the spec's folder."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=10**6)
     """How often a lost worker group is started again, from its newest checkpoint, without getting any further."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _task_has_its_options(
+    def _all_mistakes_at_once(
         cls, values: Any, handler: ModelWrapValidatorHandler[JobSpec], info: ValidationInfo
     ) -> JobSpec:
         if not isinstance(values, Mapping):
             return handler(values)
         options = importlib.import_module("jobs.tasks.options")
         resolved, mistakes = options.in_their_place(values, list(DataSpec.model_fields), info.context or {})
+        mistakes += [options.mistake(at, what, {}) for at, what in contradictions(values)]
         try:
             spec = handler(resolved)
         except ValidationError as error:
@@ -80,24 +82,6 @@ class JobSpec(Section):
         if mistakes:
             raise options.refusal(cls.__name__, mistakes)
         return spec
-
-    @model_validator(mode="after")
-    def _phase_has_what_it_needs(self) -> JobSpec:
-        if self.phase in ("pretrain", "finetune") and self.training is None:
-            raise ValueError(f"phase {self.phase} needs a `training` section, at least `training: {{steps: 100}}`")
-        if self.phase in ("pretrain", "finetune") and self.data.train is None:
-            raise ValueError(f"phase {self.phase} needs `data.train`: files, a glob, or python-stdlib")
-        if self.phase == "evaluate" and not (self.data.eval or self.data.train):
-            raise ValueError("phase evaluate needs `data.eval`, or `data.train` with an `eval_fraction`")
-        if self.phase != "pretrain" and self.model.source is None:
-            raise ValueError(f"phase {self.phase} needs `model.from`: models:/name@alias or a directory")
-        if self.model.source is None and self.model.architecture is None:
-            raise ValueError("give `model.architecture` (with `config`) or `model.from`")
-        if self.model.source is not None and self.model.architecture is not None:
-            raise ValueError("give either `model.architecture` or `model.from`, not both")
-        if self.checkpoint.keep_best and self.training is not None and self.training.eval_every is None:
-            raise ValueError("`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured")
-        return self
 
     @property
     def precision(self) -> Wanted:
