@@ -5,6 +5,8 @@ Only the standard library's lightest modules are imported: a worker that is abou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cluster.internals import Internal
 
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
@@ -96,7 +98,8 @@ ENTRIES = (
     ),
     Internal(
         "RAY_JOB_CONFIG_JSON_ENV_VAR",
-        "to tell a job's driver among the cluster's processes: `cluster down` waits for drivers to save",
+        "to tell a job's driver among the cluster's processes: `cluster down` waits for drivers to save; and "
+        "the driver's submission id, which a second submission of the same spec is told",
         "`tandem cluster down` ends jobs before they have saved",
         "the Jobs API tells the driver's process id",
     ),
@@ -131,3 +134,13 @@ ENTRIES = (
         "`python -m ray` exists, and `ray status` tells which daemons live",
     ),
 )
+
+
+def submission_id(environment: Mapping[str, str]) -> str:
+    """Return the id by which the driver with this environment was submitted; empty where it was not."""
+    import json
+
+    try:
+        return str(json.loads(environment[JOB_MARKER])["metadata"]["job_submission_id"])
+    except (KeyError, ValueError, TypeError):
+        return ""

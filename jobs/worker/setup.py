@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,9 +15,12 @@ from typing import IO, Any
 
 import torch
 
+from cluster.errors import UserError
 from cluster.precision import Precision
+from jobs import deaths
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
+from jobs.checkpoint.fence import Fence
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
@@ -24,7 +29,7 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import zero
+from jobs.worker import weights, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.export import add_lora
@@ -69,6 +74,7 @@ class Worker:
 
 def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     """Build everything a rank needs, on the device that Ray Train assigned."""
+    import ray
     import ray.train
     import ray.train.torch
 
@@ -83,10 +89,15 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     task = prepared.task(spec)
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), folder.control()
-    point, nodes = resume.agree(store), resume.nodes()
+    # Entered before it looks: what it finds, nobody who was here before changes any more.
+    name = resume.attempt_name()
+    fence = Fence.enter(store, name) if rank == 0 else None
+    point = resume.agree(store)
+    mine = (ray.get_runtime_context().get_node_id(), os.getpid(), deaths.oom_kills())
+    nodes, pids, kills = zip(*resume.gathered(mine), strict=True)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
-    attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
+    attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes, pids=pids, oom_kills=kills)
     if rank == 0:
         folder.write_attempt(attempt)
         for reason in point.skipped:
@@ -116,7 +127,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         watchdog=watchdog,
         injector=injector,
         skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes()),
+        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
         zero_stage=zero.stage_of(training, base),
@@ -164,7 +175,8 @@ def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Modu
     assert spec.training is not None
     torch.manual_seed(spec.training.seed)
     if parent is not None:
-        return task.load_model(parent, torch.float32, spec.model.config).train()
+        with weights.readable(parent):
+            return task.load_model(parent, torch.float32, spec.model.config).train()
     assert spec.model.architecture is not None
     return task.build(spec.model.architecture, spec.model.config)
 
@@ -179,6 +191,11 @@ def logged(config: WorkerConfig) -> Iterator[Watchdog]:
     """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
     import ray.train
 
+    if not config.folder.path.is_dir():
+        raise UserError(
+            f"storage: {config.folder.path} is not there on the node {socket.gethostname()}: `storage` has to be a "
+            "folder that all nodes share"
+        )
     rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
     watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s)
     with config.folder.log(attempt, rank).open("a", buffering=1) as file:

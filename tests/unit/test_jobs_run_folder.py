@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs.run_folder import Attempt, Control, RunFolder, claim
+from jobs.run_folder import Attempt, Control, RunFolder, Saves, claim
 from jobs.spec import JobSpec
 
 SPEC = JobSpec.model_validate(
@@ -13,7 +13,7 @@ SPEC = JobSpec.model_validate(
 def test_notes_come_back_as_they_were_written(tmp_path: Path):
     folder = RunFolder(tmp_path)
     assert (folder.attempt(), folder.control(), folder.status()) == (None, Control(), None)
-    attempt, control = Attempt("a1", 2, 4, True, ("n1", "n2")), Control((3, 4), 2, ("n1",))
+    attempt, control = Attempt("a1", 2, 4, True, ("n1", "n2"), (11, 12), (0, 3)), Control((3, 4), 2, ("n1",))
     folder.write_attempt(attempt)
     folder.write_control(control)
     folder.write_status("RUNNING")
@@ -47,12 +47,25 @@ def test_the_last_step_is_found_behind_a_line_that_is_being_written(tmp_path: Pa
 
 
 def test_an_unfinished_run_goes_on_and_a_finished_one_is_never_written_again(tmp_path: Path):
-    first = claim(tmp_path, SPEC)
+    first, owned = claim(tmp_path, SPEC)
     first.write_status("KILLED")
-    assert claim(tmp_path, SPEC) == RunFolder(first.path, resumed=True)
+    owned.release()
+    again, owned = claim(tmp_path, SPEC)
+    assert again == RunFolder(first.path, resumed=True)
     first.write_status("FINISHED")
-    second = claim(tmp_path, SPEC)
+    owned.release()
+    second, _ = claim(tmp_path, SPEC)
     assert (second.path != first.path, second.resumed) == (True, False)
+
+
+def test_how_saving_went_is_counted_over_the_starts_of_a_group(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert folder.saves() == Saves()
+    for error in (None, "no space", None, "read-only"):
+        folder.note_save(error)
+    assert folder.saves() == Saves(saved=2, failed=2, error="read-only")
+    folder.begin()
+    assert folder.saves() == Saves()
 
 
 def test_a_failure_half_written_is_not_read(tmp_path: Path):

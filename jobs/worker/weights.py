@@ -1,0 +1,64 @@
+"""Weights that a job starts from and that cannot be read: a sentence, and no second try."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.errors import UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PERMANENT = (None, errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR)
+
+
+class Unreadable(UserError):
+    """The weights of the parent cannot be loaded, and will not be loaded at a second try."""
+
+
+@contextmanager
+def readable(directory: Path) -> Iterator[None]:
+    """Turn what goes wrong while weights are loaded into a sentence.
+
+    Raises:
+        Unreadable: they are pickles, of another model, damaged, or not there. Too little memory and a storage that
+            fails for the moment are no such errors.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_permanent(error):
+            raise Unreadable(sentence(directory, error)) from error
+        raise
+
+
+def is_permanent(error: Exception) -> bool:
+    """Say whether loading again would fail the same way. Pure."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError):  # transformers raises it without a number where files are missing
+        return error.errno in _PERMANENT
+    if isinstance(error, (MemoryError, NotImplementedError)) or "out of memory" in str(error):
+        return False
+    kinds = (SafetensorError, pickle.UnpicklingError, EOFError, ValueError, KeyError, RuntimeError)
+    return isinstance(error, kinds)
+
+
+def sentence(directory: Path, error: Exception) -> str:
+    """Say what is wrong with the weights in a directory, and never how to read a pickle all the same."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    pickles = [name for name in names if name.endswith(PICKLES) and not name.startswith("training_args")]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        return (
+            f"model.from: the weights in {directory} are a pickle ({pickles[0]}), which may run any code when it is "
+            "read, so it is not: have them converted to safetensors where they come from"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else type(error).__name__
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in said:
+        said = "a file is a pickle, which may run any code when it is read"
+    return f"model.from: the weights in {directory} cannot be loaded: {said}"
