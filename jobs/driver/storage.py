@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def try_uri(key: str, uri: str) -> None:
         read = store.read(f"{name}/probe")
         store.remove(name)
     except (OSError, ArrowException, ValueError) as error:
-        raise NotWritable(_sentence(key, uri, str(error).partition(". Detail:")[0])) from error
+        number = error.errno if isinstance(error, OSError) else None
+        raise NotWritable(_sentence(key, uri, os.strerror(number) if number else str(error))) from error
     if read != CONTENT:
         raise NotWritable(_sentence(key, uri, "what was written is not what is read"))
 

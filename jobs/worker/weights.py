@@ -28,12 +28,14 @@ def readable(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if is_permanent(error):
-            raise Unreadable(sentence(directory, error)) from error
-        raise
+        # A task may have made a sentence of it already; what decides is what it was made of.
+        first = error.__cause__ if isinstance(error, UserError) else error
+        if not isinstance(first, Exception):
+            raise
+        if is_permanent(first):
+            raise Unreadable(sentence(directory, first)) from error
+        raise first from None
 
 
 def is_permanent(error: Exception) -> bool:
