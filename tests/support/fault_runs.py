@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -144,6 +147,69 @@ def same_curve(found: dict[int, float], expected: dict[int, float], tolerance: f
     assert sorted(found) == sorted(expected)
     for step, loss in expected.items():
         assert math.isclose(found[step], loss, rel_tol=tolerance), f"step {step}: {found[step]} instead of {loss}"
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
+    """Return when the condition holds; fail after the time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def wait_for_folder(storage: Path, name: str) -> Path:
+    """Return the folder of a run once it is there."""
+    wait_for(lambda: list((storage / "runs").glob(f"{name}-????????-*/status.json")), f"run {name}")
+    (status,) = (storage / "runs").glob(f"{name}-????????-*/status.json")
+    return status.parent
+
+
+def steps_of(run: Path) -> int:
+    """Return how many steps the first rank has spooled, over all attempts."""
+    path = run / "spool" / "rank-0.jsonl"
+    return path.read_bytes().count(b'"loss"') if path.exists() else 0
+
+
+def time_of_step(found: Faulted, step: int) -> float:
+    """Return when a step was logged, in seconds since the epoch."""
+    points = mlflow_client().get_metric_history(found.run.info.run_id, "loss")
+    return next(point.timestamp for point in points if point.step == step) / 1000
+
+
+def driver_of(name: str) -> psutil.Process:
+    """Return the process of a job's driver."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if "jobs.driver" in command and f"{name}.yaml" in command:
+                found.append(process)
+    (driver,) = found
+    return driver
+
+
+def follower(job_id: str) -> subprocess.Popen[str]:
+    """Follow a job in a process of its own, as at a terminal."""
+    command = [sys.executable, "-c", "from jobs.cli import app; app()", "logs", job_id, "--follow"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def no_workers_left() -> None:
+    """Assert that the workers of all jobs end within a few seconds."""
+    workers = [process for process in psutil.process_iter() if process.name().startswith("ray::RayTrain")]
+    assert psutil.wait_procs(workers, timeout=15)[1] == [], "its workers are gone"
+
+
+def write(path: str, value: object) -> None:
+    """Write a value into a file of the kernel's."""
+    Path(path).write_text(str(value), encoding="ascii")
+
+
+def removed(folder: str) -> bool:
+    """Remove an empty folder of the kernel's; say whether it is gone."""
+    with suppress(OSError):
+        os.rmdir(folder)
+    return not Path(folder).exists()
 
 
 def forked_for(daemon: psutil.Process) -> list[psutil.Process]:
