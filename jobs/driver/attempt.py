@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.ray_process_internals import submission_id
-from jobs import progress, run_folder
+from jobs import progress
+from jobs.claim import claim
 from jobs.driver import guard, phases, postmortem, precision, preemption, storage
 from jobs.driver.job import Job, Stopped
 from jobs.driver.reporter import FailureWatch, Reporter
@@ -36,7 +37,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     """
     root = storage.root(spec, base)
     parent = find_parent(spec.model.source, base) if spec.model.source else None
-    folder, owned = run_folder.claim(root, spec, submission_id(os.environ))
+    folder, owned = claim(root, spec, submission_id(os.environ))
     with owned.kept(lambda: _lost(folder)):
         folder.begin()
         guard.start(folder, owned.number)

@@ -74,7 +74,6 @@ class Worker:
 
 def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     """Build everything a rank needs, on the device that Ray Train assigned."""
-    import ray
     import ray.train
     import ray.train.torch
 
@@ -93,11 +92,9 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     name = resume.attempt_name()
     fence = Fence.enter(store, name) if rank == 0 else None
     point = resume.agree(store)
-    mine = (ray.get_runtime_context().get_node_id(), os.getpid(), deaths.oom_kills())
-    nodes, pids, kills = zip(*resume.gathered(mine), strict=True)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
-    attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes, pids=pids, oom_kills=kills)
+    attempt = this_attempt(point.attempt, micro_batch)
     if rank == 0:
         folder.write_attempt(attempt)
         for reason in point.skipped:
@@ -112,7 +109,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     engine = make_engine(model, training, ds_config, device, store, point)
     if rank == 0:
         folder.write_attempt(replace(attempt, training=True))
-    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=nodes[rank])
+    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])
     keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
     return Worker(
         spec=spec,
@@ -135,6 +132,15 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,
     )
+
+
+def this_attempt(name: str, micro_batch: int) -> Attempt:
+    """Describe this start of the group, with where each rank is. Collective."""
+    import ray
+
+    mine = (ray.get_runtime_context().get_node_id(), os.getpid(), deaths.oom_kills())
+    nodes, pids, kills = zip(*resume.gathered(mine), strict=True)
+    return Attempt(name, len(nodes), micro_batch, nodes=nodes, pids=pids, oom_kills=kills)
 
 
 def read_deepspeed(training: TrainingSpec, base: Path) -> dict[str, Any] | None:

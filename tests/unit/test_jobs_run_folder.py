@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from jobs.run_folder import Attempt, Control, RunFolder, Saves, claim
+from jobs.claim import claim
+from jobs.run_folder import Attempt, Control, RunFolder, Saves
 from jobs.spec import JobSpec
 
 SPEC = JobSpec.model_validate(
