@@ -5,14 +5,14 @@ Only the standard library's lightest modules are imported: a worker that is abou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cluster.internals import Internal
 
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """What `worker_process_setup_hook` in a job's runtime environment becomes; per task or actor only this way works."""
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for the driver of a submitted job, and for no daemon or worker."""
+"""Ray sets it for the driver of a submitted job, and for no daemon or worker: JSON, with the job's `metadata`."""
+SUBMISSION_ID = "job_submission_id"
+"""What the job's id is called in that metadata."""
 RAYLET_PID = "RAY_RAYLET_PID"
 """Ray sets it for workers."""
 RAYLET_ARGUMENT = "--raylet-name="
@@ -134,13 +134,3 @@ ENTRIES = (
         "`python -m ray` exists, and `ray status` tells which daemons live",
     ),
 )
-
-
-def submission_id(environment: Mapping[str, str]) -> str:
-    """Return the id by which the driver with this environment was submitted; empty where it was not."""
-    import json
-
-    try:
-        return str(json.loads(environment[JOB_MARKER])["metadata"]["job_submission_id"])
-    except (KeyError, ValueError, TypeError):
-        return ""

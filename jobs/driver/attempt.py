@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cluster.ray_process_internals import submission_id
+from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import progress
 from jobs.claim import claim
 from jobs.driver import guard, phases, postmortem, precision, preemption, storage
@@ -143,6 +144,14 @@ def find_parent(source: str, base: Path) -> Path | str:
     if (base / source).exists() or source.startswith(("/", ".")):
         return registry.resolve(str(base / source))
     return source
+
+
+def submission_id(environment: Mapping[str, str]) -> str:
+    """Return the id by which the driver with this environment was submitted; empty where it was not."""
+    try:
+        return str(json.loads(environment[JOB_MARKER])["metadata"][SUBMISSION_ID])
+    except (KeyError, ValueError, TypeError):
+        return ""
 
 
 def _tags(spec: JobSpec) -> dict[str, str]:

@@ -51,6 +51,8 @@ class Watchdog:
         self._file: IO[str] | None = stacks.open("w")
         self._longest_s = longest_s
         self._lengths: dict[str, deque[float]] = {}
+        self._within: list[float] = []
+        """The limits of what goes on that is no step, the innermost last."""
         self._deadline = 0.0
         self._armed_at = 0.0
         self._stopped = threading.Event()
@@ -66,19 +68,21 @@ class Watchdog:
 
     @contextmanager
     def during(self, what: str, *, learns: bool = True) -> Iterator[None]:
-        """Allow for what is no step; the next step begins when it is over.
+        """Allow for what is no step; when it is over, what it is a part of goes on, or the next step begins.
 
         Args:
             what: of the same name, the lengths decide the limit.
             learns: False for what depends on more than itself, as on a storage: it may always take the longest.
         """
         began = time.monotonic()
-        self._arm(limit(self._measured(what), self._longest_s) if learns else self._longest_s)
+        self._within.append(limit(self._measured(what), self._longest_s) if learns else self._longest_s)
+        self._arm(self._within[-1])
         try:
             yield
         finally:
             self._measured(what).append(time.monotonic() - began)
-            self._arm(limit(self._measured(STEP), self._longest_s))
+            self._within.pop()
+            self._arm(self._within[-1] if self._within else limit(self._measured(STEP), self._longest_s))
 
     def stop(self) -> None:
         """Disarm, and remove the file if nothing was written to it."""

@@ -164,9 +164,7 @@ def _driver() -> None:
     source_mentions("ray.dashboard.modules.job.job_supervisor", "RAY_JOB_CONFIG_JSON_ENV_VAR: json.dumps(")
     from ray.dashboard.modules.job import common
 
-    given = {ray_process_internals.JOB_MARKER: json.dumps({"metadata": {common.JOB_ID_METADATA_KEY: "job-1"}})}
-    assert ray_process_internals.submission_id(given) == "job-1"
-    assert ray_process_internals.submission_id({}) == ""
+    assert common.JOB_ID_METADATA_KEY == ray_process_internals.SUBMISSION_ID
 
 
 @PROCESSES.check("RAY_RAYLET_PID")

@@ -1,8 +1,13 @@
 """The protocol of a run's folder: what one process notes, another reads, and nothing half-written."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from jobs.claim import claim
+from jobs.lease import RunIsOwned
 from jobs.run_folder import Attempt, Control, RunFolder, Saves
 from jobs.spec import JobSpec
 
@@ -75,3 +80,21 @@ def test_a_failure_half_written_is_not_read(tmp_path: Path):
     with (tmp_path / "failures.jsonl").open("a") as file:
         file.write('{"kind": "wor')
     assert folder.failures() == [{"kind": "hang"}]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_several_that_claim_at_once_do_not_share_a_folder(tmp_path: Path, resume):
+    spec = SPEC.model_copy(update={"checkpoint": SPEC.checkpoint.model_copy(update={"resume": resume})})
+    together = threading.Barrier(6)
+
+    def attempt(_: int) -> Path | None:
+        together.wait()
+        try:
+            return claim(tmp_path, spec)[0].path
+        except RunIsOwned:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        found = [path for path in pool.map(attempt, range(6)) if path is not None]
+    assert len(found) == (1 if resume == "auto" else 6)
+    assert sorted(found) == sorted((tmp_path / "runs").iterdir())

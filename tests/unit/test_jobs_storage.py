@@ -3,16 +3,20 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.driver import storage
-from jobs.driver.attempt import unsaved_sentence
+from jobs.driver.attempt import submission_id, unsaved_sentence
 from jobs.driver.storage import NotWritable
 from jobs.run_folder import Saves
 from jobs.spec import JobSpec
 from tests.support.fault_runs import SPEC
+
+ROOT = Path(__file__).parents[2]
 
 
 def spec(**places: str) -> JobSpec:
@@ -84,3 +88,21 @@ def test_a_file_system_that_is_read_only_or_full(tmp_path: Path, options, reason
 )
 def test_a_job_whose_last_save_failed_says_so(saves, model, sentence):
     assert unsaved_sentence(saves, model) == sentence
+
+
+def test_the_driver_says_it_before_it_looks_for_a_cluster(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**SPEC, "storage": "file/below"}))
+    command = [sys.executable, "-m", "jobs.driver", str(tmp_path / "job.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"tandem: error: storage: {tmp_path}/file/below cannot be written: {tmp_path}/file is a file" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "job"), [('{"metadata": {"job_submission_id": "a-1"}}', "a-1"), ("{}", ""), ("{", ""), (None, "")]
+)
+def test_a_driver_knows_its_own_job(text, job):
+    given = {} if text is None else {"RAY_JOB_CONFIG_JSON_ENV_VAR": text}
+    assert submission_id(given) == job

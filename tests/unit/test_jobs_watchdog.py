@@ -111,6 +111,10 @@ def test_each_kind_of_moment_has_its_own_limit(tmp_path):
             with dog.during("save", learns=False):
                 assert allowed_now(dog) == pytest.approx(500), "a storage may always be slow"
             assert allowed_now(dog) == pytest.approx(11)
+        with dog.during("export", learns=False):
+            with dog.during("evaluation"):
+                assert allowed_now(dog) < 20
+            assert allowed_now(dog) == pytest.approx(500), "the export goes on"
     finally:
         dog.stop()
 
