@@ -7,8 +7,9 @@ a group notes every rank's node and process id (Attempt), and how often that nod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,13 +20,23 @@ ANSWER_S = 10.0
 
 def of(attempt: Attempt) -> dict[int, bool]:
     """Return the ranks whose process is gone, each with whether its node's kernel has killed for memory meanwhile."""
+    by_node: dict[str, list[int]] = {}
+    for node, pid in zip(attempt.nodes, attempt.pids, strict=False):
+        by_node.setdefault(node, []).append(pid)
+    return gone(attempt, _ask(by_node))
+
+
+def gone(attempt: Attempt, answers: Mapping[str, tuple[list[int], int]]) -> dict[int, bool]:
+    """Compare what was noted with what the nodes answer; of one without an answer nothing is known. Pure.
+
+    Args:
+        answers: by node, which of its processes live, and its count of kills for memory.
+    """
     found: dict[int, bool] = {}
-    for node in dict.fromkeys(attempt.nodes):
-        ranks = [rank for rank, where in enumerate(attempt.nodes) if where == node and rank < len(attempt.pids)]
-        alive, kills = _ask(node, [attempt.pids[rank] for rank in ranks])
-        for rank in ranks:
-            if alive is not None and attempt.pids[rank] not in alive:
-                found[rank] = rank < len(attempt.oom_kills) and kills > attempt.oom_kills[rank]
+    for rank, (node, pid) in enumerate(zip(attempt.nodes, attempt.pids, strict=False)):
+        alive, kills = answers.get(node, ([pid], 0))
+        if pid not in alive:
+            found[rank] = rank < len(attempt.oom_kills) and kills > attempt.oom_kills[rank]
     return found
 
 
@@ -43,20 +54,23 @@ def oom_kills() -> int:
     return 0
 
 
-def _ask(node: str, pids: Sequence[int]) -> tuple[list[int] | None, int]:
-    """Have a node look; (None, 0) where it does not answer."""
+def _ask(by_node: Mapping[str, list[int]]) -> dict[str, tuple[list[int], int]]:
+    """Have every node look for its processes, all at once; those that do not answer in time are left out."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if node == ray.get_runtime_context().get_node_id():
-        return look(pids)
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    try:
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(look)
-        alive, kills = ray.get(task.remote(list(pids)), timeout=ANSWER_S)
-    except (ray.exceptions.RayError, TimeoutError):
-        return None, 0
-    return alive, kills
+    here = ray.get_runtime_context().get_node_id()
+    asked: dict[Any, str] = {}
+    for node, pids in by_node.items():
+        if node != here:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(look).remote(pids)] = node
+    found = {here: look(by_node[here])} if here in by_node else {}
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+    for reference in answered:
+        with contextlib.suppress(ray.exceptions.RayError):
+            found[asked[reference]] = ray.get(reference)
+    return found
 
 
 def _lives(pid: int) -> bool:
