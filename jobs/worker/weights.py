@@ -26,6 +26,12 @@ def readable(directory: Path) -> Iterator[None]:
         Unreadable: they are pickles, of another model, damaged, or not there. Too little memory and a storage that
             fails for the moment are no such errors.
     """
+    found = pickles(directory)
+    if found:
+        raise Unreadable(
+            f"model.from: the weights in {directory} are a pickle ({found[0]}), which may run any code when it is "
+            "read, so it is not: have them converted to safetensors where they come from"
+        )
     try:
         yield
     except Exception as error:
@@ -50,15 +56,15 @@ def is_permanent(error: Exception) -> bool:
     return isinstance(error, kinds)
 
 
+def pickles(directory: Path) -> list[str]:
+    """List the weights that are pickles, where a directory has none that are not."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    found = [name for name in names if name.endswith(PICKLES) and not name.startswith("training_args")]
+    return [] if any(name.endswith(".safetensors") for name in names) else found
+
+
 def sentence(directory: Path, error: Exception) -> str:
     """Say what is wrong with the weights in a directory, and never how to read a pickle all the same."""
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    pickles = [name for name in names if name.endswith(PICKLES) and not name.startswith("training_args")]
-    if pickles and not any(name.endswith(".safetensors") for name in names):
-        return (
-            f"model.from: the weights in {directory} are a pickle ({pickles[0]}), which may run any code when it is "
-            "read, so it is not: have them converted to safetensors where they come from"
-        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0] if lines else type(error).__name__
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in said:

@@ -58,32 +58,41 @@ def value_of(store: Store, manifest: Manifest) -> float:
     return float(out)
 
 
-@pytest.mark.parametrize(
-    ("stop_at", "fails", "said"),
-    [("commit", "", "20 True Superseded: a newer attempt (new)"), ("save", "fails", "20 False OSError: [Errno 28]")],
-)
-def test_a_stopped_writer_wakes_up_behind_a_newer_one(tmp_path, stop_at, fails, said):
-    store = Store(str(tmp_path))
-    command = [sys.executable, "-c", LATE, str(tmp_path), stop_at, fails]
-    late = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while psutil.Process(late.pid).status() != psutil.STATUS_STOPPED:
-            assert time.monotonic() < deadline, "it was stopped"
-            time.sleep(0.02)
-        newer = Saver(store, "new", 0, 1, Keep(newest=3), fence=Fence.enter(store, "new"))
-        for step in (20, 30):
-            newer.begin(Manifest(step, step, 1, 1), [fragment(2.0)], {"buffers.safetensors": b"new"})
-            newer.finish()
-        assert [outcome.error for outcome in newer.outcomes()] == [None, None]
-        os.kill(late.pid, signal.SIGCONT)
-        output, _ = late.communicate(timeout=30)
-    finally:
-        late.kill()
-        late.wait()
+CASES = {"commit": ("", "20 True Superseded: a newer attempt (new)"), "save": ("fails", "20 False OSError: [Errno 28]")}
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory):
+    """By where it stops: a root, and a process that saves there. Both start at once: they import torch."""
+    started = {}
+    for stop_at, (fails, _) in CASES.items():
+        root = tmp_path_factory.mktemp(stop_at)
+        command = [sys.executable, "-c", LATE, str(root), stop_at, fails]
+        started[stop_at] = root, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    yield started
+    for _, process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("stop_at", CASES)
+def test_a_stopped_writer_wakes_up_behind_a_newer_one(late, stop_at):
+    root, process = late[stop_at]
+    store = Store(str(root))
+    deadline = time.monotonic() + 60
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline, "it was stopped"
+        time.sleep(0.02)
+    newer = Saver(store, "new", 0, 1, Keep(newest=3), fence=Fence.enter(store, "new"))
+    for step in (20, 30):
+        newer.begin(Manifest(step, step, 1, 1), [fragment(2.0)], {"buffers.safetensors": b"new"})
+        newer.finish()
+    assert [outcome.error for outcome in newer.outcomes()] == [None, None]
+    os.kill(process.pid, signal.SIGCONT)
+    output = process.stdout.read()
     first, second = [line for line in output.splitlines() if "trying again" not in line]
     assert first == "10 False None", "before it was stopped"
-    assert second.startswith(said)
+    assert second.startswith(CASES[stop_at][1])
     assert catalog.steps(store) == [30, 20, 10]
     for step in (20, 30):
         manifest = catalog.read(store, step)
