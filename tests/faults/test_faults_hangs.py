@@ -3,8 +3,10 @@
 import os
 import signal
 
+import psutil
 import pytest
 
+from cluster import connect
 from jobs.run_folder import RunFolder
 from tests.support import fault_runs as faults
 from tests.support.fault_runs import ended, run, same_curve, submitted
@@ -62,20 +64,16 @@ def test_at_the_start_and_while_exporting(unfaulted, folder, storage):
 
 
 def test_a_hung_job_that_is_stopped_has_ended_everywhere(folder, storage):
-    """Its driver and all below it are asked to end, then killed: what `ray job stop` does. The guard ends the run."""
-    job = submitted(folder, "hung-stopped", *EVALUATED, fault="sleep:rank=1:step=0:phase=evaluate")
+    """Ray asks its driver and all below it to end, then kills them; the guard ends the run."""
+    fault = "sleep:rank=1:step=0:phase=evaluate"
+    job = faults.submitted_plainly(folder, "hung-stopped", *EVALUATED, fault=fault, patience_s=3)
     path = faults.wait_for_folder(storage, "hung-stopped")
     faults.wait_for(lambda: list(path.glob("faults/*")), "hang")
-    driver = faults.driver_of("hung-stopped")
-    tree = [driver, *driver.children(recursive=True)]
-    for one in tree:
-        one.send_signal(signal.SIGTERM)
-    faults.wait_for(lambda: (path / "STOP").exists(), "request to stop")
-    for one in tree:
-        if one.is_running():
-            one.send_signal(signal.SIGKILL)
+    tree = faults.tree_of(faults.driver_of("hung-stopped"))
+    assert connect.job_client().stop_job(job)
     found = ended(job, storage, "hung-stopped")
-    assert found.status == "FAILED"
+    assert found.status == "STOPPED"
+    assert psutil.wait_procs(tree, timeout=15)[1] == [], "Ray has killed them"
     faults.wait_for(lambda: found.run.info.status == "KILLED", "end in MLflow", 30)
     assert '"KILLED"' in (path / "status.json").read_text()
     assert "was asked to stop and did not" in found.page()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
+from cluster import connect, shipping
 from cluster.connect import connection
 from jobs import submit
 from jobs.worker import fault_injection
@@ -115,6 +117,16 @@ def submitted(folder: Path, name: str, *overrides: str, fault: str = "", spec: d
         return submit.submit(path, list(overrides))
 
 
+def submitted_plainly(folder: Path, name: str, *overrides: str, fault: str, patience_s: int) -> str:
+    """Submit the small job as `ray job submit` does, to a Ray that waits so long for a job that it stops."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, "name": name}))
+    entry_point = shlex.join(["python", "-m", "jobs.driver", path.name, *(w for o in overrides for w in ("--set", o))])
+    variables = {fault_injection.VARIABLE: fault, "RAY_JOB_STOP_WAIT_TIME_S": str(patience_s)}
+    with shipping.copied(folder, also=path) as working_dir:
+        return connect.submit(entry_point, submission_id=name, working_dir=working_dir, env_vars=variables, metadata={})
+
+
 def ended(job_id: str, storage: Path, name: str, on_line: Callable[[str], None] = lambda line: None) -> Faulted:
     """Follow a job to its end; one that is still running after LIMIT_S is stopped, so that its test fails."""
     limit = threading.Timer(LIMIT_S, submit.stop, [job_id])
@@ -186,6 +198,11 @@ def driver_of(name: str) -> psutil.Process:
                 found.append(process)
     (driver,) = found
     return driver
+
+
+def tree_of(process: psutil.Process) -> list[psutil.Process]:
+    """Return a process and all below it."""
+    return [process, *process.children(recursive=True)]
 
 
 def follower(job_id: str) -> subprocess.Popen[str]:
