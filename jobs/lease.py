@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from cluster.errors import UserError
+from jobs import progress
 
 FOLDER = "lease"
 BEAT_S = 5.0
@@ -175,6 +176,9 @@ def _is_free(run: Path, number: int, owner: Owner) -> bool:
     if owner.released or owner.is_here():
         return owner.released or not owner.lives()
     seen = _file(run, number).stat().st_mtime
+    progress.say(
+        f"waiting up to {STALE_S:.0f} s for a sign of life of job {owner.job or owner.pid}, which had {run.name}"
+    )
     while _age_s(run, number) < STALE_S:
         if _read(run, number).released:
             return True
