@@ -176,9 +176,8 @@ def _is_free(run: Path, number: int, owner: Owner) -> bool:
     if owner.released or owner.is_here():
         return owner.released or not owner.lives()
     seen = _file(run, number).stat().st_mtime
-    progress.say(
-        f"waiting up to {STALE_S:.0f} s for a sign of life of job {owner.job or owner.pid}, which had {run.name}"
-    )
+    who = f"job {owner.job}" if owner.job else f"process {owner.pid}"
+    progress.say(f"waiting up to {STALE_S:.0f} s for a sign of life of {who}, which had the run {run.name}")
     while _age_s(run, number) < STALE_S:
         if _read(run, number).released:
             return True

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.errors import UserError
 from jobs.checkpoint.store import Store
 
 FOLDER = "attempts"
 
 
-class Superseded(RuntimeError):
-    """A newer start of the worker group works on these checkpoints."""
+class Superseded(UserError):
+    """A newer start of the worker group works on these checkpoints; starting again would only take them away from it."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import UserError
+from jobs.checkpoint.fence import Superseded
 from jobs.driver import failures
 from jobs.driver.failures import Failure, Limits, RankError
 
@@ -17,6 +18,7 @@ NAN = RankError(("NonFiniteLoss", "RuntimeError"), "the loss of step 5 is nan")
 CUDA = RankError(("OutOfMemoryError", "RuntimeError"), "CUDA out of memory. Tried to allocate 2 GiB")
 HOST = RankError(("OutOfMemoryError", "RayError"), "Task was killed due to the node running low on memory.")
 DATA = RankError(("TaskError", "ValueError"), "label 12 of 10", for_user=True)
+LATE = RankError.of(Superseded("a newer attempt works on these checkpoints"))
 NOTICE = RankError(("ActorDiedError",), "The actor died because its node has died.", preempted=True)
 
 
@@ -31,6 +33,7 @@ NOTICE = RankError(("ActorDiedError",), "The actor died because its node has die
         ({0: NAN, 1: NAN}, "non-finite loss", 0),
         ({0: CLOSED, 1: BUG, 2: CLOSED}, "user code", 1),
         ({0: CLOSED, 1: DATA}, "bad data", 1),
+        ({0: LATE, 1: CLOSED}, "bad data", 0),
         ({0: CLOSED, 1: CLOSED}, "worker killed", None),
         ({0: STORE, 1: STORE}, "user code", 0),
         ({}, "start-up", None),
