@@ -56,7 +56,7 @@ def _origin_mistakes(kind: type[Task], options: TaskOptions, model: Any) -> list
     try:
         kind.check_options(options, source if isinstance(source, str) else None)
     except TaskError as error:
-        return [_mistake(("model", "from"), str(error), source)]
+        return [mistake(("model", "from"), str(error), source)]
     return []
 
 
