@@ -221,6 +221,12 @@ def test_bodies_that_are_no_json_object(raw: bytes, said: str) -> None:
     assert (caught.value.status, caught.value.code) == (400, "invalid_json")
 
 
+def test_a_key_given_twice_is_found_among_many() -> None:
+    """In linear time: a search for each key would hold the gateway for minutes."""
+    with pytest.raises(ApiError, match='the key "199999" is given twice'):
+        parse_json(b"{" + b",".join(b'"%d":1' % i for i in (*range(200_000), 199_999)) + b"}")
+
+
 def test_a_byte_order_mark_changes_nothing() -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
 
