@@ -272,6 +272,8 @@ def test_a_404_that_resembles_nothing_names_all() -> None:
     assert not_found("/favicon.ico", ["/v1/models", "/health"]) == (
         "there is no /favicon.ico here; known: /v1/models, /health"
     )
+    assert not_found("/v1/nothing", ["/v1/models", "/health"]).endswith("known: /v1/models")
+    assert not_found("*", ["/health"]).endswith("known: /health")
 
 
 NAMES = ["org/nope", "org%2Fnope", "a/b/c", "nope@1", "%F0%9F%98%80", "..%2F..%2Fetc%2Fpasswd"]
