@@ -25,8 +25,8 @@ from serve.engines.protocol import (
     RequestError,
     SamplingParams,
 )
-from serve.engines.text import Decoder
 from serve.engines.table import ToolFormat
+from serve.engines.text import Decoder
 from serve.engines.tools.use import ToolUse
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused
 
