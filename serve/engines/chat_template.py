@@ -19,8 +19,16 @@ from serve.wire import Tools
 Messages = Sequence[Mapping[str, Any]]
 
 
+KNOWN_NEUTRAL: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
+"""What says nothing to a template that does not know it: a model that cannot think does not."""
+
+
 class NoChatTemplate(RequestError):
     """The model cannot take conversations."""
+
+
+class LeftOut(RequestError):
+    """The template has no place for something that the request has."""
 
 
 class ChatTemplate:
@@ -49,12 +57,12 @@ class ChatTemplate:
         functions = None if tools is None else [{"type": "function", "function": f} for f in tools.functions]
         told, text = self._rendered([_for_template(message, form) for message in messages], functions, options)
         if functions and self._render(told, None, options) == text:
-            raise RequestError("tools", "this model's chat template has no place for them")
+            raise LeftOut("tools", "this model's chat template has no place for them")
         for index, message in enumerate(told):
             for field in _in_doubt(message, text, source):
                 changed = [*told[:index], _without(message, field), *told[index + 1 :]]
                 if self._same(changed, functions, options, text):
-                    raise RequestError(f"messages[{index}].{field}", "this model's chat template leaves it out")
+                    raise LeftOut(f"messages[{index}].{field}", "this model's chat template leaves it out")
         return text
 
     def _rendered(self, messages: Messages, functions: Any, options: Mapping[str, Any]) -> tuple[Messages, str]:
@@ -98,12 +106,13 @@ class ChatTemplate:
 
     def _check_options(self, options: Mapping[str, Any], source: str) -> None:
         taken = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"}
-        for name in options:
+        for name, value in options.items():
             param = f"chat_template_kwargs.{name}"
             if name in taken:
                 raise RequestError(param, "is no variable of the template's own")
-            if not re.search(rf"\b{re.escape(name)}\b", source):
-                raise RequestError(param, "this model's chat template does not know it")
+            neutral = name in KNOWN_NEUTRAL and value is KNOWN_NEUTRAL[name]
+            if not neutral and not re.search(rf"\b{re.escape(name)}\b", source):
+                raise LeftOut(param, "this model's chat template does not know it")
 
 
 def _in_doubt(message: Mapping[str, Any], text: str, source: str) -> list[str]:

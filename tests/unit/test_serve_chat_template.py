@@ -88,6 +88,8 @@ def test_what_the_template_refuses_is_the_request_s_fault() -> None:
 def test_variables_of_the_template() -> None:
     thinking = "{{ messages[0].content }}{% if enable_thinking is false %} quickly{% endif %}"
     assert rendered(thinking, [USER], enable_thinking=False) == "hello quickly"
+    assert rendered("{{ messages[0].content }}", [USER], enable_thinking=False) == "hello"
+    assert refused("{{ messages[0].content }}", [USER], enable_thinking=True) == "chat_template_kwargs.enable_thinking"
     assert refused(thinking, [USER], **{"style": "x"}) == "chat_template_kwargs.style"
     for name in ("messages", "tokenize", "add_generation_prompt", "chat_template"):
         tokenizer = tiny_models.tokenizer()
