@@ -78,6 +78,8 @@ def test_what_the_template_leaves_out_is_refused() -> None:
 
 
 def test_a_template_may_change_what_it_uses() -> None:
+    beside = [USER, {**HISTORY[1], "content": "Let me see."}, HISTORY[2]]
+    assert "Let me see." not in rendered(tool_templates.LLAMA3, beside)
     changing = "{% for m in messages %}{{ m.content.split('</think>')[-1] | upper }}{% endfor %}"
     assert rendered(changing, [USER, {"role": "assistant", "content": "<think>a</think>b"}]) == "HELLOB"
 
