@@ -15,7 +15,7 @@ class Tools:
     """The functions that a model may call in its answer."""
 
     functions: tuple[dict[str, Any], ...]
-    """Each with `name`, `parameters` (the schema of an object) and perhaps `description`."""
+    """Each with `name`, `description` and `parameters` (the schema of an object)."""
     strict: tuple[str, ...] = ()
     """Functions whose arguments must follow their schema also where the model itself decides to call."""
     required: bool = False
@@ -105,7 +105,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class InferCall:
-    """Named tensors in: numpy arrays whose first axis is the batch, or lists of str or bytes."""
+    """Named tensors in: numpy arrays whose first axis is the batch, or lists of str or bytes, nested as their shape."""
 
     request_id: str
     inputs: dict[str, Any]

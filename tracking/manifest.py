@@ -32,6 +32,8 @@ class DatasetRef(BaseModel):
 
     name: str
     digest: str
+    parts: dict[str, str] = {}
+    """What decided the encoded rows: name of a part → digest; empty for a model that an older Tandem exported."""
 
 
 class ModelManifest(BaseModel):

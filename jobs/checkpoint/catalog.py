@@ -1,11 +1,13 @@
 """Checkpoints that can be trusted: shards first, a manifest of their digests last.
 
     <root>/step-00000100/<attempt>-00000-of-00002.safetensors   one shard per rank (jobs/checkpoint/shards.py)
+                         <attempt>-buffers.safetensors          what a model learns outside its parameters
                          MANIFEST.json                          written last, by rank 0
 
 Neither DeepSpeed's `latest` nor Ray Train's snapshot decides what exists: without a manifest that verifies there is no
-checkpoint, and a resume takes the newest one that verifies and says what it skipped. Files carry the attempt's name, so
-that a worker of an earlier attempt that comes back from the dead spoils nothing.
+checkpoint, and a resume takes the newest one that verifies and says what it skipped. Files carry the attempt's name,
+and only the newest attempt commits and deletes (jobs/checkpoint/fence.py), so that a worker of an earlier one that
+comes back from the dead spoils nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from jobs.checkpoint.fence import Fence
 from jobs.checkpoint.shards import Reader
 from jobs.checkpoint.store import Store, Written
 
 MANIFEST = "MANIFEST.json"
+BUFFERS = "buffers.safetensors"
 FORMAT = 2
 _FOLDER = re.compile(r"^step-(\d{8,})$")
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -40,11 +44,18 @@ class Manifest:
     """The last evaluation before it."""
     elements: Mapping[str, int] = field(default_factory=dict)
     """Elements of each trained parameter: what the shards hold together. Empty in checkpoints from before it was."""
+    data: str = ""
+    """Digest of the encoded rows that it has learned from. Empty in checkpoints from before it was."""
 
     @property
     def shards(self) -> list[str]:
         """The names of the files that hold fragments."""
-        return [name for name in self.files if not name.endswith("buffers.safetensors")]
+        return [name for name in self.files if not name.endswith(BUFFERS)]
+
+    @property
+    def buffers(self) -> str | None:
+        """The name of the file of the model's buffers, if it has any."""
+        return next((name for name in self.files if name.endswith(BUFFERS)), None)
 
 
 def folder(step: int) -> str:
@@ -57,13 +68,16 @@ def shard_name(attempt: str, rank: int, world_size: int) -> str:
     return f"{attempt}-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def commit(store: Store, manifest: Manifest) -> None:
+def commit(store: Store, manifest: Manifest, fence: Fence | None = None) -> None:
     """Make a checkpoint valid: all its files are in place.
 
     Raises:
         ShardError: its shards are not the model's `elements`, each once. Nothing was written.
+        Superseded: the attempt is not the newest any more. Nothing was written.
     """
     check_whole(store, manifest)
+    if fence is not None:
+        fence.check()
     text = json.dumps({"format": FORMAT, **asdict(manifest)})
     store.write(f"{folder(manifest.step)}/{MANIFEST}", [text.encode()])
 
@@ -162,13 +176,19 @@ def expendable(manifests: Sequence[Manifest], keep: Keep) -> list[int]:
     return sorted(manifest.step for manifest in manifests if manifest.step not in kept)
 
 
-def remove_old(store: Store, keep: Keep) -> None:
-    """Remove what need not stay, and what was never completed below the newest valid manifest."""
+def remove_old(store: Store, keep: Keep, fence: Fence | None = None) -> None:
+    """Remove what need not stay, and what was never completed below the newest valid manifest.
+
+    Raises:
+        Superseded: the attempt is not the newest any more.
+    """
     found = {step: read(store, step) for step in steps(store)}
     complete = [manifest for manifest in found.values() if isinstance(manifest, Manifest)]
     newest = max((manifest.step for manifest in complete), default=0)
     torn = [step for step, manifest in found.items() if isinstance(manifest, str) and step < newest]
     for step in [*expendable(complete, keep), *torn]:
+        if fence is not None:
+            fence.check()
         store.remove(folder(step))
 
 
@@ -185,6 +205,7 @@ def _parse(values: Any, step: int) -> Manifest | str:
             files=files,
             metrics={key: float(value) for key, value in values["metrics"].items()},
             elements={key: int(value) for key, value in values.get("elements", {}).items()},
+            data=str(values.get("data", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return "the manifest does not hold what it should"

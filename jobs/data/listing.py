@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs.data.examples import printable
 
 NAMED = 5
 """So many of the files that are left out are named."""
@@ -19,6 +21,7 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_KINDS = {"", ".md", ".txt", ".rst", ".text", ".markdown", ".html", ".pdf", ".cff", ".bib"}
+_SPLIT = re.compile(r"^(train|training|test|eval|valid|validation|val|dev)([-_.].*)?$", re.IGNORECASE)
 _NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "dataset_infos.json", "dataset_info.json"}
 
 
@@ -34,9 +37,14 @@ class Listing:
         self.left_out.setdefault(reason, []).append(path)
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """Return a sentence for each reason, with the first names."""
-        return tuple(f"{name}: {_counted(paths)} left out ({reason}): {_some(paths)}" for reason, paths
-                     in self.left_out.items())  # fmt: skip
+        """Return a sentence for each reason, with the first names; and one where a test set is among what is read."""
+        said = [f"{name}: {_counted(paths)} left out ({why}): {_some(paths)}" for why, paths in self.left_out.items()]
+        splits = {match[1].lower(): path.name for path in self.files if (match := _SPLIT.match(path.name))}
+        if len(splits) > 1 and any(split.startswith("train") for split in splits):
+            said.append(
+                f"{name}: {', '.join(sorted(splits.values()))} are all read; name one of them to leave out the others"
+            )
+        return tuple(said)
 
 
 def existing(where: str, base: Path) -> Path | None:
@@ -45,34 +53,71 @@ def existing(where: str, base: Path) -> Path | None:
     return place if os.path.lexists(place) else None
 
 
-def matches(where: str, base: Path) -> list[Path]:
-    """Return what the glob `where` matches from `base`, in order; what `base` itself is called matters not."""
-    given = Path(where).expanduser()
-    pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given))
-    return sorted({Path(path) for path in glob.glob(pattern, recursive=True)})
-
-
 def _place(where: str, base: Path) -> Path:
-    given = Path(where).expanduser()
+    given = Path(os.path.expanduser(where))
     return given if given.is_absolute() else base / given
 
 
-def of_matches(paths: list[Path], pattern: str) -> Listing:
-    """List the files that a glob has matched; a folder stands for what is in it."""
+def of_glob(where: str, base: Path) -> Listing:
+    """List the files that the glob `where` matches from `base`; a folder that it matches stands for what is in it.
+
+    What is about the data is left out unless the pattern names it (`README*`). Links are followed, each file is taken
+    once.
+    """
+    place = _place(where, base)
+    listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(os.path.expanduser(where)))
+    first: dict[str, Path] = {}
+    for path in sorted(set(listing.files), key=lambda path: (path.is_symlink(), path)):
+        if first.setdefault(os.path.realpath(path), path) != path:
+            listing.leave_out("the same file once more, through a link", _from(base, path))
+    listing.files = sorted(first.values())
+    return listing
+
+
+def _flat(place: Path, base: Path, given: Path) -> Listing:
     listing = Listing()
-    literal = re.split(r"[*?[]", Path(pattern).name)[0]
-    for path in paths:
+    literal = re.split(r"[*?[]", place.name)[0].lower()
+    pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given))
+    for path in sorted(map(Path, glob.glob(pattern))):
         if path.is_dir():
             inside = of_folder(path)
             listing.files += inside.files
             for reason, names in inside.left_out.items():
                 for name in names:
-                    listing.leave_out(reason, str(Path(path.name, name)))
+                    listing.leave_out(reason, _from(base, path / name))
         else:
-            _sort_in(listing, path, path.name, about=not (literal and _ABOUT.match(literal.lower())))
-    listing.files = list(dict.fromkeys(listing.files))
-    listing.left_out = {reason: list(dict.fromkeys(names)) for reason, names in listing.left_out.items()}
+            _sort_in(listing, path, _from(base, path), about=not (literal and _ABOUT.match(literal)))
     return listing
+
+
+def _deep(place: Path, base: Path) -> Listing:
+    """List what a pattern with `**` matches, by a walk that no link leads in circles, as glob's own may be led."""
+    magic = next(index for index, part in enumerate(place.parts) if glob.has_magic(part) and not _there(place, index))
+    root, pattern = Path(*place.parts[:magic]), place.parts[magic:]
+    found, listing = of_folder(root) if root.is_dir() else Listing(), Listing()
+    listing.files = [path for path in found.files if _fits(path.relative_to(root).parts, pattern)]
+    for reason, names in found.left_out.items():
+        for name in names:
+            if _fits(Path(name).parts, pattern):
+                listing.leave_out(reason, _from(base, root / name))
+    return listing
+
+
+def _there(place: Path, index: int) -> bool:
+    return os.path.lexists(Path(*place.parts[: index + 1]))
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Tell whether a path's parts match a pattern's, of which `**` matches any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[index:], pattern[1:]) for index in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def _from(base: Path, path: Path) -> str:
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def of_folder(folder: Path) -> Listing:
@@ -128,4 +173,4 @@ def _counted(paths: list[str]) -> str:
 
 
 def _some(paths: list[str]) -> str:
-    return ", ".join(paths[:NAMED]) + (", …" if len(paths) > NAMED else "")
+    return printable(", ".join(paths[:NAMED]) + (", …" if len(paths) > NAMED else ""))

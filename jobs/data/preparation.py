@@ -51,8 +51,9 @@ class Preparation:
         self._on_cluster = self._size >= self._cluster_bytes
         notes = self._said_of_split() + self._learn()
         encoded = list(self._encode())
-        notes += _counted(get(self._spec.task.name), encoded)
-        return {**self._files(encoded, notes), "notes": notes} | {
+        counted = _counted(get(self._spec.task.name), encoded)
+        files = self._files(encoded, counted)
+        return {**files, "notes": notes + counted} | {
             "rows": hashlib.sha256("".join(sorted(f"{e.file} {e.digest}\n" for e in encoded)).encode()).hexdigest(),
             "bad_rows": self._bad.count,
             "first_bad": [str(row) for row in self._bad.first],
@@ -101,7 +102,7 @@ class Preparation:
         if self._held_out:
             yield from (("eval", example) for _, example in self._held_out.again(self._held_out_survey))
 
-    def _files(self, encoded: list[chunks.Encoded], notes: list[str]) -> dict[str, Any]:
+    def _files(self, encoded: list[chunks.Encoded], counted: list[str]) -> dict[str, Any]:
         """Return the files with rows; what was asked for must have left some that count."""
         of = {split: [e for e in encoded if e.file.startswith(split)] for split in ("train", "eval")}
         asked = {"train": self._train, "eval": self._held_out or (None if trains(self._spec) else self._train)}
@@ -110,9 +111,9 @@ class Preparation:
             if not parts or any(part.targets for part in parts):
                 continue
             if stream_ is not None:
-                raise UserError(_nothing_left(stream_.source.name, parts, self._spec.task.options, self._bad, notes))
+                raise UserError(_nothing_left(stream_.source.name, parts, self._spec.task.options, self._bad, counted))
             else:
-                notes.append("of the held-out examples none has anything to predict: nothing is evaluated")
+                counted.append("of the held-out examples none has anything to predict: nothing is evaluated")
         names = {f"{split}_files": sorted(e.file for e in of[split] if e.rows) for split in of}
         return {**names, **{f"{split}_rows": sum(e.rows for e in of[split]) for split in of}}
 
@@ -140,7 +141,7 @@ def _check_measurable(spec: JobSpec, task: Task, parent: Path | str | None) -> N
 
 
 def _nothing_left(
-    name: str, parts: list[chunks.Encoded], options: dict[str, Any], bad: BadRows, notes: list[str]
+    name: str, parts: list[chunks.Encoded], options: dict[str, Any], bad: BadRows, counted: list[str]
 ) -> str:
     """Say why no example has anything to learn or to predict."""
     count = sum(part.examples for part in parts)
@@ -148,10 +149,12 @@ def _nothing_left(
         return f"data: {name}: none of its {count} examples can be used; {bad.first[0]}"
     length = options.get("sequence_length")
     why = (
-        f"all are longer than sequence_length ({length} tokens) before their answers begin, or empty" if length else ""
+        f"all are longer than sequence_length ({length} tokens) before their answers begin, or empty, or too short"
+        if length
+        else ""
     )
     return f"data: {name}: none of its {count} examples has anything to predict: " + "; ".join(
-        filter(None, (why, *notes))
+        filter(None, (why, *counted))
     )
 
 
@@ -172,7 +175,11 @@ def _numbered(examples: Iterator[tuple[Split, Example]]) -> Iterator[tuple[str, 
 
 
 def _counted(task: type[Task], encoded: list[chunks.Encoded]) -> list[str]:
-    """Say what the task counted while it encoded."""
-    examples = sum(e.examples for e in encoded)
-    counts = {key: sum(e.counts.get(key, 0) for e in encoded) for key in task.counted}
-    return [f"{counts[key]} of {examples} {what}" for key, what in task.counted.items() if counts[key]]
+    """Say what the task counted while it encoded, of the training data and of what is held out."""
+    said = []
+    for split, prefix in (("train", ""), ("eval", "held out: ")):
+        of = [e for e in encoded if e.file.startswith(split)]
+        examples = sum(e.examples for e in of)
+        counts = {key: sum(e.counts.get(key, 0) for e in of) for key in task.counted}
+        said += [f"{prefix}{counts[key]} of {examples} {what}" for key, what in task.counted.items() if counts[key]]
+    return said

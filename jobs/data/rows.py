@@ -21,10 +21,17 @@ def write(path: Path, columns: Columns) -> int:
 
 
 class Rows:
-    """Rows of several Arrow files, in order. Nothing is read before it is asked for."""
+    """Rows of several Arrow files, in order. Nothing is read before it is asked for.
+
+    A column that only some of the files have is 0 in the rows of the others.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._shards = [_map(path) for path in files]
+        self._fills: Columns = {}
+        """Of each column, what a row has in it where its file has none."""
+        for shard in self._shards:
+            self._fills |= {n: np.zeros(c.shape[1:], c.dtype) for n, c in shard.items() if n not in self._fills}
         lengths = [len(next(iter(shard.values()))) for shard in self._shards]
         self._starts = np.cumsum([0, *lengths])
         self.targets: np.ndarray = (
@@ -35,14 +42,24 @@ class Rows:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The names of the columns of all files."""
+        return frozenset(self._fills)
+
     def take(self, indices: np.ndarray) -> Columns:
         """Return the rows at `indices`, int64 [B], in that order, as new arrays [B, …]."""
         if len(self._shards) == 1:
             return {name: column[indices] for name, column in self._shards[0].items()}
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         return {
-            name: np.stack([self._shards[s][name][i - self._starts[s]] for s, i in zip(shards, indices, strict=True)])
-            for name in self._shards[0]
+            name: np.stack(
+                [
+                    self._shards[s][name][i - self._starts[s]] if name in self._shards[s] else fill
+                    for s, i in zip(shards, indices, strict=True)
+                ]
+            )
+            for name, fill in self._fills.items()
         }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ def open_source(where: str | Sequence[str], base: Path, columns: Sequence[str] |
     Raises:
         UserError: nothing there, or of an unknown kind.
     """
+    if not where:
+        raise UserError("data: an empty name or list names no data")
     if not isinstance(where, str):
-        if not where:
-            raise UserError("data: an empty list names no data")
         return _concatenate([open_source(part, base, columns) for part in where])
     if where in BUILT_IN:
         return BUILT_IN[where]()
@@ -49,13 +50,11 @@ def open_source(where: str | Sequence[str], base: Path, columns: Sequence[str] |
     path = listing.existing(where, base)
     if path is not None:
         return _folder(path, columns) if path.is_dir() else _file(path, columns)
-    paths = listing.matches(where, base)
-    if not paths:
+    found = listing.of_glob(where, base)
+    if not found.files and not found.left_out:
         hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
         raise UserError(f"data: nothing matches {where!r} (looked from {base}); built in: {', '.join(BUILT_IN)}{hint}")
-    if len(paths) == 1 and paths[0].is_dir():
-        return _folder(paths[0], columns)
-    return _of_listing(where, listing.of_matches(paths, where), columns)
+    return _of_listing(where, base, found, columns)
 
 
 def readable(path: Path) -> bool:
@@ -63,14 +62,16 @@ def readable(path: Path) -> bool:
     return kind(path) in KINDS and not (kind(path) in _WHOLE and compression(path))
 
 
-def _concatenate(sources: list[Source], name: str = "", notes: tuple[str, ...] = ()) -> Source:
-    first = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
+def _concatenate(sources: list[Source], notes: tuple[str, ...] = ()) -> Source:
+    name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
     return Source(
-        name or first,
+        name,
         _sha256("".join(source.digest for source in sources)),
         lambda: (example for source in sources for example in source.read()),
         _sha256("\n".join(source.reading for source in sources)),
         notes + tuple(note for source in sources for note in source.notes),
+        any(source.names_files for source in sources),
+        any(source.tables for source in sources),
     )
 
 
@@ -88,7 +89,15 @@ def _file(path: Path, columns: Sequence[str] | None = None) -> Source:
     reader = tables.read_separated(tables.SEPARATORS[suffix], columns) if table else READERS[suffix]
     version = tables.VERSION if table or suffix in tables.READERS else readers.VERSION
     reading = f"{suffix} {version} {compression(path)}"
-    return Source(path.name, _file_digest(path), lambda: _whole(path, reader), reading)
+    return Source(
+        path.name,
+        _file_digest(path),
+        lambda: _whole(path, reader),
+        reading,
+        (),
+        suffix not in readers.TEXT_SUFFIXES,
+        table,
+    )
 
 
 def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
@@ -121,7 +130,8 @@ def _folder(path: Path, columns: Sequence[str] | None = None) -> Source:
     by_label = [file for file in images if len(file.relative_to(path).parts) == 2]
     if by_label and len(images) >= sum(map(readable, found.files)):
         return _images(path, by_label, found)
-    return _of_listing(str(path), found, columns)
+    whole = _of_listing(_name(path), path, found, columns)
+    return replace(whole, name=_name(path))
 
 
 def _images(folder: Path, images: list[Path], found: Listing) -> Source:
@@ -139,12 +149,16 @@ def _images(folder: Path, images: list[Path], found: Listing) -> Source:
     digest = _sha256("".join(f"{p.parent.name!r} {_file_digest(p)}\n" for p in images))
     reader: Any = lambda _: read()  # noqa: E731
     return Source(
-        folder.name, digest, lambda: _whole(folder, reader), f"images {_IMAGES_VERSION}", found.notes(folder.name)
+        _name(folder), digest, lambda: _whole(folder, reader), f"images {_IMAGES_VERSION}", found.notes(_name(folder))
     )
 
 
-def _of_listing(name: str, found: Listing, columns: Sequence[str] | None) -> Source:
-    """Open the files of a known kind; the others are named.
+def _name(folder: Path) -> str:
+    return folder.resolve().name or str(folder)
+
+
+def _of_listing(name: str, base: Path, found: Listing, columns: Sequence[str] | None) -> Source:
+    """Open the files of a known kind; the others are named, from `base`.
 
     Raises:
         UserError: there is none.
@@ -152,25 +166,24 @@ def _of_listing(name: str, found: Listing, columns: Sequence[str] | None) -> Sou
     files = [path for path in found.files if readable(path)]
     for path in found.files:
         if not readable(path):
-            found.leave_out("of an unknown kind", str(_below(path, Path(name))))
-    shown = Path(name).name
+            found.leave_out("of an unknown kind", _below(path, base))
     if not files:
         images = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in found.files)
         hint = f" Images are read from a folder that holds a folder for each label ({images} lie otherwise)." * (
             images > 0
         )
         raise UserError(
-            f"data: {name} holds neither <label>/<image> files nor files of a known kind ({', '.join(KINDS)})."
-            f"{hint} {'; '.join(found.notes(shown))}".rstrip()
+            f"data: {name} ({base}) holds neither <label>/<image> files nor files of a known kind ({', '.join(KINDS)})."
+            f"{hint} {'; '.join(found.notes(name))}".rstrip()
         )
     for path in files:
         if not path.stat().st_size and not compression(path) and kind(path) not in readers.TEXT_SUFFIXES:
-            found.leave_out("empty", str(_below(path, Path(name))))
-    return _concatenate([_file(path, columns) for path in files], shown, found.notes(shown))
+            found.leave_out("empty", _below(path, base))
+    return _concatenate([_file(path, columns) for path in files], notes=found.notes(name))
 
 
-def _below(path: Path, folder: Path) -> Path:
-    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+def _below(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _sha256(text: str) -> str:

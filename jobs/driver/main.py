@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster import connect, placement, specfile, topology
 from cluster.errors import UserError
 from jobs import noise, progress
-from jobs.driver import warm
+from jobs.driver import storage, warm
 from jobs.spec import JobSpec
 
 
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = specfile.load(options.spec, JobSpec, options.overrides)
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
+        storage.check(spec, base)
         placed = connect_and_place(spec)
         from jobs.driver import attempt
 

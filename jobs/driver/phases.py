@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.results import result_of
 from jobs import progress
 from jobs.data import prepare
 from jobs.data.identity import Noted
+from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import publish, warm
 from jobs.driver.job import Job, Stopped
@@ -131,7 +133,9 @@ def _cause(error: Exception) -> Exception:
 
 def _data_before(job: Job) -> Noted | None:
     """Return what the run that goes on has noted about its data; None where anything may come."""
-    before = job.folder.data() if job.spec.training else None
+    if not trains(job.spec):
+        return None
+    before = job.folder.data()
     behind = job.folder.last_step()
     if before is None and behind:
         progress.say("the run began before Tandem noted what its data is: whether that has changed is not known")
@@ -163,6 +167,7 @@ def _prepare(job: Job) -> Prepared:
         progress.say(f"evaluations measure {drawn} (data.eval_max_rows)")
     job.track(lambda run: run.log_dataset(prepared.name, prepared.digest))
     job.track(lambda run: run.set_tags({"tandem.bad_rows": str(prepared.bad_rows)}))
+    job.track(lambda run: run.log_dict(asdict(prepared), "data.json"))
     if job.spec.phase in ("evaluate", "quantize") and not prepared.eval_rows:
         raise UserError(f"phase {job.spec.phase} needs held-out rows: give data.eval, or data.eval_fraction above 0")
     return prepared

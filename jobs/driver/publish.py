@@ -42,7 +42,7 @@ def publish(
             architecture=config.get("model_type", "unknown"),
             run_id=run_id,
             parent=job.spec.model.source,
-            dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest),
+            dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
             spec_digest=job.spec.digest(),
             precision=job.precision,
             evaluation=evaluation,

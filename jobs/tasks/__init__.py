@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -103,6 +103,18 @@ class Task:
             detail = error.errors(include_url=False)[0]
             raise TaskError(f"task {self.name}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from error
 
+    @classmethod
+    def check_options(cls, options: TaskOptions, starts_from: str | None) -> None:
+        """Refuse options that do not go with the model that the job starts from, while the spec is checked.
+
+        Args:
+            options: the task's own.
+            starts_from: `model.from`; None where the weights are fresh.
+
+        Raises:
+            TaskError: they do not.
+        """
+
     # -- data -------------------------------------------------------------------------------------------------------
 
     def check(self, example: Mapping[str, Any]) -> None:
@@ -118,6 +130,10 @@ class Task:
         Text, bytes, numbers, arrays, and lists and mappings of them. The whole example unless a task narrows it down.
         """
         return example
+
+    def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
+        """Return the files that an example names and `encode` opens: their bytes are part of what the data is."""
+        return ()
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """Return what a chunk of the training examples says: small, picklable, with a method `merged(later)`.
@@ -173,6 +189,17 @@ class Task:
     ) -> torch.nn.Module:
         """Load weights, in evaluation mode; `config` overrides entries of the model's own."""
         raise NotImplementedError
+
+    def prepare_model(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
+        """Look at the whole model once, on each rank, before it is trained, divided or measured.
+
+        Args:
+            columns: the names of the columns of the rows that it will see.
+
+        Returns:
+            Sentences for the job's log: what follows for how it is trained.
+        """
+        return []
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

@@ -8,11 +8,18 @@ from typing import Any
 
 from jobs.tasks import TaskError
 
+LENGTHS = ("max_position_embeddings", "max_seq_len")
+"""What configs call the number of positions; some architectures have none."""
 
-def config_for(architecture: str, config: dict[str, Any], table: str, kind: str) -> Any:
+
+def config_for(
+    architecture: str, config: dict[str, Any], table: str, kind: str, defaults: dict[str, Any] | None = None
+) -> Any:
     """Make the transformers config, refusing an unknown architecture or key: transformers itself ignores a typo.
 
     Args:
+        config: what the user has given.
+        defaults: entries that it goes before; those that the architecture has no place for are left out.
         table: the name of transformers' own table of the architectures that can do the task.
         kind: what these are called in the message: "causal".
     """
@@ -27,10 +34,17 @@ def config_for(architecture: str, config: dict[str, Any], table: str, kind: str)
     for key in config:
         if not hasattr(default, key):
             raise TaskError(f"model.config: {architecture} has no {key!r}{close(key, default.to_dict())}")
+    fitting = {key: value for key, value in (defaults or {}).items() if hasattr(default, key)}
     try:
-        return AutoConfig.for_model(architecture, **config)
+        return AutoConfig.for_model(architecture, **{**fitting, **config})
     except Exception as error:  # transformers validates configs with several kinds of exception
         raise TaskError(f"model.config for {architecture}: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def positions(config: Any) -> tuple[str, int] | None:
+    """Return what a config calls the number of its positions, and that number; None where it has no limit."""
+    found = ((name, getattr(config, name, None)) for name in LENGTHS)
+    return next(((name, value) for name, value in found if isinstance(value, int)), None)
 
 
 def close(word: str, known: Iterable[str]) -> str:

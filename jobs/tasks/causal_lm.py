@@ -1,25 +1,40 @@
 """Task `causal-lm`: predict the next token. Pre-training on text, fine-tuning on conversations.
 
 Rows (all int32, S = sequence_length):
-    input_ids     (N, S+1)  a row overlaps the next by one token, so each token is predicted exactly once
+    input_ids     (N, S+1)  text: a row overlaps the next by one token, so each token is predicted exactly once
     targets       (N,)      predictions that count towards the loss
-    labels        (N, S+1)  conversations only: the token where it is part of an answer, else -100
-    position_ids  (N, S+1)  conversations only: they start at 0 for each conversation packed into the row
+    labels        (N, S+1)  packed rows only: the token where it is learned, else -100
+    position_ids  (N, S+1)  packed rows only: they start at 0 for each conversation or document in the row
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from jobs.tasks import IGNORED, Batch, Better, Columns, Task, TaskError, TaskOptions, conv1d, packing, tokenization
-from jobs.tasks.architectures import close, config_for
-from jobs.tasks.conversations import is_conversation, messages_of, render
+from jobs.tasks import (
+    IGNORED,
+    Batch,
+    Better,
+    Columns,
+    Task,
+    TaskError,
+    TaskOptions,
+    chat_rows,
+    conv1d,
+    generation,
+    isolation,
+    packing,
+    tokenization,
+)
+from jobs.tasks.architectures import LENGTHS, config_for, positions
+from jobs.tasks.conversations import conversation_of, messages_of
+from jobs.tasks.examples import ExampleReader
 from jobs.tasks.tokenization import TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -29,10 +44,15 @@ if TYPE_CHECKING:
 class CausalLMOptions(TaskOptions):
     """How text becomes rows."""
 
-    text_column: str = "text"
-    """The column that holds the text, where an example is no conversation."""
+    text_column: str | None = None
+    """The column that holds the text. Left out: `text`, where an example is no conversation; given, it is the text of
+    every example, whatever else stands beside it."""
     sequence_length: int = Field(256, ge=2, le=2**22)
     """Tokens per row (S)."""
+    documents: Literal["together", "separate"] = "together"
+    """together: texts follow each other in one stream, cut into rows. separate: no text sees another in its row."""
+    pack: bool = True
+    """Several conversations (or separate documents) share a row; false: each is a row of its own, padded."""
     tokenizer: TokenizerOptions = TokenizerOptions()
 
 
@@ -50,49 +70,62 @@ class CausalLM(Task):
         "bits_per_byte": "min",
     }
     learned_files: ClassVar[tuple[str, ...]] = tokenization.FILES
+    counted: ClassVar[Mapping[str, str]] = chat_rows.COUNTED
+    version: ClassVar[int] = 2
 
     options: CausalLMOptions
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         self.tokenizer: Any = None
+        self._reader = ExampleReader(self.options.text_column)
         self._for_data = options is not None
         """False where only a model directory is loaded: then rows have no length yet."""
+        self._parent: Path | str | None = None
+        self._separate = False
+        """True where the model would let packed pieces see each other."""
         self._bytes_per_token: torch.Tensor | None = None
 
     # -- data -------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def check_options(cls, options: TaskOptions, starts_from: str | None) -> None:
+        """Refuse to train a tokenizer for weights that were learned with another."""
+        tokenization.check_origin(options, starts_from)
+
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for an example that is neither text nor a conversation with an answer."""
-        if is_conversation(example):
-            messages_of(example)
+        if self._reader.is_conversation(example):
+            conversation_of(example)
         else:
-            self._text(example)
+            self._reader.text(example)
 
     def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Cut a text after the share `at` of its characters."""
-        column = self.options.text_column
-        text = example.get(column)
-        if is_conversation(example) or not isinstance(text, str):
+        """Cut a text after the share `at` of its characters; a conversation is a whole."""
+        if self._reader.is_conversation(example):
             return None
+        text = self._reader.text(example)
         end = int(len(text) * at)
-        return {**example, column: text[:end]}, {**example, column: text[end:]}
+        return {**example, self._reader.column: text[:end]}, {**example, self._reader.column: text[end:]}
 
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the messages, or the text."""
-        return messages_of(example) if is_conversation(example) else self._text(example)
+        return messages_of(example) if self._reader.is_conversation(example) else self._reader.text(example)
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
         """Draw a share of the sample that a tokenizer is trained on."""
-        return tokenization.observe(self.options.tokenizer, self._texts(examples))
+        return tokenization.observe(self.options.tokenizer, map(self._reader.words, examples))
 
     def fit(self, findings: TextFindings | None) -> list[str]:
         """Train the tokenizer on the sample, or load the one named in `tokenizer.from`."""
         self.tokenizer, said = tokenization.obtain(self.options.tokenizer, findings)
+        if self._parent is not None:
+            said += tokenization.difference(self.tokenizer, self._parent)
         return said
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's tokenizer, unless the options name another."""
+        self._parent = parent
         return not self.options.tokenizer.is_given and super().inherit(parent)
 
     def save(self, directory: Path) -> None:
@@ -107,32 +140,36 @@ class CausalLM(Task):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Tokenise and pack: text into consecutive windows, conversations whole into rows by best fit.
+        """Tokenise and pack, each example by its own shape: texts into windows, conversations whole by best fit.
 
         Returns:
-            input_ids (N, S+1) and targets (N,); for conversations labels and position_ids (N, S+1) too. All int32.
+            input_ids (N, S+1) and targets (N,); of conversations and separate documents labels and position_ids
+            (N, S+1) too; of conversations what was counted of them. All int32.
         """
-        if examples and is_conversation(examples[0]):
-            return self._encode_conversations(examples)
-        return self._encode_texts(list(self._texts(examples)))
+        texts = [self._reader.text(example) for example in examples if not self._reader.is_conversation(example)]
+        conversations = [conversation_of(example) for example in examples if self._reader.is_conversation(example)]
+        end, width = tokenization.end_of_text(self.tokenizer), self.options.sequence_length + 1
+        pieces, counts = chat_rows.encode(self.tokenizer, conversations, width) if conversations else ([], {})
+        if self.options.documents == "separate":
+            pieces = packing.documents(tokenization.ids_of(self.tokenizer, texts), end, width) + pieces
+            texts = []
+        parts = [self._windows(texts, end)] if texts else []
+        if pieces or not parts:
+            parts.append(packing.pack(pieces, width, self.tokenizer.pad_token_id, self.options.pack))
+        return {**packing.joined(parts), **counts}
 
     def collate(self, rows: Columns) -> Batch:
         """Return input_ids and labels (B, S) int64, shifted against each other; position_ids where rows are packed.
 
+        For a model that would let packed pieces see each other: a row for each piece, as wide as the longest.
+
         Args:
             rows: input_ids (B, S+1) and targets (B,); packed ones labels and position_ids (B, S+1) too. All int32.
         """
-        import torch
-
-        ids = torch.from_numpy(rows["input_ids"].astype(np.int64))
-        batch = {"input_ids": ids[:, :-1]}
-        if "labels" in rows:
-            batch["labels"] = torch.from_numpy(rows["labels"][:, 1:].astype(np.int64))
-            batch["position_ids"] = torch.from_numpy(rows["position_ids"][:, :-1].astype(np.int64))
-        else:
-            beyond = torch.arange(ids.shape[1] - 1) >= torch.from_numpy(rows["targets"].astype(np.int64))[:, None]
-            batch["labels"] = ids[:, 1:].masked_fill(beyond, IGNORED)
-        return batch
+        if "labels" not in rows:
+            return packing.windows_batch(rows)
+        rows = packing.complete(rows)
+        return packing.packed_batch(packing.separate(rows, self.tokenizer.pad_token_id) if self._separate else rows)
 
     # -- model ------------------------------------------------------------------------------------------------------
 
@@ -145,11 +182,11 @@ class CausalLM(Task):
         import torch
         from transformers import AutoModelForCausalLM
 
-        given = {**self._config_defaults(), **config}
-        resolved = config_for(architecture, given, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
+        table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+        resolved = config_for(architecture, dict(config), table, "causal", self._config_defaults())
         self._check_fits(resolved)
         model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
-        model.generation_config = self._generation_config()
+        model.generation_config = generation.fresh(self.tokenizer)
         return model
 
     def load_model(
@@ -167,8 +204,22 @@ class CausalLM(Task):
             raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
         if self.tokenizer is not None:
             self._check_fits(model.config.get_text_config())
-            model.generation_config = self._generation_config()
+            model.generation_config = generation.completed(model.generation_config, self.tokenizer)
         return model.eval()
+
+    def prepare_model(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
+        """Compare packed rows with their pieces alone; where the model confuses them, batches hold pieces only."""
+        if "position_ids" not in columns or not self.options.pack:
+            return []
+        seen = isolation.leak(model, self.options.sequence_length)
+        self._separate = seen is not None
+        if not self._separate:
+            return []
+        return [
+            f"{type(model).__name__} lets what is packed into one row see what stands before it: each conversation is "
+            "a row of its own in the batches, padded to the longest of them, which is slower and may take more memory "
+            "(task.pack: false keeps to micro_batch_size rows)"
+        ]
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -227,43 +278,10 @@ class CausalLM(Task):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _texts(self, examples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        for example in examples:
-            if is_conversation(example):
-                yield "".join(m["content"] for m in messages_of(example))
-            else:
-                yield self._text(example)
-
-    def _text(self, example: Mapping[str, Any]) -> str:
-        column = self.options.text_column
-        text = example.get(column)
-        if isinstance(text, str):
-            return text
-        if column in example:
-            raise TaskError(f"column {column!r} holds {type(text).__name__}, not text")
-        raise TaskError(
-            f"no text in column {column!r}; this example has {sorted(example)}{close(column, example)}. "
-            "Name the column in task.text_column"
-        )
-
-    def _encode_texts(self, texts: list[str]) -> Columns:
-        end = self.tokenizer.eos_token_id
+    def _windows(self, texts: list[str], end: int) -> Columns:
         tokens = (token for ids in tokenization.ids_of(self.tokenizer, texts) for token in (*ids, end))
         stream = np.fromiter(tokens, dtype=np.int32)
         return packing.windows(stream, self.options.sequence_length, self.tokenizer.pad_token_id)
-
-    def _encode_conversations(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        width = self.options.sequence_length + 1
-        rendered = [render(self.tokenizer, messages_of(example)) for example in examples]
-        encoded = self.tokenizer(
-            [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        pieces = []
-        for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True):
-            labels = [t if _inside(o, spans) else IGNORED for t, o in zip(ids, offsets, strict=True)]
-            pieces.append((ids[:width], labels[:width]))
-        kept = [piece for piece in pieces if any(label != IGNORED for label in piece[1][1:])]
-        return packing.pack(kept, width, self.tokenizer.pad_token_id)
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return logits (B, S, V) in the model's own type."""
@@ -276,34 +294,17 @@ class CausalLM(Task):
             raise TaskError(
                 f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(self.tokenizer)} tokens"
             )
-        positions, length = getattr(config, "max_position_embeddings", None), self.options.sequence_length
-        if self._for_data and positions is not None and positions < length:
+        limit, length = positions(config), self.options.sequence_length
+        if self._for_data and limit is not None and limit[1] < length:
             raise TaskError(
-                f"task.sequence_length is {length}, but the model has {positions} positions "
-                "(model.config.max_position_embeddings)"
+                f"task.sequence_length is {length}, but the model has {limit[1]} positions (model.config.{limit[0]})"
             )
 
     def _config_defaults(self) -> dict[str, Any]:
         return {
             "vocab_size": len(self.tokenizer),
-            "max_position_embeddings": self.options.sequence_length,
+            **dict.fromkeys(LENGTHS, self.options.sequence_length),
             "bos_token_id": self.tokenizer.bos_token_id,
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,
         }
-
-    def _generation_config(self) -> Any:
-        from transformers import GenerationConfig
-
-        vocabulary = self.tokenizer.get_vocab()
-        ends = [self.tokenizer.eos_token_id, vocabulary.get("<|im_end|>")]
-        return GenerationConfig(
-            eos_token_id=sorted({end for end in ends if end is not None}),
-            bos_token_id=self.tokenizer.bos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-
-
-def _inside(offset: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
-    start, end = offset
-    return any(first <= start and end <= last for first, last in spans) and end > start

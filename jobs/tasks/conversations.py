@@ -1,125 +1,223 @@
-"""The shapes in which people bring conversations, read into one: a list of `{"role", "content"}` messages."""
+"""The shapes in which people bring conversations, read into one: messages, and the tools that they may call.
+
+An example's own columns decide its shape. What stands beside a conversation and would change it (a system prompt,
+earlier turns, tools) is part of it; what cannot be honoured is refused by name.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.tasks import TaskError
-
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-# A plain ChatML template, given to tokenizers that bring none.
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+from jobs.tasks.messages import (
+    LEARNED,
+    REASONING,
+    Message,
+    check_role,
+    from_json,
+    is_nothing,
+    read_message,
+    text_of,
+    tool_call,
 )
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+_SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
+"""The columns that make a shape, in the order in which they are looked for."""
+_NOT_HONOURED = ("functions", "documents", "images", "image", "videos", "audio", "audios", "chat_template_kwargs",
+                 "chat_template", "weight", "train", "system_prompt", *REASONING)  # fmt: skip
+"""Columns beside a conversation that would change it."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a chat template renders."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
 
 
 def is_conversation(example: Mapping[str, Any]) -> bool:
-    """Tell a conversation (in any known shape) from plain text."""
-    keys = example.keys()
-    return (
-        bool({"messages", "conversations"} & keys)
-        or {"prompt", "completion"} <= keys
-        or {
-            "instruction",
-            "output",
-        }
-        <= keys
-    )
+    """Tell a conversation (in any known shape) from plain text. A column that holds null is not there."""
+    return _shape(example) is not None or _is_preference(example)
 
 
-def messages_of(example: Mapping[str, Any]) -> list[dict[str, str]]:
+def messages_of(example: Mapping[str, Any]) -> list[Message]:
+    """Return the messages of `conversation_of`."""
+    return conversation_of(example).messages
+
+
+def conversation_of(example: Mapping[str, Any]) -> Conversation:
     """Read `messages`, ShareGPT `conversations`, `prompt`/`completion` or Alpaca `instruction`/`input`/`output`.
 
     Raises:
-        TaskError: another shape, an unknown role, or no assistant message to learn from.
+        TaskError: another shape, an unknown role, something that is not honoured, or no answer to learn from.
     """
-    if "messages" in example:
-        messages = _read(example["messages"], "messages")
-    elif "conversations" in example:
-        turns = [_message(m, "from", "value") for m in _turns(example["conversations"], "conversations")]
-        messages = _system(example) + [{**m, "role": _sharegpt_role(m["role"])} for m in turns]
-    elif "completion" in example:
-        messages = _prompt_messages(example["prompt"]) + _answer_messages(example["completion"])
-    elif "instruction" in example and "output" in example:
-        asked = "\n\n".join(filter(None, (example["instruction"], example.get("input"))))
-        messages = [*_system(example), _user(asked), _assistant(example["output"])]
-    else:
+    if _is_preference(example):
+        raise TaskError("'chosen' and 'rejected' are a preference, which no task here learns; take both columns out")
+    shape = _shape(example)
+    if shape is None:
         raise TaskError(
             f"an example with the columns {sorted(example)} is no conversation; expected `messages`, `conversations`, "
             "`prompt` and `completion`, or `instruction` and `output`"
         )
-    if not any(m["role"] == "assistant" for m in messages):
+    _check_beside(example, shape)
+    messages = [check_role(message) for message in _READERS[shape[0]](example)]
+    messages = _with_system(example, messages)
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if not answers:
         raise TaskError("a conversation without an assistant message has no answer to learn from")
-    return messages
+    learned = [m for m in answers if is_learned(m)]
+    if not learned:
+        raise TaskError("all answers of the conversation have weight 0: there is no answer to learn from")
+    if not all(m["content"].strip() or "tool_calls" in m for m in learned):
+        raise TaskError("an answer is empty: there is nothing to learn from it")
+    return Conversation(messages, _tools(example))
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a conversation by the tokenizer's chat template, and the spans of characters to learn.
-
-    A span begins after what the template puts before an answer, and ends after what it puts behind it (so the
-    end-of-turn token is learned too). It is found by rendering prefixes, so it works for any template that renders
-    a conversation's beginning as the beginning of the conversation.
-
-    Raises:
-        TaskError: the template rewrites earlier messages, so answers cannot be located.
-    """
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-        through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
-        if not (whole.startswith(through) and through.startswith(before)):
-            raise TaskError("the tokenizer's chat template rewrites earlier messages, so the answers cannot be located")
-        spans.append((len(before), len(re.sub(r"\n$", "", through))))
-    return whole, spans
+def is_learned(message: Message) -> bool:
+    """Tell whether a message is an answer to learn."""
+    return bool(message["role"] == "assistant" and message.get(LEARNED, True))
 
 
-def _turns(turns: Any, column: str) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
+def _shape(example: Mapping[str, Any]) -> tuple[str, ...] | None:
+    return next((shape for shape in _SHAPES if all(example.get(key) is not None for key in shape)), None)
+
+
+def _is_preference(example: Mapping[str, Any]) -> bool:
+    return example.get("chosen") is not None and example.get("rejected") is not None
+
+
+def _check_beside(example: Mapping[str, Any], shape: tuple[str, ...]) -> None:
+    if shape == ("messages",) and not is_nothing(example.get("conversations")):
+        raise TaskError("an example has both 'messages' and 'conversations'; keep one")
+    refused = [key for key in _NOT_HONOURED if not is_nothing(example.get(key))]
+    if not is_nothing(example.get("history")) and not isinstance(_asked(example, shape), str):
+        refused.append("history")
+    if not is_nothing(example.get("input")) and shape != ("instruction", "output") and "instruction" in example:
+        refused.append("input")
+    if example.get("label") is False and shape == ("prompt", "completion"):
+        refused.append("label")
+    if refused:
+        raise TaskError(
+            f"column {refused[0]!r} beside a conversation is not honoured; take it out if it should have no effect"
+        )
+
+
+def _asked(example: Mapping[str, Any], shape: tuple[str, ...]) -> Any:
+    """Return the question of the shapes that hold one turn."""
+    return example[shape[0]] if len(shape) == 2 else None
+
+
+def _turns(turns: Any, column: str) -> Sequence[Any]:
+    if not isinstance(turns, list | tuple):
         raise TaskError(f"column {column!r} holds {type(turns).__name__} instead of a list of messages")
     return turns
 
 
-def _read(turns: Any, column: str) -> list[dict[str, str]]:
-    return [_message(m, "role", "content") for m in _turns(turns, column)]
+def _messages(example: Mapping[str, Any]) -> list[Message]:
+    return [read_message(turn) for turn in _turns(from_json(example["messages"], "messages"), "messages")]
 
 
-def _message(message: Mapping[str, Any], role: str, content: str) -> dict[str, str]:
-    try:
-        return {"role": str(message[role]), "content": str(message[content])}
-    except (KeyError, TypeError) as error:
-        raise TaskError(f"a message needs {role!r} and {content!r}; this one is {message!r:.200}") from error
+def _sharegpt(example: Mapping[str, Any]) -> list[Message]:
+    turns = _turns(from_json(example["conversations"], "conversations"), "conversations")
+    return [_sharegpt_turn(turn) for turn in turns]
 
 
-def _sharegpt_role(role: str) -> str:
+def _sharegpt_turn(turn: Any) -> Message:
+    if isinstance(turn, Mapping) and "from" not in turn and "role" in turn:
+        return read_message(turn)
+    message = read_message(turn, "from", "value")
+    role = message["role"]
     if role not in SHAREGPT_ROLES:
         raise TaskError(f"unknown role {role!r} in `conversations`; known: {', '.join(SHAREGPT_ROLES)}")
-    return SHAREGPT_ROLES[role]
+    if role == "function_call":
+        calls = from_json(message["content"], "value of function_call")
+        calls = [tool_call(call) for call in (calls if isinstance(calls, list) else [calls])]
+        message |= {"tool_calls": calls, "content": ""}
+    return {**message, "role": SHAREGPT_ROLES[role]}
 
 
-def _system(example: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "system", "content": str(example["system"])}] if example.get("system") else []
+def _completion(example: Mapping[str, Any]) -> list[Message]:
+    """Read prompt and completion: texts, or lists of messages. What the prompt answers itself is context."""
+    prompt, answer = example["prompt"], example["completion"]
+    before = [*_history(example), _user(prompt, "prompt")] if isinstance(prompt, str) else _read(prompt, "prompt")
+    if not isinstance(prompt, str):
+        before = [{**m, LEARNED: False} if m["role"] == "assistant" else m for m in before]
+    return [*before, *([_assistant(answer, "completion")] if isinstance(answer, str) else _read(answer, "completion"))]
 
 
-def _user(content: Any) -> dict[str, str]:
-    return {"role": "user", "content": str(content)}
+def _alpaca(example: Mapping[str, Any]) -> list[Message]:
+    given = example.get("input")
+    parts = [text_of(example["instruction"], "instruction"), "" if given is None else text_of(given, "input")]
+    asked = _user("\n\n".join(filter(None, parts)), "instruction")
+    return [*_history(example), asked, _assistant(example["output"], "output")]
 
 
-def _assistant(content: Any) -> dict[str, str]:
-    return {"role": "assistant", "content": str(content)}
+_READERS = {"messages": _messages, "conversations": _sharegpt, "prompt": _completion, "instruction": _alpaca}
 
 
-def _prompt_messages(prompt: Any) -> list[dict[str, str]]:
-    return [_user(prompt)] if isinstance(prompt, str) else _read(prompt, "prompt")
+def _history(example: Mapping[str, Any]) -> list[Message]:
+    """Return the earlier turns that Alpaca's `history` holds: pairs of a question and its answer."""
+    history = from_json(example.get("history") or [], "history")
+    turns = []
+    for pair in _turns(history, "history"):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise TaskError(f"'history' holds {pair!r:.80}; expected pairs of a question and its answer")
+        turns += [_user(pair[0], "history"), _assistant(pair[1], "history")]
+    return turns
 
 
-def _answer_messages(answer: Any) -> list[dict[str, str]]:
-    return [_assistant(answer)] if isinstance(answer, str) else _read(answer, "completion")
+def _read(turns: Any, column: str) -> list[Message]:
+    return [read_message(turn) for turn in _turns(turns, column)]
+
+
+def _with_system(example: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """Put what the column `system` says first."""
+    if is_nothing(example.get("system")):
+        return messages
+    system = text_of(example["system"], "system")
+    there = [m["content"] for m in messages if m["role"] in ("system", "developer")]
+    if there and there != [system]:
+        raise TaskError("column 'system' says something else than the system message of the conversation; keep one")
+    return messages if there else [{"role": "system", "content": system}, *messages]
+
+
+def _tools(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the column `tools`, a list or its JSON, as OpenAI writes tools."""
+    given = from_json(example.get("tools") or [], "tools")
+    if is_nothing(given):
+        return None
+    if not isinstance(given, list | tuple) or not all(isinstance(tool, Mapping) for tool in given):
+        raise TaskError(f"'tools' holds {type(given).__name__} ({given!r:.60}) instead of a list of tools")
+    return [_tool(tool) for tool in given]
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise TaskError(f"a tool needs a function with a name; this one is {tool!r:.120}")
+    if tool.get("type", "function") != "function":
+        raise TaskError(f"a tool of type {tool['type']!r} is not honoured; only functions are")
+    return {"type": "function", "function": {key: value for key, value in function.items() if key != "type"}}
+
+
+def _user(content: Any, where: str) -> Message:
+    return {"role": "user", "content": text_of(content, where)}
+
+
+def _assistant(content: Any, where: str) -> Message:
+    return {"role": "assistant", "content": text_of(content, where)}

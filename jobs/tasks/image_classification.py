@@ -93,8 +93,16 @@ class ImageClassification(Task):
         self._label(example)
 
     def content(self, example: Mapping[str, Any]) -> Any:
-        """Return the image, whatever its label."""
-        return self._image(example)
+        """Return the image, whatever its label or its path."""
+        there = [path for path in self.files(example) if path.is_file()]
+        return there[0].read_bytes() if there else self._image(example)
+
+    def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
+        """Return the image's path, where the example names it instead of holding it."""
+        image = self._image(example)
+        if isinstance(image, Mapping):
+            image = image.get("bytes") or image.get("path")
+        return [Path(image)] if isinstance(image, str | Path) else []
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
         """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""
@@ -194,50 +202,23 @@ class ImageClassification(Task):
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """Raise TaskError for an unknown architecture or an entry that its config has not."""
-        from transformers import AutoConfig
+        from jobs.tasks import image_models
 
-        from jobs.tasks import cnn
-
-        cnn.register()
-        try:
-            default = AutoConfig.for_model(architecture)
-        except (ValueError, KeyError) as error:
-            raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
-        unknown = [key for key in config if not hasattr(default, key)]
-        if unknown:
-            raise TaskError(f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}")
+        image_models.check(architecture, config)
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `cnn` (ours) or a transformers image classifier (vit, resnet, …) in fp32."""
-        from transformers import AutoConfig, AutoModelForImageClassification
+        from jobs.tasks import image_models
 
-        self.check_model(architecture, config)
-        known = {"num_channels": self.channels, "id2label": dict(enumerate(self.labels))}
-        known["label2id"] = {label: i for i, label in enumerate(self.labels)}
-        if hasattr(AutoConfig.for_model(architecture), "image_size"):
-            known["image_size"] = self.size[0]
-        try:
-            model = AutoModelForImageClassification.from_config(AutoConfig.for_model(architecture, **known, **config))
-        except (ValueError, KeyError) as error:
-            raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
-        return model.float()
+        return image_models.build(architecture, config, self.labels, self.size, self.channels)
 
     def load_model(
         self, directory: Path, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
     ) -> torch.nn.Module:
         """Load a model directory (also one quantised by torchao), in evaluation mode."""
-        from transformers import AutoModelForImageClassification
+        from jobs.tasks import image_models
 
-        from jobs.tasks import cnn
-
-        cnn.register()
-        try:
-            model = AutoModelForImageClassification.from_pretrained(
-                str(directory), dtype=dtype or "auto", trust_remote_code=False, **(config or {})
-            )
-        except (OSError, ValueError) as error:
-            raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
-        return model.eval()
+        return image_models.load(directory, dtype, config or {})
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from jobs.tasks import TaskError
@@ -24,12 +25,18 @@ def column_of(example: Mapping[str, Any], name: str, option: str) -> Any:
 def label_of(example: Mapping[str, Any], name: str) -> str:
     """Return the label in the column `name`.
 
+    A label is a text, or a whole number or a truth value, which are known by their digits or name.
+
     Raises:
-        TaskError: it is missing, empty or no single value.
+        TaskError: it is missing, empty, or something else.
     """
     label = column_of(example, name, "label_column")
-    if label is None or isinstance(label, list | dict) or not str(label).strip():
-        raise TaskError(f"column {name!r} holds {label!r:.60}, which is no label")
+    whole = isinstance(label, float | Decimal) and label == label and label % 1 == 0  # what nulls make of integers
+    if whole:
+        return str(int(label))
+    if not isinstance(label, str | int) or not str(label).strip():
+        kind = ": a label is a text or a whole number" if isinstance(label, float | Decimal | bytes) else ""
+        raise TaskError(f"column {name!r} holds {label!r:.60}, which is no label{kind}")
     return str(label)
 
 

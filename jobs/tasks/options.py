@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from jobs.tasks import TaskError, get
+from jobs.tasks import Task, TaskError, TaskOptions, get
 
 DEFAULT = "causal-lm"
 """The task of a spec that names none."""
@@ -41,12 +41,23 @@ def in_their_place(
     try:
         kind = get(name, context.get("folder"))
         mistakes += _metric_mistakes(values.get("checkpoint"), kind.metrics)
-        options = kind.Options.model_validate(options).model_dump(mode="json", by_alias=True)
+        checked = kind.Options.model_validate(options)
+        options = checked.model_dump(mode="json", by_alias=True)
+        mistakes += _origin_mistakes(kind, checked, values.get("model"))
     except TaskError as error:
         mistakes.append(mistake(("task", "name"), str(error), name))
     except ValidationError as error:
         mistakes += _option_mistakes(error, kind.Options, under_data.keys() - given.keys(), data_keys)
     return {**values, "task": {"name": name, **options}, "data": rest}, mistakes
+
+
+def _origin_mistakes(kind: type[Task], options: TaskOptions, model: Any) -> list[InitErrorDetails]:
+    source = model.get("from") if isinstance(model, Mapping) else None
+    try:
+        kind.check_options(options, source if isinstance(source, str) else None)
+    except TaskError as error:
+        return [mistake(("model", "from"), str(error), source)]
+    return []
 
 
 def refusal(title: str, mistakes: list[InitErrorDetails], error: ValidationError | None = None) -> ValidationError:

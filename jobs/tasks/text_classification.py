@@ -85,6 +85,11 @@ class TextClassification(Task):
 
     # -- data -------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def check_options(cls, options: TaskOptions, starts_from: str | None) -> None:
+        """Refuse to train a tokenizer for weights that were learned with another."""
+        tokenization.check_origin(options, starts_from)
+
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for an example without a text, its second text or a label."""
         self._texts(example)

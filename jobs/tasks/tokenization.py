@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from jobs.tasks import TaskError, TaskOptions
-from jobs.tasks.conversations import CHATML
+from jobs.tasks import TaskError, TaskOptions, TaskSetupError
+from jobs.tasks.chat_template import CHATML
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -153,6 +153,57 @@ def load(source: str | Path) -> Any:
     if tokenizer.chat_template is None and "<|im_start|>" in tokenizer.get_vocab():
         tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def check_origin(options: TaskOptions, starts_from: str | None) -> None:
+    """Refuse to train a tokenizer for weights that were learned with another.
+
+    Args:
+        options: a task's, with its `tokenizer`.
+        starts_from: `model.from`; None where the weights are fresh.
+
+    Raises:
+        TaskError: they ask for it.
+    """
+    tokenizer = getattr(options, "tokenizer", None)
+    if starts_from is not None and tokenizer is not None and tokenizer.train:
+        raise TaskError(
+            f"tokenizer.train makes new tokens, which the embeddings of {starts_from!r} do not know; leave it out to "
+            "keep the model's own, or name a tokenizer in tokenizer.from"
+        )
+
+
+def end_of_text(tokenizer: Any) -> int:
+    """Return the token that ends a text.
+
+    Raises:
+        TaskSetupError: the tokenizer has none, so that a model would never learn to end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise TaskSetupError(
+            "the tokenizer has no end token: say which it is as eos_token in its tokenizer_config.json, or name "
+            "another tokenizer in task.tokenizer.from"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def difference(tokenizer: Any, parent: Path | str) -> list[str]:
+    """Say where a tokenizer's tokens are not those that the parent's embeddings were learned for.
+
+    Nothing is said of a parent without a tokenizer.
+    """
+    try:
+        before = load(parent).get_vocab()
+    except TaskError:
+        return []
+    now = tokenizer.get_vocab()
+    moved = sum(before.get(token) != at for token, at in now.items())
+    if not moved:
+        return []
+    return [
+        f"task.tokenizer is not that of {parent}: {moved} of its {len(now)} tokens have another number there or none, "
+        "and the embeddings of these start from what was learned for other tokens"
+    ]
 
 
 def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:

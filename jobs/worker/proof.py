@@ -82,5 +82,6 @@ def of_files(directory: Path, trained: Measured, task: Task, precision: Precisio
 def _loss(directory: Path, trained: Measured, task: Task, precision: Precision, device: torch.device) -> float:
     loaded = type(task).load(directory, task.options)
     model = loaded.load_model(directory, DTYPES[precision]).to(device)
+    loaded.prepare_model(model, trained.rows.columns)
     how = {"limit": trained.limit, "seed": trained.seed, "micro_batch": trained.micro_batch}
     return loaded.summarise(measure(loaded, model, trained.rows, **how, device=device))["loss"]  # type: ignore[arg-type]

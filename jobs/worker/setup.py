@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,9 +15,12 @@ from typing import IO, Any
 
 import torch
 
+from cluster.errors import UserError
 from cluster.precision import Precision
+from jobs import deaths
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
+from jobs.checkpoint.fence import Fence
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
@@ -24,7 +29,7 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import zero
+from jobs.worker import weights, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
@@ -59,6 +64,8 @@ class Worker:
     skip: frozenset[int] = frozenset()
     """Steps whose batch is left out."""
     model_directory: Path | None = None
+    data: str = ""
+    """Digest of the rows it learns from."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -83,16 +90,24 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     task = prepared.task(spec)
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), folder.control()
-    point, nodes = resume.agree(store), resume.nodes()
+    # Entered before it looks: what it finds, nobody who was here before changes any more.
+    name = resume.attempt_name()
+    fence = Fence.enter(store, name) if rank == 0 else None
+    point = resume.agree(store)
+    check_data(point, prepared.rows)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
-    attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
+    attempt = this_attempt(point.attempt, micro_batch)
     if rank == 0:
         folder.write_attempt(attempt)
         for reason in point.skipped:
             print(f"skipped checkpoint {reason}", flush=True)
     base = read_deepspeed(training, config.base)
     model = starting_model(spec, task, config.parent)
+    eval_rows = rows_of(prepared, prepared.eval_files)
+    for said in task.prepare_model(model, rows.columns | eval_rows.columns):
+        if rank == 0:
+            print(said, flush=True)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(
@@ -101,7 +116,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     engine = make_engine(model, training, ds_config, device, store, point)
     if rank == 0:
         folder.write_attempt(replace(attempt, training=True))
-    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=nodes[rank])
+    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])
     keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
     return Worker(
         spec=spec,
@@ -110,20 +125,44 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         task=task,
         engine=engine,
         rows=rows,
-        eval_rows=rows_of(prepared, prepared.eval_files),
+        eval_rows=eval_rows,
         folder=folder,
         spool=Spool(folder.rank_0_spool) if rank == 0 else None,
         watchdog=watchdog,
         injector=injector,
         skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes()),
+        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
         zero_stage=zero.stage_of(training, base),
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,
+        data=prepared.rows,
     )
+
+
+def check_data(point: resume.Point, rows: str) -> None:
+    """Refuse a checkpoint that has learned from other rows; the driver has asked the run's folder, if that is whole.
+
+    Raises:
+        UserError: it has; nothing was loaded.
+    """
+    known = point.manifest.data if point.manifest else ""
+    if known and rows and known != rows:
+        raise UserError(
+            f"the checkpoint at step {point.step} has learned from other rows (digest {known[:12]}) than these "
+            f"({rows[:12]}): bring the data back as it was, or begin a new run with --set checkpoint.resume=never"
+        )
+
+
+def this_attempt(name: str, micro_batch: int) -> Attempt:
+    """Describe this start of the group, with where each rank is. Collective."""
+    import ray
+
+    mine = (ray.get_runtime_context().get_node_id(), os.getpid(), deaths.oom_kills())
+    nodes, pids, kills = zip(*resume.gathered(mine), strict=True)
+    return Attempt(name, len(nodes), micro_batch, nodes=nodes, pids=pids, oom_kills=kills)
 
 
 def read_deepspeed(training: TrainingSpec, base: Path) -> dict[str, Any] | None:
@@ -164,7 +203,8 @@ def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Modu
     assert spec.training is not None
     torch.manual_seed(spec.training.seed)
     if parent is not None:
-        return task.load_model(parent, torch.float32, spec.model.config).train()
+        with weights.readable(parent):
+            return task.load_model(parent, torch.float32, spec.model.config).train()
     assert spec.model.architecture is not None
     return task.build(spec.model.architecture, spec.model.config)
 
@@ -179,6 +219,11 @@ def logged(config: WorkerConfig) -> Iterator[Watchdog]:
     """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
     import ray.train
 
+    if not config.folder.path.is_dir():
+        raise UserError(
+            f"storage: {config.folder.path} is not there on the node {socket.gethostname()}: `storage` has to be a "
+            "folder that all nodes share"
+        )
     rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
     watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s)
     with config.folder.log(attempt, rank).open("a", buffering=1) as file:

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from serve.engines import inputs as sent
 from serve.engines.answer_text import AnswerText
-from serve.engines.chat_template import NoChatTemplate
+from serve.engines.chat_template import LeftOut, NoChatTemplate
 from serve.engines.pacing import interval_s, paced
-from serve.engines.prompts import TooLong, check_length, encode, is_chat
+from serve.engines.prompts import TooLong, encode, is_chat
 from serve.engines.protocol import (
     BatchingEngine,
     Engine,
@@ -36,8 +36,14 @@ from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load,
 logger = logging.getLogger(__name__)
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What a model's generation_config.json may set for requests that do not."""
-CODES: dict[type[RequestError], str] = {NoChatTemplate: "no_chat_template", TooLong: "context_length_exceeded"}
+CODES: dict[type[RequestError], str] = {
+    NoChatTemplate: "no_chat_template",
+    LeftOut: "unsupported_parameter",
+    TooLong: "context_length_exceeded",
+}
 """What a refusal is called, where it is called otherwise than `invalid_value`."""
+ROWS_AT_ONCE = 256
+"""Rows of one request that are handed to an engine together: a small body can hold millions of empty texts."""
 
 
 class Replica(Protocol):
@@ -86,10 +92,9 @@ class GenerativeReplica:
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
         """Stream one text: Opened, then chunks, the last with a finish reason. Closing it frees the slot."""
         try:
-            request = await asyncio.to_thread(self._request, call)
+            request, answer = await asyncio.to_thread(self._prepared, call)
             await self._engine.check(request)
             yield Opened(self._identity, len(request.prompt_token_ids))
-            answer = AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
             async with aclosing(paced(self._engine.generate(request), self._pause_s)) as deltas:
                 async for delta in deltas:
                     yield answer.chunk(delta)
@@ -115,16 +120,16 @@ class GenerativeReplica:
     def _pause_s(self) -> float:
         return interval_s(self._engine.load().running)
 
-    def _request(self, call: GenerateCall) -> GenerationRequest:
-        """Return what the engine is asked. Raises RequestError."""
-        ids = encode(self._engine.tokenizer, call, self._tools.format(call))
-        check_length(len(ids), self._engine.max_context, call)
+    def _prepared(self, call: GenerateCall) -> tuple[GenerationRequest, AnswerText]:
+        """Return what the engine is asked, and what its answer will be put into. Raises RequestError."""
+        ids = encode(self._engine.tokenizer, call, self._engine.max_context, self._tools.format(call))
         max_tokens = self._engine.max_context - len(ids) if call.max_tokens is None else call.max_tokens
         # an echoed prompt is scored too, and max_tokens may then be 0
         scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}
         wanted = self._tools.sampling(call) if call.tools else {}
         params = SamplingParams(**{**self._defaults, **call.sampling, **scoring, **wanted, "max_tokens": max_tokens})
-        return GenerationRequest(call.request_id, ids, params, continues_prompt=not is_chat(call))
+        request = GenerationRequest(call.request_id, ids, params, continues_prompt=not is_chat(call))
+        return request, AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
 
 
 class PredictiveReplica:
@@ -157,8 +162,11 @@ class PredictiveReplica:
         """Predict for every row of the inputs."""
         try:
             instances = sent.rows(call.inputs, self._inputs)
-            work = [self._predict(number, len(instances), each) for number, each in enumerate(instances)]
-            return Inferred(self._identity, list(await asyncio.gather(*work)))
+            predictions: list[dict[str, Any]] = []
+            for start in range(0, len(instances), ROWS_AT_ONCE):
+                some = enumerate(instances[start : start + ROWS_AT_ONCE], start)
+                predictions += await asyncio.gather(*(self._predict(at, len(instances), each) for at, each in some))
+            return Inferred(self._identity, predictions)
         except ValueError as error:  # InputError, TaskError and RequestError are among them
             return Refused(400, str(error), "invalid_value", "inputs")
         except EngineError as error:

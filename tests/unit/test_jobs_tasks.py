@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.tasks import IGNORED, TaskError, get, tokenization
-from jobs.tasks.conversations import messages_of, render
+from jobs.tasks.conversations import messages_of
 from jobs.tasks.cross_entropy import cross_entropy_sum
 from jobs.tasks.images import read_image, resize
 from jobs.tasks.packing import best_fit
@@ -104,16 +104,6 @@ def test_every_shape_of_a_conversation_reads_the_same(example):
 def test_broken_conversation_is_refused(example, said):
     with pytest.raises(TaskError, match=said):
         messages_of(example)
-
-
-def test_template_that_rewrites_history_is_refused(lm):
-    before = lm.tokenizer.chat_template
-    lm.tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    try:
-        with pytest.raises(TaskError, match="rewrites earlier messages"):
-            render(lm.tokenizer, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
-    finally:
-        lm.tokenizer.chat_template = before
 
 
 def test_best_fit_places_every_item_once_and_wastes_little():

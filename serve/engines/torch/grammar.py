@@ -87,7 +87,8 @@ class Grammars:
             raise RequestError(field, f"is no JSON schema: {error}") from None
         matcher = LLMatcher(self._prepared_vocabulary(field), grammar, log_level=0)
         if matcher.is_error():
-            raise RequestError(field, f"this schema cannot be followed: {matcher.get_error()}")
+            reason = str(matcher.get_error()).partition("\n")[0]  # the rest shows lines of the grammar
+            raise RequestError(field, f"this schema cannot be followed: {reason}")
         return matcher
 
     def _prepared_vocabulary(self, field: str) -> Any:

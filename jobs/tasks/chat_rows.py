@@ -1,0 +1,78 @@
+"""Conversations → pieces of tokens with labels, and what of them was left out or cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jobs.tasks import IGNORED, chat_template
+from jobs.tasks.chat_template import Rendered
+from jobs.tasks.conversations import Conversation
+from jobs.tasks.packing import Piece
+
+COUNTED = {
+    "left_out": "conversations left out: their prompts fill sequence_length, so that no answer is left",
+    "answers_cut": "conversations cut: an answer goes on beyond sequence_length",
+    "divided": "conversations learned answer by answer: the chat template writes earlier turns differently",
+    "unended": "conversations have answers that end in no special token: the model will not learn when to stop",
+    "dated": "conversations hold the date of today: the chat template writes it",
+}
+"""What is counted of conversations: name → what it is, behind "3 of 10"."""
+
+Counts = dict[str, "np.ndarray"]
+
+
+def encode(tokenizer: Any, conversations: Sequence[Conversation], width: int) -> tuple[list[Piece], Counts]:
+    """Tokenise conversations; of each at most `width` tokens, and none that have no answer among these.
+
+    A token is learned if any of its characters is part of an answer.
+
+    Returns:
+        Pieces of (token ids, labels), and the counts of `COUNTED`, each int32 (1,).
+
+    Raises:
+        TaskSetupError, TaskError: as `chat_template.render`.
+    """
+    rendered = [chat_template.render(tokenizer, conversation) for conversation in conversations]
+    texts = [part.text for parts in rendered for part in parts]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
+    tokens = iter(zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True))
+    special = chat_template.special_ids(tokenizer)
+    dated = "strftime_now" in str(tokenizer.chat_template)
+    counts = dict.fromkeys(COUNTED, 0)
+    pieces: list[Piece] = []
+    for parts in rendered:
+        whole = [_piece(part, *next(tokens)) for part in parts]
+        cut = [(ids[:width], labels[:width]) for ids, labels in whole]
+        kept = [piece for piece in cut if _targets(piece)]
+        pieces += kept
+        counts["left_out"] += not kept
+        counts["answers_cut"] += bool(kept) and sum(map(_targets, kept)) < sum(map(_targets, whole))
+        counts["divided"] += len(parts) > 1
+        counts["unended"] += any(not _ends(piece, special) for piece in whole)
+        counts["dated"] += dated
+    return pieces, {name: np.array([count], dtype=np.int32) for name, count in counts.items()}
+
+
+def _piece(part: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> Piece:
+    labels = [token if _learned(at, part.spans) else IGNORED for token, at in zip(ids, offsets, strict=True)]
+    return ids, labels
+
+
+def _learned(offset: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
+    """Tell whether a token has a character of an answer; one of no characters belongs where it stands."""
+    start, end = offset
+    return any(start < last and (end > first or start == end == first) for first, last in spans)
+
+
+def _targets(piece: Piece) -> int:
+    return sum(label != IGNORED for label in piece[1][1:])
+
+
+def _ends(piece: Piece, special: frozenset[int]) -> bool:
+    """Tell whether each run of learned tokens ends in a special one."""
+    labels = piece[1]
+    last = [a for a, b in zip(labels, [*labels[1:], IGNORED], strict=True) if a != IGNORED and b == IGNORED]
+    return all(label in special for label in last)

@@ -1,0 +1,218 @@
+"""Conversations → text by the tokenizer's chat template, with the spans of characters that are learned.
+
+A template may refuse a conversation, leave out what it was given, or rewrite earlier turns. What it leaves out is found
+by asking it again without: a text that stays the same has not used it, and the conversation is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.tasks import TaskError, TaskSetupError
+from jobs.tasks.conversations import Conversation, is_learned
+from jobs.tasks.messages import LEARNED, REASONING, Message
+
+# A plain ChatML template, given to tokenizers that bring none.
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+_MARK = "\ue000\ue001"
+"""Stands where an answer would: in no text, and without white space that a template might strip."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text, and the spans (first character, last one + 1) of it that are learned."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+def render_text(
+    tokenizer: Any, messages: Sequence[Message], tools: Any = None, prompt: bool = False, **options: Any
+) -> str:
+    """Return the text of messages by the tokenizer's chat template.
+
+    Args:
+        tools: as OpenAI writes them.
+        prompt: end with what the template puts before an answer.
+        options: variables of the template's own.
+
+    Raises:
+        TaskSetupError: the tokenizer has no chat template.
+        TaskError: the template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise TaskSetupError(
+            "the tokenizer has no chat template, and the data are conversations: put one into its folder as "
+            "chat_template.jinja, or name a tokenizer that has one in task.tokenizer.from"
+        )
+    told = [{key: value for key, value in message.items() if key != LEARNED} for message in messages]
+    try:
+        return str(
+            tokenizer.apply_chat_template(told, tools=tools, add_generation_prompt=prompt, tokenize=False, **options)
+        )
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise TaskError(f"the chat template refuses the conversation: {' '.join(str(error).split())}") from error
+
+
+def render(tokenizer: Any, conversation: Conversation) -> list[Rendered]:
+    """Return a conversation's text with the spans of its answers; one text for each answer where these do not agree.
+
+    A span begins after what the template puts before an answer, and ends after what it puts behind it (so the
+    end-of-turn token is learned too). Where the template writes earlier turns in another way than when they were the
+    last (it drops their thoughts, or moves the system prompt), each answer is learned behind the prompt that a server
+    would send.
+
+    Raises:
+        TaskSetupError: the tokenizer has no chat template.
+        TaskError: the template refuses the conversation, or leaves out a part of it.
+    """
+    asked = _Asked(tokenizer, conversation.tools, _in_its_form(tokenizer, conversation))
+    whole = asked.text(asked.messages)
+    learned = [index for index, message in enumerate(asked.messages) if is_learned(message)]
+    each = [asked.answer(index) for index in learned]
+    if all(whole.startswith(text) for text, _ in each):
+        asked.check_shown(asked.messages, whole, learned)
+        return [Rendered(whole, [span for _, span in each])]
+    for index, (text, _) in zip(learned, each, strict=True):
+        asked.check_shown(asked.messages[: index + 1], text, [index])
+    return [Rendered(text, [span]) for text, span in each]
+
+
+class _Asked:
+    """One conversation, and what the template makes of it and of variations of it."""
+
+    def __init__(self, tokenizer: Any, tools: Any, messages: list[Message]) -> None:
+        self._tokenizer, self._tools, self.messages = tokenizer, tools, messages
+
+    def text(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        return render_text(self._tokenizer, messages, self._tools, prompt)
+
+    def answer(self, index: int) -> tuple[str, tuple[int, int]]:
+        """Return the text up to the answer at `index`, and the answer's span in it."""
+        through = self.text(self.messages[: index + 1])
+        return through, (self._start(index, through), len(through.removesuffix("\n")))
+
+    def _start(self, index: int, through: str) -> int:
+        """Return where the answer begins: behind the generation prompt, or, without one, where another would differ."""
+        before = self.messages[:index]
+        try:
+            prompt = self.text(before, prompt=True)
+            if through.startswith(prompt):
+                return len(prompt)
+        except TaskError:  # it renders nothing that ends before an answer, such as no message at all
+            pass
+        message = self.messages[index]
+        other = {"role": "assistant", "content": _MARK, **{key: _MARK for key in REASONING if key in message}}
+        marked = self.text([*before, other])
+        if _MARK not in marked:
+            raise TaskError("the chat template leaves out the answer, so it cannot be located")
+        pairs = enumerate(zip(through, marked, strict=False))
+        return next((at for at, (one, other_) in pairs if one != other_), len(through))
+
+    def check_shown(self, messages: list[Message], text: str, answers: list[int]) -> None:
+        """Refuse what the template leaves out of `text`; the thoughts before `answers` must be in it, others need not.
+
+        Raises:
+            TaskError: names it.
+        """
+        if self._tools and self._same(messages, text, without_tools=True):
+            raise TaskError("the chat template leaves out 'tools'")
+        for index, message in enumerate(messages):
+            for what, changed in _variations(message, text, index in answers):
+                if self._same([*messages[:index], changed, *messages[index + 1 :]], text):
+                    raise TaskError(f"the chat template leaves out {what} of message {index + 1} ({message['role']})")
+
+    def _same(self, messages: list[Message], text: str, without_tools: bool = False) -> bool:
+        try:
+            return render_text(self._tokenizer, messages, None if without_tools else self._tools) == text
+        except TaskError:  # it misses what was taken away
+            return False
+
+
+def _variations(message: Message, text: str, is_answer: bool) -> Iterator[tuple[str, Message]]:
+    """Yield what of a message may have been left out of the text, each with the message without it."""
+    if message["content"].strip() not in text:
+        yield "the content", {**message, "content": _MARK}
+    fields = (*(REASONING if is_answer else ()), *(("name",) if message["role"] != "tool" else ()))
+    for field in fields:
+        if field in message:
+            yield repr(field), {key: value for key, value in message.items() if key != field}
+    calls = message.get("tool_calls", [])
+    for index, call in enumerate(calls):
+        others = [*calls[:index], *calls[index + 1 :]]
+        rest = {key: value for key, value in message.items() if key != "tool_calls"}
+        yield f"the call of {call['function']['name']!r}", {**rest, **({"tool_calls": others} if others else {})}
+
+
+def _in_its_form(tokenizer: Any, conversation: Conversation) -> list[Message]:
+    """Return the messages with the arguments of calls as the template takes them: mappings, or their JSON.
+
+    Most templates write them as JSON and want mappings. One that wants JSON fails on a mapping, or writes it as Python
+    does.
+    """
+    messages = conversation.messages
+    if not any("tool_calls" in message for message in messages):
+        return messages
+    as_mappings = [_with_arguments(message, _mapping) for message in messages]
+    written = [str(c["function"]["arguments"]) for m in as_mappings for c in m.get("tool_calls", ())]
+    try:
+        text = render_text(tokenizer, as_mappings, conversation.tools)
+        if not any(argument != "{}" and argument in text for argument in written):
+            return as_mappings
+    except TaskSetupError:
+        raise
+    except TaskError:
+        as_json = [_with_arguments(message, _json) for message in messages]
+        try:
+            render_text(tokenizer, as_json, conversation.tools)
+        except TaskError:
+            return as_mappings  # its refusal is about something else: let it be said
+        return as_json
+    return [_with_arguments(message, _json) for message in messages]
+
+
+def _with_arguments(message: Message, form: Any) -> Message:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": form(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _mapping(arguments: Any) -> Any:
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def _json(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """Return the special token with which the template ends an answer; None where it has none."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        text = render_text(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}])
+    except TaskError:
+        return None
+    behind = tokenizer(text.rpartition(_MARK)[2].strip(), add_special_tokens=False)["input_ids"]
+    return int(behind[0]) if behind and behind[0] in special_ids(tokenizer) else None
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the tokens that stand for no text: special ones, and the end token."""
+    added = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset({*added, *tokenizer.all_special_ids})

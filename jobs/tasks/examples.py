@@ -1,0 +1,45 @@
+"""Examples of text and conversations: which of the two one is, and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.tasks import TaskError
+from jobs.tasks.architectures import close
+from jobs.tasks.conversations import conversation_of, is_conversation
+from jobs.tasks.messages import text_of
+
+
+class ExampleReader:
+    """Reads each example by its own shape."""
+
+    def __init__(self, text_column: str | None) -> None:
+        """Take the column of the text; None: `text`, where an example is no conversation."""
+        self._is_given = text_column is not None
+        self.column = text_column or "text"
+
+    def is_conversation(self, example: Mapping[str, Any]) -> bool:
+        """Tell a conversation from a text: a column of the text that was named makes every example a text."""
+        return not self._is_given and is_conversation(example)
+
+    def text(self, example: Mapping[str, Any]) -> str:
+        """Return the text of an example that is no conversation.
+
+        Raises:
+            TaskError: its column is missing or holds something else.
+        """
+        if example.get(self.column) is not None:
+            return text_of(example[self.column], self.column)
+        if self.column in example:
+            raise TaskError(f"column {self.column!r} holds NoneType, not text")
+        raise TaskError(
+            f"no text in column {self.column!r}; this example has {sorted(example)}{close(self.column, example)}. "
+            "Name the column in task.text_column"
+        )
+
+    def words(self, example: Mapping[str, Any]) -> str:
+        """Return what a tokenizer may learn from: the text, or all that is said in a conversation."""
+        if not self.is_conversation(example):
+            return self.text(example)
+        return "".join(message["content"] for message in conversation_of(example).messages)
