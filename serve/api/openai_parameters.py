@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from serve.api.body import ApiError, shown
-from serve.api.openai_requests import MODELS, Request
+from serve.api.openai_requests import MODELS, Body
 
 HARMLESS = {
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -99,7 +99,7 @@ HINTS = {
 }
 """What to do instead; "leave it out" for the others."""
 
-Kind = TypeVar("Kind", bound=Request)
+Kind = TypeVar("Kind", bound=Body)
 
 
 def validate(kind: type[Kind], body: dict[str, Any]) -> Kind:

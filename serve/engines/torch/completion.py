@@ -49,7 +49,7 @@ def advance(step: Step, logits: torch.Tensor, eos: frozenset[int]) -> list[tuple
     Args:
         logits: [L, vocab], of the rows that `batch.build` asked for in this step, in their order.
     """
-    chunks = step.chunks
+    chunks = [chunk for chunk in step.chunks if not chunk.sequence.pooled]
     if any(chunk.sequence.scored for chunk in chunks):
         logits = _score(chunks, logits)
     completing = [chunk.sequence for chunk in chunks if chunk.completes]
