@@ -61,7 +61,9 @@ class Generation:
 def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
     """Parse the body of /v1/chat/completions. Raises ApiError (400) naming the parameter at fault."""
     request = validate(ChatRequest, body)
-    limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    newer = request.max_completion_tokens
+    if newer is not None and newer < 1:
+        raise invalid("max_completion_tokens", f"must be an integer at least 1, got {newer}")
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "needs logprobs: true")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -69,7 +71,7 @@ def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
         f"chatcmpl-{request_id}",
         conversation(request.messages),
         _sampling(request, logprobs),
-        limit,
+        request.max_tokens if newer is None else newer,
         tools=tools(request),
         template_kwargs=request.chat_template_kwargs or {},
     )

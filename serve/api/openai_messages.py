@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve.api.body import ApiError
-from serve.api.openai_parameters import invalid, is_empty, missing
-from serve.api.openai_requests import Message, ToolCall
+from serve.api.openai_parameters import invalid, missing
+from serve.api.openai_requests import Message, ToolCall, is_empty
 
 HARMLESS = {"id", "cache_control", "metadata"}
 """Fields of a message that change no answer: agents send them back as they got them."""

@@ -7,13 +7,13 @@ What would change the answer and is not supported is refused by name. What asks 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from serve.api.body import ApiError, shown
-from serve.api.openai_requests import MODELS, Body
+from serve.api.openai_requests import MODELS, Body, ChatRequest, CompletionRequest, is_empty
 
 HARMLESS = {
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -40,7 +40,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     # those of vLLM, SGLang, llama.cpp and others, as clients send them
     "add_generation_prompt": (True,),
-    "add_special_tokens": (),
     "allowed_token_ids": (),
     "bad_words": (),
     "cache_salt": (),
@@ -64,6 +63,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "logits_processors": (),
     "lora_path": (),
+    "max_completion_tokens": (),
     "mirostat": (0,),
     "mm_processor_kwargs": (),
     "no_stop_trim": (False,),
@@ -87,13 +87,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Parameters that are not supported → the values, beside empty ones, that ask for nothing."""
 
-EMPTY: tuple[Any, ...] = (None, "", {}, [])
+OF_ROUTE: dict[type[Request], dict[str, tuple[Any, ...]]] = {
+    ChatRequest: {"add_special_tokens": (False,)},  # the template has them
+    CompletionRequest: {"add_special_tokens": (True,)},
+}
+"""The same, where it depends on the route."""
 ASKS_WHEN_EMPTY = {"web_search_options"}
 """OpenAI's `{}` turns it on with its defaults."""
 
 HINTS = {
     "functions": "name them in `tools`",
     "function_call": "use `tools` and `tool_choice`",
+    "max_completion_tokens": "use `max_tokens`",
     "guided_json": "use `response_format`",
     "structured_outputs": "use `response_format`",
 }
@@ -105,28 +110,25 @@ Kind = TypeVar("Kind", bound=Body)
 def validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
     """Read a body as a request of a kind. Raises ApiError (400) that names the parameter at fault."""
     try:
-        return kind.model_validate(supported(body, kind.model_fields))
+        return kind.model_validate(supported(kind, body))
     except ValidationError as error:
         raise _bad_parameter(error.errors(include_url=False)) from None
 
 
-def supported(body: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+def supported(kind: type[Request], body: dict[str, Any]) -> dict[str, Any]:
     """Return the body without what asks for nothing. Raises ApiError for what does, and is not supported."""
-    return {name: value for name, value in body.items() if name in known or not _asks_nothing(name, value)}
+    neutral = NEUTRAL | OF_ROUTE[kind]
+    known = kind.model_fields
+    return {name: value for name, value in body.items() if name in known or not _asks_nothing(name, value, neutral)}
 
 
-def is_empty(value: Any) -> bool:
-    """Say whether a value is one of those that ask for nothing under any name."""
-    return any(_same(value, empty) for empty in EMPTY)
-
-
-def _asks_nothing(name: str, value: Any) -> bool:
+def _asks_nothing(name: str, value: Any, neutral: Mapping[str, tuple[Any, ...]]) -> bool:
     """Say whether a parameter may be left out of account; False for an unknown one. Raises ApiError."""
     if value is None or name in HARMLESS or (is_empty(value) and name not in ASKS_WHEN_EMPTY):
         return True
-    if name not in NEUTRAL:
+    if name not in neutral:
         return False
-    if any(_same(value, neutral) for neutral in NEUTRAL[name]):
+    if any(_same(value, one) for one in neutral[name]):
         return True
     message = f"{name} = {shown(value)} is not supported by this server; {HINTS.get(name, 'leave it out')}"
     raise ApiError(400, message, code="unsupported_parameter", param=name)

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve.engines.protocol import MOST_ALTERNATIVES
 
 FUNCTION_NAME = r"^[A-Za-z0-9_.-]{1,128}$"
 
 
+def is_empty(value: Any) -> bool:
+    """Say whether a value asks for nothing under any name."""
+    return value is None or (isinstance(value, (str, dict, list)) and not value)
+
+
 class Body(BaseModel):
+    """A part of a request: what it does not know is refused, unless it asks for nothing."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: part for name, part in value.items() if name in known or not is_empty(part)}
 
 
 class StreamOptions(Body):

@@ -19,21 +19,16 @@ from serve.wire import Tools
 Messages = Sequence[Mapping[str, Any]]
 
 
+KNOWN_NEUTRAL: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
+"""What says nothing to a template that does not know it: a model that cannot think does not."""
+
+
 class NoChatTemplate(RequestError):
     """The model cannot take conversations."""
 
 
-class Arguments(dict[str, Any]):
-    """The arguments of a call: a mapping for templates that write JSON, JSON for those that write them as they are."""
-
-    def __str__(self) -> str:
-        return json.dumps(dict(self), ensure_ascii=False)
-
-    def __add__(self, other: str) -> str:
-        return str(self) + other
-
-    def __radd__(self, other: str) -> str:
-        return other + str(self)
+class LeftOut(RequestError):
+    """The template has no place for something that the request has."""
 
 
 class ChatTemplate:
@@ -59,17 +54,38 @@ class ChatTemplate:
         """
         source = self.source(tools is not None)
         self._check_options(options, source)
-        told = [_for_template(message, form) for message in messages]
         functions = None if tools is None else [{"type": "function", "function": f} for f in tools.functions]
-        text = self._render(told, functions, options)
+        told, text = self._rendered([_for_template(message, form) for message in messages], functions, options)
         if functions and self._render(told, None, options) == text:
-            raise RequestError("tools", "this model's chat template has no place for them")
+            raise LeftOut("tools", "this model's chat template has no place for them")
         for index, message in enumerate(told):
             for field in _in_doubt(message, text, source):
                 changed = [*told[:index], _without(message, field), *told[index + 1 :]]
                 if self._same(changed, functions, options, text):
-                    raise RequestError(f"messages[{index}].{field}", "this model's chat template leaves it out")
+                    raise LeftOut(f"messages[{index}].{field}", "this model's chat template leaves it out")
         return text
+
+    def _rendered(self, messages: Messages, functions: Any, options: Mapping[str, Any]) -> tuple[Messages, str]:
+        """Return the messages as the template takes them, and the prompt.
+
+        Most templates write the arguments of calls as JSON and want them as mappings. One that wants JSON fails on a
+        mapping, or writes it as Python does.
+        """
+        arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
+        failure: RequestError | None = None
+        try:
+            text = self._render(messages, functions, options)
+            if not any(part and str(part) in text for part in arguments):
+                return messages, text
+        except RequestError as error:
+            if not arguments:
+                raise
+            failure = error
+        as_json = [_with_json(message) for message in messages]
+        try:
+            return as_json, self._render(as_json, functions, options)
+        except RequestError as error:
+            raise failure or error from None
 
     def _render(self, messages: Messages, functions: Any, options: Mapping[str, Any]) -> str:
         from jinja2 import TemplateError
@@ -90,18 +106,19 @@ class ChatTemplate:
 
     def _check_options(self, options: Mapping[str, Any], source: str) -> None:
         taken = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"}
-        for name in options:
+        for name, value in options.items():
             param = f"chat_template_kwargs.{name}"
             if name in taken:
                 raise RequestError(param, "is no variable of the template's own")
-            if not re.search(rf"\b{re.escape(name)}\b", source):
-                raise RequestError(param, "this model's chat template does not know it")
+            neutral = name in KNOWN_NEUTRAL and value is KNOWN_NEUTRAL[name]
+            if not neutral and not re.search(rf"\b{re.escape(name)}\b", source):
+                raise LeftOut(param, "this model's chat template does not know it")
 
 
 def _in_doubt(message: Mapping[str, Any], text: str, source: str) -> list[str]:
     """Return the fields of a message that may have been left out of the text."""
     doubted = [field for field in ("name", "tool_calls") if field in message and message["role"] != "tool"]
-    if "reasoning_content" in message and "reasoning_content" not in source:
+    if "reasoning_content" in message and not re.search(r"\b(reasoning_content|thinking)\b", source):
         doubted.append("reasoning_content")  # one that knows it leaves out old ones on purpose
     content = str(message["content"]).strip()
     shown = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
@@ -118,20 +135,26 @@ def _without(message: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 
 def _for_template(message: Mapping[str, Any], form: Format | None) -> dict[str, Any]:
-    """Return a message with the arguments and the ids of calls as templates want them."""
+    """Return a message with the ids of calls as the template wants them."""
     told = dict(message)
     if "tool_calls" in message:
-        told["tool_calls"] = [
-            {**call, "id": _id(call["id"], form), "function": _with_arguments(call["function"])}
-            for call in message["tool_calls"]
-        ]
+        told["tool_calls"] = [{**call, "id": _id(call["id"], form)} for call in message["tool_calls"]]
     if "tool_call_id" in message:
         told["tool_call_id"] = _id(message["tool_call_id"], form)
     return told
 
 
-def _with_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {**function, "arguments": Arguments(function["arguments"])}
+def _with_json(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message with the arguments of calls as JSON."""
+    if "tool_calls" not in message:
+        return dict(message)
+    functions = [call["function"] for call in message["tool_calls"]]
+    texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+    calls = [
+        {**call, "function": {**call["function"], "arguments": text}}
+        for call, text in zip(message["tool_calls"], texts, strict=True)
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def _id(name: str, form: Format | None) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from serve.engines import inputs as sent
 from serve.engines.answer_text import AnswerText
-from serve.engines.chat_template import NoChatTemplate
+from serve.engines.chat_template import LeftOut, NoChatTemplate
 from serve.engines.embedding import token_ids
 from serve.engines.pacing import interval_s, paced
 from serve.engines.prompts import TooLong, check_length, encode, is_chat
@@ -40,7 +40,11 @@ from serve.wire import Chunk, EmbedCall, GenerateCall, Identity, InferCall, Infe
 logger = logging.getLogger(__name__)
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What a model's generation_config.json may set for requests that do not."""
-CODES: dict[type[RequestError], str] = {NoChatTemplate: "no_chat_template", TooLong: "context_length_exceeded"}
+CODES: dict[type[RequestError], str] = {
+    NoChatTemplate: "no_chat_template",
+    LeftOut: "unsupported_parameter",
+    TooLong: "context_length_exceeded",
+}
 """What a refusal is called, where it is called otherwise than `invalid_value`."""
 
 

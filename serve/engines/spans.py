@@ -64,7 +64,7 @@ class Places:
 
 
 def _as_shown(raw: bytes, text: str) -> bytes:
-    """Return a token's bytes, or those of its text where a decoder made a U+FFFD of a whole character (ByteFallback)."""
+    """Return a token's bytes, or its text's where a decoder made a U+FFFD of a whole character (ByteFallback)."""
     return raw if _is_partial(raw) or raw.decode() == text else text.encode()
 
 

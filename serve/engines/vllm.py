@@ -92,6 +92,7 @@ class VllmEngine:
     async def start(self) -> None:
         """Start vLLM's process and load the model there."""
         from vllm import AsyncEngineArgs
+        from vllm.config import StructuredOutputsConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(
@@ -99,6 +100,8 @@ class VllmEngine:
             max_model_len=self.max_context,
             max_logprobs=-1,
             disable_log_stats=True,
+            # llguidance, as in the torch engine; one vLLM has one backend, and only this one reads grammars of calls
+            structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
             **self._arguments,
         )
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
@@ -163,7 +166,7 @@ def _parameters(params: SamplingParams, room: int) -> Any:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     structured = None
-    if params.grammar is not None:  # its guidance backend reads llguidance's grammars
+    if params.grammar is not None:
         structured = StructuredOutputsParams(grammar=params.grammar)
     elif params.json_schema is not None:
         structured = StructuredOutputsParams(json=params.json_schema)

@@ -95,12 +95,15 @@ def decoder(kind: str, seed: int = 0, spread: float = 0.02, **changes: Any) -> A
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def language_model(directory: Path, seed: int = 0, context: int = 512, hidden: int = 64, layers: int = 2) -> Path:
-    """Export a random Llama with its tokenizer to `directory`."""
-    fast = tokenizer()
+def language_model(
+    directory: Path, seed: int = 0, context: int = 512, hidden: int = 64, layers: int = 2, fast: Any = None
+) -> Path:
+    """Export a random Llama with its tokenizer (`fast`, or `tokenizer()`) to `directory`."""
+    fast = fast or tokenizer()
     sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     sizes |= {"head_dim": hidden // 4, "max_position_embeddings": context, "vocab_size": len(fast)}
-    special = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id, "bos_token_id": None}
+    special = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
+    special |= {"bos_token_id": fast.bos_token_id}
     model = decoder("llama", seed, **sizes, **special)
     return export(directory, fast, model, run_id="run-of-tiny", evaluation={"loss": 5.5})
 

@@ -88,6 +88,7 @@ def test_a_message_as_the_client_dumps_it() -> None:
         ("echo", True),
         ("continue_final_message", True),
         ("guided_json", {"type": "object"}),
+        ("add_special_tokens", True),
         ("bad_words", ["x"]),
         ("include_stop_str_in_output", 1),
     ],
@@ -109,6 +110,7 @@ def test_what_cannot_be_honoured_is_refused(name: str, value: Any) -> None:
         {"reasoning_effort": "none", "verbosity": "medium", "modalities": ["text"], "audio": None, "prediction": None},
         {"chat_template_kwargs": {}, "best_of": 1, "logit_bias": {}, "tools": [], "tool_choice": "auto", "stop": ""},
         {"logprobs": False, "top_logprobs": 0, "parallel_tool_calls": True, "safety_identifier": "x"},
+        {"add_special_tokens": False, "stream_options": {"some_new_name": None}},
         {"suffix": "", "guided_json": {}, "documents": [], "some_new_name": None, "another": [], "length_penalty": 1},
     ],
 )
@@ -152,6 +154,7 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"min_tokens": 5, "response_format": {"type": "json_object"}}, "invalid_value", "min_tokens"),
         ({"stop_token_ids": [-1]}, "invalid_value", "stop_token_ids"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_completion_tokens": 0, "max_tokens": 5}, "invalid_value", "max_completion_tokens"),
         ({"max_tokens": 1.5}, "invalid_value", "max_tokens"),
         ({"stream": "yes"}, "invalid_value", "stream"),
         ({"stop": ["a", 3]}, "invalid_value", "stop[1]"),
@@ -367,6 +370,7 @@ def test_every_chunk_may_tell_the_usage() -> None:
         {"cache_control": {"type": "ephemeral"}},
         {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": []},
         {"tool_calls": None, "reasoning_content": "", "prefix": False},
+        {"content": [{"type": "text", "text": "x", "annotations": []}]},
         {"content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
     ],
 )

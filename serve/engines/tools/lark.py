@@ -14,7 +14,8 @@ from typing import Any
 from serve.engines.tools.formats import Format
 from serve.wire import Tools
 
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"
+"""Between JSON's tokens: models write arguments on one line, or indent them a little."""
 ANY_TEXT = r"/(.|\n)*/"
 NO_OBJECT = r"/[^{ \t\r\n](.|\n)*/"
 """Text that cannot be taken for a call in a format without markers."""
@@ -86,5 +87,5 @@ def _call(form: Format, at: int, function: Mapping[str, Any], strict: bool, requ
 
 
 def _bounded(schema: dict[str, Any], lenient: bool = False) -> dict[str, Any]:
-    """Bound the blanks between JSON's tokens: a model may prefer them to an answer."""
+    """Bound the blanks: a model may prefer them to an answer."""
     return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": lenient}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve.engines.chat_template import ChatTemplate
+from serve.engines.chat_template import ChatTemplate, LeftOut
 from serve.engines.protocol import RequestError
 from serve.engines.table import ToolFormat
 from serve.engines.tools.formats import FORMATS, Format, marker_tokens, tool_format
@@ -35,9 +35,9 @@ class ToolUse:
         try:
             form = tool_format(self._template.source(call.tools is not None))
         except ValueError as error:
-            raise RequestError("tools", str(error)) from None
+            raise LeftOut("tools", str(error)) from None
         if form is None and call.tools is not None:
-            raise RequestError("tools", "this model's chat template has no place for them")
+            raise LeftOut("tools", "this model's chat template has no place for them")
         return form
 
     def parser(self, call: GenerateCall) -> CallParser | None:
