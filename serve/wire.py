@@ -108,7 +108,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class InferCall:
-    """Named tensors in: numpy arrays whose first axis is the batch, or lists of str or bytes."""
+    """Named tensors in: numpy arrays whose first axis is the batch, or lists of str or bytes, nested as their shape."""
 
     request_id: str
     inputs: dict[str, Any]

@@ -190,45 +190,17 @@ class ImageClassification(Task):
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `cnn` (ours) or a transformers image classifier (vit, resnet, …) in fp32."""
-        from transformers import AutoConfig, AutoModelForImageClassification
+        from jobs.tasks import image_models
 
-        from jobs.tasks import cnn
-
-        cnn.register()
-        known = {"num_channels": self.channels, "id2label": dict(enumerate(self.labels))}
-        known["label2id"] = {label: i for i, label in enumerate(self.labels)}
-        try:
-            default = AutoConfig.for_model(architecture)
-            if hasattr(default, "image_size"):
-                known["image_size"] = self.size[0]
-            unknown = [key for key in config if not hasattr(default, key)]
-            if unknown:
-                raise TaskError(
-                    f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}"
-                )
-            model = AutoModelForImageClassification.from_config(AutoConfig.for_model(architecture, **known, **config))
-        except (ValueError, KeyError) as error:
-            if isinstance(error, TaskError):
-                raise
-            raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
-        return model.float()
+        return image_models.build(architecture, config, self.labels, self.size, self.channels)
 
     def load_model(
         self, directory: Path, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
     ) -> torch.nn.Module:
         """Load a model directory (also one quantised by torchao), in evaluation mode."""
-        from transformers import AutoModelForImageClassification
+        from jobs.tasks import image_models
 
-        from jobs.tasks import cnn
-
-        cnn.register()
-        try:
-            model = AutoModelForImageClassification.from_pretrained(
-                str(directory), dtype=dtype or "auto", trust_remote_code=False, **(config or {})
-            )
-        except (OSError, ValueError) as error:
-            raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
-        return model.eval()
+        return image_models.load(directory, dtype, config or {})
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ def deepened(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def bits_of(pixels: np.ndarray) -> int:
-    """Return the bits per channel of pixels (…, C): 8 of uint8, 16 of uint16."""
+    """Return the bits of each value of pixels (H, W, C): 8 of uint8, 16 of uint16."""
     return 8 * pixels.dtype.itemsize
 
 

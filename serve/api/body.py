@@ -54,9 +54,15 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def check_charset(content_type: str | None) -> None:
-    """Refuse a body that says it is in another charset than UTF-8: read as UTF-8 it would be another text."""
-    _, found, charset = (content_type or "").lower().partition("charset=")
+def check_content_type(content_type: str | None) -> None:
+    """Refuse a body that says it is a form, or in another charset than UTF-8: read as UTF-8 it would be another text.
+
+    Other types pass, since what many clients send beside a JSON body is not its type.
+    """
+    said = (content_type or "").lower()
+    if said.startswith("multipart/"):
+        raise ApiError(400, f"the body is a form ({said.split(';')[0]}): send JSON", code="invalid_value")
+    _, found, charset = said.partition("charset=")
     name = charset.split(";")[0].strip(" \"'")
     if found and name not in ("utf-8", "utf8", "us-ascii", "ascii"):
         raise ApiError(400, f"the charset {name!r:.40} is not read here: send the body in UTF-8", code="invalid_value")

@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serve.api import content, embeddings, inference_api, openai_api
-from serve.api.body import ApiError, check_charset, model_name, model_not_found, parse_json
+from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation
 from serve.api.streaming import Stream, accepted, collect, events, open_all
@@ -116,8 +116,8 @@ class Gateway:
         if card.generates:
             message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
             raise ApiError(400, message, code="unsupported_task", param="model")
-        raw, length = await self._read(request), request.headers.get(inference_api.LENGTH_HEADER)
-        parsed = inference_api.parse(raw, length, model=name, version=card.version)
+        raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
+        parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
         result = accepted(await self._backend.infer(name, InferCall(parsed.id or uuid.uuid4().hex, parsed.inputs)))
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | answer.headers)
@@ -169,7 +169,7 @@ class Gateway:
         return card
 
     async def _read(self, request: Request) -> bytes:
-        check_charset(request.headers.get("content-type"))
+        check_content_type(request.headers.get("content-type"))
         coding = ", ".join(request.headers.getlist("content-encoding"))
         return await content.read(request.stream(), coding, self._max_body_bytes)
 

@@ -23,6 +23,18 @@ EXTENSIONS = ("binary_tensor_data",)
 LENGTH_HEADER = "inference-header-content-length"
 NEUTRAL = ("priority", "timeout", "headers")
 """Parameters of a request that other servers have and that change no answer."""
+MISTAKES = {
+    "missing": "is required",
+    "extra_forbidden": "is not known here",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
+"""Sentences in place of pydantic's, which name its own types."""
 
 
 class _Part(BaseModel):
@@ -121,7 +133,8 @@ def _validate(body: dict[str, Any]) -> _Request:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-        raise _bad(param, f"{detail['msg']} (given: {shown(detail.get('input'))})") from None
+        given = "" if detail["type"] == "missing" else f" (given: {shown(detail.get('input'))})"
+        raise _bad(param, f"{MISTAKES.get(detail['type'], detail['msg'])}{given}") from None
 
 
 def _inputs(parts: list[_Input], tail: memoryview) -> dict[str, Any]:

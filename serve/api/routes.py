@@ -37,7 +37,8 @@ def not_found(path: str, known: Sequence[str]) -> str:
     """Return the sentence for a path that has no route: with the one that was probably meant."""
     candidates = [f"/v1{path}", f"/v2{path}", path.removeprefix("/v1"), path.removeprefix("/v2")]
     meant = [route for route in candidates if route in known] or difflib.get_close_matches(path, known, 1, 0.85)
-    hint = f"; did you mean {meant[0]}?" if meant else f"; known: {', '.join(known)}"
+    beside = [route for route in known if route.split("/")[1] == path.split("/")[1]]
+    hint = f"; did you mean {meant[0]}?" if meant else f"; known: {', '.join(beside or known)}"
     return f"there is no {path[:200]} here{hint}"
 
 
@@ -138,7 +139,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         # No route, or another method than the route's.
         path, headers = request.scope["path"], dict(error.headers or {})
         if error.status_code == 404:
-            known = [route.path for route in app.routes if hasattr(route, "path")]
+            known = [route.path.replace(":path", "") for route in app.routes if hasattr(route, "path")]
             return _answer(request, ApiError(404, not_found(path, known), code="not_found", headers=headers))
         message = f"{request.method} {path[:200]}: {error.detail}"
         return _answer(request, ApiError(error.status_code, message, code="method_not_allowed", headers=headers))

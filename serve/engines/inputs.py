@@ -69,9 +69,12 @@ def _fitted(value: Any, part: Mapping[str, Any]) -> Any:
 def _cast(name: str, value: np.ndarray, datatype: str) -> np.ndarray:
     """Bring whole numbers to the model's whole type, if it holds them all."""
     given, dtype = datatype_of(value.dtype), DATATYPES.get(datatype)
-    if dtype is None or dtype.kind not in "iu" or value.dtype.kind not in "iu":
-        raise InputError(f"input {name!r} is {given}, the model takes {datatype}: send its values as {datatype}")
+    if dtype is None or dtype.kind not in "iu":
+        raise InputError(f"input {name!r} is {given}, the model takes {datatype}")
     limits = np.iinfo(dtype)
+    if value.dtype.kind not in "iu":
+        whole = f"whole numbers from {limits.min} to {limits.max}"
+        raise InputError(f"input {name!r} is {given}, the model takes {datatype}: {whole}")
     outside = (value < limits.min) | (value > limits.max)
     if outside.any():
         index = np.unravel_index(int(outside.argmax()), value.shape)

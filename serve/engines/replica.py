@@ -46,6 +46,8 @@ CODES: dict[type[RequestError], str] = {
     TooLong: "context_length_exceeded",
 }
 """What a refusal is called, where it is called otherwise than `invalid_value`."""
+ROWS_AT_ONCE = 256
+"""Rows of one request that are handed to an engine together: a small body can hold millions of empty texts."""
 
 
 class Replica(Protocol):
@@ -184,8 +186,11 @@ class PredictiveReplica:
         """Predict for every row of the inputs."""
         try:
             instances = sent.rows(call.inputs, self._inputs)
-            work = [self._predict(number, len(instances), each) for number, each in enumerate(instances)]
-            return Inferred(self._identity, list(await asyncio.gather(*work)))
+            predictions: list[dict[str, Any]] = []
+            for start in range(0, len(instances), ROWS_AT_ONCE):
+                some = enumerate(instances[start : start + ROWS_AT_ONCE], start)
+                predictions += await asyncio.gather(*(self._predict(at, len(instances), each) for at, each in some))
+            return Inferred(self._identity, predictions)
         except ValueError as error:  # InputError, TaskError and RequestError are among them
             return Refused(400, str(error), "invalid_value", "inputs")
         except EngineError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 from jobs.tasks import TaskError, get
 from jobs.tasks.image_files import MAX_PIXELS, decode
 from jobs.tasks.images import PixelSums, deepened, read_image, read_picture, resize, sent_picture
+from tests.support.sinks import touched
 
 DEEP = np.array([[0, 9000], [47000, 65535]], dtype=np.uint16)
 
@@ -247,19 +247,6 @@ def test_training_names_the_file_it_cannot_read(tmp_path: Path) -> None:
     assert read_image(Image.new("RGB", (1, 1), (1, 2, 3)).quantize(2)).tolist() == [[[1, 2, 3]]]
 
 
-OPENED: list[str] = []
-"""What this process opened while a test watched."""
-WATCHING = [False]
-
-
-def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if WATCHING[0] and event in ("open", "os.open", "socket.connect", "subprocess.Popen"):
-        OPENED.append(str(arguments[0]))
-
-
-sys.addaudithook(_note)
-
-
 @pytest.mark.parametrize(
     "form", [str, os.fsencode, Path, "file://{}".format, "http://127.0.0.1/{}".format, lambda p: {"path": p}]
 )
@@ -273,11 +260,10 @@ def test_no_path_is_opened_that_a_client_sends(form: Any, tmp_path: Path) -> Non
         task.predict(model, [b"AAAA"])
     sink = tmp_path / "sink.png"
     os.mkfifo(sink)  # opening it would block
-    OPENED.clear()
-    WATCHING[0] = True
-    try:
-        with pytest.raises(TaskError):
-            task.predict(model, [form(str(sink))])
-    finally:
-        WATCHING[0] = False
-    assert OPENED == []
+    with touched("sink") as opened, pytest.raises(TaskError):
+        task.predict(model, [form(str(sink))])
+    assert opened == []
+    (tmp_path / "other.png").write_bytes(b"AAAA")
+    with touched("other") as opened, pytest.raises(TaskError):
+        read_picture(tmp_path / "other.png")
+    assert opened  # training does open what its own rows name, and the watch sees it

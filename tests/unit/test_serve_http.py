@@ -225,15 +225,18 @@ def test_a_byte_order_mark_changes_nothing() -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
 
 
-def test_another_charset_is_refused(serve: Any) -> None:
+def test_another_charset_and_a_form_are_refused(serve: Any) -> None:
     async def scenario(client: httpx.AsyncClient, backend: Predicting) -> None:
         text = json.dumps(BODY).encode()
         for named in ("application/json; charset=utf-8", 'application/json;charset="UTF-8"', "text/plain"):
             assert (await client.post(INFER, content=text, headers={"content-type": named})).status_code == 200
-        for named in ("application/json; charset=latin-1", "application/json; charset=utf-16"):
-            answer = await client.post(INFER, content=text, headers={"content-type": named})
+        for charset in ("latin-1", "utf-16"):
+            headers = {"content-type": f"application/json; charset={charset}"}
+            answer = await client.post(INFER, content=text, headers=headers)
             assert answer.status_code == 400
-            assert "charset" in answer.json()["error"]
+            assert f"the charset '{charset}' is not read here" in answer.json()["error"]
+        form = await client.post(INFER, files={"image": b"png"})
+        assert (form.status_code, form.json()["error"]) == (400, "the body is a form (multipart/form-data): send JSON")
 
     serve(scenario)
 

@@ -105,7 +105,7 @@ def test_texts_flat_and_nested() -> None:
         ({"data": [1, [2, 3, 4]]}, "unevenly"),
         ({"data": [[1, 2], [3, 4], [5, 6]], "shape": [2, 3]}, "nested as [3, 2], the shape says [2, 3]"),
         ({"data": []}, "there are 0"),
-        ({"data": "1234"}, "valid list"),
+        ({"data": "1234"}, "inputs[0].data: must be a list"),
         ({"data": None}, "either `data` or"),
         ({"data": "left out"}, "either `data` or"),
         ({"shape": []}, "inputs[0].shape"),

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import Image
 from serve.api.body import ApiError
 from tests.support import predictive
 from tests.support.predictive import Predicting, Scenario
+from tests.support.sinks import touched
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
 
@@ -301,19 +301,6 @@ def test_a_task_that_answers_otherwise_than_its_parent_is_described_as_it_answer
     predictive.run({"parity": (own, model)}, scenario)
 
 
-OPENED: list[str] = []
-"""What this process opened, connected to or started while a test watched."""
-WATCHING = [False]
-
-
-def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if WATCHING[0] and event in ("open", "socket.connect", "subprocess.Popen", "os.system", "os.exec"):
-        OPENED.append(f"{event} {arguments[0]!r}")
-
-
-sys.addaudithook(_note)
-
-
 @pytest.mark.parametrize("form", ["{}", "file://{}", "http://127.0.0.1:1{}", "~{}", "./../../../../../..{}"])
 def test_no_path_is_opened_that_a_client_names(serve: Any, tmp_path: Path, form: str) -> None:
     sink = tmp_path / "sink.png"
@@ -323,34 +310,26 @@ def test_no_path_is_opened_that_a_client_names(serve: Any, tmp_path: Path, form:
 
     async def scenario(client: httpx.AsyncClient, backend: Predicting) -> None:
         text = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [named]}
-        await ask(client, files(png()))  # what is imported late is imported now
-        await ask(client, text, model="opinions")
-        await refused(client, files(b"AAAA"))
-        WATCHING[0] = True
-        try:
-            message = await refused(client, files(named, parameters=None))
-            assert '"parameters": {"content_type": "base64"}' in message
-            for wrong in (
-                files(coded),
-                files(named),
-                files(named, parameters={"content_type": "str"}),
-                part(shape=[1], data=[named]),
-                part(shape=[1], data=[{"path": named, "bytes": None}]),
-                part(name=named),
-            ):
-                await refused(client, wrong)
-            raw = len(named).to_bytes(4, "little") + named.encode()
-            image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
-            head = json.dumps({"inputs": [image]}).encode()
-            headers = {"inference-header-content-length": str(len(head))}
-            answer = await client.post("/v2/models/shapes/infer", content=head + raw, headers=headers)
-            assert answer.status_code == 400
-            assert (await ask(client, text, model="opinions")).status_code == 200  # to it, a path is a text
-            assert (await client.get(f"/v2/models/{named}")).status_code in (400, 404)
-            assert (await client.post("/v1/completions", json={"model": named, "prompt": "a"})).status_code == 404
-        finally:
-            WATCHING[0] = False
+        message = await refused(client, files(named, parameters=None))
+        assert '"parameters": {"content_type": "base64"}' in message
+        for wrong in (
+            files(coded),
+            files(named),
+            files(named, parameters={"content_type": "str"}),
+            part(shape=[1], data=[named]),
+            part(shape=[1], data=[{"path": named, "bytes": None}]),
+            part(name=named),
+        ):
+            await refused(client, wrong)
+        raw = len(named).to_bytes(4, "little") + named.encode()
+        image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
+        head = json.dumps({"inputs": [image]}).encode()
+        headers = {"inference-header-content-length": str(len(head))}
+        answer = await client.post("/v2/models/shapes/infer", content=head + raw, headers=headers)
+        assert answer.status_code == 400
+        assert (await ask(client, text, model="opinions")).status_code == 200  # to it, a path is a text
+        assert (await client.get(f"/v2/models/{named}")).status_code in (400, 404)
 
-    OPENED.clear()
-    serve(scenario)
-    assert OPENED == []
+    with touched("sink") as opened:
+        serve(scenario)
+    assert opened == []
