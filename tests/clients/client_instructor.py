@@ -7,13 +7,16 @@ from typing import Literal
 import instructor
 import openai
 import tried
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 plain = openai.OpenAI(base_url=tried.URL, api_key=tried.KEY, max_retries=0)
 
 
 class Weather(BaseModel):
     """The weather of a place."""
+
+    # a model with random weights would invent more fields until its tokens are used up
+    model_config = ConfigDict(extra="forbid")
 
     place: Literal["Berlin", "Paris"]
     degrees: int = Field(ge=-20, le=40)

@@ -1,6 +1,4 @@
-"""LlamaIndex with OpenAILike."""
-
-from __future__ import annotations
+"""LlamaIndex with OpenAILike. Annotations are not postponed: FunctionTool reads them as they are."""
 
 from typing import Literal
 

