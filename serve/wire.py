@@ -18,7 +18,7 @@ class Tools:
     """The functions that a model may call in its answer."""
 
     functions: tuple[dict[str, Any], ...]
-    """Each with `name`, `parameters` (the schema of an object) and perhaps `description`."""
+    """Each with `name`, `description` and `parameters` (the schema of an object)."""
     strict: tuple[str, ...] = ()
     """Functions whose arguments must follow their schema also where the model itself decides to call."""
     required: bool = False

@@ -55,8 +55,6 @@ def _check_known(name: str, offered: dict[str, Function]) -> None:
 
 
 def _told(function: Function) -> dict[str, Any]:
-    """Return a function as templates get it."""
-    told: dict[str, Any] = {"name": function.name}
-    if function.description is not None:
-        told["description"] = function.description
-    return {**told, "parameters": {"type": "object", **(function.parameters or NO_ARGUMENTS)}}
+    """Return a function as templates get it: some fail where a description or the properties are missing."""
+    parameters = {**NO_ARGUMENTS, **(function.parameters or {})}
+    return {"name": function.name, "description": function.description or "", "parameters": parameters}

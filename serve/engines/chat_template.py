@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.engines.protocol import RequestError
 from serve.engines.tools.formats import Format
@@ -31,6 +31,15 @@ class LeftOut(RequestError):
     """The template has no place for something that the request has."""
 
 
+class Rendered(NamedTuple):
+    """A prompt, and what it was made of, as the template got it."""
+
+    text: str
+    messages: Messages
+    functions: list[dict[str, Any]] | None
+    options: Mapping[str, Any]
+
+
 class ChatTemplate:
     """Renders the conversations of one model."""
 
@@ -43,49 +52,41 @@ class ChatTemplate:
             raise NoChatTemplate("messages", "this model has no chat template; use /v1/completions")
         return str(self._tokenizer.get_chat_template(tools=[{}] if has_tools else None))
 
-    def prompt(
+    def render(
         self, messages: Messages, tools: Tools | None, options: Mapping[str, Any], form: Format | None = None
-    ) -> str:
-        """Return the prompt. Raises RequestError for what the template refuses, or leaves out.
+    ) -> Rendered:
+        """Return the prompt. Raises RequestError for what the template refuses.
 
         Args:
             options: what the request tells the template beside the messages (`chat_template_kwargs`).
             form: how the model writes calls, which decides what their ids may look like.
         """
-        source = self.source(tools is not None)
-        self._check_options(options, source)
-        functions = None if tools is None else [{"type": "function", "function": f} for f in tools.functions]
-        told, text = self._rendered([_for_template(message, form) for message in messages], functions, options)
-        if functions and self._render(told, None, options) == text:
-            raise LeftOut("tools", "this model's chat template has no place for them")
-        for index, message in enumerate(told):
-            for field in _in_doubt(message, text, source):
-                changed = [*told[:index], _without(message, field), *told[index + 1 :]]
-                if self._same(changed, functions, options, text):
-                    raise LeftOut(f"messages[{index}].{field}", "this model's chat template leaves it out")
-        return text
-
-    def _rendered(self, messages: Messages, functions: Any, options: Mapping[str, Any]) -> tuple[Messages, str]:
-        """Return the messages as the template takes them, and the prompt.
-
-        Most templates write the arguments of calls as JSON and want them as mappings. One that wants JSON fails on a
-        mapping, or writes it as Python does.
-        """
-        arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
-        failure: RequestError | None = None
+        self._check_options(options, self.source(tools is not None))
+        functions = [{"type": "function", "function": f} for f in tools.functions] if tools else None
+        told = [_for_template(message, form) for message in messages]
+        arguments = [call["function"]["arguments"] for message in told for call in message.get("tool_calls", ())]
         try:
-            text = self._render(messages, functions, options)
+            text = self._render(told, functions, options)
             if not any(part and str(part) in text for part in arguments):
-                return messages, text
-        except RequestError as error:
+                return Rendered(text, told, functions, options)
+        except RequestError:
             if not arguments:
                 raise
-            failure = error
-        as_json = [_with_json(message) for message in messages]
-        try:
-            return as_json, self._render(as_json, functions, options)
-        except RequestError as error:
-            raise failure or error from None
+        # Most templates write arguments as JSON and want mappings; this one fails on them, or writes Python's form
+        told = [_with_json(message) for message in told]
+        return Rendered(self._render(told, functions, options), told, functions, options)
+
+    def check(self, rendered: Rendered) -> None:
+        """Raise LeftOut for what the template has left out of a prompt. It renders again, so too long ones go first."""
+        _, told, functions, options = rendered
+        if functions and self._same(rendered, rendered._replace(functions=None)):
+            raise LeftOut("tools", "this model's chat template has no place for them")
+        source = self.source(functions is not None)
+        for index, message in enumerate(told):
+            for field in _in_doubt(message, rendered.text, source):
+                changed = [*told[:index], _without(message, field), *told[index + 1 :]]
+                if self._same(rendered, Rendered("", changed, functions, options)):
+                    raise LeftOut(f"messages[{index}].{field}", "this model's chat template leaves it out")
 
     def _render(self, messages: Messages, functions: Any, options: Mapping[str, Any]) -> str:
         from jinja2 import TemplateError
@@ -98,9 +99,10 @@ class ChatTemplate:
             raise RequestError("messages", f"the model's chat template refuses these messages: {error}") from None
         return str(text)
 
-    def _same(self, messages: Messages, functions: Any, options: Mapping[str, Any], text: str) -> bool:
+    def _same(self, rendered: Rendered, other: Rendered) -> bool:
+        """Say whether something else gives the same prompt."""
         try:
-            return self._render(messages, functions, options) == text
+            return self._render(other.messages, other.functions, other.options) == rendered.text
         except RequestError:  # it misses what was taken away
             return False
 
@@ -122,7 +124,8 @@ def _in_doubt(message: Mapping[str, Any], text: str, source: str) -> list[str]:
         doubted.append("reasoning_content")  # one that knows it leaves out old ones on purpose
     content = str(message["content"]).strip()
     shown = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
-    if not any(form in text for form in shown):
+    beside_calls = "tool_calls" in message  # most templates with calls leave such text out on purpose
+    if not beside_calls and not any(form in text for form in shown):
         doubted.append("content")
     return doubted
 

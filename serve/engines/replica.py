@@ -21,7 +21,7 @@ from serve.engines.answer_text import AnswerText
 from serve.engines.chat_template import LeftOut, NoChatTemplate
 from serve.engines.embedding import token_ids
 from serve.engines.pacing import interval_s, paced
-from serve.engines.prompts import TooLong, check_length, encode, is_chat
+from serve.engines.prompts import TooLong, encode, is_chat
 from serve.engines.protocol import (
     BatchingEngine,
     EmbeddingEngine,
@@ -146,8 +146,7 @@ class GenerativeReplica:
 
     def _request(self, call: GenerateCall) -> GenerationRequest:
         """Return what the engine is asked. Raises RequestError."""
-        ids = encode(self._engine.tokenizer, call, self._tools.format(call))
-        check_length(len(ids), self._engine.max_context, call)
+        ids = encode(self._engine.tokenizer, call, self._engine.max_context, self._tools.format(call))
         max_tokens = self._engine.max_context - len(ids) if call.max_tokens is None else call.max_tokens
         # an echoed prompt is scored too, and max_tokens may then be 0
         scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}

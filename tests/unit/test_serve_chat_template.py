@@ -26,7 +26,10 @@ HISTORY = [
 def rendered(template: str, messages: list[Any], tools: Tools | None = None, form: str = "json", **options: Any) -> str:
     tokenizer = tiny_models.tokenizer()
     tokenizer.chat_template = template
-    return ChatTemplate(tokenizer).prompt(messages, tools, options, FORMATS[form])
+    chat_template = ChatTemplate(tokenizer)
+    made = chat_template.render(messages, tools, options, FORMATS[form])
+    chat_template.check(made)
+    return made.text
 
 
 def refused(template: str, messages: list[Any], **more: Any) -> str:
@@ -75,6 +78,8 @@ def test_what_the_template_leaves_out_is_refused() -> None:
 
 
 def test_a_template_may_change_what_it_uses() -> None:
+    beside = [USER, {**HISTORY[1], "content": "Let me see."}, HISTORY[2]]
+    assert "Let me see." not in rendered(tool_templates.LLAMA3, beside)
     changing = "{% for m in messages %}{{ m.content.split('</think>')[-1] | upper }}{% endfor %}"
     assert rendered(changing, [USER, {"role": "assistant", "content": "<think>a</think>b"}]) == "HELLOB"
 
@@ -94,14 +99,14 @@ def test_variables_of_the_template() -> None:
     for name in ("messages", "tokenize", "add_generation_prompt", "chat_template"):
         tokenizer = tiny_models.tokenizer()
         with pytest.raises(RequestError, match="no variable"):
-            ChatTemplate(tokenizer).prompt([USER], None, {name: "x"})
+            ChatTemplate(tokenizer).render([USER], None, {name: "x"})
 
 
 def test_an_empty_text_is_the_beginning_of_a_document() -> None:
     plain, with_bos = tiny_models.tokenizer(), tiny_models.metaspace_tokenizer()
-    assert encode(plain, GenerateCall("1", "")) == (plain.eos_token_id,)
-    assert encode(with_bos, GenerateCall("1", "")) == (with_bos.bos_token_id,)
+    assert encode(plain, GenerateCall("1", ""), 9) == (plain.eos_token_id,)
+    assert encode(with_bos, GenerateCall("1", ""), 9) == (with_bos.bos_token_id,)
     with_bos.add_bos_token = False
     plain.bos_token = plain.eos_token = None
     with pytest.raises(RequestError, match="no tokens"):
-        encode(plain, GenerateCall("1", ""))
+        encode(plain, GenerateCall("1", ""), 9)

@@ -17,7 +17,7 @@ PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
 F = {"type": "function", "function": {"name": "f", "description": "does", "parameters": PARAMETERS}}
 G = {"type": "function", "function": {"name": "g", "strict": True}}
 TOLD_F = {"name": "f", "description": "does", "parameters": PARAMETERS}
-TOLD_G = {"name": "g", "parameters": {"type": "object", "properties": {}}}
+TOLD_G = {"name": "g", "description": "", "parameters": {"type": "object", "properties": {}}}
 
 
 def chat(**fields: Any) -> Any:

@@ -5,7 +5,7 @@
 | `hermes` | `<tool_call>\\n{"name": "f", "arguments": {…}}\\n</tool_call>` (Hermes, Qwen 2.5 and 3) |
 | `llama3` | `{"name": "f", "parameters": {…}}`, perhaps after `<|python_tag|>` (Llama 3.1 and on) |
 | `mistral` | `[TOOL_CALLS][{"name": "f", "arguments": {…}}]` (Mistral, up to its third tokenizer) |
-| `json` | `{"name": "f", "arguments": {…}}` |
+| `json` | `{"name": "f", "arguments": {…}}`, or a list of such |
 """
 
 from __future__ import annotations
@@ -28,12 +28,19 @@ class Format:
     """What stands after each call."""
     listed: bool = False
     """Whether the calls stand in a JSON list."""
+    takes_list: bool = False
+    """Whether they may."""
     arguments: str = "arguments"
     """The key of the arguments, as the model learned to write it."""
     between: str = "\n"
     """What stands between two calls."""
     padding: str = ""
     """What stands between the markers and the object."""
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """What calls begin with."""
+        return ("{", "[") if self.takes_list else ("{",)
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -45,13 +52,13 @@ FORMATS: dict[str, Format] = {
     for form in (
         Format("hermes", "<tool_call>", closing="</tool_call>", padding="\n"),
         Format("llama3", "<|python_tag|>", needs_opening=False, arguments="parameters", between="; "),
-        Format("mistral", "[TOOL_CALLS]", listed=True, between=", "),
-        Format("json", needs_opening=False),
+        Format("mistral", "[TOOL_CALLS]", listed=True, takes_list=True, between=", "),
+        Format("json", needs_opening=False, takes_list=True),
     )
 }
 FOREIGN = (
     *("<function=", "<arg_key>", "[ARGS]", "<|START_ACTION|>", "<start_function_call>", "<|tool_calls_section_begin|>"),
-    *("<｜tool▁calls▁begin｜>", "<|channel|>", "<minimax:tool_call>", "<|tool_call_start|>"),
+    *("<｜tool▁calls▁begin｜>", "<|channel|>", "<minimax:tool_call>", "<|tool_call_start|>", "<|tool_call|>"),
 )
 """Marks of templates whose calls are not written in JSON, or in JSON of another form: they would be taken for text."""
 

@@ -17,7 +17,7 @@ from serve.wire import Tools
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"
 """Between JSON's tokens: models write arguments on one line, or indent them a little."""
 ANY_TEXT = r"/(.|\n)*/"
-NO_OBJECT = r"/[^{ \t\r\n](.|\n)*/"
+NO_OBJECT = r"/[^{\[ \t\r\n](.|\n)*/"
 """Text that cannot be taken for a call in a format without markers."""
 
 

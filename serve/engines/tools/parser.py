@@ -86,15 +86,16 @@ class CallParser:
         if form.opening and held.endswith(form.opening):
             self._say(len(held.removesuffix(form.opening).rstrip(BLANK)))
             self._marked, self._state = True, self._before_call
-        elif not form.needs_opening and not self._said and held.strip(BLANK) == "{":
-            self._begin(char)
+        elif not form.needs_opening and not self._said and held.strip(BLANK) in form.first:
+            self._state = self._before_call
+            self._before_call(char)
         else:
             self._say(len(held) - len(_undecided(held, form.opening)))
 
     def _before_call(self, char: str) -> None:
         if char == "{":
             self._begin(char)
-        elif char == "[" and self._form.listed and not self._in_list:
+        elif char == "[" and self._form.takes_list and not self._in_list:
             self._in_list = True
         elif char not in BLANK:
             self._leave()
