@@ -7,6 +7,8 @@ other colour spaces as RGB; grey of 16 bits stays grey of 16 bits. Pixels withou
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +50,24 @@ def decode(content: bytes) -> Picture:
     """
     from PIL import Image, UnidentifiedImageError
 
+    with pillow_errors():
+        try:
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        except UnidentifiedImageError:
+            begins = f"{len(content)} bytes that begin with {content[:8]!r}" if content else "no bytes"
+            raise TaskError(f"this is no image in {', '.join(FORMATS)}: {begins}") from None
+        with opened:
+            return picture(opened)
+
+
+@contextmanager
+def pillow_errors() -> Iterator[None]:
+    """Turn what Pillow raises into TaskError; its readers raise many kinds on a broken file."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return picture(image)
-    except UnidentifiedImageError:
-        begins = f"{len(content)} bytes that begin with {content[:8]!r}" if content else "no bytes"
-        raise TaskError(f"this is no image in {', '.join(FORMATS)}: {begins}") from None
+        yield
     except TaskError:
         raise
-    except Exception as error:  # Pillow's readers raise many kinds on a broken file
+    except Exception as error:
         raise TaskError(f"cannot read an image: {error}") from error
 
 

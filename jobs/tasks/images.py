@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.tasks import TaskError
-from jobs.tasks.image_files import Picture, decode, picture
+from jobs.tasks.image_files import Picture, decode, picture, pillow_errors
 
 LARGEST = {8: 255, 16: 65535}
 """White, by bits per pixel and channel."""
@@ -58,10 +58,8 @@ def read_picture(image: Any) -> Picture:
     if isinstance(image, str | Path):
         return _read_file(Path(image))
     if isinstance(image, Image.Image):
-        try:
+        with pillow_errors():
             return picture(image)
-        except (OSError, ValueError) as error:
-            raise error if isinstance(error, TaskError) else TaskError(f"cannot read an image: {error}") from error
     return sent_picture(np.asarray(image) if isinstance(image, list | tuple) else image)
 
 
@@ -80,7 +78,7 @@ def sent_picture(image: Any) -> Picture:
         return decode(bytes(image))
     if isinstance(image, np.ndarray):
         return Picture(_checked(image))
-    hint = '; send a file\'s bytes as base64, and say so: "parameters": {"content_type": "base64"}'
+    hint = '; send a file as base64, with "parameters": {"content_type": "base64"}' if isinstance(image, str) else ""
     raise TaskError(f"an image is an array of numbers or the bytes of a file, not {image!r:.60}{hint}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from serve.api import tensor_data
 from serve.api.body import ApiError, parse_json, shown
@@ -32,6 +32,9 @@ MISTAKES = {
     "string_type": "must be a string",
     "int_type": "must be a whole number",
     "too_short": "must not be empty",
+    "too_long": "is too long",
+    "greater_than_equal": "must be at least 1",
+    "less_than": "is too large",
     "string_too_short": "must not be empty",
 }
 """Sentences in place of pydantic's, which name its own types."""
@@ -44,7 +47,7 @@ class _Part(BaseModel):
 
 
 class _Input(_Part):
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1, max_length=32), FailFast()]
     datatype: Literal[tuple([*DATATYPES, "BYTES"])]  # type: ignore[valid-type]
     data: list[Any] | None = None
 
@@ -54,8 +57,8 @@ class _Request(BaseModel):
     id: str | None = None
     model_name: str | None = None
     model_version: str | None = None
-    inputs: Annotated[list[_Input], Field(min_length=1)]
-    outputs: list[_Part] | None = None
+    inputs: Annotated[list[_Input], Field(min_length=1), FailFast()]
+    outputs: Annotated[list[_Part] | None, FailFast()] = None
     parameters: dict[str, Any] | None = None
 
 
@@ -170,8 +173,6 @@ def _size(where: str, part: _Input, parameters: Mapping[str, Any]) -> int | None
 
 
 def _value(part: _Input, parameters: Mapping[str, Any], raw: memoryview | None) -> Any:
-    if part.shape[0] == 0:
-        raise DataError("the first dimension of the shape is the batch size and must be at least 1")
     kinds = ("str", "base64") if part.datatype == "BYTES" else ("np",)
     content_type = _content_type(f"input {part.name!r}", parameters, kinds)
     if raw is not None:

@@ -37,7 +37,7 @@ def not_found(path: str, known: Sequence[str]) -> str:
     """Return the sentence for a path that has no route: with the one that was probably meant."""
     candidates = [f"/v1{path}", f"/v2{path}", path.removeprefix("/v1"), path.removeprefix("/v2")]
     meant = [route for route in candidates if route in known] or difflib.get_close_matches(path, known, 1, 0.85)
-    beside = [route for route in known if route.split("/")[1] == path.split("/")[1]]
+    beside = [route for route in known if route.split("/")[1:2] == path.split("/")[1:2]]
     hint = f"; did you mean {meant[0]}?" if meant else f"; known: {', '.join(beside or known)}"
     return f"there is no {path[:200]} here{hint}"
 

@@ -98,7 +98,7 @@ def to_bytes(tensor: OutputTensor) -> bytes:
 def nested(flat: list[Any], shape: Sequence[int]) -> list[Any]:
     """Nest a flat list as the shape says."""
     for size in reversed(shape[1:]):
-        flat = [flat[i : i + size] for i in range(0, len(flat), size)] if size else []
+        flat = [flat[i : i + size] for i in range(0, len(flat), size)]
     return flat
 
 

@@ -158,6 +158,7 @@ def test_pixels_without_a_range_are_refused(mode: str) -> None:
         decode(file(Image.new(mode, (2, 2), 1), "TIFF"))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize(
     "content",
     [
@@ -244,6 +245,10 @@ def test_training_names_the_file_it_cannot_read(tmp_path: Path) -> None:
         read_picture({"bytes": None, "path": str(path)})
     path.write_bytes(file(Image.new("L", (1, 1), 7)))
     assert read_image(str(path)).tolist() == [[[7]]]
+    with pytest.raises(TaskError, match=r"not None$"):
+        read_picture({"bytes": None, "path": None})
+    with pytest.raises(TaskError, match="no known range"):
+        read_picture(Image.new("F", (1, 1)))
     assert read_image(Image.new("RGB", (1, 1), (1, 2, 3)).quantize(2)).tolist() == [[[1, 2, 3]]]
 
 

@@ -221,6 +221,12 @@ def test_bodies_that_are_no_json_object(raw: bytes, said: str) -> None:
     assert (caught.value.status, caught.value.code) == (400, "invalid_json")
 
 
+def test_a_key_given_twice_is_found_among_many() -> None:
+    """In linear time: a search for each key would hold the gateway for minutes."""
+    with pytest.raises(ApiError, match='the key "199999" is given twice'):
+        parse_json(b"{" + b",".join(b'"%d":1' % i for i in (*range(200_000), 199_999)) + b"}")
+
+
 def test_a_byte_order_mark_changes_nothing() -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
 
@@ -266,6 +272,8 @@ def test_a_404_that_resembles_nothing_names_all() -> None:
     assert not_found("/favicon.ico", ["/v1/models", "/health"]) == (
         "there is no /favicon.ico here; known: /v1/models, /health"
     )
+    assert not_found("/v1/nothing", ["/v1/models", "/health"]).endswith("known: /v1/models")
+    assert not_found("*", ["/health"]).endswith("known: /health")
 
 
 NAMES = ["org/nope", "org%2Fnope", "a/b/c", "nope@1", "%F0%9F%98%80", "..%2F..%2Fetc%2Fpasswd"]
