@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from serve.deploy import plan
 from serve.engines.protocol import EngineError, GenerationRequest, Pooling, RequestError, SamplingParams
+from serve.engines.replica import GenerativeReplica
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
+from serve.spec import ServeSpec
+from serve.wire import EmbedCall, Identity, Refused
 from tests.support import tiny_models
 from tests.support.in_process import InProcess, run
 
@@ -171,3 +175,31 @@ def test_only_text_models_of_engines_that_can_make_embeddings(directory: Path) -
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_task")
 
     run(directory, scenario)
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ("auto", {"pooling": "mean", "normalized": True}),
+        ({"name": "torch", "pooling": "last"}, {"pooling": "last", "normalized": True}),
+        ("vllm", None),
+    ],
+)
+def test_the_model_card_tells_how_vectors_are_made(directory: Path, engine: Any, told: Any) -> None:
+    spec = ServeSpec.model_validate({"models": {"tiny": {"model": str(directory), "engine": engine}}})
+    assert plan.resolve(spec)[0].details["embeddings"] == told
+
+
+class Plain:
+    """An engine that makes no embeddings."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.tokenizer = engine.tokenizer
+
+
+def test_an_engine_that_makes_none_says_so(directory: Path) -> None:
+    engine: Any = Plain(TorchEngine.from_directory(directory, precision="fp32"))
+    replica = GenerativeReplica(engine, Identity("1", None), {})
+    refused = asyncio.run(replica.embed(EmbedCall("1", ("a",))))
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.code) == (400, "unsupported_task")

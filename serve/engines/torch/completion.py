@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -40,6 +41,25 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     closed: bool = False
     """The last event was sent or nobody listens any more."""
+
+
+class Listener(Protocol):
+    """Where a sequence's events arrive."""
+
+    events: deque[Any]
+    arrived: asyncio.Event
+
+
+async def events(listener: Listener) -> AsyncIterator[Any]:
+    """Give what is said of a sequence, as it comes. Raises the EngineError that ends it."""
+    while True:
+        await listener.arrived.wait()
+        listener.arrived.clear()
+        while listener.events:
+            event = listener.events.popleft()
+            if isinstance(event, EngineError):
+                raise event
+            yield event
 
 
 @torch.inference_mode()

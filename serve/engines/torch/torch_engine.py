@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,12 +20,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from serve.engines.precision import best_device, dtype_for
-from serve.engines.protocol import Delta, EngineError, EngineLoad, GenerationRequest, Pooling, RequestError
+from serve.engines.protocol import Delta, EngineLoad, GenerationRequest, Pooling, RequestError
 from serve.engines.text import Decoder, TextStream
 from serve.engines.torch import startup
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import BLOCK, BlockPool
-from serve.engines.torch.completion import Chosen, Completion
+from serve.engines.torch.completion import Chosen, Completion, events
 from serve.engines.torch.grammar import Constraint, Grammars
 from serve.engines.torch.loop import StepLoop
 from serve.engines.torch.pooling import Pooled
@@ -145,7 +145,7 @@ class TorchEngine:
         self._steps.submit(sequence)
         tokens = 0
         try:
-            async for event in _events(sequence.context):
+            async for event in events(sequence.context):
                 tokens += event.token is not None
                 delta = _delta(event, text, len(request.prompt_token_ids), tokens)
                 yield delta
@@ -171,7 +171,7 @@ class TorchEngine:
         async with self._embedding_slots:
             self._steps.submit(sequence)
             try:
-                async for event in _events(pooled):
+                async for event in events(pooled):
                     return event.vector
             finally:
                 self._steps.cancel(sequence)
@@ -228,17 +228,6 @@ class TorchEngine:
         sampler = RequestSampler(params, prompt, constraint, ends)
         completion = Completion(sampler, asyncio.get_running_loop())
         return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
-
-
-async def _events(completion: Completion | Pooled) -> AsyncIterator[Any]:
-    while True:
-        await completion.arrived.wait()
-        completion.arrived.clear()
-        while completion.events:
-            event = completion.events.popleft()
-            if isinstance(event, EngineError):
-                raise event
-            yield event
 
 
 def _delta(event: Chosen, text: TextStream, prompt_tokens: int, completion_tokens: int) -> Delta:
