@@ -96,10 +96,9 @@ class GenerativeReplica:
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
         """Stream one text: Opened, then chunks, the last with a finish reason. Closing it frees the slot."""
         try:
-            request = await asyncio.to_thread(self._request, call)
+            request, answer = await asyncio.to_thread(self._prepared, call)
             await self._engine.check(request)
             yield Opened(self._identity, len(request.prompt_token_ids))
-            answer = AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
             async with aclosing(paced(self._engine.generate(request), self._pause_s)) as deltas:
                 async for delta in deltas:
                     yield answer.chunk(delta)
@@ -144,15 +143,16 @@ class GenerativeReplica:
     def _pause_s(self) -> float:
         return interval_s(self._engine.load().running)
 
-    def _request(self, call: GenerateCall) -> GenerationRequest:
-        """Return what the engine is asked. Raises RequestError."""
+    def _prepared(self, call: GenerateCall) -> tuple[GenerationRequest, AnswerText]:
+        """Return what the engine is asked, and what its answer will be put into. Raises RequestError."""
         ids = encode(self._engine.tokenizer, call, self._engine.max_context, self._tools.format(call))
         max_tokens = self._engine.max_context - len(ids) if call.max_tokens is None else call.max_tokens
         # an echoed prompt is scored too, and max_tokens may then be 0
         scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}
         wanted = self._tools.sampling(call) if call.tools else {}
         params = SamplingParams(**{**self._defaults, **call.sampling, **scoring, **wanted, "max_tokens": max_tokens})
-        return GenerationRequest(call.request_id, ids, params, continues_prompt=not is_chat(call))
+        request = GenerationRequest(call.request_id, ids, params, continues_prompt=not is_chat(call))
+        return request, AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
 
 
 class PredictiveReplica:

@@ -74,7 +74,7 @@ def of_prompt(decode: Decoder, tokenizer: Any, prompt: str | None, tokens: Seque
     placed = [place for token in tokens for place in places.push(token)] + places.flush()
     stream = detokenizer(decode)
     text = "".join(map(stream.push, tokens)) + stream.flush()
-    if prompt is None or prompt == text or not tokenizer.is_fast:
+    if prompt is None or prompt == text or not getattr(tokenizer, "is_fast", False):
         return text if prompt is None else prompt, placed
     # the tokenizer changes texts (lower case, unknown characters, spaces): only itself knows where its tokens lie
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]

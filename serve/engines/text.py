@@ -39,7 +39,7 @@ class Decoder:
     def token_bytes(self, token: int) -> bytes:
         """Return what one token stands for; a special token for its name, one outside the vocabulary for nothing."""
         text = self._tokens.get(token, "")
-        if token in self._added:
+        if self.byte_level and token in self._added:
             return text.encode()
         if self.byte_level and all(char in BYTES for char in text):
             return bytes(BYTES[char] for char in text)
