@@ -26,6 +26,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own way)
     """Check a spec without a cluster, and print it with all defaults.
 
+    What is known here of what it starts from is checked too: an architecture's config, a folder, or a version where
+    the registry answers.
+
     Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=100
     """
     import json
@@ -33,9 +36,15 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     import yaml
 
     from cluster import specfile
+    from jobs import noise, parents
     from jobs.spec import JobSpec
 
-    resolved = specfile.load(spec, JobSpec, set_).resolved()
+    checked = specfile.load(spec, JobSpec, set_)
+    noise.quiet()
+    parents.check_architecture(checked, spec.absolute().parent)
+    if note := parents.preflight(checked, spec.absolute().parent):
+        typer.echo(f"note: {note}", err=True)
+    resolved = checked.resolved()
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, Validati
 
 from cluster.names import Name
 from cluster.precision import Wanted
+from cluster.strict import Strict, Text
 from jobs.spec_sections import (
     CheckpointSpec,
     DataSpec,
@@ -27,7 +28,6 @@ from jobs.spec_sections import (
     QuantizeSpec,
     RegisterSpec,
     ResourcesSpec,
-    Section,
     TaskSpec,
     TrainingSpec,
     WorkersSpec,
@@ -36,7 +36,7 @@ from jobs.spec_sections import (
 __all__ = ["DataSpec", "JobSpec", "LoraSpec", "TaskSpec", "TrainingSpec", "WorkersSpec"]
 
 
-class JobSpec(Section):
+class JobSpec(Strict):
     """One job: what to do, to which model, with which data, on which workers."""
 
     short_forms: ClassVar[Mapping[str, str]] = {"task": "name"}
@@ -58,10 +58,10 @@ class JobSpec(Section):
     """How phase `evaluate` measures."""
     quantize: QuantizeSpec = QuantizeSpec()
     register_: RegisterSpec | None = Field(None, alias="register")
-    storage: str | None = None
+    storage: Text | None = None
     """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage. A relative one
     starts at the spec's folder."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=10**6)
     """How often a lost worker group is started again, from its newest checkpoint, without getting any further."""
 
     @model_validator(mode="wrap")
@@ -95,6 +95,10 @@ class JobSpec(Section):
             raise ValueError("give `model.architecture` (with `config`) or `model.from`")
         if self.model.source is not None and self.model.architecture is not None:
             raise ValueError("give either `model.architecture` or `model.from`, not both")
+        if self.phase in ("evaluate", "quantize") and (self.model.lora or self.model.config):
+            raise ValueError(f"phase {self.phase} takes the model as it is: no `model.lora`, no `model.config`")
+        if self.phase == "evaluate" and self.register_ is not None:
+            raise ValueError("phase evaluate makes no model that `register` could name; promote the one it measures")
         if self.checkpoint.keep_best and self.training is not None and self.training.eval_every is None:
             raise ValueError("`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured")
         return self

@@ -5,32 +5,36 @@ Frozen, typo-proof, and free of everything but pydantic and the standard library
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
 from cluster.names import Alias, Name
 from cluster.precision import Wanted
+from cluster.strict import Strict, Text
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**12)]
+"""A whole number from 1; the bound is far above anything real, and below what arithmetic in 64 bits takes."""
+Count = Annotated[int, Field(ge=0, le=10**12)]
+"""A whole number from 0."""
+Texts = Annotated[list[Text], Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Workers = Annotated[int, Field(gt=0, le=100_000)]
 
 
-class Section(BaseModel):
-    """What every section has in common: it is frozen, and no unknown key passes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
-
-
-class LoraSpec(Section):
+class LoraSpec(Strict):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained through peft and merged at the end."""
 
-    rank: Positive = 8
+    rank: int = Field(8, gt=0, le=65_536)
     """Width of the adapters."""
-    alpha: float = 16.0
+    alpha: float = Field(16.0, gt=0, le=1e6)
     """Scale: the adapters' output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the adapters' inputs that is dropped in training."""
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Literal["all-linear"] | Texts = "all-linear"
     """Names of the layers that get adapters, or every linear layer but the head."""
 
 
@@ -59,44 +63,50 @@ class OrItsName:
         return {"anyOf": [{"type": "string"}, handler(core_schema)]}
 
 
-class ModelSpec(Section):
+class ModelSpec(Strict):
     """The model: an architecture with a config, or weights to start from."""
 
-    architecture: str | None = None
+    architecture: Text | None = None
     """A transformers model type (llama, qwen3, gpt2, vit, …), or one of the task's own (cnn)."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Entries of the transformers config; what is left out keeps the architecture's default."""
-    source: str | None = Field(None, alias="from")
+    source: Text | None = Field(None, alias="from")
     """Weights to start from: models:/name@alias, models:/name/3, a directory, or a hub id."""
     lora: LoraSpec | None = None
 
+    @model_validator(mode="after")
+    def _config_is_finite(self) -> ModelSpec:
+        if wrong := [key for key, value in self.config.items() if isinstance(value, float) and not isfinite(value)]:
+            raise ValueError(f"config.{wrong[0]} is {self.config[wrong[0]]}, which is no setting")
+        return self
 
-class DataSpec(Section):
+
+class DataSpec(Strict):
     """What to learn from, and what to hold out. Options of the task may stand here too: `task` is their place."""
 
-    train: str | list[str] | None = None
+    train: Text | Texts | None = None
     """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
     python-stdlib, python-stdlib-docstrings, sklearn-digits. Relative paths start at the spec's folder."""
-    eval: str | list[str] | None = None
+    eval: Text | Texts | None = None
     """The held-out data, if it has a source of its own."""
     eval_fraction: float = Field(0.02, ge=0, lt=1)
     """Otherwise this share of the training examples is held out."""
-    split_seed: int = Field(0, ge=0)
+    split_seed: Seed = 0
     """Decides which examples are held out; jobs with the same data, share and seed hold the same ones out."""
     eval_max_rows: Positive | None = 512
     """At most this many held-out rows are evaluated, drawn by `split_seed`."""
     max_examples: Positive | None = None
     """Use only the first examples of the training source."""
-    columns: list[str] | None = None
+    columns: Texts | None = None
     """Names for the columns of CSV and TSV files that have no header line."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """A line that is no JSON, bytes that are no UTF-8, a missing column: stop before any worker starts, or leave the
     row out and count it."""
-    max_bad_rows: int = Field(100, ge=1)
+    max_bad_rows: Positive = 100
     """With `bad_rows: skip`: more than so many stop the job all the same."""
 
 
-class DeepSpeedSpec(Section):
+class DeepSpeedSpec(Strict):
     """The part of DeepSpeed's configuration people change; everything else follows from the spec."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -105,45 +115,45 @@ class DeepSpeedSpec(Section):
     """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator."""
 
 
-class TrainingSpec(Section):
+class TrainingSpec(Strict):
     """The optimisation."""
 
     steps: Positive | None = None
     """Optimiser steps. Give this or `epochs`."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     """Passes over the training rows, also parts of one."""
     global_batch_size: Positive = 32
     """Rows per optimiser step, at any number of workers (G)."""
     micro_batch_size: Positive | None = None
     """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: Rate = 3e-4
     """The highest one, after the warm-up."""
-    min_learning_rate: float = Field(0.0, ge=0)
+    min_learning_rate: float = Field(0.0, ge=0, le=100)
     """Where the schedule ends."""
     schedule: Literal["constant", "cosine", "linear", "warmup-stable-decay"] = "cosine"
     """How it goes on from there."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: Count = 0
     """Steps in which it rises from 0 in a line."""
     decay_steps: Positive | None = None
     """warmup-stable-decay: length of the final decay (default: a fifth of the steps)."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, le=100)
     """AdamW's, on matrices; not on biases and norms."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's two decay rates."""
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(1e-8, gt=0, lt=1)
     """AdamW's term in the denominator."""
-    clip: float = Field(1.0, ge=0)
+    clip: float = Field(1.0, ge=0, le=1e9)
     """Largest norm of the gradient; 0 switches clipping off."""
     precision: Wanted = "auto"
     """What the model computes in: auto is bf16 where the workers' CPUs or GPUs do, else fp32, decided when the run
     begins. Master weights and optimizer states are fp32 in any case."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Decides initial weights, dropout and the order of the rows."""
     eval_every: Positive | None = None
     """Evaluate on the held-out rows every so many steps, besides before the first and after the last."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
-    deepspeed: DeepSpeedSpec | str = DeepSpeedSpec()
+    deepspeed: DeepSpeedSpec | Text = DeepSpeedSpec()
     """Settings, or the path of a DeepSpeed JSON that is passed through."""
 
     @model_validator(mode="after")
@@ -152,19 +162,32 @@ class TrainingSpec(Section):
             raise ValueError("give exactly one of `steps` and `epochs`")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if self.steps is not None and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps")
+        if self.decay_steps is not None and self.schedule != "warmup-stable-decay":
+            raise ValueError(f"decay_steps is for schedule warmup-stable-decay; {self.schedule} has no such part")
+        if self.min_learning_rate and self.schedule == "constant":
+            raise ValueError("min_learning_rate is where a schedule ends; schedule constant stays at learning_rate")
+        if self.steps is not None and (wrong := self.too_long_for(self.steps)):
+            raise ValueError(wrong)
         return self
 
+    def too_long_for(self, steps: int) -> str | None:
+        """Return which part of the schedule does not fit into so many steps, in a sentence; None if all do."""
+        if self.warmup_steps >= steps:
+            return f"warmup_steps {self.warmup_steps} leaves nothing of {steps} steps"
+        decay = self.decay_steps if self.schedule == "warmup-stable-decay" else None
+        if decay is not None and self.warmup_steps + decay > steps:
+            return f"warmup_steps {self.warmup_steps} and decay_steps {decay} are more than {steps} steps"
+        return None
 
-class WorkersSpec(Section):
+
+class WorkersSpec(Strict):
     """As many workers as the cluster has room for, between these: a run shrinks and grows with it."""
 
-    min: Positive = 1
+    min: Workers = 1
     """The job waits for so many."""
-    max: Positive
+    max: Workers
     """It makes use of no more."""
-    resize_every_s: float = Field(30.0, gt=0)
+    resize_every_s: float = Field(30.0, gt=0, le=1e6)
     """How often to look whether more workers fit."""
 
     @model_validator(mode="after")
@@ -174,14 +197,14 @@ class WorkersSpec(Section):
         return self
 
 
-class ResourcesSpec(Section):
+class ResourcesSpec(Strict):
     """The worker group: one process per worker."""
 
-    workers: Positive | WorkersSpec = 1
+    workers: Workers | WorkersSpec = 1
     """How many, or `{min: 1, max: 8}`."""
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(1, gt=0, le=10_000)
     """CPUs that Ray reserves for each; its threads follow from them."""
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: float = Field(0, ge=0, le=1_000)
     """GPUs that Ray reserves for each."""
 
     @property
@@ -195,31 +218,31 @@ class ResourcesSpec(Section):
         return self.workers.max if isinstance(self.workers, WorkersSpec) else self.workers
 
 
-class CheckpointSpec(Section):
+class CheckpointSpec(Strict):
     """When to save, and what to keep."""
 
     every_steps: Positive | None = None
     """Left out: only at the end and when the job is stopped."""
     keep: Positive = 2
     """The newest ones stay …"""
-    keep_best: int = Field(0, ge=0)
+    keep_best: Count = 0
     """… and these that did best on the held-out rows (with training.eval_every)."""
     metric: str = "loss"
     """What `keep_best` goes by: one of the task's metrics. The task knows which way is better."""
-    directory: str | None = None
+    directory: Text | None = None
     """Where they go, if not to the job's own folder: a path, or any URI that pyarrow knows (s3://, gs://, hdfs://)."""
     resume: Literal["auto", "never"] = "auto"
     """auto: a spec submitted again goes on from its newest valid checkpoint, unless it had finished."""
 
 
-class FailuresSpec(Section):
+class FailuresSpec(Strict):
     """What to do about failures that a plain restart does not mend."""
 
     non_finite: Literal["stop", "skip"] = "stop"
     """A loss that is NaN or infinite, or a spike: stop, or go back to the newest checkpoint and leave the batch out."""
-    loss_spike: float | None = Field(None, gt=1)
+    loss_spike: float | None = Field(None, gt=1, le=1e9)
     """A loss of more than so many times the median of the last 64 is a spike. Left out: none is."""
-    max_skipped: int = Field(10, ge=0)
+    max_skipped: Count = 10
     """So many batches may be left out."""
     out_of_memory: Literal["halve", "stop"] = "halve"
     """Halve the micro-batch, which changes no result, or stop."""
@@ -229,14 +252,14 @@ class FailuresSpec(Section):
     """A worker that does nothing for so long is taken to hang. Within training, three median steps and 8 s suffice."""
 
 
-class EvaluateSpec(Section):
+class EvaluateSpec(Strict):
     """How phase `evaluate` measures."""
 
     precision: Wanted = "auto"
     """What the model computes in, as in `training`."""
 
 
-class QuantizeSpec(Section):
+class QuantizeSpec(Strict):
     """How the weights shrink."""
 
     precision: Wanted = "auto"
@@ -246,7 +269,7 @@ class QuantizeSpec(Section):
     """Int8 weights with a scale for each row, through torchao."""
 
 
-class RegisterSpec(Section):
+class RegisterSpec(Strict):
     """The version in the model registry that the job leaves."""
 
     model: Name

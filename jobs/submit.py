@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster import connect, shadows, shipping, specfile
 from cluster.errors import UserError
-from jobs import progress
+from jobs import parents, progress
 from jobs.spec import JobSpec
 from jobs.worker import fault_injection
 
@@ -57,6 +57,9 @@ def submit(path: Path, overrides: list[str]) -> str:
     spec = specfile.load(path, JobSpec, overrides)
     shadows.check_own_module(spec.task.name, path.absolute().parent)
     where = connect.connection()
+    missing = parents.preflight(spec, path.absolute().parent, where.tracking_uri)
+    if missing and where.is_local:
+        raise UserError(missing)
     environment = {"TANDEM_SPEC_FOLDER": str(path.absolute().parent)} if where.is_local else {}
     if fault_injection.VARIABLE in os.environ:
         environment[fault_injection.VARIABLE] = os.environ[fault_injection.VARIABLE]

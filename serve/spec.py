@@ -24,17 +24,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cluster.errors import UserError
 from cluster.names import Name
+from cluster.strict import Strict
 from serve.engines import table
 
 OLDER_PLACES = ("runner", "compile", "cache_gib")
 """Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Replicas(_Spec):
+class Replicas(Strict):
     """How many replicas, between two bounds, and how much work one of them should have."""
 
     min: PositiveInt = 1
@@ -51,7 +48,7 @@ class Replicas(_Spec):
         return self
 
 
-class Resources(_Spec):
+class Resources(Strict):
     """What Ray reserves for one replica. Threads follow from it: one per CPU, at least one."""
 
     cpus_per_replica: float = Field(default=1, ge=0)
@@ -60,7 +57,7 @@ class Resources(_Spec):
     """GPUs, also parts of one."""
 
 
-class Scaled(_Spec):
+class Scaled(Strict):
     """The settings shared by everything that autoscales."""
 
     replicas: PositiveInt | Replicas = 1
@@ -195,7 +192,7 @@ class GatewaySpec(Scaled):
     """Most prompts in one completions request."""
 
 
-class HttpSpec(_Spec):
+class HttpSpec(Strict):
     """Where the endpoint listens. One address for the whole cluster: Ray Serve has one HTTP setting."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -212,14 +209,14 @@ def _origin(value: str) -> str:
     raise ValueError('an origin is a scheme, a host in lower case and perhaps a port: "https://app.example", or "*"')
 
 
-class CorsSpec(_Spec):
+class CorsSpec(Strict):
     """Which web pages may call the endpoint from a browser: cross-origin resource sharing."""
 
     origins: list[Annotated[str, AfterValidator(_origin)]]
     """`https://app.example` (scheme, host, port; no path), or `"*"` for any. Without `cors`, none."""
 
 
-class ServeSpec(_Spec):
+class ServeSpec(Strict):
     """The whole of `tandem serve up`."""
 
     short_forms: ClassVar[Mapping[str, str]] = {"models.*.engine": "name"}

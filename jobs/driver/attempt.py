@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import home
-from jobs import progress, run_folder
+from jobs import parents, progress, run_folder
 from jobs.driver import guard, phases, postmortem, precision, preemption
 from jobs.driver.job import Job, Stopped
 from jobs.driver.reporter import FailureWatch, Reporter
 from jobs.spec import JobSpec
-from tracking import outbox, registry
+from tracking import outbox
 from tracking.errors import TrackingError
 from tracking.outbox import Ending
 from tracking.run import Run, Status
@@ -30,7 +30,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
         placed: how many workers each node takes, by node id.
     """
     storage = base / Path(spec.storage).expanduser() if spec.storage else (home.home() / "storage").absolute()
-    parent = find_parent(spec.model.source, base) if spec.model.source else None
+    parent = parents.find(spec, base)
     folder = run_folder.claim(storage, spec)
     folder.begin()
     guard.start(folder)
@@ -92,15 +92,6 @@ def _end(job: Job, ending: Ending) -> None:
 
 def _run_address(sender: SpoolSender) -> dict[str, str]:
     return {"run_id": sender.run.run_id, "run_url": sender.run.url} if sender.run else {}
-
-
-def find_parent(source: str, base: Path) -> Path | str:
-    """Return the directory behind `model.from`: a registry URI or a path; anything else is taken for a hub id."""
-    if source.startswith("models:/"):
-        return registry.resolve(source)
-    if (base / source).exists() or source.startswith(("/", ".")):
-        return registry.resolve(str(base / source))
-    return source
 
 
 def _tags(spec: JobSpec) -> dict[str, str]:

@@ -61,12 +61,10 @@ def check_it_fits(spec: JobSpec) -> dict[str, int]:
         UserError: it cannot fit; Ray Train itself would wait for ever without a word.
     """
     wanted = spec.resources
-    nodes = topology.nodes()
-    for workers in range(wanted.most, wanted.fewest - 1, -1):
-        answer = placement.fit(placement.Request(workers, wanted.cpus_per_worker, wanted.gpus_per_worker), nodes)
-        if isinstance(answer, placement.Placement):
-            return answer.workers_by_node
-    assert isinstance(answer, placement.Refusal)
+    request = placement.Request(wanted.most, wanted.cpus_per_worker, wanted.gpus_per_worker)
+    answer = placement.fit_most(request, wanted.fewest, topology.nodes())
+    if isinstance(answer, placement.Placement):
+        return answer.workers_by_node
     if not answer.fits_when_free:
         raise UserError(f"resources: {answer.reason}; {answer.what_would_help}")
     progress.say(f"waiting: {answer.reason}; {answer.what_would_help}")

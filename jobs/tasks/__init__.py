@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from cluster.errors import UserError
+from cluster.strict import Strict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,10 +54,8 @@ class TaskSetupError(TaskError):
     """The task as a whole cannot work, whatever the example: no chat template, no end token. Not one row's fault."""
 
 
-class TaskOptions(BaseModel):
+class TaskOptions(Strict):
     """A task's options: derive from it, with a default and a docstring for each. This one has none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
 
 
 class Task:
@@ -161,6 +160,9 @@ class Task:
         raise NotImplementedError
 
     # -- model ------------------------------------------------------------------------------------------------------
+
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an architecture or an entry of its config that `build` would refuse; before `fit`."""
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make a model with fresh weights in fp32, from torch's global random state."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from jobs.tasks import IGNORED, Batch, Better, Columns, Task, TaskError, TaskOptions, packing, tokenization
+from jobs.tasks import IGNORED, Batch, Better, Columns, Task, TaskError, TaskOptions, conv1d, packing, tokenization
 from jobs.tasks.architectures import close, config_for
 from jobs.tasks.conversations import is_conversation, messages_of, render
 from jobs.tasks.tokenization import TextFindings, TokenizerOptions
@@ -31,7 +31,7 @@ class CausalLMOptions(TaskOptions):
 
     text_column: str = "text"
     """The column that holds the text, where an example is no conversation."""
-    sequence_length: int = Field(256, ge=2)
+    sequence_length: int = Field(256, ge=2, le=2**22)
     """Tokens per row (S)."""
     tokenizer: TokenizerOptions = TokenizerOptions()
 
@@ -136,6 +136,10 @@ class CausalLM(Task):
 
     # -- model ------------------------------------------------------------------------------------------------------
 
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        config_for(architecture, dict(config), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
         import torch
@@ -154,10 +158,11 @@ class CausalLM(Task):
         """Load a model directory (also one quantised by torchao) or a hub id, in evaluation mode."""
         from transformers import AutoModelForCausalLM
 
+        settings = {"dtype": dtype or "auto", "trust_remote_code": False, **(config or {})}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(directory), dtype=dtype or "auto", trust_remote_code=False, **(config or {})
-            )
+            model = conv1d.load(directory, **settings)
+            if model is None:
+                model = AutoModelForCausalLM.from_pretrained(str(directory), **settings)
         except (OSError, ValueError) as error:
             raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
         if self.tokenizer is not None:

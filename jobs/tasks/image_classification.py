@@ -33,7 +33,7 @@ class ImageClassificationOptions(TaskOptions):
     """The column that holds the image: a folder of folders of images has it."""
     label_column: str = "label"
     """The column that holds the label."""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(None, gt=0, le=65_536)
     """Pixels per side; images of another size are resized. Left out: the size of the first image."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. Left out: as the first image has."""
@@ -192,28 +192,33 @@ class ImageClassification(Task):
 
     # -- model ------------------------------------------------------------------------------------------------------
 
-    def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
-        """Make `cnn` (ours) or a transformers image classifier (vit, resnet, …) in fp32."""
-        from transformers import AutoConfig, AutoModelForImageClassification
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        from transformers import AutoConfig
 
         from jobs.tasks import cnn
 
         cnn.register()
-        known = {"num_channels": self.channels, "id2label": dict(enumerate(self.labels))}
-        known["label2id"] = {label: i for i, label in enumerate(self.labels)}
         try:
             default = AutoConfig.for_model(architecture)
-            if hasattr(default, "image_size"):
-                known["image_size"] = self.size[0]
-            unknown = [key for key in config if not hasattr(default, key)]
-            if unknown:
-                raise TaskError(
-                    f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}"
-                )
+        except (ValueError, KeyError) as error:
+            raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
+        unknown = [key for key in config if not hasattr(default, key)]
+        if unknown:
+            raise TaskError(f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}")
+
+    def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
+        """Make `cnn` (ours) or a transformers image classifier (vit, resnet, …) in fp32."""
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        self.check_model(architecture, config)
+        known = {"num_channels": self.channels, "id2label": dict(enumerate(self.labels))}
+        known["label2id"] = {label: i for i, label in enumerate(self.labels)}
+        if hasattr(AutoConfig.for_model(architecture), "image_size"):
+            known["image_size"] = self.size[0]
+        try:
             model = AutoModelForImageClassification.from_config(AutoConfig.for_model(architecture, **known, **config))
         except (ValueError, KeyError) as error:
-            if isinstance(error, TaskError):
-                raise
             raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
         return model.float()
 

@@ -52,7 +52,7 @@ def in_their_place(
 def refusal(title: str, mistakes: list[InitErrorDetails], error: ValidationError | None = None) -> ValidationError:
     """Return one error with these mistakes and those of another."""
     found = error.errors(include_url=False) if error else []
-    others = [_mistake(e["loc"], e["msg"], e["input"], e["type"]) for e in found]
+    others = [_mistake(e["loc"], e["msg"], e["input"], e["type"], ctx=e.get("ctx")) for e in found]
     return ValidationError.from_exception_data(title, others + mistakes)
 
 
@@ -93,15 +93,21 @@ def _option_mistakes(
         if found["type"] == "extra_forbidden":
             beside = data_keys if place == "data" and len(found["loc"]) == 1 else []
             known = sorted(_keys_at([options], found["loc"][:-1]) + beside)
-        mistakes.append(_mistake((place, *found["loc"]), found["msg"], found["input"], found["type"], known))
+        at = (place, *found["loc"])
+        mistakes.append(_mistake(at, found["msg"], found["input"], found["type"], known, found.get("ctx")))
     return mistakes
 
 
 def _mistake(
-    location: tuple[str | int, ...], message: str, given: Any, kind: str = "value_error", known: list[str] | None = None
+    location: tuple[str | int, ...],
+    message: str,
+    given: Any,
+    kind: str = "value_error",
+    known: list[str] | None = None,
+    ctx: Mapping[str, Any] | None = None,
 ) -> InitErrorDetails:
-    """Return a mistake at a place; of the words that are `known`, cluster/specfile.py suggests the closest."""
-    context: Any = {"message": message.removeprefix("Value error, "), "known": known or []}
+    """Return a mistake at a place; of the words that are `known`, cluster/mistakes.py suggests the closest."""
+    context: Any = {**(ctx or {}), "message": message.removeprefix("Value error, "), "known": known or []}
     return InitErrorDetails(type=PydanticCustomError(kind, "{message}", context), loc=location, input=given)  # type: ignore[arg-type]
 
 

@@ -41,7 +41,7 @@ class TextClassificationOptions(TaskOptions):
     """The column that holds the second text, where pairs are classified."""
     label_column: str = "label"
     """The column that holds the label."""
-    max_length: int = Field(128, ge=2)
+    max_length: int = Field(128, ge=2, le=2**22)
     """Tokens of the longest text, or pair; what is longer is cut, and counted in the log."""
     tokenizer: ClassifierTokenizerOptions = ClassifierTokenizerOptions()
 
@@ -167,6 +167,12 @@ class TextClassification(Task):
         return batch
 
     # -- model ------------------------------------------------------------------------------------------------------
+
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        from jobs.tasks import text_encoder
+
+        text_encoder.check(architecture, config)
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `ngram` (ours) or an encoder of transformers, in fp32."""

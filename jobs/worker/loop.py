@@ -28,8 +28,9 @@ from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Manifest
 from jobs.data import batches
 from jobs.tasks import Batch
+from jobs.worker import proof
 from jobs.worker.config import WorkerConfig
-from jobs.worker.evaluate import measure, to_device
+from jobs.worker.evaluate import to_device
 from jobs.worker.export import export
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, fresh_model, logged, set_up, system_metrics
@@ -191,19 +192,7 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
     """Measure the held-out rows and spool the result as `eval_…`. Collective."""
     if not len(worker.eval_rows):
         return
-    engine = worker.engine
-    sums = measure(
-        worker.task,
-        engine.model,
-        worker.eval_rows,
-        limit=worker.spec.data.eval_max_rows,
-        seed=worker.spec.data.split_seed,
-        micro_batch=max(worker.micro_batch, 8),
-        device=engine.device,
-        rank=engine.rank,
-        world_size=engine.world_size,
-    )
-    sums = dict(zip(sums, engine.all_sum(*sums.values()), strict=True))
+    sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows)
     metrics = worker.task.summarise(sums)
     worker.evaluations[label] = metrics
     if worker.first and label == "final":
@@ -244,6 +233,7 @@ def report_checkpoints(worker: Worker) -> None:
 
 def export_weights(worker: Worker) -> None:
     """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
+    trained = proof.of_trained(worker)
     weights = worker.engine.state_dict()
     if weights is not None:
         export(
@@ -253,6 +243,7 @@ def export_weights(worker: Worker) -> None:
             lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
             worker.precision,
             worker.spec.model.lora,
+            lambda written: proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device),
         )
         worker.folder.write_evaluations(worker.evaluations)
     torch.distributed.barrier()

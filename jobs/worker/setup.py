@@ -27,8 +27,8 @@ from jobs.tasks import Task
 from jobs.worker import zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
-from jobs.worker.export import add_lora
 from jobs.worker.fault_injection import Injector
+from jobs.worker.lora import add_lora
 from jobs.worker.watchdog import Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler

@@ -71,10 +71,11 @@ def resolve(spec: ServeSpec, code: OwnCode | None = None) -> list[ServedModel]:
 
 def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedModel:
     from tracking import manifest as manifests
-    from tracking import registry
+    from tracking import model_folder, registry
 
     registered = registry.find_version(model.model) if model.model.startswith("models:/") else None
     directory = registry.resolve(registered.uri if registered else model.model)
+    model_folder.check(directory, f"models.{name}")
     manifest = manifests.read(directory)
     version = str(registered.version) if registered else _content_digest(manifest.files)
     generates = _generates(name, manifest.task, code)

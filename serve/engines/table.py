@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from cluster.errors import UserError
 from cluster.names import suggest
+from cluster.strict import Strict
 from serve.wire import Identity
 
 AUTO = "auto"
@@ -25,10 +26,8 @@ Kind = Literal["generative", "predictive"]
 """What a task asks of its engine: to generate tokens, or to answer at once."""
 
 
-class EngineOptions(BaseModel):
+class EngineOptions(Strict):
     """The settings that one engine has and others have not; an engine's model derives from this one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 ToolFormat = Literal["auto", "hermes", "llama3", "mistral", "json"]
