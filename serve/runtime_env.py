@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 KEYS = ("image_uri", "pip", "env_vars", "py_executable")
 """The keys of Ray's runtime environments that a model may set."""
+KNOWN = f"known are {', '.join(KEYS)}"
 ELSEWHERE = {
     "working_dir": "code of your own is sent from beside the spec",
     "py_modules": "code of your own is sent from beside the spec",
@@ -30,7 +31,7 @@ def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
     """Yield what is wrong with a model's `runtime_env`. Pure."""
     for key, value in given.items():
         if key not in KEYS:
-            yield Mistake((key,), f"cannot be set: {ELSEWHERE.get(key, f'known are {", ".join(KEYS)}')}", value)
+            yield Mistake((key,), f"cannot be set: {ELSEWHERE.get(key, KNOWN)}", value)
         elif key == "env_vars":
             yield from _wrong_variables(value)
         elif key == "pip":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
+import tempfile
 import threading
 import time
 import urllib.error
@@ -15,13 +18,18 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from cluster import local, processes
 from cluster.connect import Connection
-from serve import endpoints
-from serve.spec import ServeSpec
+from cluster.errors import UserError
+from serve import cli, endpoints
+from serve.spec import HttpSpec, ServeSpec
+from tests.conftest import free_port
 from tests.support import tiny_models
 
-REPLACED_S = 20.0
+ENDED_S = 20.0
+"""Three checks without an answer, 4 s each, and what lies between them."""
 
 
 def spec(model: Path, replicas: int) -> ServeSpec:
@@ -96,9 +104,8 @@ def test_a_stopped_replica_is_replaced_and_ended(cluster: Connection, model: Pat
     name, pid = next(iter(before.items()))
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5)  # the fault is there
-    took = wait_for(lambda: len(running()) == 2 and name not in running(), REPLACED_S)
-    print(f"replaced after {took:.1f} s")
-    wait_for(lambda: not psutil.pid_exists(pid), 10)
+    print(f"ended after {wait_for(lambda: name not in running() and not psutil.pid_exists(pid), ENDED_S):.1f} s")
+    print(f"replaced after {wait_for(lambda: len(running()) == 2, 60):.1f} s more")
     answers = asking.end()
     lost = [status for status in answers if status != 200]
     print(f"{len(answers)} requests, lost: {lost}")
@@ -108,3 +115,56 @@ def test_a_stopped_replica_is_replaced_and_ended(cluster: Connection, model: Pat
     endpoints.up(spec(model, 1), print)
     wait_for(lambda: len(running()) == 1, 20)
     assert ask(endpoint) == 200
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[local.LocalCluster]:
+    """A head in a home of its own, which may be killed."""
+    folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_HOME", str(folder))
+        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        ports = {"ray_port": free_port(), "dashboard_port": free_port(), "mlflow_port": free_port()}
+        try:
+            yield local.up(cpus=3, **ports)
+        finally:
+            local.down(job_grace_s=1)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_head_is_killed_and_started_again(own_cluster: local.LocalCluster, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(spec(model, 1).model_dump(mode="json", exclude_unset=True)))
+    taken = free_port()  # not the one that would be chosen anew
+    before = endpoints.up(spec(model, 1).model_copy(update={"http": HttpSpec(port=taken)}), print, path)["endpoint"]
+    assert ask(before) == 200
+    (replica,) = running().values()
+    for pid in own_cluster.daemons:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: local.state() is None, 20)  # the fault is there
+    again = local.up(cpus=3)
+    assert (again.ray_address, again.dashboard_url, again.mlflow_url) == (
+        own_cluster.ray_address,
+        own_cluster.dashboard_url,
+        own_cluster.mlflow_url,
+    )
+    assert not psutil.pid_exists(replica), "nothing of the old cluster is left"
+    left = processes.members(own_cluster.id, own_cluster.sessions, own_cluster.started_at)
+    assert not left
+    said = CliRunner().invoke(cli.app, ["status"]).output.replace("\n", " ")
+    assert f"tiny at {before} ended with the cluster: `tandem serve up {path}` serves it again" in said
+    with pytest.raises(UserError, match="ended with the cluster"):
+        endpoints.endpoint()
+    assert endpoints.up(spec(model, 1), print, path)["endpoint"] == before, "clients know the port"
+    assert ask(before) == 200
+    endpoints.down(print)
+
+
+def test_a_port_that_is_taken_is_a_sentence_at_once(cluster: Connection, model: Path, down: None) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(UserError, match=f"http.port {port} on 127.0.0.1 is taken"):
+            endpoints.up(spec(model, 1).model_copy(update={"http": HttpSpec(port=port)}), print)
