@@ -37,8 +37,8 @@ from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 POLL_S = 0.25
-HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 4.0
-"""Serve replaces a replica after three checks in a row without an answer: within 16 s, and a busy one has 12 s."""
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 3.5
+"""Serve ends a replica after three checks in a row without an answer: within 15 s, and a busy one has 10 s."""
 
 
 def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:

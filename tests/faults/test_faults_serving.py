@@ -29,7 +29,7 @@ from tests.conftest import free_port
 from tests.support import tiny_models
 
 ENDED_S = 20.0
-"""Three checks without an answer, 4 s each, and what lies between them."""
+"""Three checks without an answer, 3.5 s each, and what lies between them."""
 
 
 def spec(model: Path, replicas: int) -> ServeSpec:
