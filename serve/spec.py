@@ -25,18 +25,23 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from cluster.errors import UserError
 from cluster.names import Name
 from cluster.strict import Strict
+from serve import runtime_env
 from serve.engines import table
 
 OLDER_PLACES = ("runner", "compile", "cache_gib")
 """Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
 
 
+ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
+DAY_S = 86_400.0
+
+
 class Replicas(Strict):
     """How many replicas, between two bounds, and how much work one of them should have."""
 
-    min: PositiveInt = 1
+    min: ReplicaCount = 1
     """So many run also when it is quiet."""
-    max: PositiveInt = 1
+    max: ReplicaCount = 1
     """So many run at most; fewer where the cluster has no room."""
     target_ongoing: PositiveFloat | None = None
     """Requests in flight per replica to aim at; half of `max_batch` (16 for a gateway) when left out."""
@@ -51,20 +56,20 @@ class Replicas(Strict):
 class Resources(Strict):
     """What Ray reserves for one replica. Threads follow from it: one per CPU, at least one."""
 
-    cpus_per_replica: float = Field(default=1, ge=0)
+    cpus_per_replica: float = Field(default=1, ge=0, le=10_000)
     """CPUs, also parts of one."""
-    gpus_per_replica: float = Field(default=0, ge=0)
+    gpus_per_replica: float = Field(default=0, ge=0, le=1_000)
     """GPUs, also parts of one."""
 
 
 class Scaled(Strict):
     """The settings shared by everything that autoscales."""
 
-    replicas: PositiveInt | Replicas = 1
+    replicas: ReplicaCount | Replicas = 1
     """A fixed number, or `{min, max, target_ongoing}`."""
-    upscale_delay_s: float = Field(default=1.5, ge=0)
+    upscale_delay_s: float = Field(default=1.5, ge=0, le=DAY_S)
     """How long demand must last before replicas are added."""
-    downscale_delay_s: float = Field(default=30, ge=0)
+    downscale_delay_s: float = Field(default=30, ge=0, le=DAY_S)
     """How long it must be quiet before they are removed."""
 
     @property
@@ -123,7 +128,8 @@ class ModelServeSpec(Scaled):
     engine: EngineSpec = EngineSpec()
     """A name (`auto`, `torch`, `vllm`, `task`, `my_pkg.my_engine:ENGINE`), or a mapping of `name` and options."""
     runtime_env: dict[str, Any] = Field(default_factory=dict)
-    """Ray's runtime environment of this model's replicas: `{image_uri: …}`, `{pip: […]}`, `{env_vars: {…}}`."""
+    """Ray's runtime environment of this model's replicas: `image_uri`, `pip`, `py_executable` and `env_vars`, but for
+    variables that Tandem and Ray depend on. Replicas with one are started anew, not forked, so that all of it acts."""
     precision: Literal["auto", "bf16", "fp32", "int8", "int4"] = "auto"
     """`auto`: bf16 where the replica's CPU or GPU computes in it, else fp32. `int8` and `int4` keep the weights of
     linear layers in so many bits and compute in what `auto` chooses."""
@@ -135,7 +141,7 @@ class ModelServeSpec(Scaled):
     """The engine's option of this name, also read here."""
     max_context: PositiveInt | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
-    max_batch: PositiveInt = 16
+    max_batch: int = Field(default=16, ge=1, le=65_536)
     """Sequences one replica works on at the same time."""
     resources: Resources = Resources()
     max_queued: PositiveInt = 256
@@ -165,9 +171,10 @@ class ModelServeSpec(Scaled):
     @model_validator(mode="after")
     def _suits_an_engine(self) -> ModelServeSpec:
         """Refuse what no engine that this may become can give; the engine itself is settled with the model's task."""
-        twice = [Wrong((o,), "also given under `engine`; keep it there", v) for o, v in self._twice().items()]
+        own = [Wrong(("runtime_env", *place), *rest) for place, *rest in runtime_env.mistakes(self.runtime_env)]
+        twice = own + [Wrong((o,), "also given under `engine`; keep it there", v) for o, v in self._twice().items()]
         found = [self.wrong_for(engine) for engine in table.possible(self.engine.name)]
-        wrong = twice or min(found, key=len, default=[])
+        wrong = twice + min(found, key=len, default=[])
         if wrong:
             raise ValidationError.from_exception_data("ModelServeSpec", [_detail(*each) for each in wrong])
         return self
@@ -184,7 +191,7 @@ def _detail(place: tuple[str | int, ...], message: str, value: Any) -> InitError
 class GatewaySpec(Scaled):
     """The HTTP front: no model, no tokenizer."""
 
-    cpus_per_replica: float = Field(default=0, ge=0)
+    cpus_per_replica: float = Field(default=0, ge=0, le=10_000)
     """0 by default: a gateway mostly waits, and on a small machine each reserved CPU is one replica less."""
     max_body_bytes: PositiveInt = 8 * 1024 * 1024
     """Largest body of a request; a larger one gets a 413."""
@@ -229,7 +236,7 @@ class ServeSpec(Strict):
     http: HttpSpec = HttpSpec()
     cors: CorsSpec = CorsSpec(origins=[])
     gateway: GatewaySpec = GatewaySpec()
-    drain_s: float = Field(default=300, ge=1)
+    drain_s: float = Field(default=300, ge=1, le=DAY_S)
     """How long a leaving replica may go on with the streams it has before it is ended."""
-    start_timeout_s: float = Field(default=600, gt=0)
+    start_timeout_s: float = Field(default=600, gt=0, le=DAY_S)
     """How long `up` waits for every model to be ready."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Prompt = str | tuple[int, ...] | tuple[dict[str, Any], ...]
 """Text, token ids, or the messages of a conversation, as a chat template takes them."""
@@ -117,6 +120,26 @@ class Inferred:
 
     identity: Identity
     predictions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class EmbedCall:
+    """Texts, or lists of token ids, each to become a vector."""
+
+    request_id: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    """How many numbers the client expects of a vector; None: as many as the model has."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """One vector for each input."""
+
+    identity: Identity
+    values: np.ndarray
+    """float32 [inputs, dimensions], each of Euclidean length 1."""
+    prompt_tokens: int
 
 
 @dataclass(frozen=True)

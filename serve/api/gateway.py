@@ -16,12 +16,12 @@ from typing import Any, Protocol
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from serve.api import content, inference_api, openai_api
+from serve.api import content, embeddings, inference_api, openai_api
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation
 from serve.api.streaming import Stream, accepted, collect, events, open_all
-from serve.wire import GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState
+from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
 EVENT_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -47,6 +47,8 @@ class Backend(Protocol):
         ...
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused: ...
+
+    async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused: ...
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         """Return the state of every ready replica, and by model how many requests no replica has accepted yet."""
@@ -74,6 +76,13 @@ class Gateway:
     async def completions(self, request: Request) -> Response:
         body, card = await self._generative(request)
         return await self._generate(openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts), card)
+
+    async def embeddings(self, request: Request) -> Response:
+        body, card = await self._generative(request)
+        wanted = embeddings.parse(body, uuid.uuid4().hex)
+        vectors = accepted(await self._backend.embed(card.name, wanted.call))
+        answer = embeddings.answer(f"{card.name}@{vectors.identity.version}", wanted, vectors)
+        return JSONResponse(answer, headers=_identity_headers(vectors.identity))
 
     def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [_listed(card) for card in self.catalog.values()]}

@@ -16,6 +16,7 @@ from serve.api.openai_messages import conversation
 from serve.api.openai_parameters import invalid, missing, validate
 from serve.api.openai_requests import ChatRequest, CompletionRequest, Request, ResponseFormat
 from serve.api.openai_tools import tools
+from serve.api.texts import texts
 from serve.engines.protocol import RequestError, SamplingParams
 from serve.wire import GenerateCall, Prompt
 
@@ -95,22 +96,7 @@ def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = M
 def _prompts(prompt: Any) -> list[Prompt]:
     if prompt is None:
         return [""]  # OpenAI's default: the beginning of a document
-    if isinstance(prompt, str):
-        return [prompt]
-    if _is_token_ids(prompt):
-        return [tuple(prompt)]
-    if isinstance(prompt, list) and prompt:
-        if all(isinstance(part, str) for part in prompt):
-            return list(prompt)
-        if all(_is_token_ids(part) for part in prompt):
-            return [tuple(part) for part in prompt]
-    wanted = "a string, a list of strings, a list of token ids, or a list of such lists, no list empty"
-    raise ApiError(400, f"prompt must be {wanted} (given: {shown(prompt)})", code="invalid_value", param="prompt")
-
-
-def _is_token_ids(value: Any) -> bool:
-    whole = isinstance(value, list) and bool(value)
-    return whole and all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value)
+    return [*texts(prompt, "prompt")]
 
 
 def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[Prompt], most_texts: int) -> Generation:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from serve.api.body import ApiError, shown
-from serve.api.openai_requests import MODELS, ChatRequest, CompletionRequest, Request, is_empty
+from serve.api.openai_requests import MODELS, Body, ChatRequest, CompletionRequest, is_empty
 
 HARMLESS = {
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -87,7 +87,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Parameters that are not supported → the values, beside empty ones, that ask for nothing."""
 
-OF_ROUTE: dict[type[Request], dict[str, tuple[Any, ...]]] = {
+OF_ROUTE: dict[type[Body], dict[str, tuple[Any, ...]]] = {
     ChatRequest: {"add_special_tokens": (False,)},  # the template has them
     CompletionRequest: {"add_special_tokens": (True,)},
 }
@@ -104,7 +104,7 @@ HINTS = {
 }
 """What to do instead; "leave it out" for the others."""
 
-Kind = TypeVar("Kind", bound=Request)
+Kind = TypeVar("Kind", bound=Body)
 
 
 def validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
@@ -115,9 +115,9 @@ def validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
         raise _bad_parameter(error.errors(include_url=False)) from None
 
 
-def supported(kind: type[Request], body: dict[str, Any]) -> dict[str, Any]:
+def supported(kind: type[Body], body: dict[str, Any]) -> dict[str, Any]:
     """Return the body without what asks for nothing. Raises ApiError for what does, and is not supported."""
-    neutral = NEUTRAL | OF_ROUTE[kind]
+    neutral = NEUTRAL | OF_ROUTE.get(kind, {})
     known = kind.model_fields
     return {name: value for name, value in body.items() if name in known or not _asks_nothing(name, value, neutral)}
 

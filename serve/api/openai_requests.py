@@ -150,8 +150,15 @@ class CompletionRequest(Request):
     best_of: int | None = None
 
 
+class EmbeddingsRequest(Body):
+    model: str
+    input: Any
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
 MODELS: tuple[type[BaseModel], ...] = (
-    *(ChatRequest, CompletionRequest, Message, TextPart, ToolCall, CalledFunction, StreamOptions),
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, Message, TextPart, ToolCall, CalledFunction, StreamOptions),
     *(Tool, Function, NamedTool, FunctionName, AllowedTools, ToolSubset, ResponseFormat, JsonSchema),
 )
 """All of them, for the names of their fields."""

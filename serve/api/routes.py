@@ -58,6 +58,10 @@ def _add_openai(app: FastAPI, find: Find) -> None:
     async def completions(request: Request) -> Response:
         return await find().completions(request)
 
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        return await find().embeddings(request)
+
     @get("/v1/models")
     async def models() -> dict[str, Any]:
         return find().models()

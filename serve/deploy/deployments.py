@@ -26,7 +26,19 @@ from serve.deploy.ray_serve_internals import own_deployment
 from serve.deploy.state_actor import Reader, Reporter
 from serve.engines import table
 from serve.engines.replica import Replica
-from serve.wire import Chunk, GatewayState, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
+from serve.wire import (
+    Chunk,
+    EmbedCall,
+    GatewayState,
+    GenerateCall,
+    Identity,
+    InferCall,
+    Inferred,
+    Opened,
+    Refused,
+    ReplicaState,
+    Vectors,
+)
 
 ENGINE = "engine"
 GATEWAY = "gateway"
@@ -57,6 +69,10 @@ class ModelDeployment:
 
     async def infer(self, call: InferCall) -> Inferred | Refused:
         answer: Inferred | Refused = await self._replica.infer(call)
+        return answer
+
+    async def embed(self, call: EmbedCall) -> Vectors | Refused:
+        answer: Vectors | Refused = await self._replica.embed(call)
         return answer
 
     async def check_health(self) -> None:
@@ -155,6 +171,11 @@ class RayBackend:
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
         with _as_api_errors(model):
             answer: Inferred | Refused = await self._handle(model).infer.remote(call)
+            return answer
+
+    async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
+        with _as_api_errors(model):
+            answer: Vectors | Refused = await self._handle(model).embed.remote(call)
             return answer
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:

@@ -96,7 +96,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         threads=max(1, int(model.resources.cpus_per_replica)),
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
         code=shipping.digest(code.packed) if code is not None and sent else None,
-        details=_details(model.model, manifest),
+        details=_details(model.model, manifest) | _embeddings(engine, model),
     )
 
 
@@ -138,6 +138,13 @@ def _options(name: str, model: ModelServeSpec, engine: EngineEntry) -> dict[str,
 def _content_digest(files: dict[str, Any]) -> str:
     digests = {path: file.sha256 for path, file in files.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _embeddings(engine: EngineEntry, model: ModelServeSpec) -> dict[str, Any]:
+    """Return what /v1/models tells of a text model's embeddings: None where its engine makes none."""
+    options = engine.options.model_validate(model.engine_options)
+    pooling = getattr(options, "pooling", None)
+    return {"embeddings": {"pooling": pooling, "normalized": True} if pooling else None}
 
 
 def _details(uri: str, manifest: Any) -> dict[str, Any]:

@@ -9,11 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cluster.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FinishReason = Literal["stop", "length"]
+Pooling = Literal["mean", "last"]
+"""How the hidden states of a text's tokens become one vector."""
 MOST_ALTERNATIVES = 20
 """Most alternatives that a request may ask for at each token, as OpenAI has it."""
 
@@ -202,6 +207,21 @@ class Engine(Protocol):
 
     def healthy(self) -> bool:
         """False when the engine can no longer serve and its replica should be replaced."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingEngine(Protocol):
+    """What an engine has beside that turns texts into vectors. Called on the engine's event loop; nothing blocks it."""
+
+    embedding_size: int
+    """Numbers of a vector."""
+
+    async def embed(self, request_id: str, prompt_token_ids: tuple[int, ...]) -> np.ndarray:
+        """Return the text's vector, float32 [embedding_size], of Euclidean length 1.
+
+        Raises RequestError if the text can never be embedded, EngineError if the engine fails under it.
+        """
         ...
 
 

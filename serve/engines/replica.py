@@ -14,13 +14,17 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from serve.engines import inputs as sent
 from serve.engines.answer_text import AnswerText
 from serve.engines.chat_template import LeftOut, NoChatTemplate
+from serve.engines.embedding import token_ids
 from serve.engines.pacing import interval_s, paced
 from serve.engines.prompts import TooLong, encode, is_chat
 from serve.engines.protocol import (
     BatchingEngine,
+    EmbeddingEngine,
     Engine,
     EngineError,
     GenerationRequest,
@@ -31,7 +35,7 @@ from serve.engines.table import ToolFormat
 from serve.engines.text import Decoder
 from serve.engines.tools.use import ToolUse
 from serve.tensors import described
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused
+from serve.wire import Chunk, EmbedCall, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, Vectors
 
 logger = logging.getLogger(__name__)
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -104,6 +108,25 @@ class GenerativeReplica:
             yield Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
             yield Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
+
+    async def embed(self, call: EmbedCall) -> Vectors | Refused:
+        """Return a vector for each input, all of them or none."""
+        engine = self._engine
+        if not isinstance(engine, EmbeddingEngine):
+            message = "this model's engine makes no embeddings; the torch engine does"
+            return Refused(400, message, "unsupported_task", "model")
+        try:
+            if call.dimensions not in (None, engine.embedding_size):
+                message = f"this model's vectors have {engine.embedding_size} numbers, and are not shortened"
+                raise RequestError("dimensions", message)
+            texts = await asyncio.to_thread(token_ids, engine.tokenizer, call, engine.max_context)
+            work = [engine.embed(f"{call.request_id}-{at}", ids) for at, ids in enumerate(texts)]
+            vectors = np.stack(await asyncio.gather(*work))
+            return Vectors(self._identity, vectors, sum(map(len, texts)))
+        except RequestError as error:
+            return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
+        except EngineError as error:
+            return Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
 
     def describe(self) -> dict[str, Any]:
         own = {"max_context": self._engine.max_context, "engine": self._engine.report()}

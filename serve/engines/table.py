@@ -43,6 +43,8 @@ class TorchOptions(EngineOptions):
     were not faster."""
     cache_gib: PositiveFloat | None = None
     """Most memory for keys and values in one replica; half of what is free at most when left out."""
+    pooling: Literal["mean", "last"] = "mean"
+    """How /v1/embeddings makes a vector of a text: the mean of its tokens' last hidden states, or the last token's."""
     tool_format: ToolFormat = "auto"
     """How the model writes calls of functions; `auto` asks its chat template."""
 
