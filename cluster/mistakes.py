@@ -84,7 +84,9 @@ def _explain_one(at: Location, detail: Any, model: type[BaseModel], lines: Mappi
         )
     if detail["type"] == "missing":
         return f"{place}: `{'.'.join(map(str, at))}` is missing"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = (
+        "takes what is not empty" if detail["type"] == "too_short" else detail["msg"].removeprefix("Value error, ")
+    )
     if not at:
         return f"{place}: {message}"
     given = detail.get("input")

@@ -220,7 +220,7 @@ def test_looking_a_tasks_options_up_loads_neither_torch_nor_transformers(task):
         ("resources=null", "takes a mapping of keys to values .given: nothing; leave the key out"),
         ("task.sequence_length=1e9", "less than or equal to 4194304"),
         ("task.sequence_length=true", "takes a number, not true or false"),
-        ("data.train=[]", "at least 1 item"),
+        ("data.train=[]", "takes what is not empty"),
         ("data.train=' '", "takes text that is not empty"),
         ("data.eval=2020-01-01", "YAML reads this as a date"),
         ("name=!!binary aGk=", "YAML reads this as a bytes"),
