@@ -17,10 +17,10 @@ import torch
 
 from cluster.errors import UserError
 from cluster.precision import Precision
-from jobs import deaths
+from jobs import deaths, lease
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
-from jobs.checkpoint.fence import Fence
+from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
@@ -90,7 +90,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     store, control = Store(config.checkpoints), folder.control()
     # Entered before it looks: what it finds, nobody who was here before changes any more.
     name = resume.attempt_name()
-    fence = Fence.enter(store, name) if rank == 0 else None
+    fence = enter(folder, store, name) if rank == 0 else None
     point = resume.agree(store)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
@@ -132,6 +132,17 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,
     )
+
+
+def enter(folder: RunFolder, store: Store, attempt: str) -> Fence:
+    """Shut out every start of a group before this one; called on rank 0.
+
+    Raises:
+        Superseded: another job has taken the run over.
+    """
+    if folder.lease and lease.newest(folder.path) != folder.lease:
+        raise Superseded(f"another job has taken the run {folder.key} over; its workers must not be shut out")
+    return Fence.enter(store, attempt)
 
 
 def this_attempt(name: str, micro_batch: int) -> Attempt:

@@ -11,12 +11,15 @@ import psutil
 import pytest
 import torch
 
+from jobs import lease
 from jobs.checkpoint import catalog
 from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import Saver
 from jobs.checkpoint.shards import KINDS, Fragment, Reader
 from jobs.checkpoint.store import Store
+from jobs.run_folder import RunFolder
+from jobs.worker.setup import enter
 
 ROOT = Path(__file__).parents[2]
 LATE = """
@@ -153,3 +156,13 @@ def test_a_file_that_could_not_be_written_whole_is_not_there(tmp_path):
     assert store.files("f") == ["x"]
     store.remove_files("f", "x")
     assert store.folders() == []
+
+
+def test_workers_of_a_job_that_has_lost_its_run_shut_nobody_out(tmp_path):
+    run, store = RunFolder(tmp_path, lease=1), Store(str(tmp_path / "checkpoints"))
+    with lease.take(tmp_path).kept(lambda: None):
+        assert enter(run, store, "first").number == 1
+    with lease.take(tmp_path).kept(lambda: None):
+        with pytest.raises(Superseded, match="another job has taken the run"):
+            enter(run, store, "late")
+        assert enter(RunFolder(tmp_path, lease=2), store, "second").number == 2
