@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import lease
@@ -26,7 +27,7 @@ def claim(storage: Path, spec: JobSpec, job: str = "") -> tuple[RunFolder, Lease
         folder = _choose(storage / "runs", spec)
         owned = lease.take(folder.path, job)
         if folder.status() != "FINISHED":
-            return folder, owned
+            return replace(folder, lease=owned.number), owned
         owned.release()  # its owner has just finished it
 
 

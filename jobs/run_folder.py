@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ class RunFolder:
 
     path: Path
     resumed: bool = False
+    lease: int = field(default=0, compare=False)
+    """Number of the lease (jobs/lease.py) under which this job has it; 0: it looks on only."""
 
     @property
     def key(self) -> str:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from jobs.checkpoint.fence import Fence
+from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.shards import Reader
 from jobs.checkpoint.store import Store, Written
 
@@ -76,10 +76,16 @@ def commit(store: Store, manifest: Manifest, fence: Fence | None = None) -> None
         Superseded: the attempt is not the newest any more. Nothing was written.
     """
     check_whole(store, manifest)
+    name = f"{folder(manifest.step)}/{MANIFEST}"
+    replaces = store.exists(name)
     if fence is not None:
         fence.check()
     text = json.dumps({"format": FORMAT, **asdict(manifest)})
-    store.write(f"{folder(manifest.step)}/{MANIFEST}", [text.encode()])
+    try:
+        # What was not there before the check must not be there now: this process may have slept for long between them.
+        store.write(name, [text.encode()], new=not replaces)
+    except FileExistsError as error:
+        raise Superseded(f"a newer attempt has committed step {manifest.step}; this one has come back late") from error
 
 
 def check_whole(store: Store, manifest: Manifest) -> None:

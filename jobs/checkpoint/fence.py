@@ -17,7 +17,7 @@ FOLDER = "attempts"
 
 
 class Superseded(UserError):
-    """A newer start of the worker group works on these checkpoints; another start would only take them away from it."""
+    """A newer start of the worker group works on these checkpoints; starting again would take them away from it."""
 
     exit_code = 1
 

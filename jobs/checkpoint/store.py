@@ -41,11 +41,20 @@ class Store:
             self._fs, self._base = fs.LocalFileSystem(), str(Path(root).absolute())
         self._is_local = isinstance(self._fs, fs.LocalFileSystem)
 
-    def write(self, name: str, chunks: Iterable[Any]) -> Written:
-        """Write a file from buffers and return its size and digest; on a local disk it has reached the disk then."""
+    def write(self, name: str, chunks: Iterable[Any], *, new: bool = False) -> Written:
+        """Write a file from buffers and return its size and digest; on a local disk it has reached the disk then.
+
+        Args:
+            new: fail where there is such a file already. Object stores are only asked before.
+
+        Raises:
+            FileExistsError: there is, and it should be `new`. It stays as it was.
+        """
         path = self._path(name)
         self._fs.create_dir(path.rpartition("/")[0])
         if not self._is_local:
+            if new and self.exists(name):
+                raise FileExistsError(f"there is {name} already")
             with self._fs.open_output_stream(path) as stream:
                 return _pour(stream, chunks)
         partial = f"{path}.{secrets.token_hex(4)}.partial"
@@ -53,10 +62,9 @@ class Store:
             with open(partial, "wb", buffering=0) as stream:
                 written = _pour(stream, chunks)
                 os.fsync(stream.fileno())
-            os.replace(partial, path)
-        except BaseException:
+            _place(partial, path, new)
+        finally:
             Path(partial).unlink(missing_ok=True)
-            raise
         return written
 
     def read(self, name: str) -> bytes:
@@ -114,6 +122,19 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"
+
+
+def _place(partial: str, path: str, new: bool) -> None:
+    if new:
+        try:
+            os.link(partial, path)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.exists(path):
+                raise FileExistsError(path) from None
+    os.replace(partial, path)
 
 
 def _pour(stream: Any, chunks: Iterable[Any]) -> Written:

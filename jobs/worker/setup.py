@@ -17,10 +17,10 @@ import torch
 
 from cluster.errors import UserError
 from cluster.precision import Precision
-from jobs import deaths
+from jobs import deaths, lease
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
-from jobs.checkpoint.fence import Fence
+from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
@@ -92,7 +92,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     store, control = Store(config.checkpoints), folder.control()
     # Entered before it looks: what it finds, nobody who was here before changes any more.
     name = resume.attempt_name()
-    fence = Fence.enter(store, name) if rank == 0 else None
+    fence = enter(folder, store, name) if rank == 0 else None
     point = resume.agree(store)
     check_data(point, prepared.rows)
     wanted = control.micro_batch or training.micro_batch_size
@@ -154,6 +154,17 @@ def check_data(point: resume.Point, rows: str) -> None:
             f"the checkpoint at step {point.step} has learned from other rows (digest {known[:12]}) than these "
             f"({rows[:12]}): bring the data back as it was, or begin a new run with --set checkpoint.resume=never"
         )
+
+
+def enter(folder: RunFolder, store: Store, attempt: str) -> Fence:
+    """Shut out every start of a group before this one; called on rank 0.
+
+    Raises:
+        Superseded: another job has taken the run over.
+    """
+    if folder.lease and lease.newest(folder.path) != folder.lease:
+        raise Superseded(f"another job has taken the run {folder.key} over; its workers must not be shut out")
+    return Fence.enter(store, attempt)
 
 
 def this_attempt(name: str, micro_batch: int) -> Attempt:
