@@ -176,7 +176,11 @@ def test_what_a_model_says_of_its_engine_reaches_the_engine(given: dict[str, Any
     model = {"model": str(directory), "precision": "int8", **given}
     (planned,) = plan.resolve(ServeSpec.model_validate({"models": {"m": model}}))
     assert (planned.engine, planned.precision, planned.code) == ("torch", "int8", None)
-    assert planned.options == {"runner": "torch", "compile": False, "cache_gib": 0.5, "tool_format": "auto"}
+    assert planned.options == {"runner": "torch", "compile": False, "cache_gib": 0.5, **LEFT}
+
+
+LEFT = {"tool_format": "auto", "pooling": "mean"}
+"""What an engine is told where the spec says nothing."""
 
 
 def test_vllm_gets_what_it_understands(tmp_path: Path) -> None:
