@@ -9,29 +9,63 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cluster.errors import UserError
 from cluster.names import Name
+from serve import runtime_env
 from serve.engines import table
 
 OLDER_PLACES = ("runner", "compile", "cache_gib")
 """Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
 
 
+MAX_REPLICAS = 10_000
+MAX_REQUESTS = 1_000_000
+MAX_TOKENS = 100_000_000
+MAX_BODY_BYTES = 2**30
+MAX_SECONDS = 7 * 24 * 3600
+MAX_UNITS = 4096
+"""CPUs or GPUs of one replica. These bounds lie above what any machine has, and below what makes planning hang."""
+
+
+def _no_bool(value: Any) -> Any:
+    """Refuse `true` where a number belongs: pydantic would read it as 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+_Number = BeforeValidator(_no_bool)
+Count = Annotated[int, _Number, Field(gt=0, le=MAX_REPLICAS)]
+Requests = Annotated[int, _Number, Field(gt=0, le=MAX_REQUESTS)]
+Seconds = Annotated[float, _Number, Field(ge=0, le=MAX_SECONDS)]
+Units = Annotated[float, _Number, Field(ge=0, le=MAX_UNITS)]
+
+
 class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Replicas(_Spec):
     """How many replicas, between two bounds, and how much work one of them should have."""
 
-    min: PositiveInt = 1
+    min: Count = 1
     """So many run also when it is quiet."""
-    max: PositiveInt = 1
+    max: Count = 1
     """So many run at most; fewer where the cluster has no room."""
-    target_ongoing: PositiveFloat | None = None
+    target_ongoing: Annotated[float, _Number, Field(gt=0, le=MAX_REQUESTS)] | None = None
     """Requests in flight per replica to aim at; half of `max_batch` (16 for a gateway) when left out."""
 
     @model_validator(mode="after")
@@ -44,20 +78,26 @@ class Replicas(_Spec):
 class Resources(_Spec):
     """What Ray reserves for one replica. Threads follow from it: one per CPU, at least one."""
 
-    cpus_per_replica: float = Field(default=1, ge=0)
+    cpus_per_replica: Units = 1
     """CPUs, also parts of one."""
-    gpus_per_replica: float = Field(default=0, ge=0)
+    gpus_per_replica: Units = 0
     """GPUs, also parts of one."""
+
+
+def _kind_of_replicas(value: Any) -> str:
+    return "Replicas" if isinstance(value, dict | Replicas) else "int"
 
 
 class Scaled(_Spec):
     """The settings shared by everything that autoscales."""
 
-    replicas: PositiveInt | Replicas = 1
+    replicas: Annotated[
+        Annotated[Count, Tag("int")] | Annotated[Replicas, Tag("Replicas")], Discriminator(_kind_of_replicas)
+    ] = 1
     """A fixed number, or `{min, max, target_ongoing}`."""
-    upscale_delay_s: float = Field(default=1.5, ge=0)
+    upscale_delay_s: Seconds = 1.5
     """How long demand must last before replicas are added."""
-    downscale_delay_s: float = Field(default=30, ge=0)
+    downscale_delay_s: Seconds = 30
     """How long it must be quiet before they are removed."""
 
     @property
@@ -116,7 +156,8 @@ class ModelServeSpec(Scaled):
     engine: EngineSpec = EngineSpec()
     """A name (`auto`, `torch`, `vllm`, `task`, `my_pkg.my_engine:ENGINE`), or a mapping of `name` and options."""
     runtime_env: dict[str, Any] = Field(default_factory=dict)
-    """Ray's runtime environment of this model's replicas: `{image_uri: …}`, `{pip: […]}`, `{env_vars: {…}}`."""
+    """Ray's runtime environment of this model's replicas: `{image_uri: …}`, `{pip: […]}`, `{py_executable: …}`,
+    `{env_vars: {…}}`. Variables that Ray and Tandem set themselves are refused."""
     precision: Literal["auto", "bf16", "fp32", "int8", "int4"] = "auto"
     """`auto`: bf16 where the replica's CPU or GPU computes in it, else fp32. `int8` and `int4` keep the weights of
     linear layers in so many bits and compute in what `auto` chooses."""
@@ -124,14 +165,14 @@ class ModelServeSpec(Scaled):
     """The engine's option of this name, also read here."""
     compile: bool | None = None
     """The engine's option of this name, also read here."""
-    cache_gib: PositiveFloat | None = None
+    cache_gib: Annotated[float, _Number, Field(gt=0, le=65536)] | None = None
     """The engine's option of this name, also read here."""
-    max_context: PositiveInt | None = None
+    max_context: Annotated[int, _Number, Field(gt=0, le=MAX_TOKENS)] | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
-    max_batch: PositiveInt = 16
+    max_batch: Annotated[int, _Number, Field(gt=0, le=4096)] = 16
     """Sequences one replica works on at the same time."""
     resources: Resources = Resources()
-    max_queued: PositiveInt = 256
+    max_queued: Requests = 256
     """Requests that may wait for a replica at one gateway; the next gets a 429 with Retry-After."""
 
     @property
@@ -155,6 +196,14 @@ class ModelServeSpec(Scaled):
         given = {option: getattr(self, option) for option in OLDER_PLACES}
         return {option: value for option, value in given.items() if value is not None}
 
+    @field_validator("runtime_env")
+    @classmethod
+    def _may_be_set(cls, value: dict[str, Any]) -> dict[str, Any]:
+        wrong = runtime_env.mistakes(value)
+        if wrong:
+            raise ValidationError.from_exception_data("ModelServeSpec", [_detail(*each) for each in wrong])
+        return value
+
     @model_validator(mode="after")
     def _suits_an_engine(self) -> ModelServeSpec:
         """Refuse what no engine that this may become can give; the engine itself is settled with the model's task."""
@@ -177,11 +226,11 @@ def _detail(place: tuple[str | int, ...], message: str, value: Any) -> InitError
 class GatewaySpec(Scaled):
     """The HTTP front: no model, no tokenizer."""
 
-    cpus_per_replica: float = Field(default=0, ge=0)
+    cpus_per_replica: Units = 0
     """0 by default: a gateway mostly waits, and on a small machine each reserved CPU is one replica less."""
-    max_body_bytes: PositiveInt = 8 * 1024 * 1024
+    max_body_bytes: Annotated[int, _Number, Field(gt=0, le=MAX_BODY_BYTES)] = 8 * 1024 * 1024
     """Largest body of a request; a larger one gets a 413."""
-    max_prompts: PositiveInt = 128
+    max_prompts: Requests = 128
     """Most prompts in one completions request."""
 
 
@@ -190,7 +239,7 @@ class HttpSpec(_Spec):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Loopback unless named otherwise. The endpoint has no authentication of its own yet."""
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, _Number, Field(ge=1, le=65535)] | None = None
     """Exactly this port; when left out, 8000 or the next free one."""
     proxies: Literal["head", "every-node"] = "head"
     """Listen on the head node only, or on every node with a replica (behind a load balancer)."""
@@ -208,7 +257,7 @@ class ServeSpec(_Spec):
     """Public model name → what answers under it."""
     http: HttpSpec = HttpSpec()
     gateway: GatewaySpec = GatewaySpec()
-    drain_s: float = Field(default=300, ge=1)
+    drain_s: Annotated[float, _Number, Field(ge=1, le=MAX_SECONDS)] = 300
     """How long a leaving replica may go on with the streams it has before it is ended."""
-    start_timeout_s: float = Field(default=600, gt=0)
+    start_timeout_s: Annotated[float, _Number, Field(gt=0, le=MAX_SECONDS)] = 600
     """How long `up` waits for every model to be ready."""

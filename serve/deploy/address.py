@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any
 
@@ -42,25 +43,39 @@ def running_address(running: Any, wanted: HttpSpec) -> tuple[str, int]:
 
 def free_port(http: HttpSpec, first: int = DEFAULT_PORT) -> int:
     """Return the port the spec names, or else the first free one from `first` on."""
-    if http.port is not None:
-        if not _is_free(http.host, http.port):
-            raise UserError(f"http.port {http.port} on {http.host} is taken: name another one, or none for a free one")
-        return http.port
-    for port in range(first, first + PORTS_TRIED):
-        if _is_free(http.host, port):
+    for port in [http.port] if http.port is not None else range(first, first + PORTS_TRIED):
+        refused = _refusal(http.host, port)
+        if refused is None:
             return port
+        if not _is_taken(refused):
+            raise UserError(_why(http.host, port, refused))
+    if http.port is not None:
+        raise UserError(f"http.port {http.port} on {http.host} is taken: name another one, or none for a free one")
     raise UserError(f"no free port on {http.host} from {first} to {first + PORTS_TRIED - 1}")
 
 
-def _is_free(host: str, port: int) -> bool:
+def _refusal(host: str, port: int) -> OSError | UnicodeError | None:
+    """Return why the system would not let a server listen there, or None where it would."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host's
+        return error
+    return None
+
+
+def _is_taken(refused: OSError | UnicodeError) -> bool:
+    return isinstance(refused, OSError) and refused.errno == errno.EADDRINUSE
+
+
+def _why(host: str, port: int, refused: OSError | UnicodeError) -> str:
+    """Say what is wrong with an address that no other port number, or only a higher one, would mend."""
+    if isinstance(refused, PermissionError):
+        return f"http.port {port} on {host}: this user may not listen there; name a port from 1024 on"
+    reason = (refused.strerror if isinstance(refused, OSError) else None) or str(refused)
+    return f"http.host {host}: the head node cannot listen on it ({reason}); name one of its addresses, or 0.0.0.0"
 
 
 def is_running() -> bool:
