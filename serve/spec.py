@@ -48,10 +48,10 @@ def _no_bool(value: Any) -> Any:
 
 
 _Number = BeforeValidator(_no_bool)
-Count = Annotated[int, _Number, Field(gt=0, le=MAX_REPLICAS)]
-Requests = Annotated[int, _Number, Field(gt=0, le=MAX_REQUESTS)]
-Seconds = Annotated[float, _Number, Field(ge=0, le=MAX_SECONDS)]
-Units = Annotated[float, _Number, Field(ge=0, le=MAX_UNITS)]
+Count = Annotated[int, Field(gt=0, le=MAX_REPLICAS), _Number]
+Requests = Annotated[int, Field(gt=0, le=MAX_REQUESTS), _Number]
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS), _Number]
+Units = Annotated[float, Field(ge=0, le=MAX_UNITS), _Number]
 
 
 class _Spec(BaseModel):
@@ -65,7 +65,7 @@ class Replicas(_Spec):
     """So many run also when it is quiet."""
     max: Count = 1
     """So many run at most; fewer where the cluster has no room."""
-    target_ongoing: Annotated[float, _Number, Field(gt=0, le=MAX_REQUESTS)] | None = None
+    target_ongoing: Annotated[float, Field(gt=0, le=MAX_REQUESTS), _Number] | None = None
     """Requests in flight per replica to aim at; half of `max_batch` (16 for a gateway) when left out."""
 
     @model_validator(mode="after")
@@ -165,11 +165,11 @@ class ModelServeSpec(Scaled):
     """The engine's option of this name, also read here."""
     compile: bool | None = None
     """The engine's option of this name, also read here."""
-    cache_gib: Annotated[float, _Number, Field(gt=0, le=65536)] | None = None
+    cache_gib: Annotated[float, Field(gt=0, le=65536), _Number] | None = None
     """The engine's option of this name, also read here."""
-    max_context: Annotated[int, _Number, Field(gt=0, le=MAX_TOKENS)] | None = None
+    max_context: Annotated[int, Field(gt=0, le=MAX_TOKENS), _Number] | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
-    max_batch: Annotated[int, _Number, Field(gt=0, le=4096)] = 16
+    max_batch: Annotated[int, Field(gt=0, le=4096), _Number] = 16
     """Sequences one replica works on at the same time."""
     resources: Resources = Resources()
     max_queued: Requests = 256
@@ -228,7 +228,7 @@ class GatewaySpec(Scaled):
 
     cpus_per_replica: Units = 0
     """0 by default: a gateway mostly waits, and on a small machine each reserved CPU is one replica less."""
-    max_body_bytes: Annotated[int, _Number, Field(gt=0, le=MAX_BODY_BYTES)] = 8 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(gt=0, le=MAX_BODY_BYTES), _Number] = 8 * 1024 * 1024
     """Largest body of a request; a larger one gets a 413."""
     max_prompts: Requests = 128
     """Most prompts in one completions request."""
@@ -239,7 +239,7 @@ class HttpSpec(_Spec):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Loopback unless named otherwise. The endpoint has no authentication of its own yet."""
-    port: Annotated[int, _Number, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, Field(ge=1, le=65535), _Number] | None = None
     """Exactly this port; when left out, 8000 or the next free one."""
     proxies: Literal["head", "every-node"] = "head"
     """Listen on the head node only, or on every node with a replica (behind a load balancer)."""
@@ -257,7 +257,7 @@ class ServeSpec(_Spec):
     """Public model name → what answers under it."""
     http: HttpSpec = HttpSpec()
     gateway: GatewaySpec = GatewaySpec()
-    drain_s: Annotated[float, _Number, Field(ge=1, le=MAX_SECONDS)] = 300
+    drain_s: Annotated[float, Field(ge=1, le=MAX_SECONDS), _Number] = 300
     """How long a leaving replica may go on with the streams it has before it is ended."""
-    start_timeout_s: Annotated[float, _Number, Field(gt=0, le=MAX_SECONDS)] = 600
+    start_timeout_s: Annotated[float, Field(gt=0, le=MAX_SECONDS), _Number] = 600
     """How long `up` waits for every model to be ready."""
