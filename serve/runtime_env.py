@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 KEYS = ("image_uri", "pip", "env_vars", "py_executable")
 """The keys of Ray's runtime environments that a model may set."""
-KNOWN = f"known are {', '.join(KEYS)}"
 ELSEWHERE = {
     "working_dir": "code of your own is sent from beside the spec",
     "py_modules": "code of your own is sent from beside the spec",
     "conda": "name its interpreter as py_executable",
 }
-RESERVED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_AUDIT", "RAY_", "MLFLOW_", "TANDEM_")
+RESERVED = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "LD_PRELOAD",
+    "LD_AUDIT",
+    "CUDA_VISIBLE_DEVICES",
+    "RAY_",
+    "MLFLOW_",
+    "TANDEM_",
+)
 """Variables, or beginnings of their names (`RAY_`), on which Tandem or Ray depend in a replica."""
 _TELLING = re.compile(r"No matching distribution|Could not find a version|ERROR:|manifest unknown|[Ee]rror:|not found")
 
@@ -31,7 +41,7 @@ def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
     """Yield what is wrong with a model's `runtime_env`. Pure."""
     for key, value in given.items():
         if key not in KEYS:
-            yield Mistake((key,), f"cannot be set: {ELSEWHERE.get(key, KNOWN)}", value)
+            yield Mistake((key,), f"cannot be set: {ELSEWHERE.get(key) or _hint(key)}", value)
         elif key == "env_vars":
             yield from _wrong_variables(value)
         elif key == "pip":
@@ -40,6 +50,11 @@ def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake((key,), "must be a text", value)
     if "image_uri" in given and len(given.keys() - {"env_vars"}) > 1:
         yield Mistake(("image_uri",), "stands alone, with env_vars at most: an image brings its packages", given)
+
+
+def _hint(key: str) -> str:
+    close = difflib.get_close_matches(key, KEYS, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(KEYS)}"
 
 
 def _wrong_variables(given: Any) -> Iterator[Mistake]:

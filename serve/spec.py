@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -139,12 +140,12 @@ class ModelServeSpec(Scaled):
     """The engine's option of this name, also read here."""
     cache_gib: PositiveFloat | None = None
     """The engine's option of this name, also read here."""
-    max_context: PositiveInt | None = None
+    max_context: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
     max_batch: int = Field(default=16, ge=1, le=65_536)
     """Sequences one replica works on at the same time."""
     resources: Resources = Resources()
-    max_queued: PositiveInt = 256
+    max_queued: int = Field(default=256, ge=1, le=1_000_000)
     """Requests that may wait for a replica at one gateway; the next gets a 429 with Retry-After."""
 
     @property
@@ -168,13 +169,20 @@ class ModelServeSpec(Scaled):
         given = {option: getattr(self, option) for option in OLDER_PLACES}
         return {option: value for option, value in given.items() if value is not None}
 
+    @field_validator("runtime_env")
+    @classmethod
+    def _may_be_set(cls, value: dict[str, Any]) -> dict[str, Any]:
+        wrong = [_detail(*mistake) for mistake in runtime_env.mistakes(value)]
+        if wrong:
+            raise ValidationError.from_exception_data("ModelServeSpec", wrong)
+        return value
+
     @model_validator(mode="after")
     def _suits_an_engine(self) -> ModelServeSpec:
         """Refuse what no engine that this may become can give; the engine itself is settled with the model's task."""
-        own = [Wrong(("runtime_env", *place), *rest) for place, *rest in runtime_env.mistakes(self.runtime_env)]
-        twice = own + [Wrong((o,), "also given under `engine`; keep it there", v) for o, v in self._twice().items()]
+        twice = [Wrong((o,), "also given under `engine`; keep it there", v) for o, v in self._twice().items()]
         found = [self.wrong_for(engine) for engine in table.possible(self.engine.name)]
-        wrong = twice + min(found, key=len, default=[])
+        wrong = twice or min(found, key=len, default=[])
         if wrong:
             raise ValidationError.from_exception_data("ModelServeSpec", [_detail(*each) for each in wrong])
         return self
