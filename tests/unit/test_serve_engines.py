@@ -90,7 +90,8 @@ def test_one_more_entry_is_one_more_engine() -> None:
     ]
     (mistake,) = table.mistakes(ENGINES["torch"], {"speed": 2}, "auto", engines)
     assert (
-        mistake.message == "`speed` is an option of the fast engine; torch has: cache_gib, compile, runner, tool_format"
+        mistake.message
+        == "`speed` is an option of the fast engine; torch has: cache_gib, compile, pooling, runner, tool_format"
     )
     assert "fast_kernels" in warm.preloaded(engines)
     assert "fast_kernels" not in warm.preloaded({**ENGINES, "fast": replace(fast, forked=False)})

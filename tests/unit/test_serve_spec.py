@@ -175,14 +175,23 @@ def test_what_a_model_says_of_its_engine_reaches_the_engine(given: dict[str, Any
     model = {"model": str(directory), "precision": "int8", **given}
     (planned,) = plan.resolve(ServeSpec.model_validate({"models": {"m": model}}))
     assert (planned.engine, planned.precision, planned.code) == ("torch", "int8", None)
-    assert planned.options == {"runner": "torch", "compile": False, "cache_gib": 0.5, "tool_format": "auto"}
+    assert planned.options == {
+        "runner": "torch",
+        "compile": False,
+        "cache_gib": 0.5,
+        "tool_format": "auto",
+        "pooling": "mean",
+    }
 
 
 def test_vllm_gets_what_it_understands(tmp_path: Path) -> None:
     directory = str(tiny_models.language_model(tmp_path / "tiny"))
     spec = {"models": {"m": {"model": directory, "engine": "vllm", "cache_gib": 2, "compile": True}}}
     (planned,) = plan.resolve(ServeSpec.model_validate(spec))
-    assert (planned.engine, planned.options) == ("vllm", {"compile": True, "cache_gib": 2, "tool_format": "auto"})
+    assert (planned.engine, planned.options) == (
+        "vllm",
+        {"compile": True, "cache_gib": 2, "tool_format": "auto"},
+    )
 
 
 @pytest.mark.parametrize(
