@@ -70,7 +70,7 @@ class Runner(Protocol):
         ...
 
     def run(self, batch: Batch) -> Outputs:
-        """Run the batch and return what it asks for.
+        """Return what the batch asks for: logits [L, vocabulary] and hidden states [E, hidden].
 
         Sequences of one batch may share blocks that one of them fills in this very step, so in every layer all keys
         and values are written before any query attends.

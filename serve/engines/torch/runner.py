@@ -67,7 +67,7 @@ class TorchRunner:
         return blocks
 
     def run(self, batch: Batch) -> Outputs:
-        """See Runner."""
+        """See Runner: logits [L, vocabulary], hidden states [E, hidden]."""
         try:
             return self._run(batch)
         except (attention.UnsupportedAttention, TypeError) as error:

@@ -76,7 +76,7 @@ class NativeRunner:
         return blocks
 
     def run(self, batch: Batch) -> Outputs:
-        """See Runner: both in float32."""
+        """See Runner: logits [L, vocabulary] and hidden states [E, hidden], both in float32."""
         logits = torch.empty(len(batch.logits_at), self.vocab_size)
         hidden = torch.empty(len(batch.hidden_at), self.hidden_size)
         tensors = (
