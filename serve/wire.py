@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Any, Literal, NamedTuple
 
 Prompt = str | tuple[int, ...] | tuple[dict[str, Any], ...]
 """Text, token ids, or the messages of a conversation, as a chat template takes them."""
@@ -137,8 +134,8 @@ class Vectors:
     """One vector for each input."""
 
     identity: Identity
-    values: np.ndarray
-    """float32 [inputs, dimensions], each of Euclidean length 1."""
+    values: Any
+    """numpy, float32 [inputs, dimensions], each of Euclidean length 1."""
     prompt_tokens: int
 
 
