@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ALLOWED = {
 ONLY_IN = {"mlflow": "tracking/", "deepspeed": "jobs/worker/deepspeed_internals.py"}
 
 
+@cache
 def imports(*, for_types: bool = True) -> list[tuple[str, str]]:
     """List (file, what it imports); `for_types`: what only type checkers import too."""
     found = []
