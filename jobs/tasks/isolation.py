@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 TOKENS = 12
 """Length of each of the two pieces, at most."""
 TOLERANCE = 1e-4
-"""For the Euclidean norm of the difference over that of the logits, beyond four times what rounding makes of it."""
+"""Between a piece packed and alone: for the Euclidean norm of the difference over that of the logits, beyond four times
+what rounding makes of it."""
+INFLUENCE = 1e-6
+"""Between a piece behind one other and the same behind another: there the same sums are made, and rounding is none."""
 
 
 def leak(model: torch.nn.Module, longest: int) -> float | None:
@@ -36,25 +39,30 @@ def leak(model: torch.nn.Module, longest: int) -> float | None:
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            first, second, packed = _logits_apart_and_packed(model, length)
+            return _difference(model, length)
     finally:
         model.train(was_training)
-    noise, error = _distance(packed[:length], first), _distance(packed[length:], second)
-    return error if not error < TOLERANCE + 4 * noise else None
 
 
-def _logits_apart_and_packed(model: torch.nn.Module, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the logits of both pieces alone, (length, V) each, and in one row, (2·length, V), in fp32."""
+def _difference(model: torch.nn.Module, length: int) -> float | None:
     import torch
 
     device = next(model.parameters()).device
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (1, 2 * length), generator=generator).to(device)
+    first, second, other = torch.randint(vocabulary, (3, 1, length), generator=generator).to(device)
     places = torch.arange(length, device=device)[None]
-    first, second = (model(input_ids=piece, use_cache=False).logits[0].float() for piece in tokens.split(length, dim=1))
-    both = torch.cat([places, places], dim=1)
-    return first, second, model(input_ids=tokens, position_ids=both, use_cache=False).logits[0].float()
+
+    def logits(*pieces: torch.Tensor) -> torch.Tensor:
+        """Return the logits of one row of pieces, each (1, length): (length of all, V) in fp32."""
+        packed = {} if len(pieces) == 1 else {"position_ids": torch.cat([places] * len(pieces), dim=1)}
+        return model(input_ids=torch.cat(pieces, dim=1), use_cache=False, **packed).logits[0].float()
+
+    behind_first, behind_other = logits(first, second), logits(other, second)[length:]
+    noise = _distance(behind_first[:length], logits(first))
+    error = _distance(behind_first[length:], logits(second))
+    influence = _distance(behind_first[length:], behind_other)
+    return max(error, influence) if influence > INFLUENCE or not error < TOLERANCE + 4 * noise else None
 
 
 def _takes_positions(model: Any) -> bool:

@@ -1,0 +1,260 @@
+"""Conversations: what is read of an example, what is refused by name, and what is learned of the rendered text."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import GenerationConfig
+
+from jobs.tasks import IGNORED, TaskError, TaskSetupError, generation, get
+from jobs.tasks.chat_template import render
+from jobs.tasks.conversations import Conversation, conversation_of, messages_of
+
+TEXT = 'the quick brown fox jumps over the lazy dog; {"city": "Bern"} ' * 30
+QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>tools ' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name + ' ' + ARGUMENTS + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.reasoning_content and loop.last %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NEEDS_A_FIRST = (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    task = get("causal-lm")({"sequence_length": 256, "tokenizer": {"train": "bpe", "vocab_size": 400}})
+    task.fit(task.observe([{"text": TEXT}]))
+    return task.tokenizer
+
+
+@pytest.fixture
+def lm(trained):
+    return with_template(trained)
+
+
+def with_template(tokenizer, template=None, **options):
+    """A task with a template of its own; None keeps ChatML."""
+    import copy
+
+    task = get("causal-lm")({"sequence_length": 256, **options})
+    task.tokenizer = copy.deepcopy(tokenizer)
+    if template is not None:
+        task.tokenizer.chat_template = template
+    return task
+
+
+def learned(task, example):
+    """What of an example is learned, as text."""
+    labels = task.encode([example])["labels"]
+    return task.tokenizer.decode(labels[labels != IGNORED])
+
+
+def contents(example):
+    return [(m["role"], m["content"]) for m in messages_of(example)]
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ({"messages": [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "a"},
+                                                                   {"type": "text", "text": "b"}]}]},
+         [("user", "q"), ("assistant", "ab")]),
+        ({"messages": [QUESTION, ANSWER], "system": "s"}, [("system", "s"), ("user", "q"), ("assistant", "a")]),
+        ({"system": "s", "history": [["q0", "a0"]], "instruction": "q", "input": None, "output": "a"},
+         [("system", "s"), ("user", "q0"), ("assistant", "a0"), ("user", "q"), ("assistant", "a")]),
+        ({"prompt": [QUESTION], "completion": [ANSWER]}, [("user", "q"), ("assistant", "a")]),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "system", "value": "s"},
+                            {"from": "gpt", "value": "a"}]},
+         [("user", "q"), ("system", "s"), ("assistant", "a")]),
+        ({"messages": [{**QUESTION, "id": 7, "name": None, "tool_calls": []}, ANSWER], "history": [], "tools": "[]"},
+         [("user", "q"), ("assistant", "a")]),
+        ({"messages": json.dumps([QUESTION, ANSWER])}, [("user", "q"), ("assistant", "a")]),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_a_conversation_is_part_of_it(example, said):
+    assert contents(example) == said
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, "'content' holds null, not text"),
+        ({"messages": [{"role": "user", "content": 3}, ANSWER]}, "'content' holds int"),
+        ({"messages": [{"role": "user", "content": True}, ANSWER]}, "'content' holds bool"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "a part of type 'image_url'"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]}, "half of a surrogate pair"),
+        ({"messages": [{**QUESTION, "mood": "sad"}, ANSWER]}, "a message has 'mood', which is not honoured"),
+        ({"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}, "'weight' of a message is 0.5"),
+        ({"messages": [QUESTION, {**ANSWER, "weight": 0}]}, "all answers of the conversation have weight 0"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": " \n"}]}, "an answer is empty"),
+        ({"messages": [{"role": "human", "content": "q"}, ANSWER]}, "unknown role 'human'.*did you mean 'user'"),
+        ({"messages": [{"role": "system", "content": "t"}, QUESTION, ANSWER], "system": "s"}, "something else than"),
+        ({"messages": [QUESTION, ANSWER], "history": [["a", "b"]]}, "column 'history' beside a conversation"),
+        ({"messages": [QUESTION, ANSWER], "images": ["x.png"]}, "column 'images' beside a conversation"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "'chosen' and 'rejected' are a preference"),
+        ({"prompt": "q", "completion": "a", "label": False}, "column 'label' beside a conversation"),
+        ({"instruction": "q", "input": float("nan"), "output": "a"}, "'input' holds float"),
+        ({"instruction": "q", "output": 4}, "'output' holds int"),
+        ({"instruction": "q", "output": "a", "history": [["only"]]}, "expected pairs"),
+        ({"messages": [QUESTION, {**ANSWER, "tool_calls": [{"function": {}}]}]}, "needs a function with a name"),
+        ({"messages": [QUESTION, ANSWER], "tools": "no json"}, "'tools' holds a text that is no JSON"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(example, said):
+    with pytest.raises(TaskError, match=said):
+        conversation_of(example)
+
+
+def test_weights_say_which_answers_are_learned(lm):
+    turns = [QUESTION, {**ANSWER, "content": "fox", "weight": 0}, QUESTION, {**ANSWER, "content": "dog", "train": True}]
+    assert learned(lm, {"messages": turns}) == "dog<|im_end|>"
+    prompt = [QUESTION, {**ANSWER, "content": "fox"}, QUESTION]
+    assert learned(lm, {"prompt": prompt, "completion": [{**ANSWER, "content": "dog"}]}) == "dog<|im_end|>"
+
+
+@pytest.mark.parametrize("arguments", ["c.function.arguments", "(c.function.arguments | tojson)"])
+@pytest.mark.parametrize("given", ['{"city": "Bern"}', {"city": "Bern"}])
+def test_calls_of_tools_are_learned_as_the_template_writes_them(trained, arguments, given):
+    task = with_template(trained, TOOLS.replace("ARGUMENTS", arguments))
+    call = {**CALL, "function": {"name": "weather", "arguments": given}}
+    turns = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns += [{"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "rain"}, ANSWER]
+    expected = '<call>weather {"city": "Bern"}</call><|im_end|>a<|im_end|>'
+    assert learned(task, {"messages": turns, "tools": [WEATHER]}) == expected
+    sharegpt = [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(CALL["function"])}]
+    sharegpt += [{"from": "observation", "value": "rain"}, {"from": "gpt", "value": "a"}]
+    assert learned(task, {"conversations": sharegpt, "tools": json.dumps([WEATHER])}) == expected
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ({"messages": [QUESTION, {**ANSWER, "tool_calls": [CALL]}]}, "leaves out the call of 'weather' of message 2"),
+        ({"messages": [QUESTION, ANSWER], "tools": [WEATHER]}, "leaves out 'tools'"),
+        ({"messages": [QUESTION, {**ANSWER, "reasoning_content": "hm"}]}, "leaves out 'reasoning_content'"),
+        ({"messages": [{**QUESTION, "name": "Mara"}, ANSWER]}, "leaves out 'name' of message 1"),
+    ],
+)
+def test_what_the_template_leaves_out_is_refused(lm, example, said):
+    with pytest.raises(TaskError, match=said):
+        lm.encode([example])
+
+
+def test_template_that_drops_a_message_is_refused(trained):
+    template = (
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.role + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    task = with_template(trained, template)
+    with pytest.raises(TaskError, match=r"leaves out the content of message 1 \(system\)"):
+        task.encode([{"messages": [{"role": "system", "content": "be kind"}, QUESTION, ANSWER]}])
+
+
+def test_template_that_drops_earlier_thoughts_learns_each_answer_behind_its_own_prompt(trained):
+    task = with_template(trained, THINKING)
+    turns = [QUESTION, {**ANSWER, "content": "fox", "reasoning_content": "hm"}]
+    turns += [QUESTION, {**ANSWER, "content": "dog", "reasoning_content": "so"}]
+    first, second = render(task.tokenizer, Conversation(turns))
+    assert [part.text[slice(*part.spans[0])] for part in (first, second)] == [
+        "<think>hm</think>fox<|im_end|>",
+        "<think>so</think>dog<|im_end|>",
+    ]
+    assert "hm" not in second.text, "what a server's prompt would not hold is not in the row"
+    assert task.encode([{"messages": turns}])["divided"].tolist() == [1]
+
+
+def test_conversation_may_begin_with_the_assistant(trained):
+    turns = [{**ANSWER, "content": "fox"}, QUESTION, {**ANSWER, "content": "dog"}]
+    task = with_template(trained, NEEDS_A_FIRST)
+    assert learned(task, {"messages": turns}) == "fox<|im_end|>dog<|im_end|>"
+    with pytest.raises(TaskError, match="refuses the conversation: roles must alternate"):
+        with_template(trained, ALTERNATING).encode([{"messages": turns}])
+
+
+def test_token_that_straddles_the_generation_prompt_is_learned(trained):
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}" \
+               "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"  # fmt: skip
+    task = with_template(trained, template)
+    turns = [QUESTION, {**ANSWER, "content": "fox jumps"}]
+    assert " fox" in [task.tokenizer.decode(t) for t in task.tokenizer("the fox")["input_ids"]], "or it tests nothing"
+    assert learned(task, {"messages": turns}) == " fox jumps"
+    assert task.encode([{"messages": turns}])["unended"].tolist() == [1]
+    assert with_template(trained).encode([{"messages": turns}])["unended"].tolist() == [0]
+
+
+def test_what_is_left_out_and_what_is_cut_is_counted(trained):
+    task = with_template(trained, sequence_length=48)
+    long = {"prompt": "fox " * 60, "completion": "dog"}
+    cut = {"prompt": "q", "completion": "dog " * 60}
+    encoded = task.encode([long, long, cut, {"prompt": "q", "completion": "a"}])
+    assert (encoded["left_out"].sum(), encoded["answers_cut"].sum()) == (2, 1)
+    assert len(encoded["targets"]) == 2
+
+
+def test_faults_of_the_tokenizer_are_not_one_rows(trained):
+    task = with_template(trained, "")
+    with pytest.raises(TaskSetupError, match="no chat template"):
+        task.encode([{"messages": [QUESTION, ANSWER]}])
+    task = with_template(trained)
+    task.tokenizer.eos_token = None
+    with pytest.raises(TaskSetupError, match="no end token"):
+        task.encode([{"text": "fox"}])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_example_has_its_own_shape(lm, turned):
+    examples = [{"text": "the fox"}, {"messages": [QUESTION, ANSWER]}, {"text": "dog", "messages": None}]
+    rows = lm.encode(examples[::-1] if turned else examples)
+    batch = lm.collate({name: rows[name] for name in ("input_ids", "labels", "position_ids", "targets")})
+    labels = [lm.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
+    ids = batch["input_ids"][0, : int(rows["targets"][0]) + 1]
+    texts = ["dog", "the fox"] if turned else ["the fox", "dog"]
+    assert lm.tokenizer.decode(ids).startswith("<|endoftext|>".join([*texts, ""]))
+    assert labels[1] == "a<|im_end|>"
+    assert (batch["labels"] != IGNORED).sum() == rows["targets"].sum()
+    assert np.array_equal(batch["position_ids"][0], np.arange(256))
+
+
+def test_text_column_that_is_named_wins(trained):
+    example = {"body": "the fox", "instruction": "q", "output": "WRONG", "text": "no"}
+    named = with_template(trained, text_column="body")
+    assert "the fox" in named.tokenizer.decode(named.encode([example])["input_ids"][0])
+    assert named.cut(example, 0.5)[0]["body"] == "the"
+    assert with_template(trained).cut({"text": "no", "instruction": "q", "output": "a"}, 0.5) is None
+
+
+def test_separate_documents_do_not_share_a_window(trained):
+    task = with_template(trained, documents="separate", sequence_length=16)
+    texts = ["the fox", "dog", "lazy " * 40]
+    rows = task.encode([{"text": text} for text in texts])
+    tokens = sum(len(task.tokenizer(text)["input_ids"]) for text in texts)
+    assert rows["targets"].sum() == tokens, "of each document all but the first token, and its end"
+    batch = task.collate(rows)
+    starts = batch["position_ids"] == 0
+    assert (batch["labels"][:, :-1][starts[:, 1:]] == IGNORED).all(), "no document's beginning is told by another"
+
+
+def test_a_parents_generation_config_stays(trained):
+    parent = GenerationConfig(eos_token_id=[1, 0, 7], do_sample=True, temperature=0.7, top_k=64, pad_token_id=3)
+    child = generation.completed(parent, trained)
+    assert child.eos_token_id == [1, 0, 7, trained.convert_tokens_to_ids("<|im_end|>")]
+    assert (child.do_sample, child.temperature, child.top_k, child.pad_token_id) == (True, 0.7, 64, 3)
+    assert generation.fresh(trained).eos_token_id == [0, 2]
