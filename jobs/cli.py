@@ -68,7 +68,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --follow: show the whole log.")] = False,
 ) -> None:
-    """Send a job to the cluster. With --follow the exit code is 0 if the job finished and 1 if it did not.
+    """Send a job to the cluster. With --follow the exit code is 0 if the job finished, 2 if its data is wrong, else 1.
 
     Example: tandem jobs submit jobs/specs/stdlib-lm.yaml --follow
     """
@@ -142,6 +142,7 @@ def stop(job: JobId) -> None:
 
 
 def _follow(job_id: str, verbose: bool) -> None:
+    from cluster.errors import UserError
     from jobs import submit as jobs_submit
     from jobs.live import LiveView
 
@@ -159,5 +160,5 @@ def _follow(job_id: str, verbose: bool) -> None:
         if outcome.error is None and not verbose:
             typer.echo("\n".join(outcome.log[-20:]), err=True)
         typer.echo(f"{job_id}: {outcome.status.lower()}; its log: tandem jobs logs {job_id}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(2 if outcome.exit_code == UserError.exit_code else 1)
     typer.echo(f"{job_id}: finished {outcome.result.get('model', '')}", err=True)

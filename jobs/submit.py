@@ -40,6 +40,8 @@ class Outcome:
     result: dict[str, Any] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     """The last lines that were no progress."""
+    exit_code: int = 0
+    """The driver's: 0 finished, 2 the spec or the data is wrong, 1 anything else, also where it said none."""
 
     @property
     def error(self) -> str | None:
@@ -118,6 +120,8 @@ def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]
                 ) from error
         if outcome.status not in TERMINAL:
             time.sleep(0.2)
+    if outcome.status != "SUCCEEDED":
+        outcome.exit_code = client.get_job_info(job_id).driver_exit_code or 1
     return outcome
 
 

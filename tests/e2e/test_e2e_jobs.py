@@ -281,7 +281,7 @@ def test_command_line_exit_codes(folder):
     assert "did you mean `training`" in typo.stderr
     assert tandem("jobs", "logs", "nothing-like-it").returncode == 2
     failed = tandem("jobs", "submit", str(folder / "tiny.yaml"), "--follow", "--set", "data.train=none.txt")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     listed = json.loads(tandem("jobs", "list", "--json").stdout)
     assert {"SUCCEEDED", "FAILED", "STOPPED"} <= {job["status"] for job in listed}
 
