@@ -248,8 +248,9 @@ def test_a_user_error_fails_the_job_with_one_clear_line(folder):
 
 
 def test_a_parent_that_does_not_exist_is_refused_at_submission(folder):
+    data = {key: value for key, value in SPEC["data"].items() if key != "tokenizer"}
     with pytest.raises(UserError, match="no registered model 'nope'"):
-        run(folder, {**SPEC, "name": "orphan"}, "model={from: models:/nope@x}")
+        run(folder, {**SPEC, "name": "orphan", "data": data}, "model={from: models:/nope@x}")
 
 
 def test_folders_with_the_names_of_ours_beside_the_spec_hide_nothing(tmp_path):
