@@ -20,7 +20,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from cluster import local, processes
+from cluster import local, processes, ray_internals
 from cluster.connect import Connection
 from cluster.errors import UserError
 from serve import cli, endpoints
@@ -131,6 +131,7 @@ def own_cluster() -> Iterator[local.LocalCluster]:
         finally:
             local.down(job_grace_s=1)
             shutil.rmtree(folder, ignore_errors=True)
+    ray_internals.read_token_again()  # the session's cluster has another token
 
 
 def test_the_head_is_killed_and_started_again(own_cluster: local.LocalCluster, model: Path, tmp_path: Path) -> None:
