@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster import connect, home, specfile
 from cluster.precision import resolve, this_cpu
-from jobs import run_folder
+from jobs.claim import claim
 from jobs.data import prepare
 from jobs.driver import phases, warm
 from jobs.driver.job import Job
@@ -19,7 +19,7 @@ def main() -> None:
     spec = specfile.load(path, JobSpec)
     connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec)))
     storage = home.home() / "storage"
-    folder = run_folder.claim(storage, spec)
+    folder, _ = claim(storage, spec)
     job = Job(spec, path.parent, storage, folder, None, None, {}, resolve("auto", [this_cpu()]))  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
     phases.run_workers(job, loop.train_worker, prepared)

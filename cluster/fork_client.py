@@ -134,6 +134,7 @@ def _start(hook: str, address: str, log_path: str) -> int:
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 256)
+    os.chdir(os.path.dirname(address))  # -m looks in the folder first: a client's `datasets.py` is not for the others
     os.execv(sys.executable, [sys.executable, "-m", "cluster.fork_server", address, hook])
 
 

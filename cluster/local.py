@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,8 @@ class Options:
     ray_port: int | None = None
     dashboard_port: int | None = None
     mlflow_port: int | None = None
+    before: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Ports of a cluster that died, which the new one takes if they are free: jobs and people know them."""
 
 
 def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _: None, **options: Any) -> LocalCluster:
@@ -69,7 +71,13 @@ def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _
         cluster = state() or _restart_gcs(progress)
         if cluster is not None:
             return _start_missing(cluster, wanted, progress)
-        _end_recorded(job_grace_s=0)  # what a crash or an interrupted start may have left
+        before = record.read()  # what a crash or an interrupted start may have left
+        if before is not None and before.ray_address:
+            progress(
+                "the cluster that was here has lost its head: what is left of it ends, and a new one takes its place"
+            )
+        _end_recorded(job_grace_s=0)
+        wanted = dataclasses.replace(wanted, before=_ports_of(before))
         cluster = LocalCluster(secrets.token_hex(8), home() / "auth_token", home() / "ray", time.time())
         try:
             return _start_missing(cluster, wanted, progress)
@@ -113,7 +121,7 @@ def _start_missing(cluster: LocalCluster, wanted: Options, progress: Progress) -
     needs_mlflow = not _is_mlflow_running(cluster) and not os.environ.get("MLFLOW_TRACKING_URI")
     daemons.write_token(cluster.token_path)
     with closing(ports.Ports(note=progress)) as reserved:
-        port = urlsplit(cluster.mlflow_url).port or 5000  # running jobs look for MLflow where it was
+        port = urlsplit(cluster.mlflow_url).port or wanted.before.get("MLflow", 5000)  # jobs look for it where it was
         chosen = _choose_ports(reserved, wanted, needs_head, port if needs_mlflow else None)
         progress(_announcement(needs_head, needs_mlflow))
         mlflow_pid, head = 0, None
@@ -146,6 +154,19 @@ def _restart_gcs(progress: Progress) -> LocalCluster | None:
     return record.write(dataclasses.replace(_with_session(cluster, session), gcs_pid=pid, daemons=(pid, *alive)))
 
 
+def _ports_of(cluster: LocalCluster | None) -> dict[str, int]:
+    """Return the ports that a cluster had, by the names that `_choose_ports` gives them. Pure."""
+    if cluster is None:
+        return {}
+    addresses = {
+        "Ray": f"//{cluster.ray_address}",
+        "the dashboard": cluster.dashboard_url,
+        "MLflow": cluster.mlflow_url,
+    }
+    found = {name: urlsplit(address).port for name, address in addresses.items()}
+    return {name: port for name, port in found.items() if port}
+
+
 def _is_mlflow_running(cluster: LocalCluster) -> bool:
     return cluster.is_running(cluster.mlflow_pid)
 
@@ -160,7 +181,8 @@ def _choose_ports(
 ) -> dict[str, int]:
     requests = [("MLflow", mlflow_default, wanted.mlflow_port)] if mlflow_default else []
     if needs_head:
-        requests += [("Ray", 6379, wanted.ray_port), ("the dashboard", 8265, wanted.dashboard_port)]
+        ray, dashboard = (wanted.before.get(name, port) for name, port in (("Ray", 6379), ("the dashboard", 8265)))
+        requests += [("Ray", ray, wanted.ray_port), ("the dashboard", dashboard, wanted.dashboard_port)]
         requests += [("Ray Client", 10001, None)]
     explicit_first = sorted(requests, key=lambda request: request[2] is None)
     return {name: reserved.choose(name, default, port) for name, default, port in explicit_first}

@@ -5,7 +5,7 @@ Pure arithmetic over `topology.Node`; Ray itself would wait silently for what ca
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.topology import Node
 
@@ -49,6 +49,13 @@ class Refusal:
 def capacity(request: Request, nodes: Iterable[Node]) -> int:
     """Return how many workers of this kind the living nodes could take if nothing else ran on them."""
     return sum(_room(request, node.total_cpus, node.total_gpus) for node in nodes if node.alive)
+
+
+def fit_most(request: Request, fewest: int, nodes: Iterable[Node]) -> Placement | Refusal:
+    """Place as many workers as are free now, `request.workers` at most; fewer than `fewest` are refused."""
+    alive = [node for node in nodes if node.alive]
+    free = sum(_room(request, node.free_cpus, node.free_gpus) for node in alive)
+    return fit(replace(request, workers=max(fewest, min(request.workers, free))), alive)
 
 
 def fit(request: Request, nodes: Iterable[Node]) -> Placement | Refusal:

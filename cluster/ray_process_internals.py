@@ -10,7 +10,9 @@ from cluster.internals import Internal
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """What `worker_process_setup_hook` in a job's runtime environment becomes; per task or actor only this way works."""
 JOB_MARKER = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for the driver of a submitted job, and for no daemon or worker."""
+"""Ray sets it for the driver of a submitted job, and for no daemon or worker: JSON, with the job's `metadata`."""
+SUBMISSION_ID = "job_submission_id"
+"""What the job's id is called in that metadata."""
 RAYLET_PID = "RAY_RAYLET_PID"
 """Ray sets it for workers."""
 RAYLET_ARGUMENT = "--raylet-name="
@@ -96,7 +98,8 @@ ENTRIES = (
     ),
     Internal(
         "RAY_JOB_CONFIG_JSON_ENV_VAR",
-        "to tell a job's driver among the cluster's processes: `cluster down` waits for drivers to save",
+        "to tell a job's driver among the cluster's processes: `cluster down` waits for drivers to save; and "
+        "the driver's submission id, which a second submission of the same spec is told",
         "`tandem cluster down` ends jobs before they have saved",
         "the Jobs API tells the driver's process id",
     ),

@@ -6,10 +6,9 @@ Precedence: defaults < file < `--set`, left to right. A mapping is merged key by
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +16,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.errors import UserError
+from cluster.mistakes import Location, explain, where
 
 MAX_VALUES, MAX_DEPTH = 100_000, 64
 """Of a spec with its aliases written out: a few lines of them can stand for more than fits in memory."""
 
 Model = TypeVar("Model", bound=BaseModel)
-Location = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,10 +68,14 @@ def loads(
         _apply(values, override)
         _write_out(values, model)
     lines = {**lines, **dict.fromkeys(overridden, 0)}
+    if wrong := [
+        sentence for at, what in _not_plain(values, ()) for sentence in (f"{where(at, lines, name)}: {what}",)
+    ]:
+        raise UserError("\n".join(wrong))
     try:
         return model.model_validate(values, context={"folder": folder, "overridden": overridden})
     except ValidationError as error:
-        raise UserError(_explain(error, model, lines, name)) from None
+        raise UserError(explain(error, model, values, lines, name)) from None
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Location, int]]:
@@ -83,6 +86,8 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Location, int]]:
         values = loader.construct_document(node) if node is not None else {}
     except RecursionError:
         raise UserError(f"{name}: nested too deeply") from None
+    except ValueError as error:  # a date or a number that cannot be
+        raise UserError(f"{name}: not valid YAML: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -113,6 +118,27 @@ def _collect_lines(node: yaml.Node | None, location: Location, lines: dict[Locat
             _collect_lines(value, item, lines, name)
 
 
+def _not_plain(value: Any, at: Location) -> Iterator[tuple[Location, str]]:
+    """Yield what YAML can hold and JSON cannot, with its place: pydantic would turn some of it into text."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _not_plain(inner, (*at, key))
+            else:
+                yield at, f"key {key!r} in {'.'.join(map(str, at)) or 'the spec'} is no text; put it in quotes"
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _not_plain(inner, (*at, index))
+    elif isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            yield at, f"`{'.'.join(map(str, at))}`: half a character (a lone surrogate) is no text (given: {value!r})"
+    elif isinstance(value, int) and abs(value) >= 2**63 and not isinstance(value, bool):
+        yield at, f"`{'.'.join(map(str, at))}`: takes a smaller number"
+    elif value is not None and not isinstance(value, bool | int | float):
+        kind = type(value).__name__
+        yield at, f"`{'.'.join(map(str, at))}`: YAML reads this as a {kind} ({value}); put it in quotes if it is text"
+
+
 def _override_location(override: str) -> Location:
     return tuple(override.partition("=")[0].split("."))
 
@@ -140,8 +166,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: write it as key.path=value, for instance --set training.steps=100")
     try:
         value = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        reason = getattr(error, "problem", None) or str(error)
+        raise UserError(f"--set {override[:200]!r}: the value is not valid YAML: {reason}") from error
     *parents, last = path.split(".")
     for depth, parent in enumerate(parents, 1):
         inner = values.get(parent)
@@ -151,98 +178,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[parent] = {} if inner is None else inner
         values = values[parent]
     values[last] = value
-
-
-def _explain(error: ValidationError, model: type[BaseModel], lines: dict[Location, int], name: str) -> str:
-    details = [(_real_location(tuple(detail["loc"]), model), detail) for detail in error.errors(include_url=False)]
-    # Where a key may be of several kinds, the complaint that goes deepest is about the kind that was meant.
-    told = [
-        (location, detail)
-        for location, detail in details
-        if not any(len(other) > len(location) and other[: len(location)] == location for other, _ in details)
-    ]
-    told.sort(key=lambda item: lines.get(item[0], 0))
-    return "\n".join(_explain_one(location, detail, model, lines, name) for location, detail in told)
-
-
-def _explain_one(location: Location, detail: Any, model: type[BaseModel], lines: dict[Location, int], name: str) -> str:
-    section = ".".join(map(str, location[:-1])) or "the spec"
-    where = _where(location, lines, name)
-    if detail["type"] == "extra_forbidden":
-        known = detail.get("ctx", {}).get("known") or _known_keys(model, location[:-1])
-        return f"{where}: unknown key `{location[-1]}` in {section}{_suggestion(str(location[-1]), known)}"
-    if detail["type"] == "missing":
-        return f"{where}: `{'.'.join(map(str, location))}` is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    if not location:
-        return f"{where}: {message}"
-    given = detail.get("input")
-    shown = "" if isinstance(given, dict | list | BaseModel) else f" (given: {given!r})"
-    close = _suggestion(str(given), detail["ctx"]["known"]) if detail["type"] == "unknown_word" else ""
-    return f"{where}: `{'.'.join(map(str, location))}`: {message}{shown}{close}"
-
-
-def _where(location: Location, lines: dict[Location, int], name: str) -> str:
-    for end in range(len(location), 0, -1):
-        line = lines.get(location[:end])
-        if line is not None:
-            return f"{name}:{line}" if line else f"--set {'.'.join(map(str, location[:end]))}"
-    return name
-
-
-def _real_location(location: Location, model: type[BaseModel]) -> Location:
-    """Drop the parts pydantic adds for members of a union: they are no keys of the file."""
-    real: list[str | int] = []
-    models: list[type[BaseModel]] = [model]
-    for part in location:
-        keys = {key for candidate in models for key in _keys(candidate)}
-        is_tag = isinstance(part, str) and part not in keys and any(part == c.__name__ for c in models)
-        if is_tag or (isinstance(part, str) and part in _TYPE_TAGS and part not in keys):
-            continue
-        real.append(part)
-        models = _children(models, part) or models
-    return tuple(real)
-
-
-_TYPE_TAGS = {"int", "float", "str", "bool", "constrained-str", "list[str]", "none", "dict[str,any]"}
-
-
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or key for key, field in model.model_fields.items()]
-
-
-def _known_keys(model: type[BaseModel], location: Location) -> list[str]:
-    models = [model]
-    for part in location:
-        models = _children(models, part)
-    return sorted({key for candidate in models for key in _keys(candidate)})
-
-
-def _children(models: list[type[BaseModel]], part: str | int) -> list[type[BaseModel]]:
-    """The models that the value under key `part` may be."""
-    found: list[type[BaseModel]] = []
-    for model in models:
-        for key, field in model.model_fields.items():
-            if part in (key, field.alias):
-                found += _models_in(field.annotation)
-    if not found and not any(part in _keys(model) for model in models):
-        return models  # an entry of a mapping or a list: its key is the user's own
-    return found
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, dict, tuple, typing.Annotated):
-        return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
-    return []
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean `{close[0]}`?"
-    return f"; known keys: {', '.join(known)}" if known else ""
 
 
 def _reason(error: Exception) -> str:

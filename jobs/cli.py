@@ -15,7 +15,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY.PATH=VALUE",
-        help="Change a key of the spec, for instance --set training.steps=100; may be repeated. The value is YAML.",
+        help="Change a key of the spec, for instance --set training.steps=1000; may be repeated. The value is YAML.",
     ),
 ]
 JobId = Annotated[str, typer.Argument(help="The job's id, as `tandem jobs list` shows it.", metavar="JOB")]
@@ -26,16 +26,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own way)
     """Check a spec without a cluster, and print it with all defaults.
 
-    Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=100
+    What is known here of what it starts from is checked too: an architecture's config, a folder, or a version where
+    the registry answers.
+
+    Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=1000
     """
     import json
 
     import yaml
 
     from cluster import specfile
+    from jobs import first_look, noise, parents
     from jobs.spec import JobSpec
 
-    resolved = specfile.load(spec, JobSpec, set_).resolved()
+    checked = specfile.load(spec, JobSpec, set_)
+    noise.quiet()
+    parents.check_architecture(checked, spec.absolute().parent)
+    if note := parents.preflight(checked, spec.absolute().parent, also=first_look.check):
+        typer.echo(f"note: {note}", err=True)
+    resolved = checked.resolved()
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")
 
 
@@ -59,7 +68,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show progress until the job ends.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With --follow: show the whole log.")] = False,
 ) -> None:
-    """Send a job to the cluster. With --follow the exit code is 0 if the job finished and 1 if it did not.
+    """Send a job to the cluster. With --follow the exit code is 0 if the job finished, 2 if its data is wrong, else 1.
 
     Example: tandem jobs submit jobs/specs/stdlib-lm.yaml --follow
     """
@@ -133,6 +142,7 @@ def stop(job: JobId) -> None:
 
 
 def _follow(job_id: str, verbose: bool) -> None:
+    from cluster.errors import UserError
     from jobs import submit as jobs_submit
     from jobs.live import LiveView
 
@@ -150,5 +160,5 @@ def _follow(job_id: str, verbose: bool) -> None:
         if outcome.error is None and not verbose:
             typer.echo("\n".join(outcome.log[-20:]), err=True)
         typer.echo(f"{job_id}: {outcome.status.lower()}; its log: tandem jobs logs {job_id}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(2 if outcome.exit_code == UserError.exit_code else 1)
     typer.echo(f"{job_id}: finished {outcome.result.get('model', '')}", err=True)

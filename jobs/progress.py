@@ -35,7 +35,8 @@ def report(phase: str, done: int, total: int, **values: float) -> None:
 
 def say(message: str) -> None:
     """Print a sentence about what happens."""
-    print(f"{_PREFIX}{message}", flush=True)
+    # Names of files need not be UTF-8, and no output takes half a character.
+    print(f"{_PREFIX}{message}".encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
 def result(values: dict[str, Any]) -> None:

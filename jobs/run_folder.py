@@ -2,11 +2,13 @@
 
 storage/runs/<name>-<spec digest>-<k>/
     status.json      RUNNING, FINISHED, FAILED or KILLED          driver, guard → whoever submits the spec again
+    lease/           who owns the run (jobs/lease.py)             driver → guard, whoever submits the spec again
     control.json     what failures have changed (Control)         driver → workers
     precision.json   what the run computes in, once decided       driver → driver of a later attempt
     data.json        what the encoded rows were decided by        driver → driver of a later attempt
     attempt.json     the newest start of the group (Attempt)      first rank → driver
     failures.jsonl   failed attempts, oldest first                driver → post-mortem page
+    saves.json       how saving checkpoints went (Saves)          first rank → driver
     STOP, SAVE       requests for a checkpoint (and an end)       driver → workers
     spool/           metrics on their way to MLflow               workers → driver
     logs/, stacks/   what each rank printed; where it hung        workers → post-mortem page
@@ -21,12 +23,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.data.identity import Noted
-from jobs.spec import JobSpec
 
 TAIL_BYTES = 65536
 
@@ -42,6 +43,24 @@ class Attempt:
     """False while it is being set up."""
     nodes: tuple[str, ...] = ()
     """Id of each rank's node."""
+    pids: tuple[int, ...] = ()
+    """Process id of each rank, on its node."""
+    oom_kills: tuple[int, ...] = ()
+    """How often each rank's node had killed a process for memory until then."""
+
+
+@dataclass(frozen=True)
+class Saves:
+    """How saving checkpoints went in this attempt at the job, over all starts of its group."""
+
+    saved: int = 0
+    failed: int = 0
+    error: str | None = None
+    """Why the last one could not be saved; None: it was."""
+
+    def and_one(self, error: str | None) -> Saves:
+        """Return the same after one more."""
+        return Saves(self.saved + (error is None), self.failed + (error is not None), error)
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class RunFolder:
 
     path: Path
     resumed: bool = False
+    lease: int = field(default=0, compare=False)
+    """Number of the lease (jobs/lease.py) under which this job has it; 0: it looks on only."""
 
     @property
     def key(self) -> str:
@@ -121,7 +142,7 @@ class RunFolder:
     def begin(self) -> None:
         """Begin a new attempt at the job: it runs; requests and notes of an earlier one are gone, skips stay."""
         self.write_status("RUNNING")
-        for name in ("STOP", "SAVE", "attempt.json", "failures.jsonl"):
+        for name in ("STOP", "SAVE", "attempt.json", "failures.jsonl", "saves.json"):
             (self.path / name).unlink(missing_ok=True)
         control = self.control()
         self.write_control(Control(control.skip, control.micro_batch))
@@ -140,11 +161,20 @@ class RunFolder:
     def attempt(self) -> Attempt | None:
         """Return the newest attempt that got as far as to say so."""
         values = _read(self.path / "attempt.json")
-        return Attempt(**{**values, "nodes": tuple(values["nodes"])}) if values else None
+        lists = {name: tuple(values.get(name, ())) for name in ("nodes", "pids", "oom_kills")}
+        return Attempt(**{**values, **lists}) if values else None
 
     def write_attempt(self, attempt: Attempt) -> None:
         """Note the newest start of the worker group."""
         _write(self.path / "attempt.json", asdict(attempt))
+
+    def saves(self) -> Saves:
+        """Return how saving checkpoints went."""
+        return Saves(**_read(self.path / "saves.json"))
+
+    def note_save(self, error: str | None) -> None:
+        """Note that a checkpoint was saved, or why it could not be."""
+        _write(self.path / "saves.json", asdict(self.saves().and_one(error)))
 
     def control(self) -> Control:
         """Return what failures have changed."""
@@ -250,25 +280,6 @@ class RunFolder:
     def write_evaluations(self, evaluations: dict[str, dict[str, float]]) -> None:
         """Note the metrics on held-out rows: the last thing that the workers do."""
         _write(self.path / "evaluations.json", evaluations)
-
-
-def claim(storage: Path, spec: JobSpec) -> RunFolder:
-    """Return the folder for a new attempt at `spec`: the unfinished one of the same spec, or a new one.
-
-    One that was stopped goes on in its own folder, one that finished is never written again.
-    """
-    stem = f"{spec.name}-{spec.digest()[:8]}"
-    root = storage / "runs"
-    numbers = [
-        int(path.name.rpartition("-")[2]) for path in root.glob(f"{stem}-*") if path.name.rpartition("-")[2].isdigit()
-    ]
-    newest = root / f"{stem}-{max(numbers, default=0)}"
-    unfinished = RunFolder(newest, resumed=True)
-    if numbers and spec.checkpoint.resume == "auto" and unfinished.status() != "FINISHED":
-        return unfinished
-    folder = root / f"{stem}-{max(numbers, default=0) + 1}"
-    folder.mkdir(parents=True)
-    return RunFolder(folder)
 
 
 def _in_folder(folder: Path, name: str) -> Path:

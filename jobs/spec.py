@@ -12,262 +12,32 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+
+from cluster.names import Name
+from cluster.precision import Wanted
+from cluster.strict import Strict, Text
+from jobs.spec_rules import contradictions
+from jobs.spec_sections import (
+    CheckpointSpec,
+    DataSpec,
+    EvaluateSpec,
+    FailuresSpec,
+    LoraSpec,
+    ModelSpec,
+    OrItsName,
+    QuantizeSpec,
+    RegisterSpec,
+    ResourcesSpec,
+    TaskSpec,
+    TrainingSpec,
+    WorkersSpec,
 )
 
-from cluster.names import Alias, Name
-from cluster.precision import Wanted
-
-Positive = Annotated[int, Field(gt=0)]
+__all__ = ["DataSpec", "JobSpec", "LoraSpec", "TaskSpec", "TrainingSpec", "WorkersSpec"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
-
-
-class LoraSpec(_Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained through peft and merged at the end."""
-
-    rank: Positive = 8
-    """Width of the adapters."""
-    alpha: float = 16.0
-    """Scale: the adapters' output is multiplied by alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapters' inputs that is dropped in training."""
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Names of the layers that get adapters, or every linear layer but the head."""
-
-
-class TaskSpec(BaseModel):
-    """What is learned. Besides `name`, the options of that task: docs/tasks.md lists them."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
-    name: str = "causal-lm"
-    """causal-lm, image-classification, …, or your own as my_pkg.my_task:MyTask."""
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The task's options as its own model has checked them, defaults included."""
-        return dict(self.model_extra or {})
-
-
-class _OrItsName:
-    """Tells an editor that a section may be written as a name; the section's own keys stay what they are."""
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
-
-
-class ModelSpec(_Section):
-    """The model: an architecture with a config, or weights to start from."""
-
-    architecture: str | None = None
-    """A transformers model type (llama, qwen3, gpt2, vit, …), or one of the task's own (cnn)."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """Entries of the transformers config; what is left out keeps the architecture's default."""
-    source: str | None = Field(None, alias="from")
-    """Weights to start from: models:/name@alias, models:/name/3, a directory, or a hub id."""
-    lora: LoraSpec | None = None
-
-
-class DataSpec(_Section):
-    """What to learn from, and what to hold out. Options of the task may stand here too: `task` is their place."""
-
-    train: str | list[str] | None = None
-    """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
-    python-stdlib, python-stdlib-docstrings, sklearn-digits. Relative paths start at the spec's folder."""
-    eval: str | list[str] | None = None
-    """The held-out data, if it has a source of its own."""
-    eval_fraction: float = Field(0.02, ge=0, lt=1)
-    """Otherwise this share of the training examples is held out."""
-    split_seed: int = Field(0, ge=0)
-    """Decides which examples are held out; jobs with the same data, share and seed hold the same ones out."""
-    eval_max_rows: Positive | None = 512
-    """At most this many held-out rows are evaluated, drawn by `split_seed`."""
-    max_examples: Positive | None = None
-    """Use only the first examples of the training source."""
-    columns: list[str] | None = None
-    """Names for the columns of CSV and TSV files that have no header line."""
-    bad_rows: Literal["stop", "skip"] = "stop"
-    """A line that is no JSON, bytes that are no UTF-8, a missing column: stop before any worker starts, or leave the
-    row out and count it."""
-    max_bad_rows: int = Field(100, ge=1)
-    """With `bad_rows: skip`: more than so many stop the job all the same."""
-
-
-class DeepSpeedSpec(_Section):
-    """The part of DeepSpeed's configuration people change; everything else follows from the spec."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """What is sharded over the workers: nothing, optimizer states, gradients too, parameters too."""
-    offload: Literal["none", "cpu"] = "none"
-    """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator."""
-
-
-class TrainingSpec(_Section):
-    """The optimisation."""
-
-    steps: Positive | None = None
-    """Optimiser steps. Give this or `epochs`."""
-    epochs: float | None = Field(None, gt=0)
-    """Passes over the training rows, also parts of one."""
-    global_batch_size: Positive = 32
-    """Rows per optimiser step, at any number of workers (G)."""
-    micro_batch_size: Positive | None = None
-    """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """The highest one, after the warm-up."""
-    min_learning_rate: float = Field(0.0, ge=0)
-    """Where the schedule ends."""
-    schedule: Literal["constant", "cosine", "linear", "warmup-stable-decay"] = "cosine"
-    """How it goes on from there."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps in which it rises from 0 in a line."""
-    decay_steps: Positive | None = None
-    """warmup-stable-decay: length of the final decay (default: a fifth of the steps)."""
-    weight_decay: float = Field(0.1, ge=0)
-    """AdamW's, on matrices; not on biases and norms."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's two decay rates."""
-    epsilon: float = Field(1e-8, gt=0)
-    """AdamW's term in the denominator."""
-    clip: float = Field(1.0, ge=0)
-    """Largest norm of the gradient; 0 switches clipping off."""
-    precision: Wanted = "auto"
-    """What the model computes in: auto is bf16 where the workers' CPUs or GPUs do, else fp32, decided when the run
-    begins. Master weights and optimizer states are fp32 in any case."""
-    seed: int = Field(0, ge=0)
-    """Decides initial weights, dropout and the order of the rows."""
-    eval_every: Positive | None = None
-    """Evaluate on the held-out rows every so many steps, besides before the first and after the last."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
-    deepspeed: DeepSpeedSpec | str = DeepSpeedSpec()
-    """Settings, or the path of a DeepSpeed JSON that is passed through."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainingSpec:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of `steps` and `epochs`")
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if self.steps is not None and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps")
-        return self
-
-
-class WorkersSpec(_Section):
-    """As many workers as the cluster has room for, between these: a run shrinks and grows with it."""
-
-    min: Positive = 1
-    """The job waits for so many."""
-    max: Positive
-    """It makes use of no more."""
-    resize_every_s: float = Field(30.0, gt=0)
-    """How often to look whether more workers fit."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> WorkersSpec:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
-        return self
-
-
-class ResourcesSpec(_Section):
-    """The worker group: one process per worker."""
-
-    workers: Positive | WorkersSpec = 1
-    """How many, or `{min: 1, max: 8}`."""
-    cpus_per_worker: float = Field(1, gt=0)
-    """CPUs that Ray reserves for each; its threads follow from them."""
-    gpus_per_worker: float = Field(0, ge=0)
-    """GPUs that Ray reserves for each."""
-
-    @property
-    def fewest(self) -> int:
-        """The number of workers without which the job does not run."""
-        return self.workers.min if isinstance(self.workers, WorkersSpec) else self.workers
-
-    @property
-    def most(self) -> int:
-        """The number of workers it can make use of."""
-        return self.workers.max if isinstance(self.workers, WorkersSpec) else self.workers
-
-
-class CheckpointSpec(_Section):
-    """When to save, and what to keep."""
-
-    every_steps: Positive | None = None
-    """Left out: only at the end and when the job is stopped."""
-    keep: Positive = 2
-    """The newest ones stay …"""
-    keep_best: int = Field(0, ge=0)
-    """… and these that did best on the held-out rows (with training.eval_every)."""
-    metric: str = "loss"
-    """What `keep_best` goes by: one of the task's metrics. The task knows which way is better."""
-    directory: str | None = None
-    """Where they go, if not to the job's own folder: a path, or any URI that pyarrow knows (s3://, gs://, hdfs://)."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: a spec submitted again goes on from its newest valid checkpoint, unless it had finished."""
-
-
-class FailuresSpec(_Section):
-    """What to do about failures that a plain restart does not mend."""
-
-    non_finite: Literal["stop", "skip"] = "stop"
-    """A loss that is NaN or infinite, or a spike: stop, or go back to the newest checkpoint and leave the batch out."""
-    loss_spike: float | None = Field(None, gt=1)
-    """A loss of more than so many times the median of the last 64 is a spike. Left out: none is."""
-    max_skipped: int = Field(10, ge=0)
-    """So many batches may be left out."""
-    out_of_memory: Literal["halve", "stop"] = "halve"
-    """Halve the micro-batch, which changes no result, or stop."""
-    exclude_node_after: Positive = 2
-    """So many failures in a row on one node, and it gets no worker any more, where the others have room."""
-    hang_after_s: Positive = 1800
-    """A worker that does nothing for so long is taken to hang. Within training, three median steps and 8 s suffice."""
-
-
-class EvaluateSpec(_Section):
-    """How phase `evaluate` measures."""
-
-    precision: Wanted = "auto"
-    """What the model computes in, as in `training`."""
-
-
-class QuantizeSpec(_Section):
-    """How the weights shrink."""
-
-    precision: Wanted = "auto"
-    """What both versions are measured in, as in `training`; what is written does not depend on it."""
-
-    method: Literal["int8-weight-only"] = "int8-weight-only"
-    """Int8 weights with a scale for each row, through torchao."""
-
-
-class RegisterSpec(_Section):
-    """The version in the model registry that the job leaves."""
-
-    model: Name
-    """The registered model's name; the version is the next one."""
-    alias: Alias | None = None
-    """An alias that moves to the version, such as champion."""
-
-
-class JobSpec(_Section):
+class JobSpec(Strict):
     """One job: what to do, to which model, with which data, on which workers."""
 
     short_forms: ClassVar[Mapping[str, str]] = {"task": "name"}
@@ -277,7 +47,7 @@ class JobSpec(_Section):
     """What the job, its run in MLflow and its folder are called."""
     phase: Literal["pretrain", "finetune", "evaluate", "quantize"]
     """What the job does; the keys that a phase needs are in docs/jobs.md."""
-    task: Annotated[TaskSpec, _OrItsName] = TaskSpec()
+    task: Annotated[TaskSpec, OrItsName] = TaskSpec()
     """The task's name, or `{name: …}` with its options."""
     model: ModelSpec
     data: DataSpec = DataSpec()
@@ -289,21 +59,22 @@ class JobSpec(_Section):
     """How phase `evaluate` measures."""
     quantize: QuantizeSpec = QuantizeSpec()
     register_: RegisterSpec | None = Field(None, alias="register")
-    storage: str | None = None
+    storage: Text | None = None
     """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage. A relative one
     starts at the spec's folder."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=10**6)
     """How often a lost worker group is started again, from its newest checkpoint, without getting any further."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _task_has_its_options(
+    def _all_mistakes_at_once(
         cls, values: Any, handler: ModelWrapValidatorHandler[JobSpec], info: ValidationInfo
     ) -> JobSpec:
         if not isinstance(values, Mapping):
             return handler(values)
         options = importlib.import_module("jobs.tasks.options")
         resolved, mistakes = options.in_their_place(values, list(DataSpec.model_fields), info.context or {})
+        mistakes += [options.mistake(at, what, {}) for at, what in contradictions(values)]
         try:
             spec = handler(resolved)
         except ValidationError as error:
@@ -311,24 +82,6 @@ class JobSpec(_Section):
         if mistakes:
             raise options.refusal(cls.__name__, mistakes)
         return spec
-
-    @model_validator(mode="after")
-    def _phase_has_what_it_needs(self) -> JobSpec:
-        if self.phase in ("pretrain", "finetune") and self.training is None:
-            raise ValueError(f"phase {self.phase} needs a `training` section, at least `training: {{steps: 100}}`")
-        if self.phase in ("pretrain", "finetune") and self.data.train is None:
-            raise ValueError(f"phase {self.phase} needs `data.train`: files, a glob, or python-stdlib")
-        if self.phase == "evaluate" and not (self.data.eval or self.data.train):
-            raise ValueError("phase evaluate needs `data.eval`, or `data.train` with an `eval_fraction`")
-        if self.phase != "pretrain" and self.model.source is None:
-            raise ValueError(f"phase {self.phase} needs `model.from`: models:/name@alias or a directory")
-        if self.model.source is None and self.model.architecture is None:
-            raise ValueError("give `model.architecture` (with `config`) or `model.from`")
-        if self.model.source is not None and self.model.architecture is not None:
-            raise ValueError("give either `model.architecture` or `model.from`, not both")
-        if self.checkpoint.keep_best and self.training is not None and self.training.eval_every is None:
-            raise ValueError("`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured")
-        return self
 
     @property
     def precision(self) -> Wanted:

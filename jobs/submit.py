@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster import connect, shadows, shipping, specfile
 from cluster.errors import UserError
-from jobs import progress
+from jobs import parents, progress
 from jobs.spec import JobSpec
 from jobs.worker import fault_injection
 
@@ -40,6 +40,8 @@ class Outcome:
     result: dict[str, Any] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     """The last lines that were no progress."""
+    exit_code: int = 0
+    """The driver's: 0 finished, 2 the spec or the data is wrong, 1 anything else, also where it said none."""
 
     @property
     def error(self) -> str | None:
@@ -57,6 +59,9 @@ def submit(path: Path, overrides: list[str]) -> str:
     spec = specfile.load(path, JobSpec, overrides)
     shadows.check_own_module(spec.task.name, path.absolute().parent)
     where = connect.connection()
+    missing = parents.preflight(spec, path.absolute().parent, where.tracking_uri)
+    if missing and where.is_local:
+        raise UserError(missing)
     environment = {"TANDEM_SPEC_FOLDER": str(path.absolute().parent)} if where.is_local else {}
     if fault_injection.VARIABLE in os.environ:
         environment[fault_injection.VARIABLE] = os.environ[fault_injection.VARIABLE]
@@ -115,6 +120,8 @@ def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]
                 ) from error
         if outcome.status not in TERMINAL:
             time.sleep(0.2)
+    if outcome.status != "SUCCEEDED":
+        outcome.exit_code = client.get_job_info(job_id).driver_exit_code or 1
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,11 +55,14 @@ def status(as_json: AsJson = False) -> None:
     """
     import json
 
-    from serve import endpoints
+    from serve import endpoints, served
 
     found = endpoints.status()
+    lost = served.remembered() if found is None else None
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({"lost": asdict(lost)} if lost else found, indent=2))
+    elif lost is not None:
+        print(f"nothing is served; {lost.sentence}")
     elif found is None:
         print("nothing is served; start with `tandem serve up SPEC`")
     else:

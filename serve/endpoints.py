@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster import connect, shadows, shipping
 from cluster.errors import UserError
-from cluster.home import home
+from serve import served
 from serve.deploy import ray_serve_internals
 from serve.engines import table
 from serve.spec import ServeSpec
@@ -42,7 +42,7 @@ def up(spec: ServeSpec, progress: Progress = lambda _: None, path: Path | None =
     if not outcome or "code_wanted" in outcome:
         outcome = _up_with_code(spec, progress, path, outcome.get("code_wanted", "the spec: its engine"))
     _wait_healthy(outcome["endpoint"], spec.start_timeout_s, progress)
-    _remember(outcome)
+    served.remember(outcome, path)
     return outcome
 
 
@@ -51,10 +51,10 @@ def down(progress: Progress = lambda _: None) -> list[str]:
     details = _details()
     name = _gateway_name(details)
     if name is None and not details.get("controller_info", {}).get("actor_id"):
-        _forget()
+        served.forget()
         return []
     outcome = _run("down", [name or "tandem"], progress)
-    _forget()
+    served.forget()
     return list(outcome["stopped"])
 
 
@@ -81,12 +81,12 @@ def endpoint() -> str:
 
     Raises UserError when there is none.
     """
-    path = home() / "serve.json"
-    if path.exists():
-        return str(json.loads(path.read_text(encoding="utf-8"))["endpoint"])
+    remembered = served.remembered()
+    if remembered is not None and remembered.is_current:
+        return remembered.endpoint
     running = status()
     if running is None:
-        raise UserError("nothing is served: run `tandem serve up SPEC` first")
+        raise UserError(remembered.sentence if remembered else "nothing is served: run `tandem serve up SPEC` first")
     return str(running["endpoint"])
 
 
@@ -113,6 +113,7 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
         shlex.join(["python", "-m", "serve.deploy.app", verb, *arguments]),
         submission_id=job_id,
         working_dir=working_dir,
+        env_vars={**ray_serve_internals.CONTROLLER_ENV, **served.environment()},
         metadata={"tandem.name": job_id, "tandem.phase": f"serve {verb}"},
     )
     client = connect.job_client()
@@ -210,14 +211,3 @@ def _get(url: str) -> bytes | None:
             return body
     except (urllib.error.URLError, OSError):
         return None
-
-
-def _remember(outcome: dict[str, Any]) -> None:
-    home().mkdir(parents=True, exist_ok=True)
-    partial = home() / ".serve.json.partial"
-    partial.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-    partial.replace(home() / "serve.json")
-
-
-def _forget() -> None:
-    Path(home() / "serve.json").unlink(missing_ok=True)

@@ -6,30 +6,43 @@ without Ray, torch or a cluster.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cluster.errors import UserError
 from cluster.names import Name
+from cluster.strict import Strict
+from serve import runtime_env
 from serve.engines import table
 
 OLDER_PLACES = ("runner", "compile", "cache_gib")
 """Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
+DAY_S = 86_400.0
 
 
-class Replicas(_Spec):
+class Replicas(Strict):
     """How many replicas, between two bounds, and how much work one of them should have."""
 
-    min: PositiveInt = 1
+    min: ReplicaCount = 1
     """So many run also when it is quiet."""
-    max: PositiveInt = 1
+    max: ReplicaCount = 1
     """So many run at most; fewer where the cluster has no room."""
     target_ongoing: PositiveFloat | None = None
     """Requests in flight per replica to aim at; half of `max_batch` (16 for a gateway) when left out."""
@@ -41,23 +54,23 @@ class Replicas(_Spec):
         return self
 
 
-class Resources(_Spec):
+class Resources(Strict):
     """What Ray reserves for one replica. Threads follow from it: one per CPU, at least one."""
 
-    cpus_per_replica: float = Field(default=1, ge=0)
+    cpus_per_replica: float = Field(default=1, ge=0, le=10_000)
     """CPUs, also parts of one."""
-    gpus_per_replica: float = Field(default=0, ge=0)
+    gpus_per_replica: float = Field(default=0, ge=0, le=1_000)
     """GPUs, also parts of one."""
 
 
-class Scaled(_Spec):
+class Scaled(Strict):
     """The settings shared by everything that autoscales."""
 
-    replicas: PositiveInt | Replicas = 1
+    replicas: ReplicaCount | Replicas = 1
     """A fixed number, or `{min, max, target_ongoing}`."""
-    upscale_delay_s: float = Field(default=1.5, ge=0)
+    upscale_delay_s: float = Field(default=1.5, ge=0, le=DAY_S)
     """How long demand must last before replicas are added."""
-    downscale_delay_s: float = Field(default=30, ge=0)
+    downscale_delay_s: float = Field(default=30, ge=0, le=DAY_S)
     """How long it must be quiet before they are removed."""
 
     @property
@@ -116,7 +129,8 @@ class ModelServeSpec(Scaled):
     engine: EngineSpec = EngineSpec()
     """A name (`auto`, `torch`, `vllm`, `task`, `my_pkg.my_engine:ENGINE`), or a mapping of `name` and options."""
     runtime_env: dict[str, Any] = Field(default_factory=dict)
-    """Ray's runtime environment of this model's replicas: `{image_uri: …}`, `{pip: […]}`, `{env_vars: {…}}`."""
+    """Ray's runtime environment of this model's replicas: `image_uri`, `pip`, `py_executable` and `env_vars`, but for
+    variables that Tandem and Ray depend on. Replicas with one are started anew, not forked, so that all of it acts."""
     precision: Literal["auto", "bf16", "fp32", "int8", "int4"] = "auto"
     """`auto`: bf16 where the replica's CPU or GPU computes in it, else fp32. `int8` and `int4` keep the weights of
     linear layers in so many bits and compute in what `auto` chooses."""
@@ -126,12 +140,12 @@ class ModelServeSpec(Scaled):
     """The engine's option of this name, also read here."""
     cache_gib: PositiveFloat | None = None
     """The engine's option of this name, also read here."""
-    max_context: PositiveInt | None = None
+    max_context: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""
-    max_batch: PositiveInt = 16
+    max_batch: int = Field(default=16, ge=1, le=65_536)
     """Sequences one replica works on at the same time."""
     resources: Resources = Resources()
-    max_queued: PositiveInt = 256
+    max_queued: int = Field(default=256, ge=1, le=1_000_000)
     """Requests that may wait for a replica at one gateway; the next gets a 429 with Retry-After."""
 
     @property
@@ -155,6 +169,14 @@ class ModelServeSpec(Scaled):
         given = {option: getattr(self, option) for option in OLDER_PLACES}
         return {option: value for option, value in given.items() if value is not None}
 
+    @field_validator("runtime_env")
+    @classmethod
+    def _may_be_set(cls, value: dict[str, Any]) -> dict[str, Any]:
+        wrong = [_detail(*mistake) for mistake in runtime_env.mistakes(value)]
+        if wrong:
+            raise ValidationError.from_exception_data("ModelServeSpec", wrong)
+        return value
+
     @model_validator(mode="after")
     def _suits_an_engine(self) -> ModelServeSpec:
         """Refuse what no engine that this may become can give; the engine itself is settled with the model's task."""
@@ -177,7 +199,7 @@ def _detail(place: tuple[str | int, ...], message: str, value: Any) -> InitError
 class GatewaySpec(Scaled):
     """The HTTP front: no model, no tokenizer."""
 
-    cpus_per_replica: float = Field(default=0, ge=0)
+    cpus_per_replica: float = Field(default=0, ge=0, le=10_000)
     """0 by default: a gateway mostly waits, and on a small machine each reserved CPU is one replica less."""
     max_body_bytes: PositiveInt = 8 * 1024 * 1024
     """Largest body of a request; a larger one gets a 413."""
@@ -185,7 +207,7 @@ class GatewaySpec(Scaled):
     """Most prompts in one completions request."""
 
 
-class HttpSpec(_Spec):
+class HttpSpec(Strict):
     """Where the endpoint listens. One address for the whole cluster: Ray Serve has one HTTP setting."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -196,7 +218,20 @@ class HttpSpec(_Spec):
     """Listen on the head node only, or on every node with a replica (behind a load balancer)."""
 
 
-class ServeSpec(_Spec):
+def _origin(value: str) -> str:
+    if value == "*" or re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", value):
+        return value
+    raise ValueError('an origin is a scheme, a host in lower case and perhaps a port: "https://app.example", or "*"')
+
+
+class CorsSpec(Strict):
+    """Which web pages may call the endpoint from a browser: cross-origin resource sharing."""
+
+    origins: list[Annotated[str, AfterValidator(_origin)]]
+    """`https://app.example` (scheme, host, port; no path), or `"*"` for any. Without `cors`, none."""
+
+
+class ServeSpec(Strict):
     """The whole of `tandem serve up`."""
 
     short_forms: ClassVar[Mapping[str, str]] = {"models.*.engine": "name"}
@@ -207,8 +242,9 @@ class ServeSpec(_Spec):
     models: dict[Name, ModelServeSpec] = Field(min_length=1)
     """Public model name → what answers under it."""
     http: HttpSpec = HttpSpec()
+    cors: CorsSpec = CorsSpec(origins=[])
     gateway: GatewaySpec = GatewaySpec()
-    drain_s: float = Field(default=300, ge=1)
+    drain_s: float = Field(default=300, ge=1, le=DAY_S)
     """How long a leaving replica may go on with the streams it has before it is ended."""
-    start_timeout_s: float = Field(default=600, gt=0)
+    start_timeout_s: float = Field(default=600, gt=0, le=DAY_S)
     """How long `up` waits for every model to be ready."""

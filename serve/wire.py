@@ -5,8 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-Prompt = str | tuple[int, ...] | tuple[dict[str, str], ...]
-"""Text, token ids, or the messages of a conversation (`role` and `content`)."""
+Prompt = str | tuple[int, ...] | tuple[dict[str, Any], ...]
+"""Text, token ids, or the messages of a conversation, as a chat template takes them."""
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The functions that a model may call in its answer."""
+
+    functions: tuple[dict[str, Any], ...]
+    """Each with `name`, `description` and `parameters` (the schema of an object)."""
+    strict: tuple[str, ...] = ()
+    """Functions whose arguments must follow their schema also where the model itself decides to call."""
+    required: bool = False
+    """Whether the answer must be a call."""
+    named: str | None = None
+    """The one function that must be called."""
+    parallel: bool = True
+    """Whether one answer may have several calls."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,9 @@ class GenerateCall:
     """None: as many as the context has room for."""
     echo: bool = False
     """Send the prompt in front of the text, as text and, where log-probabilities are wanted, token by token."""
+    tools: Tools | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is told beside the messages."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +59,26 @@ class Opened:
 
 
 class ScoredToken(NamedTuple):
-    """A token, as the bytes it stands for, and how likely it was."""
+    """A token, as the bytes that it gave to the text, and how likely it was."""
 
     raw: bytes
+    """Empty for a token that does not show (the end of the text); the returned part of one that a stop string cut."""
     logprob: float | None
     top: tuple[tuple[bytes, float], ...]
     """The most likely tokens at its place, best first."""
+    offset: int = 0
+    """Characters of the choice's text before it; where the character begins, for a token that is a part of one."""
+
+
+class CallPiece(NamedTuple):
+    """What became known of a function's call."""
+
+    number: int
+    """Which of the answer's calls."""
+    name: str | None
+    """The function, in the call's first piece."""
+    arguments: str
+    """More of the arguments' JSON."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +87,10 @@ class Chunk:
 
     text: str
     completion_tokens: int
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
     tokens: tuple[ScoredToken, ...] = ()
     """The tokens behind the text, where the request asked for log-probabilities."""
+    calls: tuple[CallPiece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +105,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class InferCall:
-    """Named tensors in: numpy arrays whose first axis is the batch, or lists of str or bytes."""
+    """Named tensors in: numpy arrays whose first axis is the batch, or lists of str or bytes, nested as their shape."""
 
     request_id: str
     inputs: dict[str, Any]
@@ -82,6 +117,26 @@ class Inferred:
 
     identity: Identity
     predictions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class EmbedCall:
+    """Texts, or lists of token ids, each to become a vector."""
+
+    request_id: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    """How many numbers the client expects of a vector; None: as many as the model has."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """One vector for each input."""
+
+    identity: Identity
+    values: Any
+    """numpy, float32 [inputs, dimensions], each of Euclidean length 1."""
+    prompt_tokens: int
 
 
 @dataclass(frozen=True)

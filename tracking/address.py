@@ -9,10 +9,15 @@ from tracking.errors import TrackingError
 
 def tracking_uri(explicit: str | None = None) -> str:
     """Return the MLflow address; raise TrackingError when neither a caller, the environment nor a cluster gives one."""
-    found = explicit or os.environ.get("MLFLOW_TRACKING_URI") or _embedded()
+    found = explicit or known_uri()
     if not found:
         raise TrackingError("no tracking server: run `tandem cluster up` or set MLFLOW_TRACKING_URI")
     return found.rstrip("/")
+
+
+def known_uri() -> str | None:
+    """Return the address that the environment or a cluster on this machine gives, if one does."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _embedded()
 
 
 def _embedded() -> str | None:

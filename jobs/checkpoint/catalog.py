@@ -1,11 +1,13 @@
 """Checkpoints that can be trusted: shards first, a manifest of their digests last.
 
     <root>/step-00000100/<attempt>-00000-of-00002.safetensors   one shard per rank (jobs/checkpoint/shards.py)
+                         <attempt>-buffers.safetensors          what a model learns outside its parameters
                          MANIFEST.json                          written last, by rank 0
 
 Neither DeepSpeed's `latest` nor Ray Train's snapshot decides what exists: without a manifest that verifies there is no
-checkpoint, and a resume takes the newest one that verifies and says what it skipped. Files carry the attempt's name, so
-that a worker of an earlier attempt that comes back from the dead spoils nothing.
+checkpoint, and a resume takes the newest one that verifies and says what it skipped. Files carry the attempt's name,
+and only the newest attempt commits and deletes (jobs/checkpoint/fence.py), so that a worker of an earlier one that
+comes back from the dead spoils nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.shards import Reader
 from jobs.checkpoint.store import Store, Written
 
 MANIFEST = "MANIFEST.json"
+BUFFERS = "buffers.safetensors"
 FORMAT = 2
 _FOLDER = re.compile(r"^step-(\d{8,})$")
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -46,7 +50,12 @@ class Manifest:
     @property
     def shards(self) -> list[str]:
         """The names of the files that hold fragments."""
-        return [name for name in self.files if not name.endswith("buffers.safetensors")]
+        return [name for name in self.files if not name.endswith(BUFFERS)]
+
+    @property
+    def buffers(self) -> str | None:
+        """The name of the file of the model's buffers, if it has any."""
+        return next((name for name in self.files if name.endswith(BUFFERS)), None)
 
 
 def folder(step: int) -> str:
@@ -59,15 +68,24 @@ def shard_name(attempt: str, rank: int, world_size: int) -> str:
     return f"{attempt}-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def commit(store: Store, manifest: Manifest) -> None:
+def commit(store: Store, manifest: Manifest, fence: Fence | None = None) -> None:
     """Make a checkpoint valid: all its files are in place.
 
     Raises:
         ShardError: its shards are not the model's `elements`, each once. Nothing was written.
+        Superseded: the attempt is not the newest any more. Nothing was written.
     """
     check_whole(store, manifest)
+    name = f"{folder(manifest.step)}/{MANIFEST}"
+    replaces = store.exists(name)
+    if fence is not None:
+        fence.check()
     text = json.dumps({"format": FORMAT, **asdict(manifest)})
-    store.write(f"{folder(manifest.step)}/{MANIFEST}", [text.encode()])
+    try:
+        # What was not there before the check must not be there now: this process may have slept for long between them.
+        store.write(name, [text.encode()], new=not replaces)
+    except FileExistsError as error:
+        raise Superseded(f"a newer attempt has committed step {manifest.step}; this one has come back late") from error
 
 
 def check_whole(store: Store, manifest: Manifest) -> None:
@@ -164,13 +182,19 @@ def expendable(manifests: Sequence[Manifest], keep: Keep) -> list[int]:
     return sorted(manifest.step for manifest in manifests if manifest.step not in kept)
 
 
-def remove_old(store: Store, keep: Keep) -> None:
-    """Remove what need not stay, and what was never completed below the newest valid manifest."""
+def remove_old(store: Store, keep: Keep, fence: Fence | None = None) -> None:
+    """Remove what need not stay, and what was never completed below the newest valid manifest.
+
+    Raises:
+        Superseded: the attempt is not the newest any more.
+    """
     found = {step: read(store, step) for step in steps(store)}
     complete = [manifest for manifest in found.values() if isinstance(manifest, Manifest)]
     newest = max((manifest.step for manifest in complete), default=0)
     torn = [step for step, manifest in found.items() if isinstance(manifest, str) and step < newest]
     for step in [*expendable(complete, keep), *torn]:
+        if fence is not None:
+            fence.check()
         store.remove(folder(step))
 
 

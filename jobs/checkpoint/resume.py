@@ -15,8 +15,6 @@ from jobs.checkpoint.catalog import Manifest
 from jobs.checkpoint.shards import Reader
 from jobs.checkpoint.store import Store
 
-BUFFERS = "buffers.safetensors"
-
 Value = TypeVar("Value")
 _name: list[str] = []
 """This process's attempt: a process serves one."""
@@ -52,16 +50,12 @@ def attempt_name() -> str:
     return _name[0]
 
 
-def nodes() -> tuple[str, ...]:
-    """Return the id of each rank's node. Collective."""
-    import ray
-
-    found: list[Any] = [None] * dist.get_world_size()
-    mine = ray.get_runtime_context().get_node_id()
-    if len(found) == 1:
-        return (mine,)
-    dist.all_gather_object(found, mine)
-    return tuple(found)
+def gathered(mine: Value) -> list[Value]:
+    """Return what every rank gives, by rank. Collective."""
+    found: list[Any] = [mine] * dist.get_world_size()
+    if len(found) > 1:
+        dist.all_gather_object(found, mine)
+    return found
 
 
 def reader(store: Store, manifest: Manifest) -> Reader:
@@ -80,10 +74,10 @@ def load_model(model: torch.nn.Module, state: Reader, store: Store, manifest: Ma
         state.check_whole({name: parameter.numel() for name, parameter in trained.items()})
     for name, parameter in trained.items():
         state.read("weight", name, 0, parameter.data.view(-1))
-    if BUFFERS in manifest.files:
+    if manifest.buffers is not None:
         from safetensors.torch import load
 
-        content = store.read(f"{catalog.folder(manifest.step)}/{BUFFERS}")
+        content = store.read(f"{catalog.folder(manifest.step)}/{manifest.buffers}")
         model.load_state_dict(load(content), strict=False)
 
 
@@ -97,18 +91,14 @@ def buffers(model: torch.nn.Module) -> dict[str, bytes]:
         for name, tensor in model.state_dict().items()
         if name not in parameters
     }
-    return {BUFFERS: save(found)} if found else {}
+    return {catalog.BUFFERS: save(found)} if found else {}
 
 
 def _verify(store: Store, manifest: Manifest) -> str | None:
     """Check this rank's share of the files; return what any rank found wrong."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine = catalog.verify(store, manifest, rank=rank, world_size=world_size)
-    if world_size == 1:
-        return mine
-    problems: list[Any] = [None] * world_size
-    dist.all_gather_object(problems, mine)
-    return next((problem for problem in problems if problem), None)
+    return next((problem for problem in gathered(mine) if problem), None)
 
 
 def _from_first(produce: Callable[[], Value]) -> Value:

@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 from jobs.checkpoint import catalog, shards, torch_internals
 from jobs.checkpoint.catalog import Keep, Manifest
+from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.shards import Fragment
 from jobs.checkpoint.store import Store, Written
 
@@ -79,6 +80,8 @@ class Outcome:
     """How long the training thread waited."""
     size: int = 0
     """Bytes of all shards; on rank 0."""
+    superseded: bool = False
+    """A newer attempt works on the run; on rank 0."""
 
 
 class Saver:
@@ -93,12 +96,14 @@ class Saver:
         keep: Keep,
         on_phase: Callable[[str, int], object] = lambda phase, step: None,
         notes: Notes | None = None,
+        fence: Fence | None = None,
     ) -> None:
         """Save what one rank holds.
 
         Args:
             on_phase: called in the thread with `save` or `commit` and the step, before the phase.
             notes: how ranks tell each other; one rank alone needs none.
+            fence: rank 0's: it commits and deletes only as long as no newer attempt has entered.
         """
         assert notes is not None or world_size == 1
         self._store = store
@@ -107,10 +112,13 @@ class Saver:
         self._world_size = world_size
         self._keep = keep
         self._notes = notes
+        self._fence = fence
         self._on_phase = on_phase
         self._buffer: torch.Tensor | None = None
         self._copied = threading.Event()
         self._copied.set()
+        self.to_copy = False
+        """A save was begun, and `wait_copied` has not returned since: the same on all ranks."""
         self._thread: threading.Thread | None = None
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._stalled_s = 0.0
@@ -123,11 +131,12 @@ class Saver:
         Args:
             manifest: of this checkpoint, without its files.
             fragments: this rank's part of the state; all ranks' parts cover it once.
-            extra: further files (rank 0's), by name.
+            extra: further files (rank 0's), by the end of their names.
         """
         self.finish()  # backpressure: a disk slower than the interval between checkpoints slows training down, visibly
         self._stalled_s = 0.0
         self._copied.clear()
+        self.to_copy = True
         arguments = (manifest, fragments, dict(extra or {}), time.monotonic())
         self._thread = threading.Thread(target=self._save, args=arguments, name="tandem-checkpoint", daemon=True)
         self._thread.start()
@@ -138,6 +147,7 @@ class Saver:
             began = time.perf_counter()
             self._copied.wait()
             self._stalled_s += time.perf_counter() - began
+        self.to_copy = False
 
     def finish(self) -> None:
         """Return when nothing is being saved."""
@@ -157,7 +167,7 @@ class Saver:
     def _save(
         self, manifest: Manifest, fragments: Sequence[Fragment], extra: Mapping[str, bytes], began: float
     ) -> None:
-        error, size = None, 0
+        error, size, superseded = None, 0, False
         try:
             try:
                 head, data = shards.header(fragments), self._copy(fragments)
@@ -170,9 +180,10 @@ class Saver:
                 self._note(manifest.step, {"files": {name: [f.size, f.sha256] for name, f in written.items()}})
         except Exception as failure:  # whatever storage throws: training goes on
             error = f"{type(failure).__name__}: {failure}"
+            superseded = isinstance(failure, Superseded)
             self._give_up(manifest.step, error)
         total_s = time.monotonic() - began
-        self._outcomes.put(Outcome(manifest.step, error, total_s, self._stalled_s, size))
+        self._outcomes.put(Outcome(manifest.step, error, total_s, self._stalled_s, size, superseded))
 
     def _copy(self, fragments: Sequence[Fragment]) -> torch.Tensor:
         count = shards.total_elements(fragments)
@@ -189,8 +200,9 @@ class Saver:
         where = catalog.folder(step)
         name = catalog.shard_name(self._attempt, self._rank, self._world_size)
         files = {name: self._store.write(f"{where}/{name}", [head, data.numpy()])}
-        for extra_name, content in extra.items():
-            files[extra_name] = self._store.write(f"{where}/{extra_name}", [content])
+        for ending, content in extra.items():
+            name = f"{self._attempt}-{ending}"
+            files[name] = self._store.write(f"{where}/{name}", [content])
         return files
 
     def _commit(self, manifest: Manifest, written: dict[str, Written]) -> int:
@@ -199,8 +211,11 @@ class Saver:
             files.update(self._wait_for(manifest.step, rank))
         self._on_phase("commit", manifest.step)
         whole = replace(manifest, files=files)
-        _repeated(lambda: catalog.commit(self._store, whole))
-        _repeated(lambda: catalog.remove_old(self._store, self._keep))
+        _repeated(lambda: catalog.commit(self._store, whole, self._fence))
+        try:
+            _repeated(lambda: catalog.remove_old(self._store, self._keep, self._fence))
+        except Exception as error:  # the checkpoint is saved all the same; the next save removes what is left over
+            print(f"old checkpoints could not be removed: {error}", flush=True)
         return sum(file.size for file in files.values())
 
     def _wait_for(self, step: int, rank: int) -> dict[str, Written]:
@@ -218,11 +233,12 @@ class Saver:
         raise TimeoutError(f"rank {rank} has not saved within {COMMIT_TIMEOUT_S:.0f} s")
 
     def _give_up(self, step: int, error: str) -> None:
+        """Leave nothing of this attempt; what a newer one has written beside it stays."""
         try:
             if self._rank:
                 self._note(step, {"error": error})
             else:
-                self._store.remove(catalog.folder(step))
+                self._store.remove_files(catalog.folder(step), f"{self._attempt}-")
         except Exception:  # no rank 0, or no storage: the manifest is missing either way
             return
 
@@ -235,11 +251,11 @@ class Saver:
 
 
 def _repeated(call: Callable[[], Result]) -> Result:
-    """Call until it succeeds, ATTEMPTS times at most; shards that are not the model will not be so next time."""
+    """Call until it succeeds, ATTEMPTS times at most; wrong shards or a newer attempt will be there next time too."""
     for attempt in range(1, ATTEMPTS):
         try:
             return call()
-        except shards.ShardError:
+        except (shards.ShardError, Superseded):
             raise
         except Exception as error:
             print(f"saving a checkpoint failed, trying again: {error}", flush=True)

@@ -1,13 +1,16 @@
 """A folder of files on this machine's disk, or behind any URI that pyarrow knows (s3://, gs://, hdfs://, file://).
 
-Only what object stores can do as well: write a file whole, read parts of it, list, delete. Nothing is renamed, so what
-makes a set of files valid is written last (jobs/checkpoint/catalog.py).
+Only what object stores can do as well: write a file whole or not at all, read parts of it, list, delete. Nothing is
+renamed but a file that was just written on a disk, so what makes a set of files valid is written last
+(jobs/checkpoint/catalog.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,21 +41,31 @@ class Store:
             self._fs, self._base = fs.LocalFileSystem(), str(Path(root).absolute())
         self._is_local = isinstance(self._fs, fs.LocalFileSystem)
 
-    def write(self, name: str, chunks: Iterable[Any]) -> Written:
-        """Write a file from buffers and return its size and digest; on a local disk it has reached the disk then."""
-        digest, size = hashlib.sha256(), 0
+    def write(self, name: str, chunks: Iterable[Any], *, new: bool = False) -> Written:
+        """Write a file from buffers and return its size and digest; on a local disk it has reached the disk then.
+
+        Args:
+            new: fail where there is such a file already. Object stores are only asked before.
+
+        Raises:
+            FileExistsError: there is, and it should be `new`. It stays as it was.
+        """
         path = self._path(name)
         self._fs.create_dir(path.rpartition("/")[0])
-        with self._open(path) as stream:
-            for chunk in chunks:
-                for piece in _pieces(chunk):
-                    stream.write(piece)
-                    digest.update(piece)
-                    size += piece.nbytes
-            if self._is_local:
-                stream.flush()
+        if not self._is_local:
+            if new and self.exists(name):
+                raise FileExistsError(f"there is {name} already")
+            with self._fs.open_output_stream(path) as stream:
+                return _pour(stream, chunks)
+        partial = f"{path}.{secrets.token_hex(4)}.partial"
+        try:
+            with open(partial, "wb", buffering=0) as stream:
+                written = _pour(stream, chunks)
                 os.fsync(stream.fileno())
-        return Written(size, digest.hexdigest())
+            _place(partial, path, new)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+        return written
 
     def read(self, name: str) -> bytes:
         """Return a file's content; raise FileNotFoundError where there is none."""
@@ -78,6 +91,11 @@ class Store:
         found = self._fs.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
+    def files(self, folder: str) -> list[str]:
+        """List the files right in a folder, sorted; none where there is no folder."""
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+
     def exists(self, name: str) -> bool:
         """Say whether there is such a file."""
         return bool(self._fs.get_file_info(self._path(name)).type == fs.FileType.File)
@@ -89,6 +107,15 @@ class Store:
         except FileNotFoundError:
             return
 
+    def remove_files(self, folder: str, prefix: str) -> None:
+        """Delete the files of a folder whose names begin so; and the folder, where a disk shows it empty then."""
+        for name in self.files(folder):
+            if name.startswith(prefix):
+                self._fs.delete_file(self._path(f"{folder}/{name}"))
+        if self._is_local:
+            with contextlib.suppress(OSError):  # somebody else's files are there, or it is gone
+                os.rmdir(self._path(folder))
+
     def locate(self, folder: str) -> str:
         """Return where a folder is, for people: a path or a URI."""
         return f"{self.root.rstrip('/')}/{folder}"
@@ -96,8 +123,31 @@ class Store:
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"
 
-    def _open(self, path: str) -> Any:
-        return open(path, "wb", buffering=0) if self._is_local else self._fs.open_output_stream(path)
+
+def _place(partial: str, path: str, new: bool) -> None:
+    if new:
+        try:
+            os.link(partial, path)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.exists(path):
+                raise FileExistsError(path) from None
+    os.replace(partial, path)
+
+
+def _pour(stream: Any, chunks: Iterable[Any]) -> Written:
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        for piece in _pieces(chunk):
+            view = piece
+            while view.nbytes:  # a raw file may take less at a time, as when a disk is full
+                count = stream.write(view)
+                view = view[count if count is not None else view.nbytes :]
+            digest.update(piece)
+            size += piece.nbytes
+    return Written(size, digest.hexdigest())
 
 
 def _pieces(chunk: Any) -> Iterable[memoryview]:

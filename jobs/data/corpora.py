@@ -28,17 +28,18 @@ def _library_files() -> list[Path]:
 
 def _library_source(name: str, read: Callable[[], Rows]) -> Callable[[], Source]:
     def open_library() -> Source:
-        return Source(name, _digest(_library_files()), read, f"{name} {VERSION} Python {platform.python_version()}")
+        return Source(name, digest(_library_files()), read, f"{name} {VERSION} Python {platform.python_version()}")
 
     return open_library
 
 
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
+def digest(files: list[Path]) -> str:
+    """Return the SHA-256 (hex) of files, names and every byte."""
+    found = hashlib.sha256()
     for path in files:
         content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+        found.update(f"{path.name} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def _read_library() -> Rows:
@@ -79,8 +80,8 @@ def _digits() -> Source:
     if found is None or found.origin is None:
         raise UserError("data: sklearn-digits needs scikit-learn, which is not installed here")
     content = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    digest = _digest([content]) if content.is_file() else f"scikit-learn {metadata.version('scikit-learn')}"
-    return Source("sklearn-digits", digest, read, f"sklearn-digits {VERSION}")
+    known = digest([content]) if content.is_file() else f"scikit-learn {metadata.version('scikit-learn')}"
+    return Source("sklearn-digits", known, read, f"sklearn-digits {VERSION}")
 
 
 BUILT_IN: dict[str, Callable[[], Source]] = {

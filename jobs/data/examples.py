@@ -38,7 +38,12 @@ class BadRow:
     """The traceback, where the reason is an exception that nobody foresaw: it may be a fault of the task's own code."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
+        return printable(f"{self.where}: {self.reason}")
+
+
+def printable(text: str) -> str:
+    """Return a text that any terminal and file takes: names of files need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 Rows = Iterator[Example | BadRow]
@@ -113,6 +118,10 @@ class Source:
     """How the content is read: kinds of files, versions of the readers."""
     notes: tuple[str, ...] = ()
     """Sentences for the log: what is there but is not read."""
+    names_files: bool = False
+    """True where its rows may name files that a task opens."""
+    tables: bool = False
+    """True where `data.columns` may name the columns: CSV and TSV."""
 
     def examples(self, limit: int | None = None, bad: BadRows | None = None) -> Iterator[Example]:
         """Read the examples one by one, at most `limit`; rows that cannot be read go to `bad` (None: end the job).

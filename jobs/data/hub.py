@@ -26,7 +26,7 @@ def open_hub(identifier: str) -> Source:
         for number, row in enumerate(data):
             yield Example(dict(row), f"hf://{identifier}: row {number}")
 
-    return Source(f"hf://{identifier}", _digest(data), read, f"hub {VERSION}")
+    return Source(f"hf://{identifier}", _digest(data), read, f"hub {VERSION}", (), True)
 
 
 def _load(name: str, split: str) -> Any:

@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data.examples import Source
+from jobs.data.examples import BadRow, Example, Source, bounded
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, code_digest, get
 
@@ -24,6 +25,7 @@ FORMAT = 3
 NAMES = {
     "train": "the training data (data.train)",
     "eval": "the held-out data (data.eval)",
+    "files": "the files that the data names (images)",
     "settings": "the settings in `data`",
     "tokenizer": "the tokenizer or its chat template (task.tokenizer.from)",
     "parent": "the tokenizer, chat template or labels of the model it starts from (model.from)",
@@ -77,6 +79,7 @@ def parts_of(
     return {
         "train": train.digest if train else "",
         "eval": held_out.digest if held_out else "",
+        "files": _files_digest([source for source in (train, held_out) if source], task(spec.task.options)),
         "settings": _sha256(settings),
         "tokenizer": learned_digest(_directory(own_tokenizer, base), task) if own_tokenizer else "",
         "parent": learned_digest(parent, task) if parent else "",
@@ -85,6 +88,19 @@ def parts_of(
         "reading": _sha256([FORMAT, task.version, *reading]),
         "libraries": _sha256(_libraries(spec)),
     }
+
+
+def _files_digest(found: list[Source], task: Task) -> str:
+    """Digest the files that rows name, every byte; "" where the task opens none. A row that is bad counts later."""
+    named = [source for source in found if source.names_files]
+    if type(task).files is Task.files or not named:
+        return ""
+    digest = hashlib.sha256()
+    for row in (row for source in named for row in source.read() if isinstance(row, Example)):
+        paths = bounded(partial(task.files, row), row.where)
+        for path in () if isinstance(paths, BadRow) else paths:
+            digest.update(f"{path} {_content(path) if path.is_file() else None}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def digest_of(parts: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs.data.examples import printable
 
 NAMED = 5
 """So many of the files that are left out are named."""
@@ -20,6 +21,7 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_KINDS = {"", ".md", ".txt", ".rst", ".text", ".markdown", ".html", ".pdf", ".cff", ".bib"}
+_SPLIT = re.compile(r"^(train|training|test|eval|valid|validation|val|dev)([-_.].*)?$", re.IGNORECASE)
 _NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "dataset_infos.json", "dataset_info.json"}
 
 
@@ -35,9 +37,14 @@ class Listing:
         self.left_out.setdefault(reason, []).append(path)
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """Return a sentence for each reason, with the first names."""
-        return tuple(f"{name}: {_counted(paths)} left out ({reason}): {_some(paths)}" for reason, paths
-                     in self.left_out.items())  # fmt: skip
+        """Return a sentence for each reason, with the first names; and one where a test set is among what is read."""
+        said = [f"{name}: {_counted(paths)} left out ({why}): {_some(paths)}" for why, paths in self.left_out.items()]
+        splits = {match[1].lower(): path.name for path in self.files if (match := _SPLIT.match(path.name))}
+        if len(splits) > 1 and any(split.startswith("train") for split in splits):
+            said.append(
+                f"{name}: {', '.join(sorted(splits.values()))} are all read; name one of them to leave out the others"
+            )
+        return tuple(said)
 
 
 def existing(where: str, base: Path) -> Path | None:
@@ -47,7 +54,7 @@ def existing(where: str, base: Path) -> Path | None:
 
 
 def _place(where: str, base: Path) -> Path:
-    given = Path(where).expanduser()
+    given = Path(os.path.expanduser(where))
     return given if given.is_absolute() else base / given
 
 
@@ -58,7 +65,7 @@ def of_glob(where: str, base: Path) -> Listing:
     once.
     """
     place = _place(where, base)
-    listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(where))
+    listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(os.path.expanduser(where)))
     first: dict[str, Path] = {}
     for path in sorted(set(listing.files), key=lambda path: (path.is_symlink(), path)):
         if first.setdefault(os.path.realpath(path), path) != path:
@@ -70,7 +77,7 @@ def of_glob(where: str, base: Path) -> Listing:
 def _flat(place: Path, base: Path, given: Path) -> Listing:
     listing = Listing()
     literal = re.split(r"[*?[]", place.name)[0].lower()
-    pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given.expanduser()))
+    pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given))
     for path in sorted(map(Path, glob.glob(pattern))):
         if path.is_dir():
             inside = of_folder(path)
@@ -166,4 +173,4 @@ def _counted(paths: list[str]) -> str:
 
 
 def _some(paths: list[str]) -> str:
-    return ", ".join(paths[:NAMED]) + (", …" if len(paths) > NAMED else "")
+    return printable(", ".join(paths[:NAMED]) + (", …" if len(paths) > NAMED else ""))

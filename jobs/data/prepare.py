@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
 from jobs.data import identity, rows, sources
 from jobs.data.identity import Noted
 from jobs.data.preparation import OnProgress, Preparation, trains
@@ -87,6 +88,8 @@ def prepare(
     data, before = spec.data, before or Noted()
     train = sources.open_source(data.train, base, data.columns) if data.train is not None else None
     held_out = sources.open_source(data.eval, base, data.columns) if data.eval is not None else None
+    if data.columns and not any(source.tables for source in (train, held_out) if source):
+        raise UserError("data.columns names the columns of CSV and TSV files, and there is none: leave it out")
     parts = identity.parts_of(spec, train, held_out, parent, base)
     identity.check_same(before, parts)
     whole = storage / "data" / identity.digest_of(parts)[:16]

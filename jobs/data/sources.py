@@ -70,6 +70,8 @@ def _concatenate(sources: list[Source], notes: tuple[str, ...] = ()) -> Source:
         lambda: (example for source in sources for example in source.read()),
         _sha256("\n".join(source.reading for source in sources)),
         notes + tuple(note for source in sources for note in source.notes),
+        any(source.names_files for source in sources),
+        any(source.tables for source in sources),
     )
 
 
@@ -87,7 +89,15 @@ def _file(path: Path, columns: Sequence[str] | None = None) -> Source:
     reader = tables.read_separated(tables.SEPARATORS[suffix], columns) if table else READERS[suffix]
     version = tables.VERSION if table or suffix in tables.READERS else readers.VERSION
     reading = f"{suffix} {version} {compression(path)}"
-    return Source(path.name, _file_digest(path), lambda: _whole(path, reader), reading)
+    return Source(
+        path.name,
+        _file_digest(path),
+        lambda: _whole(path, reader),
+        reading,
+        (),
+        suffix not in readers.TEXT_SUFFIXES,
+        table,
+    )
 
 
 def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:

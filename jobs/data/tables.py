@@ -34,6 +34,8 @@ def read_separated(separator: str, columns: Sequence[str] | None = None) -> Call
             names = list(columns) if columns else _header(path, records)
             _refuse_twice(names, "data.columns" if columns else f"{path}:1")
             for where, values in records:
+                if columns and values == names:
+                    raise UserError(f"{where}: the line is a header with the names of data.columns: leave those out")
                 if isinstance(values, BadRow):
                     yield values
                     continue

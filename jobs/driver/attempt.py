@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cluster import home
-from jobs import progress, run_folder
-from jobs.driver import guard, phases, postmortem, precision, preemption
+from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
+from jobs import parents, progress
+from jobs.claim import claim
+from jobs.driver import guard, phases, postmortem, precision, preemption, storage
 from jobs.driver.job import Job, Stopped
 from jobs.driver.reporter import FailureWatch, Reporter
+from jobs.run_folder import RunFolder, Saves
 from jobs.spec import JobSpec
-from tracking import outbox, registry
+from tracking import outbox
 from tracking.errors import TrackingError
 from tracking.outbox import Ending
-from tracking.run import Run, Status
+from tracking.run import Run
 from tracking.spool import SpoolSender
 
 
@@ -28,44 +32,83 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
 
     Args:
         placed: how many workers each node takes, by node id.
+
+    Raises:
+        RunIsOwned: another job works on the same run.
     """
-    storage = base / Path(spec.storage).expanduser() if spec.storage else (home.home() / "storage").absolute()
-    parent = find_parent(spec.model.source, base) if spec.model.source else None
-    folder = run_folder.claim(storage, spec)
-    folder.begin()
-    guard.start(folder)
-    tags = _tags(spec)
-    decision = precision.settle(spec, folder, placed)
-    params = precision.in_params(spec, decision)
-    outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", params, tags))
-    opened = partial(Run.open, folder.key, spec.name, params=params, tags=tags)
-    sender = SpoolSender(folder.spool, opened, interval_s=0.5)
-    job = Job(spec, base, storage, folder, sender, parent, placed, decision.precision)
-    progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
-    job.track(lambda run: progress.say(f"MLflow {run.url}"))
-    job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
-    _on_stop(job)
-    sender.start(Reporter(job).take)
-    preemption.start(folder, progress.say)
-    watch = FailureWatch(folder, job.track)
-    status: Status = "FAILED"
+    root = storage.root(spec, base)
+    parent = parents.find(spec, base)
+    folder, owned = claim(root, spec, submission_id(os.environ))
+    with owned.kept(lambda: _lost(folder)):
+        folder.begin()
+        guard.start(folder, owned.number)
+        tags = _tags(spec)
+        decision = precision.settle(spec, folder, placed)
+        params = precision.in_params(spec, decision)
+        outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", params, tags))
+        opened = partial(Run.open, folder.key, spec.name, params=params, tags=tags)
+        sender = SpoolSender(folder.spool, opened, interval_s=0.5)
+        job = Job(spec, base, root, folder, sender, parent, placed, decision.precision)
+        progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
+        job.track(lambda run: progress.say(f"MLflow {run.url}"))
+        job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
+        _on_stop(job)
+        sender.start(Reporter(job).take)
+        preemption.start(folder, progress.say)
+        return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
+
+
+def _run_phase(job: Job, ending: Ending) -> int:
+    """Run the job's phase and end its run as that went; return the exit code."""
+    watch = FailureWatch(job.folder, job.track)
     try:
-        outcome = phases.PHASES[spec.phase](job)
-        status = "FINISHED"
+        outcome = phases.PHASES[job.spec.phase](job)
+        unsaved = unsaved_sentence(job.folder.saves(), outcome.get("model"))
+        if unsaved is None:
+            ending = replace(ending, status="FINISHED")
+        else:
+            job.track(lambda run: run.set_tags({"tandem.error": unsaved}))
     except Stopped:
-        status = "KILLED"
-        progress.say("stopped; submit the same spec again to go on")
+        ending = replace(ending, status="KILLED")
+        unsaved = unsaved_sentence(job.folder.saves(), None)
+        progress.say(unsaved or "stopped; submit the same spec again to go on")
         return 1
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         job.track(lambda run: run.set_tags({"tandem.error": reason}))
-        job.track(lambda run: run.log_text(postmortem.page(folder, reason), "post-mortem.md"))
+        job.track(lambda run: run.log_text(postmortem.page(job.folder, reason), "post-mortem.md"))
         raise
     finally:
+        failed = job.folder.saves().failed
+        if failed:
+            job.track(lambda run: run.set_tags({"tandem.checkpoints_failed": str(failed)}))
         watch.finish()
-        _end(job, Ending(folder.key, spec.name, status, params, tags))
-    progress.result({"run": folder.key, **_run_address(sender), **outcome})
-    return 0
+        _end(job, ending)
+    if unsaved is not None:
+        progress.say(f"error: {unsaved}")
+    counted = {"checkpoints_failed": failed} if failed else {}
+    progress.result({"run": job.folder.key, **_run_address(job.sender), **outcome, **counted})
+    return 0 if unsaved is None else 1
+
+
+def unsaved_sentence(saves: Saves, model: object) -> str | None:
+    """Say that the run's last checkpoint could not be saved; None where it was, or none was due. Pure.
+
+    Args:
+        model: where the trained model is; None: the job was stopped before its end.
+    """
+    if saves.error is None:
+        return None
+    count = "no checkpoint" if not saves.saved else f"the last of {saves.saved + saves.failed} checkpoints"
+    could = "could be saved" if not saves.saved else f"could not be saved ({saves.failed} failed in all)"
+    there = f"the model is in {model}, but" if model else "stopped, but"
+    return f"{there} {count} {could}: {saves.error}"
+
+
+def _lost(folder: RunFolder) -> None:
+    """End at once: another job has taken the run over, and whatever this one still writes would be wrong."""
+    progress.say(f"error: another job has taken the run {folder.key} over, since this one gave no sign of life")
+    os._exit(1)
 
 
 def _end(job: Job, ending: Ending) -> None:
@@ -94,13 +137,12 @@ def _run_address(sender: SpoolSender) -> dict[str, str]:
     return {"run_id": sender.run.run_id, "run_url": sender.run.url} if sender.run else {}
 
 
-def find_parent(source: str, base: Path) -> Path | str:
-    """Return the directory behind `model.from`: a registry URI or a path; anything else is taken for a hub id."""
-    if source.startswith("models:/"):
-        return registry.resolve(source)
-    if (base / source).exists() or source.startswith(("/", ".")):
-        return registry.resolve(str(base / source))
-    return source
+def submission_id(environment: Mapping[str, str]) -> str:
+    """Return the id by which the driver with this environment was submitted; empty where it was not."""
+    try:
+        return str(json.loads(environment[JOB_MARKER])["metadata"][SUBMISSION_ID])
+    except (KeyError, ValueError, TypeError):
+        return ""
 
 
 def _tags(spec: JobSpec) -> dict[str, str]:
@@ -114,13 +156,18 @@ def _tags(spec: JobSpec) -> dict[str, str]:
 
 
 def _on_stop(job: Job) -> None:
-    """On SIGTERM (what `ray job stop` sends) ask the workers for a checkpoint and an end; other phases end at once."""
+    """Ask the workers for a checkpoint and an end when this process is asked to stop; other phases end at once.
+
+    `ray job stop` sends SIGTERM, Ctrl-C is SIGINT, which Ray blocks in all of its processes.
+    """
 
     def stop(signum: int, frame: Any) -> None:
         job.stopping = True
+        job.folder.request_stop()
         if job.spec.training is None:
             raise Stopped
-        job.folder.request_stop()
         progress.say("asked to stop: a checkpoint is written first")
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

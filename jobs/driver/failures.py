@@ -4,7 +4,7 @@
     decide     the failure and those before it → retry, go back and leave a batch out, halve the micro-batch, or stop
 
 When one rank dies, the others fail a moment later because its connection closed: such errors are consequences, and the
-class is that of the error which cannot be one.
+class is that of the error which cannot be one. Where there is none, jobs/deaths.py looks who is gone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _NODES_FAULT: tuple[Kind, ...] = ("worker killed", "start-up")
 _CONSEQUENCES = re.compile(
     r"connection (closed|reset)|broken pipe|timed out waiting|socket|gloo|nccl|store|processgroup|rendezvous", re.I
 )
+_CLOSED = re.compile(r"connection (closed|reset)|broken pipe", re.I)
+"""What is left of another rank's end."""
 _MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|oom-kill|running low on memory|memory usage threshold", re.I
 )
@@ -104,6 +106,29 @@ class Limits:
     exclude_after: int = 2
 
 
+def with_deaths(errors: Mapping[int, RankError], dead: Mapping[int, bool]) -> dict[int, RankError]:
+    """Add the ranks whose process is gone and that could not say so themselves. Pure.
+
+    Args:
+        dead: such ranks, each with whether the kernel killed for memory on its node meanwhile.
+    """
+    found = dict(errors)
+    for rank, for_memory in dead.items():
+        error = found.get(rank)
+        if error is not None and not _is_consequence(error) and not (for_memory and _kind(error) == "worker killed"):
+            continue
+        if for_memory:
+            found[rank] = RankError(("OutOfMemoryError",), "out of memory: the kernel of its node killed the worker")
+        else:
+            found[rank] = RankError(("ActorDiedError",), "the worker's process is gone: it was killed")
+    return found
+
+
+def need_deaths(errors: Mapping[int, RankError]) -> bool:
+    """Say whether the errors alone do not tell the cause: somebody died, or all of them follow from another's end."""
+    return all(_is_consequence(error) or _kind(error) == "worker killed" for error in errors.values())
+
+
 def classify(
     errors: Mapping[int, RankError],
     step: int,
@@ -132,6 +157,8 @@ def classify(
         return Failure("hang", step, None, "no step was finished within the limit")
     if not started and kind == "worker killed":
         return Failure("start-up", step, rank, error.message)
+    if kind == "user code" and _CLOSED.search(error.message):
+        return Failure("worker killed", step, None, f"a worker went away, and none says which: {error.message}")
     return Failure(kind, step, rank, error.message)
 
 

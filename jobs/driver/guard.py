@@ -1,9 +1,12 @@
-"""What ends a job's MLflow run when its driver cannot: killed, out of memory, gone with its shell.
+"""What ends a job's MLflow run when its driver cannot: killed, out of memory, stopped while it hung.
 
-    python -m jobs.driver.guard RUN_FOLDER     started by the driver, with a pipe from it as standard input
+    python -m jobs.driver.guard RUN_FOLDER LEASE     started by the driver, with a pipe from it as standard input
 
-A small process of its own session that waits for the pipe to close. If the driver has not noted an end by then, the
-guard sends what is left of the spool, says in the run what happened and ends it as FAILED.
+A small process that waits for the pipe to close. If the driver has not noted an end by then, the guard sends what is
+left of the spool, says in the run what happened and ends it as FAILED, or as KILLED if it had been asked to stop.
+
+It is no child of the driver: `ray job stop` ends a job's whole tree of processes, whatever their sessions, so a shell
+starts it and ends at once. It speaks only for the lease (jobs/lease.py) that its driver held.
 """
 
 from __future__ import annotations
@@ -14,40 +17,59 @@ import sys
 import time
 from pathlib import Path
 
+from jobs import lease
 from jobs.run_folder import RunFolder
 
 PATIENCE = 60
 """Attempts, 5 s apart; then `tandem tracking sync` has to do it."""
+ORPHAN = 'exec 3<&0; "$@" <&3 3<&- &'
+"""A shell gives what it leaves in the background an empty input, unless another descriptor holds the pipe."""
+DIED = "the driver of the job died without a word (killed, or out of memory)"
+OVERDUE = "the job was asked to stop and did not within the cluster's limit, so it was killed"
 
 
-def start(folder: RunFolder) -> subprocess.Popen[bytes]:
-    """Start the guard of this process. Its pipe closes with this process, however that ends."""
-    command = [sys.executable, "-m", "jobs.driver.guard", str(folder.path)]
-    log = folder.guard_log.open("ab")
-    with log:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=dict(os.environ)
-        )
+def start(folder: RunFolder, number: int) -> None:
+    """Start the guard of this process, which holds lease `number`. Its pipe closes with this process, however it ends.
+
+    The end of the pipe that stays here is a bare descriptor on purpose: nothing closes it before the process ends.
+    """
+    reading, _ = os.pipe()
+    command = [sys.executable, "-m", "jobs.driver.guard", str(folder.path), str(number)]
+    try:
+        with folder.guard_log.open("ab") as log:
+            subprocess.run(
+                ["/bin/sh", "-c", ORPHAN, "sh", *command],
+                stdin=reading,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                check=True,
+            )
+    finally:
+        os.close(reading)
 
 
-def main(path: Path) -> None:
-    """Wait for the driver's end; then end the run if the driver has not."""
+def main(path: Path, number: int) -> None:
+    """Wait for the driver's end; then end the run if the driver has not, and nobody goes on with it."""
     sys.stdin.buffer.read()
     folder = RunFolder(path, resumed=True)
-    key = folder.key
-    if folder.status() != "RUNNING":
+    if folder.status() != "RUNNING" or lease.newest(path) != number:
         return
-    folder.write_status("FAILED")
+    stopped = folder.stop_requested()
+    status, reason = ("KILLED", OVERDUE) if stopped else ("FAILED", DIED)
+    folder.write_status(status)
     from tracking import outbox
     from tracking.errors import TrackingError
     from tracking.run import Run
 
-    outbox.note(folder.spool, outbox.Ending(key, key, "FAILED"))
+    outbox.note(folder.spool, outbox.Ending(folder.key, folder.key, "KILLED" if stopped else "FAILED"))
     for _ in range(PATIENCE):
+        if lease.newest(path) != number:
+            return  # somebody goes on with it, and will end it
         try:
-            run = Run.open(key, key)
-            run.set_tags({"tandem.error": "the driver of the job died without a word"})
-            run.log_text(page(folder), "post-mortem.md")
+            run = Run.open(folder.key, folder.key)
+            run.set_tags({"tandem.error": reason})
+            run.log_text(page(folder, reason), "post-mortem.md")
             outbox.settle(folder.spool)
             return
         except TrackingError as error:
@@ -55,12 +77,12 @@ def main(path: Path) -> None:
             time.sleep(5)
 
 
-def page(folder: RunFolder) -> str:
+def page(folder: RunFolder, reason: str = DIED) -> str:
     """Write the post-mortem of a driver that said nothing."""
     from jobs.driver import postmortem
 
-    return postmortem.page(folder, ending="The driver of the job died without a word (killed, or out of memory).")
+    return postmortem.page(folder, ending=f"{reason[0].upper()}{reason[1:]}.")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

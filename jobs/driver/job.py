@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.precision import Precision
+from jobs.driver import storage
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from tracking.run import Run
@@ -44,8 +45,5 @@ class Job:
     @property
     def checkpoints(self) -> str:
         """Where the run's checkpoints are: a path or a URI."""
-        elsewhere = self.spec.checkpoint.directory
-        if elsewhere is None:
-            return str(self.folder.checkpoints)
-        root = elsewhere if "://" in elsewhere else str(self.base / elsewhere)
-        return f"{root.rstrip('/')}/{self.folder.key}"
+        elsewhere = storage.checkpoints_root(self.spec, self.base)
+        return f"{elsewhere.rstrip('/')}/{self.folder.key}" if elsewhere else str(self.folder.checkpoints)

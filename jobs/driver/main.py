@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster import connect, placement, specfile, topology
 from cluster.errors import UserError
 from jobs import noise, progress
-from jobs.driver import warm
+from jobs.driver import storage, warm
 from jobs.spec import JobSpec
 
 
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = specfile.load(options.spec, JobSpec, options.overrides)
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
+        storage.check(spec, base)
         placed = connect_and_place(spec)
         from jobs.driver import attempt
 
@@ -61,12 +62,10 @@ def check_it_fits(spec: JobSpec) -> dict[str, int]:
         UserError: it cannot fit; Ray Train itself would wait for ever without a word.
     """
     wanted = spec.resources
-    nodes = topology.nodes()
-    for workers in range(wanted.most, wanted.fewest - 1, -1):
-        answer = placement.fit(placement.Request(workers, wanted.cpus_per_worker, wanted.gpus_per_worker), nodes)
-        if isinstance(answer, placement.Placement):
-            return answer.workers_by_node
-    assert isinstance(answer, placement.Refusal)
+    request = placement.Request(wanted.most, wanted.cpus_per_worker, wanted.gpus_per_worker)
+    answer = placement.fit_most(request, wanted.fewest, topology.nodes())
+    if isinstance(answer, placement.Placement):
+        return answer.workers_by_node
     if not answer.fits_when_free:
         raise UserError(f"resources: {answer.reason}; {answer.what_would_help}")
     progress.say(f"waiting: {answer.reason}; {answer.what_would_help}")

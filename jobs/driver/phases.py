@@ -27,6 +27,8 @@ def train_phase(job: Job) -> dict[str, Any]:
     prepared = _prepare(job)
     assert job.spec.training is not None
     job.steps = setup.total_steps(job.spec.training, prepared.train_rows)
+    if wrong := job.spec.training.too_long_for(job.steps):
+        raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
     progress.report("start", 0, 1)
     run_workers(job, loop.train_worker, prepared)
     evaluations = job.folder.evaluations()

@@ -12,6 +12,7 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from cluster import placement, topology
+from jobs import deaths
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
 from jobs.driver import failures, postmortem, warm
@@ -108,6 +109,8 @@ class Failures(FailurePolicy):
         step = self._run.last_step()
         started = attempt is not None and attempt.training
         lost = self._lost_ranks(attempt) if attempt else []
+        if attempt and not lost and not hung and failures.need_deaths(errors):
+            errors = failures.with_deaths(errors, deaths.of(attempt))
         failure = failures.classify(errors, step, hung=hung, started=started, lost=lost)
         failure = replace(failure, node=_node_of(failure, attempt))
         earlier = [Failure.of(entry) for entry in self._run.failures()]

@@ -44,6 +44,12 @@ ENTRIES = (
         "TorchTrainer takes policies and controller callbacks",
     ),
     Internal(
+        "DataParallelTrainer._register_sigint_handler",
+        "replaced by nothing: at Ctrl-C Ray Train aborts the group at once, and the job would end unsaved",
+        "a job that gets SIGINT ends without a checkpoint",
+        "the trainer leaves signals alone",
+    ),
+    Internal(
         "ray.train.v2._internal.execution.failure_handling",
         "to decide by the kind of failure: skip a batch, halve the micro-batch, exclude a node, stop",
         "nothing trains; with Ray Train's own policy every failure is only tried again",
@@ -143,6 +149,9 @@ class PolicyTrainer(TorchTrainer):
         super().__init__(*arguments, **keywords)
         self._callback = callback
         self._policies = {"scaling_policy": scaling, "failure_policy": failures}
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave SIGINT as it is: Ray Train would abort at once, where the driver has the run saved first."""
 
     def fit(self) -> Any:
         """Train; raise `ray.train.TrainingFailedError` if that failed for good."""

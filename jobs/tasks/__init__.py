@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from cluster.errors import UserError
+from cluster.strict import Strict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,10 +54,8 @@ class TaskSetupError(TaskError):
     """The task as a whole cannot work, whatever the example: no chat template, no end token. Not one row's fault."""
 
 
-class TaskOptions(BaseModel):
+class TaskOptions(Strict):
     """A task's options: derive from it, with a default and a docstring for each. This one has none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
 
 
 class Task:
@@ -132,6 +131,10 @@ class Task:
         """
         return example
 
+    def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
+        """Return the files that an example names and `encode` opens: their bytes are part of what the data is."""
+        return ()
+
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """Return what a chunk of the training examples says: small, picklable, with a method `merged(later)`.
 
@@ -173,6 +176,9 @@ class Task:
         raise NotImplementedError
 
     # -- model ------------------------------------------------------------------------------------------------------
+
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an architecture or an entry of its config that `build` would refuse; before `fit`."""
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make a model with fresh weights in fp32, from torch's global random state."""
@@ -223,8 +229,20 @@ class Task:
         raise NotImplementedError
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Describe the input tensors of `predict`, as in the Open Inference Protocol."""
+        """Describe the input tensors of `predict`, as in the Open Inference Protocol.
+
+        What a client sends is checked against it: datatype and shape, whose first dimension, -1, is the batch. Where
+        files may come in place of numbers, `"parameters": {"content_types": ["np", "base64"]}` says so.
+        """
         raise NotImplementedError
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Describe the output tensors; where this is empty, a replica looks at what `predict` makes of a blank one."""
+        return []
+
+    def answers_otherwise(self, base: type[Task]) -> bool:
+        """Return whether a class derived from `base` has a `predict` of its own, which may have other outputs."""
+        return type(self).predict is not base.predict
 
 
 def get(name: str, folder: Path | None = None) -> type[Task]:

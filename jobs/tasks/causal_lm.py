@@ -26,6 +26,7 @@ from jobs.tasks import (
     TaskError,
     TaskOptions,
     chat_rows,
+    conv1d,
     generation,
     isolation,
     packing,
@@ -46,7 +47,7 @@ class CausalLMOptions(TaskOptions):
     text_column: str | None = None
     """The column that holds the text. Left out: `text`, where an example is no conversation; given, it is the text of
     every example, whatever else stands beside it."""
-    sequence_length: int = Field(256, ge=2)
+    sequence_length: int = Field(256, ge=2, le=2**22)
     """Tokens per row (S)."""
     documents: Literal["together", "separate"] = "together"
     """together: texts follow each other in one stream, cut into rows. separate: no text sees another in its row."""
@@ -172,6 +173,10 @@ class CausalLM(Task):
 
     # -- model ------------------------------------------------------------------------------------------------------
 
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        config_for(architecture, dict(config), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
         import torch
@@ -190,10 +195,11 @@ class CausalLM(Task):
         """Load a model directory (also one quantised by torchao) or a hub id, in evaluation mode."""
         from transformers import AutoModelForCausalLM
 
+        settings = {"dtype": dtype or "auto", "trust_remote_code": False, **(config or {})}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(directory), dtype=dtype or "auto", trust_remote_code=False, **(config or {})
-            )
+            model = conv1d.load(directory, **settings)
+            if model is None:
+                model = AutoModelForCausalLM.from_pretrained(str(directory), **settings)
         except (OSError, ValueError) as error:
             raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
         if self.tokenizer is not None:

@@ -1,6 +1,7 @@
 """Task `image-classification`: one label per image, with a small CNN or any transformers image classifier.
 
-Rows: pixels (N, H, W, C) uint8, label (N,) int32, targets (N,) int32, all ones.
+Rows: pixels (N, H, W, C) uint8, or uint16 where a training image has 16 bits, label (N,) int32, targets (N,) int32,
+all ones.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 from pydantic import Field
 
 from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions
-from jobs.tasks.images import PixelSums, read_image, resize
-from jobs.tasks.labels import column_of, label_of, natural
+from jobs.tasks.image_files import Picture
+from jobs.tasks.images import LARGEST, PixelSums, bits_of, deepened, read_picture, resize, sent_picture
+from jobs.tasks.labels import classified, column_of, label_of, natural
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ class ImageClassificationOptions(TaskOptions):
     """The column that holds the image: a folder of folders of images has it."""
     label_column: str = "label"
     """The column that holds the label."""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(None, gt=0, le=65_536)
     """Pixels per side; images of another size are resized. Left out: the size of the first image."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. Left out: as the first image has."""
@@ -47,21 +49,30 @@ class ImageFindings:
     labels: frozenset[str]
     sums: Mapping[int, PixelSums] = field(default_factory=dict)
     """By number of channels: until the first image of all is known, each is counted as grey and as colour."""
+    bits: int = 8
+    """8, or 16 where an image has them."""
 
     def merged(self, later: ImageFindings) -> ImageFindings:
         """Return the findings of both chunks."""
         sums = {channels: self.sums[channels] + later.sums[channels] for channels in self.sums}
-        return ImageFindings(self.size, self.channels, self.labels | later.labels, sums)
+        bits = max(self.bits, later.bits)
+        return ImageFindings(self.size, self.channels, self.labels | later.labels, sums, bits)
 
 
 class ImageClassification(Task):
     """A small CNN of ours, or any transformers image classifier."""
 
     name: ClassVar[str] = "image-classification"
+    version: ClassVar[int] = 2
     Options: ClassVar[type[TaskOptions]] = ImageClassificationOptions
     unit: ClassVar[str] = "images"
     metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "accuracy": "max"}
     learned_files: ClassVar[tuple[str, ...]] = (PREPROCESSING_FILE,)
+    counted: ClassVar[Mapping[str, str]] = {
+        "on_white": "images have transparent pixels and were put on white",
+        "several": "image files hold several frames or pages, of which the first is used",
+        "narrowed": "images have 16 bits and were rounded to the 8 of the model that the job starts from",
+    }
 
     options: ImageClassificationOptions
 
@@ -70,6 +81,7 @@ class ImageClassification(Task):
         self.labels: list[str] = []
         self.size: tuple[int, int] = (0, 0)
         self.channels = 0
+        self.bits = 8
         self.mean: list[float] = []
         self.std: list[float] = []
 
@@ -81,19 +93,28 @@ class ImageClassification(Task):
         self._label(example)
 
     def content(self, example: Mapping[str, Any]) -> Any:
-        """Return the image, whatever its label."""
-        return self._image(example)
+        """Return the image, whatever its label or its path."""
+        there = [path for path in self.files(example) if path.is_file()]
+        return there[0].read_bytes() if there else self._image(example)
+
+    def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
+        """Return the image's path, where the example names it instead of holding it."""
+        image = self._image(example)
+        if isinstance(image, Mapping):
+            image = image.get("bytes") or image.get("path")
+        return [Path(image)] if isinstance(image, str | Path) else []
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
         """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""
         side, wanted = self.options.image_size, self.options.channels
-        images = [read_image(self._image(example)) for example in examples]
+        images = [read_picture(self._image(example)).pixels for example in examples]
         sums: dict[int, PixelSums] = {channels: PixelSums() for channels in ((wanted,) if wanted else (1, 3))}
         for image in images:
             size = (side, side) if side else (image.shape[0], image.shape[1])
             sums = {channels: sums[channels] + PixelSums.of(resize(image, size, channels)) for channels in sums}
         labels = frozenset(self._label(example) for example in examples)
-        return ImageFindings((images[0].shape[0], images[0].shape[1]), images[0].shape[2], labels, sums)
+        first, bits = images[0].shape, max(map(bits_of, images))
+        return ImageFindings((first[0], first[1]), first[2], labels, sums, bits)
 
     def fit(self, findings: ImageFindings) -> list[str]:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
@@ -105,8 +126,9 @@ class ImageClassification(Task):
         side = self.options.image_size
         self.size = (side, side) if side else findings.size
         self.channels = self.options.channels or (1 if findings.channels == 1 else 3)
+        self.bits = findings.bits
         self.mean, self.std = findings.sums[self.channels].mean_and_deviation()
-        return []
+        return [] if self.bits == 8 else ["images of 16 bits: all pixels are kept as 16 bits, 0 to 65535"]
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's labels, size and normalisation; options that ask for others are refused."""
@@ -125,7 +147,7 @@ class ImageClassification(Task):
             "num_channels": self.channels,
             "image_mean": self.mean,
             "image_std": self.std,
-            "rescale_factor": 1 / 255,
+            "rescale_factor": 1 / LARGEST[self.bits],
             "labels": self.labels,
         }
         (directory / PREPROCESSING_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -139,6 +161,7 @@ class ImageClassification(Task):
             task.size = (settings["size"]["height"], settings["size"]["width"])
             task.channels, task.labels = settings["num_channels"], settings["labels"]
             task.mean, task.std = settings["image_mean"], settings["image_std"]
+            task.bits = 16 if settings.get("rescale_factor") == 1 / LARGEST[16] else 8
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise TaskError(
                 f"{directory} holds no image classifier of Tandem: {PREPROCESSING_FILE}: {error}"
@@ -146,25 +169,27 @@ class ImageClassification(Task):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Resize to the fitted size, pixels (N, H, W, C) uint8; look labels up, (N,) int32."""
+        """Resize to the fitted size, pixels (N, H, W, C) uint8 or uint16; look labels up, (N,) int32."""
         index = {label: i for i, label in enumerate(self.labels)}
         labels = [self._label(example) for example in examples]
         unknown = sorted(set(labels) - index.keys())
         if unknown:
             raise TaskError(f"labels {unknown[:5]} are not among the {len(index)} labels of the training data")
+        pictures = [read_picture(self._image(example)) for example in examples]
         return {
-            "pixels": self._pixels(
-                [column_of(example, self.options.image_column, "image_column") for example in examples]
-            ),
+            "pixels": self._pixels(pictures),
             "label": np.array([index[label] for label in labels], dtype=np.int32),
             "targets": np.ones(len(labels), dtype=np.int32),
+            "on_white": np.array([picture.on_white for picture in pictures], dtype=np.int32),
+            "several": np.array([picture.first_of_several for picture in pictures], dtype=np.int32),
+            "narrowed": np.array([bits_of(picture.pixels) > self.bits for picture in pictures], dtype=np.int32),
         }
 
     def collate(self, rows: Columns) -> Batch:
         """Return pixel_values (B, C, H, W) fp32, normalised, and labels (B,) int64.
 
         Args:
-            rows: pixels (B, H, W, C) uint8 and label (B,) int32.
+            rows: pixels (B, H, W, C) uint8 or uint16 and label (B,) int32.
         """
         import torch
 
@@ -175,47 +200,25 @@ class ImageClassification(Task):
 
     # -- model ------------------------------------------------------------------------------------------------------
 
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        from jobs.tasks import image_models
+
+        image_models.check(architecture, config)
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `cnn` (ours) or a transformers image classifier (vit, resnet, …) in fp32."""
-        from transformers import AutoConfig, AutoModelForImageClassification
+        from jobs.tasks import image_models
 
-        from jobs.tasks import cnn
-
-        cnn.register()
-        known = {"num_channels": self.channels, "id2label": dict(enumerate(self.labels))}
-        known["label2id"] = {label: i for i, label in enumerate(self.labels)}
-        try:
-            default = AutoConfig.for_model(architecture)
-            if hasattr(default, "image_size"):
-                known["image_size"] = self.size[0]
-            unknown = [key for key in config if not hasattr(default, key)]
-            if unknown:
-                raise TaskError(
-                    f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}"
-                )
-            model = AutoModelForImageClassification.from_config(AutoConfig.for_model(architecture, **known, **config))
-        except (ValueError, KeyError) as error:
-            if isinstance(error, TaskError):
-                raise
-            raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
-        return model.float()
+        return image_models.build(architecture, config, self.labels, self.size, self.channels)
 
     def load_model(
         self, directory: Path, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
     ) -> torch.nn.Module:
         """Load a model directory (also one quantised by torchao), in evaluation mode."""
-        from transformers import AutoModelForImageClassification
+        from jobs.tasks import image_models
 
-        from jobs.tasks import cnn
-
-        cnn.register()
-        try:
-            model = AutoModelForImageClassification.from_pretrained(
-                str(directory), dtype=dtype or "auto", trust_remote_code=False, **(config or {})
-            )
-        except (OSError, ValueError) as error:
-            raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
-        return model.eval()
+        return image_models.load(directory, dtype, config or {})
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -250,11 +253,16 @@ class ImageClassification(Task):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
-        """Classify images: arrays (H, W) or (H, W, C) of 0..255, or PNG/JPEG bytes."""
+        """Classify images: arrays (H, W) or (H, W, C) of whole numbers, or the bytes of image files.
+
+        Raises:
+            TaskError: anything else; a str is never opened, since it may come from a client.
+        """
         import torch
 
+        pixels = self._pixels([sent_picture(instance) for instance in instances])
         with torch.inference_mode():
-            logits = self._logits(model, {"pixel_values": self._normalise(self._pixels(instances))})
+            logits = self._logits(model, {"pixel_values": self._normalise(pixels)})
         answers = []
         for row in logits.softmax(-1).tolist():
             best = max(range(len(row)), key=row.__getitem__)
@@ -263,8 +271,13 @@ class ImageClassification(Task):
         return answers
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Describe the image tensor."""
-        return [{"name": "image", "datatype": "UINT8", "shape": [-1, *self.size, self.channels]}]
+        """Describe the image tensor, in whose place files may be sent."""
+        tensor = {"name": "image", "datatype": f"UINT{self.bits}", "shape": [-1, *self.size, self.channels]}
+        return [{**tensor, "parameters": {"content_types": ["np", "base64"]}}]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Describe label, score and scores."""
+        return [] if self.answers_otherwise(ImageClassification) else classified(self.labels)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -274,15 +287,16 @@ class ImageClassification(Task):
     def _label(self, example: Mapping[str, Any]) -> str:
         return label_of(example, self.options.label_column)
 
-    def _pixels(self, images: Sequence[Any]) -> np.ndarray:
-        """Return uint8 (B, H, W, C) of the fitted size."""
-        return np.stack([resize(read_image(image), self.size, self.channels) for image in images])
+    def _pixels(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Return uint8 or uint16 (B, H, W, C) of the fitted size."""
+        resized = (resize(picture.pixels, self.size, self.channels) for picture in pictures)
+        return np.stack([deepened(pixels, self.bits) for pixels in resized])
 
     def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
-        """Turn uint8 (B, H, W, C) into fp32 (B, C, H, W) of mean 0 and deviation 1 over the training images."""
+        """Turn pixels (B, H, W, C) into fp32 (B, C, H, W) of mean 0 and deviation 1 over the training images."""
         import torch
 
-        scaled = torch.from_numpy(pixels.astype(np.float32) / 255)
+        scaled = torch.from_numpy(pixels.astype(np.float32) / LARGEST[bits_of(pixels)])
         return ((scaled - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(0, 3, 1, 2).contiguous()
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

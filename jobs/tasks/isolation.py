@@ -48,7 +48,7 @@ def _difference(model: torch.nn.Module, length: int) -> float | None:
     import torch
 
     device = next(model.parameters()).device
-    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # adapted ones have it too
     generator = torch.Generator().manual_seed(0)
     first, second, other = torch.randint(vocabulary, (3, 1, length), generator=generator).to(device)
     places = torch.arange(length, device=device)[None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -43,3 +43,12 @@ def label_of(example: Mapping[str, Any], name: str) -> str:
 def natural(label: str) -> tuple[int, int, str]:
     """Return what sorts labels: numbers by their value, before words."""
     return (0, int(label), "") if label.isdecimal() else (1, 0, label)
+
+
+def classified(labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe the outputs of a classifier, as in the Open Inference Protocol: label, score, and a score per label."""
+    return [
+        {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        {"name": "score", "datatype": "FP32", "shape": [-1]},
+        {"name": "scores", "datatype": "FP32", "shape": [-1, len(labels)], "parameters": {"labels": list(labels)}},
+    ]

@@ -85,7 +85,7 @@ def text_of(value: Any, where: str) -> str:
         TaskError: it is something else, or has half of a surrogate pair, which no tokenizer takes.
     """
     if not isinstance(value, str):
-        raise TaskError(f"{where!r} holds {'null' if value is None else type(value).__name__}, not text")
+        raise TaskError(f"{where!r} holds {_named(value)}, not text")
     if not value.isascii():
         try:
             value.encode()

@@ -45,7 +45,7 @@ def in_their_place(
         options = checked.model_dump(mode="json", by_alias=True)
         mistakes += _origin_mistakes(kind, checked, values.get("model"))
     except TaskError as error:
-        mistakes.append(_mistake(("task", "name"), str(error), name))
+        mistakes.append(mistake(("task", "name"), str(error), name))
     except ValidationError as error:
         mistakes += _option_mistakes(error, kind.Options, under_data.keys() - given.keys(), data_keys)
     return {**values, "task": {"name": name, **options}, "data": rest}, mistakes
@@ -56,14 +56,14 @@ def _origin_mistakes(kind: type[Task], options: TaskOptions, model: Any) -> list
     try:
         kind.check_options(options, source if isinstance(source, str) else None)
     except TaskError as error:
-        return [_mistake(("model", "from"), str(error), source)]
+        return [mistake(("model", "from"), str(error), source)]
     return []
 
 
 def refusal(title: str, mistakes: list[InitErrorDetails], error: ValidationError | None = None) -> ValidationError:
     """Return one error with these mistakes and those of another."""
     found = error.errors(include_url=False) if error else []
-    others = [_mistake(e["loc"], e["msg"], e["input"], e["type"]) for e in found]
+    others = [mistake(e["loc"], e["msg"], e["input"], e["type"], ctx=e.get("ctx")) for e in found]
     return ValidationError.from_exception_data(title, others + mistakes)
 
 
@@ -75,7 +75,7 @@ def _one_place(
     for key in sorted(given.keys() & under_data.keys()):
         task_set, data_set = (any(at[:2] == (section, key) for at in overridden) for section in ("task", "data"))
         if task_set == data_set:
-            mistakes.append(_mistake(("data", key), f"is given as `task.{key}` too; keep that one", under_data[key]))
+            mistakes.append(mistake(("data", key), f"is given as `task.{key}` too; keep that one", under_data[key]))
         first, last = (under_data[key], given[key]) if task_set else (given[key], under_data[key])
         options[key] = _merged(first, last)
     return options, mistakes
@@ -91,7 +91,7 @@ def _metric_mistakes(checkpoint: Any, known: Mapping[str, str]) -> list[InitErro
     metric = checkpoint.get("metric") if isinstance(checkpoint, Mapping) else None
     if not isinstance(metric, str) or metric in known:
         return []
-    return [_mistake(("checkpoint", "metric"), "the task has no such metric", metric, "unknown_word", sorted(known))]
+    return [mistake(("checkpoint", "metric"), "the task has no such metric", metric, "unknown_word", sorted(known))]
 
 
 def _option_mistakes(
@@ -104,15 +104,21 @@ def _option_mistakes(
         if found["type"] == "extra_forbidden":
             beside = data_keys if place == "data" and len(found["loc"]) == 1 else []
             known = sorted(_keys_at([options], found["loc"][:-1]) + beside)
-        mistakes.append(_mistake((place, *found["loc"]), found["msg"], found["input"], found["type"], known))
+        at = (place, *found["loc"])
+        mistakes.append(mistake(at, found["msg"], found["input"], found["type"], known, found.get("ctx")))
     return mistakes
 
 
-def _mistake(
-    location: tuple[str | int, ...], message: str, given: Any, kind: str = "value_error", known: list[str] | None = None
+def mistake(
+    location: tuple[str | int, ...],
+    message: str,
+    given: Any,
+    kind: str = "value_error",
+    known: list[str] | None = None,
+    ctx: Mapping[str, Any] | None = None,
 ) -> InitErrorDetails:
-    """Return a mistake at a place; of the words that are `known`, cluster/specfile.py suggests the closest."""
-    context: Any = {"message": message.removeprefix("Value error, "), "known": known or []}
+    """Return a mistake, for `refusal`; of the words that are `known`, cluster/mistakes.py suggests the closest."""
+    context: Any = {**(ctx or {}), "message": message.removeprefix("Value error, "), "known": known or []}
     return InitErrorDetails(type=PydanticCustomError(kind, "{message}", context), loc=location, input=given)  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions, scores, tokenization
-from jobs.tasks.labels import column_of, label_of, natural
+from jobs.tasks.labels import classified, column_of, label_of, natural
 from jobs.tasks.tokenization import END_OF_TEXT, TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TextClassificationOptions(TaskOptions):
     """The column that holds the second text, where pairs are classified."""
     label_column: str = "label"
     """The column that holds the label."""
-    max_length: int = Field(128, ge=2)
+    max_length: int = Field(128, ge=2, le=2**22)
     """Tokens of the longest text, or pair; what is longer is cut, and counted in the log."""
     tokenizer: ClassifierTokenizerOptions = ClassifierTokenizerOptions()
 
@@ -173,6 +173,12 @@ class TextClassification(Task):
 
     # -- model ------------------------------------------------------------------------------------------------------
 
+    def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        from jobs.tasks import text_encoder
+
+        text_encoder.check(architecture, config)
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `ngram` (ours) or an encoder of transformers, in fp32."""
         from jobs.tasks import text_encoder
@@ -250,6 +256,10 @@ class TextClassification(Task):
         """Describe the text, and the second one of a pair."""
         names = ["text", "pair"] if self.pairs else ["text"]
         return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Describe label, score and scores."""
+        return [] if self.answers_otherwise(TextClassification) else classified(self.labels)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

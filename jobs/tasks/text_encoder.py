@@ -18,6 +18,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close, config_for
 
+TABLE = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
+"""The name of transformers' own table of the architectures that classify texts."""
+
 
 class NgramConfig(PretrainedConfig):
     """ngrams: longest n-gram, in tokens. buckets: vectors for n-grams. token_dropout: share of tokens left out."""
@@ -93,6 +96,17 @@ def register() -> None:
     AutoModelForSequenceClassification.register(NgramConfig, NgramForSequenceClassification, exist_ok=True)
 
 
+def check(architecture: str, config: Mapping[str, Any]) -> None:
+    """Raise TaskError for an unknown architecture, or an entry that its config has not."""
+    register()
+    if architecture != NgramConfig.model_type:
+        config_for(architecture, dict(config), TABLE, "classifying")
+        return
+    for key in config:
+        if not hasattr(NgramConfig(), key):
+            raise TaskError(f"model.config: ngram has no {key!r}{close(key, NgramConfig().to_dict())}")
+
+
 def build(
     architecture: str, config: Mapping[str, Any], tokenizer: Any, labels: Sequence[str], max_length: int
 ) -> PreTrainedModel:
@@ -101,17 +115,13 @@ def build(
     Raises:
         TaskError: an unknown architecture or entry, or too few embeddings for the tokens or positions.
     """
-    register()
+    check(architecture, config)
     if architecture == NgramConfig.model_type:
-        for key in config:
-            if not hasattr(NgramConfig(), key):
-                raise TaskError(f"model.config: ngram has no {key!r}{close(key, NgramConfig().to_dict())}")
         known = defaults(NgramConfig(), tokenizer, labels, max_length)
         resolved: Any = NgramConfig(**{**known, **config})
     else:
-        table = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
-        known = defaults(config_for(architecture, {}, table, "classifying"), tokenizer, labels, max_length)
-        resolved = config_for(architecture, {**known, **config}, table, "classifying")
+        known = defaults(config_for(architecture, {}, TABLE, "classifying"), tokenizer, labels, max_length)
+        resolved = config_for(architecture, {**known, **config}, TABLE, "classifying")
     check_fits(resolved, tokenizer, max_length)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(resolved, dtype=torch.float32)
     return model

@@ -33,11 +33,11 @@ class TokenizerOptions(TaskOptions):
 
     train: Literal["bpe", "char"] | None = None
     """bpe: byte-level pairs, any text comes back as it was. char: one token a character."""
-    vocab_size: int = Field(4096, ge=32)
+    vocab_size: int = Field(4096, ge=32, le=10_000_000)
     """Tokens of a bpe, with the special ones."""
-    sample_mb: int = Field(32, gt=0)
+    sample_mb: int = Field(32, gt=0, le=1_000_000)
     """A bpe is trained on so many megabytes of the training text, drawn by `sample_seed`; less text is used whole."""
-    sample_seed: int = Field(0, ge=0)
+    sample_seed: int = Field(0, ge=0, lt=2**63)
     """Decides which text is drawn."""
     source: str | None = Field(None, alias="from")
     """A directory or a hub id."""

@@ -1,37 +1,38 @@
-"""Trained weights → one directory in the Hugging Face layout, checked by loading it again."""
+"""Trained weights → one directory in the Hugging Face layout, checked by loading and measuring it."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs.spec import LoraSpec
 from jobs.tasks import Task
+from jobs.worker.lora import add_lora, merge
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+ROUNDING: dict[Precision, float] = {"bf16": 2**-7, "fp32": 2**-16}
+"""How far, as a share, the loss of the files may lie from that of the trained model.
 
-def add_lora(model: torch.nn.Module, lora: LoraSpec) -> torch.nn.Module:
-    """Freeze the model and add trainable low-rank adapters.
+An error of d in every logit moves a row's loss L by at most 2·d·min(1, L), and errors of rounding have mixed signs. In
+fp32 only the order of sums and the merging of adapters differ, d about 2⁻²⁴ times logits of up to some hundreds. In
+bf16 the merged weights are rounded to 8 bits, and where the training had fp32 weights (ZeRO stage 0) all of them are:
+d about 2⁻⁸ times logits of a few. Measured on random decoders, adapted and not: at most 1e-7 and 1.2e-3.
+"""
+LEAST: dict[Precision, float] = {"bf16": 1e-3, "fp32": 1e-5}
+"""A difference below it is none, however small the loss."""
 
-    Raises:
-        UserError: no layer has one of the names in `target_modules`.
-    """
-    import peft
 
-    from cluster.errors import UserError
+class WrongExport(UserError):
+    """The files that were written do not hold the model that was trained."""
 
-    settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, bias="none"
-    )
-    try:
-        return peft.get_peft_model(model, settings)
-    except ValueError as error:
-        raise UserError(f"model.lora: {str(error).splitlines()[0]}") from error
+    exit_code = 1
 
 
 def export(
@@ -41,36 +42,86 @@ def export(
     fresh_model: Callable[[], torch.nn.Module],
     precision: Precision,
     lora: LoraSpec | None,
+    check: Callable[[Path], None],
 ) -> None:
     """Write the model directory: safetensors, config, and what the task learned; adapters are merged.
 
     Args:
         weights: each in its whole shape, on the CPU.
         fresh_model: makes the model that they belong to.
+        check: is given the written directory under a name that nobody else reads, and raises if it is wrong; then
+            nothing is left of it.
 
     Raises:
-        RuntimeError: the files do not load back to the weights that were written.
+        WrongExport: the files do not load back to the weights that were written.
     """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model = fresh_model()
-    if lora is not None:
-        wrapped = add_lora(model, lora)
-        wrapped.load_state_dict(weights)
-        wrapped.save_pretrained(str(partial / "adapter"))  # type: ignore[operator]
-        model = wrapped.merge_and_unload()  # type: ignore[operator]
-    else:
-        model.load_state_dict(weights)
-    model.to(DTYPES[precision]).save_pretrained(str(partial))  # type: ignore[operator]
-    task.save(partial)
-    _check(partial, task, model)
+    try:
+        _write(partial, task, weights, fresh_model, precision, lora)
+        check(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
 
 
-def _check(directory: Path, task: Task, written: torch.nn.Module) -> None:
+def _write(
+    directory: Path,
+    task: Task,
+    weights: dict[str, torch.Tensor],
+    fresh_model: Callable[[], torch.nn.Module],
+    precision: Precision,
+    lora: LoraSpec | None,
+) -> None:
+    model = fresh_model()
+    if lora is not None:
+        wrapped = add_lora(model, lora)
+        wrapped.load_state_dict(weights)
+        wrapped.save_pretrained(str(directory / "adapter"))  # type: ignore[operator]
+        model = merge(wrapped)
+    else:
+        model.load_state_dict(weights)
+    save(model.to(DTYPES[precision]), directory)
+    task.save(directory)
     loaded = dict(task.load_model(directory).named_parameters())
-    for name, parameter in written.named_parameters():
-        if not torch.equal(loaded[name], parameter):
-            raise RuntimeError(f"{directory}: {name} does not load back as it was written")
+    for name, parameter in model.named_parameters():
+        if name not in loaded or not torch.equal(loaded[name], parameter):
+            raise WrongExport(f"{directory}: {name} does not load back as it was written")
+
+
+def save(model: torch.nn.Module, directory: Path) -> None:
+    """Write a model's weights, its config and its generation config as they are.
+
+    transformers reads a generation config with a temperature and no sampling, as published models have them, but
+    refuses to write it.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        model.generation_config = type(generation)()
+    model.save_pretrained(str(directory))  # type: ignore[operator]
+    if generation is not None:
+        model.generation_config = generation
+        generation.to_json_file(directory / "generation_config.json")
+
+
+def check_loss(trained: float, written: float, precision: Precision, rows: str) -> None:
+    """Compare the loss of the trained model with that of its files, on the same rows.
+
+    Args:
+        rows: what they were measured on, for the message.
+
+    Raises:
+        WrongExport: they differ by more than rounding.
+    """
+    if math.isnan(trained) and math.isnan(written):
+        return
+    if abs(written - trained) <= LEAST[precision] + ROUNDING[precision] * abs(trained):
+        return
+    raise WrongExport(
+        f"the exported model is not the one that was trained: its loss on {rows} is {written:.6g} from the files, and "
+        f"was {trained:.6g} before. No model is left; the last checkpoint stays. This is a fault of the task's model "
+        "or of the layers chosen in model.lora, not of the data"
+    )

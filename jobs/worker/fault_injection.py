@@ -4,15 +4,18 @@
 
 A worker that reaches such a point does the action once per run; a file in the run's folder, `faults/<the point>`, shows
 that it did. Phases of a worker: `start` (before step 1 of an attempt), `step` (before the optimizer step), `save`
-(while its shard is being written), `commit` (before the manifest is written). With `:node=<id>` instead of a rank it
-happens to every rank on that node, and `kill-always` every time: a sick node. `pace` makes every step from there on
-take a tenth of a second longer; `rows` notes which rows every step takes, in `rows/<rank>.jsonl` of the run.
+(while its shard is being written), `commit` (before the manifest is written), `saved` (once a checkpoint was begun),
+`evaluate` (in an evaluation), `export` (at the run's last step). With `:node=<id>` instead of a rank it happens to
+every rank on that node, and `kill-always` every time: a sick node. `hold` never gives Python's lock back; `hog` takes
+memory until it is killed; `pace` makes every step from there on take a tenth of a second longer; `rows` notes which
+rows every step takes, in `rows/<rank>.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +25,7 @@ from jobs.run_folder import RunFolder
 
 VARIABLE = "TANDEM_FAULT"
 PACE_S = 0.1
-PHASES = ("start", "step", "save", "commit")
+PHASES = ("start", "step", "save", "commit", "saved", "evaluate", "export")
 
 
 class InjectedError(RuntimeError):
@@ -120,6 +123,18 @@ def _sleep(run: RunFolder) -> None:
         time.sleep(3600)
 
 
+def _hold(run: RunFolder) -> None:
+    """Search by a regular expression that takes for ever: no other thread of this process runs Python meanwhile."""
+    re.match(r"(a|a)+$", "a" * 64 + "b")
+
+
+def _hog(run: RunFolder) -> None:
+    """Take memory, 16 MB at a time, and touch it."""
+    taken = []
+    while True:
+        taken.append(bytearray(os.urandom(1 << 20) * 16))
+
+
 def _raise(run: RunFolder) -> None:
     raise InjectedError("injected")
 
@@ -149,6 +164,8 @@ _ACTIONS: dict[str, Callable[[RunFolder], str | None]] = {
     "kill-always": _kill,
     "freeze": _freeze,
     "sleep": _sleep,
+    "hold": _hold,
+    "hog": _hog,
     "raise": _raise,
     "raise-always": _raise,
     "memory": _exhaust,

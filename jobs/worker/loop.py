@@ -26,10 +26,12 @@ import torch
 from jobs import noise
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Manifest
+from jobs.checkpoint.fence import Superseded
 from jobs.data import batches
 from jobs.tasks import Batch
+from jobs.worker import proof
 from jobs.worker.config import WorkerConfig
-from jobs.worker.evaluate import measure, to_device
+from jobs.worker.evaluate import to_device
 from jobs.worker.export import export
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, fresh_model, logged, set_up, system_metrics
@@ -73,13 +75,12 @@ def train_worker(config: WorkerConfig) -> None:
         worker.engine.model.train()
         worker.injector.inject("start", worker.start)
         finished = run_steps(worker)
-        watchdog.allow()  # the last checkpoint may take longer than a step
-        worker.saver.finish()
+        finish_checkpoint(worker)
         report_checkpoints(worker)
         if finished:
-            watchdog.allow()
             evaluate_now(worker, worker.steps, "final")
-            export_weights(worker)
+            with watchdog.during("export", learns=False):
+                export_weights(worker)
     if worker.spool is not None:
         worker.spool.close()
 
@@ -103,7 +104,7 @@ def run_steps(worker: Worker) -> bool:
             raise LossSpike(
                 f"the loss of step {step + 1} is {loss:.4g}, after {recent.median():.4g}; it was not applied"
             )
-        worker.saver.wait_copied()
+        wait_copied(worker)
         engine.step()
         worker.updates += 1
         done, now = step + 1, time.perf_counter()
@@ -115,12 +116,10 @@ def run_steps(worker: Worker) -> bool:
         worker.watchdog.step(now - previous)
         previous = now
         if training.eval_every and done % training.eval_every == 0 and done < worker.steps:
-            worker.watchdog.allow()
             evaluate_now(worker, done, "latest")
             previous = time.perf_counter()
         every = worker.spec.checkpoint.every_steps
         if stop or save or (every and done % every == 0):
-            worker.watchdog.allow()  # it waits for the one before, where the storage is slow
             begin_checkpoint(worker, done)
             if worker.first:
                 worker.folder.save_granted()
@@ -191,19 +190,9 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
     """Measure the held-out rows and spool the result as `eval_…`. Collective."""
     if not len(worker.eval_rows):
         return
-    engine = worker.engine
-    sums = measure(
-        worker.task,
-        engine.model,
-        worker.eval_rows,
-        limit=worker.spec.data.eval_max_rows,
-        seed=worker.spec.data.split_seed,
-        micro_batch=max(worker.micro_batch, 8),
-        device=engine.device,
-        rank=engine.rank,
-        world_size=engine.world_size,
-    )
-    sums = dict(zip(sums, engine.all_sum(*sums.values()), strict=True))
+    with worker.watchdog.during("evaluation"):
+        worker.injector.inject("evaluate", step)
+        sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows)
     metrics = worker.task.summarise(sums)
     worker.evaluations[label] = metrics
     if worker.first and label == "final":
@@ -212,8 +201,28 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
 
 
+def wait_copied(worker: Worker) -> None:
+    """Wait until what is being saved has been copied. Collective where anything was: nobody's step pays for it."""
+    if worker.saver.to_copy:
+        with worker.watchdog.during("copy"):
+            worker.saver.wait_copied()
+            worker.engine.all_sum(0.0)
+
+
+def finish_checkpoint(worker: Worker) -> None:
+    """Wait for the checkpoint that is being saved, as long as the storage takes. Collective.
+
+    Rank 0 waits for all shards and writes the manifest; without the sum at the end, the others would wait for it
+    within their next step, and be taken to hang.
+    """
+    with worker.watchdog.during("save", learns=False):
+        worker.saver.finish()
+        worker.engine.all_sum(0.0)
+
+
 def begin_checkpoint(worker: Worker, step: int) -> None:
-    """Begin to save the state after `step`. Every rank calls it; none waits for another."""
+    """Begin to save the state after `step`, once the one before is saved. Collective."""
+    finish_checkpoint(worker)
     engine = worker.engine
     evaluation = worker.evaluations.get("latest", {})
     manifest = Manifest(
@@ -227,15 +236,23 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
     )
     extra = resume.buffers(engine.model.module) if worker.first else None
     worker.saver.begin(manifest, engine.owned_fragments(), extra)
+    worker.injector.inject("saved", step)
 
 
 def report_checkpoints(worker: Worker) -> None:
-    """Spool how the saves went that have ended."""
+    """Spool how the saves went that have ended, and note it for the driver.
+
+    Raises:
+        Superseded: a newer attempt works on the run.
+    """
     for outcome in worker.saver.outcomes():
         if outcome.error:
             print(f"the checkpoint of step {outcome.step} could not be saved: {outcome.error}", flush=True)
+        if outcome.superseded:
+            raise Superseded(outcome.error)
         if worker.spool is None:
             continue
+        worker.folder.note_save(outcome.error)
         if outcome.error:
             worker.spool.append(outcome.step, {"checkpoint_failed": 1.0})
         else:
@@ -245,6 +262,8 @@ def report_checkpoints(worker: Worker) -> None:
 
 def export_weights(worker: Worker) -> None:
     """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
+    worker.injector.inject("export", worker.steps)
+    trained = proof.of_trained(worker)
     weights = worker.engine.state_dict()
     if weights is not None:
         export(
@@ -254,6 +273,7 @@ def export_weights(worker: Worker) -> None:
             lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
             worker.precision,
             worker.spec.model.lora,
+            lambda written: proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device),
         )
         worker.folder.write_evaluations(worker.evaluations)
     torch.distributed.barrier()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,46 @@ SMALLER = 0.98
 """Of its parent's size a quantised model must have less than this share."""
 
 
-def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precision, target: str) -> dict[str, float]:
+@dataclass(frozen=True)
+class Layers:
+    """A model's linear layers by the last part of their names: q_proj → how many."""
+
+    quantised: Counter[str]
+    left: Counter[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the manifest keeps."""
+        done, left = self.quantised.total(), self.left.total()
+        return {"quantised": done, "of": done + left, "kinds": dict(self.quantised), "left": dict(self.left)}
+
+    def __str__(self) -> str:
+        left = f"; left as they are: {_counted(self.left)}" if self.left else ""
+        done, left_over = self.quantised.total(), self.left.total()
+        return f"{done} of {done + left_over} linear layers quantised: {_counted(self.quantised)}{left}"
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precision, target: str) -> dict[str, Any]:
     """Write the quantised model to `target` and return the comparison with its parent.
 
-    Linear layers keep one scale per output row and int8 weights (symmetric, no calibration needed); embeddings and
-    the head stay as they are, in the parent's own dtype. `precision` is what both are measured in.
+    Linear layers, gpt2's Conv1D among them, keep one scale per output row and int8 weights (symmetric, no calibration
+    needed); embeddings and the head stay as they are, in the parent's own dtype. `precision` is what both are measured
+    in, the quantised model as a server loads it: from its files.
 
     Returns:
-        bytes, parent_bytes, eval_<metric> and parent_eval_<metric> on the same held-out rows, loss_change (relative),
-        and forward_ms, parent_forward_ms (one row).
+        layers (what was quantised and what was not), bytes, parent_bytes, eval_<metric> and parent_eval_<metric> on
+        the same held-out rows, loss_change (relative), and forward_ms, parent_forward_ms (one row).
+
+    Raises:
+        UserError: no layer was quantised, or it saves nothing. Then nothing is left at `target`.
     """
     from jobs import noise
 
     noise.quiet()
     import torch
-    import transformers
-    from torchao.quantization import Int8WeightOnlyConfig
 
     from jobs.data.prepare import rows_of
     from jobs.worker.export import DTYPES
@@ -44,24 +70,68 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precisio
 
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
     task.prepare_model(before, held_out.columns)  # what it finds holds for the quantised one too
-    report = {f"parent_{key}": value for key, value in _measure(spec, task, before, held_out, device).items()}
-    settings = transformers.TorchAoConfig(Int8WeightOnlyConfig())
-    after = task.load_model(Path(parent), None, {"quantization_config": settings}).to(device)
-
+    report: dict[str, Any] = {f"parent_{k}": v for k, v in _measure(spec, task, before, held_out, device).items()}
     directory = Path(target)
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    after.save_pretrained(str(partial))  # type: ignore[operator]
-    _check_smaller(partial, Path(parent))
-    task.save(partial)
-    # What is measured is what a server will load, not what is in memory now.
-    report |= _measure(spec, task, task.load_model(partial, DTYPES[precision]).to(device), held_out, device)
-    report["bytes"], report["parent_bytes"] = _weight_bytes(partial), _weight_bytes(Path(parent))
+    partial, scratch = (directory.with_name(f".{directory.name}.{end}") for end in ("partial", "linear"))
+    try:
+        report["layers"] = _write(task, Path(parent), partial, scratch).as_dict()
+        report["bytes"], report["parent_bytes"] = _weight_bytes(partial), _weight_bytes(Path(parent))
+        _check_smaller(report["bytes"], report["parent_bytes"], parent)
+        after = type(task).load(partial, task.options).load_model(partial, DTYPES[precision]).to(device)
+        report |= _measure(spec, task, after, held_out, device)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     report["loss_change"] = report["eval_loss"] / report["parent_eval_loss"] - 1
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
     return report
+
+
+def _write(task: Task, parent: Path, directory: Path, scratch: Path) -> Layers:
+    """Quantise the parent and write it, with what the task learned; say which layers were quantised."""
+    import transformers
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    from jobs.tasks import conv1d
+    from jobs.worker.export import save
+
+    for folder in (directory, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    whole, source = task.load_model(parent), parent
+    if conv1d.layers(whole):
+        conv1d.save(whole, scratch)
+        source = scratch
+    settings = transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    model = task.load_model(source, None, {"quantization_config": settings})
+    found = layers_of(model)
+    print(found, flush=True)
+    if not found.quantised:
+        raise UserError(
+            f"phase quantize changes no layer of {parent}: it has {_counted(found.left) or 'no linear layer'}; only "
+            "linear layers are quantised, not the head, embeddings or convolutions; serve the model as it is"
+        )
+    if hasattr(whole, "generation_config"):
+        model.generation_config = whole.generation_config
+    save(model, directory)
+    task.save(directory)
+    return found
+
+
+def layers_of(model: Any) -> Layers:
+    """Sort a model's linear layers by whether torchao has quantised them."""
+    import torch
+    from torchao.utils import TorchAOBaseTensor
+
+    layers = Layers(Counter(), Counter())
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            counter = layers.quantised if isinstance(module.weight, TorchAOBaseTensor) else layers.left
+            counter[name.rpartition(".")[2]] += 1
+    return layers
 
 
 def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any) -> dict[str, float]:
@@ -83,19 +153,17 @@ def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any) -> d
     return {**measured, "forward_ms": 1000 * sorted(durations)[2]}
 
 
-def _check_smaller(directory: Path, parent: Path) -> None:
-    """Refuse what saves nothing, and leave nothing of it: whoever registers it as int8 would believe otherwise.
+def _check_smaller(size: float, before: float, parent: str) -> None:
+    """Refuse what saves nothing: whoever registers it as int8 would believe otherwise.
 
     Raises:
         UserError: the linear layers that were found do not make up for their scales.
     """
-    size, before = _weight_bytes(directory), _weight_bytes(parent)
     if not before or size < SMALLER * before:  # a hub id has no size here
         return
-    shutil.rmtree(directory)
     raise UserError(
         f"phase quantize saves nothing on {parent}: {before:,.0f} bytes of weights would become {size:,.0f}. Only "
-        "linear layers are quantised, not embeddings, convolutions or gpt2's Conv1D; serve the model as it is"
+        "linear layers are quantised, not embeddings or convolutions; serve the model as it is"
     )
 
 

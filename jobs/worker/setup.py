@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,8 +17,10 @@ import torch
 
 from cluster.errors import UserError
 from cluster.precision import Precision
+from jobs import deaths, lease
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
+from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
@@ -25,11 +29,11 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import zero
+from jobs.worker import weights, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
-from jobs.worker.export import add_lora
 from jobs.worker.fault_injection import Injector
+from jobs.worker.lora import add_lora
 from jobs.worker.watchdog import Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler
@@ -86,11 +90,14 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     task = prepared.task(spec)
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), folder.control()
-    point, nodes = resume.agree(store), resume.nodes()
+    # Entered before it looks: what it finds, nobody who was here before changes any more.
+    name = resume.attempt_name()
+    fence = enter(folder, store, name) if rank == 0 else None
+    point = resume.agree(store)
     check_data(point, prepared.rows)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
-    attempt = Attempt(point.attempt, world_size, micro_batch, nodes=nodes)
+    attempt = this_attempt(point.attempt, micro_batch)
     if rank == 0:
         folder.write_attempt(attempt)
         for reason in point.skipped:
@@ -109,7 +116,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     engine = make_engine(model, training, ds_config, device, store, point)
     if rank == 0:
         folder.write_attempt(replace(attempt, training=True))
-    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=nodes[rank])
+    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])
     keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
     return Worker(
         spec=spec,
@@ -124,7 +131,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         watchdog=watchdog,
         injector=injector,
         skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes()),
+        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
         zero_stage=zero.stage_of(training, base),
@@ -147,6 +154,26 @@ def check_data(point: resume.Point, rows: str) -> None:
             f"the checkpoint at step {point.step} has learned from other rows (digest {known[:12]}) than these "
             f"({rows[:12]}): bring the data back as it was, or begin a new run with --set checkpoint.resume=never"
         )
+
+
+def enter(folder: RunFolder, store: Store, attempt: str) -> Fence:
+    """Shut out every start of a group before this one; called on rank 0.
+
+    Raises:
+        Superseded: another job has taken the run over.
+    """
+    if folder.lease and lease.newest(folder.path) != folder.lease:
+        raise Superseded(f"another job has taken the run {folder.key} over; its workers must not be shut out")
+    return Fence.enter(store, attempt)
+
+
+def this_attempt(name: str, micro_batch: int) -> Attempt:
+    """Describe this start of the group, with where each rank is. Collective."""
+    import ray
+
+    mine = (ray.get_runtime_context().get_node_id(), os.getpid(), deaths.oom_kills())
+    nodes, pids, kills = zip(*resume.gathered(mine), strict=True)
+    return Attempt(name, len(nodes), micro_batch, nodes=nodes, pids=pids, oom_kills=kills)
 
 
 def read_deepspeed(training: TrainingSpec, base: Path) -> dict[str, Any] | None:
@@ -187,7 +214,8 @@ def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Modu
     assert spec.training is not None
     torch.manual_seed(spec.training.seed)
     if parent is not None:
-        return task.load_model(parent, torch.float32, spec.model.config).train()
+        with weights.readable(parent):
+            return task.load_model(parent, torch.float32, spec.model.config).train()
     assert spec.model.architecture is not None
     return task.build(spec.model.architecture, spec.model.config)
 
@@ -202,6 +230,11 @@ def logged(config: WorkerConfig) -> Iterator[Watchdog]:
     """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
     import ray.train
 
+    if not config.folder.path.is_dir():
+        raise UserError(
+            f"storage: {config.folder.path} is not there on the node {socket.gethostname()}: `storage` has to be a "
+            "folder that all nodes share"
+        )
     rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
     watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s)
     with config.folder.log(attempt, rank).open("a", buffering=1) as file:

@@ -1,28 +1,45 @@
 """Find a rank that hangs, from inside: whatever the backend, and even if no Python code can run any more.
 
-Every rank arms a timer of `faulthandler` at each step: a thread in C, which needs no interpreter lock. When no step is
-finished in time, it writes the Python stacks of all threads to a file; then the process ends itself, so that the group
-is started again. Ranks that only wait for the one that hangs do the same at the same moment: all stacks are there.
+Every moment of a rank's life has a limit: a step follows the steps before it, an evaluation the evaluations before it,
+and what has not been measured yet may take `failures.hang_after_s`. Three timers guard it, none of which needs the one
+before to work:
+
+    limit                  a thread in C (`faulthandler`) writes the Python stacks of all threads to a file
+    limit + GRACE_S        a Python thread ends the process, so that the group is started again
+    limit + GRACE_S + …    the kernel ends it (SIGALRM): a rank that holds Python's lock runs no thread of Python
+
+Ranks that only wait for the one that hangs do the same at the same moment: all stacks are there.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 FACTOR = 3.0
 MARGIN_S = 8.0
 LONGEST_S = 1800.0
-"""For what is no step: setting up, evaluating, exporting."""
+"""For what has not been measured yet, and for what may always take long."""
 GRACE_S = 1.0
+KERNEL_S = 2.0
+"""So long after the Python thread should have ended the process, the kernel does."""
 EXIT_CODE = 86
 REARM_S = 1.0
+STEP = "step"
+
+
+def limit(lengths: Collection[float], longest_s: float) -> float:
+    """Return how long something may take that took so long before, in seconds. Pure."""
+    return min(longest_s, FACTOR * statistics.median(lengths) + MARGIN_S) if lengths else longest_s
 
 
 class Watchdog:
@@ -33,42 +50,62 @@ class Watchdog:
         self._path = stacks
         self._file: IO[str] | None = stacks.open("w")
         self._longest_s = longest_s
-        self._steps: deque[float] = deque(maxlen=64)
+        self._lengths: dict[str, deque[float]] = {}
+        self._within: list[float] = []
+        """The limits of what goes on that is no step, the innermost last."""
         self._deadline = 0.0
         self._armed_at = 0.0
-        self._for_long = True
         self._stopped = threading.Event()
-        self.allow()
+        self._arm(self._longest_s)
         threading.Thread(target=self._end_when_due, name="tandem-watchdog", daemon=True).start()
 
     def step(self, seconds: float) -> None:
-        """A step of this length is done; the next one has FACTOR times the median, and a margin."""
-        self._steps.append(seconds)
-        limit = min(self._longest_s, FACTOR * statistics.median(self._steps) + MARGIN_S)
-        if self._for_long or time.monotonic() - self._armed_at >= min(REARM_S, limit / 2):
-            self._for_long = False
-            self._arm(limit)
+        """A step of this length is done, and another begins: it has FACTOR times the median, and a margin."""
+        self._measured(STEP).append(seconds)
+        allowed = limit(self._measured(STEP), self._longest_s)
+        if time.monotonic() - self._armed_at >= min(REARM_S, allowed / 2):
+            self._arm(allowed)
 
-    def allow(self) -> None:
-        """Whatever comes now may take as long as anything may that is no step; the next step ends that."""
-        self._for_long = True
-        self._arm(self._longest_s)
+    @contextmanager
+    def during(self, what: str, *, learns: bool = True) -> Iterator[None]:
+        """Allow for what is no step; when it is over, what it is a part of goes on, or the next step begins.
 
-    def _arm(self, limit: float) -> None:
-        assert self._file is not None
-        self._armed_at = time.monotonic()
-        self._deadline = self._armed_at + limit
-        faulthandler.dump_traceback_later(limit, file=self._file)
+        Args:
+            what: of the same name, the lengths decide the limit.
+            learns: False for what depends on more than itself, as on a storage: it may always take the longest.
+        """
+        began = time.monotonic()
+        self._within.append(limit(self._measured(what), self._longest_s) if learns else self._longest_s)
+        self._arm(self._within[-1])
+        try:
+            yield
+        finally:
+            self._measured(what).append(time.monotonic() - began)
+            self._within.pop()
+            self._arm(self._within[-1] if self._within else limit(self._measured(STEP), self._longest_s))
 
     def stop(self) -> None:
         """Disarm, and remove the file if nothing was written to it."""
         self._stopped.set()
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if self._file is not None:
             self._file.close()
             self._file = None
             if self._path.stat().st_size == 0:
                 self._path.unlink()
+
+    def _measured(self, what: str) -> deque[float]:
+        return self._lengths.setdefault(what, deque(maxlen=64))
+
+    def _arm(self, allowed_s: float) -> None:
+        if self._file is None:
+            return
+        self._armed_at = time.monotonic()
+        self._deadline = self._armed_at + allowed_s
+        faulthandler.dump_traceback_later(allowed_s, file=self._file)
+        # Nobody handles SIGALRM here, so it ends the process; a timer of the kernel needs no thread of ours.
+        signal.setitimer(signal.ITIMER_REAL, allowed_s + GRACE_S + KERNEL_S)
 
     def _end_when_due(self) -> None:
         while not self._stopped.wait(0.5):

@@ -24,6 +24,7 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
+        """Return the answer in OpenAI's shape."""
         kind = {429: "rate_limit_error"}.get(self.status, "invalid_request_error")
         if self.status >= 500:
             kind = "server_error"
@@ -31,16 +32,40 @@ class ApiError(Exception):
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """Read a body as a JSON object. NaN, Infinity and numbers beyond a double are refused (json accepts them)."""
+    """Read a body as a JSON object in UTF-8.
+
+    What parsers read in different ways is refused: a key given twice, NaN, Infinity, and numbers beyond a double.
+    """
     try:
-        value = json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
-        if b"\\u" in raw:
+        text = raw.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_each_key_once)
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text a tokenizer can take
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    except UnicodeDecodeError as error:
+        raise _not_json(f"byte {error.start} is 0x{raw[error.start]:02x}, which is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise _not_json("half a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    except RecursionError:
+        raise _not_json("it is nested too deeply") from None
+    except ValueError as error:
+        raise _not_json(str(error) if raw.strip() else "it is empty") from None
     if not isinstance(value, dict):
-        raise ApiError(400, f"the body must be a JSON object, not {type(value).__name__}", code="invalid_json")
+        raise ApiError(400, f"the body must be a JSON object, not {_kind(value)}", code="invalid_json")
     return value
+
+
+def check_content_type(content_type: str | None) -> None:
+    """Refuse a body that says it is a form, or in another charset than UTF-8: read as UTF-8 it would be another text.
+
+    Other types pass, since what many clients send beside a JSON body is not its type.
+    """
+    said = (content_type or "").lower()
+    if said.startswith("multipart/"):
+        raise ApiError(400, f"the body is a form ({said.split(';')[0]}): send JSON", code="invalid_value")
+    _, found, charset = said.partition("charset=")
+    name = charset.split(";")[0].strip(" \"'")
+    if found and name not in ("utf-8", "utf8", "us-ascii", "ascii"):
+        raise ApiError(400, f"the charset {name!r:.40} is not read here: send the body in UTF-8", code="invalid_value")
 
 
 def model_name(body: dict[str, Any]) -> str:
@@ -61,6 +86,24 @@ def shown(value: Any) -> str:
     """Return a value as JSON, short enough for a message."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _not_json(why: str) -> ApiError:
+    return ApiError(400, f"the body is not valid JSON: {why}", code="invalid_json")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(twice)} is given twice in one object")
+    return value
 
 
 def _no_constant(text: str) -> float:

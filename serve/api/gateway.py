@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from serve.api import inference_api, openai_api
-from serve.api.body import ApiError, model_name, model_not_found, parse_json
+from serve.api import content, embeddings, inference_api, openai_api
+from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation
 from serve.api.streaming import Stream, accepted, collect, events, open_all
-from serve.wire import GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState
+from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
 EVENT_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -48,6 +48,8 @@ class Backend(Protocol):
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused: ...
 
+    async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused: ...
+
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         """Return the state of every ready replica, and by model how many requests no replica has accepted yet."""
         ...
@@ -56,7 +58,10 @@ class Backend(Protocol):
 class Gateway:
     """The routes' logic over a catalog that can be replaced while requests run."""
 
-    def __init__(self, backend: Backend, max_body_bytes: int, max_prompts: int) -> None:
+    def __init__(
+        self, backend: Backend, max_body_bytes: int, max_prompts: int, cors_origins: Sequence[str] = ()
+    ) -> None:
+        self.cors_origins = cors_origins
         self._backend = backend
         self._max_body_bytes = max_body_bytes
         self._max_prompts = max_prompts
@@ -71,6 +76,13 @@ class Gateway:
     async def completions(self, request: Request) -> Response:
         body, card = await self._generative(request)
         return await self._generate(openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts), card)
+
+    async def embeddings(self, request: Request) -> Response:
+        body, card = await self._generative(request)
+        wanted = embeddings.parse(body, uuid.uuid4().hex)
+        vectors = accepted(await self._backend.embed(card.name, wanted.call))
+        answer = embeddings.answer(f"{card.name}@{vectors.identity.version}", wanted, vectors)
+        return JSONResponse(answer, headers=_identity_headers(vectors.identity))
 
     def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [_listed(card) for card in self.catalog.values()]}
@@ -99,30 +111,36 @@ class Gateway:
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------
 
-    async def infer(self, name: str, request: Request) -> Response:
-        body = parse_json(await self._read(request))
-        card = self._card(name)
+    async def infer(self, name: str, version: str | None, request: Request) -> Response:
+        card = self._card(name, version)
         if card.generates:
             message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
             raise ApiError(400, message, code="unsupported_task", param="model")
-        parsed = inference_api.InferRequest(body)
-        call = InferCall(parsed.id or uuid.uuid4().hex, parsed.inputs)
-        result = accepted(await self._backend.infer(name, call))
-        answer = inference_api.response(name, result.identity.version, parsed, result.predictions)
-        return JSONResponse(answer, headers=_identity_headers(result.identity))
+        raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
+        parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
+        result = accepted(await self._backend.infer(name, InferCall(parsed.id or uuid.uuid4().hex, parsed.inputs)))
+        answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
+        return Response(answer.content, headers=_identity_headers(result.identity) | answer.headers)
 
-    async def metadata(self, name: str) -> dict[str, Any]:
-        card = self._card(name)
+    async def metadata(self, name: str, version: str | None = None) -> dict[str, Any]:
+        card = self._card(name, version)
         replicas, _ = await self._backend.states()
         told = [replica.description for replica in replicas if replica.model == name]
         if not told:
             raise ApiError(503, f"no replica of {name!r} is ready", code="not_ready", headers={"retry-after": "1"})
         return {"name": name, "versions": [card.version], "platform": f"tandem-{card.task}", **told[0]}
 
+    async def index(self) -> list[dict[str, Any]]:
+        """Return the models and which are ready, as Triton's model repository lists them."""
+        waiting = await self.unready()
+        states = {name: "UNAVAILABLE" if name in waiting else "READY" for name in self.catalog}
+        cards = self.catalog.values()
+        return [{"name": c.name, "version": c.version, "state": states[c.name], "reason": ""} for c in cards]
+
     # -- health and status ------------------------------------------------------------------------------------------
 
-    async def ready(self, name: str) -> bool:
-        self._card(name)
+    async def ready(self, name: str, version: str | None = None) -> bool:
+        self._card(name, version)
         return name not in await self.unready()
 
     async def unready(self) -> list[str]:
@@ -141,21 +159,19 @@ class Gateway:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _card(self, name: str) -> ModelCard:
+    def _card(self, name: str, version: str | None = None) -> ModelCard:
         card = self.catalog.get(name)
         if card is None:
             raise model_not_found(name, list(self.catalog))
+        if version not in (None, card.version):
+            message = f"{name!r} has no version {version!r:.60} here; served: {card.version}"
+            raise ApiError(404, message, code="model_not_found", param="model")
         return card
 
     async def _read(self, request: Request) -> bytes:
-        """Read the body, giving up as soon as it is too large: the proxy in front accepts any size."""
-        raw = bytearray()
-        async for part in request.stream():
-            raw += part
-            if len(raw) > self._max_body_bytes:
-                message = f"the body is larger than {self._max_body_bytes} bytes"
-                raise ApiError(413, message, code="body_too_large")
-        return bytes(raw)
+        check_content_type(request.headers.get("content-type"))
+        coding = ", ".join(request.headers.getlist("content-encoding"))
+        return await content.read(request.stream(), coding, self._max_body_bytes)
 
 
 def _listed(card: ModelCard) -> dict[str, Any]:

@@ -1,86 +1,133 @@
-"""The Open Inference Protocol (v2): tensors in JSON to numpy and back. Pure functions; the model's own checks are in
-the replica.
+"""The Open Inference Protocol (v2): a request's JSON and binary tensors in, predictions as tensors out.
 
-An image may also be sent as a file: datatype BYTES with `"parameters": {"content_type": "base64"}` (MLServer's way).
+Pure functions; what depends on the model is checked in the replica (serve/engines/inputs.py). Binary tensors follow
+the protocol's extension `binary_tensor_data`: their bytes stand behind the JSON, in its order, and the header
+Inference-Header-Content-Length says where the JSON ends. A parameter that is not known is refused, not ignored.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from serve.api.body import ApiError, shown
+from serve.api import tensor_data
+from serve.api.body import ApiError, parse_json, shown
+from serve.api.tensor_data import DataError
+from serve.tensors import DATATYPES, OutputTensor, output
 
-DATATYPES = {
-    "BOOL": np.bool_,
-    **{f"{sign}INT{bits}": np.dtype(f"{sign.lower()}int{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)},
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
+EXTENSIONS = ("binary_tensor_data",)
+LENGTH_HEADER = "inference-header-content-length"
+NEUTRAL = ("priority", "timeout", "headers")
+"""Parameters of a request that other servers have and that change no answer."""
+MISTAKES = {
+    "missing": "is required",
+    "extra_forbidden": "is not known here",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "too_short": "must not be empty",
+    "too_long": "is too long",
+    "greater_than_equal": "must be at least 1",
+    "less_than": "is too large",
+    "string_too_short": "must not be empty",
 }
-Tensor = dict[str, Any]
+"""Sentences in place of pydantic's, which name its own types."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-    name: str
-    parameters: dict[str, Any] = {}
+    name: Annotated[str, Field(min_length=1)]
+    parameters: dict[str, Any] | None = None
 
 
 class _Input(_Part):
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1, max_length=32), FailFast()]
     datatype: Literal[tuple([*DATATYPES, "BYTES"])]  # type: ignore[valid-type]
-    data: list[Any]
+    data: list[Any] | None = None
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
     id: str | None = None
-    inputs: Annotated[list[_Input], Field(min_length=1)]
-    outputs: list[_Part] | None = None
-    parameters: dict[str, Any] = {}
+    model_name: str | None = None
+    model_version: str | None = None
+    inputs: Annotated[list[_Input], Field(min_length=1), FailFast()]
+    outputs: Annotated[list[_Part] | None, FailFast()] = None
+    parameters: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
 class InferRequest:
-    """A parsed request: named inputs (arrays, or lists of str or bytes) and the outputs asked for (None: all)."""
+    """A parsed request."""
 
-    def __init__(self, body: dict[str, Any]) -> None:
-        request = _validate(body)
-        self.id = request.id
-        self.inputs = {part.name: _array(part) for part in request.inputs}
-        self.outputs = [part.name for part in request.outputs] if request.outputs else None
-        if len({len(value) for value in self.inputs.values()}) > 1:
-            raise ApiError(400, "the first dimension of all inputs must be the same batch size", param="inputs")
-
-
-def response(model: str, version: str, request: InferRequest, predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the answer: one output tensor for each field of the predictions."""
-    outputs = [tensor(name, [answer[name] for answer in predictions]) for name in predictions[0]]
-    if request.outputs is not None:
-        outputs = _chosen(outputs, request.outputs)
-    body = {"model_name": model, "model_version": version, "outputs": outputs}
-    return body if request.id is None else {**body, "id": request.id}
+    id: str | None
+    inputs: dict[str, Any]
+    """Arrays, or lists of str or bytes; the first axis is the batch."""
+    outputs: dict[str, bool] | None
+    """The outputs asked for, and whether in binary form; None: all, as `binary` says."""
+    binary: bool = False
 
 
-def tensor(name: str, values: list[Any]) -> Tensor:
-    """Return one field of B predictions as a tensor [B], or [B, labels] where it maps labels to numbers."""
-    first = values[0]
-    if isinstance(first, dict):
-        labels = list(first)
-        data = [float(value[label]) for value in values for label in labels]
-        shape = [len(values), len(labels)]
-        return {"name": name, "datatype": "FP32", "shape": shape, "parameters": {"labels": labels}, "data": data}
-    if isinstance(first, (int, float)) and not isinstance(first, bool):
-        datatype = "INT64" if all(isinstance(value, int) for value in values) else "FP32"
-        return {"name": name, "datatype": datatype, "shape": [len(values)], "data": values}
-    texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
-    return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": texts}
+@dataclass(frozen=True)
+class InferAnswer:
+    """An answer's body, and the headers that say how to read it."""
+
+    content: bytes
+    headers: dict[str, str]
+
+
+def parse(raw: bytes, header_length: str | None = None, *, model: str = "", version: str = "") -> InferRequest:
+    """Read a request: JSON, or JSON of `header_length` bytes with binary tensors behind it.
+
+    Args:
+        model: what the path names, as which the body's `model_name` and `model_version` must name it too.
+
+    Raises:
+        ApiError: 400, with what is wrong and where.
+    """
+    head, tail = _split(raw, header_length)
+    request = _validate(parse_json(head))
+    _same("model_name", request.model_name, model)
+    _same("model_version", request.model_version, version)
+    parameters = _parameters("parameters", request.parameters, ("binary_data_output", "content_type", *NEUTRAL))
+    _content_type("parameters", parameters, ("np", "str"))
+    binary = _flag("parameters", parameters, "binary_data_output") or False
+    return InferRequest(request.id, _inputs(request.inputs, tail), _outputs(request.outputs or [], binary), binary)
+
+
+def answer(model: str, version: str, request: InferRequest, predictions: list[dict[str, Any]]) -> InferAnswer:
+    """Return the answer: an output tensor for each field of the predictions, or for those asked for.
+
+    Raises:
+        ApiError: there is no output of a name that was asked for.
+    """
+    known = {name: output(name, [each[name] for each in predictions]) for name in predictions[0]}
+    wanted = dict.fromkeys(known, request.binary) if request.outputs is None else request.outputs
+    for name in wanted:
+        if name not in known:
+            raise ApiError(400, f"there is no output {name!r}; known: {', '.join(known)}", param="outputs")
+    told = [_told(known[name], binary) for name, binary in wanted.items()]
+    body = {"model_name": model, "model_version": version, "outputs": [tensor for tensor, _ in told]}
+    head = json.dumps(body if request.id is None else {**body, "id": request.id}, allow_nan=False).encode()
+    if not any(wanted.values()):
+        return InferAnswer(head, {"content-type": "application/json"})
+    headers = {"content-type": "application/octet-stream", LENGTH_HEADER: str(len(head))}
+    return InferAnswer(head + b"".join(data for _, data in told), headers)
+
+
+def _split(raw: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
+    if header_length is None:
+        return raw, memoryview(b"")
+    if not (header_length.isascii() and header_length.isdigit()) or not 0 < int(header_length) <= len(raw):
+        message = f"Inference-Header-Content-Length is {header_length!r:.40}: it is the length of the JSON in front, "
+        raise ApiError(400, f"{message}from 1 to the body's {len(raw)} bytes", code="invalid_value")
+    return raw[: int(header_length)], memoryview(raw)[int(header_length) :]
 
 
 def _validate(body: dict[str, Any]) -> _Request:
@@ -89,52 +136,101 @@ def _validate(body: dict[str, Any]) -> _Request:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-        message = f"{param}: {detail['msg']} (given: {shown(detail.get('input'))})"
-        raise ApiError(400, message, code="invalid_value", param=param) from None
+        given = "" if detail["type"] == "missing" else f" (given: {shown(detail.get('input'))})"
+        raise _bad(param, f"{MISTAKES.get(detail['type'], detail['msg'])}{given}") from None
 
 
-def _array(part: _Input) -> Any:
-    if part.shape[0] == 0:
-        raise _bad(part, "the first dimension of the shape is the batch size and must be at least 1")
-    if part.datatype == "BYTES":
-        return _texts(part)
-    try:
-        given = np.array(part.data)
-        array = given.astype(DATATYPES[part.datatype])
-    except (ValueError, TypeError, OverflowError):
-        raise _bad(part, f"the data must be numbers of type {part.datatype}, flat or nested evenly") from None
-    _check_values(part, given, array)
-    if array.size != math.prod(part.shape):
-        raise _bad(part, f"shape {part.shape} asks for {math.prod(part.shape)} values, there are {array.size}")
-    return array.reshape(part.shape)
+def _inputs(parts: list[_Input], tail: memoryview) -> dict[str, Any]:
+    inputs: dict[str, Any] = {}
+    at = 0
+    for index, part in enumerate(parts):
+        where = f"inputs[{index}]"
+        if part.name in inputs:
+            raise _bad(where, f"the input {part.name!r} is given twice")
+        parameters = _parameters(f"{where}.parameters", part.parameters, ("content_type", "binary_data_size"))
+        size = _size(where, part, parameters)
+        if at + (size or 0) > len(tail):
+            hint = "is the header Inference-Header-Content-Length set?"
+            raise _bad(where, f"binary_data_size is {size}, {len(tail) - at} bytes are left behind the JSON; {hint}")
+        try:
+            inputs[part.name] = _value(part, parameters, tail[at : at + size] if size is not None else None)
+        except DataError as error:
+            raise _bad(where, f"input {part.name!r}: {error}") from None
+        at += size or 0
+    if at != len(tail):
+        raise _bad("inputs", f"{len(tail)} bytes stand behind the JSON, the inputs' binary_data_size name {at}")
+    return inputs
 
 
-def _check_values(part: _Input, given: np.ndarray, array: np.ndarray) -> None:
-    kinds = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[array.dtype.kind]
-    whole = array.dtype.kind in "iu" and given.dtype.kind in kinds and not np.array_equal(given, array)
-    if given.dtype.kind not in kinds or whole or not np.isfinite(array).all():
-        raise _bad(part, f"the data must be numbers in the range of {part.datatype}")
+def _size(where: str, part: _Input, parameters: Mapping[str, Any]) -> int | None:
+    """Return how many of the bytes behind the JSON are the input's; None where it has `data`."""
+    size = parameters.get("binary_data_size")
+    if (size is None) == (part.data is None):
+        raise _bad(where, "a tensor has either `data` or, in binary form, the parameter binary_data_size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise _bad(f"{where}.parameters.binary_data_size", f"must be a number of bytes (given: {shown(size)})")
+    return size
 
 
-def _texts(part: _Input) -> list[str] | list[bytes]:
-    texts = list(part.data)
-    if not all(isinstance(text, str) for text in texts) or len(texts) != math.prod(part.shape):
-        raise _bad(part, f"BYTES data must be a flat list of {math.prod(part.shape)} strings")
-    if part.parameters.get("content_type") != "base64":
-        return texts
-    try:
-        return [base64.b64decode(text, validate=True) for text in texts]
-    except (binascii.Error, ValueError):
-        raise _bad(part, "the data is not valid base64") from None
+def _value(part: _Input, parameters: Mapping[str, Any], raw: memoryview | None) -> Any:
+    kinds = ("str", "base64") if part.datatype == "BYTES" else ("np",)
+    content_type = _content_type(f"input {part.name!r}", parameters, kinds)
+    if raw is not None:
+        value = tensor_data.from_bytes(part.datatype, part.shape, raw)
+    else:
+        value = tensor_data.from_json(part.datatype, part.shape, part.data or [])
+    return tensor_data.decoded(value) if content_type == "base64" else value
 
 
-def _chosen(outputs: list[Tensor], names: list[str]) -> list[Tensor]:
-    known = {output["name"]: output for output in outputs}
-    for name in names:
-        if name not in known:
-            raise ApiError(400, f"there is no output {name!r}; known: {', '.join(known)}", param="outputs")
-    return [known[name] for name in names]
+def _outputs(parts: list[_Part], binary: bool) -> dict[str, bool] | None:
+    outputs: dict[str, bool] = {}
+    for index, part in enumerate(parts):
+        if part.name in outputs:
+            raise _bad(f"outputs[{index}]", f"the output {part.name!r} is asked for twice")
+        where = f"outputs[{index}].parameters"
+        own = _flag(where, _parameters(where, part.parameters, ("binary_data",)), "binary_data")
+        outputs[part.name] = binary if own is None else own
+    return outputs or None
 
 
-def _bad(part: _Input, message: str) -> ApiError:
-    return ApiError(400, f"input {part.name!r}: {message}", code="invalid_value", param="inputs")
+def _told(tensor: OutputTensor, binary: bool) -> tuple[dict[str, Any], bytes]:
+    """Return an output tensor as JSON, and the bytes that follow it."""
+    part: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    if not binary:
+        parameters = {"parameters": tensor.parameters} if tensor.parameters else {}
+        return {**part, **parameters, "data": tensor_data.to_json(tensor)}, b""
+    data = tensor_data.to_bytes(tensor)
+    kept = {key: value for key, value in tensor.parameters.items() if value != "base64"}
+    return {**part, "parameters": {**kept, "binary_data_size": len(data)}}, data
+
+
+def _parameters(where: str, given: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
+    """Return the parameters that are set. One that is not known could mean anything, so it is refused."""
+    kept = {key: value for key, value in (given or {}).items() if value is not None}
+    for key in kept:
+        if key not in known:
+            raise _bad(f"{where}.{key}", f"this parameter is not supported; known here: {', '.join(known)}")
+    return kept
+
+
+def _flag(where: str, parameters: Mapping[str, Any], name: str) -> bool | None:
+    value = parameters.get(name)
+    if value is None or isinstance(value, bool):
+        return value
+    raise _bad(f"{where}.{name}", f"must be true or false (given: {shown(value)})")
+
+
+def _content_type(where: str, parameters: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
+    value = parameters.get("content_type")
+    if value is None or value in known:
+        return value
+    raise _bad(where, f"content_type {shown(value)} is not supported here; known: {', '.join(known)}")
+
+
+def _same(key: str, given: str | None, wanted: str) -> None:
+    if given and wanted and given != wanted:
+        raise _bad(key, f"the body says {given!r} and the path {wanted!r}")
+
+
+def _bad(where: str, message: str) -> ApiError:
+    return ApiError(400, f"{where}: {message}", code="invalid_value", param=where)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from serve.api.openai_api import Generation
-from serve.wire import ScoredToken
+from serve.wire import CallPiece, ScoredToken
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Text:
     text: str
     finish_reason: str | None
     tokens: Sequence[ScoredToken] = ()
+    calls: Sequence[CallPiece] = ()
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -37,8 +39,8 @@ class Answer:
             "model": generation.model,
             "system_fingerprint": fingerprint,
         }
-        self._offsets: defaultdict[int, int] = defaultdict(int)
-        """Characters of each choice's tokens told so far."""
+        self._call_ids: defaultdict[tuple[int, int], str] = defaultdict(lambda: f"call_{uuid.uuid4().hex[:24]}")
+        """Of each choice's calls."""
 
     def whole(self, texts: Sequence[Text], counted: dict[str, int]) -> dict[str, Any]:
         """Return the body of an answer that is not streamed: the choices of each prompt, one prompt after another."""
@@ -50,16 +52,21 @@ class Answer:
         """Return the chunk that opens a choice: chat names the role first, completions have none."""
         if not self._chat:
             return None
-        delta = {"role": "assistant", "content": ""}
+        delta = {"role": "assistant", "content": None if self._generation.tools else ""}
         return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
 
-    def chunk(self, index: int, text: Text) -> dict[str, Any]:
-        """Return one chunk of the choice `index`."""
-        if not self._chat:
-            return self._chunk([self._choice(index, text)])
-        delta = {"content": text.text} if text.text else {}
-        told = {"logprobs": self._logprobs(index, text.tokens), "finish_reason": text.finish_reason}
-        return self._chunk([{"index": index, "delta": delta, **told}])
+    def chunk(self, index: int, text: Text, counted: dict[str, int] | None = None) -> dict[str, Any]:
+        """Return one chunk of the choice `index`; `counted` is the usage so far, where every chunk tells it."""
+        told = {"logprobs": self._logprobs(text.tokens), "finish_reason": text.finish_reason}
+        if self._chat:
+            delta: dict[str, Any] = {"content": text.text} if text.text else {}
+            if text.calls:
+                delta["tool_calls"] = [self._call_delta(index, piece) for piece in text.calls]
+            choice = {"index": index, "delta": delta, **told}
+        else:
+            choice = {"index": index, "text": text.text, **told}
+        chunk = self._chunk([choice])
+        return chunk if counted is None else {**chunk, "usage": counted}
 
     def closing(self, counted: dict[str, int]) -> dict[str, Any]:
         """Return the chunk that carries the usage and no choice."""
@@ -77,24 +84,43 @@ class Answer:
     def _choice(self, index: int, text: Text) -> dict[str, Any]:
         content: dict[str, Any] = {"text": text.text}
         if self._chat:
-            content = {"message": {"role": "assistant", "content": text.text, "refusal": None}}
-        logprobs = self._logprobs(index, text.tokens)
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": text.finish_reason}
+            content = {"message": self._message(index, text)}
+        told = {"logprobs": self._logprobs(text.tokens), "finish_reason": text.finish_reason}
+        return {"index": index, **content, **told}
 
-    def _logprobs(self, index: int, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+    def _message(self, index: int, text: Text) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text.text, "refusal": None}
+        if not text.calls:
+            return message
+        calls: dict[int, dict[str, Any]] = {}
+        for piece in text.calls:
+            call = calls.setdefault(piece.number, {"name": piece.name, "arguments": ""})
+            call["arguments"] += piece.arguments
+        told = [{"id": self._call_ids[index, at], "type": "function", "function": call} for at, call in calls.items()]
+        return {**message, "content": text.text or None, "tool_calls": told}
+
+    def _call_delta(self, index: int, piece: CallPiece) -> dict[str, Any]:
+        """Return a piece of a call: the first has its id and its function's name."""
+        if piece.name is None:
+            return {"index": piece.number, "function": {"arguments": piece.arguments}}
+        function = {"name": piece.name, "arguments": piece.arguments}
+        return {
+            "index": piece.number,
+            "id": self._call_ids[index, piece.number],
+            "type": "function",
+            "function": function,
+        }
+
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
         if not self._generation.logprobs:
             return None
         if self._chat:
             return {"content": [_chat_entry(token) for token in tokens], "refusal": None}
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(token.raw.decode(errors="replace"))
         return {
             "tokens": [_name(token.raw) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [_by_name(token) for token in tokens],
-            "text_offset": offsets,
+            "text_offset": [token.offset for token in tokens],
         }
 
 

@@ -1,58 +1,34 @@
 """OpenAI's requests: bodies are parsed strictly into calls. Pure functions over JSON values; nothing here knows HTTP,
 Ray or a model. The answers are in `serve.api.openai_answers`.
 
-A parameter that would change the answer and cannot be honoured is refused, never ignored. One that changes nothing
-(`user`, `metadata`) is accepted, and so is the neutral value of an unsupported one (`tools: []`).
+A parameter that would change the answer and cannot be honoured is refused, never ignored: `openai_parameters` has
+the table of what may come beside those that are supported.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from dataclasses import dataclass, replace
+from typing import Any
 
 from serve.api.body import ApiError, shown
-from serve.api.openai_requests import (
-    ChatRequest,
-    CompletionRequest,
-    JsonSchema,
-    Message,
-    Request,
-    ResponseFormat,
-    StreamOptions,
-    TextPart,
-)
+from serve.api.openai_messages import conversation
+from serve.api.openai_parameters import invalid, missing, validate
+from serve.api.openai_requests import ChatRequest, CompletionRequest, Request, ResponseFormat
+from serve.api.openai_tools import tools
+from serve.api.texts import texts
 from serve.engines.protocol import RequestError, SamplingParams
 from serve.wire import GenerateCall, Prompt
-
-HARMLESS = {
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    "parallel_tool_calls",
-}
-NEUTRAL: dict[str, tuple[str, ...]] = {
-    "tools": ("[]",),
-    "tool_choice": ('"none"', '"auto"'),
-    "functions": ("[]",),
-    "function_call": ('"none"', '"auto"'),
-    "modalities": ('["text"]',),
-    "suffix": ('""',),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "web_search_options": (),
-}
-"""Parameters that are not supported → the values, as JSON, that ask for nothing. `null` always does."""
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; chat has none but the context."""
 MOST_TEXTS = 128
 """Most texts of one request: prompts times `n`."""
+MOST_STOPS = 4
+"""Most stop strings, as OpenAI has it."""
 
 SAMPLING_FIELDS = (
-    *("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "min_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
 
@@ -68,151 +44,98 @@ class Generation:
     stream: bool
     include_usage: bool
     n: int = 1
+    continuous_usage: bool = False
+    """Whether every chunk of a stream tells the usage so far."""
 
     @property
     def logprobs(self) -> bool:
         """Whether the answer tells log-probabilities."""
         return self.calls[0].sampling.get("logprobs") is not None
 
-
-Kind = TypeVar("Kind", bound=Request)
+    @property
+    def tools(self) -> bool:
+        """Whether the answer may be calls of functions."""
+        return self.calls[0].tools is not None
 
 
 def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
     """Parse the body of /v1/chat/completions. Raises ApiError (400) naming the parameter at fault."""
-    request = _validate(ChatRequest, body)
-    limits = {limit for limit in (request.max_tokens, request.max_completion_tokens) if limit is not None}
-    if len(limits) > 1:
-        raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
-    if request.top_logprobs is not None and not request.logprobs:
-        raise _invalid("top_logprobs", "needs logprobs: true")
-    messages = tuple(_message(message, index) for index, message in enumerate(request.messages))
-    max_tokens = limits.pop() if limits else None
+    request = validate(ChatRequest, body)
+    newer = request.max_completion_tokens
+    if newer is not None and newer < 1:
+        raise invalid("max_completion_tokens", f"must be an integer at least 1, got {newer}")
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs", "needs logprobs: true")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    calls = _calls(request, f"chatcmpl-{request_id}", [messages], max_tokens, logprobs, MOST_TEXTS)
-    return _generation(request, True, f"chatcmpl-{request_id}", calls)
+    base = GenerateCall(
+        f"chatcmpl-{request_id}",
+        conversation(request.messages),
+        _sampling(request, logprobs),
+        request.max_tokens if newer is None else newer,
+        tools=tools(request),
+        template_kwargs=request.chat_template_kwargs or {},
+    )
+    return _generation(request, True, base, [base.prompt], MOST_TEXTS)
 
 
 def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = MOST_TEXTS) -> Generation:
     """Parse the body of /v1/completions: one text, several, one list of token ids, or several."""
-    request = _validate(CompletionRequest, body)
+    if body.get("logprobs") is False:
+        body = {**body, "logprobs": None}
+    request = validate(CompletionRequest, body)
     if request.best_of not in (None, request.n or 1):
         message = f"best_of = {request.best_of} is not supported by this server; leave it out"
         raise ApiError(400, message, code="unsupported_parameter", param="best_of")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     prompts = _prompts(request.prompt)
-    echo = bool(request.echo)
-    calls = _calls(request, f"cmpl-{request_id}", prompts, max_tokens, request.logprobs, max_prompts, echo)
-    return _generation(request, False, f"cmpl-{request_id}", calls)
-
-
-def _validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
-    try:
-        return kind.model_validate(_supported(body))
-    except ValidationError as error:
-        raise _bad_parameter(error.errors(include_url=False)) from None
-
-
-def _supported(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body without what changes nothing. Raises ApiError for what would, and is not supported."""
-    for name, neutral in NEUTRAL.items():
-        value = body.get(name)
-        if value is not None and json.dumps(value) not in neutral:
-            message = f"{name} = {shown(value)} is not supported by this server; leave it out"
-            raise ApiError(400, message, code="unsupported_parameter", param=name)
-    return {key: value for key, value in body.items() if key not in NEUTRAL and key not in HARMLESS}
-
-
-def _bad_parameter(details: list[Any]) -> ApiError:
-    # A union reports one error per member; the one found deepest is the member that the client meant.
-    detail = max(details, key=lambda detail: len(detail["loc"]))
-    known = _FIELDS | ({detail["loc"][-1]} if detail["type"] == "extra_forbidden" else set())
-    param = _path([part for part in detail["loc"] if isinstance(part, int) or part in known])
-    if detail["type"] == "extra_forbidden":
-        return ApiError(400, f"unknown parameter {param}", code="unknown_parameter", param=param)
-    if detail["type"] == "missing":
-        return ApiError(400, f"{param} is required", code="missing_required_parameter", param=param)
-    return _invalid(param, f"{detail['msg']} (given: {shown(detail.get('input'))})")
-
-
-_FIELDS = {
-    field.alias or name
-    for model in (
-        *(ChatRequest, CompletionRequest, Message, TextPart, StreamOptions),
-        *(ResponseFormat, JsonSchema),
-    )
-    for name, field in model.model_fields.items()
-}
-
-
-def _path(location: list[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-
-
-def _invalid(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"{param}: {problem}", code="invalid_value", param=param)
-
-
-def _message(message: Message, index: int) -> dict[str, str]:
-    for name, value in (message.model_extra or {}).items():
-        if value not in (None, [], {}):
-            param = f"messages[{index}].{name}"
-            raise ApiError(400, f"{param} is not supported", code="unsupported_parameter", param=param)
-    content = message.content
-    if content is None:
-        param = f"messages[{index}].content"
-        raise ApiError(400, f"{param} is required", code="missing_required_parameter", param=param)
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    return {"role": "system" if message.role == "developer" else message.role, "content": text}
+    sampling = _sampling(request, request.logprobs)
+    base = GenerateCall(f"cmpl-{request_id}", prompts[0], sampling, max_tokens, bool(request.echo))
+    return _generation(request, False, base, prompts, max_prompts)
 
 
 def _prompts(prompt: Any) -> list[Prompt]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if _is_token_ids(prompt):
-        return [tuple(prompt)]
-    if isinstance(prompt, list) and prompt:
-        if all(isinstance(part, str) for part in prompt):
-            return list(prompt)
-        if all(_is_token_ids(part) for part in prompt):
-            return [tuple(part) for part in prompt]
-    wanted = "a string, a list of strings, a list of token ids, or a list of such lists, none of them empty"
-    raise ApiError(400, f"prompt must be {wanted} (given: {shown(prompt)})", code="invalid_value", param="prompt")
+    if prompt is None:
+        return [""]  # OpenAI's default: the beginning of a document
+    return [*texts(prompt, "prompt")]
 
 
-def _is_token_ids(value: Any) -> bool:
-    whole = isinstance(value, list) and bool(value)
-    return whole and all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value)
-
-
-def _calls(
-    request: Request,
-    request_id: str,
-    prompts: list[Prompt],
-    max_tokens: int | None,
-    logprobs: int | None,
-    most_texts: int,
-    echo: bool = False,
-) -> tuple[GenerateCall, ...]:
-    """Return `n` calls for each prompt. With a seed, each of the `n` has one of its own: seed, seed + 1, …"""
+def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[Prompt], most_texts: int) -> Generation:
+    """Return the request's calls: `n` for each prompt. With a seed, each of the `n` has its own: seed, seed + 1, …"""
     n = request.n or 1
     if n * len(prompts) > most_texts:
         message = f"{len(prompts)} prompts with n = {n} in one request; at most {most_texts} texts are taken"
         raise ApiError(400, message, code="invalid_value", param="prompt" if len(prompts) > 1 else "n")
-    sampling = _sampling(request, logprobs)
-    _check_sampling(sampling, max_tokens, echo)
+    _check_sampling(base)
     seeds = [{} if request.seed is None else {"seed": request.seed + choice} for choice in range(n)]
-    return tuple(
-        GenerateCall(f"{request_id}-{at * n + choice}", prompt, {**sampling, **seeds[choice]}, max_tokens, echo)
+    calls = tuple(
+        replace(
+            base,
+            request_id=f"{base.request_id}-{at * n + choice}",
+            prompt=prompt,
+            sampling={**base.sampling, **seeds[choice]},
+        )
         for at, prompt in enumerate(prompts)
         for choice in range(n)
+    )
+    options = request.stream_options
+    return Generation(
+        model=request.model,
+        chat=chat,
+        request_id=base.request_id,
+        calls=calls,
+        stream=bool(request.stream),
+        include_usage=bool(options and options.include_usage),
+        n=n,
+        continuous_usage=bool(options and options.continuous_usage_stats),
     )
 
 
 def _sampling(request: Request, logprobs: int | None) -> dict[str, Any]:
     sampling = {name: getattr(request, name) for name in SAMPLING_FIELDS if getattr(request, name) is not None}
     if request.stop:
-        sampling["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+        sampling["stop"] = _stop([request.stop] if isinstance(request.stop, str) else request.stop)
+    if request.stop_token_ids:
+        sampling["stop_token_ids"] = tuple(request.stop_token_ids)
     if logprobs is not None:
         sampling["logprobs"] = logprobs
     if request.logit_bias:
@@ -222,10 +145,18 @@ def _sampling(request: Request, logprobs: int | None) -> dict[str, Any]:
     return sampling
 
 
+def _stop(stops: list[str]) -> tuple[str, ...]:
+    if len(stops) > MOST_STOPS:
+        raise invalid("stop", f"at most {MOST_STOPS} strings are taken, {len(stops)} were given")
+    if "" in stops:
+        raise invalid(f"stop[{stops.index('')}]", "is empty, and nothing can end there")
+    return tuple(stops)
+
+
 def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     for token in bias:
         if not (token.isascii() and token.isdigit()):
-            raise _invalid("logit_bias", f"{shown(token)} is no token id")
+            raise invalid("logit_bias", f"{shown(token)} is no token id")
     return {int(token): value for token, value in bias.items()}
 
 
@@ -233,19 +164,13 @@ def _schema(wanted: ResponseFormat) -> dict[str, Any]:
     if wanted.type == "json_object":
         return {"type": "object"}
     if wanted.json_schema is None:
-        param = "response_format.json_schema"
-        raise ApiError(400, f"{param} is required", code="missing_required_parameter", param=param)
+        raise missing("response_format.json_schema")
     return wanted.json_schema.schema_
 
 
-def _check_sampling(sampling: dict[str, Any], max_tokens: int | None, echo: bool) -> None:
+def _check_sampling(call: GenerateCall) -> None:
+    limit = 2**31 if call.max_tokens is None else call.max_tokens
     try:
-        limit = 1 if max_tokens is None else max_tokens
-        SamplingParams(**{**sampling, "max_tokens": limit, "prompt_logprobs": echo})
+        SamplingParams(**{**call.sampling, "max_tokens": limit, "prompt_logprobs": call.echo})
     except RequestError as error:
         raise ApiError(400, str(error), code="invalid_value", param=error.field) from None
-
-
-def _generation(request: Request, chat: bool, request_id: str, calls: tuple[GenerateCall, ...]) -> Generation:
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Generation(request.model, chat, request_id, calls, bool(request.stream), include_usage, request.n or 1)

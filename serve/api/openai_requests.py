@@ -4,30 +4,98 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve.engines.protocol import MOST_ALTERNATIVES
 
+FUNCTION_NAME = r"^[A-Za-z0-9_.-]{1,128}$"
+
+
+def is_empty(value: Any) -> bool:
+    """Say whether a value asks for nothing under any name."""
+    return value is None or (isinstance(value, (str, dict, list)) and not value)
+
 
 class Body(BaseModel):
+    """A part of a request: what it does not know is refused, unless it asks for nothing."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: part for name, part in value.items() if name in known or not is_empty(part)}
 
 
 class StreamOptions(Body):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class TextPart(Body):
     type: Literal["text"]
     text: str
+    cache_control: Any = None
+
+
+class CalledFunction(Body):
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """A call that an assistant made; `index` is left over from where a client joined the pieces of a stream."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
 
 
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class Function(Body):
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+    cache_control: Any = None
+
+
+class FunctionName(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class ToolSubset(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedTools(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolSubset
 
 
 class JsonSchema(Body):
@@ -48,7 +116,8 @@ class Request(Body):
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1)
     max_tokens: int | None = None
-    temperature: float | None = None
+    min_tokens: int | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -57,7 +126,8 @@ class Request(Body):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
 
@@ -67,6 +137,10 @@ class ChatRequest(Request):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class CompletionRequest(Request):
@@ -74,3 +148,17 @@ class CompletionRequest(Request):
     logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
     echo: bool | None = None
     best_of: int | None = None
+
+
+class EmbeddingsRequest(Body):
+    model: str
+    input: Any
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+MODELS: tuple[type[BaseModel], ...] = (
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest, Message, TextPart, ToolCall, CalledFunction, StreamOptions),
+    *(Tool, Function, NamedTool, FunctionName, AllowedTools, ToolSubset, ResponseFormat, JsonSchema),
+)
+"""All of them, for the names of their fields."""

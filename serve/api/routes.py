@@ -1,21 +1,54 @@
-"""The gateway's routes as a FastAPI app, with every error in OpenAI's shape."""
+"""The gateway's routes as a FastAPI app: errors in OpenAI's shape, and in the Open Inference Protocol's under /v2."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from serve.api import middleware
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway
+from serve.api.inference_api import EXTENSIONS
+
+Find = Callable[[], Gateway]
 
 
-def build(find: Callable[[], Gateway]) -> FastAPI:
+def build(find: Find) -> FastAPI:
     """Return the FastAPI app whose routes call the gateway that `find` returns."""
-    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    _add_openai(app, find)
+    _add_inference_health(app, find)
+    _add_inference(app, find)
+    _add_status(app, find)
+    _add_error_handlers(app)
+    app.add_middleware(middleware.SlashAtTheEnd)
+    app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)
+    app.add_middleware(middleware.WholeForOldClients)
+    return app
+
+
+def not_found(path: str, known: Sequence[str]) -> str:
+    """Return the sentence for a path that has no route: with the one that was probably meant."""
+    candidates = [f"/v1{path}", f"/v2{path}", path.removeprefix("/v1"), path.removeprefix("/v2")]
+    meant = [route for route in candidates if route in known] or difflib.get_close_matches(path, known, 1, 0.85)
+    beside = [route for route in known if route.split("/")[1:2] == path.split("/")[1:2]]
+    hint = f"; did you mean {meant[0]}?" if meant else f"; known: {', '.join(beside or known)}"
+    return f"there is no {path[:200]} here{hint}"
+
+
+def _reading(app: FastAPI) -> Callable[[str], Any]:
+    """Return the decorator of routes that are read: HEAD, which uptime monitors send, beside GET."""
+    return partial(app.api_route, methods=["GET", "HEAD"])
+
+
+def _add_openai(app: FastAPI, find: Find) -> None:
+    get = _reading(app)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -25,72 +58,102 @@ def build(find: Callable[[], Gateway]) -> FastAPI:
     async def completions(request: Request) -> Response:
         return await find().completions(request)
 
-    @app.post("/v2/models/{name}/infer")
-    async def infer(name: str, request: Request) -> Response:
-        return await find().infer(name, request)
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        return await find().embeddings(request)
 
-    @app.get("/v1/models")
+    @get("/v1/models")
     async def models() -> dict[str, Any]:
         return find().models()
 
-    @app.get("/v1/models/{name}")
+    @get("/v1/models/{name:path}")  # a name with a slash is a name that is not served
     async def model(name: str) -> dict[str, Any]:
         return find().model(name)
 
-    @app.get("/v2/models/{name}")
-    async def metadata(name: str) -> dict[str, Any]:
-        return await find().metadata(name)
 
-    @app.get("/v2/models/{name}/ready")
-    async def model_ready(name: str) -> JSONResponse:
-        ready = await find().ready(name)
-        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
+def _add_inference_health(app: FastAPI, find: Find) -> None:
+    get = _reading(app)
 
-    @app.get("/v2")
+    @get("/v2")
     async def server() -> dict[str, Any]:
-        return {"name": "tandem", "version": "1", "extensions": []}
+        return {"name": "tandem", "version": "1", "extensions": EXTENSIONS}
 
-    @app.get("/v2/health/live")
+    @get("/v2/health/live")
     async def live() -> dict[str, Any]:
         return {"live": True}
 
-    @app.get("/v2/health/ready")
+    @get("/v2/health/ready")
     async def ready() -> JSONResponse:
         waiting = await find().unready()
         return JSONResponse({"ready": not waiting}, 503 if waiting else 200)
 
-    @app.get("/health")
+    @app.post("/v2/repository/index")
+    async def index() -> list[dict[str, Any]]:
+        return await find().index()
+
+
+def _add_inference(app: FastAPI, find: Find) -> None:
+    get = _reading(app)
+    name = "/v2/models/{name}"
+    versioned = f"{name}/versions/{{version}}"
+
+    @app.post(f"{name}/infer")
+    @app.post(f"{versioned}/infer")
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+        return await find().infer(name, version, request)
+
+    @get(f"{name}/ready")
+    @get(f"{versioned}/ready")
+    async def model_ready(name: str, version: str | None = None) -> JSONResponse:
+        ready = await find().ready(name, version)
+        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
+
+    @get(name)
+    @get(versioned)
+    async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
+        return await find().metadata(name, version)
+
+
+def _add_status(app: FastAPI, find: Find) -> None:
+    get = _reading(app)
+
+    @get("/health")
     async def health() -> JSONResponse:
         waiting = await find().unready()
         if waiting:
             return JSONResponse({"status": "starting", "not_ready": waiting}, 503)
         return JSONResponse({"status": "ok", "models": list(find().catalog)})
 
-    @app.get("/status")
+    @get("/status")
     async def status() -> dict[str, Any]:
         return await find().status()
 
-    _add_error_handlers(app)
-    return app
-
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def answer(error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status, headers=error.headers)
-
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
-        return answer(error)
+        return _answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         # No route, or another method than the route's.
-        where = f"{request.method} {request.scope['path']}"
-        code = "method_not_allowed" if error.status_code == 405 else "not_found"
-        headers = dict(error.headers or {})
-        return answer(ApiError(error.status_code, f"{where}: {error.detail}", code=code, headers=headers))
+        path, headers = request.scope["path"], dict(error.headers or {})
+        if error.status_code == 404:
+            known = [route.path.replace(":path", "") for route in app.routes if hasattr(route, "path")]
+            return _answer(request, ApiError(404, not_found(path, known), code="not_found", headers=headers))
+        message = f"{request.method} {path[:200]}: {error.detail}"
+        return _answer(request, ApiError(error.status_code, message, code="method_not_allowed", headers=headers))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette logs the traceback; the client learns nothing of our insides.
-        return answer(ApiError(500, "the server failed to answer; its log has the reason", code="internal_error"))
+        return _answer(
+            request, ApiError(500, "the server failed to answer; its log has the reason", code="internal_error")
+        )
+
+
+def _answer(request: Request, error: ApiError) -> JSONResponse:
+    """Return an error in the shape of the protocol that the path belongs to."""
+    path = request.scope["path"]
+    inference = path == "/v2" or path.startswith("/v2/")
+    return JSONResponse({"error": error.message} if inference else error.body(), error.status, headers=error.headers)

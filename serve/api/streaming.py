@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from serve.api.body import ApiError
 from serve.api.openai_answers import Answer, Text, usage
 from serve.api.openai_api import Generation
-from serve.wire import Chunk, Opened, Refused, ScoredToken
+from serve.wire import CallPiece, Chunk, Opened, Refused, ScoredToken
 
 Stream = AsyncGenerator[Opened | Chunk | Refused, None]
 Result = TypeVar("Result")
@@ -46,13 +46,15 @@ async def _whole_text(stream: Stream) -> tuple[Text, int]:
     """Return a stream's text, and how many tokens were chosen for it."""
     pieces: list[str] = []
     scored: list[ScoredToken] = []
+    calls: list[CallPiece] = []
     reason, tokens = None, 0
     async for message in stream:
         chunk: Chunk = accepted(message)
         pieces.append(chunk.text)
         scored += chunk.tokens
+        calls += chunk.calls
         reason, tokens = chunk.finish_reason, chunk.completion_tokens
-    return Text("".join(pieces), reason, scored), tokens
+    return Text("".join(pieces), reason, scored, calls), tokens
 
 
 async def events(
@@ -63,12 +65,15 @@ async def events(
     try:
         for index in range(len(streams)):
             if opening := answer.opening(index):
-                yield _event(opening)
+                counted = {"usage": usage(prompt_tokens, 0)} if generation.continuous_usage else {}
+                yield _event(opening | counted)
         async with aclosing(_merged(streams)) as merged:
             async for index, chunk in merged:
                 completion_tokens[index] = chunk.completion_tokens
-                if chunk.text or chunk.finish_reason or chunk.tokens:
-                    yield _event(answer.chunk(index, Text(chunk.text, chunk.finish_reason, chunk.tokens)))
+                if chunk.text or chunk.finish_reason or chunk.tokens or chunk.calls:
+                    told = usage(prompt_tokens, sum(completion_tokens)) if generation.continuous_usage else None
+                    text = Text(chunk.text, chunk.finish_reason, chunk.tokens, chunk.calls)
+                    yield _event(answer.chunk(index, text, told))
         if generation.include_usage:
             yield _event(answer.closing(usage(prompt_tokens, sum(completion_tokens))))
         yield b"data: [DONE]\n\n"

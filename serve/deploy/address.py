@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Any
 
@@ -9,6 +11,7 @@ from ray import serve as ray_serve
 
 from cluster.errors import UserError
 from serve.deploy.ray_serve_internals import running_client
+from serve.served import PORT_BEFORE
 from serve.spec import HttpSpec
 
 ANY = ("0.0.0.0", "::")
@@ -24,7 +27,7 @@ def start(http: HttpSpec) -> tuple[str, int]:
         client = None
     if client is not None:
         return running_address(client.http_config, http)
-    host, port = http.host, free_port(http)
+    host, port = http.host, free_port(http, before=os.environ.get(PORT_BEFORE, ""))
     location = "HeadOnly" if http.proxies == "head" else "EveryNode"
     ray_serve.start(proxy_location=location, http_options={"host": host, "port": port})
     return host, port
@@ -40,27 +43,50 @@ def running_address(running: Any, wanted: HttpSpec) -> tuple[str, int]:
     return running.host, running.port
 
 
-def free_port(http: HttpSpec, first: int = DEFAULT_PORT) -> int:
-    """Return the port the spec names, or else the first free one from `first` on."""
+def free_port(http: HttpSpec, first: int = DEFAULT_PORT, before: str = "") -> int:
+    """Return the port the spec names, or else that of `before`, or else the first free one from `first` on.
+
+    Raises:
+        UserError: the port or the host cannot be listened on; why, and what to change.
+    """
     if http.port is not None:
-        if not _is_free(http.host, http.port):
-            raise UserError(f"http.port {http.port} on {http.host} is taken: name another one, or none for a free one")
+        if mistake := _mistake(http.host, http.port):
+            raise UserError(f"http.port {http.port} on {http.host} {mistake}")
         return http.port
-    for port in range(first, first + PORTS_TRIED):
-        if _is_free(http.host, port):
+    for port in [*([int(before)] if before.isdigit() else []), *range(first, first + PORTS_TRIED)]:
+        mistake = _mistake(http.host, port)
+        if mistake is None:
             return port
+        if mistake != TAKEN:
+            raise UserError(f"http.host {http.host} {mistake}")
     raise UserError(f"no free port on {http.host} from {first} to {first + PORTS_TRIED - 1}")
 
 
-def _is_free(host: str, port: int) -> bool:
+TAKEN = "is taken: name another one, or none for a free one"
+MISTAKES = {
+    errno.EADDRINUSE: TAKEN,
+    errno.EACCES: "may not be listened on by this user: ports below 1024 need rights, so name a higher one",
+    errno.EADDRNOTAVAIL: "is no address of the node where Ray Serve listens: name one of its own, or 0.0.0.0 for all",
+}
+
+
+def _mistake(host: str, port: int) -> str | None:
+    """Say why nothing can listen there; None: something can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except socket.gaierror:
+            return "is no address, and no name that can be resolved here"
+        except OSError as error:
+            return MISTAKES.get(error.errno or 0, f"cannot be listened on: {error.strerror}")
+    return None
+
+
+def dead_proxies(proxies: dict[str, Any]) -> list[str]:
+    """Return the ids of the nodes whose proxy Ray Serve could not start or has lost. Pure."""
+    return sorted(node for node, status in proxies.items() if str(getattr(status, "value", status)) == "UNHEALTHY")
 
 
 def is_running() -> bool:

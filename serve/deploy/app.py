@@ -27,6 +27,7 @@ from ray.serve.schema import LoggingConfig
 from cluster import connect, devices
 from cluster.errors import UserError
 from cluster.precision import decide
+from serve import runtime_env
 from serve.deploy import address, plan, ray_serve_internals, state_actor, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
@@ -36,6 +37,8 @@ from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 POLL_S = 0.25
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 3.5
+"""Serve ends a replica after three checks in a row without an answer: within 15 s, and a busy one has 10 s."""
 
 
 def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def _model_target(
 
 def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any]) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
-    limits = (spec.name, gateway.max_body_bytes, gateway.max_prompts)
+    limits = (spec.name, gateway.max_body_bytes, gateway.max_prompts, tuple(spec.cors.origins))
     deployment = ray_serve.deployment(ray_serve.ingress(asgi_app)(GatewayDeployment)).options(
         name=GATEWAY,
         **ray_serve_internals.pinned(json.dumps(limits)),
@@ -163,7 +166,8 @@ def _lifecycle(spec: ServeSpec) -> dict[str, Any]:
     return {
         "graceful_shutdown_timeout_s": spec.drain_s,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 5,
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": 2,
     }
 
@@ -221,7 +225,9 @@ def _wait_until_running(names: list[str], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     said: dict[str, str] = {}
     while True:
-        applications = ray_serve.status().applications
+        served = ray_serve.status()
+        applications = served.applications
+        _raise_if_unreachable(served.proxies)
         for name in names:
             line = _progress(applications.get(name))
             if line != said.get(name):
@@ -245,12 +251,21 @@ def _progress(application: Any) -> str:
     return f"{application.status.value.lower()} ({states or 'no replicas yet'})"
 
 
+def _raise_if_unreachable(proxies: Any) -> None:
+    if dead := address.dead_proxies(proxies):
+        where = ray_serve_internals.listens_on()
+        raise UserError(
+            f"Ray Serve cannot listen on {where} of node {', '.join(node[:8] for node in dead)}: is "
+            "the port taken there? `tandem serve down`, then name another http.port; or http.proxies: head"
+        )
+
+
 def _raise_if_failed(applications: Any, states: dict[str, str]) -> None:
     for name, state in states.items():
         if state == "DEPLOY_FAILED":
             messages = [overview.message for overview in applications[name].deployments.values()]
             reason = " ".join(filter(None, messages)) or applications[name].message
-            raise UserError(f"{name} could not be deployed: {reason}")
+            raise UserError(f"{name} could not be deployed: {runtime_env.sentence(reason)}")
 
 
 if __name__ == "__main__":

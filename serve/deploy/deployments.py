@@ -26,7 +26,19 @@ from serve.deploy.ray_serve_internals import own_deployment
 from serve.deploy.state_actor import Reader, Reporter
 from serve.engines import table
 from serve.engines.replica import Replica
-from serve.wire import Chunk, GatewayState, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState
+from serve.wire import (
+    Chunk,
+    EmbedCall,
+    GatewayState,
+    GenerateCall,
+    Identity,
+    InferCall,
+    Inferred,
+    Opened,
+    Refused,
+    ReplicaState,
+    Vectors,
+)
 
 ENGINE = "engine"
 GATEWAY = "gateway"
@@ -57,6 +69,10 @@ class ModelDeployment:
 
     async def infer(self, call: InferCall) -> Inferred | Refused:
         answer: Inferred | Refused = await self._replica.infer(call)
+        return answer
+
+    async def embed(self, call: EmbedCall) -> Vectors | Refused:
+        answer: Vectors | Refused = await self._replica.embed(call)
         return answer
 
     async def check_health(self) -> None:
@@ -103,9 +119,11 @@ def load_replica(model: ServedModel) -> Replica:
 class GatewayDeployment:
     """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
 
-    async def __init__(self, name: str, max_body_bytes: int, max_prompts: int) -> None:  # type: ignore[misc]  # see above
+    async def __init__(  # type: ignore[misc]  # see above
+        self, name: str, max_body_bytes: int, max_prompts: int, cors_origins: tuple[str, ...] = ()
+    ) -> None:
         self._backend = RayBackend(name)
-        self.gateway = Gateway(self._backend, max_body_bytes, max_prompts)
+        self.gateway = Gateway(self._backend, max_body_bytes, max_prompts, cors_origins)
         replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._reporter = Reporter(name, replica_id, lambda: GatewayState(dict(self._backend.pending)))
         self._reporter.start()
@@ -153,6 +171,11 @@ class RayBackend:
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
         with _as_api_errors(model):
             answer: Inferred | Refused = await self._handle(model).infer.remote(call)
+            return answer
+
+    async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
+        with _as_api_errors(model):
+            answer: Vectors | Refused = await self._handle(model).embed.remote(call)
             return answer
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:

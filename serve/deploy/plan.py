@@ -71,10 +71,11 @@ def resolve(spec: ServeSpec, code: OwnCode | None = None) -> list[ServedModel]:
 
 def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedModel:
     from tracking import manifest as manifests
-    from tracking import registry
+    from tracking import model_folder, registry
 
     registered = registry.find_version(model.model) if model.model.startswith("models:/") else None
     directory = registry.resolve(registered.uri if registered else model.model)
+    model_folder.check(directory, f"models.{name}")
     manifest = manifests.read(directory)
     version = str(registered.version) if registered else _content_digest(manifest.files)
     generates = _generates(name, manifest.task, code)
@@ -95,7 +96,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         threads=max(1, int(model.resources.cpus_per_replica)),
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
         code=shipping.digest(code.packed) if code is not None and sent else None,
-        details=_details(model.model, manifest),
+        details=_details(model.model, manifest) | _embeddings(engine, model),
     )
 
 
@@ -137,6 +138,13 @@ def _options(name: str, model: ModelServeSpec, engine: EngineEntry) -> dict[str,
 def _content_digest(files: dict[str, Any]) -> str:
     digests = {path: file.sha256 for path, file in files.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _embeddings(engine: EngineEntry, model: ModelServeSpec) -> dict[str, Any]:
+    """Return what /v1/models tells of a text model's embeddings: None where its engine makes none."""
+    options = engine.options.model_validate(model.engine_options)
+    pooling = getattr(options, "pooling", None)
+    return {"embeddings": {"pooling": pooling, "normalized": True} if pooling else None}
 
 
 def _details(uri: str, manifest: Any) -> dict[str, Any]:

@@ -44,6 +44,12 @@ ENTRIES = (
         "Serve documents a client of its REST API",
     ),
     Internal(
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS",
+        "a replica that no longer answers is ended at once: asked to leave, it would hold its CPUs all `drain_s`",
+        "a replica that hangs is replaced minutes late where the cluster has no room for another",
+        "Serve ends a replica that does not answer its request to leave",
+    ),
+    Internal(
         "AutoscalingConfig.metrics_interval_s",
         "deprecated, and the only knob for how often replicas tell their load",
         "an endpoint grows ten seconds late",
@@ -51,12 +57,21 @@ ENTRIES = (
     ),
 )
 
+CONTROLLER_ENV = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+"""What Serve's controller reads when it starts; it has the environment of the job that starts it."""
+
 
 def running_client() -> Any | None:
     """Return Serve's client with its `http_config` if Serve runs in this cluster; never start it."""
     from ray.serve.context import _get_global_client
 
     return _get_global_client(raise_if_no_controller_running=False)
+
+
+def listens_on() -> str:
+    """Return `host:port` of the Serve that runs in this cluster."""
+    client = running_client()
+    return f"{client.http_config.host}:{client.http_config.port}" if client is not None else "nowhere"
 
 
 def pinned(version: str) -> dict[str, Any]:

@@ -19,11 +19,11 @@ AROUND_ENGINES = ("serve.engines.replica", "fastapi")
 def executable(model: ServedModel, settings: ModelServeSpec) -> dict[str, Any]:
     """Return the part of a runtime environment that has a model's replicas forked: where they compute on CPUs.
 
-    Not where the engine says no, not in an environment of the model's own (another Python, other packages), and not
-    with GPUs: libraries that look for one while they are imported leave a CUDA that cannot be forked.
+    Not where the engine says no, not in an environment of the model's own (another Python, other packages; variables
+    too, since many are read only while Python or a library starts), and not with GPUs: libraries that look for one
+    while they are imported leave a CUDA that cannot be forked.
     """
-    foreign = settings.runtime_env.keys() - {"env_vars"}
-    if not table.get(model.engine).forked or settings.resources.gpus_per_replica or foreign:
+    if not table.get(model.engine).forked or settings.resources.gpus_per_replica or settings.runtime_env:
         return {}
     return {"py_executable": fork_client.py_executable("serve.deploy.warm:import_before_ray")}
 

@@ -39,7 +39,7 @@ def load(setup: ReplicaSetup) -> PredictiveReplica:
     task = tasks.get(setup.task).load(setup.directory)
     model = task.load_model(setup.directory, dtype)
     engine = PredictiveEngine(task, model, setup.max_batch, options.max_wait_ms, setup.threads)
-    return PredictiveReplica(engine, task.inputs(), setup.identity)
+    return PredictiveReplica(engine, task.inputs(), setup.identity, task.outputs())
 
 
 class Predictor(Protocol):

@@ -9,11 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cluster.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FinishReason = Literal["stop", "length"]
+Pooling = Literal["mean", "last"]
+"""How the hidden states of a text's tokens become one vector."""
 MOST_ALTERNATIVES = 20
 """Most alternatives that a request may ask for at each token, as OpenAI has it."""
 
@@ -45,7 +50,7 @@ class SamplingParams:
     temperature: float = 1.0
     """0 is greedy: the most likely token, whatever the other fields say about randomness."""
     top_p: float = 1.0
-    """Keep the smallest set of tokens whose probability reaches top_p; 1 keeps all."""
+    """Keep the smallest set of tokens whose probability reaches top_p; 1 keeps all, 0 the most likely one."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 (or -1, as vLLM writes it) keeps all."""
     min_p: float = 0.0
@@ -71,11 +76,19 @@ class SamplingParams:
     """Report the same for every token of the prompt."""
     json_schema: str | None = None
     """A JSON schema, as JSON: the text will be a value that it describes, unless max_tokens cuts it."""
+    grammar: str | None = None
+    """A grammar in llguidance's Lark, in place of a schema: of calls of functions, which have tokens in them."""
+    visible_tokens: tuple[int, ...] = ()
+    """Special tokens that show in the text, by their names."""
+    min_tokens: int = 0
+    """So many tokens are chosen before an end token may be; stop strings are looked for after them."""
+    stop_token_ids: tuple[int, ...] = ()
+    """More tokens that end the text, ignore_eos or not; like an end token, they do not show."""
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 0 if self.prompt_logprobs else 1, None)
         _check_range("temperature", self.temperature, 0.0, 100.0)
-        _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
         _check_int("top_k", self.top_k, -1, None)
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
@@ -85,6 +98,11 @@ class SamplingParams:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MOST_ALTERNATIVES)
+        _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
+        if self.min_tokens and (self.json_schema or self.grammar):
+            raise RequestError("min_tokens", "does not go with response_format or calls that a grammar enforces")
+        for token in self.stop_token_ids:
+            _check_int("stop_token_ids", token, 0, None)
         for token, bias in self.logit_bias.items():
             _check_int("logit_bias", token, 0, None)
             _check_range("logit_bias", bias, -100.0, 100.0)
@@ -102,6 +120,9 @@ class GenerationRequest:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
+    continues_prompt: bool = False
+    """Whether the text goes on from the prompt's last word. A SentencePiece decoder drops the space of a text's first
+    token: rightly in an answer, wrongly here."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -186,6 +207,21 @@ class Engine(Protocol):
 
     def healthy(self) -> bool:
         """False when the engine can no longer serve and its replica should be replaced."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingEngine(Protocol):
+    """What an engine has beside that turns texts into vectors. Called on the engine's event loop; nothing blocks it."""
+
+    embedding_size: int
+    """Numbers of a vector."""
+
+    async def embed(self, request_id: str, prompt_token_ids: tuple[int, ...]) -> np.ndarray:
+        """Return the text's vector, float32 [embedding_size], of Euclidean length 1.
+
+        Raises RequestError if the text can never be embedded, EngineError if the engine fails under it.
+        """
         ...
 
 

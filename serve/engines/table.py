@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from cluster.errors import UserError
 from cluster.names import suggest
+from cluster.strict import Strict
 from serve.wire import Identity
 
 AUTO = "auto"
@@ -25,10 +26,11 @@ Kind = Literal["generative", "predictive"]
 """What a task asks of its engine: to generate tokens, or to answer at once."""
 
 
-class EngineOptions(BaseModel):
+class EngineOptions(Strict):
     """The settings that one engine has and others have not; an engine's model derives from this one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+ToolFormat = Literal["auto", "hermes", "llama3", "mistral", "json"]
 
 
 class TorchOptions(EngineOptions):
@@ -41,6 +43,10 @@ class TorchOptions(EngineOptions):
     were not faster."""
     cache_gib: PositiveFloat | None = None
     """Most memory for keys and values in one replica; half of what is free at most when left out."""
+    pooling: Literal["mean", "last"] = "mean"
+    """How /v1/embeddings makes a vector of a text: the mean of its tokens' last hidden states, or the last token's."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of functions; `auto` asks its chat template."""
 
 
 class VllmOptions(EngineOptions):
@@ -50,6 +56,8 @@ class VllmOptions(EngineOptions):
     """Let vLLM compile the model, which takes half a minute at least."""
     cache_gib: PositiveInt | None = None
     """Memory for keys and values on a CPU, in whole GiB; vLLM's own choice when left out."""
+    tool_format: ToolFormat = "auto"
+    """How the model writes calls of functions; `auto` asks its chat template."""
 
 
 class TaskOptions(EngineOptions):

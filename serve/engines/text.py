@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 REPLACEMENT = "\ufffd"
+CONTEXT = 6
+"""Tokens of a prompt that a text's first word is decoded with."""
 WINDOW = 24
 """Tokens decoded again at each step, at most, before a window that will not end cleanly is split."""
 
@@ -23,8 +26,11 @@ class Decoder:
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._added = frozenset(added)
         self.special = frozenset(token_id for token_id, token in added.items() if token.special)
-        """Tokens that never show in a text."""
+        """Tokens that never show in the text."""
+        self._skips = True
+        """Whether no special token shows."""
         self._tokens: dict[int, str] = {at: token for token, at in tokenizer.get_vocab().items()}
         kind = type(getattr(self._backend, "decoder", None)).__name__
         self.byte_level = kind == "ByteLevel"
@@ -33,6 +39,8 @@ class Decoder:
     def token_bytes(self, token: int) -> bytes:
         """Return what one token stands for; a special token for its name, one outside the vocabulary for nothing."""
         text = self._tokens.get(token, "")
+        if self.byte_level and token in self._added:
+            return text.encode()
         if self.byte_level and all(char in BYTES for char in text):
             return bytes(BYTES[char] for char in text)
         byte = re.fullmatch("<0x([0-9A-F]{2})>", text)  # SentencePiece's bytes
@@ -40,8 +48,19 @@ class Decoder:
 
     def __call__(self, ids: Sequence[int]) -> str:
         if self._backend is not None:
-            return str(self._backend.decode(ids, skip_special_tokens=True))
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            return str(self._backend.decode(ids, skip_special_tokens=self._skips))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=self._skips, clean_up_tokenization_spaces=False))
+
+    def showing(self, tokens: Collection[int]) -> Decoder:
+        """Return the same decoder where these special tokens show by their names.
+
+        It must not be given others: those that never show are left out before a text is decoded.
+        """
+        if not self.special.intersection(tokens):
+            return self
+        shown = copy.copy(self)
+        shown.special, shown._skips = self.special.difference(tokens), False
+        return shown
 
 
 def _byte_characters() -> dict[str, int]:
@@ -69,6 +88,11 @@ class ByteDetokenizer:
         """Return what is left, half characters included."""
         return self._characters.decode(b"", final=True)
 
+    @property
+    def pending(self) -> bool:
+        """Whether the last token ended inside a character."""
+        return bool(self._characters.getstate()[0])
+
 
 class Detokenizer:
     """Incremental decoding with any decoder. What `push` and `flush` return joins to the decoding of all ids at once.
@@ -78,13 +102,19 @@ class Detokenizer:
     because decoders treat the first token of a text in a way of its own (SentencePiece drops its space).
     """
 
-    def __init__(self, decode: Decoder) -> None:
+    def __init__(self, decode: Decoder, before: Sequence[int] = ()) -> None:
+        """`before` are tokens that the text goes on from; they are not shown."""
         self._decode = decode
-        self._window: list[int] = []
-        self._clean = 0
+        self._window = [token for token in before if token not in decode.special][-CONTEXT:]
+        text = decode(self._window)
+        if text.endswith(REPLACEMENT):  # half a character: the text has to begin anew
+            self._window, text = [], ""
+        self._clean = len(self._window)
         """Tokens at the head of the window whose text ended in a whole character and is known to be shown."""
-        self._shown = 0
+        self._shown = len(text)
         """Characters of the window's text already returned."""
+        self.pending = False
+        """Whether the last token may have ended inside a character."""
 
     def push(self, token: int) -> str:
         """Add a token; return the text that became certain."""
@@ -93,7 +123,8 @@ class Detokenizer:
         self._window.append(token)
         text = self._decode(self._window)
         certain = text.rstrip(REPLACEMENT)
-        if len(certain) == len(text):
+        self.pending = len(certain) < len(text)
+        if not self.pending:
             return self._advance(text)
         if len(self._window) - self._clean >= WINDOW:
             return self._split(text)
@@ -173,19 +204,28 @@ class StopStrings:
         return 0
 
 
+def detokenizer(decode: Decoder, before: Sequence[int] = ()) -> ByteDetokenizer | Detokenizer:
+    """Return the fastest way to decode a text token by token; `before` are the tokens that it goes on from."""
+    return ByteDetokenizer(decode) if decode.byte_level else Detokenizer(decode, before)
+
+
 class TextStream:
     """The text of one completion: tokens in, text to show out."""
 
-    def __init__(self, decode: Decoder, stops: Sequence[str]) -> None:
-        self._detokenizer = ByteDetokenizer(decode) if decode.byte_level else Detokenizer(decode)
+    def __init__(self, decode: Decoder, stops: Sequence[str], min_tokens: int = 0, before: Sequence[int] = ()) -> None:
+        """Stop strings are looked for after `min_tokens` tokens. `before`: see Detokenizer."""
+        self._detokenizer = detokenizer(decode, before)
         self._stops = StopStrings(stops)
+        self._unstoppable = min_tokens
 
     @property
     def stopped(self) -> bool:
         return self._stops.stopped
 
     def push(self, token: int) -> str:
-        return self._stops.push(self._detokenizer.push(token))
+        text = self._detokenizer.push(token)
+        self._unstoppable -= 1
+        return text if self._unstoppable >= 0 else self._stops.push(text)
 
     def flush(self) -> str:
         """Return the rest when the completion ends without a stop string; a stop string in the rest still counts."""

@@ -41,7 +41,7 @@ def load(setup: ReplicaSetup) -> GenerativeReplica:
         max_batch=setup.max_batch,
         threads=setup.threads,
     )
-    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory))
+    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory), options.tool_format)
 
 
 class VllmEngine:
@@ -92,6 +92,7 @@ class VllmEngine:
     async def start(self) -> None:
         """Start vLLM's process and load the model there."""
         from vllm import AsyncEngineArgs
+        from vllm.config import StructuredOutputsConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(
@@ -99,6 +100,8 @@ class VllmEngine:
             max_model_len=self.max_context,
             max_logprobs=-1,
             disable_log_stats=True,
+            # llguidance, as in the torch engine; one vLLM has one backend, and only this one reads grammars of calls
+            structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
             **self._arguments,
         )
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
@@ -130,7 +133,8 @@ class VllmEngine:
             raise RequestError("prompt", "has no tokens")
         if len(prompt) >= self.max_context:
             raise RequestError("prompt", f"has {len(prompt)} tokens; the context of {self.max_context} leaves no room")
-        for field, tokens in (("prompt", prompt), ("logit_bias", tuple(params.logit_bias))):
+        ids = {"prompt": prompt, "logit_bias": tuple(params.logit_bias), "stop_token_ids": params.stop_token_ids}
+        for field, tokens in ids.items():
             if tokens and (min(tokens) < 0 or max(tokens) >= self._vocab_size):
                 raise RequestError(field, f"has a token id outside 0..{self._vocab_size - 1}")
 
@@ -161,20 +165,28 @@ def _parameters(params: SamplingParams, room: int) -> Any:
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    structured = None if params.json_schema is None else StructuredOutputsParams(json=params.json_schema)
+    structured = None
+    if params.grammar is not None:
+        structured = StructuredOutputsParams(grammar=params.grammar)
+    elif params.json_schema is not None:
+        structured = StructuredOutputsParams(json=params.json_schema)
     same = (
         "temperature",
-        "top_p",
         "min_p",
         "presence_penalty",
         "frequency_penalty",
         "repetition_penalty",
         "ignore_eos",
+        "min_tokens",
     )
     return VllmSamplingParams(
         **{name: getattr(params, name) for name in same},
         max_tokens=max(1, min(params.max_tokens, room)),
-        top_k=max(0, params.top_k),
+        # vLLM has no top_p of 0, which leaves the most likely token
+        top_p=params.top_p or 1.0,
+        top_k=max(0, params.top_k) if params.top_p else 1,
+        stop_token_ids=list(params.stop_token_ids),
+        skip_special_tokens=not params.visible_tokens,
         seed=None if params.seed is None else params.seed % 2**63,
         stop=list(params.stop),
         logit_bias=dict(params.logit_bias) or None,

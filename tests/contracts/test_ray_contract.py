@@ -162,6 +162,9 @@ def _driver() -> None:
 
     assert constants.RAY_JOB_CONFIG_JSON_ENV_VAR == ray_process_internals.JOB_MARKER
     source_mentions("ray.dashboard.modules.job.job_supervisor", "RAY_JOB_CONFIG_JSON_ENV_VAR: json.dumps(")
+    from ray.dashboard.modules.job import common
+
+    assert common.JOB_ID_METADATA_KEY == ray_process_internals.SUBMISSION_ID
 
 
 @PROCESSES.check("RAY_RAYLET_PID")

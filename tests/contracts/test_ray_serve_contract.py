@@ -47,6 +47,13 @@ def _end() -> None:
     source_mentions("ray.serve._private.replica", 'if hasattr(self._callable, "__del__"):', "self._callable.__del__,")
 
 
+@SERVE.check("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS")
+def _force_stop() -> None:
+    source_mentions("ray.serve._private.deployment_state", "graceful = not self.FORCE_STOP_UNHEALTHY_REPLICAS")
+    for name in ray_serve_internals.CONTROLLER_ENV:
+        source_mentions("ray.serve._private.constants", f'"{name}"')
+
+
 @SERVE.check("ray.dashboard.modules.serve.sdk.ServeSubmissionClient.get_serve_details")
 def _details() -> None:
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient

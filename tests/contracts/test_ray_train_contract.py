@@ -29,6 +29,13 @@ def _trainer() -> None:
     assert ObjectRefWrapper is not None
 
 
+@TRAIN.check("DataParallelTrainer._register_sigint_handler")
+def _sigint() -> None:
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    calls(DataParallelTrainer, "self._register_sigint_handler(controller)")
+
+
 @TRAIN.check("ray.train.v2._internal.execution.failure_handling")
 def _failures() -> None:
     from ray.train.v2._internal.execution.controller.controller import TrainController

@@ -239,19 +239,18 @@ def assert_ctrl_c_detaches(job: str) -> None:
     assert submit.known(job) == "RUNNING"
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("resources.workers=64", "64 workers"),
-        ("model={from: models:/nope@x}", "no registered model 'nope'"),
-    ],
-)
-def test_a_user_error_fails_the_job_with_one_clear_line(folder, override, said):
-    outcome = run(folder, {**SPEC, "name": "wrong"}, override)
+def test_a_user_error_fails_the_job_with_one_clear_line(folder):
+    outcome = run(folder, {**SPEC, "name": "wrong"}, "resources.workers=64")
     assert outcome.status == "FAILED"
     assert outcome.error is not None
-    assert said in outcome.error
+    assert "64 workers" in outcome.error
     assert "Traceback" not in "\n".join(outcome.log)
+
+
+def test_a_parent_that_does_not_exist_is_refused_at_submission(folder):
+    data = {key: value for key, value in SPEC["data"].items() if key != "tokenizer"}
+    with pytest.raises(UserError, match="no registered model 'nope'"):
+        run(folder, {**SPEC, "name": "orphan", "data": data}, "model={from: models:/nope@x}")
 
 
 def test_folders_with_the_names_of_ours_beside_the_spec_hide_nothing(tmp_path):
@@ -283,7 +282,7 @@ def test_command_line_exit_codes(folder):
     assert "did you mean `training`" in typo.stderr
     assert tandem("jobs", "logs", "nothing-like-it").returncode == 2
     failed = tandem("jobs", "submit", str(folder / "tiny.yaml"), "--follow", "--set", "data.train=none.txt")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     listed = json.loads(tandem("jobs", "list", "--json").stdout)
     assert {"SUCCEEDED", "FAILED", "STOPPED"} <= {job["status"] for job in listed}
 

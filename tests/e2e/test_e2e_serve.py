@@ -134,7 +134,8 @@ def test_models_tell_their_origin(client: openai.OpenAI, endpoint: str) -> None:
 
 def test_inference(endpoint: str) -> None:
     described = httpx.get(f"{endpoint}/v2/models/shapes").json()
-    assert described["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}]
+    taken = {"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}
+    assert described["inputs"] == [{**taken, "parameters": {"content_types": ["np", "base64"]}}]
     part = {"name": "image", "shape": [3, 8, 8, 1], "datatype": "UINT8", "data": list(range(192))}
     answer = httpx.post(f"{endpoint}/v2/models/shapes/infer", json={"inputs": [part]}, timeout=60)
     outputs = {output["name"]: output for output in answer.json()["outputs"]}
@@ -145,7 +146,7 @@ def test_inference(endpoint: str) -> None:
     wrong = {**part, "name": "picture"}
     refused = httpx.post(f"{endpoint}/v2/models/shapes/infer", json={"inputs": [wrong]})
     assert refused.status_code == 400
-    assert "image" in refused.json()["error"]["message"]
+    assert "image" in refused.json()["error"]
 
 
 def test_replicas_are_forked_from_a_process_that_has_imported(endpoint: str) -> None:

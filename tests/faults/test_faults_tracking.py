@@ -23,11 +23,8 @@ LONG = [f"training.steps={STEPS}", "checkpoint.every_steps=50"]
 
 
 def server() -> psutil.Process:
-    (found,) = [
-        process
-        for process in psutil.process_iter()
-        if "tracking.server" in process.cmdline() and str(home.home() / "mlflow") in process.cmdline()
-    ]
+    wanted = {"tracking.server", str(home.home() / "mlflow")}
+    (found,) = [process for process in psutil.process_iter(["cmdline"]) if wanted <= {*(process.info["cmdline"] or ())}]
     return found
 
 

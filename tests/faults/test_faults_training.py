@@ -183,9 +183,9 @@ def test_a_full_disk_during_a_save(unfaulted, folder, storage):
         pytest.skip("mounting a small file system needs root")
     small = Path(os.path.realpath(folder)) / "small"
     small.mkdir()
-    assert os.system(f"mount -t tmpfs -o size=2m tmpfs {small}") == 0
+    assert os.system(f"mount -t tmpfs -o size=4m tmpfs {small}") == 0
     try:
-        (small / "ballast").write_bytes(bytes(1 << 20))
+        (small / "ballast").write_bytes(bytes(3 << 20))  # a checkpoint has 1.4 MB; two fit without it
         job = submitted(folder, "full", f"checkpoint.directory={small}", "checkpoint.keep=1")
 
         def make_room(line: str) -> None:

@@ -23,6 +23,10 @@ HOOK = """
 import json, time
 def load():
     time.sleep(0.2)
+    try:
+        import loose
+    except ImportError:
+        pass
 def fail():
     raise RuntimeError("no")
 """
@@ -31,7 +35,8 @@ import json, os, sys, time
 answer = {
     "arguments": sys.argv, "folder": os.getcwd(), "mine": os.environ.get("MINE"),
     "parent": os.getppid(), "pid": os.getpid(),
-    "loaded": "hook" in sys.modules, "session": os.getsid(0) == os.getpid(), "first": sys.path[0],
+    "loaded": "hook" in sys.modules, "loose": "loose" in sys.modules,
+    "session": os.getsid(0) == os.getpid(), "first": sys.path[0],
 }
 print(json.dumps(answer), flush=True)
 print("to the errors", file=sys.stderr)
@@ -97,6 +102,13 @@ def test_the_command_finds_a_python_where_the_drivers_is_missing(
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{session}", "RAY_RAYLET_PID": str(os.getpid())}
         done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
         assert json.loads(done.stdout)["loaded"], done.stderr
+
+
+def test_a_module_in_the_first_clients_folder_reaches_nobody_else(session: Path) -> None:
+    (session / "elsewhere" / "loose.py").write_text("")
+    found, _ = answer(start(session))
+    assert found["loaded"]
+    assert not found["loose"]
 
 
 def test_several_at_once_start_one_server(session: Path) -> None:

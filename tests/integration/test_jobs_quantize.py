@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from jobs.data.prepare import Prepared, prepare
 from jobs.spec import JobSpec
 from jobs.tasks import get
 from jobs.worker.evaluate import evaluate_share
 from jobs.worker.quantize import quantize
+from serve.engines.protocol import GenerationRequest, SamplingParams
+from serve.engines.torch.torch_engine import TorchEngine
 from tests.support import tiny_models
+from tracking.manifest import ModelManifest, write
 
 pytestmark = pytest.mark.instructions
 
@@ -62,3 +67,53 @@ def test_evaluation_computes_in_what_was_decided(spec: JobSpec, prepared: Prepar
     assert sums["bf16"]["targets"] == sums["fp32"]["targets"] > 0
     assert sums["bf16"]["loss"] != sums["fp32"]["loss"]
     assert sums["bf16"]["loss"] == pytest.approx(sums["fp32"]["loss"], rel=2**-7)
+
+
+def test_gpt2s_conv1d_layers_are_quantised_and_nobody_else_misreads_the_folder(tmp_path: Path) -> None:
+    fast = tiny_models.tokenizer()
+    model = tiny_models.decoder("gpt2", vocab_size=len(fast))
+    parent = tiny_models.export(tmp_path / "parent", fast, model)
+    (tmp_path / "held-out.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in tiny_models.TEXT * 20))
+    values = {"name": "q", "phase": "quantize", "model": {"from": str(parent)}}
+    spec = JobSpec.model_validate({**values, "data": {"eval": "held-out.jsonl", "sequence_length": 32}})
+    ready = prepare(spec, tmp_path, tmp_path / "storage", parent=parent, on_progress=lambda *_: None)
+    report = quantize(spec, str(parent), ready, "fp32", str(tmp_path / "int8"))
+    assert report["layers"] == {
+        "quantised": 8,
+        "of": 9,
+        "kinds": {"c_attn": 2, "c_proj": 4, "c_fc": 2},
+        "left": {"lm_head": 1},
+    }
+    assert report["bytes"] < 0.6 * report["parent_bytes"]
+    assert abs(report["loss_change"]) < 0.01
+    files = load_file(tmp_path / "int8" / "model.safetensors")
+    assert {name for name, tensor in files.items() if tensor.dtype == torch.int8 and "qdata" in name} == {
+        f"transformer.h.{layer}.{kind}._weight_qdata"
+        for layer in range(2)
+        for kind in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held-out.jsonl", "int8", "parent", "storage"]
+    with pytest.raises(RuntimeError, match="mismatched"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
+    write(tmp_path / "int8", ModelManifest(name="g", task="causal-lm", architecture="gpt2"))
+    assert asyncio.run(_greedy(tmp_path / "int8", [5, 6, 7])) == _reference(tmp_path / "int8", [5, 6, 7])
+
+
+async def _greedy(directory: Path, prompt: list[int]) -> list[int]:
+    """Return 8 tokens as the torch engine makes them from the files."""
+    engine = TorchEngine.from_directory(directory, precision="fp32", threads=1)
+    await engine.start()
+    try:
+        params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+        request = GenerationRequest("r", tuple(prompt), params)
+        return [token async for delta in engine.generate(request) for token in delta.token_ids]
+    finally:
+        await engine.stop()
+
+
+def _reference(directory: Path, prompt: list[int]) -> list[int]:
+    model = get("causal-lm").load(directory).load_model(directory, torch.float32)
+    made: list[int] = []
+    for _ in range(8):
+        made.append(int(model(torch.tensor([prompt + made])).logits[0, -1].argmax()))
+    return made

@@ -17,7 +17,7 @@ CONFIGS = {
 
 def made(folder: Path, architecture: str) -> tuple[JobSpec, prepare.Prepared, Path]:
     """Prepare a table of texts and export a classifier with random weights."""
-    (folder / "moods.csv").write_text("text,label\n" + "good film,1\nbad film,0\n" * 15)
+    (folder / "moods.csv").write_text("text,label\n" + "".join(f"good film {n},1\nbad film {n},0\n" for n in range(15)))
     task = {"name": "text-classification", "max_length": 8, "tokenizer": {"train": "word", "vocab_size": 64}}
     values = {"name": "x", "phase": "pretrain", "task": task, "model": {"architecture": architecture}}
     training = JobSpec.model_validate({**values, "data": {"train": "moods.csv"}, "training": {"steps": 1}})

@@ -157,6 +157,8 @@ class Crowd:
         self.texts: list[list[int]] = []
         self.done: list[int] = []
         self.tables: list[list[int]] = []
+        self.all_hidden = False
+        """Whether steps give the hidden states of all their tokens in place of logits."""
 
     def add(self, tokens: list[int]) -> None:
         self.texts.append(list(tokens))
@@ -179,7 +181,11 @@ class Crowd:
         most = max(len(self.tables[i]) for i in counts)
         table = [self.tables[i] + [0] * (most - len(self.tables[i])) for i in counts]
         rows = [torch.tensor(row, dtype=torch.int32) for row in (tokens, positions, slots, starts, contexts, table)]
-        return self.runner.run(Batch(*rows, logits_at=rows[3][1:] - 1, decoding=0))  # type: ignore[call-arg]
+        last = rows[3][1:] - 1
+        hidden = torch.arange(0 if self.all_hidden else len(tokens), len(tokens), dtype=torch.int32)
+        wanted = last[:0] if self.all_hidden else last
+        batch = Batch(*rows, logits_at=wanted, decoding=0, hidden_at=hidden)  # type: ignore[call-arg]
+        return self.runner.run(batch)[int(self.all_hidden)]
 
     def prefill(self) -> dict[int, torch.Tensor]:
         """Feed all prompts in random chunks; return each one's last logits."""
@@ -239,6 +245,23 @@ def test_logits_are_those_of_the_model(variant: str, weights: Weights, bound: fl
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([text])).logits[0, -1].float()
     assert float((actual - expected).norm() / expected.norm()) < bound
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "gemma2", "gemma3_text"])
+def test_hidden_states_are_those_of_the_model(variant: str) -> None:
+    model = VARIANTS[variant](variant)
+    text = prompts(1, 100, seed=3)[0] + [5] * 20
+    crowd = Crowd(prepared(model, threads=2), 64)
+    crowd.add(text)
+    crowd.all_hidden = True
+    actual = torch.cat([crowd.step({0: 7}), crowd.step({0: len(text) - 7})])
+    with torch.inference_mode():
+        expected = model.base_model(input_ids=torch.tensor([text])).last_hidden_state[0].float()
+    assert actual.shape == expected.shape
+    errors = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert float(errors.max()) < 0.04
+    mean = torch.nn.functional.cosine_similarity(actual.mean(0), expected.mean(0), dim=0)
+    assert float(mean) > 0.9995
 
 
 def test_int4_model_is_the_model_of_its_restored_weights() -> None:

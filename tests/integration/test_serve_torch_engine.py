@@ -266,7 +266,7 @@ def test_bad_requests_name_their_field(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1),
+        ("max_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", -0.1), ("top_p", 1.1),
         ("top_k", -2), ("min_p", 2), ("presence_penalty", 3), ("frequency_penalty", -2.5), ("repetition_penalty", 0),
         ("seed", 2**63), ("seed", 1.5), ("stop", ("",)), ("stop", "text"), ("max_tokens", True),
     ],

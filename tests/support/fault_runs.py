@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,6 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
+from cluster import connect, shipping
 from cluster.connect import connection
 from jobs import submit
 from jobs.worker import fault_injection
@@ -112,6 +117,16 @@ def submitted(folder: Path, name: str, *overrides: str, fault: str = "", spec: d
         return submit.submit(path, list(overrides))
 
 
+def submitted_plainly(folder: Path, name: str, *overrides: str, fault: str, patience_s: int) -> str:
+    """Submit the small job as `ray job submit` does, to a Ray that waits so long for a job that it stops."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, "name": name}))
+    entry_point = shlex.join(["python", "-m", "jobs.driver", path.name, *(w for o in overrides for w in ("--set", o))])
+    variables = {fault_injection.VARIABLE: fault, "RAY_JOB_STOP_WAIT_TIME_S": str(patience_s)}
+    with shipping.copied(folder, also=path) as working_dir:
+        return connect.submit(entry_point, submission_id=name, working_dir=working_dir, env_vars=variables, metadata={})
+
+
 def ended(job_id: str, storage: Path, name: str, on_line: Callable[[str], None] = lambda line: None) -> Faulted:
     """Follow a job to its end; one that is still running after LIMIT_S is stopped, so that its test fails."""
     limit = threading.Timer(LIMIT_S, submit.stop, [job_id])
@@ -144,6 +159,74 @@ def same_curve(found: dict[int, float], expected: dict[int, float], tolerance: f
     assert sorted(found) == sorted(expected)
     for step, loss in expected.items():
         assert math.isclose(found[step], loss, rel_tol=tolerance), f"step {step}: {found[step]} instead of {loss}"
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
+    """Return when the condition holds; fail after the time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def wait_for_folder(storage: Path, name: str) -> Path:
+    """Return the folder of a run once it is there."""
+    wait_for(lambda: list((storage / "runs").glob(f"{name}-????????-*/status.json")), f"run {name}")
+    (status,) = (storage / "runs").glob(f"{name}-????????-*/status.json")
+    return status.parent
+
+
+def steps_of(run: Path) -> int:
+    """Return how many steps the first rank has spooled, over all attempts."""
+    path = run / "spool" / "rank-0.jsonl"
+    return path.read_bytes().count(b'"loss"') if path.exists() else 0
+
+
+def time_of_step(found: Faulted, step: int) -> float:
+    """Return when a step was logged, in seconds since the epoch."""
+    points = mlflow_client().get_metric_history(found.run.info.run_id, "loss")
+    return next(point.timestamp for point in points if point.step == step) / 1000
+
+
+def driver_of(name: str) -> psutil.Process:
+    """Return the process of a job's driver."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if "jobs.driver" in command and f"{name}.yaml" in command:
+                found.append(process)
+    (driver,) = found
+    return driver
+
+
+def tree_of(process: psutil.Process) -> list[psutil.Process]:
+    """Return a process and all below it."""
+    return [process, *process.children(recursive=True)]
+
+
+def follower(job_id: str) -> subprocess.Popen[str]:
+    """Follow a job in a process of its own, as at a terminal."""
+    command = [sys.executable, "-c", "from jobs.cli import app; app()", "logs", job_id, "--follow"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def no_workers_left() -> None:
+    """Assert that the workers of all jobs end within a few seconds."""
+    workers = [process for process in psutil.process_iter() if process.name().startswith("ray::RayTrain")]
+    assert psutil.wait_procs(workers, timeout=15)[1] == [], "its workers are gone"
+
+
+def write(path: str, value: object) -> None:
+    """Write a value into a file of the kernel's."""
+    Path(path).write_text(str(value), encoding="ascii")
+
+
+def removed(folder: str) -> bool:
+    """Remove an empty folder of the kernel's; say whether it is gone."""
+    with suppress(OSError):
+        os.rmdir(folder)
+    return not Path(folder).exists()
 
 
 def forked_for(daemon: psutil.Process) -> list[psutil.Process]:

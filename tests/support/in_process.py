@@ -14,7 +14,19 @@ from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
 from serve.engines.replica import GenerativeReplica, generation_defaults
 from serve.engines.torch.torch_engine import TorchEngine
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
+from serve.wire import (
+    Chunk,
+    EmbedCall,
+    GenerateCall,
+    Identity,
+    InferCall,
+    Inferred,
+    Load,
+    Opened,
+    Refused,
+    ReplicaState,
+    Vectors,
+)
 
 CARD = ModelCard("tiny", "causal-lm", "3", True, 1700000000, {"run_id": "run-1", "evaluation": {"loss": 1.5}})
 DIGITS = ModelCard("digits", "image-classification", "1", False, 1700000000, {})
@@ -40,6 +52,9 @@ class InProcess:
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
         scores = [{"label": str(row.sum()), "score": 0.5} for row in call.inputs["image"]]
         return Inferred(Identity("1", None), scores)
+
+    async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
+        return await self.replica.embed(call)
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         tiny = ReplicaState("tiny", "r1", "3", self.replica.load(), self.replica.describe())

@@ -45,6 +45,29 @@ def tokenizer(vocabulary: int = 320) -> Any:
     )
 
 
+def metaspace_tokenizer() -> Any:
+    """Return a tokenizer as SentencePiece makes them: spaces as `▁`, bytes for unknown characters, BOS in front."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["▁", "▁the", "▁quick", "▁b", "row", "n", "x", "y", "a", "b", "▁x", "é", "the"]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, "▁qu", "ick", "▁bro", "wn"]
+    letters = [chr(at) for at in range(33, 127) if chr(at) not in names]
+    vocab = {name: at for at, name in enumerate([*names, *letters])}
+    merges = [("▁b", "row"), ("▁", "x")]
+    vocab["▁brow"] = len(vocab)
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    raw.add_special_tokens([AddedToken(name, special=True) for name in ("<unk>", "<s>", "</s>")])
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def byte_tokenizer() -> Any:
     """Return a tokenizer with one token for each byte, and one special token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -72,12 +95,15 @@ def decoder(kind: str, seed: int = 0, spread: float = 0.02, **changes: Any) -> A
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def language_model(directory: Path, seed: int = 0, context: int = 512, hidden: int = 64, layers: int = 2) -> Path:
-    """Export a random Llama with its tokenizer to `directory`."""
-    fast = tokenizer()
+def language_model(
+    directory: Path, seed: int = 0, context: int = 512, hidden: int = 64, layers: int = 2, fast: Any = None
+) -> Path:
+    """Export a random Llama with its tokenizer (`fast`, or `tokenizer()`) to `directory`."""
+    fast = fast or tokenizer()
     sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     sizes |= {"head_dim": hidden // 4, "max_position_embeddings": context, "vocab_size": len(fast)}
-    special = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id, "bos_token_id": None}
+    special = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
+    special |= {"bos_token_id": fast.bos_token_id}
     model = decoder("llama", seed, **sizes, **special)
     return export(directory, fast, model, run_id="run-of-tiny", evaluation={"loss": 5.5})
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.placement import Placement, Refusal, Request, fit
+from cluster.placement import Placement, Refusal, Request, fit, fit_most
 from cluster.topology import Node
 
 
@@ -80,3 +80,16 @@ def test_workers_that_need_nothing_fit_anywhere() -> None:
 def test_senseless_requests(request_: Request) -> None:
     with pytest.raises(ValueError, match="not a request"):
         fit(request_, [node("a", 4)])
+
+
+@pytest.mark.parametrize(
+    ("most", "fewest", "placed"),
+    [(2, 1, {"a": 2}), (8, 1, {"a": 3, "b": 1}), (10**9, 4, {"a": 3, "b": 1}), (10**9, 5, None)],
+)
+def test_as_many_as_are_free_are_placed_at_once_however_many_are_asked_for(most, fewest, placed) -> None:
+    found = fit_most(Request(most, 1), fewest, [node("a", 8, free=3), node("b", 1)])
+    if placed is None:
+        assert isinstance(found, Refusal)
+        assert found.fits_when_free
+    else:
+        assert found == Placement(placed)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from cluster import precision
+from cluster.devices import with_silent
 from cluster.precision import Device, cpu, decide, gpu, resolve
 
 AVX2 = frozenset({"avx", "avx2", "fma"})
@@ -100,3 +101,11 @@ def test_onednn_sees_this_cpu_as_we_do(limit: str) -> None:
     said = [line for line in done.stdout.splitlines() if ",isa:" in line]
     judged = cpu(platform.machine(), precision.cpu_flags(), limit)
     assert any("bfloat16" in line or "AMX" in line for line in said) is judged.bf16
+
+
+def test_a_node_that_says_nothing_counts_as_emulating_and_is_named() -> None:
+    found = with_silent(["a" * 20, "b" * 20], {"a" * 20: NATIVE})
+    chosen = decide("auto", found)
+    assert chosen.precision == "fp32"
+    assert "1 of 2 node bbbbbbbb did not say what it computes in" in chosen.reason
+    assert "node bbbbbbbb" in (decide("bf16", found).warning or "")

@@ -5,17 +5,20 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import UserError
+from jobs.checkpoint.fence import Superseded
 from jobs.driver import failures
 from jobs.driver.failures import Failure, Limits, RankError
 
 DIED = RankError(("ActorDiedError", "RayActorError"), "The actor died unexpectedly before finishing this task.")
 NODE = RankError(("ActorDiedError", "RayActorError"), "The actor died because its node has died. Node Id: 1")
 CLOSED = RankError(("RuntimeError",), "[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1")
+STORE = RankError(("KeyError",), "no such key in the store")
 BUG = RankError(("ZeroDivisionError", "ArithmeticError"), "division by zero")
 NAN = RankError(("NonFiniteLoss", "RuntimeError"), "the loss of step 5 is nan")
 CUDA = RankError(("OutOfMemoryError", "RuntimeError"), "CUDA out of memory. Tried to allocate 2 GiB")
 HOST = RankError(("OutOfMemoryError", "RayError"), "Task was killed due to the node running low on memory.")
 DATA = RankError(("TaskError", "ValueError"), "label 12 of 10", for_user=True)
+LATE = RankError.of(Superseded("a newer attempt works on these checkpoints"))
 NOTICE = RankError(("ActorDiedError",), "The actor died because its node has died.", preempted=True)
 
 
@@ -30,7 +33,9 @@ NOTICE = RankError(("ActorDiedError",), "The actor died because its node has die
         ({0: NAN, 1: NAN}, "non-finite loss", 0),
         ({0: CLOSED, 1: BUG, 2: CLOSED}, "user code", 1),
         ({0: CLOSED, 1: DATA}, "bad data", 1),
-        ({0: CLOSED, 1: CLOSED}, "user code", 0),
+        ({0: LATE, 1: CLOSED}, "bad data", 0),
+        ({0: CLOSED, 1: CLOSED}, "worker killed", None),
+        ({0: STORE, 1: STORE}, "user code", 0),
         ({}, "start-up", None),
     ],
 )
@@ -133,7 +138,7 @@ def test_a_lost_node_explains_what_the_other_ranks_saw():
     bug = RankError(("ValueError",), "wrong shape")
     assert failures.classify({0: closed, 1: closed}, 7, lost=[2]) == Failure("node lost", 7, 2, closed.message)
     assert failures.classify({0: closed, 1: bug}, 7, lost=[2]).kind == "user code"
-    assert failures.classify({0: closed}, 7).kind == "user code"
+    assert failures.classify({0: closed}, 7).kind == "worker killed"
 
 
 def test_an_exit_code_alone_makes_no_user_error():
@@ -143,3 +148,29 @@ def test_an_exit_code_alone_makes_no_user_error():
     crash = ProcessExitedException("died", error_index=0, error_pid=1, exit_code=1)
     assert RankError.of(crash).for_user is False
     assert RankError.of(UserError("bad file")).for_user is True
+
+
+@pytest.mark.parametrize(
+    ("errors", "dead", "kind", "rank"),
+    [
+        ({0: CLOSED}, {1: False}, "worker killed", 1),
+        ({0: CLOSED}, {1: True}, "out of memory", 1),
+        ({1: CLOSED}, {0: False}, "worker killed", 0),
+        ({0: CLOSED, 1: CLOSED}, {1: False}, "worker killed", 1),
+        ({0: CLOSED, 1: DIED}, {1: True}, "out of memory", 1),
+        ({0: CLOSED, 1: DIED}, {1: False}, "worker killed", 1),
+        ({0: CLOSED, 1: DIED}, {}, "worker killed", 1),
+        ({0: CLOSED, 1: BUG}, {1: False}, "user code", 1),
+    ],
+)
+def test_a_rank_that_was_killed_is_named_though_only_another_could_say_so(errors, dead, kind, rank):
+    found = failures.classify(failures.with_deaths(errors, dead), 7)
+    assert (found.kind, found.rank) == (kind, rank)
+
+
+@pytest.mark.parametrize(
+    ("errors", "asked"),
+    [({0: CLOSED}, True), ({0: CLOSED, 1: DIED}, True), ({0: CLOSED, 1: BUG}, False), ({0: NAN}, False)],
+)
+def test_who_died_is_asked_only_where_no_error_says_so(errors, asked):
+    assert failures.need_deaths(errors) is asked

@@ -102,3 +102,12 @@ def test_separated_pieces_keep_their_tokens(tokenizer):
     separated = packing.separate(packing.pack(pieces, 8, 3), 3)
     assert separated["input_ids"].tolist() == [[5, 6, 7], [8, 9, 3]]
     assert separated["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED, 9, IGNORED]]
+
+
+def test_a_model_with_adapted_embeddings_is_looked_at_too(lm):
+    from jobs.spec import LoraSpec
+    from jobs.worker.lora import add_lora
+
+    torch.manual_seed(0)
+    model = add_lora(lm.build("llama", KEEPS_APART["llama"]), LoraSpec(target_modules=["q_proj", "embed_tokens"]))
+    assert lm.prepare_model(model, encode(lm, CONVERSATIONS).keys()) == []

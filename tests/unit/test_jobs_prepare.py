@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from cluster import specfile
 from cluster.errors import UserError
 from jobs.data import prepare, rows
 from jobs.spec import JobSpec
+from jobs.tasks import TaskSetupError
 
 TEXT = {"name": "causal-lm", "tokenizer": {"train": "bpe", "vocab_size": 300}, "sequence_length": 16}
 
@@ -119,6 +123,156 @@ def test_a_bad_row_ends_the_job_or_is_counted(tmp_path, line, said):
     clean, _ = run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
     assert (done.train_rows, done.eval_rows) == (clean.train_rows, clean.eval_rows)
     assert run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")[0].cached
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "half an emoji \ud83d in a page"}, r"holds half of a surrogate pair, '\ud83d'"),
+        ({"text": ""}, "the text is empty"),
+        ({"text": " \n"}, "the text is empty"),
+        ({"text": float("nan")}, "holds float (nan), not text"),
+        ({"text": 7}, "holds int (7), not text"),
+        ({"text": ["a"]}, "holds list (['a']), not text"),
+        ({"instruction": "a", "output": ""}, "an answer is empty"),
+        ({"instruction": "a", "input": float("nan"), "output": "b"}, "float"),
+    ],
+)
+def test_a_row_that_is_no_text_is_a_bad_row(tmp_path, row, said):
+    (tmp_path / "x.jsonl").write_text("\n".join([*GOOD, json.dumps(row)]))
+    done, _ = run(spec_for(train="x.jsonl", bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert done.bad_rows == 1
+    assert "x.jsonl:31: " in done.first_bad[0]
+    assert said in done.first_bad[0]
+    (tmp_path / "x.jsonl").write_text("\n".join(GOOD))
+    clean, _ = run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
+    assert (done.train_rows, done.eval_rows, done.rows) == (clean.train_rows, clean.eval_rows, clean.rows)
+
+
+LABELLED = [{"text": f"a text {n}", "label": n % 2} for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"label": float("nan")}, "holds nan, which is no label"),
+        ({"label": 0.5}, "holds 0.5, which is no label: a label is a text or a whole number"),
+        ({"label": None}, "holds None, which is no label"),
+        ({"label": [1]}, "which is no label"),
+        ({"label": " "}, "which is no label"),
+        ({"text": ""}, "not a text"),
+        ({"text": 3}, "not a text"),
+        ({"text": "\udc80"}, "lone surrogate"),
+    ],
+)
+def test_a_labelled_text_that_is_none_is_a_bad_row(tmp_path, change, said):
+    lines = [json.dumps(row) for row in (*LABELLED, {**LABELLED[0], **change})]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    task = {"name": "text-classification", "tokenizer": {"train": "word"}}
+    done, _ = run(spec_for(task, train="x.jsonl", bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert done.bad_rows == 1
+    assert "x.jsonl:21: " in done.first_bad[0]
+    assert said in done.first_bad[0]
+    assert "2 labels: 0, 1" in done.notes
+
+
+def test_whole_numbers_are_labels_however_a_table_holds_them(tmp_path):
+    labels = pa.array([None if n == 3 else float(n % 2) for n in range(20)])
+    table = pa.table({"text": [f"a text {n}" for n in range(20)], "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    task = {"name": "text-classification", "tokenizer": {"train": "word"}}
+    done, _ = run(spec_for(task, train="x.parquet", bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert "2 labels: 0, 1" in done.notes
+    assert done.first_bad[0].endswith("row 4: column 'label' holds None, which is no label")
+
+
+def test_names_of_columns_that_nothing_has_are_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join(GOOD))
+    with pytest.raises(UserError, match=r"data\.columns names .* and there is none"):
+        run(spec_for(train="x.jsonl", columns=["text"]), tmp_path, tmp_path / "s")
+    (tmp_path / "x.csv").write_text("text\n" + "".join(f"row {n}\n" for n in range(30)))
+    with pytest.raises(UserError, match=r"x\.csv:1: the line is a header"):
+        run(spec_for(train="x.csv", columns=["text"]), tmp_path, tmp_path / "s")
+
+
+def test_copies_between_train_and_eval_are_counted(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join(GOOD))
+    (tmp_path / "y.jsonl").write_text("\n".join([*GOOD[:3], '{"text": "only here"}']))
+    done, _ = run(spec_for(train="x.jsonl", eval="y.jsonl"), tmp_path, tmp_path / "s")
+    assert "3 of 4 held-out examples are also in the training data" in done.notes
+
+
+def test_what_is_left_out_of_a_folder_is_said_also_when_the_rows_are_there_already(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.jsonl").write_text("\n".join(GOOD))
+    assert not any("left out" in note for note in run(spec_for(train="data"), tmp_path, tmp_path / "s")[0].notes)
+    (tmp_path / "data" / "notes.docx").write_text("x")
+    again, _ = run(spec_for(train="data"), tmp_path, tmp_path / "s")
+    assert again.cached
+    assert "data: 1 entry left out (of an unknown kind): notes.docx" in again.notes
+
+
+def test_data_of_which_nothing_can_be_predicted_is_refused(tmp_path):
+    turns = [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "yes"}]
+    lines = [
+        json.dumps({"messages": [{**turns[0], "content": f"{n} {turns[0]['content']}"}, turns[1]]}) for n in range(9)
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        UserError, match=r"none of its 9 examples .*: all are longer than sequence_length \(16 tokens\)"
+    ):
+        run(spec_for(train="x.jsonl", eval_fraction=0), tmp_path, tmp_path / "s")
+    (tmp_path / "y.jsonl").write_text("\n".join(GOOD))
+    with pytest.raises(UserError, match=r"x\.jsonl: none of its 9 examples"):
+        run(spec_for(train="y.jsonl", eval="x.jsonl"), tmp_path, tmp_path / "s")
+
+
+FRAGILE = """
+import numpy as np
+from jobs.tasks import Task, TaskSetupError
+
+class Fragile(Task):
+    name = "fragile"
+
+    def encode(self, examples):
+        if any("setup" in example for example in examples):
+            raise TaskSetupError("no chat template")
+        return {"targets": np.array([10 // example["n"] for example in examples], np.int32)}
+"""
+
+
+@pytest.fixture
+def fragile(tmp_path, monkeypatch):
+    (tmp_path / "own_fragile.py").write_text(FRAGILE)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "own_fragile", raising=False)
+    return "own_fragile:Fragile"
+
+
+def test_a_fault_of_ones_own_code_on_a_row_is_a_bad_row_with_its_traceback(tmp_path, fragile, capsys):
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in (1, 2, 0, 5, 0)))
+    done, _ = run(spec_for(fragile, train="x.jsonl", eval_fraction=0, bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert (done.train_rows, done.bad_rows) == (3, 2)
+    assert done.first_bad[0].endswith("x.jsonl:3: ZeroDivisionError: integer division or modulo by zero")
+    shown = capsys.readouterr().out
+    assert (shown.count("Traceback"), '10 // example["n"]' in shown) == (1, True)
+    with pytest.raises(UserError, match=r"x\.jsonl:3: ZeroDivisionError"):
+        run(spec_for(fragile, train="x.jsonl", eval_fraction=0), tmp_path, tmp_path / "s")
+
+
+def test_a_fault_of_the_task_as_a_whole_is_said_once(tmp_path, fragile):
+    (tmp_path / "x.jsonl").write_text('{"n": 1, "setup": 0}\n{"n": 0}\n')
+    with pytest.raises(TaskSetupError, match=r"^no chat template$"):
+        run(spec_for(fragile, train="x.jsonl", eval_fraction=0, bad_rows="skip"), tmp_path, tmp_path / "s")
+
+
+def test_a_chunk_in_which_no_row_is_good_does_not_end_what_others_hold(tmp_path, fragile, monkeypatch):
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"n": {n}, "pad": "{"x" * 3_000_000}"}}\n' for n in (1, 2, 0, 0, 5)))
+    done, _ = run(spec_for(fragile, train="x.jsonl", eval_fraction=0, bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert (done.train_rows, done.bad_rows, len(done.train_files)) == (3, 2, 2)
+    (tmp_path / "x.jsonl").write_text('{"n": 0}\n{"n": 0}\n')
+    with pytest.raises(UserError, match=r"none of its 2 examples can be used; .*ZeroDivisionError"):
+        run(spec_for(fragile, train="x.jsonl", eval_fraction=0, bad_rows="skip"), tmp_path, tmp_path / "s")
 
 
 def test_too_many_bad_rows_end_the_job_all_the_same(tmp_path):
@@ -249,5 +403,5 @@ def test_a_model_is_not_measured_by_what_it_did_not_learn(tmp_path, corpus, phas
     spec = job(phase, parent, task={"name": "text-classification"}, eval="moods.csv", eval_fraction=0.02)
     with pytest.raises(UserError, match=r"does not say that for text-classification .*: fine-tune it first"):
         run(spec, corpus, tmp_path / "s", parent)
-    with pytest.raises(ValueError, match=r"tokenizer\.train makes new tokens"):
+    with pytest.raises(ValidationError, match=r"tokenizer\.train makes new tokens"):
         job(phase, parent, task={"name": "causal-lm", "tokenizer": {"train": "char"}}, train="*.txt")

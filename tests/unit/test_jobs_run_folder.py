@@ -1,8 +1,14 @@
 """The protocol of a run's folder: what one process notes, another reads, and nothing half-written."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jobs.run_folder import Attempt, Control, RunFolder, claim
+import pytest
+
+from jobs.claim import claim
+from jobs.lease import RunIsOwned
+from jobs.run_folder import Attempt, Control, RunFolder, Saves
 from jobs.spec import JobSpec
 
 SPEC = JobSpec.model_validate(
@@ -13,7 +19,7 @@ SPEC = JobSpec.model_validate(
 def test_notes_come_back_as_they_were_written(tmp_path: Path):
     folder = RunFolder(tmp_path)
     assert (folder.attempt(), folder.control(), folder.status()) == (None, Control(), None)
-    attempt, control = Attempt("a1", 2, 4, True, ("n1", "n2")), Control((3, 4), 2, ("n1",))
+    attempt, control = Attempt("a1", 2, 4, True, ("n1", "n2"), (11, 12), (0, 3)), Control((3, 4), 2, ("n1",))
     folder.write_attempt(attempt)
     folder.write_control(control)
     folder.write_status("RUNNING")
@@ -47,12 +53,25 @@ def test_the_last_step_is_found_behind_a_line_that_is_being_written(tmp_path: Pa
 
 
 def test_an_unfinished_run_goes_on_and_a_finished_one_is_never_written_again(tmp_path: Path):
-    first = claim(tmp_path, SPEC)
+    first, owned = claim(tmp_path, SPEC)
     first.write_status("KILLED")
-    assert claim(tmp_path, SPEC) == RunFolder(first.path, resumed=True)
+    owned.release()
+    again, owned = claim(tmp_path, SPEC)
+    assert again == RunFolder(first.path, resumed=True)
     first.write_status("FINISHED")
-    second = claim(tmp_path, SPEC)
+    owned.release()
+    second, _ = claim(tmp_path, SPEC)
     assert (second.path != first.path, second.resumed) == (True, False)
+
+
+def test_how_saving_went_is_counted_over_the_starts_of_a_group(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert folder.saves() == Saves()
+    for error in (None, "no space", None, "read-only"):
+        folder.note_save(error)
+    assert folder.saves() == Saves(saved=2, failed=2, error="read-only")
+    folder.begin()
+    assert folder.saves() == Saves()
 
 
 def test_a_failure_half_written_is_not_read(tmp_path: Path):
@@ -61,3 +80,21 @@ def test_a_failure_half_written_is_not_read(tmp_path: Path):
     with (tmp_path / "failures.jsonl").open("a") as file:
         file.write('{"kind": "wor')
     assert folder.failures() == [{"kind": "hang"}]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_several_that_claim_at_once_do_not_share_a_folder(tmp_path: Path, resume):
+    spec = SPEC.model_copy(update={"checkpoint": SPEC.checkpoint.model_copy(update={"resume": resume})})
+    together = threading.Barrier(6)
+
+    def attempt(_: int) -> Path | None:
+        together.wait()
+        try:
+            return claim(tmp_path, spec)[0].path
+        except RunIsOwned:
+            return None
+
+    with ThreadPoolExecutor(6) as pool:
+        found = [path for path in pool.map(attempt, range(6)) if path is not None]
+    assert len(found) == (1 if resume == "auto" else 6)
+    assert sorted(found) == sorted((tmp_path / "runs").iterdir())

@@ -75,7 +75,7 @@ def test_a_checkpoint_is_valid_only_when_every_rank_has_written(tmp_path):
 
 def test_a_rank_that_fails_leaves_no_checkpoint_and_the_next_save_works(tmp_path):
     class Broken(Store):
-        def write(self, name, chunks):
+        def write(self, name, chunks, **how):
             raise OSError(28, "No space left on device")
 
     store, broken, notes = Store(str(tmp_path)), Broken(str(tmp_path)), ThreadNotes()
@@ -139,11 +139,11 @@ def test_a_write_that_fails_once_is_repeated(tmp_path):
     class Flaky(Store):
         left = 2
 
-        def write(self, name, chunks):
+        def write(self, name, chunks, **how):
             if self.left:
                 self.left -= 1
                 raise OSError(5, "Input/output error")
-            return super().write(name, chunks)
+            return super().write(name, chunks, **how)
 
     store = Flaky(str(tmp_path))
     one = Saver(store, "a", 0, 1, Keep())
@@ -157,9 +157,9 @@ def test_training_waits_only_while_the_state_is_copied(tmp_path):
     class Slow(Store):
         released = threading.Event()
 
-        def write(self, name, chunks):
+        def write(self, name, chunks, **how):
             assert self.released.wait(10)
-            return super().write(name, chunks)
+            return super().write(name, chunks, **how)
 
     store = Slow(str(tmp_path))
     one = Saver(store, "a", 0, 1, Keep())

@@ -1,6 +1,7 @@
 """JobSpec: every example loads, and what contradicts itself is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 import jobs
 from cluster import specfile
 from cluster.errors import UserError
+from jobs import parents
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS
 
@@ -50,6 +52,15 @@ def test_there_is_an_example_of_every_phase_and_task():
         (["resources.workers=0"], "greater than 0"),
         (["resources.workers={min: 3, max: 2}"], "min 3 is above max 2"),
         (["failures.loss_spike=0.5"], "greater than 1"),
+        (["training.decay_steps=2"], "decay_steps is for schedule warmup-stable-decay"),
+        (["training.schedule=warmup-stable-decay", "training.decay_steps=9"], "are more than 5 steps"),
+        (["training.schedule=constant", "training.min_learning_rate=1e-9"], "schedule constant stays at"),
+        (["register={model: m, alias: latest}"], "alias 'latest' reads like a version"),
+        (["phase=evaluate", "model={from: x, lora: {}}", "training=null"], "takes the model as it is"),
+        (
+            ["phase=evaluate", "model={from: x}", "training=null", "register={model: m}"],
+            "phase evaluate makes no model",
+        ),
     ],
 )
 def test_contradiction_is_refused(overrides, said):
@@ -155,6 +166,25 @@ def test_all_mistakes_are_listed_at_once():
         load(text=text)
 
 
+def test_what_sections_lack_of_each_other_is_listed_beside_the_mistakes_within_them():
+    text = (
+        "name: x\nphase: finetune\nmodel:\n  architecture: llama\nresources:\n  wokers: 2\ncheckpoint:\n  keep: true\n"
+    )
+    with pytest.raises(UserError) as refused:
+        load(text=text)
+    said = str(refused.value).splitlines()
+    assert len(said) == 5
+    expected = (
+        "needs a `training`",
+        "needs `data.train`",
+        "needs `model.from`",
+        "spec:6: unknown key",
+        "spec:8: `check",
+    )
+    for part in expected:
+        assert any(part in line for line in said), part
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_looking_a_tasks_options_up_loads_neither_torch_nor_transformers(task):
     code = (
@@ -165,3 +195,76 @@ def test_looking_a_tasks_options_up_loads_neither_torch_nor_transformers(task):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.steps=true", "takes a number, not true or false"),
+        ("training.steps=1e13", "less than or equal to"),
+        ("training.steps=1.5", "takes a whole number"),
+        ("training.steps=abc", r"takes a whole number \(given: 'abc'\)"),
+        ("training.learning_rate=.inf", "takes a finite number"),
+        ("training.learning_rate=1e999", "takes a finite number"),
+        ("training.learning_rate=.nan", "takes a finite number"),
+        ("training.betas=[5, 0.9]", "`training.betas.0`: .*less than 1"),
+        ("training.betas=[0.9, true]", "`training.betas`: takes a number, not true"),
+        ("training.epsilon=1", "less than 1"),
+        ("training.seed=99999999999999999999", "takes a smaller number"),
+        ("training.deepspeed.zero_stage=true", "takes a number, not true or false"),
+        ("training.deepspeed=3", "takes a mapping of keys to values or text"),
+        ("training.gradient_checkpointing=3", "takes true or false"),
+        ("resources.workers=1e9", "less than or equal to 100000"),
+        ("resources.workers=abc", "takes a whole number or a mapping of keys to values"),
+        ("resources.workers={min: 3}", "`resources.workers.max` is missing"),
+        ("resources=null", "takes a mapping of keys to values .given: nothing; leave the key out"),
+        ("task.sequence_length=1e9", "less than or equal to 4194304"),
+        ("task.sequence_length=true", "takes a number, not true or false"),
+        ("data.train=[]", "takes what is not empty"),
+        ("data.train=' '", "takes text that is not empty"),
+        ("data.eval=2020-01-01", "YAML reads this as a date"),
+        ("name=!!binary aGk=", "YAML reads this as a bytes"),
+        ("model.lora.target_modules=5", "takes 'all-linear' or a list"),
+        ("model.lora.alpha=0", "greater than 0"),
+        ("model.config={rope_theta: .inf}", "config.rope_theta is inf"),
+        ("model.config={1: 2}", "key 1 in model.config is no text"),
+        ('name="\\ud83d"', "half a character"),
+        ("checkpoint.keep=" + "9" * 5000, "not valid YAML"),
+    ],
+)
+def test_a_value_that_can_be_no_setting_is_refused_in_plain_words(override, said):
+    with pytest.raises(UserError, match=said) as refused:
+        load(override)
+    assert not re.search(r"constrained|function-|Input should be a valid|WorkersSpec|Spec\b", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [("learning_rate='1e-4'", 1e-4), ("learning_rate=1e-4", 1e-4), ("steps=1e3", 1000), ("steps='7'", 7)],
+)
+def test_numbers_may_be_written_as_people_write_them(override, value):
+    name = override.partition("=")[0]
+    assert getattr(load(f"training.{override}").training, name) == value
+
+
+def test_the_schedule_is_held_against_the_steps_that_epochs_come_to():
+    training = load("training={epochs: 2, warmup_steps: 50}").training
+    assert training.too_long_for(51) is None
+    assert training.too_long_for(50) == "warmup_steps 50 leaves nothing of 50 steps"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.config={hiden_size: 8}"], "model.config: llama has no 'hiden_size'; did you mean 'hidden_size'"),
+        (["model.architecture=lama"], "did you mean 'llama'"),
+        (["task=text-classification", "model.architecture=ngram", "model.config={bukets: 8}"], "ngram has no 'bukets'"),
+        (["task=text-classification", "model.architecture=bert", "model.config={hiden_size: 8}"], "bert has no"),
+        (["task=image-classification", "model.architecture=cnn", "model.config={widht: 8}"], "cnn has no 'widht'"),
+        (["task=image-classification", "model.architecture=cnnn"], "model.architecture 'cnnn'"),
+    ],
+)
+def test_an_architectures_misspelt_entry_is_refused_before_anything_starts(overrides, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        parents.find(load(*overrides), tmp_path)
+    assert parents.find(load("model.config={hidden_size: 64}"), tmp_path) is None

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,26 @@ ALLOWED = {
 ONLY_IN = {"mlflow": "tracking/", "deepspeed": "jobs/worker/deepspeed_internals.py"}
 
 
-def imports() -> list[tuple[str, str]]:
+@cache
+def imports(*, for_types: bool = True) -> list[tuple[str, str]]:
+    """List (file, what it imports); `for_types`: what only type checkers import too."""
     found = []
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            if not for_types:
+                tree.body = [node for node in tree.body if not _only_for_types(node)]
+            for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                     found += [(name, f"{node.module}.{alias.name}") for alias in node.names]
                 elif isinstance(node, ast.Import):
                     found += [(name, alias.name) for alias in node.names]
     return found
+
+
+def _only_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def test_folders_import_in_one_direction():
@@ -51,13 +61,13 @@ def test_serve_takes_only_tasks_from_jobs():
     assert breaches == []
 
 
-def test_tasks_import_nothing_of_ours_but_errors_and_no_cluster_library():
+def test_tasks_import_nothing_of_ours_but_errors_and_what_specs_share_and_no_cluster_library():
     forbidden = {"ray", "deepspeed", "mlflow", "cluster", "tracking", "serve"}
     breaches = [
         f"{name} imports {target}"
         for name, target in imports()
         if name.startswith("jobs/tasks/")
-        and not target.startswith("cluster.errors.")
+        and not target.startswith(("cluster.errors.", "cluster.strict."))
         and (target.split(".")[0] in forbidden or (target.startswith("jobs.") and not target.startswith("jobs.tasks")))
     ]
     assert breaches == []
@@ -71,8 +81,10 @@ def test_only_one_place_imports(library, home):
 
 def test_specs_import_only_pydantic_names_and_the_standard_library():
     light = ("cluster.names.", "cluster.precision.", "cluster.errors.", "serve.engines.table", "serve.wire.")
-    for spec in ("jobs/spec.py", "serve/spec.py", "serve/engines/table.py", "serve/wire.py"):
-        tops = {t.split(".")[0] for name, t in imports() if name == spec and not t.startswith(light)}
+    light += ("jobs.spec_sections.", "jobs.spec_rules.", "cluster.strict.", "serve.runtime_env")
+    specs = [f"jobs/{name}.py" for name in ("spec", "spec_sections", "spec_rules")]
+    for spec in (*specs, "serve/spec.py", "serve/runtime_env.py", "serve/engines/table.py", "serve/wire.py"):
+        tops = {t.split(".")[0] for name, t in imports(for_types=False) if name == spec and not t.startswith(light)}
         assert tops - sys.stdlib_module_names <= {"pydantic", "pydantic_core"}, spec
 
 

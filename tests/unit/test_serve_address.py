@@ -43,3 +43,25 @@ def test_a_running_serve_cannot_move() -> None:
     for wanted in (HttpSpec(port=8001), HttpSpec(host="0.0.0.0")):
         with pytest.raises(UserError, match=r"already listens on 127\.0\.0\.1:8000"):
             address.running_address(running, wanted)
+
+
+def test_the_port_before_is_taken_again_if_it_is_free(taken_port: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert address.free_port(HttpSpec(), before=str(port)) == port
+    assert address.free_port(HttpSpec(), first=port, before=str(taken_port)) == port
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("192.0.2.1", "no address of the node"), ("no-such-host.invalid", "can be resolved")],
+)
+def test_a_host_that_cannot_be_listened_on_is_named_with_the_reason(host: str, said: str) -> None:
+    for http in (HttpSpec(host=host), HttpSpec(host=host, port=8123)):
+        with pytest.raises(UserError, match=f"{host} .*{said}"):
+            address.free_port(http)
+
+
+def test_a_proxy_that_did_not_start_is_found() -> None:
+    assert address.dead_proxies({"b": "UNHEALTHY", "a": "HEALTHY", "c": "STARTING"}) == ["b"]

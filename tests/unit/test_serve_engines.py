@@ -89,7 +89,10 @@ def test_one_more_entry_is_one_more_engine() -> None:
         Mistake(("runner",), "`runner` is an option of the torch engine; fast has: speed", "native"),
     ]
     (mistake,) = table.mistakes(ENGINES["torch"], {"speed": 2}, "auto", engines)
-    assert mistake.message == "`speed` is an option of the fast engine; torch has: cache_gib, compile, runner"
+    assert (
+        mistake.message
+        == "`speed` is an option of the fast engine; torch has: cache_gib, compile, pooling, runner, tool_format"
+    )
     assert "fast_kernels" in warm.preloaded(engines)
     assert "fast_kernels" not in warm.preloaded({**ENGINES, "fast": replace(fast, forked=False)})
 

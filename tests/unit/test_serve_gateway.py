@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from serve.api.body import ApiError
 from serve.wire import Chunk, GenerateCall
 from tests.support import tiny_models
 from tests.support.in_process import InProcess, Scenario, run
+from tests.support.sinks import touched
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +138,10 @@ def test_errors_have_openai_s_shape(serve: Any) -> None:
         requests = [
             (404, "model_not_found", client.post("/v1/chat/completions", json=body(model="other"))),
             (404, "model_not_found", client.get("/v1/models/other")),
-            (404, "model_not_found", client.post("/v2/models/other/infer", json={"inputs": []})),
             (404, "not_found", client.get("/v1/nothing")),
             (405, "method_not_allowed", client.get("/v1/completions")),
             (400, "invalid_json", client.post("/v1/completions", content=b'{"model": NaN}')),
             (400, "unsupported_task", client.post("/v1/chat/completions", json=body(model="digits"))),
-            (400, "unsupported_task", client.post("/v2/models/tiny/infer", json={})),
-            (400, "invalid_value", client.post("/v2/models/digits/infer", json={"inputs": []})),
             (413, "body_too_large", client.post("/v1/completions", content=b" " * 20_001)),
         ]
         for status, code, request in requests:
@@ -209,6 +208,33 @@ def test_an_abandoned_stream_frees_its_slot(serve: Any) -> None:
         await _until_idle(backend)
 
     serve(scenario)
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "http://127.0.0.1:1{}"])
+def test_no_path_is_opened_that_a_client_names(serve: Any, tmp_path: Path, form: str) -> None:
+    sink = tmp_path / "sink.json"
+    os.mkfifo(sink)  # opening it would block
+    named = form.format(sink)
+
+    async def scenario(client: httpx.AsyncClient, backend: InProcess) -> None:
+        image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": named}}]}
+        schema = {"type": "object", "properties": {"a": {"$ref": named}}, "required": ["a"]}
+        wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        for fields, status in (
+            ({"model": named}, 404),
+            ({"model": f"tiny:{named}"}, 404),
+            ({"messages": [image]}, 400),
+            ({"response_format": wanted}, 400),
+            ({"chat_template": named}, 400),
+            ({"lora": named}, 400),
+            ({"messages": [{"role": "user", "content": f"{{% include '{named}' %}}"}]}, 200),  # a text like any other
+        ):
+            answer = await client.post("/v1/chat/completions", json=body(**fields))
+            assert answer.status_code == status, answer.text
+
+    with touched("sink") as opened:
+        serve(scenario)
+    assert opened == []
 
 
 async def _until_idle(backend: InProcess) -> None:

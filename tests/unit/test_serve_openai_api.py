@@ -55,8 +55,8 @@ def test_both_names_of_the_limit(limit: str) -> None:
     assert chat(**{limit: 5}).calls[0].max_tokens == 5
 
 
-def test_two_different_limits_are_refused() -> None:
-    assert refusal(max_tokens=5, max_completion_tokens=6).param == "max_tokens"
+def test_the_newer_of_two_limits_counts() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=6).calls[0].max_tokens == 6
 
 
 def test_content_parts_and_the_developer_role() -> None:
@@ -73,10 +73,24 @@ def test_a_message_as_the_client_dumps_it() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
         ("suffix", "x"),
         ("reasoning_effort", "low"),
+        ("verbosity", "high"),
+        ("modalities", ["text", "audio"]),
+        ("web_search_options", {}),
+        ("service_tier", "flex"),
+        ("skip_special_tokens", False),
+        ("length_penalty", 1.5),
+        ("use_beam_search", True),
+        ("best_of", 2),
+        ("echo", True),
+        ("continue_final_message", True),
+        ("guided_json", {"type": "object"}),
+        ("add_special_tokens", True),
+        ("bad_words", ["x"]),
+        ("include_stop_str_in_output", 1),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(name: str, value: Any) -> None:
@@ -91,6 +105,13 @@ def test_what_cannot_be_honoured_is_refused(name: str, value: Any) -> None:
         {"logit_bias": None, "logprobs": None, "top_logprobs": None, "response_format": None, "tools": None},
         {"n": None, "stop": None, "temperature": None, "stream": None},
         {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
+        {"skip_special_tokens": True, "add_generation_prompt": True, "include_stop_str_in_output": False},
+        {"length_penalty": 1.0, "use_beam_search": False, "spaces_between_special_tokens": True, "stop_token_ids": []},
+        {"reasoning_effort": "none", "verbosity": "medium", "modalities": ["text"], "audio": None, "prediction": None},
+        {"chat_template_kwargs": {}, "best_of": 1, "logit_bias": {}, "tools": [], "tool_choice": "auto", "stop": ""},
+        {"logprobs": False, "top_logprobs": 0, "parallel_tool_calls": True, "safety_identifier": "x"},
+        {"add_special_tokens": False, "stream_options": {"some_new_name": None}},
+        {"suffix": "", "guided_json": {}, "documents": [], "some_new_name": None, "another": [], "length_penalty": 1},
     ],
 )
 def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
@@ -110,18 +131,35 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
             "messages[0].content[0].type",
         ),
         (
-            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+            "missing_required_parameter",
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "prefix": True}]},
             "unsupported_parameter",
-            "messages[0].tool_calls",
+            "messages[0].prefix",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]},
+            "invalid_value",
+            "messages[0].reasoning_content",
         ),
         ({"temperature": "hot"}, "invalid_value", "temperature"),
         ({"temperature": -1}, "invalid_value", "temperature"),
-        ({"top_p": 0}, "invalid_value", "top_p"),
+        ({"temperature": 2.5}, "invalid_value", "temperature"),
+        ({"top_p": -0.1}, "invalid_value", "top_p"),
+        ({"top_p": 1.1}, "invalid_value", "top_p"),
+        ({"min_tokens": 5, "max_tokens": 4}, "invalid_value", "min_tokens"),
+        ({"min_tokens": 5, "response_format": {"type": "json_object"}}, "invalid_value", "min_tokens"),
+        ({"stop_token_ids": [-1]}, "invalid_value", "stop_token_ids"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_completion_tokens": 0, "max_tokens": 5}, "invalid_value", "max_completion_tokens"),
         ({"max_tokens": 1.5}, "invalid_value", "max_tokens"),
         ({"stream": "yes"}, "invalid_value", "stream"),
         ({"stop": ["a", 3]}, "invalid_value", "stop[1]"),
         ({"stop": ["x"] * 17}, "invalid_value", "stop"),
+        ({"stop": ["x", ""]}, "invalid_value", "stop[1]"),
         ({"n": 0}, "invalid_value", "n"),
         ({"n": True}, "invalid_value", "n"),
         ({"n": 129}, "invalid_value", "n"),
@@ -138,7 +176,7 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
             "missing_required_parameter",
             "response_format.json_schema.schema",
         ),
-        ({"echo": True}, "unknown_parameter", "echo"),
+        ({"temprature": 0}, "unknown_parameter", "temprature"),
         ({"temprature": 1}, "unknown_parameter", "temprature"),
         ({"stream_options": {"usage": True}}, "unknown_parameter", "stream_options.usage"),
     ],
@@ -156,6 +194,8 @@ def test_bad_parameters_are_named(fields: dict[str, Any], code: str, param: str)
         (["a", "b"], ["a", "b"]),
         ([1, 2], [(1, 2)]),
         ([[1], [2, 3]], [(1,), (2, 3)]),
+        ("", [""]),
+        (None, [""]),
     ],
 )
 def test_forms_of_a_prompt(prompt: Any, prompts: list[Any]) -> None:
@@ -165,7 +205,7 @@ def test_forms_of_a_prompt(prompt: Any, prompts: list[Any]) -> None:
     assert len({call.request_id for call in generation.calls}) == len(prompts)
 
 
-@pytest.mark.parametrize("prompt", [None, 5, [], [[]], [1, "a"], [-1], [1.5], [True], {"a": 1}])
+@pytest.mark.parametrize("prompt", [5, [], [[]], [1, "a"], [-1], [1.5], [True], {"a": 1}])
 def test_bad_prompts(prompt: Any) -> None:
     with pytest.raises(ApiError) as caught:
         parse_completion({"model": "m", "prompt": prompt}, "1")
@@ -289,9 +329,9 @@ def test_a_prompt_can_be_scored_without_a_text() -> None:
 
 
 TOKENS = [
-    ScoredToken(b"a", None, ()),
-    ScoredToken(b"\xe4\xb8", -2.5, ((b" b", -0.5), (b"c", -1.0))),
-    ScoredToken(b"c", -1.0, ((b"c", -1.0), (b"c", -3.0))),
+    ScoredToken(b"a", None, (), 0),
+    ScoredToken(b"\xe4\xb8", -2.5, ((b" b", -0.5), (b"c", -1.0)), 1),
+    ScoredToken(b"c", -1.0, ((b"c", -1.0), (b"c", -3.0)), 2),
 ]
 
 
@@ -307,6 +347,40 @@ def test_logprobs_of_completions_are_what_the_client_expects() -> None:
     answer = Answer(generation)
     pieces = [answer.chunk(0, Text("", None, [token]))["choices"][0]["logprobs"] for token in TOKENS]
     assert [piece["text_offset"] for piece in pieces] == [[0], [1], [2]]
+
+
+def test_at_most_four_stop_strings() -> None:
+    assert chat(stop=["a", "b", "c", "d"]).calls[0].sampling == {"stop": ("a", "b", "c", "d")}
+    assert refusal(stop=list("abcde")).message == "stop: at most 4 strings are taken, 5 were given"
+
+
+def test_every_chunk_may_tell_the_usage() -> None:
+    generation = chat(stream=True, stream_options={"continuous_usage_stats": True})
+    assert (generation.include_usage, generation.continuous_usage) == (False, True)
+    chunk = Answer(generation).chunk(0, Text("a", None), usage(3, 1))
+    told = ChatCompletionChunk.model_validate(chunk, strict=True).usage
+    assert told is not None
+    assert (told.prompt_tokens, told.completion_tokens) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"id": 5},
+        {"cache_control": {"type": "ephemeral"}},
+        {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": []},
+        {"tool_calls": None, "reasoning_content": "", "prefix": False},
+        {"content": [{"type": "text", "text": "x", "annotations": []}]},
+        {"content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+    ],
+)
+def test_extras_of_messages_that_change_nothing(extra: dict[str, Any]) -> None:
+    message = {"role": "assistant", "content": "x", **extra}
+    assert chat(messages=[*HELLO, message]).calls[0].prompt[1] == {"role": "assistant", "content": "x"}
+
+
+def test_a_name_goes_to_the_template() -> None:
+    assert chat(messages=[{"role": "user", "content": "x", "name": "Ann"}]).calls[0].prompt[0]["name"] == "Ann"
 
 
 def test_logprobs_of_chat_are_what_the_client_expects() -> None:

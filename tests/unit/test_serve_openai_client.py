@@ -257,7 +257,7 @@ def test_what_cannot_be_honoured_is_a_400_that_names_it(client: Any) -> None:
             (it.completions.create, {**text, "n": 17}, "n"),
             (it.completions.create, {**text, "max_tokens": 0}, "max_tokens"),
             (it.completions.create, {**text, "logprobs": 21}, "logprobs"),
-            (it.completions.create, {**text, "extra_body": {"guided_json": {}}}, "guided_json"),
+            (it.completions.create, {**text, "extra_body": {"guided_json": {"type": "object"}}}, "guided_json"),
         ]
         for create, fields, param in cases:
             with pytest.raises(openai.BadRequestError) as refused:

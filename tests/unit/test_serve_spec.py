@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cluster import specfile
 from cluster.errors import UserError
+from serve import runtime_env
 from serve.deploy import plan
 from serve.spec import ServeSpec
 from tests.support import tiny_models
@@ -46,10 +47,10 @@ def test_replicas_as_bounds() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("models: {}", "at least 1 item"),
+        ("models: {}", "not empty"),
         ("models: {m: {model: d, replica: 2}}", "did you mean `replicas`?"),
         ("models: {m: {model: d, replicas: {min: 3, max: 2}}}", "`max` is 2, less than `min`, which is 3"),
-        ("models: {m: {model: d, replicas: 0}}", "greater than 0"),
+        ("models: {m: {model: d, replicas: 0}}", "greater than or equal to 1"),
         ("models: {../m: {model: d}}", "is not a valid name"),
         ("models: {m: {model: d}}\nname: a/b", "is not a valid name"),
         ("models: {m: {model: d}}\nhttp: {port: 70000}", "65535"),
@@ -175,14 +176,18 @@ def test_what_a_model_says_of_its_engine_reaches_the_engine(given: dict[str, Any
     model = {"model": str(directory), "precision": "int8", **given}
     (planned,) = plan.resolve(ServeSpec.model_validate({"models": {"m": model}}))
     assert (planned.engine, planned.precision, planned.code) == ("torch", "int8", None)
-    assert planned.options == {"runner": "torch", "compile": False, "cache_gib": 0.5}
+    assert planned.options == {"runner": "torch", "compile": False, "cache_gib": 0.5, **LEFT}
+
+
+LEFT = {"tool_format": "auto", "pooling": "mean"}
+"""What an engine is told where the spec says nothing."""
 
 
 def test_vllm_gets_what_it_understands(tmp_path: Path) -> None:
     directory = str(tiny_models.language_model(tmp_path / "tiny"))
     spec = {"models": {"m": {"model": directory, "engine": "vllm", "cache_gib": 2, "compile": True}}}
     (planned,) = plan.resolve(ServeSpec.model_validate(spec))
-    assert (planned.engine, planned.options) == ("vllm", {"compile": True, "cache_gib": 2})
+    assert (planned.engine, planned.options) == ("vllm", {"compile": True, "cache_gib": 2, "tool_format": "auto"})
 
 
 @pytest.mark.parametrize(
@@ -204,3 +209,61 @@ def test_what_auto_settles_late_is_refused_before_anything_is_deployed(
     spec = ServeSpec.model_validate({"models": {"m": {"model": str(directory), **given}}})
     with pytest.raises(UserError, match=wanted):
         plan.resolve(spec)
+
+
+def test_origins_are_let_in_only_where_they_are_named() -> None:
+    model = "models: {m: {model: x}}\n"
+    assert specfile.loads(model, ServeSpec).cors.origins == []
+    named = ["https://app.example", "http://localhost:3000", "http://[::1]:3000", "*"]
+    assert specfile.loads(f"{model}cors: {{origins: {named}}}", ServeSpec).cors.origins == named
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://a.example/", "a.example", "https://A.example", "null", "https://*.a", "", 3]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: Any) -> None:
+    with pytest.raises(UserError, match=r"cors\.origins"):
+        specfile.loads(f"models: {{m: {{model: x}}}}\ncors: {{origins: [{origin!r}]}}", ServeSpec)
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "said"),
+    [
+        ({"env_vars": {"PYTHONPATH": "/x"}}, ("env_vars", "PYTHONPATH"), "reserved"),
+        ({"env_vars": {"LD_PRELOAD": "/x.so"}}, ("env_vars", "LD_PRELOAD"), "reserved"),
+        ({"env_vars": {"RAY_ADDRESS": "x"}}, ("env_vars", "RAY_ADDRESS"), "reserved"),
+        ({"env_vars": {"MLFLOW_TRACKING_URI": "x"}}, ("env_vars", "MLFLOW_TRACKING_URI"), "reserved"),
+        ({"env_vars": {"THREADS": 2}}, ("env_vars", "THREADS"), "in quotes"),
+        ({"env_vars": {"A B": "x"}}, ("env_vars", "A B"), "no name"),
+        ({"env_vars": None}, ("env_vars",), "a mapping"),
+        ({"pip": "torch"}, ("pip",), "a list"),
+        ({"pip": ["a", 3]}, ("pip", 1), "one requirement"),
+        ({"working_dir": "."}, ("working_dir",), "beside the spec"),
+        ({"nope": 1}, ("nope",), "known are image_uri"),
+        ({"image_uri": "x:1", "pip": ["a"]}, ("image_uri",), "stands alone"),
+    ],
+)
+def test_what_a_runtime_env_cannot_hold_is_refused_with_its_place(
+    given: dict[str, Any], place: tuple[str | int, ...], said: str
+) -> None:
+    (found,) = runtime_env.mistakes(given)
+    assert found.place == place
+    assert said in found.message
+    with pytest.raises(ValidationError) as refused:
+        ServeSpec.model_validate({"models": {"a": {"model": "/m", "runtime_env": given}}})
+    assert refused.value.errors()[0]["loc"] == ("models", "a", "runtime_env", *place)
+
+
+def test_a_runtime_env_may_hold_what_is_documented() -> None:
+    assert not list(runtime_env.mistakes({"pip": ["a==1"], "env_vars": {"HF_HUB_OFFLINE": "1", "RAYON": "2"}}))
+    assert not list(runtime_env.mistakes({"image_uri": "a:1", "env_vars": {}}))
+
+
+def test_a_failed_runtime_env_is_a_sentence() -> None:
+    raised = (
+        "Failed to set up runtime environment.\nTraceback (most recent call last):\n  File x, line 1\n"
+        "ERROR: No matching distribution found for nope==9\n\n  raise RuntimeError(\n"
+    )
+    said = runtime_env.sentence(raised)
+    assert said == "its runtime_env cannot be set up on a node: ERROR: No matching distribution found for nope==9"
+    assert runtime_env.sentence("the model is too large") == "the model is too large"

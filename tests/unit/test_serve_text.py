@@ -110,3 +110,20 @@ def test_a_sentencepiece_token_s_bytes() -> None:
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     decode = Decoder(PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>"))
     assert [decode.token_bytes(token) for token in (1, 2)] == [b" the", b"\xe4"]
+
+
+def test_special_tokens_may_show_by_their_names(bytes_tokenizer: Any) -> None:
+    decode = Decoder(bytes_tokenizer)
+    special, letter = bytes_tokenizer.eos_token_id, bytes_tokenizer.encode("a", add_special_tokens=False)[0]
+    assert decode.showing([letter]) is decode
+    for kind in (Detokenizer, ByteDetokenizer):
+        hidden, shown = kind(decode), kind(decode.showing([special]))
+        assert "".join(map(hidden.push, [letter, special, letter])) == "aa"
+        assert "".join(map(shown.push, [letter, special, letter])) == "a<eos>a"
+
+
+def test_stop_strings_wait_for_the_least_length(bytes_tokenizer: Any) -> None:
+    stream = TextStream(Decoder(bytes_tokenizer), ["aa"], min_tokens=3)
+    letter = bytes_tokenizer.encode("a", add_special_tokens=False)[0]
+    assert [stream.push(letter) for _ in range(5)] == ["a", "a", "a", "", ""]
+    assert stream.stopped

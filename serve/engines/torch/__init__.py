@@ -11,6 +11,7 @@
                    kv_cache.py, attention.py and linear.py
     sampler.py     logits → tokens, each request by its own rules; grammar.py for JSON schemas
     logprobs.py    how likely the model found tokens
+    pooling.py     hidden states → the vector of a text
 
 Only load.py is called from outside (serve/engines/table.py names it); TorchEngine has the Engine protocol of
 serve/engines/protocol.py, and serve/engines/text.py makes text of its tokens.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,11 @@ import torch
 from serve.engines.torch.blocks import BLOCK
 from serve.engines.torch.scheduler import Chunk, Step
 
-__all__ = ["BLOCK", "Batch", "Runner", "build"]
+__all__ = ["BLOCK", "Batch", "Outputs", "Runner", "build"]
+
+
+def _no_rows() -> torch.Tensor:
+    return torch.empty(0, dtype=torch.int32)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,17 @@ class Batch:
     """[L]: the rows of the flat row whose logits are wanted, ascending."""
     decoding: int
     """The first `decoding` sequences have exactly one new token."""
+    hidden_at: torch.Tensor = field(default_factory=_no_rows)
+    """[E]: the rows whose last hidden states are wanted, ascending; none of them is in `logits_at`."""
+
+
+class Outputs(NamedTuple):
+    """What a forward pass gives, in float32 or the model's dtype."""
+
+    logits: torch.Tensor
+    """[L, vocabulary], of the rows in `logits_at`."""
+    hidden: torch.Tensor
+    """[E, hidden], of the rows in `hidden_at`: the last layer's output as the head reads it, the final norm applied."""
 
 
 class Runner(Protocol):
@@ -43,6 +58,8 @@ class Runner(Protocol):
     """What logs and reports call it."""
     vocab_size: int
     """Width of the logits: rows of the embedding table."""
+    embeds: bool
+    """Whether it gives hidden states; known once it is prepared."""
 
     def prepare(self, blocks: int, memory_bytes: int) -> int:
         """Do what the first step would otherwise pay for: allocate the cache, pack, compile, warm.
@@ -52,8 +69,8 @@ class Runner(Protocol):
         """
         ...
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        """Return the logits [L, vocabulary] of the rows asked for, in float32 or the model's dtype.
+    def run(self, batch: Batch) -> Outputs:
+        """Run the batch and return what it asks for: logits (L, vocabulary), hidden states (E, hidden).
 
         Sequences of one batch may share blocks that one of them fills in this very step, so in every layer all keys
         and values are written before any query attends.
@@ -66,7 +83,8 @@ class Runner(Protocol):
 
 
 def build(step: Step) -> Batch:
-    """Return the batch of a step; the shapes are those of Batch: S sequences, T new tokens, L rows with logits."""
+    """Return the batch of a step; the shapes are those of Batch: S sequences, T new tokens, L rows with logits, E
+    with hidden states."""
     chunks = step.chunks
     # a decode step's own Python time counts at hundreds of steps a second, so its tokens go without slices
     tokens = [sequence.tokens[at] for sequence, at, _, _ in step.decode]
@@ -87,6 +105,7 @@ def build(step: Step) -> Batch:
         blocks=torch.from_numpy(_block_table(chunks)),
         logits_at=_int32(_wanted_rows(chunks, query_start)),
         decoding=len(step.decode),
+        hidden_at=_int32(_pooled_rows(chunks, query_start)),
     )
 
 
@@ -104,12 +123,18 @@ def _block_table(chunks: list[Chunk]) -> np.ndarray:
 
 def _wanted_rows(chunks: list[Chunk], query_start: list[int]) -> list[int]:
     """Return the rows of the tokens that the next one is chosen after, and all rows of a prompt to be scored."""
-    if not any(chunk.sequence.request.params.prompt_logprobs for chunk in chunks):
+    if not any(chunk.sequence.read_whole for chunk in chunks):
         return [end - 1 for end, chunk in zip(query_start[1:], chunks, strict=True) if chunk.completes]
     rows: list[int] = []
     for at, chunk in enumerate(chunks):
         if chunk.sequence.scored:
             rows += range(query_start[at], query_start[at + 1])
-        elif chunk.completes:
+        elif chunk.completes and not chunk.sequence.pooled:
             rows.append(query_start[at + 1] - 1)
     return rows
+
+
+def _pooled_rows(chunks: list[Chunk], query_start: list[int]) -> list[int]:
+    """Return all rows of the texts that become embeddings."""
+    pooled = (at for at, chunk in enumerate(chunks) if chunk.sequence.pooled)
+    return [row for at in pooled for row in range(query_start[at], query_start[at + 1])]

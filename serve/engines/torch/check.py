@@ -52,7 +52,7 @@ def compare(runner: Runner, model: Any, expected: torch.Tensor, longest: int, to
         if start < end:
             runner.run(build(Step([], [Chunk(other, start, end, False), Chunk(text, start, end, False)])))
     chunks = [Chunk(other, last, last + 1, True), Chunk(text, last, last + 1, True)]
-    actual = runner.run(build(Step(chunks, [])))[1].float().cpu()
+    actual = runner.run(build(Step(chunks, []))).logits[1].float().cpu()
     error = float((actual - expected).norm() / expected.norm())
     if not error < tolerance:
         reason = f"its own attention gives other logits (relative difference {error:.2g})"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -42,6 +43,25 @@ class Completion:
     """The last event was sent or nobody listens any more."""
 
 
+class Listener(Protocol):
+    """Where a sequence's events arrive."""
+
+    events: deque[Any]
+    arrived: asyncio.Event
+
+
+async def events(listener: Listener) -> AsyncIterator[Any]:
+    """Give what is said of a sequence, as it comes. Raises the EngineError that ends it."""
+    while True:
+        await listener.arrived.wait()
+        listener.arrived.clear()
+        while listener.events:
+            event = listener.events.popleft()
+            if isinstance(event, EngineError):
+                raise event
+            yield event
+
+
 @torch.inference_mode()
 def advance(step: Step, logits: torch.Tensor, eos: frozenset[int]) -> list[tuple[Sequence, Event]]:
     """Choose the next token of every sequence that completes, append it, and return what to say of each.
@@ -49,7 +69,7 @@ def advance(step: Step, logits: torch.Tensor, eos: frozenset[int]) -> list[tuple
     Args:
         logits: [L, vocab], of the rows that `batch.build` asked for in this step, in their order.
     """
-    chunks = step.chunks
+    chunks = [chunk for chunk in step.chunks if not chunk.sequence.pooled]
     if any(chunk.sequence.scored for chunk in chunks):
         logits = _score(chunks, logits)
     completing = [chunk.sequence for chunk in chunks if chunk.completes]
@@ -72,7 +92,8 @@ def _accept(sequence: Sequence, token: int | None, reported: TokenLogprobs | Non
     if sequence.max_tokens == 0:
         return Chosen(None, "length", False, None, scored)
     sequence.tokens.append(token)
-    ended = token in eos and not sequence.request.params.ignore_eos
+    params = sequence.request.params
+    ended = (token in eos and not params.ignore_eos) or token in params.stop_token_ids
     return Chosen(token, "stop" if ended else _finish_reason(sequence), not ended, reported, scored)
 
 

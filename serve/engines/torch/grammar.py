@@ -1,4 +1,5 @@
-"""Structured output: which tokens may come next so that the text becomes a value of a JSON schema (llguidance).
+"""Structured output: which tokens may come next so that the text becomes a value of a JSON schema, or a call of a
+function, which a grammar describes (llguidance).
 
 A mask costs about 30 microseconds of CPU for each token and a schema about a millisecond once; the vocabulary is
 prepared at the first request that wants any of this.
@@ -17,7 +18,10 @@ from serve.engines.protocol import RequestError
 CACHED_SCHEMAS = 64
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 """Between tokens of JSON: enough for indented output, and bounded, for a model may prefer blanks to an answer."""
-FIELD = "response_format"
+FIELDS = {"schema": "response_format", "grammar": "tools"}
+"""What a request has to change, by the kind of what it asked for."""
+Source = tuple[str, str]
+"""`schema` or `grammar`, and its text."""
 
 
 class Constraint:
@@ -52,37 +56,47 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos = eos
         self._vocabulary: Any = None
-        self._matchers: OrderedDict[str, Any] = OrderedDict()
+        self._matchers: OrderedDict[Source, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def constraint(self, schema: str) -> Constraint:
-        """Return the constraint of a new text. Raises RequestError for a schema that cannot be followed."""
+    def constraint(self, schema: str | None, grammar: str | None = None) -> Constraint:
+        """Return the constraint of a new text: by a JSON schema, or by a grammar in Lark.
+
+        Raises RequestError for one that cannot be followed.
+        """
+        source: Source = ("schema", schema or "{}") if grammar is None else ("grammar", grammar)
         with self._lock:
-            if schema not in self._matchers:
-                self._matchers[schema] = self._compile(schema)
-            self._matchers.move_to_end(schema)
+            if source not in self._matchers:
+                self._matchers[source] = self._compile(source)
+            self._matchers.move_to_end(source)
             while len(self._matchers) > CACHED_SCHEMAS:
                 self._matchers.popitem(last=False)
-            return Constraint(self._matchers[schema].deep_copy(), self._vocab_size)
+            return Constraint(self._matchers[source].deep_copy(), self._vocab_size)
 
-    def _compile(self, schema: str) -> Any:
+    def _compile(self, source: Source) -> Any:
         from llguidance import LLMatcher
 
+        kind, text = source
+        field = FIELDS[kind]
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
+            if kind == "schema":
+                grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITESPACE})
+            else:
+                grammar = LLMatcher.grammar_from_lark(text)
         except ValueError as error:
-            raise RequestError(FIELD, f"is no JSON schema: {error}") from None
-        matcher = LLMatcher(self._prepared_vocabulary(), grammar, log_level=0)
+            raise RequestError(field, f"is no JSON schema: {error}") from None
+        matcher = LLMatcher(self._prepared_vocabulary(field), grammar, log_level=0)
         if matcher.is_error():
-            raise RequestError(FIELD, f"this schema cannot be followed: {matcher.get_error()}")
+            reason = str(matcher.get_error()).partition("\n")[0]  # the rest shows lines of the grammar
+            raise RequestError(field, f"this schema cannot be followed: {reason}")
         return matcher
 
-    def _prepared_vocabulary(self) -> Any:
+    def _prepared_vocabulary(self, field: str) -> Any:
         if self._vocabulary is None:
             from llguidance.hf import from_tokenizer
 
             try:
                 self._vocabulary = from_tokenizer(self._tokenizer, self._vocab_size, sorted(self._eos) or None)
             except ValueError as error:
-                raise RequestError(FIELD, f"this model's tokenizer cannot be constrained: {error}") from None
+                raise RequestError(field, f"this model's tokenizer cannot be constrained: {error}") from None
         return self._vocabulary

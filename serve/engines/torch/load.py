@@ -16,9 +16,10 @@ def load(setup: ReplicaSetup) -> GenerativeReplica:
         precision=setup.precision,  # type: ignore[arg-type]  # the table says which it knows
         runner=options.runner,
         compile=options.compile,
+        pooling=options.pooling,
         cache_memory_bytes=None if options.cache_gib is None else int(options.cache_gib * 2**30),
         max_context=setup.max_context,
         max_batch=setup.max_batch,
         threads=setup.threads,
     )
-    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory))
+    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory), options.tool_format)

@@ -21,20 +21,24 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
 from serve.engines.protocol import EngineError, EngineLoad
 from serve.engines.rate import Rate
+from serve.engines.torch import pooling
 from serve.engines.torch.batch import Runner, build
 from serve.engines.torch.blocks import BLOCK, BlockPool
 from serve.engines.torch.completion import Completion, Event, advance
+from serve.engines.torch.pooling import Embedded, Pooled
 from serve.engines.torch.scheduler import Scheduler, Sequence
 
 MAX_FAILED_STEPS = 3
 """Steps that may fail one after another before the engine declares itself dead."""
 
 logger = logging.getLogger(__name__)
+Said = Event | Embedded
 
 
 class StepLoop:
@@ -50,8 +54,8 @@ class StepLoop:
         self._wake = threading.Condition()
         self._stopping = False
         self._failed_steps = 0
-        self._outbox: list[tuple[Sequence, Event]] = []
-        self._post: SimpleQueue[list[tuple[Sequence, Event]] | None] = SimpleQueue()
+        self._outbox: list[tuple[Sequence, Said]] = []
+        self._post: SimpleQueue[list[tuple[Sequence, Said]] | None] = SimpleQueue()
         self._rate = Rate()
         self._thread: threading.Thread | None = None
         self._output_thread = threading.Thread(target=self._carry, name="tandem-outputs", daemon=True)
@@ -168,19 +172,19 @@ class StepLoop:
         batch = build(step)
         times.append(time.perf_counter())
         assert self._runner is not None
-        logits = self._runner.run(batch)
+        outputs = self._runner.run(batch)
         times.append(time.perf_counter())
         self._scheduler.ran(step)
         self._scheduler.observe_step_time(step, times[2] - times[1])
-        events = advance(step, logits, self._eos)
-        for sequence, event in events:
+        chosen = advance(step, outputs.logits, self._eos)
+        for sequence, event in [*chosen, *pooling.advance(step, outputs.hidden)]:
             self._say(sequence, event)
         times.append(time.perf_counter())
         for part, start, end in zip(("schedule", "forward", "sample"), times, times[1:], strict=False):
             self.seconds[part] += end - start
-        return len(events)
+        return len(chosen)
 
-    def _say(self, sequence: Sequence, event: Event) -> None:
+    def _say(self, sequence: Sequence, event: Said) -> None:
         """Note what happened to a sequence, and close it if it ended."""
         self._outbox.append((sequence, event))
         if isinstance(event, EngineError) or event.finish_reason is not None:
@@ -235,7 +239,7 @@ class StepLoop:
                             self.cancel(sequence)
 
 
-def _deliver(events: Iterable[tuple[Completion, Event]]) -> None:
+def _deliver(events: Iterable[tuple[Completion | Pooled, Any]]) -> None:
     for completion, event in events:
         completion.events.append(event)
         completion.arrived.set()

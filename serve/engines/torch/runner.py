@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch.nn.functional import pad
 
 from serve.engines.torch import attention, linear
 from serve.engines.torch.attention import Layout
-from serve.engines.torch.batch import Batch, build
+from serve.engines.torch.batch import Batch, Outputs, build
 from serve.engines.torch.blocks import BLOCK
 from serve.engines.torch.check import BLOCKS, UnsupportedArchitecture, unsupported
 from serve.engines.torch.kv_cache import LayerShape, PagedCache, ShapeProbe
@@ -39,6 +41,7 @@ class TorchRunner:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache: PagedCache | None = None
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.embeds = False
         self.compile_s = 0.0
         """What compiling took, once prepared."""
 
@@ -63,21 +66,23 @@ class TorchRunner:
             linear.pack(self._model, self._weights)
         return blocks
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        """See Runner: logits [L, vocabulary]."""
+    def run(self, batch: Batch) -> Outputs:
+        """See Runner: logits (L, vocabulary) and hidden states (E, hidden)."""
         try:
             return self._run(batch)
         except (attention.UnsupportedAttention, TypeError) as error:
             raise unsupported(self._model, str(error)) from error
 
     @torch.inference_mode()
-    def _run(self, batch: Batch) -> torch.Tensor:
+    def _run(self, batch: Batch) -> Outputs:
         wanted = len(batch.logits_at)
         if self._compiled:
             batch = _at_least_two(batch)
         keep = batch.logits_at.to(self._device).long()
-        with attention.step(Layout(batch, self._device)):
-            output = self._forward(
+        # a compiled model does not run the hook
+        forward = self._model if len(batch.hidden_at) else self._forward
+        with attention.step(Layout(batch, self._device)), self._states(batch.hidden_at) as states:
+            output = forward(
                 input_ids=batch.tokens.to(self._device).long()[None],
                 position_ids=batch.positions.to(self._device).long()[None],
                 past_key_values=self._cache,
@@ -85,7 +90,7 @@ class TorchRunner:
                 **({"logits_to_keep": keep} if self._keeps_logits else {}),
             )
         logits: torch.Tensor = output.logits[0] if self._keeps_logits else output.logits[0, keep]
-        return logits[:wanted]
+        return Outputs(logits[:wanted], states[-1] if states else torch.empty(0, 0))
 
     def release(self) -> None:
         """Nothing: the modules' weights are the ones that compute."""
@@ -100,10 +105,32 @@ class TorchRunner:
     def _layer_shapes(self) -> list[LayerShape]:
         """Learn from one small pass what each layer caches: configs name it in too many ways."""
         probe = ShapeProbe()
-        self._model(input_ids=torch.ones(1, PROBE_TOKENS, dtype=torch.long, device=self._device), past_key_values=probe)
+        tokens = torch.ones(1, PROBE_TOKENS, dtype=torch.long, device=self._device)
+        with self._states(torch.arange(PROBE_TOKENS)) as states:
+            self._model(input_ids=tokens, past_key_values=probe)
+        self.embeds = bool(states)
         if not probe.shapes:
             raise unsupported(self._model, "its layers do not write to transformers' cache")
         return probe.shapes
+
+    @contextmanager
+    def _states(self, rows: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        """Collect what the decoder gives to the head in a pass, [rows, hidden]; the outermost module's comes last.
+
+        The head calls the base model in most architectures, and the decoder inside it in some (OPT).
+        """
+        states: list[torch.Tensor] = []
+        below = {self._model.base_model, self._model.get_decoder()} - {self._model} if len(rows) else set()
+        rows = rows.to(self._device).long()
+        hooks = [
+            module.register_forward_hook(lambda module, given, output: states.append(output[0][0, rows]))
+            for module in below
+        ]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _compile(self) -> None:
         """Compile the model for any number of rows, attention apart, by running it once."""

@@ -2,7 +2,7 @@
 
 Everything works row by row, and a request draws one number a token from a generator of its own, so the token chosen
 depends on the request's own logits alone, whatever else is in the batch. The order of the rules is that of
-transformers' logits processors: schema, bias, penalties, temperature, top_k, top_p, min_p.
+transformers' logits processors: schema, bias, penalties, least length, temperature, top_k, top_p, min_p.
 
 Drawing is numpy's, on the CPU: torch's topk took 1.3 ms for each row of 8,192.
 """
@@ -29,16 +29,27 @@ RUN = 128
 class RequestSampler:
     """What one request's sampling remembers from token to token: its generator and the tokens it has seen."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], constraint: Constraint | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        constraint: Constraint | None = None,
+        ends: Sequence[int] = (),
+    ) -> None:
+        """`ends` are the tokens that would end the text, and may not before `min_tokens`."""
         self.params = params
         self.constraint = constraint
+        self._ends = list(ends)
+        self._too_early = params.min_tokens
+        """So many tokens are still to come before the text may end."""
         # random.seed takes the absolute value of an integer
         self._generator = random.Random(None if params.seed is None else params.seed % 2**64)
         self._counted = bool(params.presence_penalty or params.frequency_penalty)
         self._repeated = params.repetition_penalty != 1.0
         self._counts: Counter[int] = Counter()
         self._seen = set(prompt) if self._repeated else set()
-        self.changes_logits = self._counted or self._repeated or bool(params.logit_bias) or constraint is not None
+        biased = bool(params.logit_bias) or params.min_tokens > 0
+        self.changes_logits = self._counted or self._repeated or biased or constraint is not None
 
     def draw(self) -> float:
         """Return the request's next uniform number in [0, 1)."""
@@ -56,9 +67,12 @@ class RequestSampler:
         if self._counts:
             counts = np.fromiter(self._counts.values(), np.float32)
             logits[list(self._counts)] -= self.params.frequency_penalty * counts + self.params.presence_penalty
+        if self._too_early > 0:
+            logits[self._ends] = -np.inf
 
     def observe(self, token: int) -> None:
-        """Remember a chosen token for the penalties and the schema."""
+        """Remember a chosen token for the penalties, the schema and the least length."""
+        self._too_early -= 1
         if self.constraint is not None:
             self.constraint.observe(token)
         if self._counted:

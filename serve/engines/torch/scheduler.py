@@ -40,6 +40,8 @@ class Sequence:
     """Tokens whose keys and values are in the cache."""
     blocks: array[int] = field(default_factory=lambda: array("i"))
     """Where they are, BLOCK tokens each."""
+    pooled: bool = False
+    """Whether its hidden states make up an embedding, and no token is chosen."""
     names: list[bytes] = field(default_factory=list)
     """Names of the contents of the first blocks, as far as they were needed."""
 
@@ -60,8 +62,13 @@ class Sequence:
 
     @property
     def scored(self) -> bool:
-        """Whether the logits of every prompt token are wanted still, so that none of them may be skipped."""
+        """Whether the logits of every prompt token are wanted still."""
         return self.request.params.prompt_logprobs and self.completion_tokens == 0
+
+    @property
+    def read_whole(self) -> bool:
+        """Whether something is wanted of every token of the prompt, so that none of them may be skipped."""
+        return self.pooled or self.scored
 
     def name(self, block: int) -> bytes:
         """Return the name of the content of the sequence's full block number `block`."""
@@ -204,7 +211,7 @@ class Scheduler:
 
     def _prefix(self, sequence: Sequence) -> Iterator[int]:
         """Give the blocks of the cache that the text begins with; at least its last token is left to be run."""
-        for at in range(0 if sequence.scored else (len(sequence.tokens) - 1) // BLOCK):
+        for at in range(0 if sequence.read_whole else (len(sequence.tokens) - 1) // BLOCK):
             block = self.pool.find(sequence.name(at))
             if block is None:
                 return

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from serve.engines.precision import best_device, dtype_for
-from serve.engines.protocol import Delta, EngineError, EngineLoad, GenerationRequest, RequestError
+from serve.engines.protocol import Delta, EngineLoad, GenerationRequest, Pooling, RequestError
 from serve.engines.text import Decoder, TextStream
 from serve.engines.torch import startup
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import BLOCK, BlockPool
-from serve.engines.torch.completion import Chosen, Completion
+from serve.engines.torch.completion import Chosen, Completion, events
 from serve.engines.torch.grammar import Constraint, Grammars
 from serve.engines.torch.loop import StepLoop
+from serve.engines.torch.pooling import Pooled
 from serve.engines.torch.sampler import RequestSampler
 from serve.engines.torch.scheduler import Scheduler, Sequence
 
@@ -53,6 +56,8 @@ class TorchEngineOptions:
     """CPU threads of a step; None takes the CPUs this process was given."""
     runner: startup.RunnerName = "auto"
     """`native` computes bf16 and quantised weights on x86 CPUs, `torch` everything; auto takes the faster that can."""
+    pooling: Pooling = "mean"
+    """How `embed` makes one vector of the last hidden states of a text's tokens: their mean, or the last one."""
     compile: bool = False
     """torch.compile the torch runner's model; what that takes is logged and in `report`. On CPU its
     steps were slower than the packed weights it replaces."""
@@ -73,6 +78,9 @@ class TorchEngine:
         self._options = options
         self._precision = precision
         self._vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.embedding_size = int(model.get_input_embeddings().embedding_dim)
+        self._embedding_slots = asyncio.Semaphore(max(1, options.max_batch // 2))
+        """Texts embedded at once: many of them in one request leave slots to streams."""
         self._eos = eos_tokens(model, tokenizer)
         self._decode = Decoder(tokenizer)
         self._grammars = Grammars(tokenizer, self._vocab_size, self._eos)
@@ -133,11 +141,11 @@ class TorchEngine:
         """Stream a completion; see the protocol."""
         constraint = await self._checked(request)
         sequence = self._sequence(request, constraint)
-        text = TextStream(self._decode, request.params.stop)
+        text = self._text(request)
         self._steps.submit(sequence)
         tokens = 0
         try:
-            async for event in _events(sequence.context):
+            async for event in events(sequence.context):
                 tokens += event.token is not None
                 delta = _delta(event, text, len(request.prompt_token_ids), tokens)
                 yield delta
@@ -145,6 +153,29 @@ class TorchEngine:
                     return
         finally:
             self._steps.cancel(sequence)
+
+    def _text(self, request: GenerationRequest) -> TextStream:
+        params = request.params
+        before = request.prompt_token_ids if request.continues_prompt else ()
+        return TextStream(self._decode.showing(params.visible_tokens), params.stop, params.min_tokens, before)
+
+    async def embed(self, request_id: str, prompt_token_ids: tuple[int, ...]) -> np.ndarray:
+        """Return a text's vector; see the protocol. It is read in the same steps as prompts of completions are."""
+        if self._runner is not None and not self._runner.embeds:
+            raise RequestError("model", f"{type(self._model).__name__} does not tell its hidden states")
+        if not 0 < len(prompt_token_ids) <= self.max_context:
+            raise RequestError("input", f"has {len(prompt_token_ids)} tokens; 1 to {self.max_context} can be embedded")
+        self._check_vocabulary("input", prompt_token_ids)
+        pooled = Pooled(self._options.pooling, asyncio.get_running_loop())
+        sequence = Sequence(GenerationRequest(request_id, prompt_token_ids), 0, pooled, pooled=True)
+        async with self._embedding_slots:
+            self._steps.submit(sequence)
+            try:
+                async for event in events(pooled):
+                    return event.vector
+            finally:
+                self._steps.cancel(sequence)
+        raise AssertionError("the events ended without one")
 
     def _prepare(self) -> tuple[Runner, Scheduler]:
         """Called in the engine's thread."""
@@ -169,10 +200,10 @@ class TorchEngine:
     async def _checked(self, request: GenerationRequest) -> Constraint | None:
         """Check a request; return what its schema demands. Raises RequestError."""
         self._check_tokens(request)
-        if request.params.json_schema is None:
+        if request.params.json_schema is None and request.params.grammar is None:
             return None
         # a large vocabulary takes a second the first time, a complex schema some tenths
-        return await asyncio.to_thread(self._grammars.constraint, request.params.json_schema)
+        return await asyncio.to_thread(self._grammars.constraint, request.params.json_schema, request.params.grammar)
 
     def _check_tokens(self, request: GenerationRequest) -> None:
         prompt, params = request.prompt_token_ids, request.params
@@ -181,28 +212,22 @@ class TorchEngine:
         room = self.max_context - len(prompt)
         if room < 1 and not (room == 0 and params.max_tokens == 0):
             raise RequestError("prompt", f"has {len(prompt)} tokens; the context of {self.max_context} leaves no room")
-        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
-            raise RequestError("prompt", f"has a token id outside 0..{self._vocab_size - 1}")
-        if any(token >= self._vocab_size for token in params.logit_bias):
-            raise RequestError("logit_bias", f"has a token id outside 0..{self._vocab_size - 1}")
+        self._check_vocabulary("prompt", prompt)
+        for field, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if any(token >= self._vocab_size for token in tokens):
+                raise RequestError(field, f"has a token id outside 0..{self._vocab_size - 1}")
+
+    def _check_vocabulary(self, place: str, ids: tuple[int, ...]) -> None:
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            raise RequestError(place, f"has a token id outside 0..{self._vocab_size - 1}")
 
     def _sequence(self, request: GenerationRequest, constraint: Constraint | None) -> Sequence:
         """Give a request what its completion needs."""
         prompt, params = request.prompt_token_ids, request.params
-        sampler = RequestSampler(params, prompt, constraint)
+        ends = [token for token in (*self._eos, *params.stop_token_ids) if token < self._vocab_size]
+        sampler = RequestSampler(params, prompt, constraint, ends)
         completion = Completion(sampler, asyncio.get_running_loop())
         return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
-
-
-async def _events(completion: Completion) -> AsyncIterator[Chosen]:
-    while True:
-        await completion.arrived.wait()
-        completion.arrived.clear()
-        while completion.events:
-            event = completion.events.popleft()
-            if isinstance(event, EngineError):
-                raise event
-            yield event
 
 
 def _delta(event: Chosen, text: TextStream, prompt_tokens: int, completion_tokens: int) -> Delta:

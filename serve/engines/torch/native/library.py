@@ -59,8 +59,9 @@ class CModel(Structure):
 
 class CBatch(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("tokens", "sequences", "most_blocks", "wanted")),
-        *((name, c_void_p) for name in ("token", "position", "slot", "query_start", "context", "blocks", "logits_at")),
+        *((name, c_int32) for name in ("tokens", "sequences", "most_blocks", "wanted", "hidden_wanted", "unused")),
+        *((name, c_void_p) for name in ("token", "position", "slot", "query_start", "context", "blocks")),
+        *((name, c_void_p) for name in ("logits_at", "hidden_at")),
     )
 
 
@@ -87,7 +88,7 @@ def _declare(library: Any) -> None:
         "tandem_pack_int4": (None, [c_void_p, c_void_p, *[c_int] * 3, c_void_p]),
         "tandem_create": (c_void_p, [POINTER(CModel), c_int]),
         "tandem_destroy": (None, [c_void_p]),
-        "tandem_step": (None, [c_void_p, POINTER(CBatch), c_void_p]),
+        "tandem_step": (None, [c_void_p, POINTER(CBatch), c_void_p, c_void_p]),
         "tandem_profile": (None, [c_void_p, POINTER(c_double)]),
         "tandem_read_rate": (c_double, [c_int, c_size_t, c_int]),
         "tandem_linear": (None, [POINTER(CLinear), c_void_p, *[c_int] * 3, c_void_p]),

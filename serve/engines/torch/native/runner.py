@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from serve.engines.torch.batch import Batch
+from serve.engines.torch.batch import Batch, Outputs
 from serve.engines.torch.blocks import BLOCK
 from serve.engines.torch.check import BLOCKS, unsupported
 from serve.engines.torch.linear import Weights
@@ -44,6 +44,7 @@ class NativeRunner:
     """
 
     name = "native"
+    embeds = True
 
     def __init__(self, model: Any, threads: int, weights: Weights = "bf16", max_context: int | None = None) -> None:
         self._model = model
@@ -57,6 +58,7 @@ class NativeRunner:
         self.weight_bytes = 0
         """Bytes of packed weights, which a step of one token reads once."""
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.hidden_size = int(model.config.get_text_config().hidden_size)
 
     def prepare(self, blocks: int, memory_bytes: int) -> int:
         """See Runner. Packs the weights and allocates the cache."""
@@ -73,19 +75,21 @@ class NativeRunner:
         weakref.finalize(self, library.load().tandem_destroy, self._engine)
         return blocks
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        """Return the logits [L, vocabulary] in float32."""
+    def run(self, batch: Batch) -> Outputs:
+        """See Runner: logits (L, vocabulary) and hidden states (E, hidden), both float32."""
         logits = torch.empty(len(batch.logits_at), self.vocab_size)
+        hidden = torch.empty(len(batch.hidden_at), self.hidden_size)
         tensors = (
             *(batch.tokens, batch.positions, batch.slots, batch.query_start),
-            *(batch.context, batch.blocks, batch.logits_at),
+            *(batch.context, batch.blocks, batch.logits_at, batch.hidden_at),
         )
         step = CBatch(
             *(len(batch.tokens), len(batch.context), batch.blocks.shape[1], len(batch.logits_at)),
+            *(len(batch.hidden_at), 0),
             *(pointer(tensor) for tensor in tensors),
         )
-        library.load().tandem_step(self._engine, ctypes.byref(step), pointer(logits))
-        return logits
+        library.load().tandem_step(self._engine, ctypes.byref(step), pointer(logits), pointer(hidden))
+        return Outputs(logits, hidden)
 
     def release(self) -> None:
         """Empty the model's linear layers; a weight that is also the embedding stays for that use."""

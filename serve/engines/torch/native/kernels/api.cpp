@@ -44,7 +44,9 @@ Engine* tandem_create(const Model* model, int threads) { return new Engine(*mode
 
 void tandem_destroy(Engine* engine) { delete engine; }
 
-void tandem_step(Engine* engine, const Batch* batch, float* logits) { engine->step.run(*batch, logits); }
+void tandem_step(Engine* engine, const Batch* batch, float* logits, float* hidden) {
+    engine->step.run(*batch, logits, hidden);
+}
 
 // Seconds of linear layers, attention and the rest since the last call.
 void tandem_profile(Engine* engine, double* seconds) {

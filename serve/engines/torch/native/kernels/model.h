@@ -42,8 +42,8 @@ struct Model {
 
 // One step, as in serve/engines/torch/batch.py.
 struct Batch {
-    int32_t tokens, sequences, most_blocks, wanted;
-    const int32_t *token, *position, *slot, *query_start, *context, *blocks, *logits_at;
+    int32_t tokens, sequences, most_blocks, wanted, hidden_wanted, unused;
+    const int32_t *token, *position, *slot, *query_start, *context, *blocks, *logits_at, *hidden_at;
 };
 
 }  // namespace tandem

@@ -24,12 +24,13 @@ int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multipl
 
 }  // namespace
 
-void Step::run(const Batch& batch, float* logits) {
+void Step::run(const Batch& batch, float* logits, float* hidden) {
     batch_ = &batch;
     logits_ = logits;
+    hidden_ = hidden;
     plan(batch);
     last_lap_ = std::chrono::steady_clock::now();
-    pool_.run(model_.layers * PHASES_PER_LAYER + 4, [this](int id) { forward(id); });
+    pool_.run(model_.layers * PHASES_PER_LAYER + 5, [this](int id) { forward(id); });
 }
 
 void Step::plan(const Batch& batch) {
@@ -93,6 +94,10 @@ void Step::forward(int id) {
     share(walk, batch_->wanted, ROWS_PER_PIECE, [&](int r) {
         normalise_row(batch_->logits_at[r], pending, model_.final_norm, space_.last, r, model_.head);
     });
+    if (batch_->hidden_wanted)
+        share(walk, batch_->hidden_wanted, ROWS_PER_PIECE, [&](int r) {
+            final_state(batch_->hidden_at[r], pending, hidden_ + static_cast<size_t>(r) * model_.hidden);
+        });
     lap(walk, &Profile::rest);
     if (batch_->wanted) project_logits(walk);
     release_tiles();
@@ -155,6 +160,16 @@ void Step::normalise_row(int row, const Norm& pending, const Norm& norm, const A
     if (pending.weight) add_normalised(x, y, model_.hidden, space_.hidden, pending, model_.norm_kind, model_.epsilon);
     tandem::normalise(x, model_.hidden, norm, model_.norm_kind, model_.epsilon, to, to_row);
     if (wants_fixed_point(consumer, to.rows)) quantise_row(to, to_row, consumer.kind == INT4);
+}
+
+// The normalised residual of a row as float32, not rounded to what the head reads.
+void Step::final_state(int row, const Norm& pending, float* to) {
+    float* x = space_.residual.get() + static_cast<size_t>(row) * space_.hidden;
+    const float* y = space_.branch.get() + static_cast<size_t>(row) * space_.hidden;
+    if (pending.weight) add_normalised(x, y, model_.hidden, space_.hidden, pending, model_.norm_kind, model_.epsilon);
+    const RowScale scale = row_scale(x, model_.hidden, model_.norm_kind, model_.epsilon);
+    for (int i = 0; i < model_.hidden; i += 16)
+        _mm512_mask_storeu_ps(to + i, lanes(model_.hidden - i), normed(x, model_.final_norm, scale, i));
 }
 
 // Return the activations with their fixed-point form where the consumer reads it.

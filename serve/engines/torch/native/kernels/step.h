@@ -16,8 +16,8 @@ class Step {
    public:
     Step(const Model& model, Pool& pool) : model_(model), pool_(pool) { space_.thread.resize(pool.size()); }
 
-    // logits is [wanted][vocabulary].
-    void run(const Batch& batch, float* logits);
+    // logits is [wanted][vocabulary], hidden [hidden_wanted][model.hidden]. No row may be wanted as both.
+    void run(const Batch& batch, float* logits, float* hidden);
     Profile profile;
 
    private:
@@ -45,6 +45,7 @@ class Step {
     void attend_item(const Layer& layer, const Item& item, AttentionScratch& scratch);
     void add_to_residual(Walk& walk, const Linear& w, const Activations& a, bool branch);
     void project_up(Walk& walk, const Layer& layer, const Activations& a);
+    void final_state(int row, const Norm& pending, float* to);
     void project_logits(Walk& walk);
     template <class Work>
     void share(Walk& walk, int count, int piece, Work work);
@@ -56,7 +57,7 @@ class Step {
     Pool& pool_;
     Workspace space_;
     const Batch* batch_ = nullptr;
-    float* logits_ = nullptr;
+    float *logits_ = nullptr, *hidden_ = nullptr;
     std::vector<Item> items_;
     std::chrono::steady_clock::time_point last_lap_;
 };

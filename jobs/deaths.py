@@ -1,0 +1,80 @@
+"""Which workers of a group really died, and of what: asked on their nodes, since Ray Train tells the first error only.
+
+The rank that notices first says that its connection was closed; the one that was killed says nothing. The first rank of
+a group notes every rank's node and process id (Attempt), and how often that node's kernel had killed for memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.run_folder import Attempt
+
+ANSWER_S = 10.0
+
+
+def of(attempt: Attempt) -> dict[int, bool]:
+    """Return the ranks whose process is gone, each with whether its node's kernel has killed for memory meanwhile."""
+    by_node: dict[str, list[int]] = {}
+    for node, pid in zip(attempt.nodes, attempt.pids, strict=False):
+        by_node.setdefault(node, []).append(pid)
+    return gone(attempt, _ask(by_node))
+
+
+def gone(attempt: Attempt, answers: Mapping[str, tuple[list[int], int]]) -> dict[int, bool]:
+    """Compare what was noted with what the nodes answer; of one without an answer nothing is known. Pure.
+
+    Args:
+        answers: by node, which of its processes live, and its count of kills for memory.
+    """
+    found: dict[int, bool] = {}
+    for rank, (node, pid) in enumerate(zip(attempt.nodes, attempt.pids, strict=False)):
+        alive, kills = answers.get(node, ([pid], 0))
+        if pid not in alive:
+            found[rank] = rank < len(attempt.oom_kills) and kills > attempt.oom_kills[rank]
+    return found
+
+
+def look(pids: Sequence[int]) -> tuple[list[int], int]:
+    """Return which of these processes live on this node, and how often its kernel has killed for memory."""
+    return [pid for pid in pids if _lives(pid)], oom_kills()
+
+
+def oom_kills() -> int:
+    """Return how many processes of this machine the kernel has killed for memory since it was started."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _ask(by_node: Mapping[str, list[int]]) -> dict[str, tuple[list[int], int]]:
+    """Have every node look for its processes, all at once; those that do not answer in time are left out."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    asked: dict[Any, str] = {}
+    for node, pids in by_node.items():
+        if node != here:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(look).remote(pids)] = node
+    found = {here: look(by_node[here])} if here in by_node else {}
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+    for reference in answered:
+        with contextlib.suppress(ray.exceptions.RayError):
+            found[asked[reference]] = ray.get(reference)
+    return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

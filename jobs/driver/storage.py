@@ -1,0 +1,101 @@
+"""Whether what a job leaves can be written where the spec wants it: asked by writing there, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from cluster import home
+from cluster.errors import UserError
+from jobs.spec import JobSpec
+
+CONTENT = b"written by Tandem to see whether it can"
+
+
+class NotWritable(UserError):
+    """A place of the spec cannot be written."""
+
+
+def root(spec: JobSpec, base: Path) -> Path:
+    """Return the folder that the spec's `storage` means; relative paths start at `base`."""
+    return base / Path(spec.storage).expanduser() if spec.storage else (home.home() / "storage").absolute()
+
+
+def checkpoints_root(spec: JobSpec, base: Path) -> str | None:
+    """Return where the spec wants the checkpoints of all its runs, a path or a URI; None: in the run's folder."""
+    elsewhere = spec.checkpoint.directory
+    if elsewhere is None or "://" in elsewhere:
+        return elsewhere
+    return str(base / Path(elsewhere).expanduser())
+
+
+def check(spec: JobSpec, base: Path) -> None:
+    """Write, read, rename and delete a small file in each place that the job will write.
+
+    Raises:
+        NotWritable: one of them refuses.
+    """
+    try_folder("storage", root(spec, base))
+    elsewhere = checkpoints_root(spec, base)
+    if elsewhere is not None and spec.training is not None:
+        if "://" in elsewhere:
+            try_uri("checkpoint.directory", elsewhere)
+        else:
+            try_folder("checkpoint.directory", Path(elsewhere))
+
+
+def try_folder(key: str, folder: Path) -> None:
+    """Make a folder on a disk, and a file in it.
+
+    Raises:
+        NotWritable: something of that is refused; `key` is what the spec calls it.
+    """
+    probe = folder / f".tandem-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(CONTENT)
+            moved = probe.rename(probe.with_suffix(".moved"))
+            read = moved.read_bytes()
+            moved.unlink()
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotWritable(_sentence(key, str(folder), _reason(folder, error))) from error
+    if read != CONTENT:
+        raise NotWritable(_sentence(key, str(folder), "what was written is not what is read"))
+
+
+def try_uri(key: str, uri: str) -> None:
+    """Write, read and delete a small file behind a URI.
+
+    Raises:
+        NotWritable: something of that is refused, or no file system knows the URI.
+    """
+    from pyarrow import ArrowException
+
+    from jobs.checkpoint.store import Store
+
+    name = f".tandem-{secrets.token_hex(4)}"
+    try:
+        store = Store(uri)
+        store.write(f"{name}/probe", [CONTENT])
+        read = store.read(f"{name}/probe")
+        store.remove(name)
+    except (OSError, ArrowException, ValueError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        raise NotWritable(_sentence(key, uri, os.strerror(number) if number else str(error))) from error
+    if read != CONTENT:
+        raise NotWritable(_sentence(key, uri, "what was written is not what is read"))
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            return f"{path} is a file"
+    return error.strerror or str(error)
+
+
+def _sentence(key: str, place: str, reason: str) -> str:
+    return f"{key}: {place} cannot be written: {reason}; mend that, or set {key} to a place that this job may write to"

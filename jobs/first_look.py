@@ -1,0 +1,50 @@
+"""A look at a job's first examples with the tokenizer of its parent, before there is a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.data import sources
+from jobs.data.corpora import BUILT_IN
+from jobs.spec import JobSpec
+from jobs.tasks import TaskSetupError, get
+
+MOST_BYTES = 64 << 20
+"""Data that is larger takes seconds to open, and is left to the job."""
+EXAMPLES = 3
+
+
+def check(spec: JobSpec, base: Path, parent: Path) -> None:
+    """Refuse what no example could be encoded with: a conversation, and a tokenizer without a chat template.
+
+    What is wrong with the examples themselves is for the job to say, by file and line. Imports transformers.
+
+    Args:
+        base: where relative paths start.
+        parent: the model that the job starts from.
+
+    Raises:
+        TaskSetupError: the task cannot work with that parent.
+    """
+    where = spec.data.train or spec.data.eval
+    if where is None or not _is_small(where, base):
+        return
+    task = get(spec.task.name, base)(spec.task.options)
+    try:
+        examples = list(sources.open_source(where, base, spec.data.columns).examples(EXAMPLES))
+        if task.inherit(parent):
+            task.encode(examples)
+    except TaskSetupError:
+        raise
+    except Exception:  # an example's own fault, or the parent's: the job says where
+        return
+
+
+def _is_small(where: str | list[str], base: Path) -> bool:
+    """Say whether the data is files on this machine, and few bytes."""
+    parts = [where] if isinstance(where, str) else where
+    if any(part in BUILT_IN or part.startswith("hf://") for part in parts):
+        return False
+    paths = [base / Path(part).expanduser() for part in parts]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    return all(path.exists() for path in paths) and sum(file.stat().st_size for file in files) < MOST_BYTES

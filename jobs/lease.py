@@ -1,0 +1,244 @@
+"""Who owns a run: one process at a time, and everybody can tell which.
+
+    <run folder>/lease/00000001.json     the first owner: host, process, job, since when; then whether it let go
+                       00000002.json     the next one; the highest number owns the run
+
+A lease is taken by creating the next number, which only one of several can do, also on a network file system, and only
+where the one before has been let go or its owner is gone. Nothing is deleted for it, so nobody can take away what a
+faster one has just taken. The number is a fence: whoever finds a higher one than its own has lost the run.
+
+An owner on this machine is gone when its process is; one elsewhere when it has not touched its lease for STALE_S. Both
+times of that comparison are the file system's own, so clocks that differ do not matter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.errors import UserError
+from jobs import progress
+
+FOLDER = "lease"
+BEAT_S = 5.0
+STALE_S = 30.0
+_NUMBER = re.compile(r"^(\d{8})\.json$")
+
+
+class RunIsOwned(UserError):
+    """Another process works on the run."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a lease."""
+
+    host: str
+    """What its process id belongs to: a machine since it was started, or a container on it."""
+    pid: int
+    started_at: float
+    """When the process was, in seconds since the epoch."""
+    job: str
+    """Id of the Ray job; empty where there is none."""
+    since: str
+    released: bool = False
+
+    def is_here(self) -> bool:
+        """Say whether it can be seen from here whether the process lives."""
+        return self.host == this_host()
+
+    def lives(self) -> bool:
+        """Say whether its process does; only for one that is here."""
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.started_at and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Lease:
+    """A run that this process owns, until it lets go of it or ends."""
+
+    def __init__(self, run: Path, number: int, owner: Owner) -> None:
+        self.number = number
+        self._run, self._owner = run, owner
+        self._ending = threading.Event()
+
+    @contextmanager
+    def kept(self, on_lost: Callable[[], None]) -> Iterator[None]:
+        """Show a sign of life every BEAT_S meanwhile, and let go at the end.
+
+        Args:
+            on_lost: called once, in a thread, should another have taken the run.
+        """
+        threading.Thread(target=self._beat, args=(on_lost,), name="tandem-lease", daemon=True).start()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def held(self) -> bool:
+        """Say whether nobody has taken the run since."""
+        return newest(self._run) == self.number
+
+    def release(self) -> None:
+        """Let go: the run is free."""
+        self._ending.set()
+        with suppress(OSError):  # a storage that is gone: this process will be too
+            _write(_file(self._run, self.number), {**asdict(self._owner), "released": True})
+
+    def _beat(self, on_lost: Callable[[], None]) -> None:
+        while not self._ending.wait(BEAT_S):
+            try:
+                if not self.held():
+                    on_lost()
+                    return
+                os.utime(_file(self._run, self.number))
+            except OSError:  # a storage that is away for a moment; there will be another beat
+                continue
+
+
+def take(run: Path, job: str = "") -> Lease:
+    """Take the lease of a run's folder for this process.
+
+    One that is held elsewhere is watched for a sign of life, for STALE_S at most.
+
+    Raises:
+        RunIsOwned: another process works on the run.
+    """
+    me = psutil.Process()
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    mine = Owner(this_host(), me.pid, me.create_time(), job, now)
+    (run / FOLDER).mkdir(exist_ok=True)
+    while True:
+        number = newest(run)
+        try:
+            owner = _read(run, number) if number else None
+            if owner is not None and not _is_free(run, number, owner):
+                raise RunIsOwned(refusal(run, owner))
+        except FileNotFoundError:  # taken, and taken again: there is a higher number now
+            continue
+        if _create(run, number + 1, mine):
+            _forget(run, number - 1)
+            return Lease(run, number + 1, mine)
+
+
+def newest(run: Path) -> int:
+    """Return the number of the lease that counts; 0 where there is none yet."""
+    try:
+        found = [_NUMBER.match(name) for name in os.listdir(run / FOLDER)]
+    except FileNotFoundError:
+        return 0
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def refusal(run: Path, owner: Owner) -> str:
+    """Name the owner, and what to do about it. Pure."""
+    who = f"job {owner.job}" if owner.job else f"process {owner.pid}"
+    ways = (
+        f"follow it: tandem jobs logs {owner.job} --follow; stop it: tandem jobs stop {owner.job}; or"
+        if owner.job
+        else "wait for its end, or"
+    )
+    return (
+        f"{who} works on the run {run.name} since {owner.since} (process {owner.pid} on {owner.host.split('/')[0]}); "
+        f"{ways} set checkpoint.resume: never for a run of its own"
+    )
+
+
+def this_host() -> str:
+    """Return what process ids are unique in: the machine since it was started, and the container."""
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        try:
+            parts.append(read())
+        except OSError:  # no Linux
+            continue
+    return "/".join(parts)
+
+
+def _is_free(run: Path, number: int, owner: Owner) -> bool:
+    if owner.released or owner.is_here():
+        return owner.released or not owner.lives()
+    seen = _file(run, number).stat().st_mtime
+    who = f"job {owner.job}" if owner.job else f"process {owner.pid}"
+    progress.say(f"waiting up to {STALE_S:.0f} s for a sign of life of {who}, which had the run {run.name}")
+    while _age_s(run, number) < STALE_S:
+        if _read(run, number).released:
+            return True
+        if _file(run, number).stat().st_mtime != seen:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _age_s(run: Path, number: int) -> float:
+    """Return how long ago a lease was touched, by the file system's own clock."""
+    probe = run / FOLDER / f"probe-{secrets.token_hex(4)}"
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now - _file(run, number).stat().st_mtime
+
+
+def _create(run: Path, number: int, owner: Owner) -> bool:
+    """Create a lease whole, unless there is one of that number: then return False."""
+    whole = run / FOLDER / f"new-{secrets.token_hex(4)}"
+    whole.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+    try:
+        os.link(whole, _file(run, number))
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        return _create_empty(run, number, owner)
+    finally:
+        whole.unlink()
+    return True
+
+
+def _create_empty(run: Path, number: int, owner: Owner) -> bool:
+    try:
+        os.close(os.open(_file(run, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    _write(_file(run, number), asdict(owner))
+    return True
+
+
+def _read(run: Path, number: int) -> Owner:
+    """Return the owner; an unknown one, elsewhere, where a lease is being written and shows nothing yet."""
+    try:
+        return Owner(**json.loads(_file(run, number).read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return Owner("elsewhere", 0, 0.0, "", "just now")
+
+
+def _forget(run: Path, number: int) -> None:
+    """Remove the leases up to `number`: they decide nothing any more."""
+    for old in range(max(1, number - 1), number + 1):
+        _file(run, old).unlink(missing_ok=True)
+
+
+def _file(run: Path, number: int) -> Path:
+    return run / FOLDER / f"{number:08d}.json"
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(f".{secrets.token_hex(4)}")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,278 @@
+"""The sections of a job's spec, one class each; jobs/spec.py puts them together.
+
+Frozen, typo-proof, and free of everything but pydantic and the standard library.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+
+from cluster.names import Alias, Name
+from cluster.precision import Wanted
+from cluster.strict import Strict, Text
+
+Positive = Annotated[int, Field(gt=0, le=10**12)]
+"""A whole number from 1; the bound is far above anything real, and below what arithmetic in 64 bits takes."""
+Count = Annotated[int, Field(ge=0, le=10**12)]
+"""A whole number from 0."""
+Texts = Annotated[list[Text], Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Workers = Annotated[int, Field(gt=0, le=100_000)]
+
+
+class LoraSpec(Strict):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained through peft and merged at the end."""
+
+    rank: int = Field(8, gt=0, le=65_536)
+    """Width of the adapters."""
+    alpha: float = Field(16.0, gt=0, le=1e6)
+    """Scale: the adapters' output is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapters' inputs that is dropped in training."""
+    target_modules: Literal["all-linear"] | Texts = "all-linear"
+    """Names of the layers that get adapters, or every linear layer but the head."""
+
+
+class TaskSpec(BaseModel):
+    """What is learned. Besides `name`, the options of that task: docs/tasks.md lists them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str = "causal-lm"
+    """causal-lm, image-classification, …, or your own as my_pkg.my_task:MyTask."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The task's options as its own model has checked them, defaults included."""
+        return dict(self.model_extra or {})
+
+
+class OrItsName:
+    """Tells an editor that a section may be written as a name; the section's own keys stay what they are."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
+
+
+class ModelSpec(Strict):
+    """The model: an architecture with a config, or weights to start from."""
+
+    architecture: Text | None = None
+    """A transformers model type (llama, qwen3, gpt2, vit, …), or one of the task's own (cnn)."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Entries of the transformers config; what is left out keeps the architecture's default."""
+    source: Text | None = Field(None, alias="from")
+    """Weights to start from: models:/name@alias, models:/name/3, a directory, or a hub id."""
+    lora: LoraSpec | None = None
+
+    @model_validator(mode="after")
+    def _config_is_finite(self) -> ModelSpec:
+        if wrong := [key for key, value in self.config.items() if isinstance(value, float) and not isfinite(value)]:
+            raise ValueError(f"config.{wrong[0]} is {self.config[wrong[0]]}, which is no setting")
+        return self
+
+
+class DataSpec(Strict):
+    """What to learn from, and what to hold out. Options of the task may stand here too: `task` is their place."""
+
+    train: Text | Texts | None = None
+    """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
+    python-stdlib, python-stdlib-docstrings, sklearn-digits. Relative paths start at the spec's folder."""
+    eval: Text | Texts | None = None
+    """The held-out data, if it has a source of its own."""
+    eval_fraction: float = Field(0.02, ge=0, lt=1)
+    """Otherwise this share of the training examples is held out."""
+    split_seed: Seed = 0
+    """Decides which examples are held out; jobs with the same data, share and seed hold the same ones out."""
+    eval_max_rows: Positive | None = 512
+    """At most this many held-out rows are evaluated, drawn by `split_seed`."""
+    max_examples: Positive | None = None
+    """Use only the first examples of the training source."""
+    columns: Texts | None = None
+    """Names for the columns of CSV and TSV files that have no header line."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """A line that is no JSON, bytes that are no UTF-8, a missing column: stop before any worker starts, or leave the
+    row out and count it."""
+    max_bad_rows: Positive = 100
+    """With `bad_rows: skip`: more than so many stop the job all the same."""
+
+
+class DeepSpeedSpec(Strict):
+    """The part of DeepSpeed's configuration people change; everything else follows from the spec."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is sharded over the workers: nothing, optimizer states, gradients too, parameters too."""
+    offload: Literal["none", "cpu"] = "none"
+    """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator."""
+
+
+class TrainingSpec(Strict):
+    """The optimisation."""
+
+    steps: Positive | None = None
+    """Optimiser steps. Give this or `epochs`."""
+    epochs: float | None = Field(None, gt=0, le=1e6)
+    """Passes over the training rows, also parts of one."""
+    global_batch_size: Positive = 32
+    """Rows per optimiser step, at any number of workers (G)."""
+    micro_batch_size: Positive | None = None
+    """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16."""
+    learning_rate: Rate = 3e-4
+    """The highest one, after the warm-up."""
+    min_learning_rate: float = Field(0.0, ge=0, le=100)
+    """Where the schedule ends."""
+    schedule: Literal["constant", "cosine", "linear", "warmup-stable-decay"] = "cosine"
+    """How it goes on from there."""
+    warmup_steps: Count = 0
+    """Steps in which it rises from 0 in a line."""
+    decay_steps: Positive | None = None
+    """warmup-stable-decay: length of the final decay (default: a fifth of the steps)."""
+    weight_decay: float = Field(0.1, ge=0, le=100)
+    """AdamW's, on matrices; not on biases and norms."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """AdamW's two decay rates."""
+    epsilon: float = Field(1e-8, gt=0, lt=1)
+    """AdamW's term in the denominator."""
+    clip: float = Field(1.0, ge=0, le=1e9)
+    """Largest norm of the gradient; 0 switches clipping off."""
+    precision: Wanted = "auto"
+    """What the model computes in: auto is bf16 where the workers' CPUs or GPUs do, else fp32, decided when the run
+    begins. Master weights and optimizer states are fp32 in any case."""
+    seed: Seed = 0
+    """Decides initial weights, dropout and the order of the rows."""
+    eval_every: Positive | None = None
+    """Evaluate on the held-out rows every so many steps, besides before the first and after the last."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    deepspeed: DeepSpeedSpec | Text = DeepSpeedSpec()
+    """Settings, or the path of a DeepSpeed JSON that is passed through."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSpec:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.decay_steps is not None and self.schedule != "warmup-stable-decay":
+            raise ValueError(f"decay_steps is for schedule warmup-stable-decay; {self.schedule} has no such part")
+        if self.min_learning_rate and self.schedule == "constant":
+            raise ValueError("min_learning_rate is where a schedule ends; schedule constant stays at learning_rate")
+        if self.steps is not None and (wrong := self.too_long_for(self.steps)):
+            raise ValueError(wrong)
+        return self
+
+    def too_long_for(self, steps: int) -> str | None:
+        """Return which part of the schedule does not fit into so many steps, in a sentence; None if all do."""
+        if self.warmup_steps >= steps:
+            return f"warmup_steps {self.warmup_steps} leaves nothing of {steps} steps"
+        decay = self.decay_steps if self.schedule == "warmup-stable-decay" else None
+        if decay is not None and self.warmup_steps + decay > steps:
+            return f"warmup_steps {self.warmup_steps} and decay_steps {decay} are more than {steps} steps"
+        return None
+
+
+class WorkersSpec(Strict):
+    """As many workers as the cluster has room for, between these: a run shrinks and grows with it."""
+
+    min: Workers = 1
+    """The job waits for so many."""
+    max: Workers
+    """It makes use of no more."""
+    resize_every_s: float = Field(30.0, gt=0, le=1e6)
+    """How often to look whether more workers fit."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WorkersSpec:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class ResourcesSpec(Strict):
+    """The worker group: one process per worker."""
+
+    workers: Workers | WorkersSpec = 1
+    """How many, or `{min: 1, max: 8}`."""
+    cpus_per_worker: float = Field(1, gt=0, le=10_000)
+    """CPUs that Ray reserves for each; its threads follow from them."""
+    gpus_per_worker: float = Field(0, ge=0, le=1_000)
+    """GPUs that Ray reserves for each."""
+
+    @property
+    def fewest(self) -> int:
+        """The number of workers without which the job does not run."""
+        return self.workers.min if isinstance(self.workers, WorkersSpec) else self.workers
+
+    @property
+    def most(self) -> int:
+        """The number of workers it can make use of."""
+        return self.workers.max if isinstance(self.workers, WorkersSpec) else self.workers
+
+
+class CheckpointSpec(Strict):
+    """When to save, and what to keep."""
+
+    every_steps: Positive | None = None
+    """Left out: only at the end and when the job is stopped."""
+    keep: Positive = 2
+    """The newest ones stay …"""
+    keep_best: Count = 0
+    """… and these that did best on the held-out rows (with training.eval_every)."""
+    metric: str = "loss"
+    """What `keep_best` goes by: one of the task's metrics. The task knows which way is better."""
+    directory: Text | None = None
+    """Where they go, if not to the job's own folder: a path, or any URI that pyarrow knows (s3://, gs://, hdfs://)."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: a spec submitted again goes on from its newest valid checkpoint, unless it had finished."""
+
+
+class FailuresSpec(Strict):
+    """What to do about failures that a plain restart does not mend."""
+
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A loss that is NaN or infinite, or a spike: stop, or go back to the newest checkpoint and leave the batch out."""
+    loss_spike: float | None = Field(None, gt=1, le=1e9)
+    """A loss of more than so many times the median of the last 64 is a spike. Left out: none is."""
+    max_skipped: Count = 10
+    """So many batches may be left out."""
+    out_of_memory: Literal["halve", "stop"] = "halve"
+    """Halve the micro-batch, which changes no result, or stop."""
+    exclude_node_after: Positive = 2
+    """So many failures in a row on one node, and it gets no worker any more, where the others have room."""
+    hang_after_s: Positive = 1800
+    """A worker that does nothing for so long is taken to hang. Within training, three median steps and 8 s suffice."""
+
+
+class EvaluateSpec(Strict):
+    """How phase `evaluate` measures."""
+
+    precision: Wanted = "auto"
+    """What the model computes in, as in `training`."""
+
+
+class QuantizeSpec(Strict):
+    """How the weights shrink."""
+
+    precision: Wanted = "auto"
+    """What both versions are measured in, as in `training`; what is written does not depend on it."""
+
+    method: Literal["int8-weight-only"] = "int8-weight-only"
+    """Int8 weights with a scale for each row, through torchao."""
+
+
+class RegisterSpec(Strict):
+    """The version in the model registry that the job leaves."""
+
+    model: Name
+    """The registered model's name; the version is the next one."""
+    alias: Alias | None = None
+    """An alias that moves to the version, such as champion."""

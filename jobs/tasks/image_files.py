@@ -1,0 +1,123 @@
+"""Image files to pixels: one reading for training and serving, of bytes alone, so that no caller names a path.
+
+What is chosen here, for every file: the first frame; upright, as EXIF says; transparent pixels on white; palettes and
+other colour spaces as RGB; grey of 16 bits stays grey of 16 bits. Pixels without a known range are refused.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.tasks import TaskError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Read at all. Pillow's others are left out on purpose: EPS starts a program, and a server's clients send files."""
+
+MAX_PIXELS = 2**26
+"""Width times height of the largest file that is unpacked; a few kilobytes can stand for gigapixels."""
+
+DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+GREY = ("1", "L", "LA", "La")
+TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels, and what was chosen to get them."""
+
+    pixels: np.ndarray
+    """(H, W, C) uint8 or uint16, C 1 or 3."""
+    on_white: bool = False
+    """It had transparent pixels."""
+    first_of_several: bool = False
+    """The file holds more frames or pages than this one."""
+
+
+def decode(content: bytes) -> Picture:
+    """Return the picture in a file's bytes.
+
+    Raises:
+        TaskError: no whole image of a known format, too many pixels, or pixels without a known range.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with pillow_errors():
+        try:
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+        except UnidentifiedImageError:
+            begins = f"{len(content)} bytes that begin with {content[:8]!r}" if content else "no bytes"
+            raise TaskError(f"this is no image in {', '.join(FORMATS)}: {begins}") from None
+        with opened:
+            return picture(opened)
+
+
+@contextmanager
+def pillow_errors() -> Iterator[None]:
+    """Turn what Pillow raises into TaskError; its readers raise many kinds on a broken file."""
+    try:
+        yield
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"cannot read an image: {error}") from error
+
+
+def picture(image: Image) -> Picture:
+    """Return what an opened image shows.
+
+    Raises:
+        TaskError: too many pixels, or pixels without a known range. Pillow's own errors pass through.
+    """
+    from PIL import ImageOps
+
+    if image.width * image.height > MAX_PIXELS:
+        raise TaskError(
+            f"an image of {image.width} x {image.height} has more than {MAX_PIXELS} pixels: send it smaller"
+        )
+    several = bool(getattr(image, "is_animated", False))
+    stretched = image.format == "PPM"  # more than 8 bits: Pillow has scaled them to 0 … 65535, whatever their range
+    image.load()
+    pixels, on_white = _pixels(ImageOps.exif_transpose(image), stretched)
+    return Picture(pixels if pixels.ndim == 3 else pixels[:, :, None], on_white, several)
+
+
+def _pixels(image: Image, stretched: bool) -> tuple[np.ndarray, bool]:
+    """Return pixels (H, W) or (H, W, 3), and whether some of them were transparent."""
+    mode: str = image.mode
+    if mode in DEEP_GREY or (mode == "I" and stretched):
+        return _deep(image)
+    if mode == "F" or mode.startswith("I"):
+        kind = "floating-point numbers" if mode == "F" else "32-bit integers"
+        raise TaskError(f"an image of {kind} has no known range from black to white: save it with 8 or 16 bits")
+    wanted = "L" if mode in GREY else "RGB"
+    if mode not in TRANSPARENT and "transparency" not in image.info:
+        return np.asarray(image.convert(wanted)), False
+    return _composed(image, wanted)
+
+
+def _deep(image: Image) -> tuple[np.ndarray, bool]:
+    pixels = np.asarray(image).astype(np.uint16)
+    clear: Any = image.info.get("transparency")
+    if not isinstance(clear, int) or not (pixels == clear).any():
+        return pixels, False
+    return np.where(pixels == clear, np.uint16(65535), pixels), True
+
+
+def _composed(image: Image, wanted: str) -> tuple[np.ndarray, bool]:
+    """Lay an image over white."""
+    from PIL import Image
+
+    layer = image.convert("RGBA")
+    if layer.getextrema()[3][0] == 255:  # opaque throughout
+        return np.asarray(layer.convert("RGB").convert(wanted)), False
+    white = Image.new("RGBA", layer.size, "white")
+    return np.asarray(Image.alpha_composite(white, layer).convert("RGB").convert(wanted)), True

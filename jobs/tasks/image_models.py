@@ -1,0 +1,74 @@
+"""Image classifiers: `cnn`, ours, and those of transformers; built and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.tasks import TaskError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check(architecture: str, config: Mapping[str, Any]) -> Any:
+    """Return the architecture's default config.
+
+    Raises:
+        TaskError: an unknown architecture, or a key that its config has not.
+    """
+    from transformers import AutoConfig
+
+    from jobs.tasks import cnn
+
+    cnn.register()
+    try:
+        default = AutoConfig.for_model(architecture)
+    except (ValueError, KeyError) as error:
+        raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
+    unknown = [key for key in config if not hasattr(default, key)]
+    if unknown:
+        raise TaskError(f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}")
+    return default
+
+
+def build(
+    architecture: str, config: Mapping[str, Any], labels: Sequence[str], size: tuple[int, int], channels: int
+) -> torch.nn.Module:
+    """Make a classifier with fresh weights in fp32.
+
+    Raises:
+        TaskError: an unknown architecture, or a key that its config has not, or values that make no model.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    known = {"num_channels": channels, "id2label": dict(enumerate(labels))}
+    known["label2id"] = {label: i for i, label in enumerate(labels)}
+    if hasattr(check(architecture, config), "image_size"):
+        known["image_size"] = size[0]
+    try:
+        model = AutoModelForImageClassification.from_config(AutoConfig.for_model(architecture, **known, **config))
+    except (ValueError, KeyError) as error:
+        raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
+    return model.float()
+
+
+def load(directory: Path, dtype: torch.dtype | None, config: Mapping[str, Any]) -> torch.nn.Module:
+    """Load a model directory (also one quantised by torchao), in evaluation mode.
+
+    Raises:
+        TaskError: it holds no image classifier.
+    """
+    from transformers import AutoModelForImageClassification
+
+    from jobs.tasks import cnn
+
+    cnn.register()
+    try:
+        model = AutoModelForImageClassification.from_pretrained(
+            str(directory), dtype=dtype or "auto", trust_remote_code=False, **config
+        )
+    except (OSError, ValueError) as error:
+        raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
+    return model.eval()

@@ -1,0 +1,87 @@
+"""Proof that the exported files hold the model that was trained: both are measured on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cluster.precision import Precision
+from jobs.data.rows import Rows
+from jobs.tasks import Task
+from jobs.worker.evaluate import measure
+from jobs.worker.export import DTYPES, check_loss
+from jobs.worker.setup import Worker
+
+TRAINING_ROWS = 32
+"""So many training rows are measured where nothing is held out."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The trained model's loss, and how it was measured."""
+
+    loss: float
+    rows: Rows
+    limit: int | None
+    seed: int
+    micro_batch: int
+    what: str
+    """The rows, for a message."""
+
+
+def of_trained(worker: Worker) -> Measured:
+    """Return the last evaluation's loss; with nothing held out, that of some training rows. Collective."""
+    seed, micro_batch = worker.spec.data.split_seed, _micro_batch(worker)
+    if len(worker.eval_rows):
+        loss, limit = worker.evaluations["final"]["loss"], worker.spec.data.eval_max_rows
+        return Measured(loss, worker.eval_rows, limit, seed, micro_batch, "the held-out rows")
+    loss = worker.task.summarise(measure_live(worker, worker.rows, TRAINING_ROWS))["loss"]
+    return Measured(loss, worker.rows, TRAINING_ROWS, seed, micro_batch, "some training rows")
+
+
+def measure_live(worker: Worker, rows: Rows, limit: int | None) -> dict[str, float]:
+    """Return the sums over `limit` rows, each rank measuring its share on the model in training. Collective."""
+    engine = worker.engine
+    sums = measure(
+        worker.task,
+        engine.model,
+        rows,
+        limit=limit,
+        seed=worker.spec.data.split_seed,
+        micro_batch=_micro_batch(worker),
+        device=engine.device,
+        rank=engine.rank,
+        world_size=engine.world_size,
+    )
+    return dict(zip(sums, engine.all_sum(*sums.values()), strict=True))
+
+
+def _micro_batch(worker: Worker) -> int:
+    return max(worker.micro_batch, 8)  # no gradients: there is room for more than in training
+
+
+def of_files(directory: Path, trained: Measured, task: Task, precision: Precision, device: torch.device) -> None:
+    """Load what was written, as phase `evaluate` and a server do, and compare.
+
+    Args:
+        task: its class and options are what the files are loaded with.
+
+    Raises:
+        WrongExport: the losses differ by more than rounding.
+    """
+    try:
+        found = _loss(directory, trained, task, precision, device)
+    except torch.OutOfMemoryError:  # the trained model is still there, perhaps divided over many devices
+        torch.cuda.empty_cache()
+        found = _loss(directory, trained, task, precision, torch.device("cpu"))
+    check_loss(trained.loss, found, precision, trained.what)
+
+
+def _loss(directory: Path, trained: Measured, task: Task, precision: Precision, device: torch.device) -> float:
+    loaded = type(task).load(directory, task.options)
+    model = loaded.load_model(directory, DTYPES[precision]).to(device)
+    loaded.prepare_model(model, trained.rows.columns)
+    how = {"limit": trained.limit, "seed": trained.seed, "micro_batch": trained.micro_batch}
+    return loaded.summarise(measure(loaded, model, trained.rows, **how, device=device))["loss"]  # type: ignore[arg-type]

@@ -1,0 +1,170 @@
+"""Which parameters may come with a request beside those that are supported.
+
+What would change the answer and is not supported is refused by name. What asks for nothing is accepted: `null`, `""`,
+`{}` and `[]` under any name, parameters that change no answer (`user`), and the neutral value of an unsupported one
+(`reasoning_effort: "none"`). One table for both routes; a parameter that a route supports is not looked up here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from serve.api.body import ApiError, shown
+from serve.api.openai_requests import MODELS, Body, ChatRequest, CompletionRequest, is_empty
+
+HARMLESS = {
+    *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("request_id", "parallel_tool_calls"),
+}
+"""Parameters that change no answer, whatever their value."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    # OpenAI's
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "service_tier": ("auto", "default"),
+    "suffix": (),
+    "tool_choice": ("none", "auto"),
+    "tools": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    # those of vLLM, SGLang, llama.cpp and others, as clients send them
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
+    "bad_words": (),
+    "cache_salt": (),
+    "chat_template": (),
+    "chat_template_kwargs": (),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "documents": (),
+    "dry_multiplier": (0,),
+    "early_stopping": (False,),
+    "enable_thinking": (),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logits_processors": (),
+    "lora_path": (),
+    "max_completion_tokens": (),
+    "mirostat": (0,),
+    "mm_processor_kwargs": (),
+    "no_stop_trim": (False,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "reasoning": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "separate_reasoning": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stream_reasoning": (True, False),
+    "structured_outputs": (),
+    "tfs_z": (1,),
+    "thinking": ({"type": "disabled"},),
+    "top_a": (0,),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "xtc_probability": (0,),
+}
+"""Parameters that are not supported → the values, beside empty ones, that ask for nothing."""
+
+OF_ROUTE: dict[type[Body], dict[str, tuple[Any, ...]]] = {
+    ChatRequest: {"add_special_tokens": (False,)},  # the template has them
+    CompletionRequest: {"add_special_tokens": (True,)},
+}
+"""The same, where it depends on the route."""
+ASKS_WHEN_EMPTY = {"web_search_options"}
+"""OpenAI's `{}` turns it on with its defaults."""
+
+HINTS = {
+    "functions": "name them in `tools`",
+    "function_call": "use `tools` and `tool_choice`",
+    "max_completion_tokens": "use `max_tokens`",
+    "guided_json": "use `response_format`",
+    "structured_outputs": "use `response_format`",
+}
+"""What to do instead; "leave it out" for the others."""
+
+Kind = TypeVar("Kind", bound=Body)
+
+
+def validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
+    """Read a body as a request of a kind. Raises ApiError (400) that names the parameter at fault."""
+    try:
+        return kind.model_validate(supported(kind, body))
+    except ValidationError as error:
+        raise _bad_parameter(error.errors(include_url=False)) from None
+
+
+def supported(kind: type[Body], body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body without what asks for nothing. Raises ApiError for what does, and is not supported."""
+    neutral = NEUTRAL | OF_ROUTE.get(kind, {})
+    known = kind.model_fields
+    return {name: value for name, value in body.items() if name in known or not _asks_nothing(name, value, neutral)}
+
+
+def _asks_nothing(name: str, value: Any, neutral: Mapping[str, tuple[Any, ...]]) -> bool:
+    """Say whether a parameter may be left out of account; False for an unknown one. Raises ApiError."""
+    if value is None or name in HARMLESS or (is_empty(value) and name not in ASKS_WHEN_EMPTY):
+        return True
+    if name not in neutral:
+        return False
+    if any(_same(value, one) for one in neutral[name]):
+        return True
+    message = f"{name} = {shown(value)} is not supported by this server; {HINTS.get(name, 'leave it out')}"
+    raise ApiError(400, message, code="unsupported_parameter", param=name)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Compare as JSON does: true is not 1, but 1 is 1.0."""
+    if isinstance(value, bool) or isinstance(other, bool):
+        return value is other
+    return bool(value == other)
+
+
+def invalid(param: str, problem: str) -> ApiError:
+    """Return the 400 for a value that cannot be."""
+    return ApiError(400, f"{param}: {problem}", code="invalid_value", param=param)
+
+
+def missing(param: str) -> ApiError:
+    """Return the 400 for what has to be given."""
+    return ApiError(400, f"{param} is required", code="missing_required_parameter", param=param)
+
+
+def _bad_parameter(details: list[Any]) -> ApiError:
+    # A union reports one error per member; the one found deepest is the member that the client meant.
+    detail = max(details, key=lambda detail: len(detail["loc"]))
+    known = _FIELDS | ({detail["loc"][-1]} if detail["type"] == "extra_forbidden" else set())
+    param = _path([part for part in detail["loc"] if isinstance(part, int) or part in known])
+    if detail["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown parameter {param}", code="unknown_parameter", param=param)
+    if detail["type"] == "missing":
+        return missing(param)
+    return invalid(param, f"{detail['msg']} (given: {shown(detail.get('input'))})")
+
+
+_FIELDS = {field.alias or name for model in MODELS for name, field in model.model_fields.items()}
+
+
+def _path(location: list[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

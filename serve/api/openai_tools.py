@@ -1,0 +1,60 @@
+"""The tools of a chat request: which functions the model may call, and whether it must. Pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serve.api.openai_parameters import invalid
+from serve.api.openai_requests import AllowedTools, ChatRequest, Function, NamedTool
+from serve.wire import Tools
+
+NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+def tools(request: ChatRequest) -> Tools | None:
+    """Return the functions that the model may call; None where it may not. Raises ApiError (400)."""
+    offered = _functions(request)
+    choice = request.tool_choice
+    if not offered:
+        if choice not in (None, "none", "auto"):
+            raise invalid("tool_choice", "asks for a call, and there are no tools")
+        return None
+    if choice == "none":
+        return None
+    named: str | None = None
+    required = choice == "required"
+    if isinstance(choice, NamedTool):
+        named, required = choice.function.name, True
+        _check_known(named, offered)
+    if isinstance(choice, AllowedTools):
+        allowed = [tool.function.name for tool in choice.allowed_tools.tools]
+        for name in allowed:
+            _check_known(name, offered)
+        offered = {name: function for name, function in offered.items() if name in allowed}
+        required = choice.allowed_tools.mode == "required"
+    strict = tuple(name for name, function in offered.items() if function.strict)
+    parallel = request.parallel_tool_calls is not False and named is None
+    return Tools(tuple(map(_told, offered.values())), strict, required, named, parallel)
+
+
+def _functions(request: ChatRequest) -> dict[str, Function]:
+    found: dict[str, Function] = {}
+    for at, tool in enumerate(request.tools or ()):
+        place = f"tools[{at}].function"
+        if tool.function.name in found:
+            raise invalid(f"{place}.name", f"there are two functions {tool.function.name!r}")
+        if (tool.function.parameters or NO_ARGUMENTS).get("type", "object") != "object":
+            raise invalid(f"{place}.parameters", "must be the schema of an object")
+        found[tool.function.name] = tool.function
+    return found
+
+
+def _check_known(name: str, offered: dict[str, Function]) -> None:
+    if name not in offered:
+        raise invalid("tool_choice", f"there is no function {name!r} in tools; there are: {', '.join(offered)}")
+
+
+def _told(function: Function) -> dict[str, Any]:
+    """Return a function as templates get it: some fail where a description or the properties are missing."""
+    parameters = {**NO_ARGUMENTS, **(function.parameters or {})}
+    return {"name": function.name, "description": function.description or "", "parameters": parameters}

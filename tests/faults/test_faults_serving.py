@@ -1,0 +1,171 @@
+"""A replica that no longer answers is replaced and ended, the others answer meanwhile, and a later `serve up` works."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from cluster import local, processes, ray_internals
+from cluster.connect import Connection
+from cluster.errors import UserError
+from serve import cli, endpoints
+from serve.spec import HttpSpec, ServeSpec
+from tests.conftest import free_port
+from tests.support import tiny_models
+
+ENDED_S = 20.0
+"""Three checks without an answer, 3.5 s each, and what lies between them."""
+
+
+def spec(model: Path, replicas: int) -> ServeSpec:
+    tiny = {"model": str(model), "replicas": replicas, "resources": {"cpus_per_replica": 1}}
+    return ServeSpec.model_validate({"models": {"tiny": tiny}, "drain_s": 300, "start_timeout_s": 120})
+
+
+def details() -> dict[str, Any]:
+    applications = endpoints._details()["applications"]
+    found: dict[str, Any] = applications["tandem.tiny"]["deployments"]["engine"]
+    return found
+
+
+def running() -> dict[str, int]:
+    """Return the pids of the replicas that run, by the replica's id."""
+    return {r["replica_id"]: r["pid"] for r in details()["replicas"] if r["state"] == "RUNNING"}
+
+
+def wait_for(what: Callable[[], Any], limit_s: float) -> float:
+    """Wait until `what` is true; return how long that took."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < limit_s, f"not within {limit_s} s: {details()}"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def ask(endpoint: str) -> int:
+    body = json.dumps({"model": "tiny", "prompt": "a b c", "max_tokens": 4, "temperature": 0}).encode()
+    request = urllib.request.Request(f"{endpoint}/v1/completions", body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+class Asking:
+    """Asks one question after the other, in a thread of its own."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.answers: list[int] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(endpoint,), daemon=True)
+        self._thread.start()
+
+    def _run(self, endpoint: str) -> None:
+        while not self._ended.wait(0.05):
+            self.answers.append(ask(endpoint))
+
+    def end(self) -> list[int]:
+        self._ended.set()
+        self._thread.join(60)
+        return self.answers
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.language_model(tmp_path_factory.mktemp("tiny"), context=256)
+
+
+@pytest.fixture
+def down() -> Iterator[None]:
+    yield
+    endpoints.down(print)
+
+
+def test_a_stopped_replica_is_replaced_and_ended(cluster: Connection, model: Path, down: None) -> None:
+    endpoint = endpoints.up(spec(model, 2), print)["endpoint"]
+    asking = Asking(endpoint)
+    before = running()
+    name, pid = next(iter(before.items()))
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5)  # the fault is there
+    print(f"ended after {wait_for(lambda: name not in running() and not psutil.pid_exists(pid), ENDED_S):.1f} s")
+    print(f"replaced after {wait_for(lambda: len(running()) == 2, 60):.1f} s more")
+    answers = asking.end()
+    lost = [status for status in answers if status != 200]
+    print(f"{len(answers)} requests, lost: {lost}")
+    assert len(answers) > 20
+    assert len(lost) <= 1, "only what the stopped replica had accepted is lost"
+    assert set(lost) <= {503}
+    endpoints.up(spec(model, 1), print)
+    wait_for(lambda: len(running()) == 1, 20)
+    assert ask(endpoint) == 200
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[local.LocalCluster]:
+    """A head in a home of its own, which may be killed."""
+    folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANDEM_HOME", str(folder))
+        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        ports = {"ray_port": free_port(), "dashboard_port": free_port(), "mlflow_port": free_port()}
+        try:
+            yield local.up(cpus=3, **ports)
+        finally:
+            local.down(job_grace_s=1)
+            shutil.rmtree(folder, ignore_errors=True)
+    ray_internals.read_token_again()  # the session's cluster has another token
+
+
+def test_the_head_is_killed_and_started_again(own_cluster: local.LocalCluster, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(spec(model, 1).model_dump(mode="json", exclude_unset=True)))
+    taken = free_port()  # not the one that would be chosen anew
+    before = endpoints.up(spec(model, 1).model_copy(update={"http": HttpSpec(port=taken)}), print, path)["endpoint"]
+    assert ask(before) == 200
+    (replica,) = running().values()
+    for pid in own_cluster.daemons:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: local.state() is None, 20)  # the fault is there
+    again = local.up(cpus=3)
+    assert (again.ray_address, again.dashboard_url, again.mlflow_url) == (
+        own_cluster.ray_address,
+        own_cluster.dashboard_url,
+        own_cluster.mlflow_url,
+    )
+    assert not psutil.pid_exists(replica), "nothing of the old cluster is left"
+    left = processes.members(own_cluster.id, own_cluster.sessions, own_cluster.started_at)
+    assert not left
+    said = CliRunner().invoke(cli.app, ["status"]).output.replace("\n", " ")
+    assert f"tiny at {before} ended with the cluster: `tandem serve up {path}` serves it again" in said
+    with pytest.raises(UserError, match="ended with the cluster"):
+        endpoints.endpoint()
+    assert endpoints.up(spec(model, 1), print, path)["endpoint"] == before, "clients know the port"
+    assert ask(before) == 200
+    endpoints.down(print)
+
+
+def test_a_port_that_is_taken_is_a_sentence_at_once(cluster: Connection, model: Path, down: None) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(UserError, match=f"http.port {port} on 127.0.0.1 is taken"):
+            endpoints.up(spec(model, 1).model_copy(update={"http": HttpSpec(port=port)}), print)

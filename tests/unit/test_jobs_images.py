@@ -1,0 +1,274 @@
+"""Image files of every mode to pixels: ranges kept, nothing opened that a client names, bombs not unpacked."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.tasks import TaskError, get
+from jobs.tasks.image_files import MAX_PIXELS, decode
+from jobs.tasks.images import PixelSums, deepened, read_image, read_picture, resize, sent_picture
+from tests.support.sinks import touched
+
+DEEP = np.array([[0, 9000], [47000, 65535]], dtype=np.uint16)
+
+
+def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def values(content: bytes) -> Any:
+    return decode(content).pixels.tolist()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_keeps_its_range(kind: str) -> None:
+    pixels = decode(file(Image.fromarray(DEEP), kind)).pixels
+    assert pixels.dtype == np.uint16
+    assert pixels[:, :, 0].tolist() == DEEP.tolist()
+
+
+def test_a_big_endian_tiff_of_16_bits_reads_the_same() -> None:
+    entries = [(256, 4, 2), (257, 4, 2), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+               (278, 4, 2), (279, 4, 8)]  # fmt: skip
+    tags = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in entries
+    )
+    head = b"MM\0*" + struct.pack(">I", 16) + DEEP.astype(">u2").tobytes()
+    pixels = decode(head + struct.pack(">H", len(entries)) + tags + b"\0\0\0\0").pixels
+    assert pixels[:, :, 0].tolist() == DEEP.tolist()
+
+
+def test_a_classifier_of_16_bit_images_tells_brightness_apart() -> None:
+    def image(low: int) -> bytes:
+        return file(Image.fromarray(np.random.default_rng(low).integers(low, low + 3000, (8, 8), dtype=np.uint16)))
+
+    task = get("image-classification")()
+    examples = [{"image": image(low), "label": low} for low in (9000, 45000)]
+    task.fit(task.observe(examples))
+    assert 0.3 < task.mean[0] < 0.5
+    assert task.inputs()[0]["datatype"] == "UINT16"
+    rows = task.encode(examples)
+    assert rows["pixels"].dtype == np.uint16
+    dim, bright = task.collate(rows)["pixel_values"].mean((1, 2, 3)).tolist()
+    assert dim == pytest.approx(-bright, abs=0.1)
+    assert bright > 0.9
+
+
+def test_one_deep_image_makes_all_deep_whatever_the_chunks(tmp_path: Path) -> None:
+    examples = [
+        {"image": file(Image.new("L", (2, 2), 9)), "label": 0},
+        {"image": file(Image.fromarray(DEEP)), "label": 1},
+    ]
+    whole, parts = get("image-classification")(), get("image-classification")()
+    whole.fit(whole.observe(examples))
+    parts.fit(parts.observe(examples[:1]).merged(parts.observe(examples[1:])))
+    assert (whole.bits, whole.mean, whole.std) == (parts.bits, parts.mean, parts.std)
+    assert whole.encode(examples)["pixels"][0].max() == 9 * 257
+    whole.save(tmp_path)
+    assert get("image-classification").load(tmp_path).bits == 16
+
+
+def test_deep_images_for_a_model_of_8_bits_are_rounded_and_counted() -> None:
+    task = get("image-classification")()
+    task.fit(task.observe([{"image": file(Image.new("L", (2, 2), level)), "label": level} for level in (1, 2)]))
+    rows = task.encode([{"image": file(Image.fromarray(DEEP)), "label": 1}])
+    assert rows["pixels"].ravel().tolist() == [0, 35, 183, 255]
+    assert rows["narrowed"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("1", (1, 1), 1), [[[255]]]),
+        (Image.new("L", (1, 1), 7), [[[7]]]),
+        (Image.new("LA", (1, 1), (7, 255)), [[[7]]]),
+        (Image.new("RGB", (1, 1), (1, 2, 3)), [[[1, 2, 3]]]),
+        (Image.new("RGB", (1, 1), (1, 2, 3)).quantize(2), [[[1, 2, 3]]]),
+        (Image.new("RGBA", (1, 1), (1, 2, 3, 255)), [[[1, 2, 3]]]),
+    ],
+)
+def test_modes(image: Image.Image, expected: Any) -> None:
+    found = decode(file(image))
+    assert found.pixels.tolist() == expected
+    assert not found.on_white
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("LA", (1, 1), (0, 0)), [[[255]]]),
+        (Image.new("LA", (1, 1), (0, 128)), [[[127]]]),
+        (Image.new("RGBA", (1, 1), (200, 0, 0, 0)), [[[255, 255, 255]]]),
+    ],
+)
+def test_transparent_pixels_lie_on_white(image: Image.Image, expected: Any) -> None:
+    found = decode(file(image))
+    assert found.pixels.tolist() == expected
+    assert found.on_white
+
+
+def test_transparent_colours_of_palettes_and_greys() -> None:
+    assert values(file(Image.new("P", (1, 1), 0), transparency=0)) == [[[255, 255, 255]]]
+    assert values(file(Image.new("L", (1, 1), 9), transparency=9)) == [[[255]]]
+    clear = decode(file(Image.fromarray(DEEP), transparency=9000))
+    assert clear.pixels[0, 1, 0] == 65535
+    assert clear.on_white
+
+
+def test_cmyk_becomes_rgb() -> None:
+    pixels = decode(file(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)).pixels
+    assert pixels.shape == (8, 8, 3)
+    assert pixels[0, 0, 0] > 240 > 15 > pixels[0, 0, 1]
+
+
+def test_exif_orientation_is_honoured() -> None:
+    image = Image.fromarray(np.array([[10, 200]], dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
+    assert values(file(image, exif=exif)) == [[[10]], [[200]]]
+
+
+def test_the_first_frame_is_used_and_said() -> None:
+    frames = [Image.new("L", (2, 2), level) for level in (10, 200)]
+    found = decode(file(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert found.pixels.max() == 10
+    assert found.first_of_several
+    task = get("image-classification")()
+    examples = [{"image": file(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "label": n} for n in (0, 1)]
+    task.fit(task.observe(examples))
+    assert task.encode(examples)["several"].tolist() == [1, 1]
+    assert task.counted["several"]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_range_are_refused(mode: str) -> None:
+    with pytest.raises(TaskError, match="no known range"):
+        decode(file(Image.new(mode, (2, 2), 1), "TIFF"))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"AAAA",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        file(Image.new("L", (64, 64), 3))[:-20],
+        file(Image.new("RGB", (64, 64), 3), "JPEG")[:300],
+        file(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)))[:2000] + b"\0" * 3000,
+        b"GIF89a" + b"\xff" * 40,
+        b"II*\0" + b"\xff" * 40,
+    ],
+)
+def test_what_is_no_whole_image_is_refused_without_an_address(content: bytes) -> None:
+    with pytest.raises(TaskError) as caught:
+        decode(content)
+    assert "0x" not in str(caught.value).replace("\\x", "")
+    assert "object at" not in str(caught.value)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """Return a small PNG that claims to be large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [8193, 10_000, 60_000])
+def test_bombs_are_not_unpacked(side: int) -> None:
+    assert side * side > MAX_PIXELS
+    with pytest.raises(TaskError, match="pixels"):
+        decode(bomb(side, side))
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.full((2, 2), 0.5), "no known range"),
+        (np.full((2, 2), 12.0, dtype=np.float32), "no known range"),
+        (np.full((2, 2), np.nan), "no known range"),
+        (np.ones((2, 2), dtype=bool), "no known range"),
+        (np.full((2, 2), -5), "holds -5"),
+        (np.full((2, 2), 256), "holds 256"),
+        (np.zeros((2, 2, 2, 2), dtype=np.uint8), "shape"),
+        (np.zeros((0, 2), dtype=np.uint8), "shape"),
+        (np.array([["a"]], dtype=object), "shape"),
+    ],
+)
+def test_arrays_that_do_not_say_what_is_white(array: np.ndarray, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        sent_picture(array)
+
+
+def test_arrays_of_whole_numbers() -> None:
+    assert sent_picture(np.array([[0, 255]])).pixels.dtype == np.uint8
+    assert read_image([[0, 255]]).shape == (1, 2, 1)
+    assert sent_picture(DEEP).pixels.dtype == np.uint16
+
+
+def test_8_bits_are_exact_in_16() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    assert (deepened(deepened(grey, 16), 8) == grey).all()
+    assert PixelSums.of(grey) == PixelSums.of(deepened(grey, 16))
+
+
+def test_deep_images_are_resized_and_recoloured_as_shallow_ones() -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    for channels in (1, 3):
+        deep = resize(deepened(colour, 16), (4, 4), channels)
+        assert deep.dtype == np.uint16
+        assert np.abs(deepened(deep, 8).astype(int) - resize(colour, (4, 4), channels)).max() <= 1
+
+
+def test_training_names_the_file_it_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    with pytest.raises(TaskError, match=r"broken\.png: No such file"):
+        read_picture(path)
+    path.write_bytes(b"AAAA")
+    with pytest.raises(TaskError, match=r"broken\.png: this is no image"):
+        read_picture({"bytes": None, "path": str(path)})
+    path.write_bytes(file(Image.new("L", (1, 1), 7)))
+    assert read_image(str(path)).tolist() == [[[7]]]
+    with pytest.raises(TaskError, match=r"not None$"):
+        read_picture({"bytes": None, "path": None})
+    with pytest.raises(TaskError, match="no known range"):
+        read_picture(Image.new("F", (1, 1)))
+    assert read_image(Image.new("RGB", (1, 1), (1, 2, 3)).quantize(2)).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize(
+    "form", [str, os.fsencode, Path, "file://{}".format, "http://127.0.0.1/{}".format, lambda p: {"path": p}]
+)
+def test_no_path_is_opened_that_a_client_sends(form: Any, tmp_path: Path) -> None:
+    task = get("image-classification")()
+    pixels = np.zeros((8, 8), dtype=np.uint8)
+    task.fit(task.observe([{"image": pixels, "label": n} for n in (0, 1)]))
+    model = task.build("cnn", {"width": 8, "hidden_size": 8}).eval()
+    task.predict(model, [pixels])  # what is imported late is imported now
+    with pytest.raises(TaskError):
+        task.predict(model, [b"AAAA"])
+    sink = tmp_path / "sink.png"
+    os.mkfifo(sink)  # opening it would block
+    with touched("sink") as opened, pytest.raises(TaskError):
+        task.predict(model, [form(str(sink))])
+    assert opened == []
+    (tmp_path / "other.png").write_bytes(b"AAAA")
+    with touched("other") as opened, pytest.raises(TaskError):
+        read_picture(tmp_path / "other.png")
+    assert opened  # training does open what its own rows name, and the watch sees it

@@ -1,0 +1,195 @@
+"""Files as people have them: compressed, JSON lines under another name, tables with odd cells. A bad row is one row."""
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from cluster.errors import UserError
+from jobs.data import sources
+from jobs.data.examples import BadRow, BadRows, Example, bounded
+from jobs.tasks import TaskError, TaskSetupError
+
+ROWS = [{"text": f"line {n}", "n": str(n)} for n in range(5)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def zstandard(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard}
+KINDS = {
+    ".jsonl": LINES,
+    ".ndjson": LINES,
+    ".json": json.dumps(ROWS),
+    ".csv": "text,n\n" + "".join(f"{row['text']},{row['n']}\n" for row in ROWS),
+    ".tsv": "text\tn\n" + "".join(f"{row['text']}\t{row['n']}\n" for row in ROWS),
+}
+
+
+def read(name: str, base: Path, bad: BadRows | None = None) -> list[Example]:
+    return list(sources.open_source(name, base).examples(bad=bad))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_compressed_files_are_read_as_what_they_hold(tmp_path, kind, suffix):
+    (tmp_path / f"X{kind.upper()}{suffix}").write_bytes(COMPRESS[suffix](KINDS[kind].encode()))
+    assert read(f"X{kind.upper()}{suffix}", tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(("suffix", "compress"), COMPRESS.items())
+def test_a_damaged_archive_is_an_error_with_its_name_even_where_bad_rows_are_left_out(tmp_path, suffix, compress):
+    whole = compress(LINES.encode() * 100)
+    for content in (whole[:-9], whole[: len(whole) // 2], LINES.encode(), b""):
+        (tmp_path / f"x.jsonl{suffix}").write_bytes(content)
+        with pytest.raises(UserError, match=rf"x\.jsonl\{suffix}: a \{suffix} file that is damaged or cut off"):
+            read(f"x.jsonl{suffix}", tmp_path, BadRows(most=99))
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (LINES, ROWS),
+        (json.dumps(ROWS, indent=2), ROWS),
+        (json.dumps({"text": "one"}), [{"text": "one"}]),
+        (json.dumps({"text": "one"}, indent=2), [{"text": "one"}]),
+        (json.dumps({"messages": [{"role": "user"}]}), [{"messages": [{"role": "user"}]}]),
+        ('{"text": broken}\n' + LINES, ROWS),
+    ],
+)
+def test_a_json_file_is_read_by_what_it_holds(tmp_path, content, wanted):
+    (tmp_path / "x.json").write_text(content)
+    assert read("x.json", tmp_path, BadRows(most=1)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps({"data": ROWS}), "its list is under 'data'"),
+        (json.dumps({"version": 1, "rows": ROWS}, indent=1), "its list is under 'rows'"),
+        (json.dumps(ROWS[0], indent=1) + json.dumps(ROWS[1], indent=1), "Extra data; one object a line is .jsonl"),
+        ("3", "expected a list of objects, this is a int"),
+        ("", "x.json:1: not valid JSON"),
+    ],
+)
+def test_a_json_file_that_is_no_list_says_what_to_do(tmp_path, content, said):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        read("x.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "a", "text": "b"}', "the key 'text' is there twice"),
+        (b'{"text": {"a": 1, "a": 2}}', "the key 'a' is there twice"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "ValueError: Exceeds the limit"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'[{"text": "a"}]', "this is a list; a list of objects is a .json"),
+    ],
+)
+def test_a_line_that_is_no_plain_object_is_one_bad_row(tmp_path, line, said):
+    (tmp_path / "x.jsonl").write_bytes(LINES.encode() + line + b"\n" + LINES.encode())
+    bad = BadRows(most=1)
+    assert read("x.jsonl", tmp_path, bad) == ROWS * 2
+    assert bad.first[0].where.endswith("x.jsonl:6")
+    assert said in bad.first[0].reason
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (b"caf\xe9,x", "byte 0xe9 is not UTF-8"),
+        (b"a\0b,x", "NUL"),
+        (b'"a"b,x', "',' expected after '\"'"),
+        (b"a,b,c", "has not the 2 columns"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_one_bad_row(tmp_path, row, said):
+    (tmp_path / "x.csv").write_bytes(b'text,n\n"two\nlines",1\n' + row + b"\n\nlast,2\n")
+    bad = BadRows(most=1)
+    assert read("x.csv", tmp_path, bad) == [{"text": "two\nlines", "n": "1"}, {"text": "last", "n": "2"}]
+    assert bad.first[0].where.endswith("x.csv:4")
+    assert said in bad.first[0].reason
+
+
+def test_a_record_that_swallows_lines_ends_the_reading(tmp_path):
+    (tmp_path / "x.csv").write_text('text,n\n"open,1\nb,2\nc,3\n')
+    with pytest.raises(UserError, match=r"x\.csv:2: unexpected end of data, in a record up to line 4"):
+        read("x.csv", tmp_path, BadRows(most=9))
+
+
+def test_a_cell_may_hold_a_whole_document(tmp_path):
+    (tmp_path / "x.csv").write_text("text,n\n" + "word " * 40_000 + ",1\n")
+    assert len(read("x.csv", tmp_path)[0]["text"]) == 200_000
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("text,text\na,b\n")
+    with pytest.raises(UserError, match=r"x\.csv:1: the column 'text' is there twice"):
+        read("x.csv", tmp_path)
+    with pytest.raises(UserError, match=r"data\.columns: the column 'a' is there twice"):
+        list(sources.open_source("x.csv", tmp_path, ["a", "a"]).examples())
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="the column 'text' is there twice"):
+        read("x.parquet", tmp_path)
+
+
+def test_a_parquet_row_that_no_python_object_can_hold_is_one_bad_row(tmp_path):
+    far = pa.array([0, 2**60, 1], pa.int64()).cast(pa.timestamp("ms"))
+    pyarrow.parquet.write_table(pa.table({"text": ["a", "b", "c"], "when": far}), tmp_path / "x.parquet")
+    bad = BadRows(most=1)
+    assert [row["text"] for row in read("x.parquet", tmp_path, bad)] == ["a", "c"]
+    assert bad.first[0].where.endswith("x.parquet: row 2")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "no text"), (b"\xef\xbb\xbf \n", "no text"), (b"h\0i\0", "NUL")])
+def test_a_text_file_without_text_is_a_bad_row(tmp_path, content, said):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\.txt.*{said}"):
+        read("x.txt", tmp_path)
+
+
+def failing(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RecursionError(), OverflowError("far"), AssertionError(), OSError(5)])
+def test_no_exception_of_a_row_passes_the_boundary(error):
+    found = bounded(failing(error), "x:1")
+    assert isinstance(found, BadRow)
+    assert found.reason.startswith(type(error).__name__)
+    assert "raise error" in found.trace
+    assert bounded(failing(TaskError("no text")), "x:1") == BadRow("x:1", "no text")
+
+
+@pytest.mark.parametrize("error", [TaskSetupError("no template"), MemoryError(), KeyboardInterrupt()])
+def test_what_is_no_fault_of_a_row_passes_the_boundary(error):
+    with pytest.raises(type(error)):
+        bounded(failing(error), "x:1")
+
+
+def test_what_ones_own_code_did_not_foresee_is_shown_once_with_its_traceback(capsys):
+    bad = BadRows(most=9, own_code=True)
+    for number in range(3):
+        found = bounded(failing(KeyError(f"column {number}")), f"x:{number}")
+        assert isinstance(found, BadRow)
+        bad.add(found)
+    shown = capsys.readouterr().out
+    assert shown.count("Traceback") == 1
+    assert "x:0 failed so:" in shown

@@ -1,0 +1,79 @@
+"""ServeSpec: numbers are finite and bounded, and a runtime environment says only what it may."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import specfile
+from cluster.errors import UserError
+from serve.spec import ServeSpec
+
+INNER = ("constrained", "function-", "tagged", "lax-or-strict")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "replicas: 1000000000",
+        "replicas: true",
+        "replicas: {max: 1.0e+9}",
+        "replicas: {target_ongoing: .nan}",
+        "replicas: many",
+        "max_batch: 1000000000",
+        "max_context: 1000000000000",
+        "max_queued: true",
+        "upscale_delay_s: .inf",
+        "downscale_delay_s: .nan",
+        "cache_gib: .inf",
+        "resources: {cpus_per_replica: .nan}",
+        "resources: {gpus_per_replica: 1.0e+9}",
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(UserError) as caught:
+        specfile.loads(f"models:\n  m:\n    model: d\n    {setting}", ServeSpec)
+    message = str(caught.value)
+    assert message.startswith(f"spec:4: `models.m.{setting.partition(':')[0]}"), message
+    assert not any(name in message for name in INNER), message
+
+
+RESERVED = ("PYTHONPATH", "LD_PRELOAD", "RAY_X", "MLFLOW_TRACKING_URI", "TANDEM_HOME")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        *(
+            (f"{{env_vars: {{{name}: x}}}}", f"env_vars.{name}`: is reserved")
+            for name in ("PYTHONPATH", "LD_PRELOAD", "RAY_X")
+        ),
+        *(
+            (f"{{env_vars: {{{name}: x}}}}", f"env_vars.{name}`: is reserved")
+            for name in ("MLFLOW_TRACKING_URI", "TANDEM_HOME")
+        ),
+        ("{env_vars: {A: 1}}", "`models.m.runtime_env.env_vars.A`: must be a text"),
+        ("{env_vars: [A]}", "`models.m.runtime_env.env_vars`: must be a mapping"),
+        ("{pip: [einops, 3]}", "`models.m.runtime_env.pip.1`: must be one requirement"),
+        ("{pips: [einops]}", "did you mean 'pip'?"),
+        ("{working_dir: .}", "code of your own is sent from beside the spec"),
+        ("{image_uri: 5}", "`models.m.runtime_env.image_uri`: must be a text"),
+    ],
+)
+def test_a_runtime_environment_is_refused_with_its_place(given: str, wanted: str) -> None:
+    with pytest.raises(UserError) as caught:
+        specfile.loads(f"models: {{m: {{model: d, runtime_env: {given}}}}}", ServeSpec)
+    assert wanted in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = "models: {m: {model: d, replicas: 0, runtime_env: {env_vars: {RAY_A: x, PYTHONHOME: y}}}}\ndrain_s: .inf"
+    with pytest.raises(UserError) as caught:
+        specfile.loads(text, ServeSpec)
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_what_is_documented_is_accepted() -> None:
+    given = "{pip: [einops], env_vars: {A: 'b'}}"
+    spec = specfile.loads(f"models: {{m: {{model: d, runtime_env: {given}}}}}", ServeSpec)
+    assert spec.models["m"].runtime_env == {"pip": ["einops"], "env_vars": {"A": "b"}}
+    assert ServeSpec.model_validate_json(spec.model_dump_json()) == spec
