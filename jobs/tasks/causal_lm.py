@@ -9,7 +9,6 @@ Rows (all int32, S = sequence_length):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -30,6 +29,7 @@ from jobs.tasks import (
     generation,
     isolation,
     packing,
+    scores,
     tokenization,
 )
 from jobs.tasks.architectures import LENGTHS, config_for, positions
@@ -169,7 +169,11 @@ class CausalLM(Task):
         if "labels" not in rows:
             return packing.windows_batch(rows)
         rows = packing.complete(rows)
-        return packing.packed_batch(packing.separate(rows, self.tokenizer.pad_token_id) if self._separate else rows)
+        if self._separate:
+            rows = packing.separate(rows, self.tokenizer.pad_token_id)
+        elif not self.options.pack:  # from the beginning on is what every model assumes, and some can be told nothing
+            rows = {name: column for name, column in rows.items() if name != "position_ids"}
+        return packing.packed_batch(rows)
 
     # -- model ------------------------------------------------------------------------------------------------------
 
@@ -256,15 +260,7 @@ class CausalLM(Task):
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return loss (nats per token), perplexity, accuracy, and bits_per_byte = loss_sum / (ln 2 · bytes)."""
-        loss = sums["loss"] / max(sums["targets"], 1)
-        summary = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "accuracy": sums["correct"] / max(sums["targets"], 1),
-        }
-        if sums["bytes"]:
-            summary["bits_per_byte"] = sums["loss"] / math.log(2) / sums["bytes"]
-        return summary
+        return scores.of_tokens(sums)
 
     # -- use --------------------------------------------------------------------------------------------------------
 

@@ -129,6 +129,8 @@ class _Asked:
         if self._tools and self._same(messages, text, without_tools=True):
             raise TaskError("the chat template leaves out 'tools'")
         for index, message in enumerate(messages):
+            if index in answers and _squeezed(message["content"]) not in _squeezed(text):
+                raise TaskError(f"the chat template leaves out a part of the answer in message {index + 1}")
             for what, changed in _variations(message, text, index in answers):
                 if self._same([*messages[:index], changed, *messages[index + 1 :]], text):
                     raise TaskError(f"the chat template leaves out {what} of message {index + 1} ({message['role']})")
@@ -138,6 +140,11 @@ class _Asked:
             return render_text(self._tokenizer, messages, None if without_tools else self._tools) == text
         except TaskError:  # it misses what was taken away
             return False
+
+
+def _squeezed(text: str) -> str:
+    """Return a text without white space, which templates strip and add."""
+    return "".join(text.split())
 
 
 def _variations(message: Message, text: str, is_answer: bool) -> Iterator[tuple[str, Message]]:

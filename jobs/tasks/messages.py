@@ -36,6 +36,13 @@ def read_message(given: Any, role: str = "role", content: str = "content") -> Me
     if not isinstance(given, Mapping) or not isinstance(given.get(role), str):
         raise TaskError(f"a message needs {role!r} and {content!r}; this one is {given!r:.200}")
     rest = {key: value for key, value in given.items() if key not in (role, content) and not is_nothing(value)}
+    honoured = ("tool_calls", "name", "tool_call_id", *REASONING, *FLAGS, *_NEUTRAL)
+    unknown = sorted(str(key) for key in rest.keys() - set(honoured))
+    if unknown:
+        raise TaskError(
+            f"a message has {', '.join(map(repr, unknown))}, which is not honoured; take it out of the data if it "
+            "should have no effect"
+        )
     message: Message = {"role": given[role]}
     if "tool_calls" in rest:
         message["tool_calls"] = _tool_calls(rest.pop("tool_calls"))
@@ -48,12 +55,6 @@ def read_message(given: Any, role: str = "role", content: str = "content") -> Me
     flags = [_flag(key, given[key]) for key in FLAGS if given.get(key) is not None]
     if False in flags:
         message[LEARNED] = False
-    unknown = sorted(str(key) for key in rest.keys() - {*FLAGS, *_NEUTRAL})
-    if unknown:
-        raise TaskError(
-            f"a message has {', '.join(map(repr, unknown))}, which is not honoured; take it out of the data if it "
-            "should have no effect"
-        )
     return message
 
 

@@ -1,8 +1,9 @@
-"""How good a classifier is: sums that add up over batches and ranks, metrics out of them, a picture of its mistakes."""
+"""How good a model is: sums that add up over batches and ranks, metrics out of them, a picture of mistakes."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -88,3 +89,16 @@ def picture(counts: np.ndarray, labels: Sequence[str]) -> bytes:
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
+
+
+def of_tokens(sums: Mapping[str, float]) -> dict[str, float]:
+    """Return loss (nats per token), perplexity, accuracy, and bits_per_byte = loss_sum / (ln 2 · bytes) of sums."""
+    loss = sums["loss"] / max(sums["targets"], 1)
+    summary = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": sums["correct"] / max(sums["targets"], 1),
+    }
+    if sums["bytes"]:
+        summary["bits_per_byte"] = sums["loss"] / math.log(2) / sums["bytes"]
+    return summary

@@ -102,6 +102,10 @@ def test_what_stands_beside_a_conversation_is_part_of_it(example, said):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "a part of type 'image_url'"),
         ({"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]}, "half of a surrogate pair"),
         ({"messages": [{**QUESTION, "mood": "sad"}, ANSWER]}, "a message has 'mood', which is not honoured"),
+        (
+            {"messages": [QUESTION, {"role": "assistant", "content": None, "function_call": {"name": "f"}}]},
+            "a message has 'function_call'",
+        ),
         ({"messages": [QUESTION, {**ANSWER, "weight": 0.5}]}, "'weight' of a message is 0.5"),
         ({"messages": [QUESTION, {**ANSWER, "weight": 0}]}, "all answers of the conversation have weight 0"),
         ({"messages": [QUESTION, {"role": "assistant", "content": " \n"}]}, "an answer is empty"),
@@ -166,6 +170,16 @@ def test_template_that_drops_a_message_is_refused(trained):
     task = with_template(trained, template)
     with pytest.raises(TaskError, match=r"leaves out the content of message 1 \(system\)"):
         task.encode([{"messages": [{"role": "system", "content": "be kind"}, QUESTION, ANSWER]}])
+
+
+def test_template_that_drops_a_part_of_the_answer_is_refused(trained):
+    template = (
+        "{% for m in messages %}{{ m.role + m.content.split('</think>')[-1] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    turns = [QUESTION, {**ANSWER, "content": "<think>hm</think> fox"}]
+    with pytest.raises(TaskError, match="leaves out a part of the answer in message 2"):
+        with_template(trained, template).encode([{"messages": turns}])
 
 
 def test_template_that_drops_earlier_thoughts_learns_each_answer_behind_its_own_prompt(trained):

@@ -81,7 +81,9 @@ def test_a_model_without_positions_is_given_none(lm):
 def test_unpacked_rows_hold_one_conversation_each(tokenizer):
     task = get("causal-lm")({"sequence_length": 64, "pack": False})
     task.tokenizer = tokenizer
-    assert len(encode(task, CONVERSATIONS)["targets"]) == len(CONVERSATIONS)
+    rows = encode(task, CONVERSATIONS)
+    assert len(rows["targets"]) == len(CONVERSATIONS)
+    assert task.collate(rows).keys() == {"input_ids", "labels"}
 
 
 def test_files_of_texts_and_of_conversations_are_read_as_one(lm, tmp_path):
