@@ -35,6 +35,7 @@ __all__ = ["LocalCluster", "down", "state", "token_environment", "up"]
 
 DAEMON_GRACE_S = 2.0
 """Ray's agents, workers and MLflow end within it; its GCS server does not end on SIGTERM within 15 s."""
+DEFAULT_PORTS = {"Ray": 6379, "the dashboard": 8265, "Ray Client": 10001, "MLflow": 5000}
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """The longest path of a Unix socket (`sun_path` in unix(7), less its final zero)."""
 LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.999"
@@ -54,8 +55,6 @@ class Options:
     ray_port: int | None = None
     dashboard_port: int | None = None
     mlflow_port: int | None = None
-    before: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Ports of a cluster that died, which the new one takes if they are free: jobs and people know them."""
 
 
 def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _: None, **options: Any) -> LocalCluster:
@@ -77,10 +76,9 @@ def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _
                 "the cluster that was here has lost its head: what is left of it ends, and a new one takes its place"
             )
         _end_recorded(job_grace_s=0)
-        wanted = dataclasses.replace(wanted, before=_ports_of(before))
         cluster = LocalCluster(secrets.token_hex(8), home() / "auth_token", home() / "ray", time.time())
         try:
-            return _start_missing(cluster, wanted, progress)
+            return _start_missing(cluster, wanted, progress, before)
         except BaseException:
             _end_recorded(job_grace_s=0)
             raise
@@ -111,18 +109,21 @@ def is_mlflow_up(url: str) -> bool:
     return not url.startswith("http") or daemons.answers(f"{url.rstrip('/')}/health")
 
 
-def _start_missing(cluster: LocalCluster, wanted: Options, progress: Progress) -> LocalCluster:
+def _start_missing(
+    cluster: LocalCluster, wanted: Options, progress: Progress, before: LocalCluster | None = None
+) -> LocalCluster:
     """Start MLflow and the head side by side, since each takes seconds of imports; then the further nodes.
 
     Sessions are recorded before anything in them runs for long, daemons only at the end: an interrupted start can be
-    cleaned up, and is never taken for a cluster.
+    cleaned up, and is never taken for a cluster. Jobs and people know the ports that were: of `before`, a cluster that
+    died, or of this one's own MLflow.
     """
     needs_head = not cluster.ray_address and not os.environ.get("RAY_ADDRESS")
     needs_mlflow = not _is_mlflow_running(cluster) and not os.environ.get("MLFLOW_TRACKING_URI")
     daemons.write_token(cluster.token_path)
     with closing(ports.Ports(note=progress)) as reserved:
-        port = urlsplit(cluster.mlflow_url).port or wanted.before.get("MLflow", 5000)  # jobs look for it where it was
-        chosen = _choose_ports(reserved, wanted, needs_head, port if needs_mlflow else None)
+        usual = {**DEFAULT_PORTS, **_ports_of(before or cluster)}
+        chosen = _choose_ports(reserved, wanted, usual, needs_head, needs_mlflow)
         progress(_announcement(needs_head, needs_mlflow))
         mlflow_pid, head = 0, None
         if needs_mlflow:
@@ -154,10 +155,8 @@ def _restart_gcs(progress: Progress) -> LocalCluster | None:
     return record.write(dataclasses.replace(_with_session(cluster, session), gcs_pid=pid, daemons=(pid, *alive)))
 
 
-def _ports_of(cluster: LocalCluster | None) -> dict[str, int]:
-    """Return the ports that a cluster had, by the names that `_choose_ports` gives them. Pure."""
-    if cluster is None:
-        return {}
+def _ports_of(cluster: LocalCluster) -> dict[str, int]:
+    """Return the ports that a cluster had, by their names in DEFAULT_PORTS. Pure."""
     addresses = {
         "Ray": f"//{cluster.ray_address}",
         "the dashboard": cluster.dashboard_url,
@@ -177,13 +176,12 @@ def _announcement(needs_head: bool, needs_mlflow: bool) -> str:
 
 
 def _choose_ports(
-    reserved: ports.Ports, wanted: Options, needs_head: bool, mlflow_default: int | None
+    reserved: ports.Ports, wanted: Options, usual: Mapping[str, int], needs_head: bool, needs_mlflow: bool
 ) -> dict[str, int]:
-    requests = [("MLflow", mlflow_default, wanted.mlflow_port)] if mlflow_default else []
+    explicit = [("MLflow", wanted.mlflow_port)] if needs_mlflow else []
     if needs_head:
-        ray, dashboard = (wanted.before.get(name, port) for name, port in (("Ray", 6379), ("the dashboard", 8265)))
-        requests += [("Ray", ray, wanted.ray_port), ("the dashboard", dashboard, wanted.dashboard_port)]
-        requests += [("Ray Client", 10001, None)]
+        explicit += [("Ray", wanted.ray_port), ("the dashboard", wanted.dashboard_port), ("Ray Client", None)]
+    requests = [(name, usual[name], port) for name, port in explicit]
     explicit_first = sorted(requests, key=lambda request: request[2] is None)
     return {name: reserved.choose(name, default, port) for name, default, port in explicit_first}
 

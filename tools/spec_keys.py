@@ -75,16 +75,11 @@ def _inner(field: Schema, defs: Schema) -> Iterator[tuple[Schema, str]]:
     """Yield the sections that a key's value may be, with what their paths have behind the key's."""
     if "$ref" in field:
         yield defs[field["$ref"].rpartition("/")[2]], ""
-    for choice in _choices(field):
+    for choice in field.get("anyOf", []):
         yield from _inner(choice, defs)
     values = _values(field)
     if values:
         yield from ((schema, f".<name>{suffix}") for schema, suffix in _inner(values, defs))
-
-
-def _choices(field: Schema) -> list[Schema]:
-    """List the schemas that a key's value may have, where they are several."""
-    return list(field.get("anyOf", field.get("oneOf", [])))
 
 
 def _values(field: Schema) -> Schema:
@@ -95,8 +90,8 @@ def _values(field: Schema) -> Schema:
 
 def _kind(field: Schema, defs: Schema) -> str:
     """Return a type in words, with its bounds."""
-    if kinds := _choices(field):
-        return " or ".join(dict.fromkeys(_kind(c, defs) for c in kinds if c.get("type") != "null"))
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(_kind(c, defs) for c in field["anyOf"] if c.get("type") != "null"))
     if "$ref" in field:
         return "section"
     choices = field.get("enum", [field["const"]] if "const" in field else [])

@@ -69,7 +69,8 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precisio
     held_out = rows_of(prepared, prepared.eval_files)
 
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
-    task.prepare_model(before, held_out.columns)  # what it finds holds for the quantised one too
+    for said in task.prepare_model(before, held_out.columns):  # what it finds holds for the quantised one too
+        print(said, flush=True)
     report: dict[str, Any] = {f"parent_{k}": v for k, v in _measure(spec, task, before, held_out, device).items()}
     directory = Path(target)
     partial, scratch = (directory.with_name(f".{directory.name}.{end}") for end in ("partial", "linear"))

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,24 +90,17 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     task = prepared.task(spec)
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), folder.control()
-    # Entered before it looks: what it finds, nobody who was here before changes any more.
-    name = resume.attempt_name()
-    fence = enter(folder, store, name) if rank == 0 else None
-    point = resume.agree(store)
-    check_data(point, prepared.rows)
+    fence, point = where_to_start(config, store, rank)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
     attempt = this_attempt(point.attempt, micro_batch)
+    say([f"skipped checkpoint {reason}" for reason in point.skipped], rank)
     if rank == 0:
         folder.write_attempt(attempt)
-        for reason in point.skipped:
-            print(f"skipped checkpoint {reason}", flush=True)
     base = read_deepspeed(training, config.base)
-    model = starting_model(spec, task, config.parent)
     eval_rows = rows_of(prepared, prepared.eval_files)
-    for said in task.prepare_model(model, rows.columns | eval_rows.columns):
-        if rank == 0:
-            print(said, flush=True)
+    model = starting_model(spec, task, config.parent)
+    say(task.prepare_model(model, rows.columns | eval_rows.columns), rank)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(
@@ -140,6 +133,25 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         model_directory=config.parent,
         data=prepared.rows,
     )
+
+
+def say(sentences: Sequence[str], rank: int) -> None:
+    """Print sentences for the job's log, on rank 0 alone."""
+    for sentence in sentences if rank == 0 else ():
+        print(sentence, flush=True)
+
+
+def where_to_start(config: WorkerConfig, store: Store, rank: int) -> tuple[Fence | None, resume.Point]:
+    """Agree with the other ranks on where to go on; rank 0 shuts earlier starts out first. Collective.
+
+    Raises:
+        UserError: another job has the run, or the newest checkpoint has learned from other rows.
+    """
+    # Entered before it looks: what it finds, nobody who was here before changes any more.
+    fence = enter(config.folder, store, resume.attempt_name()) if rank == 0 else None
+    point = resume.agree(store)
+    check_data(point, config.prepared.rows)
+    return fence, point
 
 
 def check_data(point: resume.Point, rows: str) -> None:

@@ -2,11 +2,9 @@
 
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -16,8 +14,8 @@ import pytest
 from cluster import daemons, home, local, record, topology
 from cluster.connect import connection
 from jobs.run_folder import RunFolder
-from tests.conftest import free_port
 from tests.support.fault_runs import Faulted, ended, forked_for, mlflow_client, run, same_curve, submitted
+from tests.support.own_cluster import own_cluster
 from tracking import outbox
 
 STEPS = 400
@@ -33,20 +31,8 @@ PACED = "pace:rank=0:step=1"
 @pytest.fixture(scope="module")
 def three_nodes():
     """A cluster of three nodes of one CPU each, in a home of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="te-", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANDEM_HOME", str(folder))
-        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-            patch.delenv(name, raising=False)
-        ports = {"ray_port": free_port(), "dashboard_port": free_port(), "mlflow_port": free_port()}
-        try:
-            yield local.up(nodes=2, cpus=1, cpus_per_node=1, **ports)
-        finally:
-            import ray
-
-            ray.shutdown()
-            local.down(job_grace_s=5)
-            shutil.rmtree(folder, ignore_errors=True)
+    with own_cluster(nodes=2, cpus=1, cpus_per_node=1) as started:
+        yield started
 
 
 @pytest.fixture

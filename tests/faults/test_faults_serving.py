@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 import urllib.error
@@ -20,13 +18,14 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from cluster import local, processes, ray_internals
+from cluster import local, processes
 from cluster.connect import Connection
 from cluster.errors import UserError
 from serve import cli, endpoints
 from serve.spec import HttpSpec, ServeSpec
 from tests.conftest import free_port
 from tests.support import tiny_models
+from tests.support.own_cluster import own_cluster
 
 ENDED_S = 20.0
 """Three checks without an answer, 3.5 s each, and what lies between them."""
@@ -118,40 +117,30 @@ def test_a_stopped_replica_is_replaced_and_ended(cluster: Connection, model: Pat
 
 
 @pytest.fixture
-def own_cluster() -> Iterator[local.LocalCluster]:
+def mortal() -> Iterator[local.LocalCluster]:
     """A head in a home of its own, which may be killed."""
-    folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANDEM_HOME", str(folder))
-        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-            patch.delenv(name, raising=False)
-        ports = {"ray_port": free_port(), "dashboard_port": free_port(), "mlflow_port": free_port()}
-        try:
-            yield local.up(cpus=3, **ports)
-        finally:
-            local.down(job_grace_s=1)
-            shutil.rmtree(folder, ignore_errors=True)
-    ray_internals.read_token_again()  # the session's cluster has another token
+    with own_cluster(job_grace_s=1, cpus=3) as started:
+        yield started
 
 
-def test_the_head_is_killed_and_started_again(own_cluster: local.LocalCluster, model: Path, tmp_path: Path) -> None:
+def test_the_head_is_killed_and_started_again(mortal: local.LocalCluster, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(json.dumps(spec(model, 1).model_dump(mode="json", exclude_unset=True)))
     taken = free_port()  # not the one that would be chosen anew
     before = endpoints.up(spec(model, 1).model_copy(update={"http": HttpSpec(port=taken)}), print, path)["endpoint"]
     assert ask(before) == 200
     (replica,) = running().values()
-    for pid in own_cluster.daemons:
+    for pid in mortal.daemons:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: local.state() is None, 20)  # the fault is there
     again = local.up(cpus=3)
     assert (again.ray_address, again.dashboard_url, again.mlflow_url) == (
-        own_cluster.ray_address,
-        own_cluster.dashboard_url,
-        own_cluster.mlflow_url,
+        mortal.ray_address,
+        mortal.dashboard_url,
+        mortal.mlflow_url,
     )
     assert not psutil.pid_exists(replica), "nothing of the old cluster is left"
-    left = processes.members(own_cluster.id, own_cluster.sessions, own_cluster.started_at)
+    left = processes.members(mortal.id, mortal.sessions, mortal.started_at)
     assert not left
     said = CliRunner().invoke(cli.app, ["status"]).output.replace("\n", " ")
     assert f"tiny at {before} ended with the cluster: `tandem serve up {path}` serves it again" in said
