@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 from ray import serve as ray_serve
+from ray.exceptions import RayTaskError
 
 from cluster.errors import UserError
 from serve.deploy.ray_serve_internals import running_client
@@ -29,7 +30,11 @@ def start(http: HttpSpec) -> tuple[str, int]:
         return running_address(client.http_config, http)
     host, port = http.host, free_port(http, before=os.environ.get(PORT_BEFORE, ""))
     location = "HeadOnly" if http.proxies == "head" else "EveryNode"
-    ray_serve.start(proxy_location=location, http_options={"host": host, "port": port})
+    try:
+        ray_serve.start(proxy_location=location, http_options={"host": host, "port": port})
+    except RayTaskError as error:  # the head's proxy: somebody took the port since it was looked at
+        ray_serve.shutdown()
+        raise UserError(f"Ray Serve cannot listen on {host}:{port}: {str(error.cause or error).strip()}") from None
     return host, port
 
 
@@ -84,9 +89,12 @@ def _mistake(host: str, port: int) -> str | None:
     return None
 
 
-def dead_proxies(proxies: dict[str, Any]) -> list[str]:
-    """Return the ids of the nodes whose proxy Ray Serve could not start or has lost. Pure."""
-    return sorted(node for node, status in proxies.items() if str(getattr(status, "value", status)) == "UNHEALTHY")
+def silent_proxies(proxies: dict[str, Any]) -> list[str]:
+    """Return the ids of the nodes whose proxy does not listen (yet). Pure.
+
+    One whose port is taken is started again and again, and is STARTING most of the time.
+    """
+    return sorted(node for node, status in proxies.items() if str(status.value) in ("STARTING", "UNHEALTHY"))
 
 
 def is_running() -> bool:

@@ -37,6 +37,8 @@ from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 POLL_S = 0.25
+PROXY_START_S = 30.0
+"""A proxy listens within seconds, or it cannot."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 3.5
 """Serve ends a replica after three checks in a row without an answer: within 15 s, and a busy one has 10 s."""
 
@@ -57,6 +59,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     targets.append(_gateway_target(spec, models, environment))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running(sorted(wanted), spec.start_timeout_s)
+    _wait_until_listening(PROXY_START_S)
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")
         ray_serve_internals.delete_soon(name)
@@ -225,9 +228,7 @@ def _wait_until_running(names: list[str], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     said: dict[str, str] = {}
     while True:
-        served = ray_serve.status()
-        applications = served.applications
-        _raise_if_unreachable(served.proxies)
+        applications = ray_serve.status().applications
         for name in names:
             line = _progress(applications.get(name))
             if line != said.get(name):
@@ -251,8 +252,13 @@ def _progress(application: Any) -> str:
     return f"{application.status.value.lower()} ({states or 'no replicas yet'})"
 
 
-def _raise_if_unreachable(proxies: Any) -> None:
-    if dead := address.dead_proxies(proxies):
+def _wait_until_listening(timeout_s: float) -> None:
+    """Wait until every node that is to listen does. Raises UserError with those that do not."""
+    deadline = time.monotonic() + timeout_s
+    while dead := address.silent_proxies(ray_serve.status().proxies):
+        if time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            continue
         where = ray_serve_internals.listens_on()
         raise UserError(
             f"Ray Serve cannot listen on {where} of node {', '.join(node[:8] for node in dead)}: is "

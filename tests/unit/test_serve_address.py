@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from ray.serve.schema import ProxyStatus
 
 from cluster.errors import UserError
 from serve.deploy import address
@@ -63,5 +64,9 @@ def test_a_host_that_cannot_be_listened_on_is_named_with_the_reason(host: str, s
             address.free_port(http)
 
 
-def test_a_proxy_that_did_not_start_is_found() -> None:
-    assert address.dead_proxies({"b": "UNHEALTHY", "a": "HEALTHY", "c": "STARTING"}) == ["b"]
+def test_a_proxy_that_does_not_listen_is_found() -> None:
+    healthy, starting, unhealthy, draining = (
+        ProxyStatus(name) for name in ("HEALTHY", "STARTING", "UNHEALTHY", "DRAINING")
+    )
+    found = address.silent_proxies({"b": unhealthy, "a": healthy, "c": starting, "d": draining})
+    assert found == ["b", "c"]
