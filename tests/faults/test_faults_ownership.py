@@ -15,9 +15,9 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 def test_the_same_spec_submitted_twice_at_once(folder, storage):
     fault = "pace:rank=0:step=1"
-    first = submitted(folder, "twice", "resources.workers=1", fault=fault)
-    second = submitted(folder, "twice", "resources.workers=1", fault=fault)
-    found = {job: ended(job, storage, "twice") for job in (first, second)}
+    first = submitted(folder, "owners", "resources.workers=1", fault=fault)
+    second = submitted(folder, "owners", "resources.workers=1", fault=fault)
+    found = {job: ended(job, storage, "owners") for job in (first, second)}
     (owner,) = [job for job in found if found[job].status == "SUCCEEDED"]
     (refused,) = [job for job in found if job != owner]
     assert found[refused].status == "FAILED"
