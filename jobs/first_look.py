@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jobs.data import sources
 from jobs.data.corpora import BUILT_IN
+from jobs.data.tables import TableForm
 from jobs.spec import JobSpec
 from jobs.tasks import TaskSetupError, get
 
@@ -31,7 +32,9 @@ def check(spec: JobSpec, base: Path, parent: Path) -> None:
         return
     task = get(spec.task.name, base)(spec.task.options)
     try:
-        examples = list(sources.open_source(where, base, spec.data.columns).examples(EXAMPLES))
+        examples = list(
+            sources.open_source(where, base, TableForm(spec.data.columns, spec.data.quotes)).examples(EXAMPLES)
+        )
         if task.inherit(parent):
             task.encode(examples)
     except TaskSetupError:

@@ -99,6 +99,8 @@ class DataSpec(Strict):
     """Use only the first examples of the training source."""
     columns: Texts | None = None
     """Names for the columns of CSV and TSV files that have no header line."""
+    quotes: bool = True
+    """A field of CSV and TSV files may stand in quotes ("); false: a quote is a character like others."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """A line that is no JSON, bytes that are no UTF-8, a missing column: stop before any worker starts, or leave the
     row out and count it."""

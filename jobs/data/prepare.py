@@ -23,6 +23,7 @@ from cluster.errors import UserError
 from jobs.data import identity, rows, sources
 from jobs.data.identity import Noted
 from jobs.data.preparation import OnProgress, Preparation, trains
+from jobs.data.tables import PLAIN, TableForm
 from jobs.spec import JobSpec
 from jobs.tasks import Task, get
 
@@ -86,10 +87,12 @@ def prepare(
         UserError, TaskError: the data cannot be read or encoded, or is not that of the run; nothing is left behind.
     """
     data, before = spec.data, before or Noted()
-    train = sources.open_source(data.train, base, data.columns) if data.train is not None else None
-    held_out = sources.open_source(data.eval, base, data.columns) if data.eval is not None else None
-    if data.columns and not any(source.tables for source in (train, held_out) if source):
-        raise UserError("data.columns names the columns of CSV and TSV files, and there is none: leave it out")
+    form = TableForm(data.columns, data.quotes)
+    train = sources.open_source(data.train, base, form) if data.train is not None else None
+    held_out = sources.open_source(data.eval, base, form) if data.eval is not None else None
+    if form != PLAIN and not any(source.tables for source in (train, held_out) if source):
+        key = "columns" if data.columns else "quotes"
+        raise UserError(f"data.{key} is for CSV and TSV files, and there is none: leave it out")
     parts = identity.parts_of(spec, train, held_out, parent, base)
     identity.check_same(before, parts)
     whole = storage / "data" / identity.digest_of(parts)[:16]

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cluster.errors import UserError
 from jobs.data import listing, readers, tables
@@ -20,6 +20,7 @@ from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import Example, Rows, Source
 from jobs.data.hub import open_hub
 from jobs.data.listing import Listing
+from jobs.data.tables import TableForm
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 READERS = {**readers.READERS, **tables.READERS}
@@ -28,13 +29,14 @@ KINDS = sorted([*READERS, *tables.SEPARATORS])
 _WHOLE = {".parquet"}
 """Kinds that compress inside; another compression around them is not read."""
 _IMAGES_VERSION = 1
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def open_source(where: str | Sequence[str], base: Path, columns: Sequence[str] | None = None) -> Source:
+def open_source(where: str | Sequence[str], base: Path, form: TableForm = tables.PLAIN) -> Source:
     """Open what `data.train` or `data.eval` names; relative paths start at `base`.
 
     Args:
-        columns: names for the columns of tables that have no header line.
+        form: what CSV and TSV files do not say of themselves.
 
     Raises:
         UserError: nothing there, or of an unknown kind.
@@ -42,19 +44,19 @@ def open_source(where: str | Sequence[str], base: Path, columns: Sequence[str] |
     if not where:
         raise UserError("data: an empty name or list names no data")
     if not isinstance(where, str):
-        return _concatenate([open_source(part, base, columns) for part in where])
+        return _concatenate([open_source(part, base, form) for part in where])
     if where in BUILT_IN:
         return BUILT_IN[where]()
     if where.startswith("hf://"):
         return open_hub(where.removeprefix("hf://"))
     path = listing.existing(where, base)
     if path is not None:
-        return _folder(path, columns) if path.is_dir() else _file(path, columns)
+        return _folder(path, form) if path.is_dir() else _file(path, form)
     found = listing.of_glob(where, base)
     if not found.files and not found.left_out:
         hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
         raise UserError(f"data: nothing matches {where!r} (looked from {base}); built in: {', '.join(BUILT_IN)}{hint}")
-    return _of_listing(where, base, found, columns)
+    return _of_listing(where, base, found, form)
 
 
 def readable(path: Path) -> bool:
@@ -75,7 +77,7 @@ def _concatenate(sources: list[Source], notes: tuple[str, ...] = ()) -> Source:
     )
 
 
-def _file(path: Path, columns: Sequence[str] | None = None) -> Source:
+def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
     if not path.is_file():
         what = "is a link to nothing" if path.is_symlink() and not path.exists() else "is no regular file"
         raise UserError(f"data: {path} {what}")
@@ -84,9 +86,10 @@ def _file(path: Path, columns: Sequence[str] | None = None) -> Source:
             f"data: {path} has an unknown kind {''.join(path.suffixes[-2:])!r}; known: {', '.join(KINDS)}, "
             f"and all but .parquet compressed as {', '.join(COMPRESSED)}"
         )
+    _refuse_pointer(path)
     suffix = kind(path)
     table = suffix in tables.SEPARATORS
-    reader = tables.read_separated(tables.SEPARATORS[suffix], columns) if table else READERS[suffix]
+    reader = tables.read_separated(tables.SEPARATORS[suffix], form) if table else READERS[suffix]
     version = tables.VERSION if table or suffix in tables.READERS else readers.VERSION
     reading = f"{suffix} {version} {compression(path)}"
     return Source(
@@ -98,6 +101,27 @@ def _file(path: Path, columns: Sequence[str] | None = None) -> Source:
         suffix not in readers.TEXT_SUFFIXES,
         table,
     )
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raise UserError for what a clone without Git LFS leaves in place of a file."""
+    with _open_or_say(path) as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(
+                f"data: {path} is a pointer of Git LFS, not the file it stands for: git lfs pull fetches it"
+            )
+
+
+def _open_or_say(path: Path) -> BinaryIO:
+    """Open a file's bytes.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"data: cannot read {path}: {error.strerror}") from error
 
 
 def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
@@ -116,7 +140,7 @@ def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
 def _file_digest(path: Path) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with _open_or_say(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
@@ -124,13 +148,13 @@ def _file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _folder(path: Path, columns: Sequence[str] | None = None) -> Source:
+def _folder(path: Path, form: TableForm = tables.PLAIN) -> Source:
     found = listing.of_folder(path)
     images = [file for file in found.files if file.suffix.lower() in IMAGE_SUFFIXES]
     by_label = [file for file in images if len(file.relative_to(path).parts) == 2]
     if by_label and len(images) >= sum(map(readable, found.files)):
         return _images(path, by_label, found)
-    whole = _of_listing(_name(path), path, found, columns)
+    whole = _of_listing(_name(path), path, found, form)
     return replace(whole, name=_name(path))
 
 
@@ -157,7 +181,7 @@ def _name(folder: Path) -> str:
     return folder.resolve().name or str(folder)
 
 
-def _of_listing(name: str, base: Path, found: Listing, columns: Sequence[str] | None) -> Source:
+def _of_listing(name: str, base: Path, found: Listing, form: TableForm) -> Source:
     """Open the files of a known kind; the others are named, from `base`.
 
     Raises:
@@ -179,7 +203,7 @@ def _of_listing(name: str, base: Path, found: Listing, columns: Sequence[str] | 
     for path in files:
         if not path.stat().st_size and not compression(path) and kind(path) not in readers.TEXT_SUFFIXES:
             found.leave_out("empty", _below(path, base))
-    return _concatenate([_file(path, columns) for path in files], notes=found.notes(name))
+    return _concatenate([_file(path, form) for path in files], notes=found.notes(name))
 
 
 def _below(path: Path, folder: Path) -> str:

@@ -5,32 +5,51 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.errors import UserError
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Example, Rows, bounded
 from jobs.data.readers import not_utf8
 
-VERSION = 2
+VERSION = 3
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 FIELD_CHARS = (1 << 31) - 1
 """Longest field of a CSV file; the csv module's own limit, 131,072, is shorter than a document."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHER_SEPARATORS = (";", "\t", "|")
+"""What a header of one column is looked through for."""
+_UNQUOTED = 'where a " is a character of the text and quotes nothing, say so with data.quotes: false'
 
 
-def read_separated(separator: str, columns: Sequence[str] | None = None) -> Callable[[Path], Rows]:
-    """Return what reads a table, its columns separated by `separator`; `columns` names those of one without header."""
+@dataclass(frozen=True)
+class TableForm:
+    """What CSV and TSV files do not say of themselves."""
+
+    columns: Sequence[str] | None = None
+    """The names of the columns of a table without header line."""
+    quotes: bool = True
+    """A field may stand in quotes; False: a quote is a character like others."""
+
+
+PLAIN = TableForm()
+
+
+def read_separated(separator: str, form: TableForm) -> Callable[[Path], Rows]:
+    """Return what reads a table, its columns separated by `separator`."""
+    columns = form.columns
 
     def read(path: Path) -> Rows:
         csv.field_size_limit(FIELD_CHARS)
         with open_content(path) as raw:
             # What is no UTF-8 becomes surrogates, so that the row they are in can be named, and the next one read.
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            records = _records(path, csv.reader(text, delimiter=separator, strict=True))
+            lines = _Lines(text)
+            records = _records(path, csv.reader(lines, delimiter=separator, strict=True, quoting=_quoting(form)), lines)
             names = list(columns) if columns else _header(path, records)
             _refuse_twice(names, "data.columns" if columns else f"{path}:1")
             for where, values in records:
@@ -44,13 +63,36 @@ def read_separated(separator: str, columns: Sequence[str] | None = None) -> Call
     return read
 
 
-def _records(path: Path, reader: Any) -> Iterator[tuple[str, list[str] | BadRow]]:
+def _quoting(form: TableForm) -> Literal[0, 3]:
+    return csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE
+
+
+class _Lines:
+    """Passes lines on, and keeps those of the record that is being read."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self.taken: list[str] = []
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.taken.append(line)
+        return line
+
+
+def _records(path: Path, reader: Any, lines: _Lines) -> Iterator[tuple[str, list[str] | BadRow]]:
     """Yield each record with the line where it begins; empty lines are passed over.
 
     Raises:
-        UserError: a record of several lines is broken: from there on, nothing tells where one begins.
+        UserError: a record of several lines is broken, so that from there on nothing tells where one begins; or its
+            lines are rows, whose quotes were no quotes.
     """
+    separator: str = reader.dialect.delimiter
     while True:
+        lines.taken.clear()
         begins = reader.line_num + 1
         where = f"{path}:{begins}"
         try:
@@ -59,11 +101,21 @@ def _records(path: Path, reader: Any) -> Iterator[tuple[str, list[str] | BadRow]
             return
         except csv.Error as error:
             if reader.line_num > begins:
-                raise UserError(f"{where}: {error}, in a record up to line {reader.line_num}") from None
-            yield where, BadRow(where, str(error))
+                raise UserError(f"{where}: {error}, in a record up to line {reader.line_num}; {_UNQUOTED}") from None
+            yield where, BadRow(where, f"{error}; {_UNQUOTED}" if "expected after" in str(error) else str(error))
             continue
+        if len(lines.taken) > 1 and are_rows(lines.taken, separator, len(values)):
+            raise UserError(
+                f"{where}: by its quotes a field goes on to line {reader.line_num}, over {len(lines.taken)} lines of "
+                f"which each has the {len(values)} columns of a row; {_UNQUOTED}"
+            )
         if values:
             yield where, values
+
+
+def are_rows(lines: Sequence[str], separator: str, columns: int) -> bool:
+    """Tell whether each line that a quoted field joins would be a row of so many columns by itself."""
+    return columns > 1 and all(line.count(separator) == columns - 1 for line in lines)
 
 
 def _header(path: Path, records: Iterator[tuple[str, list[str] | BadRow]]) -> list[str]:
@@ -73,6 +125,12 @@ def _header(path: Path, records: Iterator[tuple[str, list[str] | BadRow]]) -> li
     checked = bounded(lambda: [_text(name) for name in names], where)
     if isinstance(checked, BadRow):
         raise UserError(str(checked))
+    other = next((mark for mark in OTHER_SEPARATORS if len(checked) == 1 and mark in checked[0]), None)
+    if other is not None:
+        raise UserError(
+            f"{where}: one column, {checked[0]!r:.120}: its columns seem to be separated by {other!r}; .csv separates "
+            "them by ',' and .tsv by tabs: save it as one of these"
+        )
     return checked
 
 

@@ -14,6 +14,7 @@ import pytest
 from cluster.errors import UserError
 from jobs.data import sources
 from jobs.data.examples import BadRow, BadRows, Example, bounded
+from jobs.data.tables import TableForm
 from jobs.tasks import TaskError, TaskSetupError
 
 ROWS = [{"text": f"line {n}", "n": str(n)} for n in range(5)]
@@ -140,7 +141,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"x\.csv:1: the column 'text' is there twice"):
         read("x.csv", tmp_path)
     with pytest.raises(UserError, match=r"data\.columns: the column 'a' is there twice"):
-        list(sources.open_source("x.csv", tmp_path, ["a", "a"]).examples())
+        list(sources.open_source("x.csv", tmp_path, TableForm(["a", "a"])).examples())
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pyarrow.parquet.write_table(twice, tmp_path / "x.parquet")
     with pytest.raises(UserError, match="the column 'text' is there twice"):
@@ -193,3 +194,37 @@ def test_what_ones_own_code_did_not_foresee_is_shown_once_with_its_traceback(cap
     shown = capsys.readouterr().out
     assert shown.count("Traceback") == 1
     assert "x:0 failed so:" in shown
+
+
+def test_a_quote_that_quotes_nothing_swallows_no_rows(tmp_path):
+    (tmp_path / "x.tsv").write_text('text\tlabel\nfine\tpos\n"Loved it\tpos\nso-so\tneg\nreally"\tneg\n')
+    with pytest.raises(UserError, match=r"x.tsv:3: by its quotes a field goes on to line 5, over 3 lines .*quotes: f"):
+        read("x.tsv", tmp_path)
+    plain = sources.open_source("x.tsv", tmp_path, TableForm(quotes=False))
+    texts = [example["text"] for example in plain.examples()]
+    assert texts == ["fine", '"Loved it', "so-so", 'really"']
+
+
+def test_a_quoted_text_of_several_lines_is_one_text(tmp_path):
+    (tmp_path / "x.csv").write_text('text,label\n"one, two\n\nthree",pos\n"a\nb",neg\n')
+    assert [example["text"] for example in read("x.csv", tmp_path)] == ["one, two\n\nthree", "a\nb"]
+
+
+def test_a_quote_within_a_field_is_said_with_the_way_out(tmp_path):
+    (tmp_path / "x.tsv").write_text('text\tlabel\n"Fine" film\tpos\n')
+    with pytest.raises(UserError, match=r"x.tsv:2: .*data.quotes: false"):
+        read("x.tsv", tmp_path)
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_table_separated_otherwise_is_refused(tmp_path, mark):
+    (tmp_path / "x.csv").write_text(f"text{mark}label\nfine{mark}pos\n")
+    with pytest.raises(UserError, match=r"x.csv:1: one column, .* seem to be separated by "):
+        read("x.csv", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.parquet", "x.csv"])
+def test_a_pointer_of_git_lfs_is_no_data(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2147483648\n")
+    with pytest.raises(UserError, match=rf"{name} is a pointer of Git LFS.*git lfs pull"):
+        read(name, tmp_path)

@@ -12,6 +12,7 @@ from PIL import Image
 from cluster.errors import UserError
 from jobs.data import sources, stream
 from jobs.data.examples import BadRows, Example, Source
+from jobs.data.tables import TableForm
 from jobs.spec import DataSpec
 from jobs.tasks import get
 
@@ -116,10 +117,10 @@ def test_a_share_that_leaves_nothing_is_refused():
 
 def test_a_table_without_a_header_gets_its_columns_from_the_spec(tmp_path):
     (tmp_path / "x.tsv").write_text("fine\t1\nbad\t0\n")
-    found = list(sources.open_source("x.tsv", tmp_path, ["text", "label"]).examples())
+    found = list(sources.open_source("x.tsv", tmp_path, TableForm(["text", "label"])).examples())
     assert found == [{"text": "fine", "label": "1"}, {"text": "bad", "label": "0"}]
     with pytest.raises(UserError, match=r"x.tsv:1: the row has not the 3 columns of data.columns"):
-        list(sources.open_source("x.tsv", tmp_path, ["a", "b", "c"]).examples())
+        list(sources.open_source("x.tsv", tmp_path, TableForm(["a", "b", "c"])).examples())
 
 
 def test_chunks_keep_every_example_in_the_order_of_its_split():
