@@ -17,6 +17,8 @@ from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, get
 
 OnProgress = Callable[[str, int, int], None]
+NAMED_COLUMNS = 12
+"""So many of the columns that are not read are named."""
 
 
 class Preparation:
@@ -51,7 +53,7 @@ class Preparation:
         self._on_cluster = self._size >= self._cluster_bytes
         notes = self._said_of_split() + self._learn()
         encoded = list(self._encode())
-        counted = _counted(get(self._spec.task.name), encoded)
+        counted = [*_counted(get(self._spec.task.name), encoded), *_unread(encoded)]
         files = self._files(encoded, counted)
         return {**files, "notes": notes + counted} | {
             "rows": hashlib.sha256("".join(sorted(f"{e.file} {e.digest}\n" for e in encoded)).encode()).hexdigest(),
@@ -183,3 +185,15 @@ def _counted(task: type[Task], encoded: list[chunks.Encoded]) -> list[str]:
         counts = {key: sum(e.counts.get(key, 0) for e in of) for key in task.counted}
         said += [f"{prefix}{counts[key]} of {examples} {what}" for key, what in task.counted.items() if counts[key]]
     return said
+
+
+def _unread(encoded: list[chunks.Encoded]) -> list[str]:
+    """Name the columns that nothing reads, in one sentence."""
+    counts: Counter[str] = Counter()
+    for part in encoded:
+        counts.update(part.unread)
+    if not counts:
+        return []
+    named = [f"{column!r} ({count})" for column, count in counts.most_common(NAMED_COLUMNS)]
+    more = f" and {len(counts) - len(named)} more" if len(counts) > len(named) else ""
+    return [f"columns that are not read (in how many of {sum(e.examples for e in encoded)}): {', '.join(named)}{more}"]

@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import importlib
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -130,6 +130,10 @@ class Task:
         Text, bytes, numbers, arrays, and lists and mappings of them. The whole example unless a task narrows it down.
         """
         return example
+
+    def columns(self, example: Mapping[str, Any]) -> Collection[str] | None:
+        """Return the columns of an example that are read, so that the others can be named; None: that is not known."""
+        return None
 
     def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
         """Return the files that an example names and `encode` opens: their bytes are part of what the data is."""

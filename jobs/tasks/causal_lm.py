@@ -112,6 +112,10 @@ class CausalLM(Task):
         """Return the messages, or the text."""
         return messages_of(example) if self._reader.is_conversation(example) else self._reader.text(example)
 
+    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the column of the text, or those of a conversation."""
+        return self._reader.columns(example)
+
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
         """Draw a share of the sample that a tokenizer is trained on."""
         return tokenization.observe(self.options.tokenizer, map(self._reader.words, examples))

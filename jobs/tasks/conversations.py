@@ -37,7 +37,10 @@ SHAREGPT_ROLES = {
 
 _SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
 """The columns that make a shape, in the order in which they are looked for."""
-_NOT_HONOURED = ("functions", "documents", "images", "image", "videos", "audio", "audios", "chat_template_kwargs",
+_BESIDE = ("system", "tools", "history", "input")
+"""Columns beside a conversation that are part of it, or refused where they cannot be."""
+_NOT_HONOURED = ("rejected", "chosen", "context",
+                 "functions", "documents", "images", "image", "videos", "audio", "audios", "chat_template_kwargs",
                  "chat_template", "weight", "train", "system_prompt", *REASONING)  # fmt: skip
 """Columns beside a conversation that would change it."""
 
@@ -93,6 +96,11 @@ def is_learned(message: Message) -> bool:
     return bool(message["role"] == "assistant" and message.get(LEARNED, True))
 
 
+def columns_of(example: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of a conversation that are read."""
+    return (*(_shape(example) or ()), *_BESIDE)
+
+
 def _shape(example: Mapping[str, Any]) -> tuple[str, ...] | None:
     return next((shape for shape in _SHAPES if all(example.get(key) is not None for key in shape)), None)
 
@@ -109,12 +117,17 @@ def _check_beside(example: Mapping[str, Any], shape: tuple[str, ...]) -> None:
         refused.append("history")
     if not is_nothing(example.get("input")) and shape != ("instruction", "output") and "instruction" in example:
         refused.append("input")
-    if example.get("label") is False and shape == ("prompt", "completion"):
+    if "label" in example and _is_no(example["label"]):
         refused.append("label")
     if refused:
         raise TaskError(
             f"column {refused[0]!r} beside a conversation is not honoured; take it out if it should have no effect"
         )
+
+
+def _is_no(label: Any) -> bool:
+    """Tell a label that calls an answer a bad one, as in preference data: false, 0, or their words in a table."""
+    return label in (False, 0) if isinstance(label, bool | int | float) else str(label).lower() in ("false", "0")
 
 
 def _asked(example: Mapping[str, Any], shape: tuple[str, ...]) -> Any:

@@ -7,8 +7,11 @@ from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
-from jobs.tasks.conversations import conversation_of, is_conversation
+from jobs.tasks.conversations import columns_of, conversation_of, is_conversation
 from jobs.tasks.messages import text_of
+
+_QUESTIONS = {"instruction", "prompt", "question", "query", "user", "human"}
+_ANSWERS = {"response", "answer", "output", "completion", "assistant", "gpt"}
 
 
 class ExampleReader:
@@ -23,6 +26,10 @@ class ExampleReader:
         """Tell a conversation from a text: a column of the text that was named makes every example a text."""
         return not self._is_given and is_conversation(example)
 
+    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the columns that are read."""
+        return columns_of(example) if self.is_conversation(example) else (self.column,)
+
     def text(self, example: Mapping[str, Any]) -> str:
         """Return the text of an example that is no conversation.
 
@@ -34,8 +41,7 @@ class ExampleReader:
         if self.column in example:
             raise TaskError(f"column {self.column!r} holds NoneType, not text")
         raise TaskError(
-            f"no text in column {self.column!r}; this example has {sorted(example)}{close(self.column, example)}. "
-            "Name the column in task.text_column"
+            f"no text in column {self.column!r}; this example has {sorted(example)}{_hint(self.column, example)}"
         )
 
     def words(self, example: Mapping[str, Any]) -> str:
@@ -43,3 +49,14 @@ class ExampleReader:
         if not self.is_conversation(example):
             return self.text(example)
         return "".join(message["content"] for message in conversation_of(example).messages)
+
+
+def _hint(column: str, example: Mapping[str, Any]) -> str:
+    """Say what to do about an example without the column of the text: half of a conversation is no text."""
+    asked, answered = (next((key for key in example if key.lower() in kind), None) for kind in (_QUESTIONS, _ANSWERS))
+    if asked and answered:
+        return (
+            f". A question and its answer are read from the columns prompt and completion, or instruction and output "
+            f"(and input), a conversation from messages or conversations: rename {asked!r} and {answered!r}"
+        )
+    return f"{close(column, example)}. Name the column in task.text_column"

@@ -18,7 +18,7 @@ from pydantic import Field
 from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions
 from jobs.tasks.image_files import Picture
 from jobs.tasks.images import LARGEST, PixelSums, bits_of, deepened, read_picture, resize, sent_picture
-from jobs.tasks.labels import classified, column_of, label_of, natural
+from jobs.tasks.labels import classified, column_of, label_of, natural, said_of
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,8 @@ class ImageClassification(Task):
     counted: ClassVar[Mapping[str, str]] = {
         "on_white": "images have transparent pixels and were put on white",
         "several": "image files hold several frames or pages, of which the first is used",
+        "resized": "images are of another size than the model sees and were resized",
+        "recoloured": "images were made grey, or from grey to colour, as the model sees them",
         "narrowed": "images have 16 bits and were rounded to the 8 of the model that the job starts from",
     }
 
@@ -96,6 +98,10 @@ class ImageClassification(Task):
         """Return the image, whatever its label or its path."""
         there = [path for path in self.files(example) if path.is_file()]
         return there[0].read_bytes() if there else self._image(example)
+
+    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the columns of the image and the label."""
+        return self.options.image_column, self.options.label_column
 
     def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
         """Return the image's path, where the example names it instead of holding it."""
@@ -128,7 +134,14 @@ class ImageClassification(Task):
         self.channels = self.options.channels or (1 if findings.channels == 1 else 3)
         self.bits = findings.bits
         self.mean, self.std = findings.sums[self.channels].mean_and_deviation()
-        return [] if self.bits == 8 else ["images of 16 bits: all pixels are kept as 16 bits, 0 to 65535"]
+        colour = "grey" if self.channels == 1 else "in colour"
+        chosen = [
+            f"images are seen {self.size[0]} pixels high and {self.size[1]} wide, {colour}"
+            + ("" if side and self.options.channels else ", as the first one is (task.image_size, task.channels)")
+        ]
+        if self.bits == 16:
+            chosen.append("images of 16 bits: all pixels are kept as 16 bits, 0 to 65535")
+        return [*chosen, said_of(self.labels)]
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's labels, size and normalisation; options that ask for others are refused."""
@@ -182,6 +195,8 @@ class ImageClassification(Task):
             "targets": np.ones(len(labels), dtype=np.int32),
             "on_white": np.array([picture.on_white for picture in pictures], dtype=np.int32),
             "several": np.array([picture.first_of_several for picture in pictures], dtype=np.int32),
+            "resized": np.array([picture.pixels.shape[:2] != self.size for picture in pictures], dtype=np.int32),
+            "recoloured": np.array([picture.pixels.shape[2] != self.channels for picture in pictures], dtype=np.int32),
             "narrowed": np.array([bits_of(picture.pixels) > self.bits for picture in pictures], dtype=np.int32),
         }
 

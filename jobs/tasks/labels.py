@@ -9,6 +9,9 @@ from typing import Any
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
 
+NAMED = 20
+"""So many labels are named."""
+
 
 def column_of(example: Mapping[str, Any], name: str, option: str) -> Any:
     """Return what an example holds in the column `name`, which the task's option `option` names.
@@ -43,6 +46,17 @@ def label_of(example: Mapping[str, Any], name: str) -> str:
 def natural(label: str) -> tuple[int, int, str]:
     """Return what sorts labels: numbers by their value, before words."""
     return (0, int(label), "") if label.isdecimal() else (1, 0, label)
+
+
+def said_of(labels: Sequence[str]) -> str:
+    """Name the labels, in one sentence, and those that only differ by case or blanks, which are classes apart."""
+    named = ", ".join(label if label == label.strip() else repr(label) for label in labels[:NAMED])
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    near = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    warning = f"; differ by case or blanks alone, and are classes apart: {', '.join(near[:NAMED])}" if near else ""
+    return f"{len(labels)} labels: {named}{', …' if len(labels) > NAMED else ''}{warning}"
 
 
 def classified(labels: Sequence[str]) -> list[dict[str, Any]]:

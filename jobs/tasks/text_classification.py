@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions, scores, tokenization
-from jobs.tasks.labels import classified, column_of, label_of, natural
+from jobs.tasks.labels import classified, column_of, label_of, natural, said_of
 from jobs.tasks.tokenization import END_OF_TEXT, TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class TextClassification(Task):
         """Return the text, or both, whatever the label."""
         return self._texts(example)
 
+    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the columns of the text, its second text and the label."""
+        return *self._text_columns(), self.options.label_column
+
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ClassFindings:
         """Note the labels, and draw a share of the sample that a tokenizer is trained on."""
         texts = [text for example in examples for text in self._texts(example)]
@@ -115,7 +119,7 @@ class TextClassification(Task):
             self.tokenizer, said = tokenization.obtain(self.options.tokenizer, findings.texts)
             if self.options.tokenizer.source is None:
                 _begin_with_a_mark(self.tokenizer)
-        return [*said, f"{len(self.labels)} labels: {', '.join(self.labels[:20])}"]
+        return [*said, said_of(self.labels)]
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's tokenizer, unless another is named, and its labels, where it is a classifier of ours."""
@@ -269,9 +273,12 @@ class TextClassification(Task):
         return (instance["text"], instance["pair"]) if self.pairs else (instance,)
 
     def _texts(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        columns = (self.options.text_column, self.options.pair_column)
-        given = [column for column in columns if column is not None]
-        return tuple(_filled(column_of(example, name, "text_column"), f"column {name!r}") for name in given)
+        return tuple(
+            _filled(column_of(example, name, "text_column"), f"column {name!r}") for name in self._text_columns()
+        )
+
+    def _text_columns(self) -> list[str]:
+        return [name for name in (self.options.text_column, self.options.pair_column) if name is not None]
 
     def _label(self, example: Mapping[str, Any]) -> str:
         return label_of(example, self.options.label_column)
