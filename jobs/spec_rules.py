@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
+from jobs.spec_sections import CheckpointSpec, DataSpec, EvaluateSpec, FailuresSpec, QuantizeSpec
+
 Location = tuple[str | int, ...]
+ALL_PHASES = ("pretrain", "finetune", "evaluate", "quantize")
+OF_PHASES = {"training": ("pretrain", "finetune"), "evaluate": ("evaluate",), "quantize": ("quantize",)}
+"""Sections that only some phases read."""
+DEFAULTS = {"evaluate": EvaluateSpec().model_dump(), "quantize": QuantizeSpec().model_dump()}
 
 
 def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -26,12 +34,45 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             ("register",),
             "phase evaluate makes no model that `register` could name; promote the one it measures",
         )
+    yield from _without_effect(phase, values)
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:
         yield (
             ("checkpoint", "keep_best"),
             "`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured",
         )
+
+
+def _without_effect(phase: Any, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield what is set and would do nothing: whoever set it believes that it does. A default sets nothing."""
+    for section, phases in OF_PHASES.items():
+        if phase in ALL_PHASES and phase not in phases and _changed(values.get(section), DEFAULTS.get(section)):
+            instead = f" (what it measures in is `{phase}.precision`)" if section == "training" else ""
+            yield (section,), f"phase {phase} takes nothing from `{section}`: leave it out{instead}"
+    data, failures, checkpoint = (_section(values, name) for name in ("data", "failures", "checkpoint"))
+    if data.get("eval") and data.get("train") and _is_set(DataSpec, data, "eval_fraction"):
+        yield (
+            ("data", "eval_fraction"),
+            "nothing is held out of `data.train` where `data.eval` is given: leave one of them out",
+        )
+    if data.get("max_examples") and data.get("eval") and not data.get("train"):
+        yield ("data", "max_examples"), "is for `data.train`, and there is none; `data.eval_max_rows` limits `eval`"
+    if data.get("bad_rows", "stop") == "stop" and _is_set(DataSpec, data, "max_bad_rows"):
+        yield ("data", "max_bad_rows"), "is for `data.bad_rows: skip`; as it is, the first bad row ends the job"
+    if failures.get("non_finite", "stop") == "stop" and _is_set(FailuresSpec, failures, "max_skipped"):
+        yield ("failures", "max_skipped"), "is for `failures.non_finite: skip`; as it is, nothing is skipped"
+    if not checkpoint.get("keep_best") and _is_set(CheckpointSpec, checkpoint, "metric"):
+        yield ("checkpoint", "metric"), "is what `checkpoint.keep_best` goes by, and that is not set"
+
+
+def _changed(given: Any, defaults: Mapping[str, Any] | None) -> bool:
+    if not given or defaults is None or not isinstance(given, Mapping):
+        return bool(given)
+    return any(defaults.get(key) != value for key, value in given.items())
+
+
+def _is_set(section: type[BaseModel], values: Mapping[str, Any], key: str) -> bool:
+    return values.get(key) is not None and values[key] != section.model_fields[key].default
 
 
 def _training(phase: str, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:

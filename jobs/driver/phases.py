@@ -16,7 +16,7 @@ from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import publish, warm
+from jobs.driver import figures, publish, warm
 from jobs.driver.job import Job, Stopped
 from jobs.worker import loop, setup
 from jobs.worker.config import WorkerConfig
@@ -34,6 +34,7 @@ def train_phase(job: Job) -> dict[str, Any]:
     evaluations = job.folder.evaluations()
     if evaluations is None:
         raise Stopped
+    progress.say(figures.trained(evaluations))
     publish.log_figures(job, prepared.task(job.spec), job.folder.sums())
     return publish.publish(job, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
 
@@ -57,6 +58,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     totals = {key: sum(part.get(key, 0.0) for part in parts) for key in parts[0]}
     task = prepared.task(job.spec)
     metrics = task.summarise(totals)
+    progress.say(figures.evaluated(metrics))
     publish.log_figures(job, task, totals)
     job.track(lambda run: run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}))
     return {"evaluation": metrics, "model": job.spec.model.source}
@@ -71,6 +73,7 @@ def quantize_phase(job: Job) -> dict[str, Any]:
     arguments = (job.spec, str(job.parent), prepared, job.precision, str(job.folder.model))
     report = result_of(_compute_task(job, quantize).remote(*arguments))
     progress.report("quantize", 1, 1)
+    progress.say(figures.quantised(report))
     job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
     evaluation = {k.removeprefix("eval_"): v for k, v in report.items() if k.startswith("eval_")}
     published = publish.publish(job, prepared, evaluation, {"method": job.spec.quantize.method, **report})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 LABELS_FILE = "text_classification.json"
+MAX_LENGTH = 128
 
 
 class ClassifierTokenizerOptions(TokenizerOptions):
@@ -41,8 +42,9 @@ class TextClassificationOptions(TaskOptions):
     """The column that holds the second text, where pairs are classified."""
     label_column: str = "label"
     """The column that holds the label."""
-    max_length: int = Field(128, ge=2, le=2**22)
-    """Tokens of the longest text, or pair; what is longer is cut, and counted in the log."""
+    max_length: int | None = Field(None, ge=2, le=2**22)
+    """Tokens of the longest text, or pair; what is longer is cut, and counted in the log. Left out: 128, or what the
+    classifier that the job starts from was trained with."""
     tokenizer: ClassifierTokenizerOptions = ClassifierTokenizerOptions()
 
 
@@ -80,7 +82,7 @@ class TextClassification(Task):
         super().__init__(options)
         self.labels: list[str] = []
         self.tokenizer: Any = None
-        self.max_length = self.options.max_length
+        self.max_length = self.options.max_length or MAX_LENGTH
         self.pairs = self.options.pair_column is not None
 
     # -- data -------------------------------------------------------------------------------------------------------
@@ -122,13 +124,21 @@ class TextClassification(Task):
         return [*said, said_of(self.labels)]
 
     def inherit(self, parent: Path | str) -> bool:
-        """Keep the parent's tokenizer, unless another is named, and its labels, where it is a classifier of ours."""
+        """Keep the parent's tokenizer, unless another is named; of a classifier of ours, labels and length too.
+
+        Raises:
+            TaskError: it classifies pairs and the options name no second column, or the other way round.
+        """
         if self.options.tokenizer.is_given:
             return False
         self.tokenizer = tokenization.load(parent)
         if not (Path(parent) / LABELS_FILE).is_file():
             return False
-        self.labels = _read(Path(parent))["labels"]
+        learned = _read(Path(parent))
+        if learned["pairs"] != self.pairs:
+            kind, way = ("pairs of texts", "name") if learned["pairs"] else ("single texts", "leave out")
+            raise TaskError(f"the model that the job starts from classifies {kind}: {way} task.pair_column")
+        self.labels, self.max_length = learned["labels"], self.options.max_length or learned["max_length"]
         return True
 
     def save(self, directory: Path) -> None:
@@ -139,12 +149,10 @@ class TextClassification(Task):
 
     @classmethod
     def load(cls, directory: Path, options: TaskOptions | Mapping[str, Any] | None = None) -> TextClassification:
-        """Read what `save` wrote; without options, texts are cut as they were in training."""
+        """Read what `save` wrote: texts are cut as they were in training."""
         task = cls(options)
-        learned = _read(Path(directory))
-        task.tokenizer, task.labels = tokenization.load(directory), learned["labels"]
-        if options is None:
-            task.max_length, task.pairs = learned["max_length"], learned["pairs"]
+        task.tokenizer = tokenization.load(directory)
+        vars(task).update(_read(Path(directory)))
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:

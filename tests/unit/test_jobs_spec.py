@@ -146,10 +146,30 @@ def test_overrides_of_a_mapping_among_the_options_are_merged():
         ("data: {train: a, image_size: 8}", "unknown key `image_size` in data"),
         ("checkpoint: {metric: perplexty}", "no such metric .*did you mean `perplexity`"),
         ("checkpoint: {keep_best: 1}", "needs `training.eval_every`"),
+        ("checkpoint: {metric: perplexity}", "`checkpoint.metric`: is what `checkpoint.keep_best` goes by"),
+        ("data: {train: a, eval: b, eval_fraction: 0.3}", "`data.eval_fraction`: nothing is held out of `data.train`"),
+        ("data: {train: a, max_bad_rows: 5}", "`data.max_bad_rows`: is for `data.bad_rows: skip`"),
+        ("failures: {max_skipped: 5}", "`failures.max_skipped`: is for `failures.non_finite: skip`"),
+        ("quantize: {precision: fp32}", "`quantize`: phase pretrain takes nothing from `quantize`: leave it out"),
     ],
 )
 def test_a_mistake_in_a_tasks_options_has_its_line_and_a_suggestion(line, said):
     base = {key: value for key, value in yaml.safe_load(BASE).items() if key != line.partition(":")[0]}
+    with pytest.raises(UserError, match=said):
+        load(text=line + "\n" + yaml.safe_dump(base))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("training: {steps: 5, precision: fp32}", r"takes nothing from `training`: .*`evaluate.precision`"),
+        ("quantize: {precision: fp32}", "takes nothing from `quantize`"),
+        ("data: {eval: b, max_examples: 3}", "`data.max_examples`: is for `data.train`, and there is none"),
+    ],
+)
+def test_what_would_do_nothing_in_a_measurement_is_refused(line, said):
+    base = {"name": "x", "phase": "evaluate", "model": {"from": "models:/x/1"}, "data": {"eval": "b"}}
+    base.pop(line.partition(":")[0], None)
     with pytest.raises(UserError, match=said):
         load(text=line + "\n" + yaml.safe_dump(base))
 

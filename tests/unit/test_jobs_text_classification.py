@@ -170,6 +170,19 @@ def test_a_childs_labels_are_its_parents_and_a_bare_encoder_learns_them(task, tm
     assert bare.tokenizer.get_vocab() == task.tokenizer.get_vocab()
 
 
+def test_a_model_is_measured_as_it_was_trained(task, tmp_path):
+    task.save(tmp_path)
+    plain = get("text-classification")({})
+    assert plain.inherit(tmp_path)
+    assert plain.max_length == task.max_length == 8
+    assert get("text-classification").load(tmp_path, {"max_length": 16}).max_length == 8, "as it was saved"
+    longer = get("text-classification")({"max_length": 16})
+    assert longer.inherit(tmp_path)
+    assert longer.max_length == 16, "a child may read more"
+    with pytest.raises(TaskError, match=r"classifies single texts: leave out task.pair_column"):
+        get("text-classification")({"pair_column": "other"}).inherit(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("example", "said"),
     [

@@ -1,0 +1,35 @@
+"""What a job's log says of what was measured: one sentence for each phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MIB = 1 << 20
+
+
+def evaluated(metrics: Mapping[str, float]) -> str:
+    """Say what a model does on the held-out rows; `metrics` are by the names that the task gives them."""
+    return f"held out: {', '.join(f'{key} {value:.4g}' for key, value in metrics.items())}"
+
+
+def trained(evaluations: Mapping[str, Mapping[str, float]]) -> str:
+    """Say what training has changed on the held-out rows: the evaluations `first` and `final`, as far as made."""
+    before, after = evaluations.get("first", {}), evaluations.get("final", {})
+    if not after:
+        return "nothing was held out: what the model does on data that it has not seen is not known"
+    changed = [f"{key} {f'{before[key]:.4g} → ' if key in before else ''}{value:.4g}" for key, value in after.items()]
+    return f"held out: {', '.join(changed)}"
+
+
+def quantised(report: Mapping[str, Any]) -> str:
+    """Say what was made smaller, by how much, and what it cost; `report` as jobs/worker/quantize.py returns it."""
+    layers = report["layers"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(layers["kinds"].items()))
+    left = ", ".join(f"{count} {kind}" for kind, count in sorted(layers["left"].items()))
+    sizes = f"{report['parent_bytes'] / MIB:.1f} → {report['bytes'] / MIB:.1f} MiB"
+    loss = f"{report['parent_eval_loss']:.4g} → {report['eval_loss']:.4g} ({report['loss_change']:+.2%})"
+    return (
+        f"{layers['quantised']} of {layers['of']} linear layers quantised ({kinds}"
+        f"{f'; left as they are: {left}' if left else ''}); weights {sizes}; held-out loss {loss}"
+    )
