@@ -72,16 +72,20 @@ class Preparation:
         notes: list[str] = []
         if self._parent is None or not task.inherit(self._parent):
             _check_measurable(self._spec, task, self._parent)
-            if self._train is None:
+            named = task.generates and getattr(getattr(task.options, "tokenizer", None), "source", None)
+            if self._train is None and not named:
                 raise UserError("data.train is missing: there is nothing to learn the tokenizer or the labels from")
             self._on_progress("fit", 0, 1)
-            skip_bad = self._spec.data.bad_rows == "skip"
-            work = partial(chunks.observe, self._spec.task, skip_bad)
-            training = (example for split, example in self._examples() if split == "train")
-            notes = task.fit(_merged(chunks.everywhere(work, stream.chunks(training), self._on_cluster)))
+            notes = task.fit(self._findings())
             self._on_progress("fit", 1, 1)
         task.save(self._directory / "task")
         return notes
+
+    def _findings(self) -> Any:
+        """Return what the task finds in the training examples."""
+        work = partial(chunks.observe, self._spec.task, self._spec.data.bad_rows == "skip")
+        training = (example for split, example in self._examples() if split == "train")
+        return _merged(chunks.everywhere(work, stream.chunks(training), self._on_cluster))
 
     def _encode(self) -> Iterator[chunks.Encoded]:
         total = max(1, -(-self._size // stream.CHUNK_BYTES))

@@ -62,7 +62,7 @@ def _json_lines(path: Path, lines: Iterable[bytes]) -> Rows:
 
 def _json_line(line: bytes, where: str) -> Example:
     try:
-        value = _parsed(line.decode("utf-8-sig"))
+        value = _parsed(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
         raise UserError(not_utf8(error.object[error.start])) from None
     except json.JSONDecodeError as error:
@@ -117,7 +117,10 @@ def _document(path: Path, content: bytes) -> Any:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{path}:{line}: {not_utf8(content[error.start])}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; one object a line is .jsonl") from None
+        raise UserError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg}; one object a line is .jsonl, and a "
+            "glob in data.train leaves out what is no data"
+        ) from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
 

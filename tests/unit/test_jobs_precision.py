@@ -26,10 +26,10 @@ def spec(phase: str = "pretrain", **sections: Any) -> JobSpec:
     ("phase", "sections", "wanted"),
     [
         ("pretrain", {}, "auto"),
-        ("pretrain", {"training": {"steps": 1, "precision": "bf16"}, "evaluate": {"precision": "fp32"}}, "bf16"),
-        ("evaluate", {"evaluate": {"precision": "fp32"}, "quantize": {"precision": "bf16"}}, "fp32"),
-        ("evaluate", {"training": {"steps": 1, "precision": "bf16"}}, "auto"),
-        ("quantize", {"training": {"steps": 1, "precision": "bf16"}, "quantize": {"precision": "fp32"}}, "fp32"),
+        ("pretrain", {"training": {"steps": 1, "precision": "bf16"}}, "bf16"),
+        ("evaluate", {"evaluate": {"precision": "fp32"}}, "fp32"),
+        ("evaluate", {}, "auto"),
+        ("quantize", {"quantize": {"precision": "fp32"}}, "fp32"),
     ],
 )
 def test_the_section_of_the_phase_asks(phase: str, sections: dict[str, Any], wanted: str) -> None:
@@ -50,10 +50,11 @@ def test_a_run_keeps_what_it_began_with(tmp_path: Path) -> None:
 
 
 def test_params_show_what_was_decided_and_what_was_written() -> None:
-    asked = spec(quantize={"precision": "bf16"})
-    params = in_params(asked, Decision("fp32", "the CPU lacks avx512_bf16"))
-    assert [params[name]["precision"] for name in ("training", "evaluate", "quantize")] == ["fp32", "fp32", "bf16"]
+    asked, decided = spec(), Decision("fp32", "the CPU lacks avx512_bf16")
+    assert in_params(asked, decided)["training"]["precision"] == "fp32"
     assert asked.resolved()["training"]["precision"] == "auto"
+    named = in_params(spec("quantize", quantize={"precision": "bf16"}), decided)
+    assert [named[section]["precision"] for section in ("quantize", "evaluate")] == ["bf16", "fp32"]
 
 
 def test_the_digest_is_that_of_the_spec_as_written() -> None:

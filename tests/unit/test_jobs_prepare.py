@@ -28,7 +28,7 @@ def spec_for(task: str | dict = TEXT, **data) -> JobSpec:
             "phase": "pretrain",
             "task": task,
             "model": {"architecture": "llama"},
-            "data": {"eval_fraction": 0.2, **data},
+            "data": data if "eval" in data else {"eval_fraction": 0.2, **data},
             "training": {"steps": 1},
         }
     )
@@ -36,7 +36,8 @@ def spec_for(task: str | dict = TEXT, **data) -> JobSpec:
 
 def job(phase: str, parent: Path, task: dict | None = None, **data) -> JobSpec:
     """A job that starts from a model."""
-    values = {"name": "x", "phase": phase, "model": {"from": str(parent)}, "training": {"steps": 1}}
+    training = {"training": {"steps": 1}} if phase == "finetune" else {}
+    values = {"name": "x", "phase": phase, "model": {"from": str(parent)}, **training}
     task = task or {"name": "causal-lm", "sequence_length": 64}
     return JobSpec.model_validate({**values, "task": task, "data": data})
 
@@ -337,6 +338,14 @@ def test_an_image_that_cannot_be_read_is_a_bad_row_with_its_file(tmp_path):
     skipping = spec_for("image-classification", train="data", eval_fraction=0, bad_rows="skip")
     done, _ = run(skipping, tmp_path, tmp_path / "s")
     assert (done.train_rows, done.bad_rows) == (7, 1)
+
+
+def test_a_model_without_a_tokenizer_is_measured_with_the_one_that_is_named(corpus, tmp_path):
+    made, _ = run(spec_for(train="*.txt"), corpus, tmp_path / "s")
+    (tmp_path / "bare").mkdir()
+    task = {"name": "causal-lm", "sequence_length": 64, "tokenizer": {"from": str(made.task_directory)}}
+    measured, _ = run(job("evaluate", tmp_path / "bare", task, eval="*.txt"), corpus, tmp_path / "s", tmp_path / "bare")
+    assert measured.eval_rows > 0
 
 
 def test_measuring_first_leaves_nothing_that_training_would_take_for_its_rows(corpus, tmp_path):

@@ -228,3 +228,9 @@ def test_a_pointer_of_git_lfs_is_no_data(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2147483648\n")
     with pytest.raises(UserError, match=rf"{name} is a pointer of Git LFS.*git lfs pull"):
         read(name, tmp_path)
+
+
+def test_the_column_of_a_mistake_is_in_its_own_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a"\n{"text": "b"}\n')
+    with pytest.raises(UserError, match=r"x.jsonl:1: not valid JSON: .* \(column 13\)"):
+        read("x.jsonl", tmp_path)
