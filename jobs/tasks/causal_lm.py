@@ -24,6 +24,7 @@ from jobs.tasks import (
     Task,
     TaskError,
     TaskOptions,
+    causality,
     chat_rows,
     conv1d,
     generation,
@@ -216,7 +217,12 @@ class CausalLM(Task):
         return model.eval()
 
     def prepare_model(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
-        """Compare packed rows with their pieces alone; where the model confuses them, batches hold pieces only."""
+        """Compare packed rows with their pieces alone; where the model confuses them, batches hold pieces only.
+
+        Raises:
+            TaskError: the model sees tokens that come later.
+        """
+        causality.check(model, self.options.sequence_length)
         if "position_ids" not in columns or not self.options.pack:
             return []
         seen = isolation.leak(model, self.options.sequence_length)
