@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -11,10 +12,34 @@ from cluster.errors import UserError
 from jobs.spec import JobSpec
 
 CONTENT = b"written by Tandem to see whether it can"
+FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENODEV}
+"""What only a disk or a file system says. No rights may be a matter of the data."""
 
 
 class NotWritable(UserError):
     """A place of the spec cannot be written."""
+
+
+class StorageFailed(UserError):
+    """A disk or a file system has failed while the job ran."""
+
+    exit_code = 1
+
+
+def has_failed(error: BaseException) -> bool:
+    """Say whether an error is a disk's or a file system's own: full, read-only, broken, gone."""
+    return isinstance(error, OSError) and error.errno in FAILS
+
+
+def told(error: Exception) -> Exception:
+    """Return an error as it is, or as a sentence where a disk or a file system is the reason."""
+    if isinstance(error, OSError) and error.errno in FAILS:
+        where = f"{error.filename}: " if error.filename else ""
+        return StorageFailed(
+            f"a file could not be written or read: {where}{os.strerror(error.errno)}; mend that, and submit the same "
+            "spec again to go on"
+        )
+    return error
 
 
 def root(spec: JobSpec, base: Path) -> Path:
