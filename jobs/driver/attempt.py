@@ -81,7 +81,7 @@ def _run_phase(job: Job, ending: Ending) -> int:
         progress.say(unsaved or "stopped; submit the same spec again to go on")
         return 1
     except Exception as found:
-        error = storage.told(found)
+        error = storage.told(found, job.folder.path)
         reason = f"{type(error).__name__}: {error}"
         job.track(lambda run: run.set_tags({"tandem.error": reason}))
         job.track(lambda run: run.log_text(postmortem.page(job.folder, reason), "post-mortem.md"))

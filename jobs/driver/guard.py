@@ -2,9 +2,9 @@
 
     python -m jobs.driver.guard RUN_FOLDER LEASE     started by the driver, with a pipe from it as standard input
 
-A small process that waits for the pipe to close. If nothing came through it by then and no end is noted, the guard sends
-what is left of the spool, says in the run what happened and ends it as FAILED, or as KILLED if it had been asked to
-stop. What comes through it is that the driver has ended the run itself; a full disk would not take a note of that.
+A small process that waits for the pipe to close. If nothing came through it by then and no end is noted, the guard
+sends what is left of the spool, says in the run what happened and ends it as FAILED, or as KILLED if it had been asked
+to stop. What comes through it is that the driver has ended the run itself; a full disk would not take a note of that.
 
 It is no child of the driver: `ray job stop` ends a job's whole tree of processes, whatever their sessions, so a shell
 starts it and ends at once. It speaks only for the lease (jobs/lease.py) that its driver held.

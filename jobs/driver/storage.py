@@ -31,13 +31,17 @@ def has_failed(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FAILS
 
 
-def told(error: Exception) -> Exception:
-    """Return an error as it is, or as a sentence where a disk or a file system is the reason."""
+def told(error: Exception, place: Path) -> Exception:
+    """Return an error as it is, or as a sentence where a disk or a file system is the reason.
+
+    Args:
+        place: where the job's files are, should the error itself not name one.
+    """
     if isinstance(error, OSError) and error.errno in FAILS:
-        where = f"{error.filename}: " if error.filename else ""
+        where = error.filename or f"the job's files are in {place}"
         return StorageFailed(
-            f"a file could not be written or read: {where}{os.strerror(error.errno)}; mend that, and submit the same "
-            "spec again to go on"
+            f"a file could not be written or read: {os.strerror(error.errno)} ({where}); mend that, and submit the "
+            "same spec again to go on"
         )
     return error
 
