@@ -8,6 +8,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -15,6 +17,22 @@ from cluster.ray_process_internals import JOB_MARKER
 
 MARKER = "TANDEM_CLUSTER_ID"
 KILL_WITHIN_S = 10.0
+
+
+def born(pid: int) -> str | None:
+    """Return what tells a process from others that had its number before, or will; None where there is none.
+
+    Ticks since the machine was started, where the kernel tells them: times of day change with the clock.
+    """
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        return str(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def is_running(pid: int, cluster_id: str) -> bool:

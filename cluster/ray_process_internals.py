@@ -24,6 +24,8 @@ CURRENT_CLUSTER = "ray_current_cluster"
 START_MODULE = "ray.scripts.scripts"
 """What the `ray` command runs."""
 GCS_PROGRAM = "gcs_server"
+WORKER_TITLE = "ray::"
+"""How the command lines of Ray's workers begin."""
 HEAD_PROGRAMS = (GCS_PROGRAM, "raylet", "dashboard.py")
 """What a head cannot be without."""
 NODE_PROGRAMS = ("raylet",)
@@ -120,6 +122,12 @@ ENTRIES = (
         "to tell shipped packages in PYTHONPATH, by which fork servers are told apart",
         "after a change of the code, workers are forked from a server that has imported the old one",
         "as for RAY_RAYLET_PID",
+    ),
+    Internal(
+        "ray::… (the titles of workers)",
+        "a rank that gives no sign of life is killed only where its number is still that of a worker",
+        "a rank that is stopped by a signal, or deaf to SIGALRM, is found after Ray Train's ten minutes",
+        "an actor can be killed by its id from another process",
     ),
     Internal(
         "ray_current_cluster (a file in Ray's folder)",

@@ -159,6 +159,8 @@ def _follow(job_id: str, verbose: bool) -> None:
     if outcome.status != "SUCCEEDED":
         if outcome.error is None and not verbose:
             typer.echo("\n".join(outcome.log[-20:]), err=True)
+        if outcome.error is None and outcome.message:
+            typer.echo(f"{job_id}: {outcome.message}", err=True)
         typer.echo(f"{job_id}: {outcome.status.lower()}; its log: tandem jobs logs {job_id}", err=True)
         raise typer.Exit(2 if outcome.exit_code == UserError.exit_code else 1)
     typer.echo(f"{job_id}: finished {outcome.result.get('model', '')}", err=True)

@@ -7,15 +7,17 @@ a group notes every rank's node and process id (Attempt), and how often that nod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
+from cluster.ray_process_internals import WORKER_TITLE
 from jobs.run_folder import Attempt
 
 ANSWER_S = 10.0
+Answer = TypeVar("Answer")
 
 
 def of(attempt: Attempt) -> dict[int, bool]:
@@ -54,17 +56,67 @@ def oom_kills() -> int:
     return 0
 
 
+def state_of(node: str, pid: int) -> str | None:
+    """Return how a worker's process on a node is, such as "stopped"; None where there is none, or no answer."""
+    return _there(node, _state, pid)
+
+
+def kill(node: str, pid: int) -> None:
+    """Kill a worker's process on a node."""
+    _there(node, _kill, pid)
+
+
+def _state(pid: int) -> str | None:
+    process = _worker(pid)
+    return None if process is None else process.status()
+
+
+def _kill(pid: int) -> None:
+    process = _worker(pid)
+    if process is not None:
+        process.kill()
+
+
+def _worker(pid: int) -> psutil.Process | None:
+    """Return a living process of this node if it is one of Ray's workers: a number may be used again."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        command = process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
+        if command and command[0].startswith(WORKER_TITLE):
+            return process
+    return None
+
+
+def _there(node: str, call: Callable[[int], Answer], pid: int) -> Answer | None:
+    """Call a function on a node; None where that does not answer in time."""
+    import ray
+
+    if node == ray.get_runtime_context().get_node_id():
+        return call(pid)
+    with contextlib.suppress(ray.exceptions.RayError):
+        answer: Answer = ray.get(_on(node, call).remote(pid), timeout=ANSWER_S)
+        return answer
+    return None
+
+
+def _on(node: str, function: Callable[..., Any]) -> Any:
+    """Make a Ray task of a function that takes no CPU and runs on one node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
+
+
 def _ask(by_node: Mapping[str, list[int]]) -> dict[str, tuple[list[int], int]]:
     """Have every node look for its processes, all at once; those that do not answer in time are left out."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
     asked: dict[Any, str] = {}
     for node, pids in by_node.items():
         if node != here:
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked[ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(look).remote(pids)] = node
+            asked[_on(node, look).remote(pids)] = node
     found = {here: look(by_node[here])} if here in by_node else {}
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
     for reference in answered:

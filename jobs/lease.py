@@ -8,7 +8,10 @@ where the one before has been let go or its owner is gone. Nothing is deleted fo
 faster one has just taken. The number is a fence: whoever finds a higher one than its own has lost the run.
 
 An owner on this machine is gone when its process is; one elsewhere when it has not touched its lease for STALE_S. Both
-times of that comparison are the file system's own, so clocks that differ do not matter.
+times of that comparison are the file system's own, so clocks that differ do not matter; nor does one that is set anew.
+
+An owner that is stopped (SIGSTOP) keeps its run on its own machine: it may go on at any moment, and its workers do all
+the while. Whoever is refused learns that it is stopped.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any
 
 import psutil
 
+from cluster import processes
 from cluster.errors import UserError
 from jobs import progress
 
@@ -54,6 +58,8 @@ class Owner:
     """Id of the Ray job; empty where there is none."""
     since: str
     released: bool = False
+    born: str = ""
+    """What tells it from other processes of its number (cluster.processes.born); empty in leases from before it was."""
 
     def is_here(self) -> bool:
         """Say whether it can be seen from here whether the process lives."""
@@ -61,9 +67,18 @@ class Owner:
 
     def lives(self) -> bool:
         """Say whether its process does; only for one that is here."""
+        if self.born:
+            return processes.born(self.pid) == self.born
         try:
             process = psutil.Process(self.pid)
             return process.create_time() == self.started_at and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def is_stopped(self) -> bool:
+        """Say whether its process is stopped by a signal; only for one that is here."""
+        try:
+            return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
         except psutil.NoSuchProcess:
             return False
 
@@ -120,14 +135,14 @@ def take(run: Path, job: str = "") -> Lease:
     """
     me = psutil.Process()
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    mine = Owner(this_host(), me.pid, me.create_time(), job, now)
+    mine = Owner(this_host(), me.pid, me.create_time(), job, now, born=processes.born(me.pid) or "")
     (run / FOLDER).mkdir(exist_ok=True)
     while True:
         number = newest(run)
         try:
             owner = _read(run, number) if number else None
             if owner is not None and not _is_free(run, number, owner):
-                raise RunIsOwned(refusal(run, owner))
+                raise RunIsOwned(refusal(run, owner, stopped=owner.is_here() and owner.is_stopped()))
         except FileNotFoundError:  # taken, and taken again: there is a higher number now
             continue
         if _create(run, number + 1, mine):
@@ -144,17 +159,18 @@ def newest(run: Path) -> int:
     return max((int(match[1]) for match in found if match), default=0)
 
 
-def refusal(run: Path, owner: Owner) -> str:
-    """Name the owner, and what to do about it. Pure."""
+def refusal(run: Path, owner: Owner, *, stopped: bool = False) -> str:
+    """Name the owner, and what to do about it; `stopped`: its process is, by a signal. Pure."""
     who = f"job {owner.job}" if owner.job else f"process {owner.pid}"
+    asleep = f", which is stopped: kill -CONT {owner.pid} lets it go on" if stopped else ""
     ways = (
         f"follow it: tandem jobs logs {owner.job} --follow; stop it: tandem jobs stop {owner.job}; or"
         if owner.job
         else "wait for its end, or"
     )
     return (
-        f"{who} works on the run {run.name} since {owner.since} (process {owner.pid} on {owner.host.split('/')[0]}); "
-        f"{ways} set checkpoint.resume: never for a run of its own"
+        f"{who} works on the run {run.name} since {owner.since} (process {owner.pid} on {owner.host.split('/')[0]}"
+        f"{asleep}); {ways} set checkpoint.resume: never for a run of its own"
     )
 
 

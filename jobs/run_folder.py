@@ -12,6 +12,7 @@ storage/runs/<name>-<spec digest>-<k>/
     STOP, SAVE       requests for a checkpoint (and an end)       driver → workers
     spool/           metrics on their way to MLflow               workers → driver
     logs/, stacks/   what each rank printed; where it hung        workers → post-mortem page
+    pulses/          each rank's sign of life                     workers → driver
     faults/, rows/   proof of injected faults; rows of each step  workers → tests
     checkpoints/     model/  evaluations.json  sums.json          workers → driver
     ray/             Ray Train's own state
@@ -23,13 +24,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
 from jobs.data.identity import Noted
 
 TAIL_BYTES = 65536
+
+
+class DamagedNote(UserError, ValueError):
+    """A file of a run's folder does not hold what it should."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} is damaged ({reason}): bring it back, or begin a new run with --set checkpoint.resume=never"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,14 @@ class RunFolder:
         """Return the file of a rank's Python stacks, should it hang; its folder is there."""
         return _in_folder(self.path / "stacks", f"{attempt}-rank-{rank}.txt")
 
+    def pulse(self, attempt: str, rank: int) -> Path:
+        """Return the file of a rank's sign of life (jobs/worker/watchdog.py); its folder is there."""
+        return _in_folder(self.path / "pulses", f"{attempt}-rank-{rank}")
+
+    def pulses(self) -> list[Path]:
+        """Return the signs of life of all ranks that have not ended by themselves."""
+        return sorted((self.path / "pulses").glob("*-rank-*"))
+
     def fault_marker(self, fault: str) -> Path:
         """Return the file that proves that a fault was injected; its folder is there."""
         return _in_folder(self.path / "faults", fault)
@@ -141,10 +161,12 @@ class RunFolder:
 
     def begin(self) -> None:
         """Begin a new attempt at the job: it runs; requests and notes of an earlier one are gone, skips stay."""
+        control = self.control()
         self.write_status("RUNNING")
         for name in ("STOP", "SAVE", "attempt.json", "failures.jsonl", "saves.json"):
             (self.path / name).unlink(missing_ok=True)
-        control = self.control()
+        for pulse in self.pulses():
+            pulse.unlink(missing_ok=True)
         self.write_control(Control(control.skip, control.micro_batch))
 
     def status(self) -> str | None:
@@ -240,9 +262,10 @@ class RunFolder:
         with (self.path / "failures.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def hung_ranks(self, attempt: str) -> list[Path]:
-        """Return the stacks that ranks of an attempt left when they hung."""
-        return [path for path in (self.path / "stacks").glob(f"{attempt}-rank-*.txt") if path.stat().st_size]
+    def hung_attempts(self) -> list[str]:
+        """Return the attempts whose ranks left stacks when they hung."""
+        left = (path for path in (self.path / "stacks").glob("*-rank-*.txt") if path.stat().st_size)
+        return sorted({path.name.rpartition("-rank-")[0] for path in left})
 
     def evidence(self, attempt: str | None) -> Iterator[tuple[str, Path]]:
         """Yield ("logs" or "stacks", file) of what an attempt left, or all of them for None."""
@@ -289,13 +312,26 @@ def _in_folder(folder: Path, name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise DamagedNote(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise DamagedNote(path, "it holds no mapping")
+    return found
 
 
 def _write(path: Path, values: Any) -> None:
-    """Write whole or not at all: another process may read at any time."""
+    """Write whole or not at all, also where the machine dies: another process may read at any time."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from jobs.worker import fault_injection
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 ENTRY_POINT = "python -m jobs.driver"
 PATIENCE_S = 45.0
+MESSAGE_CHARACTERS = 1000
 
 
 class ClusterLost(UserError):
@@ -42,6 +44,8 @@ class Outcome:
     """The last lines that were no progress."""
     exit_code: int = 0
     """The driver's: 0 finished, 2 the spec or the data is wrong, 1 anything else, also where it said none."""
+    message: str = ""
+    """What Ray says of the end: the only reason there is where the driver never began, or was killed."""
 
     @property
     def error(self) -> str | None:
@@ -121,8 +125,21 @@ def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]
         if outcome.status not in TERMINAL:
             time.sleep(0.2)
     if outcome.status != "SUCCEEDED":
-        outcome.exit_code = client.get_job_info(job_id).driver_exit_code or 1
+        info = client.get_job_info(job_id)
+        outcome.exit_code, outcome.message = info.driver_exit_code or 1, ending(info.message or "")
     return outcome
+
+
+def ending(message: str) -> str:
+    """Return what Ray's message about a job's end says, without the log that it repeats, and in plain words. Pure."""
+    said = message.partition(", last available logs")[0].strip()
+    code = re.search(r"failed with exit code (\d+)", said)
+    number = int(code[1]) - 128 if code else 0
+    if number == signal.SIGKILL:
+        return "its driver was killed (SIGKILL): by somebody, or by the kernel for memory"
+    if number in set(signal.Signals):
+        return f"its driver was ended by {signal.Signals(number).name}"
+    return said[:MESSAGE_CHARACTERS]
 
 
 def _take(line: str, outcome: Outcome, on_line: Callable[[str, progress.Progress | None], None]) -> None:

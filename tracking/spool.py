@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -176,7 +177,8 @@ class SpoolSender:
             return bool(self._deferred)
         cursor = Cursor(offsets, dict(self._cursor.last_step), dict(self._cursor.not_finite))
         self._send(points_to_send(records, cursor), cursor)
-        cursor.save(self._cursor_path)
+        with suppress(OSError):  # a full disk: what it does not note is sent again, which MLflow does not mind
+            cursor.save(self._cursor_path)
         self._cursor = cursor
         return sum(len(record.metrics) for record in records) >= MAX_BATCH
 

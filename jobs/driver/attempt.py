@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import parents, progress
 from jobs.claim import claim
-from jobs.driver import guard, phases, postmortem, precision, preemption, storage
-from jobs.driver.job import Job, Stopped
+from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
+from jobs.driver.job import Job
 from jobs.driver.reporter import FailureWatch, Reporter
+from jobs.driver.stopping import Stop, Stopped
 from jobs.run_folder import RunFolder, Saves
 from jobs.spec import JobSpec
 from tracking import outbox
@@ -41,31 +40,39 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     folder, owned = claim(root, spec, submission_id(os.environ))
     with owned.kept(lambda: _lost(folder)):
         folder.begin()
-        guard.start(folder, owned.number)
+        stop = Stop(folder, trains=spec.training is not None)
+        stop.listen()
+        pipe = guard.start(folder, owned.number)
         tags = _tags(spec)
         decision = precision.settle(spec, folder, placed)
         params = precision.in_params(spec, decision)
         outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", params, tags))
         opened = partial(Run.open, folder.key, spec.name, params=params, tags=tags)
         sender = SpoolSender(folder.spool, opened, interval_s=0.5)
-        job = Job(spec, base, root, folder, sender, parent, placed, decision.precision)
+        job = Job(spec, base, root, folder, sender, parent, placed, decision.precision, stop)
         progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
         job.track(lambda run: progress.say(f"MLflow {run.url}"))
         job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
-        _on_stop(job)
         sender.start(Reporter(job).take)
         preemption.start(folder, progress.say)
-        return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
+        pulse.start(folder, progress.say)
+        try:
+            return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
+        finally:
+            guard.dismiss(pipe)
 
 
 def _run_phase(job: Job, ending: Ending) -> int:
     """Run the job's phase and end its run as that went; return the exit code."""
     watch = FailureWatch(job.folder, job.track)
     try:
-        outcome = phases.PHASES[job.spec.phase](job)
+        with job.stop:
+            outcome = phases.PHASES[job.spec.phase](job)
         unsaved = unsaved_sentence(job.folder.saves(), outcome.get("model"))
         if unsaved is None:
             ending = replace(ending, status="FINISHED")
+            if job.folder.resumed:  # what an earlier attempt ended of is over
+                job.track(lambda run: run.set_tags({"tandem.error": ""}))
         else:
             job.track(lambda run: run.set_tags({"tandem.error": unsaved}))
     except Stopped:
@@ -73,11 +80,12 @@ def _run_phase(job: Job, ending: Ending) -> int:
         unsaved = unsaved_sentence(job.folder.saves(), None)
         progress.say(unsaved or "stopped; submit the same spec again to go on")
         return 1
-    except Exception as error:
+    except Exception as found:
+        error = storage.told(found, job.folder.path)
         reason = f"{type(error).__name__}: {error}"
         job.track(lambda run: run.set_tags({"tandem.error": reason}))
         job.track(lambda run: run.log_text(postmortem.page(job.folder, reason), "post-mortem.md"))
-        raise
+        raise error from found
     finally:
         failed = job.folder.saves().failed
         if failed:
@@ -113,9 +121,12 @@ def _lost(folder: RunFolder) -> None:
 
 def _end(job: Job, ending: Ending) -> None:
     """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
-    job.folder.write_status(ending.status)
     spool = job.folder.spool
-    outbox.note(spool, ending)
+    for keep in (lambda: job.folder.write_status(ending.status), lambda: outbox.note(spool, ending)):
+        try:
+            keep()
+        except OSError as error:
+            progress.say(f"warning: the run's end cannot be noted in {job.folder.path}: {error}")
     left = job.sender.stop(drain_timeout_s=30)
     try:
         if job.sender.run is None or (left and job.sender.last_error):
@@ -153,21 +164,3 @@ def _tags(spec: JobSpec) -> dict[str, str]:
     tags = {"tandem.phase": spec.phase, "tandem.task": spec.task.name, "tandem.spec_digest": spec.digest()}
     tags["tandem.code_version"] = os.environ.get("TANDEM_CODE_VERSION", version)
     return tags
-
-
-def _on_stop(job: Job) -> None:
-    """Ask the workers for a checkpoint and an end when this process is asked to stop; other phases end at once.
-
-    `ray job stop` sends SIGTERM, Ctrl-C is SIGINT, which Ray blocks in all of its processes.
-    """
-
-    def stop(signum: int, frame: Any) -> None:
-        job.stopping = True
-        job.folder.request_stop()
-        if job.spec.training is None:
-            raise Stopped
-        progress.say("asked to stop: a checkpoint is written first")
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -16,10 +16,11 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from cluster.errors import UserError
+from jobs.driver import storage
 
 Kind = Literal[
     "hang", "bad data", "non-finite loss", "loss spike", "out of memory", "preempted", "node lost", "user code",
-    "worker killed", "start-up",
+    "worker killed", "start-up", "storage",
 ]  # fmt: skip
 Action = Literal["retry", "skip batch", "halve micro-batch", "exclude node", "stop"]
 
@@ -37,9 +38,7 @@ _MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|oom-kill|running low on memory|memory usage threshold", re.I
 )
 _NODE = re.compile(r"node (has )?died|node .*(is|was) (dead|terminated)|node failure", re.I)
-_DIED = re.compile(
-    r"WorkerHealthCheckFailed|ActorDied|ActorUnavailable|WorkerCrashed|RayActorError|RaySystemError", re.I
-)
+_DIED = re.compile(r"WorkerHealthCheck|ActorDied|ActorUnavailable|WorkerCrashed|RayActorError|RaySystemError", re.I)
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class RankError:
     message: str
     preempted: bool = False
     for_user: bool = False
+    of_storage: bool = False
+    """A disk or a file system has failed (jobs/driver/storage.py)."""
 
     @staticmethod
     def of(error: BaseException) -> RankError:
@@ -61,6 +62,7 @@ class RankError:
             str(inner),
             preempted=bool(getattr(inner, "preempted", False)),
             for_user=isinstance(inner, UserError),
+            of_storage=storage.has_failed(inner),
         )
 
 
@@ -79,11 +81,6 @@ class Failure:
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON takes."""
         return asdict(self)
-
-    @staticmethod
-    def of(entry: Mapping[str, Any]) -> Failure:
-        """Read what `as_dict` gave, among other fields."""
-        return Failure(entry["kind"], entry["step"], entry["rank"], entry["message"], entry.get("node"))
 
 
 @dataclass(frozen=True)
@@ -229,6 +226,8 @@ def _kind(error: RankError) -> Kind:
     names = " ".join(error.types)
     if error.for_user:
         return "bad data"
+    if error.of_storage:
+        return "storage"
     if "NonFiniteLoss" in names:
         return "non-finite loss"
     if "LossSpike" in names:
@@ -246,8 +245,8 @@ def _severity(error: RankError) -> int:
     """Order errors by how little they can be the consequence of another rank's."""
     kind = _kind(error)
     order: list[Kind] = [
-        "bad data", "non-finite loss", "loss spike", "preempted", "out of memory", "node lost", "user code",
-        "worker killed",
+        "bad data", "non-finite loss", "loss spike", "preempted", "out of memory", "storage", "node lost",
+        "user code", "worker killed",
     ]  # fmt: skip
     return len(order) if _is_consequence(error) else order.index(kind)
 

@@ -2,8 +2,9 @@
 
     python -m jobs.driver.guard RUN_FOLDER LEASE     started by the driver, with a pipe from it as standard input
 
-A small process that waits for the pipe to close. If the driver has not noted an end by then, the guard sends what is
-left of the spool, says in the run what happened and ends it as FAILED, or as KILLED if it had been asked to stop.
+A small process that waits for the pipe to close. If nothing came through it by then and no end is noted, the guard
+sends what is left of the spool, says in the run what happened and ends it as FAILED, or as KILLED if it had been asked
+to stop. What comes through it is that the driver has ended the run itself; a full disk would not take a note of that.
 
 It is no child of the driver: `ray job stop` ends a job's whole tree of processes, whatever their sessions, so a shell
 starts it and ends at once. It speaks only for the lease (jobs/lease.py) that its driver held.
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from jobs import lease
@@ -28,12 +30,14 @@ DIED = "the driver of the job died without a word (killed, or out of memory)"
 OVERDUE = "the job was asked to stop and did not within the cluster's limit, so it was killed"
 
 
-def start(folder: RunFolder, number: int) -> None:
+def start(folder: RunFolder, number: int) -> int:
     """Start the guard of this process, which holds lease `number`. Its pipe closes with this process, however it ends.
 
-    The end of the pipe that stays here is a bare descriptor on purpose: nothing closes it before the process ends.
+    Returns:
+        The end of the pipe that stays here, for `dismiss`: a bare descriptor on purpose, which nothing closes before
+        the process ends.
     """
-    reading, _ = os.pipe()
+    reading, writing = os.pipe()
     command = [sys.executable, "-m", "jobs.driver.guard", str(folder.path), str(number)]
     try:
         with folder.guard_log.open("ab") as log:
@@ -47,22 +51,33 @@ def start(folder: RunFolder, number: int) -> None:
             )
     finally:
         os.close(reading)
+    return writing
+
+
+def dismiss(pipe: int) -> None:
+    """Tell the guard that the run has been ended, and how is known."""
+    with suppress(OSError):  # it is gone
+        os.write(pipe, b".")
 
 
 def main(path: Path, number: int) -> None:
     """Wait for the driver's end; then end the run if the driver has not, and nobody goes on with it."""
-    sys.stdin.buffer.read()
+    if sys.stdin.buffer.read():
+        return
     folder = RunFolder(path, resumed=True)
     if folder.status() != "RUNNING" or lease.newest(path) != number:
         return
     stopped = folder.stop_requested()
     status, reason = ("KILLED", OVERDUE) if stopped else ("FAILED", DIED)
-    folder.write_status(status)
+    with suppress(OSError):  # a full disk: the tracking server has to know all the same
+        folder.write_status(status)
     from tracking import outbox
     from tracking.errors import TrackingError
     from tracking.run import Run
 
-    outbox.note(folder.spool, outbox.Ending(folder.key, folder.key, "KILLED" if stopped else "FAILED"))
+    ending = outbox.Ending(folder.key, folder.key, "KILLED" if stopped else "FAILED")
+    with suppress(OSError):
+        outbox.note(folder.spool, ending)
     for _ in range(PATIENCE):
         if lease.newest(path) != number:
             return  # somebody goes on with it, and will end it

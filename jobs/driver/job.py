@@ -8,14 +8,11 @@ from pathlib import Path
 
 from cluster.precision import Precision
 from jobs.driver import storage
+from jobs.driver.stopping import Stop
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from tracking.run import Run
 from tracking.spool import SpoolSender
-
-
-class Stopped(BaseException):
-    """The job was asked to stop, and did. No `except Exception` round a bad row may take it for that row's fault."""
 
 
 @dataclass
@@ -34,7 +31,8 @@ class Job:
     """How many workers each node takes, by node id."""
     precision: Precision
     """What the workers compute in."""
-    stopping: bool = False
+    stop: Stop
+    """Whether it was asked to end."""
     steps: int = 0
     """Optimiser steps of the run, once they are known."""
 

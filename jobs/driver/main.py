@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster import connect, placement, specfile, topology
 from cluster.errors import UserError
 from jobs import noise, progress
-from jobs.driver import storage, warm
+from jobs.driver import stopping, storage, warm
 from jobs.spec import JobSpec
 
 
@@ -49,7 +49,9 @@ def connect_and_place(spec: JobSpec) -> dict[str, int]:
     """Connect to the cluster, make sure that the job fits, have its processes started; return how they are placed."""
     environment = warm.environment(spec)
     os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_TRAIN_")})
+    stopping.end_before_it_begins()
     connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment, **warm.executable(spec)})
+    stopping.end_before_it_begins()  # Ray has taken the signals for itself
     placed = check_it_fits(spec)
     warm.start(placed, controller=spec.training is not None)
     return placed

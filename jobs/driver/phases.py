@@ -16,8 +16,9 @@ from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import figures, publish, warm
-from jobs.driver.job import Job, Stopped
+from jobs.driver import figures, publish, storage, warm
+from jobs.driver.job import Job
+from jobs.driver.stopping import Stopped
 from jobs.worker import loop, setup
 from jobs.worker.config import WorkerConfig
 
@@ -105,7 +106,7 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
     try:
         ray_train.run_group(function, config, name=name, autoscaling=not connect.connection().is_local)
     except TrainingFailedError as error:
-        if job.stopping:
+        if job.stop.asked:
             raise Stopped from error
         raise _cause(error) from error
 
@@ -129,7 +130,7 @@ def _cause(error: Exception) -> Exception:
     failures = getattr(error, "worker_failures", {}) or {}
     for failure in failures.values():
         inner = getattr(failure, "cause", None) or failure
-        if isinstance(inner, UserError):
+        if isinstance(inner, UserError) or storage.has_failed(inner):
             return inner
     return RuntimeError(str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -96,41 +97,70 @@ class Failures(FailurePolicy):
         super().__init__(failure_config)
         self._run, self._store, self._limits, self._request = run, store, limits, request
         self._start_ups = 0
+        self._earlier: list[Failure] = []
+        self._told = set(run.hung_attempts())
+        """Attempts that have failed already."""
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """Classify, decide, note it for the post-mortem and for the next attempt; then retry or raise."""
+        try:
+            return self._decided(training_failed_error)
+        except Exception:  # whatever it is, Ray Train would start the group and ask again, for ever
+            traceback.print_exc()
+            return FailureDecision.RAISE
+
+    def _decided(self, training_failed_error: Any) -> FailureDecision:
         attempt = self._run.attempt()
         errors = {rank: RankError.of(e) for rank, e in getattr(training_failed_error, "worker_failures", {}).items()}
         if not errors:  # the controller's own: workers that could not be started, for instance on a node just lost
             self._start_ups += 1
             return FailureDecision.RAISE if self._start_ups > START_UPS else FailureDecision.RETRY
         self._start_ups = 0
-        hung = attempt is not None and bool(self._run.hung_ranks(attempt.name))
-        step = self._run.last_step()
+        hung = self._hung(attempt)
+        failure = self._happened(errors, attempt, hung=hung is not None)
+        decision = self._decision(failure, attempt)
+        self._earlier.append(failure)
+        self._note(decision, failure, attempt)
+        self._keep(failure, decision, attempt, hung or (attempt.name if attempt else None))
+        time.sleep(decision.wait_s)
+        return FailureDecision.RAISE if decision.action == "stop" else FailureDecision.RETRY
+
+    def _happened(self, errors: dict[int, RankError], attempt: Attempt | None, *, hung: bool) -> Failure:
         started = attempt is not None and attempt.training
         lost = self._lost_ranks(attempt) if attempt else []
         if attempt and not lost and not hung and failures.need_deaths(errors):
             errors = failures.with_deaths(errors, deaths.of(attempt))
-        failure = failures.classify(errors, step, hung=hung, started=started, lost=lost)
-        failure = replace(failure, node=_node_of(failure, attempt))
-        earlier = [Failure.of(entry) for entry in self._run.failures()]
+        failure = failures.classify(errors, self._run.last_step(), hung=hung, started=started, lost=lost)
+        return replace(failure, node=_node_of(failure, attempt))
+
+    def _decision(self, failure: Failure, attempt: Attempt | None) -> Decision:
+        if self._run.stop_requested():
+            return Decision("stop", "the job was asked to stop; it is not started again for that")
         micro_batch = attempt.micro_batch if attempt else 1
         room = self._has_room_without(failure.node) if failure.node else False
-        decision = failures.decide(failure, earlier, self._limits, micro_batch=micro_batch, room=room)
-        newest = max(catalog.complete(self._store), default=0)
-        self._note(decision, failure, attempt)
+        return failures.decide(failure, self._earlier, self._limits, micro_batch=micro_batch, room=room)
+
+    def _keep(self, failure: Failure, decision: Decision, attempt: Attempt | None, name: str | None) -> None:
+        """Write the failure down for the post-mortem; a disk that does not take it costs the page an entry."""
         entry = {
             **failure.as_dict(),
             "time": time.time(),
             "action": decision.action,
             "reason": decision.reason,
-            "checkpoint": newest,
+            "checkpoint": max(catalog.complete(self._store), default=0),
             "workers": attempt.workers if attempt else None,
-            "evidence": postmortem.evidence(self._run, attempt.name) if attempt else [],
+            "evidence": postmortem.evidence(self._run, name) if name else [],
         }
-        self._run.add_failure(entry)
-        time.sleep(decision.wait_s)
-        return FailureDecision.RAISE if decision.action == "stop" else FailureDecision.RETRY
+        try:
+            self._run.add_failure(entry)
+        except OSError as error:
+            print(f"{failure.kind} → {decision.action}: {decision.reason} (not written down: {error})", flush=True)
+
+    def _hung(self, attempt: Attempt | None) -> str | None:
+        """Return the attempt that has just hung, if one has; it may not have got as far as to note itself."""
+        found = [name for name in self._run.hung_attempts() if name not in self._told]
+        self._told |= {*found, *([attempt.name] if attempt else [])}
+        return found[0] if found else None
 
     def _lost_ranks(self, attempt: Attempt) -> list[int]:
         """Find the ranks whose nodes are gone, and wait until Ray knows it too: it would place workers there again."""

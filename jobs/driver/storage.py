@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -11,10 +12,38 @@ from cluster.errors import UserError
 from jobs.spec import JobSpec
 
 CONTENT = b"written by Tandem to see whether it can"
+FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENODEV}
+"""What only a disk or a file system says. No rights may be a matter of the data."""
 
 
 class NotWritable(UserError):
     """A place of the spec cannot be written."""
+
+
+class StorageFailed(UserError):
+    """A disk or a file system has failed while the job ran."""
+
+    exit_code = 1
+
+
+def has_failed(error: BaseException) -> bool:
+    """Say whether an error is a disk's or a file system's own: full, read-only, broken, gone."""
+    return isinstance(error, OSError) and error.errno in FAILS
+
+
+def told(error: Exception, place: Path) -> Exception:
+    """Return an error as it is, or as a sentence where a disk or a file system is the reason.
+
+    Args:
+        place: where the job's files are, should the error itself not name one.
+    """
+    if isinstance(error, OSError) and error.errno in FAILS:
+        where = error.filename or f"the job's files are in {place}"
+        return StorageFailed(
+            f"a file could not be written or read: {os.strerror(error.errno)} ({where}); mend that, and submit the "
+            "same spec again to go on"
+        )
+    return error
 
 
 def root(spec: JobSpec, base: Path) -> Path:

@@ -6,9 +6,9 @@ A worker that reaches such a point does the action once per run; a file in the r
 that it did. Phases of a worker: `start` (before step 1 of an attempt), `step` (before the optimizer step), `save`
 (while its shard is being written), `commit` (before the manifest is written), `saved` (once a checkpoint was begun),
 `evaluate` (in an evaluation), `export` (at the run's last step). With `:node=<id>` instead of a rank it happens to
-every rank on that node, and `kill-always` every time: a sick node. `hold` never gives Python's lock back; `hog` takes
-memory until it is killed; `pace` makes every step from there on take a tenth of a second longer; `rows` notes which
-rows every step takes, in `rows/<rank>.jsonl`.
+every rank on that node, and `kill-always` every time: a sick node. `hold` never gives Python's lock back, and `deaf`
+blocks the kernel's alarm besides; `hog` takes memory until it is killed; `pace` makes every step from there on take a
+tenth of a second longer; `rows` notes which rows every step takes, in `rows/<rank>.jsonl`.
 """
 
 from __future__ import annotations
@@ -128,6 +128,12 @@ def _hold(run: RunFolder) -> None:
     re.match(r"(a|a)+$", "a" * 64 + "b")
 
 
+def _deaf(run: RunFolder) -> None:
+    """Do the same with the alarm blocked: nothing within this process can end it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    _hold(run)
+
+
 def _hog(run: RunFolder) -> None:
     """Take memory, 16 MB at a time, and touch it."""
     taken = []
@@ -165,6 +171,7 @@ _ACTIONS: dict[str, Callable[[RunFolder], str | None]] = {
     "freeze": _freeze,
     "sleep": _sleep,
     "hold": _hold,
+    "deaf": _deaf,
     "hog": _hog,
     "raise": _raise,
     "raise-always": _raise,

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -252,7 +253,8 @@ def report_checkpoints(worker: Worker) -> None:
             raise Superseded(outcome.error)
         if worker.spool is None:
             continue
-        worker.folder.note_save(outcome.error)
+        with suppress(OSError):  # a full disk costs the driver the count, not the run its worker
+            worker.folder.note_save(outcome.error)
         if outcome.error:
             worker.spool.append(outcome.step, {"checkpoint_failed": 1.0})
         else:

@@ -8,7 +8,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +34,7 @@ from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
 from jobs.worker.lora import add_lora
-from jobs.worker.watchdog import Watchdog
+from jobs.worker.watchdog import Pulse, Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler
 
@@ -240,6 +240,7 @@ def total_steps(training: TrainingSpec, rows: int) -> int:
 @contextmanager
 def logged(config: WorkerConfig) -> Iterator[Watchdog]:
     """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
+    import ray
     import ray.train
 
     if not config.folder.path.is_dir():
@@ -248,17 +249,20 @@ def logged(config: WorkerConfig) -> Iterator[Watchdog]:
             "folder that all nodes share"
         )
     rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
-    watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s)
-    with config.folder.log(attempt, rank).open("a", buffering=1) as file:
-        tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
-        try:
-            with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]
-                yield watchdog
-        except BaseException:
-            file.write(traceback.format_exc())
-            raise
-        finally:
-            watchdog.stop()
+    pulse = Pulse(config.folder.pulse(attempt, rank), ray.get_runtime_context().get_node_id())
+    watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s, pulse)
+    file = config.folder.log(attempt, rank).open("a", buffering=1)
+    tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
+    try:
+        with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]
+            yield watchdog
+    except BaseException:
+        tee_err.keep(traceback.format_exc())
+        raise
+    finally:
+        watchdog.stop()
+        with suppress(OSError):  # a full disk does not take the last line
+            file.close()
 
 
 class Tee:
@@ -268,9 +272,14 @@ class Tee:
         self._stream, self._file = stream, file
 
     def write(self, text: str) -> int:
-        """Write to both."""
-        self._file.write(text)
+        """Write to both; a disk that is full costs the file a line, not the run its worker."""
+        self.keep(text)
         return int(self._stream.write(text) or 0)
+
+    def keep(self, text: str) -> None:
+        """Write to the file alone."""
+        with suppress(OSError):
+            self._file.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -8,6 +8,9 @@ before to work:
     limit + GRACE_S        a Python thread ends the process, so that the group is started again
     limit + GRACE_S + …    the kernel ends it (SIGALRM): a rank that holds Python's lock runs no thread of Python
 
+A rank that the kernel cannot end either, since it was stopped (SIGSTOP) or blocks the signal, gives no sign of life: at
+each new limit a rank writes its pulse, and jobs/driver/pulse.py ends those that are overdue, from outside.
+
 Ranks that only wait for the one that hangs do the same at the same moment: all stacks are there.
 """
 
@@ -21,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,11 +45,30 @@ def limit(lengths: Collection[float], longest_s: float) -> float:
     return min(longest_s, FACTOR * statistics.median(lengths) + MARGIN_S) if lengths else longest_s
 
 
-class Watchdog:
-    """One rank's. `stacks` is the file that appears when it hangs."""
+class Pulse:
+    """A rank's sign of life, as a file: the node and the process, a count, and how long it may stay the same."""
 
-    def __init__(self, stacks: Path, longest_s: float = LONGEST_S) -> None:
+    def __init__(self, path: Path, node: str) -> None:
+        self._path, self._node, self._count = path, node, 0
+
+    def beat(self, allowed_s: float) -> None:
+        """Write it anew. A storage that does not take it costs the sign, not the run."""
+        self._count += 1
+        with suppress(OSError):
+            self._path.write_text(f"{self._node} {os.getpid()} {self._count} {allowed_s:.3f}\n", encoding="ascii")
+
+    def end(self) -> None:
+        """Take it away: nobody waits for it any more."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+class Watchdog:
+    """One rank's. `stacks` is the file that appears when it hangs, `pulse` its sign of life for the driver."""
+
+    def __init__(self, stacks: Path, longest_s: float = LONGEST_S, pulse: Pulse | None = None) -> None:
         stacks.parent.mkdir(parents=True, exist_ok=True)
+        self._pulse = pulse
         self._path = stacks
         self._file: IO[str] | None = stacks.open("w")
         self._longest_s = longest_s
@@ -87,6 +109,8 @@ class Watchdog:
     def stop(self) -> None:
         """Disarm, and remove the file if nothing was written to it."""
         self._stopped.set()
+        if self._pulse is not None:
+            self._pulse.end()
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self._file is not None:
@@ -106,6 +130,8 @@ class Watchdog:
         faulthandler.dump_traceback_later(allowed_s, file=self._file)
         # Nobody handles SIGALRM here, so it ends the process; a timer of the kernel needs no thread of ours.
         signal.setitimer(signal.ITIMER_REAL, allowed_s + GRACE_S + KERNEL_S)
+        if self._pulse is not None:
+            self._pulse.beat(allowed_s)
 
     def _end_when_due(self) -> None:
         while not self._stopped.wait(0.5):

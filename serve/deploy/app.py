@@ -39,8 +39,8 @@ REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE"
 POLL_S = 0.25
 PROXY_START_S = 30.0
 """A proxy listens within seconds, or it cannot."""
-HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 3.5
-"""Serve ends a replica after three checks in a row without an answer: within 15 s, and a busy one has 10 s."""
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 2.5
+"""Serve ends a replica after three checks in a row without an answer: within 12 s, and a busy one has 7 s."""
 
 
 def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import importlib
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ from serve.wire import (
     Vectors,
 )
 
+TRIES = 2
+"""A request that was lost with its replica before it was answered goes to another one, once: answers have no side
+effects, and a request that itself ends replicas ends no more than so many."""
+LOST = (ReplicaUnavailableError, RayActorError)
 ENGINE = "engine"
 GATEWAY = "gateway"
 
@@ -151,15 +155,28 @@ class RayBackend:
         """Requests of this gateway that no replica has accepted yet, by model."""
 
     async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+        with _as_api_errors(model):
+            for left in reversed(range(TRIES)):
+                begun = False
+                try:
+                    async with aclosing(self._generated(model, call)) as messages:
+                        async for message in messages:
+                            begun = True
+                            yield message
+                    return
+                except LOST:
+                    if begun or not left:
+                        raise
+
+    async def _generated(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
         response = self._handle(model).options(stream=True).generate.remote(call)
         self.pending[model] += 1
         waiting = 1
         try:
-            with _as_api_errors(model):
-                async for message in response:
-                    self.pending[model] -= waiting
-                    waiting = 0
-                    yield message
+            async for message in response:
+                self.pending[model] -= waiting
+                waiting = 0
+                yield message
         except Exception:
             raise  # the replica's stream has ended by itself; cancelling a failed response raises its failure again
         except BaseException:
@@ -169,14 +186,19 @@ class RayBackend:
             self.pending[model] -= waiting
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
-        with _as_api_errors(model):
-            answer: Inferred | Refused = await self._handle(model).infer.remote(call)
-            return answer
+        answer: Inferred | Refused = await self._answered(model, lambda: self._handle(model).infer.remote(call))
+        return answer
 
     async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
+        answer: Vectors | Refused = await self._answered(model, lambda: self._handle(model).embed.remote(call))
+        return answer
+
+    async def _answered(self, model: str, ask: Callable[[], Any]) -> Any:
         with _as_api_errors(model):
-            answer: Vectors | Refused = await self._handle(model).embed.remote(call)
-            return answer
+            for _ in range(TRIES - 1):
+                with suppress(*LOST):
+                    return await ask()
+            return await ask()
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         reports = await self._reports.read()
@@ -200,7 +222,7 @@ def _as_api_errors(model: str) -> Iterator[None]:
         retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}
         message = f"{model!r} has as many requests waiting as it takes; try again in {retry['retry-after']} s"
         raise ApiError(429, message, code="overloaded", headers=retry) from None
-    except (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError) as error:
+    except (DeploymentUnavailableError, *LOST) as error:
         message = f"the replica of {model!r} that worked on this request was lost"
         raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from error
     except RayError as error:

@@ -50,6 +50,12 @@ ENTRIES = (
         "Serve ends a replica that does not answer its request to leave",
     ),
     Internal(
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S, RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S",
+        "a proxy that died, or no longer answers, is started again within seconds",
+        "an endpoint whose proxy has died answers nobody for 24 s, one whose proxy hangs for 45 s",
+        "Serve documents them",
+    ),
+    Internal(
         "AutoscalingConfig.metrics_interval_s",
         "deprecated, and the only knob for how often replicas tell their load",
         "an endpoint grows ten seconds late",
@@ -57,7 +63,11 @@ ENTRIES = (
     ),
 )
 
-CONTROLLER_ENV = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+CONTROLLER_ENV = {
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3.5",
+}
 """What Serve's controller reads when it starts; it has the environment of the job that starts it."""
 
 

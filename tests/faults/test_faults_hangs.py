@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 
 import psutil
 import pytest
 
 from cluster import connect
+from jobs import submit
 from jobs.run_folder import RunFolder
 from tests.support import fault_runs as faults
 from tests.support.fault_runs import ended, run, same_curve, submitted
@@ -61,6 +63,35 @@ def test_at_the_start_and_while_exporting(unfaulted, folder, storage):
     markers = ["sleep-rank1-step0-start", "sleep-rank0-step40-export", "sleep-rank1-step40-export"]
     start, export = hung(found, unfaulted, *markers)
     assert (start["step"], export["step"]) == (0, 40)
+
+
+def test_a_rank_that_nothing_within_its_process_can_end(unfaulted, folder, storage):
+    """Stopped by a signal, and no other rank waits for it: the driver misses its sign of life."""
+    found = run(folder, storage, "no-pulse", "resources.workers=1", *EVALUATED, fault="freeze:rank=0:step=27")
+    (failure,) = hung(found, unfaulted, "freeze-rank0-step27-step")
+    took_s = failure["time"] - faults.time_of_step(found, 26)
+    assert took_s < 40, f"found after {took_s:.1f} s"
+    assert any("no sign of life (its process is stopped)" in line for line in failure["evidence"])
+    assert not [process for process in psutil.process_iter() if process.status() == psutil.STATUS_STOPPED]
+
+
+def test_stopped_while_the_data_is_prepared(folder, storage):
+    """There is nothing to save yet, so nothing is waited for."""
+    job = submitted(folder, "unprepared", "data.max_examples=6011", "data.tokenizer.vocab_size=4096")
+    asked = []
+
+    def stop(line: str) -> None:
+        if "tandem: fit " in line and not asked:
+            asked.append(time.monotonic())
+            submit.stop(job)
+
+    found = ended(job, storage, "unprepared", stop)
+    assert asked, "it was stopped meanwhile"
+    assert time.monotonic() - asked[0] < 20
+    assert found.status == "STOPPED"
+    assert found.run.info.status == "KILLED"
+    assert not (found.folder / "attempt.json").exists(), "no worker has begun"
+    assert not list((storage / "data").glob("*.partial"))
 
 
 def test_a_hung_job_that_is_stopped_has_ended_everywhere(folder, storage):

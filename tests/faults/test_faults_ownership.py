@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from cluster import connect
 from jobs import submit
 from tests.support import fault_runs as faults
 from tests.support.fault_runs import ended, run, submitted
@@ -64,6 +66,51 @@ def test_a_job_that_could_save_nothing_ends_so_and_leaves_its_model(folder, stor
     assert "No space left" in said
     assert found.run.info.status == "FAILED"
     assert found.run.data.tags["tandem.checkpoints_failed"] == "2"
+
+
+def test_a_disk_that_is_full_while_a_job_runs(folder):
+    """The group cannot be started again there: the job ends, says why, and goes on when there is room."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small file system needs root")
+    small = Path(os.path.realpath(folder)) / "filling"
+    small.mkdir()
+    assert os.system(f"mount -t tmpfs -o size=40m tmpfs {small}") == 0
+    settings = [f"storage={small}", "resources.workers=1", "max_failures=1"]
+
+    def fill(line: str) -> None:
+        if "tandem: train " in line and not (small / "ballast").exists():
+            with suppress(OSError), (small / "ballast").open("wb", buffering=0) as ballast:
+                while ballast.write(bytes(4096)):
+                    pass
+
+    try:
+        found = ended(submitted(folder, "filling", *settings, fault="pace:rank=0:step=1"), small, "filling", fill)
+        assert (small / "ballast").exists(), "it was full"
+        assert found.status == "FAILED"
+        (said,) = [line for line in found.log if line.startswith("tandem: error: ")]
+        assert "a file could not be written or read: No space left on device" in said
+        assert str(found.folder) in said
+        assert found.run.info.status == "FAILED"
+        assert "No space left" in found.run.data.tags["tandem.error"]
+        (small / "ballast").unlink()
+        again = run(folder, small, "filling", *settings)
+        assert again.folder == found.folder
+        assert again.status == "SUCCEEDED", again.log
+        assert sorted(again.losses()) == list(range(1, 41))
+        assert again.run.info.status == "FINISHED"
+        assert again.run.data.tags["tandem.error"] == ""
+    finally:
+        os.system(f"umount {small}")
+
+
+def test_a_job_that_ends_before_its_driver_begins_says_why(cluster):
+    job = connect.job_client().submit_job(
+        entrypoint="python -m jobs.driver x.yaml",
+        submission_id="never-begun",
+        runtime_env={"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"},
+    )
+    said, _ = faults.follower(job).communicate(timeout=60)
+    assert "never-begun: runtime_env setup failed" in said
 
 
 def test_weights_that_cannot_be_read_are_not_tried_again(folder, storage):

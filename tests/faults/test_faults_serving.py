@@ -24,11 +24,11 @@ from cluster.errors import UserError
 from serve import cli, endpoints
 from serve.spec import HttpSpec, ServeSpec
 from tests.conftest import free_port
-from tests.support import tiny_models
+from tests.support import blocking_engine, tiny_models
 from tests.support.own_cluster import own_cluster
 
 ENDED_S = 20.0
-"""Three checks without an answer, 3.5 s each, and what lies between them."""
+"""Three checks without an answer, 2.5 s each, and what lies between them."""
 
 
 def spec(model: Path, replicas: int) -> ServeSpec:
@@ -36,15 +36,15 @@ def spec(model: Path, replicas: int) -> ServeSpec:
     return ServeSpec.model_validate({"models": {"tiny": tiny}, "drain_s": 300, "start_timeout_s": 120})
 
 
-def details() -> dict[str, Any]:
+def details(model: str = "tiny") -> dict[str, Any]:
     applications = endpoints._details()["applications"]
-    found: dict[str, Any] = applications["tandem.tiny"]["deployments"]["engine"]
+    found: dict[str, Any] = applications[f"tandem.{model}"]["deployments"]["engine"]
     return found
 
 
-def running() -> dict[str, int]:
+def running(model: str = "tiny") -> dict[str, int]:
     """Return the pids of the replicas that run, by the replica's id."""
-    return {r["replica_id"]: r["pid"] for r in details()["replicas"] if r["state"] == "RUNNING"}
+    return {r["replica_id"]: r["pid"] for r in details(model)["replicas"] if r["state"] == "RUNNING"}
 
 
 def wait_for(what: Callable[[], Any], limit_s: float) -> float:
@@ -66,18 +66,29 @@ def ask(endpoint: str) -> int:
         return error.code
 
 
+def infer(endpoint: str, first: int = 1) -> int:
+    image = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "UINT8", "data": [first] + [98] * 63}
+    body = json.dumps({"inputs": [image]}).encode()
+    request = urllib.request.Request(f"{endpoint}/v2/models/own/infer", body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 class Asking:
     """Asks one question after the other, in a thread of its own."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, question: Callable[[], int]) -> None:
         self.answers: list[int] = []
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(endpoint,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(question,), daemon=True)
         self._thread.start()
 
-    def _run(self, endpoint: str) -> None:
+    def _run(self, question: Callable[[], int]) -> None:
         while not self._ended.wait(0.05):
-            self.answers.append(ask(endpoint))
+            self.answers.append(question())
 
     def end(self) -> list[int]:
         self._ended.set()
@@ -96,21 +107,37 @@ def down() -> Iterator[None]:
     endpoints.down(print)
 
 
-def test_a_stopped_replica_is_replaced_and_ended(cluster: Connection, model: Path, down: None) -> None:
-    endpoint = endpoints.up(spec(model, 2), print)["endpoint"]
-    asking = Asking(endpoint)
-    before = running()
-    name, pid = next(iter(before.items()))
+def test_replicas_that_no_longer_answer_are_replaced_and_ended(
+    cluster: Connection, model: Path, tmp_path: Path, down: None
+) -> None:
+    """One is stopped by a signal, one of another model blocks its event loop; no request is lost by either."""
+    blocked = blocking_engine.write(tmp_path)
+    own = {"model": str(tiny_models.image_classifier(tmp_path / "images")), "engine": "blocking_engine:ENGINE"}
+    both = spec(model, 2).model_dump(exclude_unset=True)
+    both["models"]["own"] = {**own, "replicas": 2, "resources": {"cpus_per_replica": 0.5}}
+    both["models"]["tiny"]["resources"] = {"cpus_per_replica": 0.5}
+    endpoint = endpoints.up(ServeSpec.model_validate(both), print, tmp_path / "serve.yaml")["endpoint"]
+    askings = [Asking(lambda: ask(endpoint)), Asking(lambda: infer(endpoint)), Asking(lambda: infer(endpoint))]
+    before = {name: running(name) for name in ("tiny", "own")}
+    name, pid = next(iter(before["tiny"].items()))
+    culprit = Asking(lambda: infer(endpoint, blocking_engine.BLOCKS))
+    wait_for(blocked.exists, 10)  # the second fault is there
     os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5)  # the fault is there
-    print(f"ended after {wait_for(lambda: name not in running() and not psutil.pid_exists(pid), ENDED_S):.1f} s")
-    print(f"replaced after {wait_for(lambda: len(running()) == 2, 60):.1f} s more")
-    answers = asking.end()
+    wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5)  # the first fault is there
+
+    def ended() -> bool:
+        own_gone = [old for old in before["own"] if old not in running("own")]
+        return bool(own_gone) and name not in running() and not psutil.pid_exists(pid)
+
+    print(f"both ended after {wait_for(ended, ENDED_S):.1f} s")
+    print(f"replaced after {wait_for(lambda: len(running()) == len(running('own')) == 2, 60):.1f} s more")
+    answers = [*culprit.end(), *(answer for asking in askings for answer in asking.end())]
     lost = [status for status in answers if status != 200]
     print(f"{len(answers)} requests, lost: {lost}")
-    assert len(answers) > 20
-    assert len(lost) <= 1, "only what the stopped replica had accepted is lost"
-    assert set(lost) <= {503}
+    assert len(answers) > 40
+    assert lost == []
+    (gone,) = [pid for old, pid in before["own"].items() if old not in running("own")]
+    assert not psutil.pid_exists(gone)
     endpoints.up(spec(model, 1), print)
     wait_for(lambda: len(running()) == 1, 20)
     assert ask(endpoint) == 200

@@ -1,5 +1,6 @@
 """What happened to a group, and what is done about it."""
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ CUDA = RankError(("OutOfMemoryError", "RuntimeError"), "CUDA out of memory. Trie
 HOST = RankError(("OutOfMemoryError", "RayError"), "Task was killed due to the node running low on memory.")
 DATA = RankError(("TaskError", "ValueError"), "label 12 of 10", for_user=True)
 LATE = RankError.of(Superseded("a newer attempt works on these checkpoints"))
+FULL = RankError.of(OSError(errno.ENOSPC, "No space left on device", "/a/file"))
 NOTICE = RankError(("ActorDiedError",), "The actor died because its node has died.", preempted=True)
 
 
@@ -34,6 +36,7 @@ NOTICE = RankError(("ActorDiedError",), "The actor died because its node has die
         ({0: CLOSED, 1: BUG, 2: CLOSED}, "user code", 1),
         ({0: CLOSED, 1: DATA}, "bad data", 1),
         ({0: LATE, 1: CLOSED}, "bad data", 0),
+        ({0: CLOSED, 1: FULL}, "storage", 1),
         ({0: CLOSED, 1: CLOSED}, "worker killed", None),
         ({0: STORE, 1: STORE}, "user code", 0),
         ({}, "start-up", None),

@@ -23,9 +23,12 @@ from jobs.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 number = lease.take(folder.path).number
 folder.begin()
-guard.start(folder, number)
+pipe = guard.start(folder, number)
 gc.collect()
 print("guarded", flush=True)
+if sys.stdin.readline():
+    guard.dismiss(pipe)
+    print("dismissed", flush=True)
 time.sleep(60)
 """
 
@@ -52,7 +55,9 @@ def driver(tmp_path):
     """A process that has a guard, and a tracking server that never answers."""
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout.readline().strip() == "guarded"
     yield process
     process.kill()
@@ -101,3 +106,13 @@ def test_a_guard_keeps_silent_where_another_has_taken_the_run(tmp_path, driver):
         guard.resume()
         guard.wait(30)
         assert run.status() == "RUNNING", "of the next owner"
+
+
+def test_a_guard_that_was_dismissed_says_nothing_where_the_end_could_not_be_noted(tmp_path, driver):
+    run, guard = RunFolder(tmp_path), guard_of(tmp_path)
+    driver.stdin.write("end\n")
+    driver.stdin.flush()
+    assert driver.stdout.readline().strip() == "dismissed"
+    kill_tree(driver)
+    guard.wait(30)
+    assert run.status() == "RUNNING"

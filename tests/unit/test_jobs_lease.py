@@ -74,10 +74,11 @@ def test_a_killed_owner_is_none_and_a_stopped_one_still_is(tmp_path):
         first.communicate()
 
 
-def test_a_process_with_the_number_of_a_dead_owner_is_not_taken_for_it(tmp_path):
+@pytest.mark.parametrize("other", [{"born": "1"}, {"born": "", "started_at": 1.0}], ids=["now", "older lease"])
+def test_a_process_with_the_number_of_a_dead_owner_is_not_taken_for_it(tmp_path, other):
     held = lease.take(tmp_path)
     path = tmp_path / "lease" / "00000001.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "started_at": 1.0}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
     assert lease.take(tmp_path).number == 2
     assert not held.held()
 
@@ -130,3 +131,27 @@ def test_a_number_is_given_once(tmp_path):
     assert not lease._create_empty(tmp_path, 1, replace(held._owner, job="late"))
     assert lease._create_empty(tmp_path, 2, replace(held._owner, job="next"))
     assert lease._read(tmp_path, 2).job == "next"
+
+
+def test_a_clock_that_is_set_anew_takes_no_run_away(tmp_path):
+    """The kernel tells when a process began by a clock that shifts with the time of day."""
+    held = lease.take(tmp_path)
+    path = tmp_path / "lease" / "00000001.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "started_at": written["started_at"] - 3600}))
+    with pytest.raises(RunIsOwned):
+        lease.take(tmp_path)
+    held.release()
+
+
+def test_whoever_is_refused_learns_that_the_owner_is_stopped(tmp_path):
+    process = owner(tmp_path, "job-1", 60)
+    try:
+        assert process.stdout.readline().strip() == "took it"
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        with pytest.raises(RunIsOwned, match=f"which is stopped: kill -CONT {process.pid} lets it go on"):
+            lease.take(tmp_path)
+    finally:
+        process.kill()
+        process.communicate()

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.claim import claim
 from jobs.lease import RunIsOwned
-from jobs.run_folder import Attempt, Control, RunFolder, Saves
+from jobs.run_folder import Attempt, Control, DamagedNote, RunFolder, Saves
 from jobs.spec import JobSpec
 
 SPEC = JobSpec.model_validate(
@@ -98,3 +98,13 @@ def test_several_that_claim_at_once_do_not_share_a_folder(tmp_path: Path, resume
         found = [path for path in pool.map(attempt, range(6)) if path is not None]
     assert len(found) == (1 if resume == "auto" else 6)
     assert sorted(found) == sorted((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
+def test_a_damaged_note_is_named_and_nothing_begins(tmp_path: Path, content: str):
+    folder = RunFolder(tmp_path)
+    folder.write_status("KILLED")
+    (tmp_path / "control.json").write_text(content)
+    with pytest.raises(DamagedNote, match=r"control\.json is damaged .*checkpoint\.resume=never"):
+        folder.begin()
+    assert folder.status() == "KILLED"

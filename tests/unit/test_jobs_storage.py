@@ -1,5 +1,6 @@
 """A place that cannot be written is one sentence, before anything starts."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -106,3 +107,16 @@ def test_the_driver_says_it_before_it_looks_for_a_cluster(tmp_path: Path):
 def test_a_driver_knows_its_own_job(text, job):
     given = {} if text is None else {"RAY_JOB_CONFIG_JSON_ENV_VAR": text}
     assert submission_id(given) == job
+
+
+def test_a_failing_disk_is_told_from_other_errors_and_named(tmp_path: Path):
+    full = OSError(errno.ENOSPC, "No space left on device", "/a/file")
+    assert str(storage.told(full, tmp_path)) == (
+        "a file could not be written or read: No space left on device (/a/file); mend that, and submit the same spec "
+        "again to go on"
+    )
+    nameless = storage.told(OSError(errno.EROFS, "x"), tmp_path)
+    assert f"the job's files are in {tmp_path}" in str(nameless)
+    assert nameless.exit_code == 1
+    for other in (PermissionError(errno.EACCES, "Permission denied", "/data"), ValueError("No space left on device")):
+        assert storage.told(other, tmp_path) is other
