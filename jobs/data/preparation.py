@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from jobs.data import chunks, stream
+from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import BadRows, Example, Source
 from jobs.data.stream import Split, Stream, Survey
 from jobs.spec import JobSpec
@@ -49,8 +50,9 @@ class Preparation:
         self._on_progress("read", 1, 1)
         self._size = self._survey.size + self._held_out_survey.size
         self._on_cluster = self._size >= self._cluster_bytes
-        notes = self._said_of_split() + self._learn()
+        notes = self._said_of_content() + self._said_of_split() + self._learn()
         encoded = list(self._encode())
+        notes = _said_of_examples(encoded) + notes
         counted = _counted(get(self._spec.task.name), encoded)
         files = self._files(encoded, counted)
         return {**files, "notes": notes + counted} | {
@@ -58,6 +60,11 @@ class Preparation:
             "bad_rows": self._bad.count,
             "first_bad": [str(row) for row in self._bad.first],
         }
+
+    def _said_of_content(self) -> list[str]:
+        both = ((self._train, self._survey), (self._held_out, self._held_out_survey))
+        owned = [(at.source.name, survey) for at, survey in both if at and at.source.name not in BUILT_IN]
+        return [note for name, survey in owned for note in stream.said_of_content(name, survey)]
 
     def _said_of_split(self) -> list[str]:
         if self._train and self._held_out:
@@ -67,7 +74,6 @@ class Preparation:
     def _learn(self) -> list[str]:
         """Let the task learn from the training examples, or take over what the parent knows; save it."""
         task = get(self._spec.task.name)(self._spec.task.options)
-        notes: list[str] = []
         if self._parent is None or not task.inherit(self._parent):
             _check_measurable(self._spec, task, self._parent)
             if self._train is None:
@@ -78,6 +84,8 @@ class Preparation:
             training = (example for split, example in self._examples() if split == "train")
             notes = task.fit(_merged(chunks.everywhere(work, stream.chunks(training), self._on_cluster)))
             self._on_progress("fit", 1, 1)
+        else:
+            notes = task.inherited()
         task.save(self._directory / "task")
         return notes
 
@@ -172,6 +180,15 @@ def _numbered(examples: Iterator[tuple[Split, Example]]) -> Iterator[tuple[str, 
     for split, chunk in stream.split_chunks(examples):
         yield f"{split}-{counts[split]:05d}.arrow", chunk
         counts[split] += 1
+
+
+def _said_of_examples(encoded: list[chunks.Encoded]) -> list[str]:
+    """Say how many examples the rows are made of, where these are not as many."""
+    of = {split: [e for e in encoded if e.file.startswith(split)] for split in ("train", "eval")}
+    count = {split: sum(e.examples - len(e.left_out) for e in parts) for split, parts in of.items()}
+    if all(count[split] == sum(e.rows for e in parts) for split, parts in of.items()):
+        return []
+    return [f"made of {count['train']} examples to train on, {count['eval']} held out"]
 
 
 def _counted(task: type[Task], encoded: list[chunks.Encoded]) -> list[str]:

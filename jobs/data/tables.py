@@ -15,10 +15,12 @@ from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Example, Rows, bounded
 from jobs.data.readers import not_utf8
 
-VERSION = 2
+VERSION = 3
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 FIELD_CHARS = (1 << 31) - 1
 """Longest field of a CSV file; the csv module's own limit, 131,072, is shorter than a document."""
+_SEPARATING = (";", "\t", "|", ",")
+"""What separates columns in tables that were saved otherwise."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -31,10 +33,10 @@ def read_separated(separator: str, columns: Sequence[str] | None = None) -> Call
             # What is no UTF-8 becomes surrogates, so that the row they are in can be named, and the next one read.
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
             records = _records(path, csv.reader(text, delimiter=separator, strict=True))
-            names = list(columns) if columns else _header(path, records)
+            names = list(columns) if columns else _header(path, records, separator)
             _refuse_twice(names, "data.columns" if columns else f"{path}:1")
             for where, values in records:
-                if columns and values == names:
+                if columns and _spoken(values) == _spoken(names):
                     raise UserError(f"{where}: the line is a header with the names of data.columns: leave those out")
                 if isinstance(values, BadRow):
                     yield values
@@ -66,13 +68,26 @@ def _records(path: Path, reader: Any) -> Iterator[tuple[str, list[str] | BadRow]
             yield where, values
 
 
-def _header(path: Path, records: Iterator[tuple[str, list[str] | BadRow]]) -> list[str]:
+def _spoken(names: list[str] | BadRow) -> list[str]:
+    """Return names as people compare them: without case and white space."""
+    return [] if isinstance(names, BadRow) else [name.strip().casefold() for name in names]
+
+
+def _header(path: Path, records: Iterator[tuple[str, list[str] | BadRow]], separator: str) -> list[str]:
     where, names = next(records, ("", []))
     if isinstance(names, BadRow):
         raise UserError(str(names))
     checked = bounded(lambda: [_text(name) for name in names], where)
     if isinstance(checked, BadRow):
         raise UserError(str(checked))
+    marks = (mark for mark in _SEPARATING if mark != separator)  # the table's own one may stand in quotes
+    other = next((mark for mark in marks if len(checked) == 1 and mark in checked[0]), None)
+    if other is not None:
+        kinds = " and ".join(f"{suffix} by {mark!r}" for suffix, mark in SEPARATORS.items())
+        raise UserError(
+            f"{where}: the header is one column, {checked[0]!r:.80}: its columns are separated by {other!r}; tables "
+            f"are read as {kinds}: save it as one of these"
+        )
     return checked
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
-from jobs.tasks.conversations import conversation_of, is_conversation
-from jobs.tasks.messages import text_of
+from jobs.tasks.conversations import COLUMNS, conversation_of, is_conversation, unused
+from jobs.tasks.messages import is_nothing, text_of
 
 
 class ExampleReader:
@@ -32,14 +32,27 @@ class ExampleReader:
         if example.get(self.column) is not None:
             return text_of(example[self.column], self.column)
         if self.column in example:
-            raise TaskError(f"column {self.column!r} holds NoneType, not text")
+            raise TaskError(f"column {self.column!r} holds null, not text")
         raise TaskError(
             f"no text in column {self.column!r}; this example has {sorted(example)}{close(self.column, example)}. "
-            "Name the column in task.text_column"
+            f"Name the column in task.text_column{'' if self._is_given else _shapes(example)}"
         )
+
+    def unused(self, example: Mapping[str, Any]) -> list[str]:
+        """Return the columns of an example that hold something and have no effect."""
+        if self.is_conversation(example):
+            return unused(example)
+        return [key for key, value in example.items() if key != self.column and not is_nothing(value)]
 
     def words(self, example: Mapping[str, Any]) -> str:
         """Return what a tokenizer may learn from: the text, or all that is said in a conversation."""
         if not self.is_conversation(example):
             return self.text(example)
         return "".join(message["content"] for message in conversation_of(example).messages)
+
+
+def _shapes(example: Mapping[str, Any]) -> str:
+    """Return which columns make a conversation, where an example has some of them."""
+    if not COLUMNS & example.keys():
+        return ""
+    return "; a conversation has `messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output`"
