@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from jobs.spec_schedule import schedule
 from jobs.spec_sections import CheckpointSpec, DataSpec, EvaluateSpec, FailuresSpec, QuantizeSpec
 
 Location = tuple[str | int, ...]
@@ -27,8 +28,9 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         yield from _training(phase, values)
     elif phase in ("evaluate", "quantize"):
         data = _section(values, "data")
-        if not (data.get("eval") or data.get("train")):
-            yield (), f"phase {phase} needs `data.eval`, or `data.train` with an `eval_fraction`"
+        if not (data.get("eval") or (data.get("train") and data.get("eval_fraction", True))):
+            yield (), f"phase {phase} needs `data.eval`, or `data.train` with an `eval_fraction` above 0"
+    yield from _data(_section(values, "data"))
     if phase == "evaluate" and values.get("register", values.get("register_")) is not None:
         yield (
             ("register",),
@@ -36,11 +38,14 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         )
     yield from _without_effect(phase, values)
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
+    yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:
         yield (
             ("checkpoint", "keep_best"),
             "`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured",
         )
+    if checkpoint.get("keep_best") and _holds_nothing_out(_section(values, "data")):
+        yield ("checkpoint", "keep_best"), "nothing is held out to be measured: give `data.eval`, or an `eval_fraction`"
 
 
 def _without_effect(phase: Any, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -55,8 +60,6 @@ def _without_effect(phase: Any, values: Mapping[str, Any]) -> Iterator[tuple[Loc
             ("data", "eval_fraction"),
             "nothing is held out of `data.train` where `data.eval` is given: leave one of them out",
         )
-    if data.get("max_examples") and data.get("eval") and not data.get("train"):
-        yield ("data", "max_examples"), "is for `data.train`, and there is none; `data.eval_max_rows` limits `eval`"
     if data.get("bad_rows", "stop") == "stop" and _is_set(DataSpec, data, "max_bad_rows"):
         yield ("data", "max_bad_rows"), "is for `data.bad_rows: skip`; as it is, the first bad row ends the job"
     if failures.get("non_finite", "stop") == "stop" and _is_set(FailuresSpec, failures, "max_skipped"):
@@ -82,6 +85,18 @@ def _training(phase: str, values: Mapping[str, Any]) -> Iterator[tuple[Location,
         yield (), f"phase {phase} needs `data.train`: files, a glob, or python-stdlib"
 
 
+def _holds_nothing_out(data: Mapping[str, Any]) -> bool:
+    return not data.get("eval") and data.get("eval_fraction", True) == 0
+
+
+def _data(data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    columns = data.get("columns")
+    if isinstance(columns, list) and (twice := [name for name in columns if columns.count(name) > 1]):
+        yield ("data", "columns"), f"the column {twice[0]!r} is there twice"
+    if data.get("max_examples") is not None and data.get("train") is None and data.get("eval") is not None:
+        yield ("data", "max_examples"), "is for `data.train`, and there is none; `data.eval_max_rows` limits `eval`"
+
+
 def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     source, architecture = model.get("from", model.get("source")), model.get("architecture")
     if source is None and phase in ("finetune", "evaluate", "quantize"):
@@ -99,3 +114,11 @@ def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = values.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def unused(spec: Mapping[str, Any]) -> list[str]:
+    """Return sentences about what a spec, as it was written, says to no effect and no harm."""
+    trains = spec.get("phase") in ("pretrain", "finetune")
+    if trains and _section(spec, "training").get("eval_every") and _holds_nothing_out(_section(spec, "data")):
+        return ["training.eval_every has no effect: nothing is held out"]
+    return []

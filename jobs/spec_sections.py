@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 from cluster.names import Alias, Name
 from cluster.precision import Wanted
 from cluster.strict import Strict, Text
+from jobs.spec_schedule import LEARNING_RATE, schedule, too_long
 
 Positive = Annotated[int, Field(gt=0, le=10**12)]
 """A whole number from 1; the bound is far above anything real, and below what arithmetic in 64 bits takes."""
@@ -21,6 +22,7 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 Texts = Annotated[list[Text], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, le=100)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Workers = Annotated[int, Field(gt=0, le=100_000)]
 
@@ -128,7 +130,7 @@ class TrainingSpec(Strict):
     """Rows per optimiser step, at any number of workers (G)."""
     micro_batch_size: Positive | None = None
     """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16."""
-    learning_rate: Rate = 3e-4
+    learning_rate: Rate = LEARNING_RATE
     """The highest one, after the warm-up."""
     min_learning_rate: float = Field(0.0, ge=0, le=100)
     """Where the schedule ends."""
@@ -136,8 +138,8 @@ class TrainingSpec(Strict):
     """How it goes on from there."""
     warmup_steps: Count = 0
     """Steps in which it rises from 0 in a line."""
-    decay_steps: Positive | None = None
-    """warmup-stable-decay: length of the final decay (default: a fifth of the steps)."""
+    decay_steps: Positive | Share | None = None
+    """warmup-stable-decay: length of the final decay, in steps or, below 1, as a share of all (default: a fifth)."""
     weight_decay: float = Field(0.1, ge=0, le=100)
     """AdamW's, on matrices; not on biases and norms."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -160,26 +162,13 @@ class TrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSpec:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of `steps` and `epochs`")
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        if self.decay_steps is not None and self.schedule != "warmup-stable-decay":
-            raise ValueError(f"decay_steps is for schedule warmup-stable-decay; {self.schedule} has no such part")
-        if self.min_learning_rate and self.schedule == "constant":
-            raise ValueError("min_learning_rate is where a schedule ends; schedule constant stays at learning_rate")
-        if self.steps is not None and (wrong := self.too_long_for(self.steps)):
+        if wrong := next(schedule(dict(self)), None):
             raise ValueError(wrong)
         return self
 
     def too_long_for(self, steps: int) -> str | None:
         """Return which part of the schedule does not fit into so many steps, in a sentence; None if all do."""
-        if self.warmup_steps >= steps:
-            return f"warmup_steps {self.warmup_steps} leaves nothing of {steps} steps"
-        decay = self.decay_steps if self.schedule == "warmup-stable-decay" else None
-        if decay is not None and self.warmup_steps + decay > steps:
-            return f"warmup_steps {self.warmup_steps} and decay_steps {decay} are more than {steps} steps"
-        return None
+        return too_long(dict(self), steps, self.schedule)
 
 
 class WorkersSpec(Strict):

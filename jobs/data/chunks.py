@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -35,8 +35,6 @@ class Encoded:
     counts: dict[str, int] = field(default_factory=dict)
     """What the task counted while it encoded."""
     left_out: list[BadRow] = field(default_factory=list)
-    unread: dict[str, int] = field(default_factory=dict)
-    """Columns that hold something and are not read → in how many examples."""
 
 
 def everywhere(work: Callable[[Given], Made], chunks: Iterable[Given], on_cluster: bool) -> Iterator[Made]:
@@ -90,29 +88,14 @@ def encode(task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]])
     columns, left_out = _each_or_all(encoder.encode, chunk)
     if columns is None:
         return Encoded(name, len(chunk), 0, left_out=left_out)
-    unread = _unread(encoder, chunk)
     counts = {key: int(columns.pop(key).sum()) for key in encoder.counted if key in columns}
     if "targets" not in columns:
         raise TaskError(f"task {task.name!r}: encode() must return a column `targets`; it returned {sorted(columns)}")
     if not len(columns["targets"]):
-        return Encoded(name, len(chunk), 0, counts=counts, left_out=left_out, unread=unread)
+        return Encoded(name, len(chunk), 0, counts=counts, left_out=left_out)
     written = rows.write(directory / name, columns)
     digest = hashlib.sha256((directory / name).read_bytes()).hexdigest()
-    return Encoded(name, len(chunk), written, int(columns["targets"].sum()), digest, counts, left_out, unread)
-
-
-def _unread(task: Task, chunk: list[Example]) -> dict[str, int]:
-    """Count the columns that the task passes over; a row that it cannot use has none."""
-    counts: Counter[str] = Counter()
-    for example in chunk:
-        read = bounded(partial(task.columns, example), example.where)
-        if read is not None and not isinstance(read, BadRow):
-            counts.update(key for key, value in example.items() if key not in read and not _is_empty(value))
-    return dict(counts)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list | dict) and not value) or value != value
+    return Encoded(name, len(chunk), written, int(columns["targets"].sum()), digest, counts, left_out)
 
 
 def _each_or_all(work: Callable[[list[Example]], Made], chunk: list[Example]) -> tuple[Made | None, list[BadRow]]:

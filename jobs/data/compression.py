@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,20 @@ def _zstandard(path: Path) -> io.BufferedReader:
     return io.BufferedReader(stream, 1 << 20)
 
 
+OTHERS = {
+    rb"\x1f\x8b\x08": "gzip: end its name in .gz",
+    rb"\x28\xb5\x2f\xfd": "Zstandard: end its name in .zst",
+    rb"BZh[1-9]1AY&SY": "bzip2: end its name in .bz2",
+    rb"\xfd7zXZ\x00": "xz: end its name in .xz",
+    rb"PK\x03\x04": "a zip archive, or a workbook: unpack it",
+    rb"PAR1\x15": "Parquet: end its name in .parquet",
+    rb"ARROW1\x00": "Arrow: save it as Parquet",
+    rb"SQLite format 3\x00": "a database: save its rows as JSON lines",
+    rb"\xff\xfe|\xfe\xff": "text in UTF-16: convert it to UTF-8",
+}
+"""How files begin (patterns) that are not the text that their name says, and what to do with them."""
+BEGINNING = 16
+"""So many bytes decide."""
 COMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
@@ -40,6 +55,17 @@ def compression(path: Path) -> str:
     """Return the suffix that says how a file is compressed, in lower case; "" where it is not."""
     suffix = path.suffix.lower()
     return suffix if suffix in COMPRESSED else ""
+
+
+def other_content(path: Path) -> str | None:
+    """Say what a file of text holds instead, by its first bytes; None where these may be text.
+
+    Raises:
+        EOFError, OSError, …: as `open_content` and reading.
+    """
+    with open_content(path) as file:
+        begins = file.read(BEGINNING)
+    return next((what for pattern, what in OTHERS.items() if re.match(pattern, begins)), None)
 
 
 def open_content(path: Path) -> BinaryIO:

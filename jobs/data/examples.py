@@ -122,23 +122,43 @@ class Source:
     """True where its rows may name files that a task opens."""
     tables: bool = False
     """True where `data.columns` may name the columns: CSV and TSV."""
+    origin: str = ""
+    """The real path, or the name: two sources of one origin are one. "" where it is made of several."""
+    parts: tuple[Source, ...] = ()
+    """The single sources that it is made of; none where it is a single one itself."""
 
-    def examples(self, limit: int | None = None, bad: BadRows | None = None) -> Iterator[Example]:
+    @property
+    def singles(self) -> tuple[Source, ...]:
+        """What it is made of: files, folders of images, data sets; itself where it is one of these."""
+        return self.parts or (self,)
+
+    def examples(
+        self, limit: int | None = None, bad: BadRows | None = None, empty: list[str] | None = None
+    ) -> Iterator[Example]:
         """Read the examples one by one, at most `limit`; rows that cannot be read go to `bad` (None: end the job).
+
+        Args:
+            empty: gets the names of the parts that hold nothing at all.
 
         Raises:
             UserError: there is no example, or a file or a row cannot be read; the message names file and line.
         """
-        found = 0
-        bad = bad or BadRows()
-        for item in self.read():
-            if isinstance(item, BadRow):
-                bad.add(item)
-                continue
-            found += 1
-            yield item
+        found, bad = 0, bad or BadRows()
+        for part in self.singles:
             if found == limit:
                 break
+            items = 0
+            for item in part.read():
+                items += 1
+                if isinstance(item, BadRow):
+                    bad.add(item)
+                    continue
+                found += 1
+                yield item
+                if found == limit:
+                    break
+            if not items and empty is not None:
+                empty.append(part.name)
         if not found:
             seen = f" but {bad.count} bad rows; the first: {bad.first[0]}" if bad.count else ""
             left_out = "".join(f"; {note}" for note in self.notes)

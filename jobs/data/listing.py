@@ -21,7 +21,7 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_KINDS = {"", ".md", ".txt", ".rst", ".text", ".markdown", ".html", ".pdf", ".cff", ".bib"}
-_SPLIT = re.compile(r"^(train|training|test|eval|valid|validation|val|dev)([-_.].*)?$", re.IGNORECASE)
+_SPLIT = re.compile(r"(?:^|[-_.])(train|training|test|eval|valid|validation|val|dev)(?=[-_.]|$)", re.IGNORECASE)
 _NOT_DATA = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "dataset_infos.json", "dataset_info.json"}
 
 
@@ -30,6 +30,8 @@ class Listing:
     """The files found, in order, and what was passed over: reason → paths relative to the place."""
 
     files: list[Path] = field(default_factory=list)
+    root: Path | None = None
+    """Where the place begins: what is above says nothing of a file."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, path: str) -> None:
@@ -39,12 +41,19 @@ class Listing:
     def notes(self, name: str) -> tuple[str, ...]:
         """Return a sentence for each reason, with the first names; and one where a test set is among what is read."""
         said = [f"{name}: {_counted(paths)} left out ({why}): {_some(paths)}" for why, paths in self.left_out.items()]
-        splits = {match[1].lower(): path.name for path in self.files if (match := _SPLIT.match(path.name))}
+        splits = dict(found for path in self.files if (found := self._split(path)))
         if len(splits) > 1 and any(split.startswith("train") for split in splits):
             said.append(
-                f"{name}: {', '.join(sorted(splits.values()))} are all read; name one of them to leave out the others"
+                f"{name}: {_some(sorted(splits.values()))} are all read; name one of them to leave out the others"
             )
         return tuple(said)
+
+    def _split(self, path: Path) -> tuple[str, str] | None:
+        """Return the split that a path names ("test"), and the part of it that does."""
+        below = self.root is not None and path.is_relative_to(self.root)
+        parts = path.relative_to(self.root).parts if self.root and below else path.parts[-1:]
+        named = ((match, part) for part in reversed(parts) if (match := _SPLIT.search(part)))
+        return next(((match[1].lower(), part) for match, part in named), None)
 
 
 def existing(where: str, base: Path) -> Path | None:
@@ -66,6 +75,7 @@ def of_glob(where: str, base: Path) -> Listing:
     """
     place = _place(where, base)
     listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(os.path.expanduser(where)))
+    listing.root = Path(*place.parts[: _first_magic(place)])
     first: dict[str, Path] = {}
     for path in sorted(set(listing.files), key=lambda path: (path.is_symlink(), path)):
         if first.setdefault(os.path.realpath(path), path) != path:
@@ -92,7 +102,7 @@ def _flat(place: Path, base: Path, given: Path) -> Listing:
 
 def _deep(place: Path, base: Path) -> Listing:
     """List what a pattern with `**` matches, by a walk that no link leads in circles, as glob's own may be led."""
-    magic = next(index for index, part in enumerate(place.parts) if glob.has_magic(part) and not _there(place, index))
+    magic = _first_magic(place)
     root, pattern = Path(*place.parts[:magic]), place.parts[magic:]
     found, listing = of_folder(root) if root.is_dir() else Listing(), Listing()
     listing.files = [path for path in found.files if _fits(path.relative_to(root).parts, pattern)]
@@ -101,6 +111,13 @@ def _deep(place: Path, base: Path) -> Listing:
             if _fits(Path(name).parts, pattern):
                 listing.leave_out(reason, _from(base, root / name))
     return listing
+
+
+def _first_magic(place: Path) -> int:
+    """Return which part of a path is the first to be a pattern; the last one, where none is."""
+    parts = enumerate(place.parts)
+    magic = (index for index, part in parts if glob.has_magic(part) and not _there(place, index))
+    return next(magic, len(place.parts) - 1)
 
 
 def _there(place: Path, index: int) -> bool:
@@ -126,7 +143,7 @@ def of_folder(folder: Path) -> Listing:
     Raises:
         UserError: a folder cannot be read.
     """
-    listing = Listing()
+    listing = Listing(root=folder)
     try:
         for path in _walk(folder, folder, set(), listing):
             _sort_in(listing, path, str(path.relative_to(folder)))

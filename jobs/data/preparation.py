@@ -11,14 +11,13 @@ from typing import Any
 
 from cluster.errors import UserError
 from jobs.data import chunks, stream
+from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import BadRows, Example, Source
 from jobs.data.stream import Split, Stream, Survey
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, get
 
 OnProgress = Callable[[str, int, int], None]
-NAMED_COLUMNS = 12
-"""So many of the columns that are not read are named."""
 
 
 class Preparation:
@@ -51,15 +50,21 @@ class Preparation:
         self._on_progress("read", 1, 1)
         self._size = self._survey.size + self._held_out_survey.size
         self._on_cluster = self._size >= self._cluster_bytes
-        notes = self._said_of_split() + self._learn()
+        notes = self._said_of_content() + self._said_of_split() + self._learn()
         encoded = list(self._encode())
-        counted = [*_counted(get(self._spec.task.name), encoded), *_unread(encoded)]
+        notes = _said_of_examples(encoded) + notes
+        counted = _counted(get(self._spec.task.name), encoded)
         files = self._files(encoded, counted)
         return {**files, "notes": notes + counted} | {
             "rows": hashlib.sha256("".join(sorted(f"{e.file} {e.digest}\n" for e in encoded)).encode()).hexdigest(),
             "bad_rows": self._bad.count,
             "first_bad": [str(row) for row in self._bad.first],
         }
+
+    def _said_of_content(self) -> list[str]:
+        both = ((self._train, self._survey), (self._held_out, self._held_out_survey))
+        owned = [(at.source.name, survey) for at, survey in both if at and at.source.name not in BUILT_IN]
+        return [note for name, survey in owned for note in stream.said_of_content(name, survey)]
 
     def _said_of_split(self) -> list[str]:
         if self._train and self._held_out:
@@ -69,7 +74,6 @@ class Preparation:
     def _learn(self) -> list[str]:
         """Let the task learn from the training examples, or take over what the parent knows; save it."""
         task = get(self._spec.task.name)(self._spec.task.options)
-        notes: list[str] = []
         if self._parent is None or not task.inherit(self._parent):
             _check_measurable(self._spec, task, self._parent)
             named = task.generates and getattr(getattr(task.options, "tokenizer", None), "source", None)
@@ -78,6 +82,8 @@ class Preparation:
             self._on_progress("fit", 0, 1)
             notes = task.fit(self._findings())
             self._on_progress("fit", 1, 1)
+        else:
+            notes = task.inherited()
         task.save(self._directory / "task")
         return notes
 
@@ -180,6 +186,15 @@ def _numbered(examples: Iterator[tuple[Split, Example]]) -> Iterator[tuple[str, 
         counts[split] += 1
 
 
+def _said_of_examples(encoded: list[chunks.Encoded]) -> list[str]:
+    """Say how many examples the rows are made of, where these are not as many."""
+    of = {split: [e for e in encoded if e.file.startswith(split)] for split in ("train", "eval")}
+    count = {split: sum(e.examples - len(e.left_out) for e in parts) for split, parts in of.items()}
+    if all(count[split] == sum(e.rows for e in parts) for split, parts in of.items()):
+        return []
+    return [f"made of {count['train']} examples to train on, {count['eval']} held out"]
+
+
 def _counted(task: type[Task], encoded: list[chunks.Encoded]) -> list[str]:
     """Say what the task counted while it encoded, of the training data and of what is held out."""
     said = []
@@ -189,15 +204,3 @@ def _counted(task: type[Task], encoded: list[chunks.Encoded]) -> list[str]:
         counts = {key: sum(e.counts.get(key, 0) for e in of) for key in task.counted}
         said += [f"{prefix}{counts[key]} of {examples} {what}" for key, what in task.counted.items() if counts[key]]
     return said
-
-
-def _unread(encoded: list[chunks.Encoded]) -> list[str]:
-    """Name the columns that nothing reads, in one sentence."""
-    counts: Counter[str] = Counter()
-    for part in encoded:
-        counts.update(part.unread)
-    if not counts:
-        return []
-    named = [f"{column!r} ({count})" for column, count in counts.most_common(NAMED_COLUMNS)]
-    more = f" and {len(counts) - len(named)} more" if len(counts) > len(named) else ""
-    return [f"columns that are not read (in how many of {sum(e.examples for e in encoded)}): {', '.join(named)}{more}"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from jobs import spec_rules
 from jobs.data import identity, rows, sources
 from jobs.data.identity import Noted
 from jobs.data.preparation import OnProgress, Preparation, trains
@@ -108,9 +109,10 @@ def prepare(
             _publish(partial_, directory, {**made, "name": source.name, "digest": identity.digest_of(parts)})
         finally:
             shutil.rmtree(partial_, ignore_errors=True)
+    idle = spec_rules.unused(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     left_out = [note for source in (train, held_out) if source for note in source.notes]
     meta = json.loads(((known or directory) / "meta.json").read_text(encoding="utf-8"))
-    notes = [*left_out, *meta["notes"], *identity.check_same(before, parts, meta["rows"])]
+    notes = [*idle, *left_out, *meta["notes"], *identity.check_same(before, parts, meta["rows"])]
     return Prepared(
         **{**meta, "notes": notes, "parts": parts, "directory": str(known or directory), "cached": known is not None}
     )

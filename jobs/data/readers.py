@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Example, Rows, bounded
 
-VERSION = 2
+VERSION = 3
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".text"}
@@ -69,6 +69,8 @@ def _json_line(line: bytes, where: str) -> Example:
         raise UserError(f"not valid JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise UserError("nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"not readable JSON: {error}") from None
     if isinstance(value, list):
         raise UserError("a line holds one object, this is a list; a list of objects is a .json")
     if not isinstance(value, dict):
@@ -123,6 +125,10 @@ def _document(path: Path, content: bytes) -> Any:
         ) from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not readable JSON: {error}") from None
 
 
 def _parsed(text: str) -> Any:

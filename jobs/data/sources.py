@@ -15,14 +15,29 @@ from typing import Any, BinaryIO
 
 from cluster.errors import UserError
 from jobs.data import listing, readers, tables
-from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind
+from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind, other_content
 from jobs.data.corpora import BUILT_IN
-from jobs.data.examples import Example, Rows, Source
+from jobs.data.examples import BadRow, Example, Rows, Source
 from jobs.data.hub import open_hub
+from jobs.data.joining import joined, once, said_of_kinds, sha256
 from jobs.data.listing import Listing
 from jobs.data.tables import TableForm
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+IMAGE_SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".pbm",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+}
 READERS = {**readers.READERS, **tables.READERS}
 KINDS = sorted([*READERS, *tables.SEPARATORS])
 """Suffixes of the files that are read."""
@@ -44,17 +59,20 @@ def open_source(where: str | Sequence[str], base: Path, form: TableForm = tables
     if not where:
         raise UserError("data: an empty name or list names no data")
     if not isinstance(where, str):
-        return _concatenate([open_source(part, base, form) for part in where])
+        return joined(once([open_source(part, base, form) for part in where]))
     if where in BUILT_IN:
-        return BUILT_IN[where]()
+        return replace(BUILT_IN[where](), origin=where)
     if where.startswith("hf://"):
-        return open_hub(where.removeprefix("hf://"))
+        return replace(open_hub(where.removeprefix("hf://")), origin=where)
+    if "://" in where:
+        raise UserError(f"data: {where!r} is a URL, and only hf:// is fetched: download it, and name the file")
     path = listing.existing(where, base)
     if path is not None:
         return _folder(path, form) if path.is_dir() else _file(path, form)
     found = listing.of_glob(where, base)
     if not found.files and not found.left_out:
         hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
+        hint += "; several places are a list: [a, b]" if "," in where or "{" in where else ""
         raise UserError(f"data: nothing matches {where!r} (looked from {base}); built in: {', '.join(BUILT_IN)}{hint}")
     return _of_listing(where, base, found, form)
 
@@ -62,19 +80,6 @@ def open_source(where: str | Sequence[str], base: Path, form: TableForm = tables
 def readable(path: Path) -> bool:
     """Tell whether a file is of a kind that is read, compressed or not."""
     return kind(path) in KINDS and not (kind(path) in _WHOLE and compression(path))
-
-
-def _concatenate(sources: list[Source], notes: tuple[str, ...] = ()) -> Source:
-    name = sources[0].name if len(sources) == 1 else f"{sources[0].name} and {len(sources) - 1} more"
-    return Source(
-        name,
-        _sha256("".join(source.digest for source in sources)),
-        lambda: (example for source in sources for example in source.read()),
-        _sha256("\n".join(source.reading for source in sources)),
-        notes + tuple(note for source in sources for note in source.notes),
-        any(source.names_files for source in sources),
-        any(source.tables for source in sources),
-    )
 
 
 def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
@@ -100,6 +105,7 @@ def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
         (),
         suffix not in readers.TEXT_SUFFIXES,
         table,
+        str(path.resolve()),
     )
 
 
@@ -131,6 +137,11 @@ def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
         UserError: it is damaged or cannot be read.
     """
     try:
+        if path.is_file() and kind(path) not in _WHOLE and (what := other_content(path)) is not None:
+            if kind(path) not in readers.TEXT_SUFFIXES:
+                raise UserError(f"data: {path} holds {what}")
+            yield BadRow(str(path), f"the file holds {what}")
+            return
         yield from reader(path)
     except DAMAGED as error:
         what = f"a {compression(path)} file that is damaged or cut off" if compression(path) else "cannot be read"
@@ -170,11 +181,24 @@ def _images(folder: Path, images: list[Path], found: Listing) -> Source:
         for path in images:
             yield Example({"image": path.read_bytes(), "label": path.parent.name}, str(path))
 
-    digest = _sha256("".join(f"{p.parent.name!r} {_file_digest(p)}\n" for p in images))
+    labelled = {path.parent.name for path in images}
+    for folder_ in sorted(path for path in folder.iterdir() if path.is_dir() and not _skipped(path)):
+        if folder_.name not in labelled:
+            found.leave_out("a folder without an image, which makes no label", folder_.name)
+    digest = sha256("".join(f"{p.parent.name!r} {_file_digest(p)}\n" for p in images))
     reader: Any = lambda _: read()  # noqa: E731
     return Source(
-        _name(folder), digest, lambda: _whole(folder, reader), f"images {_IMAGES_VERSION}", found.notes(_name(folder))
+        _name(folder),
+        digest,
+        lambda: _whole(folder, reader),
+        f"images {_IMAGES_VERSION}",
+        found.notes(_name(folder)),
+        origin=str(folder.resolve()),
     )
+
+
+def _skipped(folder: Path) -> bool:
+    return listing.hidden(folder) or folder.is_symlink()
 
 
 def _name(folder: Path) -> str:
@@ -200,15 +224,9 @@ def _of_listing(name: str, base: Path, found: Listing, form: TableForm) -> Sourc
             f"data: {name} ({base}) holds neither <label>/<image> files nor files of a known kind ({', '.join(KINDS)})."
             f"{hint} {'; '.join(found.notes(name))}".rstrip()
         )
-    for path in files:
-        if not path.stat().st_size and not compression(path) and kind(path) not in readers.TEXT_SUFFIXES:
-            found.leave_out("empty", _below(path, base))
-    return _concatenate([_file(path, form) for path in files], notes=found.notes(name))
+    opened = [_file(path, form) for path in files]
+    return joined(opened, found.notes(name) + said_of_kinds(name, joined(opened)))
 
 
 def _below(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

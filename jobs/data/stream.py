@@ -7,7 +7,8 @@ learn from the training ones where there is something to learn, once to encode. 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -16,12 +17,15 @@ import numpy as np
 
 from cluster.errors import UserError
 from jobs.data import splitting
-from jobs.data.examples import BadRow, BadRows, Example, Source, bounded
+from jobs.data.examples import BadRow, BadRows, Example, Source, bounded, printable
 from jobs.spec import DataSpec
-from jobs.tasks import Task, TaskError
+from jobs.tasks import Task, TaskError, is_ours
 
 CHUNK_BYTES = 4 << 20
 """Raw bytes encoded in one go; fixed, so that the rows do not depend on the number of CPUs."""
+
+NAMED = 12
+"""So many files or columns are named."""
 
 Split = Literal["train", "eval"]
 
@@ -40,6 +44,10 @@ class Survey:
     """True where there are few examples, and each is a text."""
     left_out: frozenset[int] = frozenset()
     """Which of those that could be read cannot be used, counted from 0."""
+    empty: tuple[str, ...] = ()
+    """Files that hold no example."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """Columns that have no effect → in how many examples they hold something."""
 
 
 @dataclass
@@ -58,21 +66,23 @@ class Stream:
         Raises:
             UserError: none can be used, or there is one bad row too many.
         """
-        contents, left_out = array("Q"), set()
+        contents, left_out, empty, unused = array("Q"), set(), list[str](), Counter[str]()
         size, smallest, can_be_cut = 0, 0, True
-        for number, example in enumerate(self.source.examples(self.limit, bad)):
+        for number, example in enumerate(self.source.examples(self.limit, bad, empty)):
             content = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
             if isinstance(content, BadRow):
                 left_out.add(number)
                 bad.add(content)
                 continue
             contents.append(content)
+            unused.update(self.task.unused(example) if is_ours(self.task) else ())
             bytes_ = size_of(example)
             size, smallest = size + bytes_, min(smallest or bytes_, bytes_)
             can_be_cut = can_be_cut and len(contents) < splitting.FEW and self.task.cut(example, 1.0) is not None
         if not contents:
             raise UserError(f"data: {self.source.name}: none of its {bad.count} examples can be used; {bad.first[0]}")
-        return Survey(np.array(contents, dtype=np.uint64), size, smallest, can_be_cut, frozenset(left_out))
+        hashes = np.array(contents, dtype=np.uint64)
+        return Survey(hashes, size, smallest, can_be_cut, frozenset(left_out), tuple(empty), unused)
 
     def again(self, survey: Survey) -> Iterator[tuple[int, Example]]:
         """Yield the examples that can be used once more, with their numbers.
@@ -135,16 +145,35 @@ def said_of_split(survey: Survey, data: DataSpec) -> list[str]:
     elif how == "whole" and (twice or count < splitting.FEW):
         held = int(splitting.held_out(survey.contents, data.eval_fraction, data.split_seed).sum())
         said.append(f"{held} of {count} examples are held out, whole")
-    if how == "whole" and twice:
-        said.append(f"{twice} of {count} examples are copies of an earlier one, and are kept on its side of the split")
+    if twice and how != "cut" and count - twice > 1:
+        beside = ", and are kept on its side of the split" if how == "whole" else ""
+        said.append(f"{twice} of {count} examples are copies of an earlier one{beside}")
     return said
 
 
+def said_of_content(name: str, survey: Survey) -> list[str]:
+    """Say what of a source has no effect: files without an example, columns that are not read."""
+    said = []
+    if survey.empty:
+        named = _some(list(survey.empty), len(survey.empty))
+        said.append(f"{name}: {len(survey.empty)} of its files hold no example: {named}")
+    if survey.unused:
+        columns = [f"{column!r} (in {count})" for column, count in sorted(survey.unused.items())]
+        said.append(f"{name}: columns that have no effect: {_some(columns, len(columns))}")
+    return said
+
+
+def _some(names: list[str], count: int) -> str:
+    return printable(", ".join(names[:NAMED]) + (f", … ({count})" if count > NAMED else ""))
+
+
 def said_of_overlap(train: Survey, held_out: Survey) -> list[str]:
-    """Say how many held-out examples are in the training data too."""
+    """Say how many training examples are copies, and how many held-out ones are in the training data too."""
     both = int(np.isin(held_out.contents, train.contents).sum())
     count = len(held_out.contents)
-    return [f"{both} of {count} held-out examples are also in the training data"] if both else []
+    twice = splitting.copies(train.contents)
+    said = [f"{twice} of {len(train.contents)} examples are copies of an earlier one"] if twice else []
+    return said + ([f"{both} of {count} held-out examples are also in the training data"] if both else [])
 
 
 def _cut(stream: Stream, survey: Survey, fraction: float) -> Iterator[tuple[Split, Example]]:

@@ -20,9 +20,9 @@ VERSION = 3
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 FIELD_CHARS = (1 << 31) - 1
 """Longest field of a CSV file; the csv module's own limit, 131,072, is shorter than a document."""
+_SEPARATING = (";", "\t", "|", ",")
+"""What separates columns in tables that were saved otherwise."""
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OTHER_SEPARATORS = (";", "\t", "|")
-"""What a header of one column is looked through for."""
 _UNQUOTED = 'where a " is a character of the text and quotes nothing, say so with data.quotes: false'
 
 
@@ -50,10 +50,10 @@ def read_separated(separator: str, form: TableForm) -> Callable[[Path], Rows]:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
             lines = _Lines(text)
             records = _records(path, csv.reader(lines, delimiter=separator, strict=True, quoting=_quoting(form)), lines)
-            names = list(columns) if columns else _header(path, records)
+            names = list(columns) if columns else _header(path, records, separator)
             _refuse_twice(names, "data.columns" if columns else f"{path}:1")
             for where, values in records:
-                if columns and values == names:
+                if columns and _spoken(values) == _spoken(names):
                     raise UserError(f"{where}: the line is a header with the names of data.columns: leave those out")
                 if isinstance(values, BadRow):
                     yield values
@@ -118,18 +118,25 @@ def are_rows(lines: Sequence[str], separator: str, columns: int) -> bool:
     return columns > 1 and all(line.count(separator) == columns - 1 for line in lines)
 
 
-def _header(path: Path, records: Iterator[tuple[str, list[str] | BadRow]]) -> list[str]:
+def _spoken(names: list[str] | BadRow) -> list[str]:
+    """Return names as people compare them: without case and white space."""
+    return [] if isinstance(names, BadRow) else [name.strip().casefold() for name in names]
+
+
+def _header(path: Path, records: Iterator[tuple[str, list[str] | BadRow]], separator: str) -> list[str]:
     where, names = next(records, ("", []))
     if isinstance(names, BadRow):
         raise UserError(str(names))
     checked = bounded(lambda: [_text(name) for name in names], where)
     if isinstance(checked, BadRow):
         raise UserError(str(checked))
-    other = next((mark for mark in OTHER_SEPARATORS if len(checked) == 1 and mark in checked[0]), None)
+    marks = (mark for mark in _SEPARATING if mark != separator)  # the table's own one may stand in quotes
+    other = next((mark for mark in marks if len(checked) == 1 and mark in checked[0]), None)
     if other is not None:
+        kinds = " and ".join(f"{suffix} by {mark!r}" for suffix, mark in SEPARATORS.items())
         raise UserError(
-            f"{where}: one column, {checked[0]!r:.120}: its columns seem to be separated by {other!r}; .csv separates "
-            "them by ',' and .tsv by tabs: save it as one of these"
+            f"{where}: the header is one column, {checked[0]!r:.80}: its columns are separated by {other!r}; tables "
+            f"are read as {kinds}: save it as one of these"
         )
     return checked
 

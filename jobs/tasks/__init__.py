@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import importlib
 import sys
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -131,9 +131,12 @@ class Task:
         """
         return example
 
-    def columns(self, example: Mapping[str, Any]) -> Collection[str] | None:
-        """Return the columns of an example that are read, so that the others can be named; None: that is not known."""
-        return None
+    def unused(self, example: Mapping[str, Any]) -> Iterable[str]:
+        """Return the columns of an example that hold something and have no effect: they are counted in the log.
+
+        Asked of Tandem's own tasks only: one that derives from them may read other columns.
+        """
+        return ()
 
     def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
         """Return the files that an example names and `encode` opens: their bytes are part of what the data is."""
@@ -159,6 +162,10 @@ class Task:
         """Take over what the model in `parent` (a directory or a hub id) learned; False if `fit` is still needed."""
         vars(self).update(vars(type(self).load(Path(parent), self.options)))
         return True
+
+    def inherited(self) -> list[str]:
+        """Return sentences for the job's log on what `inherit` has taken over."""
+        return []
 
     def save(self, directory: Path) -> None:
         """Write what `fit` learned, and the options that serving needs, beside the model's weights."""
@@ -277,6 +284,11 @@ def get(name: str, folder: Path | None = None) -> type[Task]:
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise TaskError(f"task {name!r}: {class_name} is no task: derive it from jobs.tasks.Task")
     return found
+
+
+def is_ours(task: Task) -> bool:
+    """Tell whether a task is one of `TASKS` itself, not derived from it."""
+    return TASKS.get(task.name) == f"{type(task).__module__}:{type(task).__qualname__}"
 
 
 def code_digest(name: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from cluster.strict import Text
 from jobs.tasks import (
     IGNORED,
     Batch,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 class CausalLMOptions(TaskOptions):
     """How text becomes rows."""
 
-    text_column: str | None = None
+    text_column: Text | None = None
     """The column that holds the text. Left out: `text`, where an example is no conversation; given, it is the text of
     every example, whatever else stands beside it."""
     sequence_length: int = Field(256, ge=2, le=2**22)
@@ -71,8 +72,8 @@ class CausalLM(Task):
         "bits_per_byte": "min",
     }
     learned_files: ClassVar[tuple[str, ...]] = tokenization.FILES
-    counted: ClassVar[Mapping[str, str]] = chat_rows.COUNTED
-    version: ClassVar[int] = 2
+    counted: ClassVar[Mapping[str, str]] = {**chat_rows.COUNTED, **tokenization.COUNTED}
+    version: ClassVar[int] = 3
 
     options: CausalLMOptions
 
@@ -113,9 +114,9 @@ class CausalLM(Task):
         """Return the messages, or the text."""
         return messages_of(example) if self._reader.is_conversation(example) else self._reader.text(example)
 
-    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the column of the text, or those of a conversation."""
-        return self._reader.columns(example)
+    def unused(self, example: Mapping[str, Any]) -> list[str]:
+        """Return the columns that are no part of the text or the conversation."""
+        return self._reader.unused(example)
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
         """Draw a share of the sample that a tokenizer is trained on."""
@@ -133,6 +134,10 @@ class CausalLM(Task):
         self._parent = parent
         return not self.options.tokenizer.is_given and super().inherit(parent)
 
+    def inherited(self) -> list[str]:
+        """Say whether the parent's tokenizer had to be given a chat template."""
+        return tokenization.said_of_template(self.tokenizer, self._parent or "")
+
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template."""
         self.tokenizer.save_pretrained(directory)
@@ -149,16 +154,17 @@ class CausalLM(Task):
 
         Returns:
             input_ids (N, S+1) and targets (N,); of conversations and separate documents labels and position_ids
-            (N, S+1) too; of conversations what was counted of them. All int32.
+            (N, S+1) too; and what was counted. All int32.
         """
         texts = [self._reader.text(example) for example in examples if not self._reader.is_conversation(example)]
         conversations = [conversation_of(example) for example in examples if self._reader.is_conversation(example)]
         end, width = tokenization.end_of_text(self.tokenizer), self.options.sequence_length + 1
         pieces, counts = chat_rows.encode(self.tokenizer, conversations, width) if conversations else ([], {})
+        documents = tokenization.ids_of(self.tokenizer, texts)
+        counts |= tokenization.counts(self.tokenizer, documents)
         if self.options.documents == "separate":
-            pieces = packing.documents(tokenization.ids_of(self.tokenizer, texts), end, width) + pieces
-            texts = []
-        parts = [self._windows(texts, end)] if texts else []
+            pieces, documents = packing.documents(documents, end, width) + pieces, []
+        parts = [self._windows(documents, end)] if documents else []
         if pieces or not parts:
             parts.append(packing.pack(pieces, width, self.tokenizer.pad_token_id, self.options.pack))
         return {**packing.joined(parts), **counts}
@@ -284,8 +290,8 @@ class CausalLM(Task):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _windows(self, texts: list[str], end: int) -> Columns:
-        tokens = (token for ids in tokenization.ids_of(self.tokenizer, texts) for token in (*ids, end))
+    def _windows(self, documents: list[list[int]], end: int) -> Columns:
+        tokens = (token for ids in documents for token in (*ids, end))
         stream = np.fromiter(tokens, dtype=np.int32)
         return packing.windows(stream, self.options.sequence_length, self.tokenizer.pad_token_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jobs.tasks import IGNORED, chat_template
 from jobs.tasks.chat_template import Rendered
 from jobs.tasks.conversations import Conversation
+from jobs.tasks.messages import REASONING
 from jobs.tasks.packing import Piece
 
 COUNTED = {
@@ -18,6 +20,9 @@ COUNTED = {
     "divided": "conversations learned answer by answer: the chat template writes earlier turns differently",
     "unended": "conversations have answers that end in no special token: the model will not learn when to stop",
     "dated": "conversations hold the date of today: the chat template writes it",
+    "marked": "conversations: the chat template marks what is learned ({% generation %}); the marks are not used, and "
+    "answers are learned with what ends them",
+    "special": "conversations have special tokens written into their messages, which become these tokens",
 }
 """What is counted of conversations: name → what it is, behind "3 of 10"."""
 
@@ -40,7 +45,10 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation], width: int) ->
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
     tokens = iter(zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True))
     special = chat_template.special_ids(tokenizer)
-    dated = "strftime_now" in str(tokenizer.chat_template)
+    whole_template = {
+        "dated": "strftime_now" in str(tokenizer.chat_template),
+        "marked": chat_template.marks_answers(tokenizer),
+    }
     counts = dict.fromkeys(COUNTED, 0)
     pieces: list[Piece] = []
     for parts in rendered:
@@ -52,8 +60,17 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation], width: int) ->
         counts["answers_cut"] += bool(kept) and sum(map(_targets, kept)) < sum(map(_targets, whole))
         counts["divided"] += len(parts) > 1
         counts["unended"] += any(not _ends(piece, special) for piece in whole)
-        counts["dated"] += dated
+    for what, is_so in whole_template.items():
+        counts[what] = len(conversations) * is_so
+    written = chat_template.special_texts(tokenizer)
+    counts["special"] = sum(_holds(conversation, written) for conversation in conversations)
     return pieces, {name: np.array([count], dtype=np.int32) for name, count in counts.items()}
+
+
+def _holds(conversation: Conversation, written: re.Pattern[str]) -> bool:
+    """Tell whether a message's own text holds what `written` finds."""
+    texts = (str(m[key]) for m in conversation.messages for key in ("content", *REASONING) if key in m)
+    return any(map(written.search, texts))
 
 
 def _piece(part: Rendered, ids: list[int], offsets: list[tuple[int, int]]) -> Piece:

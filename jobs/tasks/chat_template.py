@@ -7,6 +7,7 @@ by asking it again without: a text that stays the same has not used it, and the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -217,6 +218,18 @@ def turn_end(tokenizer: Any) -> int | None:
         return None
     behind = tokenizer(text.rpartition(_MARK)[2].strip(), add_special_tokens=False)["input_ids"]
     return int(behind[0]) if behind and behind[0] in special_ids(tokenizer) else None
+
+
+def marks_answers(tokenizer: Any) -> bool:
+    """Tell whether the template marks what is to be learned, which `render` makes no use of."""
+    return re.search(r"{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
+
+
+def special_texts(tokenizer: Any) -> re.Pattern[str]:
+    """Return what finds the texts that stand for special tokens: in a message they become these tokens."""
+    tokens = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    texts = sorted({token for token in tokens if token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.tasks import TaskError
+from jobs.tasks.architectures import close
 from jobs.tasks.messages import (
     LEARNED,
     REASONING,
@@ -37,11 +38,11 @@ SHAREGPT_ROLES = {
 
 _SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
 """The columns that make a shape, in the order in which they are looked for."""
-_BESIDE = ("system", "tools", "history", "input")
-"""Columns beside a conversation that are part of it, or refused where they cannot be."""
-_NOT_HONOURED = ("rejected", "chosen", "context",
-                 "functions", "documents", "images", "image", "videos", "audio", "audios", "chat_template_kwargs",
-                 "chat_template", "weight", "train", "system_prompt", *REASONING)  # fmt: skip
+COLUMNS = frozenset(key for shape in _SHAPES for key in shape)
+"""Columns that make a conversation, some of them two together."""
+_NOT_HONOURED = ("rejected", "chosen", "context", "functions", "documents", "images", "image", "videos", "audio",
+                 "audios", "chat_template_kwargs", "chat_template", "weight", "train", "loss_weight", "sample_weight",
+                 "loss_mask", "completion_mask", "system_prompt", *REASONING)  # fmt: skip
 """Columns beside a conversation that would change it."""
 
 
@@ -54,8 +55,19 @@ class Conversation:
 
 
 def is_conversation(example: Mapping[str, Any]) -> bool:
-    """Tell a conversation (in any known shape) from plain text. A column that holds null is not there."""
-    return _shape(example) is not None or _is_preference(example)
+    """Tell a conversation (in any known shape, or half of one) from plain text.
+
+    A column that holds null is not there; one of two that make a conversation is half of it.
+    """
+    return _shape(example) is not None or _is_preference(example) or _half(example) is not None
+
+
+def unused(example: Mapping[str, Any]) -> list[str]:
+    """Return the columns beside a conversation that hold something and have no effect."""
+    shape = _shape(example) or ()
+    beside = ("system", "tools", *(("history",) if len(shape) == 2 else ()))
+    used = {*shape, *beside, *(("input",) if shape == ("instruction", "output") else ())}
+    return [key for key, value in example.items() if key not in used and not is_nothing(value)]
 
 
 def messages_of(example: Mapping[str, Any]) -> list[Message]:
@@ -72,6 +84,8 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
     if _is_preference(example):
         raise TaskError("'chosen' and 'rejected' are a preference, which no task here learns; take both columns out")
     shape = _shape(example)
+    if shape is None and (half := _half(example)) is not None:
+        raise TaskError(f"column {half[1]!r} holds null, and with {half[0]!r} it would be a conversation")
     if shape is None:
         raise TaskError(
             f"an example with the columns {sorted(example)} is no conversation; expected `messages`, `conversations`, "
@@ -96,13 +110,15 @@ def is_learned(message: Message) -> bool:
     return bool(message["role"] == "assistant" and message.get(LEARNED, True))
 
 
-def columns_of(example: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the columns of a conversation that are read."""
-    return (*(_shape(example) or ()), *_BESIDE)
-
-
 def _shape(example: Mapping[str, Any]) -> tuple[str, ...] | None:
     return next((shape for shape in _SHAPES if all(example.get(key) is not None for key in shape)), None)
+
+
+def _half(example: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return of two columns that make a conversation the one that is there, and the one that holds null."""
+    pairs = [shape for shape in _SHAPES if len(shape) == 2 and all(key in example for key in shape)]
+    ordered = (sorted(pair, key=lambda key: example[key] is None) for pair in pairs)
+    return next(((one, other) for one, other in ordered if example[one] is not None and example[other] is None), None)
 
 
 def _is_preference(example: Mapping[str, Any]) -> bool:
@@ -117,8 +133,8 @@ def _check_beside(example: Mapping[str, Any], shape: tuple[str, ...]) -> None:
         refused.append("history")
     if not is_nothing(example.get("input")) and shape != ("instruction", "output") and "instruction" in example:
         refused.append("input")
-    if "label" in example and _is_no(example["label"]):
-        refused.append("label")
+    # Of answers that are not wanted.
+    refused += [key for key in ("label", "kto_tag") if key in example and _is_no(example[key])]
     if refused:
         raise TaskError(
             f"column {refused[0]!r} beside a conversation is not honoured; take it out if it should have no effect"
@@ -156,7 +172,9 @@ def _sharegpt_turn(turn: Any) -> Message:
     message = read_message(turn, "from", "value")
     role = message["role"]
     if role not in SHAREGPT_ROLES:
-        raise TaskError(f"unknown role {role!r} in `conversations`; known: {', '.join(SHAREGPT_ROLES)}")
+        meant = role.strip().lower()
+        hint = f"; did you mean {meant!r}?" if meant in SHAREGPT_ROLES else close(role, SHAREGPT_ROLES)
+        raise TaskError(f"unknown role {role!r} in `conversations`; known: {', '.join(SHAREGPT_ROLES)}{hint}")
     if role == "function_call":
         calls = from_json(message["content"], "value of function_call")
         calls = [tool_call(call) for call in (calls if isinstance(calls, list) else [calls])]

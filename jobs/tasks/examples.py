@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
-from jobs.tasks.conversations import columns_of, conversation_of, is_conversation
-from jobs.tasks.messages import text_of
+from jobs.tasks.conversations import COLUMNS, conversation_of, is_conversation, unused
+from jobs.tasks.messages import is_nothing, text_of
 
 _QUESTIONS = {"instruction", "prompt", "question", "query", "user", "human"}
 _ANSWERS = {"response", "answer", "output", "completion", "assistant", "gpt"}
@@ -26,10 +26,6 @@ class ExampleReader:
         """Tell a conversation from a text: a column of the text that was named makes every example a text."""
         return not self._is_given and is_conversation(example)
 
-    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the columns that are read."""
-        return columns_of(example) if self.is_conversation(example) else (self.column,)
-
     def text(self, example: Mapping[str, Any]) -> str:
         """Return the text of an example that is no conversation.
 
@@ -39,10 +35,18 @@ class ExampleReader:
         if example.get(self.column) is not None:
             return text_of(example[self.column], self.column)
         if self.column in example:
-            raise TaskError(f"column {self.column!r} holds NoneType, not text")
+            raise TaskError(f"column {self.column!r} holds null, not text")
         raise TaskError(
-            f"no text in column {self.column!r}; this example has {sorted(example)}{_hint(self.column, example)}"
+            f"no text in column {self.column!r}; this example has {sorted(example)}"
+            f"{close(self.column, example)}. Name the column in task.text_column"
+            f"{'' if self._is_given else _shapes(example)}"
         )
+
+    def unused(self, example: Mapping[str, Any]) -> list[str]:
+        """Return the columns of an example that hold something and have no effect."""
+        if self.is_conversation(example):
+            return unused(example)
+        return [key for key, value in example.items() if key != self.column and not is_nothing(value)]
 
     def words(self, example: Mapping[str, Any]) -> str:
         """Return what a tokenizer may learn from: the text, or all that is said in a conversation."""
@@ -51,12 +55,13 @@ class ExampleReader:
         return "".join(message["content"] for message in conversation_of(example).messages)
 
 
-def _hint(column: str, example: Mapping[str, Any]) -> str:
-    """Say what to do about an example without the column of the text: half of a conversation is no text."""
+def _shapes(example: Mapping[str, Any]) -> str:
+    """Return which columns make a conversation, where an example has some of them, or others that mean the same."""
     asked, answered = (next((key for key in example if key.lower() in kind), None) for kind in (_QUESTIONS, _ANSWERS))
-    if asked and answered:
-        return (
-            f". A question and its answer are read from the columns prompt and completion, or instruction and output "
-            f"(and input), a conversation from messages or conversations: rename {asked!r} and {answered!r}"
-        )
-    return f"{close(column, example)}. Name the column in task.text_column"
+    if not (COLUMNS & example.keys() or (asked and answered)):
+        return ""
+    rename = f": rename {asked!r} and {answered!r}" if asked and answered else ""
+    return (
+        "; a conversation has `messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output`"
+        f"{rename}"
+    )

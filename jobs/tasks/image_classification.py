@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions
 from jobs.tasks.image_files import Picture
-from jobs.tasks.images import LARGEST, PixelSums, bits_of, deepened, read_picture, resize, sent_picture
-from jobs.tasks.labels import classified, column_of, label_of, natural, said_of
+from jobs.tasks.images import COUNTED, LARGEST, PixelSums, bits_of, counts, deepened, read_picture, resize, sent_picture
+from jobs.tasks.labels import check_columns, classified, column_of, kind_of, label_of, natural, said_of, unknown_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +30,18 @@ PREPROCESSING_FILE = "preprocessor_config.json"
 class ImageClassificationOptions(TaskOptions):
     """How images become pixels."""
 
-    image_column: str = "image"
+    image_column: Text = "image"
     """The column that holds the image: a folder of folders of images has it."""
-    label_column: str = "label"
+    label_column: Text = "label"
     """The column that holds the label."""
     image_size: int | None = Field(None, gt=0, le=65_536)
     """Pixels per side; images of another size are resized. Left out: the size of the first image."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour. Left out: as the first image has."""
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> ImageClassificationOptions:
+        return check_columns(self, "image_column", "label_column")
 
 
 @dataclass(frozen=True)
@@ -51,30 +56,27 @@ class ImageFindings:
     """By number of channels: until the first image of all is known, each is counted as grey and as colour."""
     bits: int = 8
     """8, or 16 where an image has them."""
+    kinds: frozenset[str] = frozenset()
+    """What the labels are, in words: text, numbers."""
 
     def merged(self, later: ImageFindings) -> ImageFindings:
         """Return the findings of both chunks."""
         sums = {channels: self.sums[channels] + later.sums[channels] for channels in self.sums}
         bits = max(self.bits, later.bits)
-        return ImageFindings(self.size, self.channels, self.labels | later.labels, sums, bits)
+        kinds = self.kinds | later.kinds
+        return ImageFindings(self.size, self.channels, self.labels | later.labels, sums, bits, kinds)
 
 
 class ImageClassification(Task):
     """A small CNN of ours, or any transformers image classifier."""
 
     name: ClassVar[str] = "image-classification"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     Options: ClassVar[type[TaskOptions]] = ImageClassificationOptions
     unit: ClassVar[str] = "images"
     metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "accuracy": "max"}
     learned_files: ClassVar[tuple[str, ...]] = (PREPROCESSING_FILE,)
-    counted: ClassVar[Mapping[str, str]] = {
-        "on_white": "images have transparent pixels and were put on white",
-        "several": "image files hold several frames or pages, of which the first is used",
-        "resized": "images are of another size than the model sees and were resized",
-        "recoloured": "images were made grey, or from grey to colour, as the model sees them",
-        "narrowed": "images have 16 bits and were rounded to the 8 of the model that the job starts from",
-    }
+    counted: ClassVar[Mapping[str, str]] = COUNTED
 
     options: ImageClassificationOptions
 
@@ -99,16 +101,17 @@ class ImageClassification(Task):
         there = [path for path in self.files(example) if path.is_file()]
         return there[0].read_bytes() if there else self._image(example)
 
-    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the columns of the image and the label."""
-        return self.options.image_column, self.options.label_column
-
     def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
         """Return the image's path, where the example names it instead of holding it."""
         image = self._image(example)
         if isinstance(image, Mapping):
             image = image.get("bytes") or image.get("path")
         return [Path(image)] if isinstance(image, str | Path) else []
+
+    def unused(self, example: Mapping[str, Any]) -> list[str]:
+        """Return the columns that are neither the image nor the label."""
+        read = {self.options.image_column, self.options.label_column}
+        return [key for key, value in example.items() if key not in read and value is not None]
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
         """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""
@@ -120,7 +123,8 @@ class ImageClassification(Task):
             sums = {channels: sums[channels] + PixelSums.of(resize(image, size, channels)) for channels in sums}
         labels = frozenset(self._label(example) for example in examples)
         first, bits = images[0].shape, max(map(bits_of, images))
-        return ImageFindings((first[0], first[1]), first[2], labels, sums, bits)
+        kinds = frozenset(kind_of(example[self.options.label_column]) for example in examples)
+        return ImageFindings((first[0], first[1]), first[2], labels, sums, bits, kinds)
 
     def fit(self, findings: ImageFindings) -> list[str]:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
@@ -134,14 +138,8 @@ class ImageClassification(Task):
         self.channels = self.options.channels or (1 if findings.channels == 1 else 3)
         self.bits = findings.bits
         self.mean, self.std = findings.sums[self.channels].mean_and_deviation()
-        colour = "grey" if self.channels == 1 else "in colour"
-        chosen = [
-            f"images are seen {self.size[0]} pixels high and {self.size[1]} wide, {colour}"
-            + ("" if side and self.options.channels else ", as the first one is (task.image_size, task.channels)")
-        ]
-        if self.bits == 16:
-            chosen.append("images of 16 bits: all pixels are kept as 16 bits, 0 to 65535")
-        return [*chosen, said_of(self.labels)]
+        said = [*said_of(self.labels, findings.kinds), f"images become {self._form()}"]
+        return [*said, *(["images of 16 bits: all pixels are kept as 16 bits, 0 to 65535"] * (self.bits == 16))]
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's labels, size and normalisation; options that ask for others are refused."""
@@ -185,19 +183,14 @@ class ImageClassification(Task):
         """Resize to the fitted size, pixels (N, H, W, C) uint8 or uint16; look labels up, (N,) int32."""
         index = {label: i for i, label in enumerate(self.labels)}
         labels = [self._label(example) for example in examples]
-        unknown = sorted(set(labels) - index.keys())
-        if unknown:
-            raise TaskError(f"labels {unknown[:5]} are not among the {len(index)} labels of the training data")
+        if (wrong := unknown_of(labels, self.labels)) is not None:
+            raise TaskError(wrong)
         pictures = [read_picture(self._image(example)) for example in examples]
         return {
             "pixels": self._pixels(pictures),
             "label": np.array([index[label] for label in labels], dtype=np.int32),
             "targets": np.ones(len(labels), dtype=np.int32),
-            "on_white": np.array([picture.on_white for picture in pictures], dtype=np.int32),
-            "several": np.array([picture.first_of_several for picture in pictures], dtype=np.int32),
-            "resized": np.array([picture.pixels.shape[:2] != self.size for picture in pictures], dtype=np.int32),
-            "recoloured": np.array([picture.pixels.shape[2] != self.channels for picture in pictures], dtype=np.int32),
-            "narrowed": np.array([bits_of(picture.pixels) > self.bits for picture in pictures], dtype=np.int32),
+            **counts(pictures, self.size, self.channels, self.bits),
         }
 
     def collate(self, rows: Columns) -> Batch:
@@ -301,6 +294,10 @@ class ImageClassification(Task):
 
     def _label(self, example: Mapping[str, Any]) -> str:
         return label_of(example, self.options.label_column)
+
+    def _form(self) -> str:
+        chosen = "as the first one is" if None in (self.options.image_size, self.options.channels) else "as asked for"
+        return f"{self.size[0]} x {self.size[1]} pixels, {'grey' if self.channels == 1 else 'in colour'}: {chosen}"
 
     def _pixels(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Return uint8 or uint16 (B, H, W, C) of the fitted size."""

@@ -83,11 +83,28 @@ def picture(image: Image) -> Picture:
         raise TaskError(
             f"an image of {image.width} x {image.height} has more than {MAX_PIXELS} pixels: send it smaller"
         )
+    _refuse_deep_colour(image)
     several = bool(getattr(image, "is_animated", False))
     stretched = image.format == "PPM"  # more than 8 bits: Pillow has scaled them to 0 … 65535, whatever their range
     image.load()
     pixels, on_white = _pixels(ImageOps.exif_transpose(image), stretched)
     return Picture(pixels if pixels.ndim == 3 else pixels[:, :, None], on_white, several)
+
+
+def _refuse_deep_colour(image: Image) -> None:
+    """Refuse colour, or grey with transparency, of 16 bits: Pillow would read 8 of them without a word.
+
+    Raises:
+        TaskError: its pixels are.
+    """
+    for tile in getattr(image, "tile", ()):  # how the file says its pixels are stored, before they are read
+        stored, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        deep = str(stored).partition(";")[2].startswith("16") and not str(stored).startswith("I;")
+        if deep or (image.format == "PPM" and stored == "RGB" and rest and rest[0] > 255):
+            raise TaskError(
+                f"an image in {image.mode} with 16 bits per channel is not read, since 8 of them would be lost: save "
+                "it with 8 bits, or in grey with 16"
+            )
 
 
 def _pixels(image: Image, stretched: bool) -> tuple[np.ndarray, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,17 @@ from jobs.tasks.image_files import Picture, decode, picture, pillow_errors
 
 LARGEST = {8: 255, 16: 65535}
 """White, by bits per pixel and channel."""
+
+
+COUNTED = {
+    "on_white": "images have transparent pixels and were put on white",
+    "several": "image files hold several frames or pages, of which the first is used",
+    "narrowed": "images have 16 bits and were rounded to the 8 of the model that the job starts from",
+    "resized": "images have another size and were resized",
+    "stretched": "images have other proportions and were stretched or squeezed",
+    "greyed": "images have colours and were made grey",
+}
+"""What is counted of images: name → what it is."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,22 @@ def sent_picture(image: Any) -> Picture:
         return Picture(_checked(image))
     hint = '; send a file as base64, with "parameters": {"content_type": "base64"}' if isinstance(image, str) else ""
     raise TaskError(f"an image is an array of numbers or the bytes of a file, not {image!r:.60}{hint}")
+
+
+def counts(pictures: Sequence[Picture], size: tuple[int, int], channels: int, bits: int) -> dict[str, np.ndarray]:
+    """Tell of each picture what `COUNTED` names, on its way to a size, a number of channels and of bits: int32 (N,)."""
+    told = [
+        {
+            "on_white": picture.on_white,
+            "several": picture.first_of_several,
+            "narrowed": bits_of(picture.pixels) > bits,
+            "resized": picture.pixels.shape[:2] != size,
+            "stretched": picture.pixels.shape[0] * size[1] != picture.pixels.shape[1] * size[0],
+            "greyed": picture.pixels.shape[2] > channels,
+        }
+        for picture in pictures
+    ]
+    return {name: np.array([each[name] for each in told], dtype=np.int32) for name in COUNTED}
 
 
 def deepened(pixels: np.ndarray, bits: int) -> np.ndarray:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence, Set
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
+from jobs.tasks.messages import text_of
 
-NAMED = 20
-"""So many labels are named."""
+Checked = TypeVar("Checked")
+
+
+def check_columns(options: Checked, *names: str) -> Checked:
+    """Return options whose columns, named by `names`, are different ones.
+
+    Raises:
+        ValueError: two are the same, so that the answer would stand in the question.
+    """
+    given = [(name, column) for name in names if (column := getattr(options, name)) is not None]
+    first = {column: name for name, column in reversed(given)}
+    twice = next(((name, column) for name, column in given if first[column] != name), None)
+    if twice is not None:
+        raise ValueError(f"{first[twice[1]]} and {twice[0]} are both {twice[1]!r}")
+    return options
 
 
 def column_of(example: Mapping[str, Any], name: str, option: str) -> Any:
@@ -40,23 +55,57 @@ def label_of(example: Mapping[str, Any], name: str) -> str:
     if not isinstance(label, str | int) or not str(label).strip():
         kind = ": a label is a text or a whole number" if isinstance(label, float | Decimal | bytes) else ""
         raise TaskError(f"column {name!r} holds {label!r:.60}, which is no label{kind}")
-    return str(label)
+    return text_of(label, name) if isinstance(label, str) else str(label)
+
+
+def kind_of(label: Any) -> str:
+    """Return what a label that `label_of` takes is, in words."""
+    return "text" if isinstance(label, str) else "true or false" if isinstance(label, bool) else "numbers"
+
+
+def said_of(labels: Sequence[str], kinds: Set[str]) -> list[str]:
+    """Return sentences for the log: which labels there are, and what may be wrong with them.
+
+    Args:
+        labels: the labels, sorted.
+        kinds: what `kind_of` says of them.
+    """
+    named = ", ".join(label if label == label.strip() else repr(label) for label in labels[:20])
+    said = [f"{len(labels)} labels: {named}{', …' if len(labels) > 20 else ''}"]
+    if len(kinds) > 1:
+        said.append(f"labels come as {' and as '.join(sorted(kinds))}: those that read alike are one label")
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(_spoken(label), []).append(label)
+    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if groups:
+        said.append(f"labels that look alike are told apart: {'; '.join(groups[:5])}{'; …' if len(groups) > 5 else ''}")
+    return said
+
+
+def unknown_of(labels: Sequence[str], known: Sequence[str]) -> str | None:
+    """Say which labels are not among those that are known; None where all are."""
+    unknown = sorted(set(labels) - set(known))
+    if not unknown:
+        return None
+    return (
+        f"labels {unknown[:5]} are not among the {len(known)} labels of the training data (a rare one may be held out "
+        "whole: another data.split_seed holds out others)"
+    )
+
+
+def _spoken(label: str) -> str:
+    """Return a label as people read it: without white space at its ends, case, ways to write a letter or a number."""
+    plain = unicodedata.normalize("NFKC", label).strip().casefold()
+    try:
+        return f"{float(plain):g}"
+    except ValueError:
+        return plain
 
 
 def natural(label: str) -> tuple[int, int, str]:
     """Return what sorts labels: numbers by their value, before words."""
     return (0, int(label), "") if label.isdecimal() else (1, 0, label)
-
-
-def said_of(labels: Sequence[str]) -> str:
-    """Name the labels, in one sentence, and those that only differ by case or blanks, which are classes apart."""
-    named = ", ".join(label if label == label.strip() else repr(label) for label in labels[:NAMED])
-    alike: dict[str, list[str]] = {}
-    for label in labels:
-        alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
-    near = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
-    warning = f"; differ by case or blanks alone, and are classes apart: {', '.join(near[:NAMED])}" if near else ""
-    return f"{len(labels)} labels: {named}{', …' if len(labels) > NAMED else ''}{warning}"
 
 
 def classified(labels: Sequence[str]) -> list[dict[str, Any]]:

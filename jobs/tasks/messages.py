@@ -37,6 +37,8 @@ def read_message(given: Any, role: str = "role", content: str = "content") -> Me
         raise TaskError(f"a message needs {role!r} and {content!r}; this one is {given!r:.200}")
     rest = {key: value for key, value in given.items() if key not in (role, content) and not is_nothing(value)}
     honoured = ("tool_calls", "name", "tool_call_id", *REASONING, *FLAGS, *_NEUTRAL)
+    if content not in given and is_nothing(rest.get("tool_calls")):
+        raise TaskError(f"a message needs {role!r} and {content!r}; this one is {given!r:.200}")
     unknown = sorted(str(key) for key in rest.keys() - set(honoured))
     if unknown:
         raise TaskError(
@@ -46,15 +48,13 @@ def read_message(given: Any, role: str = "role", content: str = "content") -> Me
     message: Message = {"role": given[role]}
     if "tool_calls" in rest:
         message["tool_calls"] = _tool_calls(rest.pop("tool_calls"))
-    if content not in given and "tool_calls" not in message:
-        raise TaskError(f"a message needs {role!r} and {content!r}; this one is {given!r:.200}")
     message["content"] = _content(given.get(content), content, "tool_calls" in message)
     for key in ("name", "tool_call_id", *REASONING):
         if key in rest:
             message[key] = text_of(rest.pop(key), key)
     flags = [_flag(key, given[key]) for key in FLAGS if given.get(key) is not None]
-    if False in flags:
-        message[LEARNED] = False
+    if flags:
+        message[LEARNED] = all(flags)
     return message
 
 
@@ -62,16 +62,23 @@ def check_role(message: Message) -> Message:
     """Return the message if its role is one that chat templates know.
 
     Raises:
-        TaskError: it is not, or it carries what only an assistant can.
+        TaskError: it is not, or it carries or asks for what only an assistant's can.
     """
     role = message["role"]
     if role not in ROLES:
-        hint = f"; did you mean {_OTHER_ROLES[role]!r}?" if role in _OTHER_ROLES else ""
+        meant = role.strip().lower()
+        meant = meant if meant in ROLES else _OTHER_ROLES.get(meant)
+        hint = f"; did you mean {meant!r}?" if meant else ""
         raise TaskError(f"unknown role {role!r}; known: {', '.join(ROLES)}{hint}")
     for key in ("tool_calls", *REASONING):
         if key in message and role != "assistant":
             raise TaskError(f"a message of role {role!r} has {key!r}, which only an assistant's can have")
-    return message
+    if role != "assistant" and message.get(LEARNED):
+        raise TaskError(
+            f"a message of role {role!r} has a weight or train that asks to learn it, and only answers are learned; "
+            "take it out"
+        )
+    return {key: value for key, value in message.items() if key != LEARNED or not value}
 
 
 def is_nothing(value: Any) -> bool:

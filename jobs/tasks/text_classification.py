@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions, scores, tokenization
-from jobs.tasks.labels import classified, column_of, label_of, natural, said_of
+from jobs.tasks.chat_template import special_texts
+from jobs.tasks.labels import check_columns, classified, column_of, kind_of, label_of, natural, said_of, unknown_of
+from jobs.tasks.messages import is_nothing
 from jobs.tasks.tokenization import END_OF_TEXT, TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -36,16 +39,20 @@ class ClassifierTokenizerOptions(TokenizerOptions):
 class TextClassificationOptions(TaskOptions):
     """How labelled texts become rows."""
 
-    text_column: str = "text"
+    text_column: Text = "text"
     """The column that holds the text."""
-    pair_column: str | None = None
+    pair_column: Text | None = None
     """The column that holds the second text, where pairs are classified."""
-    label_column: str = "label"
+    label_column: Text = "label"
     """The column that holds the label."""
     max_length: int | None = Field(None, ge=2, le=2**22)
     """Tokens of the longest text, or pair; what is longer is cut, and counted in the log. Left out: 128, or what the
     classifier that the job starts from was trained with."""
     tokenizer: ClassifierTokenizerOptions = ClassifierTokenizerOptions()
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> TextClassificationOptions:
+        return check_columns(self, "text_column", "pair_column", "label_column")
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,13 @@ class ClassFindings:
 
     labels: frozenset[str]
     texts: TextFindings | None
+    kinds: frozenset[str] = frozenset()
+    """What the labels are, in words: text, numbers."""
 
     def merged(self, later: ClassFindings) -> ClassFindings:
         """Return the findings of both chunks."""
         texts = self.texts.merged(later.texts) if self.texts and later.texts else None
-        return ClassFindings(self.labels | later.labels, texts)
+        return ClassFindings(self.labels | later.labels, texts, self.kinds | later.kinds)
 
 
 class TextClassification(Task):
@@ -74,7 +83,11 @@ class TextClassification(Task):
         "calibration_error": "min",
     }
     learned_files: ClassVar[tuple[str, ...]] = (LABELS_FILE, *tokenization.FILES)
-    counted: ClassVar[Mapping[str, str]] = {"cut": "texts are longer than task.max_length and were cut"}
+    counted: ClassVar[Mapping[str, str]] = {
+        "cut": "texts are longer than task.max_length and were cut",
+        "special": "texts have special tokens written into them, which become these tokens",
+    }
+    version: ClassVar[int] = 2
 
     options: TextClassificationOptions
 
@@ -101,15 +114,17 @@ class TextClassification(Task):
         """Return the text, or both, whatever the label."""
         return self._texts(example)
 
-    def columns(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the columns of the text, its second text and the label."""
-        return *self._text_columns(), self.options.label_column
+    def unused(self, example: Mapping[str, Any]) -> list[str]:
+        """Return the columns that are neither a text nor the label."""
+        read = {self.options.text_column, self.options.pair_column, self.options.label_column}
+        return [key for key, value in example.items() if key not in read and not is_nothing(value)]
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ClassFindings:
         """Note the labels, and draw a share of the sample that a tokenizer is trained on."""
         texts = [text for example in examples for text in self._texts(example)]
         labels = frozenset(self._label(example) for example in examples)
-        return ClassFindings(labels, tokenization.observe(self.options.tokenizer, texts))
+        kinds = frozenset(kind_of(example[self.options.label_column]) for example in examples)
+        return ClassFindings(labels, tokenization.observe(self.options.tokenizer, texts), kinds)
 
     def fit(self, findings: ClassFindings) -> list[str]:
         """Learn the labels, and the tokenizer unless a parent's is kept."""
@@ -121,7 +136,7 @@ class TextClassification(Task):
             self.tokenizer, said = tokenization.obtain(self.options.tokenizer, findings.texts)
             if self.options.tokenizer.source is None:
                 _begin_with_a_mark(self.tokenizer)
-        return [*said, said_of(self.labels)]
+        return [*said, *said_of(self.labels, findings.kinds)]
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's tokenizer, unless another is named; of a classifier of ours, labels and length too.
@@ -159,10 +174,11 @@ class TextClassification(Task):
         """Tokenise, cut at max_length (L), look labels up: what `collate` takes, and targets (B,), all 1."""
         index = {label: i for i, label in enumerate(self.labels)}
         labels = [self._label(example) for example in examples]
-        unknown = sorted(set(labels) - index.keys())
-        if unknown:
-            raise TaskError(f"labels {unknown[:5]} are not among the {len(index)} labels of the training data")
-        columns = self._tokenise([self._texts(example) for example in examples])
+        if (wrong := unknown_of(labels, self.labels)) is not None:
+            raise TaskError(wrong)
+        texts = [self._texts(example) for example in examples]
+        columns, written = self._tokenise(texts), special_texts(self.tokenizer)
+        columns["special"] = np.array([any(map(written.search, each)) for each in texts], dtype=np.int32)
         columns["label"] = np.array([index[label] for label in labels], dtype=np.int32)
         return {**columns, "targets": np.ones(len(labels), dtype=np.int32)}
 

@@ -7,7 +7,7 @@ depends neither on how the data was cut into chunks nor on where these were read
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,13 +17,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from jobs.tasks import TaskError, TaskOptions, TaskSetupError
-from jobs.tasks.chat_template import CHATML
+from jobs.tasks.chat_template import CHATML, special_ids
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
          "merges.txt", "vocab.txt", "tokenizer.model")  # fmt: skip
 """What decides how a text becomes tokens, in the layouts that transformers reads."""
+COUNTED = {
+    "special_texts": "texts have special tokens written into them, which become these tokens",
+    "unknown": "texts have characters that the tokenizer does not know",
+}
+"""What is counted of texts: name → what it is."""
 PIECE = 1 << 20
 """Longer texts are drawn in pieces of so many characters, cut where a line begins."""
 
@@ -116,7 +121,8 @@ def _pieces(text: str) -> Iterator[str]:
 def obtain(options: TokenizerOptions, findings: TextFindings | None) -> tuple[Any, list[str]]:
     """Load or train the tokenizer that the options ask for; return it and what is to be said about it."""
     if options.source:
-        return load(options.source), []
+        tokenizer = load(options.source)
+        return tokenizer, said_of_template(tokenizer, options.source)
     assert findings is not None, "a tokenizer is trained on what was observed"
     if options.train == "char":
         return train("char", options.vocab_size, findings.characters), []
@@ -153,6 +159,13 @@ def load(source: str | Path) -> Any:
     if tokenizer.chat_template is None and "<|im_start|>" in tokenizer.get_vocab():
         tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def said_of_template(tokenizer: Any, source: Path | str) -> list[str]:
+    """Say where `load` gave a tokenizer the chat template that its own files lack."""
+    if tokenizer.chat_template != CHATML or tokenizer.init_kwargs.get("chat_template") is not None:
+        return []
+    return [f"the tokenizer of {source} brings no chat template: it is given ChatML, and the model keeps it"]
 
 
 def check_origin(options: TaskOptions, starts_from: str | None) -> None:
@@ -212,6 +225,14 @@ def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     backend.no_truncation()  # a tokenizer.json may ask for both, as a call of transformers' would undo too
     backend.no_padding()
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def counts(tokenizer: Any, documents: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Count of texts, given by their token ids, what `COUNTED` says: int32 (1,) each."""
+    unknown = frozenset({tokenizer.unk_token_id} - {None, tokenizer.eos_token_id})  # of some, both are one
+    looked_for = {"special_texts": special_ids(tokenizer) - unknown, "unknown": unknown}
+    found = {name: sum(not these.isdisjoint(ids) for ids in documents) for name, these in looked_for.items()}
+    return {name: np.array([count], dtype=np.int32) for name, count in found.items()}
 
 
 def bytes_per_token(tokenizer: Any) -> np.ndarray:

@@ -19,7 +19,8 @@ def learning_rate(training: TrainingSpec, step: int, steps: int) -> float:
     if training.schedule == "constant":
         return peak
     if training.schedule == "warmup-stable-decay":
-        decay = min(training.decay_steps or max(1, steps // 5), steps - warmup)
+        given = training.decay_steps or max(1, steps // 5)
+        decay = min(int(given) if given >= 1 else max(1, round(given * steps)), steps - warmup)
         return _between(peak, low, 1 - max(0, step - (steps - decay)) / decay)
     left = 1 - (step - warmup) / max(1, steps - warmup)
     return _between(peak, low, left if training.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left))))

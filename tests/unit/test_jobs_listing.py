@@ -50,7 +50,6 @@ def test_what_is_no_data_is_not_read(tmp_path, where):
 def test_what_is_left_out_of_a_folder_is_said_with_the_reason(tmp_path):
     folder = tmp_path / "data"
     put(folder, "a.jsonl", ".hidden.jsonl", "README.md", "weights.npy", "readme_data.jsonl", "sub/License.txt")
-    put(folder, "empty.csv", content="")
     (folder / "gone.jsonl").symlink_to("nowhere")
     os.mkfifo(folder / "pipe.jsonl")
     count, said = found("data", tmp_path)
@@ -58,7 +57,6 @@ def test_what_is_left_out_of_a_folder_is_said_with_the_reason(tmp_path):
     assert "1 entry left out (hidden, or not data by its name): .hidden.jsonl" in said
     assert "2 entries left out (about the data, not data): README.md, sub/License.txt" in said
     assert "(of an unknown kind): weights.npy" in said
-    assert "(empty): empty.csv" in said
     assert "(a link to nothing): gone.jsonl" in said
     assert "(no regular file): pipe.jsonl" in said
 

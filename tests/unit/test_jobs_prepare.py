@@ -109,7 +109,7 @@ GOOD = [json.dumps({"text": f"document {i} says hello " * 5}) for i in range(30)
         (b'{"instruction": "q", "context": "", "response": "a"}', r"rename 'instruction' and 'response'"),
         (b'{"question": "q", "answer": "a"}', r"prompt and completion, .*: rename 'question' and 'answer'"),
         (b'{"Text": "wrong column"}', r"no text in column 'text'; this example has \['Text'\]; did you mean 'Text'"),
-        (b'{"text": null}', "column 'text' holds NoneType, not text"),
+        (b'{"text": null}', "column 'text' holds null, not text"),
         (b'{"messages": [{"role": "user", "content": "?"}]}', "has no answer to learn from"),
         (b'{"messages": 3}', "messages"),
     ],
@@ -406,7 +406,7 @@ def test_a_task_beside_the_spec_has_options_and_its_code_is_part_of_the_data(tmp
     (tmp_path / "x.yaml").write_text(
         "{name: x, phase: pretrain, task: 'own_parts.task:MyTask', model: {architecture: x},"
         " data: {train: x.jsonl, eval_fraction: 0, label_column: mood}, training: {steps: 1, eval_every: 1},"
-        " checkpoint: {keep_best: 1, metric: f1}}"
+        " checkpoint: {metric: f1}}"
     )
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec = specfile.load(tmp_path / "x.yaml", JobSpec)
