@@ -62,9 +62,9 @@ class Preparation:
         }
 
     def _said_of_content(self) -> list[str]:
-        both = ((self._train, self._survey), (self._held_out, self._held_out_survey))
-        owned = [(at.source.name, survey) for at, survey in both if at and at.source.name not in BUILT_IN]
-        return [note for name, survey in owned for note in stream.said_of_content(name, survey)]
+        both = ((self._train, self._survey, ""), (self._held_out, self._held_out_survey, "held out: "))
+        owned = [(survey, prefix) for at, survey, prefix in both if at and at.source.name not in BUILT_IN]
+        return [prefix + note for survey, prefix in owned for note in stream.said_of_content(survey)]
 
     def _said_of_split(self) -> list[str]:
         if self._train and self._held_out:
