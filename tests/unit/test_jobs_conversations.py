@@ -297,6 +297,8 @@ HI = [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "dog"
         ({"conversations": [{"from": "human", "content": "a"}]}, "a message needs 'from' and 'value'"),
         ({"conversations": [{"from": "GPT", "value": "a"}]}, "unknown role 'GPT'.*did you mean 'gpt'"),
         ({"messages": [{"role": "User ", "content": "a"}]}, "unknown role 'User '.*did you mean 'user'"),
+        ({"prompt": str(HI[:1]), "completion": "b"}, "'prompt' holds messages written out as one text"),
+        ({"prompt": "a", "completion": json.dumps(HI[1:])}, "'completion' holds messages written out"),
         ({"prompt": "a", "response": "b"}, "no text in column 'text'.*a conversation has `messages`"),
     ],
 )
