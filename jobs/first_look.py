@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.data import sources
+from cluster.errors import UserError
+from jobs.data import listing, sources
 from jobs.data.corpora import BUILT_IN
 from jobs.data.tables import TableForm
 from jobs.spec import JobSpec
@@ -48,6 +49,15 @@ def _is_small(where: str | list[str], base: Path) -> bool:
     parts = [where] if isinstance(where, str) else where
     if any(part in BUILT_IN or part.startswith("hf://") for part in parts):
         return False
-    paths = [base / Path(part).expanduser() for part in parts]
-    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
-    return all(path.exists() for path in paths) and sum(file.stat().st_size for file in files) < MOST_BYTES
+    try:
+        files = [_files(part, base) for part in parts]
+        return all(files) and sum(file.stat().st_size for each in files for file in each) < MOST_BYTES
+    except (OSError, ValueError, UserError):  # what cannot be read, or has no name that can be: the job says it
+        return False
+
+
+def _files(where: str, base: Path) -> list[Path]:
+    place = listing.existing(where, base)
+    if place is None:
+        return listing.of_glob(where, base).files
+    return listing.of_folder(place).files if place.is_dir() else [place]

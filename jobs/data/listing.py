@@ -88,6 +88,9 @@ def _flat(place: Path, base: Path, given: Path) -> Listing:
     listing = Listing()
     literal = re.split(r"[*?[]", place.name)[0].lower()
     pattern = str(given) if given.is_absolute() else os.path.join(glob.escape(str(base)), str(given))
+    for folder in glob.glob(os.path.dirname(pattern)):  # a pattern passes over what it may not look into
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            raise UserError(f"data: cannot read {folder}: Permission denied")
     for path in sorted(map(Path, glob.glob(pattern))):
         if path.is_dir():
             inside = of_folder(path)

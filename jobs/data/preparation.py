@@ -52,7 +52,7 @@ class Preparation:
         self._on_cluster = self._size >= self._cluster_bytes
         notes = self._said_of_content() + self._said_of_split() + self._learn()
         encoded = list(self._encode())
-        notes = _said_of_examples(encoded) + notes
+        notes = ([] if self._is_cut() else _said_of_examples(encoded)) + notes
         counted = _counted(get(self._spec.task.name), encoded)
         files = self._files(encoded, counted)
         return {**files, "notes": notes + counted} | {
@@ -61,10 +61,14 @@ class Preparation:
             "first_bad": [str(row) for row in self._bad.first],
         }
 
+    def _is_cut(self) -> bool:
+        """Tell whether examples are cut to hold their ends out, so that each stands on both sides."""
+        return self._held_out is None and stream.way_of(self._survey, self._spec.data) == "cut"
+
     def _said_of_content(self) -> list[str]:
-        both = ((self._train, self._survey), (self._held_out, self._held_out_survey))
-        owned = [(at.source.name, survey) for at, survey in both if at and at.source.name not in BUILT_IN]
-        return [note for name, survey in owned for note in stream.said_of_content(name, survey)]
+        both = ((self._train, self._survey, ""), (self._held_out, self._held_out_survey, "held out: "))
+        owned = [(survey, prefix) for at, survey, prefix in both if at and at.source.name not in BUILT_IN]
+        return [prefix + note for survey, prefix in owned for note in stream.said_of_content(survey)]
 
     def _said_of_split(self) -> list[str]:
         if self._train and self._held_out:

@@ -151,15 +151,15 @@ def said_of_split(survey: Survey, data: DataSpec) -> list[str]:
     return said
 
 
-def said_of_content(name: str, survey: Survey) -> list[str]:
+def said_of_content(survey: Survey) -> list[str]:
     """Say what of a source has no effect: files without an example, columns that are not read."""
     said = []
     if survey.empty:
         named = _some(list(survey.empty), len(survey.empty))
-        said.append(f"{name}: {len(survey.empty)} of its files hold no example: {named}")
+        said.append(f"{len(survey.empty)} of the files hold no example: {named}")
     if survey.unused:
         columns = [f"{column!r} (in {count})" for column, count in sorted(survey.unused.items())]
-        said.append(f"{name}: columns that have no effect: {_some(columns, len(columns))}")
+        said.append(f"columns that have no effect: {_some(columns, len(columns))}")
     return said
 
 

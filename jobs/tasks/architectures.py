@@ -31,14 +31,23 @@ def config_for(
         hint = close(architecture, known)
         raise TaskError(f"model.architecture: {architecture!r} is no {kind} architecture of transformers{hint}")
     default = AutoConfig.for_model(architecture)
-    for key in config:
-        if not hasattr(default, key):
-            raise TaskError(f"model.config: {architecture} has no {key!r}{close(key, default.to_dict())}")
+    check_keys(architecture, config, default)
     fitting = {key: value for key, value in (defaults or {}).items() if hasattr(default, key)}
     try:
         return AutoConfig.for_model(architecture, **{**fitting, **config})
     except Exception as error:  # transformers validates configs with several kinds of exception
         raise TaskError(f"model.config for {architecture}: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def check_keys(architecture: str, config: Iterable[str], default: Any) -> None:
+    """Refuse the keys of a config, all at once, that an architecture's default config has not.
+
+    Raises:
+        TaskError: there are such keys.
+    """
+    wrong = [f"{key!r}{close(key, default.to_dict())}" for key in config if not hasattr(default, key)]
+    if wrong:
+        raise TaskError(f"model.config: {architecture} has no {', and no '.join(wrong)}")
 
 
 def positions(config: Any) -> tuple[str, int] | None:

@@ -131,8 +131,9 @@ class CausalLM(Task):
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's tokenizer, unless the options name another."""
+        taken = not self.options.tokenizer.is_given and super().inherit(parent)
         self._parent = parent
-        return not self.options.tokenizer.is_given and super().inherit(parent)
+        return taken
 
     def inherited(self) -> list[str]:
         """Say whether the parent's tokenizer had to be given a chat template."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from jobs.tasks import IGNORED, chat_template
 from jobs.tasks.chat_template import Rendered
-from jobs.tasks.conversations import Conversation
-from jobs.tasks.messages import REASONING
+from jobs.tasks.conversations import Conversation, is_learned
+from jobs.tasks.messages import REASONING, Message
 from jobs.tasks.packing import Piece
 
 COUNTED = {
@@ -22,6 +22,10 @@ COUNTED = {
     "dated": "conversations hold the date of today: the chat template writes it",
     "marked": "conversations: the chat template marks what is learned ({% generation %}); the marks are not used, and "
     "answers are learned with what ends them",
+    "headless": "conversations: the chat template has no generation prompt, so the beginning of a turn is learned too",
+    "otherwise": "conversations: the chat template's generation prompt is not how its answers begin, so a server's "
+    "prompt differs from what is learned",
+    "stripped": "conversations have answers whose white space at the ends the chat template leaves out",
     "special": "conversations have special tokens written into their messages, which become these tokens",
 }
 """What is counted of conversations: name → what it is, behind "3 of 10"."""
@@ -45,13 +49,9 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation], width: int) ->
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
     tokens = iter(zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True))
     special = chat_template.special_ids(tokenizer)
-    whole_template = {
-        "dated": "strftime_now" in str(tokenizer.chat_template),
-        "marked": chat_template.marks_answers(tokenizer),
-    }
     counts = dict.fromkeys(COUNTED, 0)
     pieces: list[Piece] = []
-    for parts in rendered:
+    for conversation, parts in zip(conversations, rendered, strict=True):
         whole = [_piece(part, *next(tokens)) for part in parts]
         cut = [(ids[:width], labels[:width]) for ids, labels in whole]
         kept = [piece for piece in cut if _targets(piece)]
@@ -60,11 +60,17 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation], width: int) ->
         counts["answers_cut"] += bool(kept) and sum(map(_targets, kept)) < sum(map(_targets, whole))
         counts["divided"] += len(parts) > 1
         counts["unended"] += any(not _ends(piece, special) for piece in whole)
-    for what, is_so in whole_template.items():
+        counts["stripped"] += any(_is_stripped(message, parts) for message in conversation.messages)
+    for what, is_so in chat_template.peculiarities(tokenizer).items():
         counts[what] = len(conversations) * is_so
     written = chat_template.special_texts(tokenizer)
     counts["special"] = sum(_holds(conversation, written) for conversation in conversations)
     return pieces, {name: np.array([count], dtype=np.int32) for name, count in counts.items()}
+
+
+def _is_stripped(message: Message, parts: Sequence[Rendered]) -> bool:
+    """Tell whether an answer is learned, but not as it was given."""
+    return is_learned(message) and not any(message["content"] in part.text for part in parts)
 
 
 def _holds(conversation: Conversation, written: re.Pattern[str]) -> bool:

@@ -47,10 +47,10 @@ def render_text(
         options: variables of the template's own.
 
     Raises:
-        TaskSetupError: the tokenizer has no chat template.
+        TaskSetupError: the tokenizer has no chat template, or one that cannot be read.
         TaskError: the template refuses the messages.
     """
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     if not tokenizer.chat_template:
         raise TaskSetupError(
@@ -62,6 +62,8 @@ def render_text(
         return str(
             tokenizer.apply_chat_template(told, tools=tools, add_generation_prompt=prompt, tokenize=False, **options)
         )
+    except TemplateSyntaxError as error:
+        raise TaskSetupError(f"the chat template is broken: line {error.lineno}: {error}") from error
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise TaskError(f"the chat template refuses the conversation: {' '.join(str(error).split())}") from error
 
@@ -220,9 +222,19 @@ def turn_end(tokenizer: Any) -> int | None:
     return int(behind[0]) if behind and behind[0] in special_ids(tokenizer) else None
 
 
-def marks_answers(tokenizer: Any) -> bool:
-    """Tell whether the template marks what is to be learned, which `render` makes no use of."""
-    return re.search(r"{%-?\s*generation\b", str(tokenizer.chat_template)) is not None
+def peculiarities(tokenizer: Any) -> dict[str, bool]:
+    """Tell what is peculiar to the tokenizer's template: name → whether it is so; chat_rows.COUNTED says it."""
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}
+    template = str(tokenizer.chat_template)
+    said = {"dated": "strftime_now" in template, "marked": re.search(r"{%-?\s*generation\b", template) is not None}
+    try:
+        asked, prompt = render_text(tokenizer, [question]), render_text(tokenizer, [question], prompt=True)
+        answered = render_text(tokenizer, [question, answer])
+    except TaskSetupError:
+        raise
+    except TaskError:  # it takes no such conversation
+        return said
+    return {**said, "headless": prompt == asked, "otherwise": not answered.startswith(prompt)}
 
 
 def special_texts(tokenizer: Any) -> re.Pattern[str]:

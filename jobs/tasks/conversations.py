@@ -6,6 +6,7 @@ earlier turns, tools) is part of it; what cannot be honoured is refused by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ SHAREGPT_ROLES = {
 
 _SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
 """The columns that make a shape, in the order in which they are looked for."""
+_WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 COLUMNS = frozenset(key for shape in _SHAPES for key in shape)
 """Columns that make a conversation, some of them two together."""
 _NOT_HONOURED = ("rejected", "chosen", "context", "functions", "documents", "images", "image", "videos", "audio",
@@ -247,8 +249,16 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user(content: Any, where: str) -> Message:
-    return {"role": "user", "content": text_of(content, where)}
+    return {"role": "user", "content": _plain(content, where)}
 
 
 def _assistant(content: Any, where: str) -> Message:
-    return {"role": "assistant", "content": text_of(content, where)}
+    return {"role": "assistant", "content": _plain(content, where)}
+
+
+def _plain(content: Any, where: str) -> str:
+    """Return a text that is not a list of messages, as a table of a program's own objects holds it."""
+    text = text_of(content, where)
+    if _WRITTEN_OUT.match(text) and all(re.search(rf"""['"]{key}['"]\s*:""", text) for key in ("role", "content")):
+        raise TaskError(f"{where!r} holds messages written out as one text ({text!r:.60}); give them as a list")
+    return text

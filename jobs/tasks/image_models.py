@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.tasks import TaskError
+from jobs.tasks.architectures import check_keys
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +28,7 @@ def check(architecture: str, config: Mapping[str, Any]) -> Any:
         default = AutoConfig.for_model(architecture)
     except (ValueError, KeyError) as error:
         raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
-    unknown = [key for key in config if not hasattr(default, key)]
-    if unknown:
-        raise TaskError(f"model.config: {architecture} has no {unknown[0]!r}; it has {sorted(default.to_dict())}")
+    check_keys(architecture, config, default)
     return default
 
 

@@ -104,8 +104,8 @@ def _spoken(label: str) -> str:
 
 
 def natural(label: str) -> tuple[int, int, str]:
-    """Return what sorts labels: numbers by their value, before words."""
-    return (0, int(label), "") if label.isdecimal() else (1, 0, label)
+    """Return what sorts labels, each at a place of its own: numbers by their value, before words."""
+    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
 
 
 def classified(labels: Sequence[str]) -> list[dict[str, Any]]:

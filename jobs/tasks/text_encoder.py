@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from jobs.tasks import TaskError
-from jobs.tasks.architectures import close, config_for
+from jobs.tasks.architectures import check_keys, config_for
 
 TABLE = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
 """The name of transformers' own table of the architectures that classify texts."""
@@ -102,9 +102,7 @@ def check(architecture: str, config: Mapping[str, Any]) -> None:
     if architecture != NgramConfig.model_type:
         config_for(architecture, dict(config), TABLE, "classifying")
         return
-    for key in config:
-        if not hasattr(NgramConfig(), key):
-            raise TaskError(f"model.config: ngram has no {key!r}{close(key, NgramConfig().to_dict())}")
+    check_keys(architecture, config, NgramConfig())
 
 
 def build(

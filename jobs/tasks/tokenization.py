@@ -229,7 +229,9 @@ def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def counts(tokenizer: Any, documents: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """Count of texts, given by their token ids, what `COUNTED` says: int32 (1,) each."""
-    unknown = frozenset({tokenizer.unk_token_id} - {None, tokenizer.eos_token_id})  # of some, both are one
+    of_model = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    both = {tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids(of_model) if of_model else None}
+    unknown = frozenset(both - {None, tokenizer.eos_token_id})  # of some, that is the end token
     looked_for = {"special_texts": special_ids(tokenizer) - unknown, "unknown": unknown}
     found = {name: sum(not these.isdisjoint(ids) for ids in documents) for name, these in looked_for.items()}
     return {name: np.array([count], dtype=np.int32) for name, count in found.items()}

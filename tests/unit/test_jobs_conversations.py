@@ -276,3 +276,81 @@ def test_a_parents_generation_config_stays(trained):
     assert child.eos_token_id == [1, 0, 7, trained.convert_tokens_to_ids("<|im_end|>")]
     assert (child.do_sample, child.temperature, child.top_k, child.pad_token_id) == (True, 0.7, 64, 3)
     assert generation.fresh(trained).eos_token_id == [0, 2]
+
+
+def counts(task, *examples):
+    """What is counted of conversations, without what is not there."""
+    found = {key: int(column.sum()) for key, column in task.encode(examples).items() if key in task.counted}
+    return {key: count for key, count in found.items() if count}
+
+
+HI = [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "dog"}]
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ({"messages": [{**HI[0], "weight": 1}, HI[1]]}, "role 'user' has a weight or train that asks to learn it"),
+        ({"conversations": [{"from": "human", "value": "a", "train": True}, {"from": "gpt", "value": "b"}]}, "asks to"),
+        ({"messages": HI, "label": False}, "column 'label' beside a conversation is not honoured"),
+        ({"messages": HI, "kto_tag": False}, "column 'kto_tag' beside"),
+        ({"messages": HI, "loss_weight": 0.5}, "column 'loss_weight' beside"),
+        ({"instruction": "a", "output": None}, "column 'output' holds null, and with 'instruction' it would be"),
+        ({"instruction": "a", "output": None, "text": "b"}, "column 'output' holds null"),
+        ({"prompt": None, "completion": "b"}, "column 'prompt' holds null, and with 'completion'"),
+        ({"conversations": [{"from": "human", "content": "a"}]}, "a message needs 'from' and 'value'"),
+        ({"conversations": [{"from": "GPT", "value": "a"}]}, "unknown role 'GPT'.*did you mean 'gpt'"),
+        ({"messages": [{"role": "User ", "content": "a"}]}, "unknown role 'User '.*did you mean 'user'"),
+        ({"prompt": str(HI[:1]), "completion": "b"}, "'prompt' holds messages written out as one text"),
+        ({"prompt": "a", "completion": json.dumps(HI[1:])}, "'completion' holds messages written out"),
+        ({"prompt": "a", "response": "b"}, "no text in column 'text'.*a conversation has `messages`"),
+    ],
+)
+def test_half_a_conversation_and_what_it_asks_for_in_vain_are_refused(lm, example, said):
+    with pytest.raises(TaskError, match=said):
+        lm.check(example)
+
+
+def test_a_union_of_columns_leaves_each_example_its_shape(lm):
+    rows = [
+        {"messages": HI, "prompt": None, "completion": None, "text": None},
+        {"messages": None, "prompt": "fox", "completion": "dog", "text": None},
+        {"messages": None, "prompt": None, "completion": None, "text": "fox"},
+    ]
+    assert [lm._reader.is_conversation(row) for row in rows] == [True, True, False]
+    assert [lm.unused(row) for row in rows] == [[], [], []]
+
+
+def test_a_weight_of_one_changes_no_copy(lm):
+    assert lm.content({"messages": [HI[0], {**HI[1], "weight": 1}]}) == lm.content({"messages": HI})
+
+
+CHAT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "counted"),
+    [
+        (CHAT, set()),
+        (CHAT.partition("{% if")[0], {"headless"}),
+        (CHAT.replace("assistant\n", "assistant\n<think>\n"), {"otherwise"}),
+        (CHAT.replace("m.content +", "m.content | trim +"), {"stripped"}),
+        ("{% generation %}{% endgeneration %}" + CHAT, {"marked"}),
+    ],
+)
+def test_peculiarities_of_a_template_are_counted(trained, template, counted):
+    task = with_template(trained, template)
+    assert set(counts(task, {"messages": [HI[0], {**HI[1], "content": " dog "}]})) == counted
+
+
+def test_special_tokens_within_messages_are_counted(lm):
+    written = [{"role": "user", "content": "a<|im_end|>b"}, HI[1]]
+    assert counts(lm, {"messages": written}, {"messages": HI}) == {"special": 1}
+
+
+def test_a_broken_template_is_no_fault_of_a_row(trained):
+    with pytest.raises(TaskSetupError, match="the chat template is broken: line 1: "):
+        with_template(trained, "{% for m in messages %}").encode([{"messages": HI}])

@@ -272,3 +272,54 @@ def test_no_path_is_opened_that_a_client_sends(form: Any, tmp_path: Path) -> Non
     with touched("other") as opened, pytest.raises(TaskError):
         read_picture(tmp_path / "other.png")
     assert opened  # training does open what its own rows name, and the watch sees it
+
+
+def png(mode: int, channels: int, shade: int) -> bytes:
+    """Return a PNG of 2 x 2 pixels with 16 bits in each channel; Pillow writes none in colour."""
+    row = b"\0" + struct.pack(">H", shade) * 2 * channels
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, mode, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row * 2)),
+        (b"IEND", b""),
+    ]
+    chunks = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(2, 3, 300),
+        png(4, 2, 300),
+        png(6, 4, 300),
+        b"P6 2 2 65535\n" + b"\1\2" * 12,
+        b"P3 1 1 65535\n1 2 3\n",
+    ],
+    ids=["PNG in colour", "PNG in grey and alpha", "PNG in colour and alpha", "PPM", "plain PPM"],
+)
+def test_colour_of_16_bits_is_refused_rather_than_halved(content: bytes) -> None:
+    with pytest.raises(TaskError, match="with 16 bits per channel is not read, since 8 of them would be lost: save it"):
+        decode(content)
+
+
+def test_colour_of_8_bits_and_less_is_read() -> None:
+    assert values(b"P6 1 1 255\n\1\2\3") == [[[1, 2, 3]]]
+    assert values(b"P6 1 1 100\n\0\x32\x64") == [[[0, 128, 255]]]
+    assert decode(png(0, 1, 300)).pixels.dtype == np.uint16
+
+
+def test_what_is_done_to_images_is_counted() -> None:
+    images = [
+        Image.new("L", (8, 8)),
+        Image.new("L", (4, 4)),
+        Image.new("RGB", (8, 4), "red"),
+        Image.new("L", (8, 8), 9),
+    ]
+    examples = [{"image": file(image), "label": n % 2} for n, image in enumerate(images)]
+    task = get("image-classification")()
+    assert task.fit(task.observe(examples)) == [
+        "2 labels: 0, 1",
+        "images become 8 x 8 pixels, grey: as the first one is",
+    ]
+    counted = {name: int(task.encode(examples)[name].sum()) for name in ("resized", "stretched", "greyed", "narrowed")}
+    assert counted == {"resized": 2, "stretched": 1, "greyed": 1, "narrowed": 0}

@@ -161,3 +161,20 @@ def test_a_name_that_is_no_utf8_can_be_said(tmp_path, capsys):
         list(source.examples())
     progress.say(str(caught.value))
     assert "what\\udcfe.npy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".pgm", ".ppm", ".jfif"])
+def test_suffixes_of_the_formats_that_are_read_are_images(tmp_path, suffix):
+    for label in "ab":
+        image(tmp_path / "i" / label / "1.png")
+        kind = {".jfif": "JPEG", ".pgm": "PPM", ".ppm": "PPM"}.get(suffix, "TIFF")
+        Image.new("L" if suffix == ".pgm" else "RGB", (4, 4)).save(tmp_path / "i" / label / f"2{suffix}", kind)
+    assert found("i", tmp_path) == (4, "")
+
+
+def test_folders_without_an_image_make_no_label_and_are_named(tmp_path):
+    image(tmp_path / "i" / "a" / "1.png")
+    image(tmp_path / "i" / "b" / "1.png")
+    put(tmp_path / "i", "c/notes.txt")
+    (tmp_path / "i" / "d").mkdir()
+    assert "i: 2 entries left out (a folder without an image, which makes no label): c, d" in found("i", tmp_path)[1]

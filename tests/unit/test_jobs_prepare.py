@@ -414,7 +414,7 @@ def test_a_task_beside_the_spec_has_options_and_its_code_is_part_of_the_data(tmp
     with pytest.raises(UserError, match=r"--set task\.label_colum: .*did you mean `label_column`"):
         specfile.load(tmp_path / "x.yaml", JobSpec, ["task.label_colum=x"])
     first, _ = run(spec, tmp_path, tmp_path / "s")
-    assert first.notes == ["4 of 8 texts of more than two words"]
+    assert first.notes[-1] == "4 of 8 texts of more than two words"
     assert prepare.rows_of(first, first.train_files).take(np.arange(4))["words"].tolist() == [1, 2, 3, 4]
     assert run(spec, tmp_path, tmp_path / "s")[0].cached
     (package / "words.py").write_text("def words(text):\n    return 2 * len(text.split())\n")

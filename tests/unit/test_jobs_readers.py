@@ -216,13 +216,6 @@ def test_a_quote_within_a_field_is_said_with_the_way_out(tmp_path):
         read("x.tsv", tmp_path)
 
 
-@pytest.mark.parametrize("mark", [";", "|", "\t"])
-def test_a_table_separated_otherwise_is_refused(tmp_path, mark):
-    (tmp_path / "x.csv").write_text(f"text{mark}label\nfine{mark}pos\n")
-    with pytest.raises(UserError, match=r"x.csv:1: one column, .* seem to be separated by "):
-        read("x.csv", tmp_path)
-
-
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.parquet", "x.csv"])
 def test_a_pointer_of_git_lfs_is_no_data(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2147483648\n")
@@ -234,3 +227,68 @@ def test_the_column_of_a_mistake_is_in_its_own_line(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a"\n{"text": "b"}\n')
     with pytest.raises(UserError, match=r"x.jsonl:1: not valid JSON: .* \(column 13\)"):
         read("x.jsonl", tmp_path)
+
+
+OTHERS = {
+    "gzip: end its name in .gz": gzip.compress(LINES.encode()),
+    "bzip2: end its name in .bz2": bz2.compress(LINES.encode()),
+    "xz: end its name in .xz": lzma.compress(LINES.encode()),
+    "Zstandard: end its name in .zst": zstandard(LINES.encode()),
+    "a zip archive, or a workbook: unpack it": b"PK\3\4....",
+    "text in UTF-16: convert it to UTF-8": LINES.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_file_that_is_not_what_its_name_says_is_an_error_with_the_way_out(tmp_path, what, kind):
+    content = gzip.compress(OTHERS[what]) if kind.endswith(".gz") else OTHERS[what]
+    (tmp_path / f"x{kind}").write_bytes(content)
+    with pytest.raises(UserError, match=rf"x\{kind} holds {what}"):
+        read(f"x{kind}", tmp_path, BadRows(most=99))
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_text_that_is_none_is_a_bad_row(tmp_path, what):
+    (tmp_path / "x.txt").write_bytes(OTHERS[what])
+    assert next(sources.open_source("x.txt", tmp_path).read()).reason == f"the file holds {what}"
+
+
+@pytest.mark.parametrize("text", ["BZhang wrote this", "PAR1 is a gene", "PK is a name"])
+def test_a_text_that_begins_like_another_kind_is_a_text(tmp_path, text):
+    (tmp_path / "x.txt").write_text(text)
+    assert read("x.txt", tmp_path) == [{"text": text}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mark"), [("x.csv", "text;n\na;1\n", "';'"), ("x.csv", "text\tn\na\t1\n", r"'\\t'"),
+                                  ("x.csv", "text|n\na|1\n", r"'\|'"), ("x.tsv", "text,n\na,1\n", "','")]
+)  # fmt: skip
+def test_a_table_with_another_separator_is_named(tmp_path, name, content, mark):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"x\....:1: the header is one column, .*are separated by {mark}"):
+        read(name, tmp_path)
+
+
+def test_a_single_column_may_have_the_tables_own_separator_in_its_name(tmp_path):
+    (tmp_path / "x.csv").write_text('"text, in full"\nhello\n')
+    assert read("x.csv", tmp_path) == [{"text, in full": "hello"}]
+
+
+def test_a_header_beside_named_columns_is_found_whatever_its_case(tmp_path):
+    (tmp_path / "x.csv").write_text("Text, N \na,1\n")
+    with pytest.raises(UserError, match=r"x\.csv:1: the line is a header with the names of data\.columns"):
+        list(sources.open_source("x.csv", tmp_path, TableForm(["text", "n"])).examples())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"text": "a", "text": "b"}]', "x.json: the key 'text' is there twice"),
+        ('[{"n": ' + "1" * 5000 + "}]", "x.json: not readable JSON: Exceeds the limit"),
+    ],
+)
+def test_a_list_in_json_that_no_object_can_be_is_an_error_with_its_file(tmp_path, content, said):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        read("x.json", tmp_path)

@@ -16,6 +16,7 @@ from cluster.errors import UserError
 from jobs import parents
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS
+from jobs.worker.schedules import learning_rate
 
 EXAMPLES = sorted((Path(jobs.__file__).parent / "specs").glob("*.yaml"))
 BASE = "{name: x, phase: pretrain, model: {architecture: llama}, data: {train: a.txt}, training: {steps: 5}}"
@@ -288,3 +289,54 @@ def test_an_architectures_misspelt_entry_is_refused_before_anything_starts(overr
     with pytest.raises(UserError, match=said):
         parents.find(load(*overrides), tmp_path)
     assert parents.find(load("model.config={hidden_size: 64}"), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["training={steps: 10, warmup_steps: 20, min_learning_rate: 1, decay_steps: 3}"],
+            ["min_learning_rate 1 is above learning_rate 0.0003", "decay_steps is for schedule warmup-stable-decay",
+             "warmup_steps 20 leaves nothing of 10 steps"],
+        ),
+        (["training={step: 10, learning_rat: 1}"], ["mean `steps`", "mean `learning_rate`", "give exactly one"]),
+        (["training={steps: ten, min_learning_rate: 2}"], ["takes a whole number", "min_learning_rate 2 is above"]),
+        (
+            ["data.eval_fraction=0", "checkpoint.keep_best=1", "training.eval_every=5"],
+            ["nothing is held out to be measured"],
+        ),
+        (["phase=evaluate", "model={from: x}", "data={train: a.txt, eval_fraction: 0}"], ["an `eval_fraction` above"]),
+        (["phase=evaluate", "model={from: x}", "data={eval: a.txt, max_examples: 3}"], ["limits `data.train`, which"]),
+        (
+            ["data.columns=[a, b, a]", "task.text_column=''"],
+            ["the column 'a' is there twice", "takes text that is not empty"],
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_that_sections_and_schedules_make_together_are_listed_at_once(overrides, said):
+    with pytest.raises(UserError) as refused:
+        load(*overrides)
+    lines = str(refused.value).splitlines()
+    assert all(any(each in line for line in lines) for each in said), lines
+    assert len(lines) == len(set(lines)), "each is said once"
+
+
+def test_all_misspelt_entries_of_a_config_are_listed_at_once(tmp_path):
+    with pytest.raises(UserError, match=r"no 'hiden_size'; did you mean 'hidden_size'., and no 'num_layer'"):
+        parents.find(load("model.config={hiden_size: 8, num_layer: 2}"), tmp_path)
+
+
+@pytest.mark.parametrize(("steps", "decay"), [(1800, 600), (100, 33), (3, 1)])
+def test_a_decay_may_be_a_share_of_the_steps(steps, decay):
+    training = load(
+        f"training={{steps: {steps}, schedule: warmup-stable-decay, decay_steps: 0.3334, learning_rate: 1}}"
+    ).training
+    rates = [learning_rate(training, step, steps) for step in range(steps)]
+    assert rates.count(1) == steps - decay + 1, "the first step of the decay is still at the peak"
+    assert training.too_long_for(steps) is None
+
+
+def test_the_shipped_job_runs_at_any_length():
+    path = next(path for path in EXAMPLES if path.name == "stdlib-lm.yaml")
+    for steps in (30, 620, 1800):
+        assert specfile.load(path, JobSpec, [f"training.steps={steps}"]).training.steps == steps

@@ -239,3 +239,43 @@ def test_the_task_of_ones_own_in_the_page_learns_labels_from_stars(tmp_path, mon
     labels = prepare.rows_of(made, made.train_files).take(np.arange(made.train_rows))["label"]
     assert made.train_rows == 20
     assert 0.4 < labels.mean() < 0.8, "three of five numbers of stars are praise"
+
+
+def said(*labels):
+    task = get("text-classification")({"max_length": 8, "tokenizer": {"train": "word"}})
+    return task.fit(task.observe([{"text": f"text {n}", "label": label} for n, label in enumerate(labels)]))[1:]
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentences"),
+    [
+        (["good", "bad"], ["2 labels: bad, good"]),
+        ([1.0, 0, 1], ["2 labels: 0, 1"]),
+        (["1", 1, 0], ["2 labels: 0, 1", "labels come as numbers and as text: those that read alike are one label"]),
+        (
+            [True, 1, "no"],
+            ["3 labels: 1, True, no", "labels come as numbers and as text and as true or false: those that read alike "
+             "are one label"],
+        ),
+        (["a", "A", "b "], ["3 labels: A, a, b ", "labels that look alike are told apart: 'A' and 'a'"]),
+        (["1.0", "1", "01"], ["3 labels: 01, 1, 1.0", "labels that look alike are told apart: '01' and '1' and '1.0'"]),
+        (["é", "e\u0301"], ["2 labels: e\u0301, é", "labels that look alike are told apart: 'e\u0301' and 'é'"]),
+    ],
+)  # fmt: skip
+def test_labels_that_may_be_one_are_said(labels, sentences):
+    assert said(*labels) == sentences
+
+
+def test_half_a_character_is_no_label(task):
+    with pytest.raises(TaskError, match="half of a surrogate pair"):
+        task.check({"text": "a", "label": "\ud83d"})
+
+
+def test_a_label_that_was_not_learned_says_why_that_may_be(task):
+    with pytest.raises(TaskError, match=r"\['odd'\] are not among the 2 labels .*another data\.split_seed"):
+        task.encode([{"text": "a", "label": "odd"}])
+
+
+def test_the_label_is_no_question():
+    with pytest.raises(TaskError, match="text_column and label_column are both 'a'"):
+        get("text-classification")({"text_column": "a", "label_column": "a"})
