@@ -17,7 +17,7 @@ from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import publish, storage, warm
-from jobs.driver.job import Job
+from jobs.driver.job import Job, end_if_lost
 from jobs.driver.stopping import Stopped
 from jobs.worker import loop, setup
 from jobs.worker.config import WorkerConfig
@@ -36,6 +36,7 @@ def train_phase(job: Job) -> dict[str, Any]:
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
     progress.report("start", 0, 1)
     run_workers(job, loop.train_worker, prepared)
+    end_if_lost(job.folder)
     evaluations = job.folder.evaluations()
     if evaluations is None:
         raise Stopped
