@@ -76,7 +76,9 @@ def up(nodes: int = 0, cpus: int | None = None, *, progress: Progress = lambda _
                 "the cluster that was here has lost its head: what is left of it ends, and a new one takes its place"
             )
         _end_recorded(job_grace_s=0)
-        cluster = LocalCluster(secrets.token_hex(8), home() / "auth_token", home() / "ray", time.time())
+        cluster = LocalCluster(
+            secrets.token_hex(8), home() / "auth_token", home() / "ray", time.time(), boot=processes.boot_id()
+        )
         try:
             return _start_missing(cluster, wanted, progress, before)
         except BaseException:
@@ -250,7 +252,7 @@ def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> 
 
 def _pids(cluster: LocalCluster, session: int, programs: Collection[str]) -> tuple[int, ...]:
     """Find the processes of one session that run one of `programs`."""
-    running = processes.members(cluster.id, [session], cluster.started_at)
+    running = processes.members(cluster.id, [session], cluster.started_at, cluster.boot)
     in_session = [process for process in running if os.getsid(process.pid) == session]
     return tuple(process.pid for process in in_session if daemons.runs(process.cmdline(), programs))
 
@@ -262,7 +264,7 @@ def _end_recorded(job_grace_s: float) -> int:
         return 0
 
     def find() -> list[psutil.Process]:
-        return processes.members(cluster.id, cluster.sessions, cluster.started_at)
+        return processes.members(cluster.id, cluster.sessions, cluster.started_at, cluster.boot)
 
     if job_grace_s and daemons.stop_jobs(cluster.dashboard_url, cluster.token_path):
         processes.wait_for_job_drivers(find, job_grace_s)

@@ -44,12 +44,27 @@ def is_running(pid: int, cluster_id: str) -> bool:
         return False
 
 
-def members(cluster_id: str, sessions: Iterable[int], started_at: float) -> list[psutil.Process]:
+def boot_id() -> str:
+    """Return what tells this run of the machine from those before it; empty where the kernel does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def members(
+    cluster_id: str, sessions: Iterable[int], started_at: float, boot: str | None = None
+) -> list[psutil.Process]:
     """List the live processes of a cluster: marked, in one of its `sessions`, or descended from such a process.
 
-    The calling process is never among them. After a reboot since `started_at` (seconds since the epoch) there are none.
+    The calling process is never among them. After a reboot since the cluster was started there are none.
+
+    Args:
+        started_at: when it was, in seconds since the epoch: looked at where `boot` is not known, since clocks are set.
+        boot: `boot_id()` at that time.
     """
-    if started_at < psutil.boot_time():
+    rebooted = boot != boot_id() if boot else started_at < psutil.boot_time()
+    if rebooted:
         return []
     running = {process.pid: process for process in psutil.process_iter() if process.pid != os.getpid()}
     owned = {session for session in sessions if session not in running or is_running(session, cluster_id)}

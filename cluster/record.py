@@ -32,6 +32,8 @@ class LocalCluster:
     """The GCS keeps its state on disk: dead alone, it is started again with the same command."""
     mlflow_pid: int = 0
     """MLflow may be away for a while: jobs go on, and `up` starts it again at the same address."""
+    boot: str = ""
+    """The machine's `boot_id` at that time."""
     raylets: tuple[int, ...] = ()
     """Pids of the nodes besides the head, in the order of their addresses; the dead ones too."""
 

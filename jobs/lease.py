@@ -176,15 +176,9 @@ def refusal(run: Path, owner: Owner, *, stopped: bool = False) -> str:
 
 def this_host() -> str:
     """Return what process ids are unique in: the machine since it was started, and the container."""
-    parts = [socket.gethostname()]
-    for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        lambda: os.readlink("/proc/self/ns/pid"),
-    ):
-        try:
-            parts.append(read())
-        except OSError:  # no Linux
-            continue
+    parts = [socket.gethostname(), *filter(None, [processes.boot_id()])]
+    with suppress(OSError):  # no Linux
+        parts.append(os.readlink("/proc/self/ns/pid"))
     return "/".join(parts)
 
 

@@ -22,26 +22,15 @@ storage/runs/<name>-<spec digest>-<k>/
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
 from jobs.data.identity import Noted
+from jobs.notes import read, write
 
 TAIL_BYTES = 65536
-
-
-class DamagedNote(UserError, ValueError):
-    """A file of a run's folder does not hold what it should."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path} is damaged ({reason}): bring it back, or begin a new run with --set checkpoint.resume=never"
-        )
 
 
 @dataclass(frozen=True)
@@ -165,65 +154,65 @@ class RunFolder:
         self.write_status("RUNNING")
         for name in ("STOP", "SAVE", "attempt.json", "failures.jsonl", "saves.json"):
             (self.path / name).unlink(missing_ok=True)
-        for pulse in self.pulses():
-            pulse.unlink(missing_ok=True)
+        for left in (*self.pulses(), *(self.path / "stacks").glob("*-rank-*")):
+            left.unlink(missing_ok=True)
         self.write_control(Control(control.skip, control.micro_batch))
 
     def status(self) -> str | None:
         """Return how the run stands, if anything was noted."""
         try:
-            return str(_read(self.path / "status.json").get("status") or "") or None
+            return str(read(self.path / "status.json").get("status") or "") or None
         except (OSError, ValueError):
             return None
 
     def write_status(self, status: str) -> None:
         """Note how the run stands."""
-        _write(self.path / "status.json", {"status": status})
+        write(self.path / "status.json", {"status": status})
 
     def attempt(self) -> Attempt | None:
         """Return the newest attempt that got as far as to say so."""
-        values = _read(self.path / "attempt.json")
+        values = read(self.path / "attempt.json")
         lists = {name: tuple(values.get(name, ())) for name in ("nodes", "pids", "oom_kills")}
         return Attempt(**{**values, **lists}) if values else None
 
     def write_attempt(self, attempt: Attempt) -> None:
         """Note the newest start of the worker group."""
-        _write(self.path / "attempt.json", asdict(attempt))
+        write(self.path / "attempt.json", asdict(attempt))
 
     def saves(self) -> Saves:
         """Return how saving checkpoints went."""
-        return Saves(**_read(self.path / "saves.json"))
+        return Saves(**read(self.path / "saves.json"))
 
     def note_save(self, error: str | None) -> None:
         """Note that a checkpoint was saved, or why it could not be."""
-        _write(self.path / "saves.json", asdict(self.saves().and_one(error)))
+        write(self.path / "saves.json", asdict(self.saves().and_one(error)))
 
     def control(self) -> Control:
         """Return what failures have changed."""
-        values = _read(self.path / "control.json")
+        values = read(self.path / "control.json")
         lists = {name: tuple(values.get(name, ())) for name in ("skip", "excluded")}
         return Control(**{**values, **lists})
 
     def write_control(self, control: Control) -> None:
         """Note what failures have changed."""
-        _write(self.path / "control.json", asdict(control))
+        write(self.path / "control.json", asdict(control))
 
     def precision(self) -> str | None:
         """Return what the run computes in, if an attempt has decided."""
-        return _read(self.path / "precision.json").get("precision")
+        return read(self.path / "precision.json").get("precision")
 
     def keep_precision(self, precision: str) -> None:
         """Note what the run computes in, for attempts to come."""
-        _write(self.path / "precision.json", {"precision": precision})
+        write(self.path / "precision.json", {"precision": precision})
 
     def data(self) -> Noted | None:
         """Return what decides the run's data, if an attempt has noted it."""
-        values = _read(self.path / "data.json")
+        values = read(self.path / "data.json")
         return Noted(**values) if values else None
 
     def keep_data(self, noted: Noted) -> None:
         """Note what decides the run's data, for attempts to come."""
-        _write(self.path / "data.json", asdict(noted))
+        write(self.path / "data.json", asdict(noted))
 
     # -- requests to the workers -------------------------------------------------------------------------------------
 
@@ -290,48 +279,21 @@ class RunFolder:
     def evaluations(self) -> dict[str, dict[str, float]] | None:
         """Return the metrics on held-out rows, `first`, `latest` and `final`; None before the run is at its end."""
         path = self.path / "evaluations.json"
-        return _read(path) if path.is_file() else None
+        return read(path) if path.is_file() else None
 
     def sums(self) -> dict[str, float]:
         """Return what the last evaluation added up, for the task to draw; empty where nothing was held out."""
-        return _read(self.path / "sums.json")
+        return read(self.path / "sums.json")
 
     def write_sums(self, sums: Mapping[str, float]) -> None:
         """Note what the last evaluation added up."""
-        _write(self.path / "sums.json", dict(sums))
+        write(self.path / "sums.json", dict(sums))
 
     def write_evaluations(self, evaluations: dict[str, dict[str, float]]) -> None:
         """Note the metrics on held-out rows: the last thing that the workers do."""
-        _write(self.path / "evaluations.json", evaluations)
+        write(self.path / "evaluations.json", evaluations)
 
 
 def _in_folder(folder: Path, name: str) -> Path:
     folder.mkdir(exist_ok=True)
     return folder / name
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise DamagedNote(path, str(error)) from error
-    if not isinstance(found, dict):
-        raise DamagedNote(path, "it holds no mapping")
-    return found
-
-
-def _write(path: Path, values: Any) -> None:
-    """Write whole or not at all, also where the machine dies: another process may read at any time."""
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise

@@ -19,7 +19,7 @@ from typing import Any
 from cluster import connect, shadows, shipping
 from cluster.errors import UserError
 from serve import served
-from serve.deploy import ray_serve_internals
+from serve.deploy import causes, ray_serve_internals
 from serve.engines import table
 from serve.spec import ServeSpec
 
@@ -177,7 +177,7 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
             "target": deployment["target_num_replicas"] if deployment else 0,
             "states": sorted(replica["state"] for replica in replicas),
         },
-        "message": " ".join(filter(None, messages)),
+        "message": " ".join(causes.plain(message) for message in messages if message),
         **{key: live.get(key) for key in ("version", "running", "queued", "tokens_per_second")},
     }
 

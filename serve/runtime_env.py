@@ -12,6 +12,8 @@ KEYS = ("image_uri", "pip", "env_vars", "py_executable")
 ELSEWHERE = {
     "working_dir": "code of your own is sent from beside the spec",
     "py_modules": "code of your own is sent from beside the spec",
+    "container": "name the image as image_uri",
+    "uv": "list the packages under pip",
     "conda": "name its interpreter as py_executable",
 }
 RESERVED = (
@@ -20,12 +22,18 @@ RESERVED = (
     "PYTHONSTARTUP",
     "LD_PRELOAD",
     "LD_AUDIT",
+    "DYLD_INSERT_LIBRARIES",
     "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "__RAY_",
     "RAY_",
     "MLFLOW_",
     "TANDEM_",
 )
 """Variables, or beginnings of their names (`RAY_`), on which Tandem or Ray depend in a replica."""
+_FILE = re.compile(r"(-[rc]|--requirement|--constraint|-e|--editable)[ =]*(\.|(?![ =/])[^:]*$)|\.{1,2}/")
+"""Requirements that are a file or a folder beside the spec; absolute paths may be there on every node."""
 _TELLING = re.compile(r"No matching distribution|Could not find a version|ERROR:|manifest unknown|[Ee]rror:|not found")
 
 
@@ -41,7 +49,7 @@ def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
     """Yield what is wrong with a model's `runtime_env`. Pure."""
     for key, value in given.items():
         if key not in KEYS:
-            yield Mistake((key,), f"cannot be set: {ELSEWHERE.get(key) or _hint(key)}", value)
+            yield Mistake((str(key),), f"cannot be set: {ELSEWHERE.get(key) or _hint(str(key))}", value)
         elif key == "env_vars":
             yield from _wrong_variables(value)
         elif key == "pip":
@@ -78,6 +86,8 @@ def _wrong_packages(given: Any) -> Iterator[Mistake]:
     for number, requirement in enumerate(given):
         if not isinstance(requirement, str) or not requirement.strip() or "\n" in requirement:
             yield Mistake(("pip", number), "must be one requirement, as pip reads it", requirement)
+        elif _FILE.match(requirement.strip()):
+            yield Mistake(("pip", number), "names a file, which the nodes do not have: list what it holds", requirement)
 
 
 def sentence(message: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from cluster import processes
 from tracking import registry
 from tracking.run import Run, Status
 from tracking.spool import SpoolSender
@@ -50,7 +51,12 @@ def own(spool: Path, if_gone: Ending) -> None:
     """Note that this process will end the run; should it be gone without a word, the run ended as `if_gone`."""
     spool.mkdir(parents=True, exist_ok=True)
     me = psutil.Process()
-    owner = {"host": socket.gethostname(), "pid": me.pid, "started_at": me.create_time()}
+    owner = {
+        "host": socket.gethostname(),
+        "pid": me.pid,
+        "started_at": me.create_time(),
+        "born": processes.born(me.pid),
+    }
     _write(spool / OWNER, {**owner, "if_gone": asdict(if_gone)})
 
 
@@ -96,6 +102,8 @@ def _is_gone(owner: Mapping[str, Any]) -> bool:
     """Say whether a process of this machine has ended; of others nothing is known."""
     if owner["host"] != socket.gethostname():
         return False
+    if owner.get("born"):  # by a clock that nobody sets; owners from before it was noted have none
+        return processes.born(owner["pid"]) != owner["born"]
     try:
         return psutil.Process(owner["pid"]).create_time() != owner["started_at"]
     except psutil.NoSuchProcess:

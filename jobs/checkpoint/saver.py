@@ -149,6 +149,15 @@ class Saver:
             self._stalled_s += time.perf_counter() - began
         self.to_copy = False
 
+    def check_newest(self) -> None:
+        """Return if no newer attempt works on the run, as far as this rank may tell.
+
+        Raises:
+            Superseded: one does.
+        """
+        if self._fence is not None:
+            self._fence.check()
+
     def finish(self) -> None:
         """Return when nothing is being saved."""
         if self._thread is not None:

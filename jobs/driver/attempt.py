@@ -14,10 +14,10 @@ from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import parents, progress
 from jobs.claim import claim
 from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
-from jobs.driver.job import Job
+from jobs.driver.job import Job, end_if_lost, lost
 from jobs.driver.reporter import FailureWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
-from jobs.run_folder import RunFolder, Saves
+from jobs.run_folder import Saves
 from jobs.spec import JobSpec
 from tracking import outbox
 from tracking.errors import TrackingError
@@ -38,7 +38,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
     root = storage.root(spec, base)
     parent = parents.find(spec, base)
     folder, owned = claim(root, spec, submission_id(os.environ))
-    with owned.kept(lambda: _lost(folder)):
+    with owned.kept(lambda: lost(folder)):
         folder.begin()
         stop = Stop(folder, trains=spec.training is not None)
         stop.listen()
@@ -113,14 +113,9 @@ def unsaved_sentence(saves: Saves, model: object) -> str | None:
     return f"{there} {count} {could}: {saves.error}"
 
 
-def _lost(folder: RunFolder) -> None:
-    """End at once: another job has taken the run over, and whatever this one still writes would be wrong."""
-    progress.say(f"error: another job has taken the run {folder.key} over, since this one gave no sign of life")
-    os._exit(1)
-
-
 def _end(job: Job, ending: Ending) -> None:
     """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
+    end_if_lost(job.folder)
     spool = job.folder.spool
     for keep in (lambda: job.folder.write_status(ending.status), lambda: outbox.note(spool, ending)):
         try:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from cluster.precision import Precision
+from jobs import lease, progress
 from jobs.driver import storage
 from jobs.driver.stopping import Stop
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from tracking.run import Run
 from tracking.spool import SpoolSender
+
+
+def lost(folder: RunFolder) -> NoReturn:
+    """End at once: another job has taken the run over, and whatever this one still writes would be wrong."""
+    progress.say(f"error: another job has taken the run {folder.key} over, since this one gave no sign of life")
+    os._exit(1)
+
+
+def end_if_lost(folder: RunFolder) -> None:
+    """Return if this job still owns its run: asked before what a newer owner may have done is replaced."""
+    if folder.lease and lease.newest(folder.path) != folder.lease:
+        lost(folder)
 
 
 @dataclass

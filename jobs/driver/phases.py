@@ -17,10 +17,14 @@ from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import figures, publish, storage, warm
-from jobs.driver.job import Job
+from jobs.driver.job import Job, end_if_lost
 from jobs.driver.stopping import Stopped
 from jobs.worker import loop, setup
 from jobs.worker.config import WorkerConfig
+
+
+class TaskHung(RuntimeError):
+    """A task of a phase that has no worker group hung."""
 
 
 def train_phase(job: Job) -> dict[str, Any]:
@@ -32,6 +36,7 @@ def train_phase(job: Job) -> dict[str, Any]:
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
     progress.report("start", 0, 1)
     run_workers(job, loop.train_worker, prepared)
+    end_if_lost(job.folder)
     evaluations = job.folder.evaluations()
     if evaluations is None:
         raise Stopped
@@ -48,13 +53,11 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     prepared = _prepare(job)
     workers = job.spec.resources.fewest
     progress.report("measure", 0, workers)
-    remote = _compute_task(job, evaluate_share)
-    shares = [
-        remote.remote(job.spec, str(job.parent), prepared, job.precision, rank, workers) for rank in range(workers)
-    ]
+    arguments = (job.spec, str(job.parent), prepared, job.precision)
+    shares = [_begin(job, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]
     parts: list[dict[str, float]] = []
     for done, share in enumerate(shares, 1):
-        parts.append(result_of(share))
+        parts.append(_result(job, share))
         progress.report("measure", done, workers)
     totals = {key: sum(part.get(key, 0.0) for part in parts) for key in parts[0]}
     task = prepared.task(job.spec)
@@ -72,7 +75,7 @@ def quantize_phase(job: Job) -> dict[str, Any]:
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
     arguments = (job.spec, str(job.parent), prepared, job.precision, str(job.folder.model))
-    report = result_of(_compute_task(job, quantize).remote(*arguments))
+    report = _result(job, _begin(job, 0, quantize, *arguments))
     progress.report("quantize", 1, 1)
     progress.say(figures.quantised(report))
     job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
@@ -111,9 +114,11 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
         raise _cause(error) from error
 
 
-def _compute_task(job: Job, function: Callable[..., dict[str, float]]) -> Any:
-    """Make a Ray task with the resources and the environment of one of the job's workers."""
+def _begin(job: Job, rank: int, function: Callable[..., dict[str, float]], *arguments: Any) -> Any:
+    """Start a Ray task with the resources and the environment of one of the job's workers, under a watchdog."""
     import ray
+
+    from jobs.worker.watched import watched
 
     wanted = job.spec.resources
     options = {
@@ -122,7 +127,25 @@ def _compute_task(job: Job, function: Callable[..., dict[str, float]]) -> Any:
         "max_retries": job.spec.max_failures,
         "runtime_env": {"env_vars": warm.WORKER},
     }
-    return ray.remote(**options)(function)
+    remote = ray.remote(**options)(watched)
+    return remote.remote(job.folder, job.spec.failures.hang_after_s, rank, function, *arguments)
+
+
+def _result(job: Job, reference: Any) -> Any:
+    """Return what a task returned.
+
+    Raises:
+        TaskHung: it hung, each time that Ray began it.
+    """
+    import ray
+
+    try:
+        return result_of(reference)
+    except ray.exceptions.WorkerCrashedError as error:
+        if job.folder.hung_attempts():
+            tried = f"{job.spec.max_failures + 1} times in a row"
+            raise TaskHung(f"it did nothing within its limit, {tried} (failures.hang_after_s)") from error
+        raise
 
 
 def _cause(error: Exception) -> Exception:

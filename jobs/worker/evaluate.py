@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,14 @@ from jobs.data.prepare import Prepared
 from jobs.data.rows import Rows
 from jobs.spec import JobSpec
 from jobs.tasks import Task
+
+During = Callable[[str], AbstractContextManager[None]]
+"""What has a limit of its own meanwhile (jobs/worker/watchdog.py)."""
+
+
+def unwatched(what: str) -> AbstractContextManager[None]:
+    """Set no limit."""
+    return nullcontext()
 
 
 def measure(
@@ -27,6 +36,7 @@ def measure(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
+    during: During = unwatched,
 ) -> dict[str, float]:
     """Return the task's sums over this rank's share (every W-th) of `limit` rows drawn by `seed` (all for None).
 
@@ -41,10 +51,11 @@ def measure(
     with torch.no_grad():
         for index in range(passes):
             chosen = mine[index * micro_batch : (index + 1) * micro_batch]
-            batch = to_device(task.collate(rows.take(chosen if len(chosen) else np.zeros(1, dtype=np.int64))), device)
-            for key, value in task.measure(model, batch).items():
-                added = value.detach().double().cpu()
-                totals[key] = totals.get(key, torch.zeros_like(added)) + (added if len(chosen) else 0)
+            taken = rows.take(chosen if len(chosen) else np.zeros(1, dtype=np.int64))
+            with during("pass"):
+                for key, value in task.measure(model, to_device(task.collate(taken), device)).items():
+                    added = value.detach().double().cpu()
+                    totals[key] = totals.get(key, torch.zeros_like(added)) + (added if len(chosen) else 0)
     model.train(was_training)
     return flat(totals)
 
@@ -74,7 +85,13 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 
 
 def evaluate_share(
-    spec: JobSpec, directory: str, prepared: Prepared, precision: Precision, rank: int, world_size: int
+    spec: JobSpec,
+    directory: str,
+    prepared: Prepared,
+    precision: Precision,
+    rank: int,
+    world_size: int,
+    during: During = unwatched,
 ) -> dict[str, float]:
     """Load the model and return the sums over one share of the held-out rows: phase `evaluate`, as a Ray task."""
     from jobs import noise
@@ -100,4 +117,5 @@ def evaluate_share(
         device=device,
         rank=rank,
         world_size=world_size,
+        during=during,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +56,9 @@ def export(
     Raises:
         WrongExport: the files do not load back to the weights that were written.
     """
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in directory.parent.glob(f".{directory.name}*.partial"):  # of attempts before this one
+        shutil.rmtree(left, ignore_errors=True)
+    partial = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir(parents=True)
     try:
         _write(partial, task, weights, fresh_model, precision, lora)

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -267,6 +268,11 @@ def export_weights(worker: Worker) -> None:
     worker.injector.inject("export", worker.steps)
     trained = proof.of_trained(worker)
     weights = worker.engine.state_dict()
+
+    def check(written: Path) -> None:
+        proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
+        worker.saver.check_newest()  # else it would replace what a newer attempt has left
+
     if weights is not None:
         export(
             worker.folder.model,
@@ -275,7 +281,7 @@ def export_weights(worker: Worker) -> None:
             lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
             worker.precision,
             worker.spec.model.lora,
-            lambda written: proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device),
+            check,
         )
         worker.folder.write_evaluations(worker.evaluations)
     torch.distributed.barrier()

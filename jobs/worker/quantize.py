@@ -14,6 +14,7 @@ from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
+from jobs.worker.evaluate import During, unwatched
 
 SMALLER = 0.98
 """Of its parent's size a quantised model must have less than this share."""
@@ -41,7 +42,14 @@ def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
-def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precision, target: str) -> dict[str, Any]:
+def quantize(
+    spec: JobSpec,
+    parent: str,
+    prepared: Prepared,
+    precision: Precision,
+    target: str,
+    during: During = unwatched,
+) -> dict[str, Any]:
     """Write the quantised model to `target` and return the comparison with its parent.
 
     Linear layers, gpt2's Conv1D among them, keep one scale per output row and int8 weights (symmetric, no calibration
@@ -71,7 +79,8 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precisio
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
     for said in task.prepare_model(before, held_out.columns):  # what it finds holds for the quantised one too
         print(said, flush=True)
-    report: dict[str, Any] = {f"parent_{k}": v for k, v in _measure(spec, task, before, held_out, device).items()}
+    measured = _measure(spec, task, before, held_out, device, during)
+    report: dict[str, Any] = {f"parent_{k}": v for k, v in measured.items()}
     directory = Path(target)
     partial, scratch = (directory.with_name(f".{directory.name}.{end}") for end in ("partial", "linear"))
     try:
@@ -79,7 +88,7 @@ def quantize(spec: JobSpec, parent: str, prepared: Prepared, precision: Precisio
         report["bytes"], report["parent_bytes"] = _weight_bytes(partial), _weight_bytes(Path(parent))
         _check_smaller(report["bytes"], report["parent_bytes"], parent)
         after = type(task).load(partial, task.options).load_model(partial, DTYPES[precision]).to(device)
-        report |= _measure(spec, task, after, held_out, device)
+        report |= _measure(spec, task, after, held_out, device, during)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -135,14 +144,14 @@ def layers_of(model: Any) -> Layers:
     return layers
 
 
-def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any) -> dict[str, float]:
+def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any, during: During) -> dict[str, float]:
     import numpy as np
     import torch
 
     from jobs.worker.evaluate import measure, to_device
 
     limit, seed = spec.data.eval_max_rows, spec.data.split_seed
-    sums = measure(task, model, rows, limit=limit, seed=seed, micro_batch=16, device=device)
+    sums = measure(task, model, rows, limit=limit, seed=seed, micro_batch=16, device=device, during=during)
     measured = {f"eval_{key}": value for key, value in task.summarise(sums).items()}
     batch = to_device(task.collate(rows.take(np.zeros(1, dtype=np.int64))), device)
     with torch.inference_mode():

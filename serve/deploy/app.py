@@ -28,15 +28,18 @@ from cluster import connect, devices
 from cluster.errors import UserError
 from cluster.precision import decide
 from serve import runtime_env
-from serve.deploy import address, plan, ray_serve_internals, state_actor, warm
+from serve.deploy import address, causes, plan, ray_serve_internals, state_actor, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
+from serve.deploy.turns import turn
 from serve.endpoints import MARK
 from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 POLL_S = 0.25
+DOWN_TIMEOUT_S = 60.0
+"""How long `down` waits for an `up` that is at work."""
 PROXY_START_S = 30.0
 """A proxy listens within seconds, or it cannot."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 2.5
@@ -88,8 +91,7 @@ def main(arguments: list[str]) -> int:
     verb, argument, *origin = arguments
     connect.init_ray()
     try:
-        code = OwnCode.here(*origin) if origin else None
-        outcome = up(ServeSpec.model_validate_json(argument), code) if verb == "up" else down(argument)
+        outcome = _in_turn(verb, argument, OwnCode.here(*origin) if origin else None)
     except CodeWanted as wanted:
         outcome = {"code_wanted": str(wanted)}
     except UserError as error:
@@ -97,6 +99,12 @@ def main(arguments: list[str]) -> int:
         return 1
     _tell(outcome=outcome)
     return 0
+
+
+def _in_turn(verb: str, argument: str, code: OwnCode | None) -> dict[str, Any]:
+    spec = ServeSpec.model_validate_json(argument) if verb == "up" else None
+    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, lambda text: _tell(progress=text)):
+        return up(spec, code) if spec else down(argument)
 
 
 def _tell(**message: Any) -> None:
@@ -271,7 +279,7 @@ def _raise_if_failed(applications: Any, states: dict[str, str]) -> None:
         if state == "DEPLOY_FAILED":
             messages = [overview.message for overview in applications[name].deployments.values()]
             reason = " ".join(filter(None, messages)) or applications[name].message
-            raise UserError(f"{name} could not be deployed: {runtime_env.sentence(reason)}")
+            raise UserError(f"{name} could not be deployed: {causes.plain(runtime_env.sentence(reason))}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ CALLS = Contract("cluster/ray_internals.py", ray_internals.ENTRIES)
 PROCESSES = Contract("cluster/ray_process_internals.py", ray_process_internals.ENTRIES)
 
 
+@PROCESSES.check("ray::… (the titles of workers)")
+def _titles() -> None:
+    source_mentions(
+        "ray._private.ray_constants", f'WORKER_PROCESS_TYPE_IDLE_WORKER = "{ray_process_internals.WORKER_TITLE}'
+    )
+
+
 @CALLS.check("JobSubmissionClient._do_request")
 def _request() -> None:
     from ray.job_submission import JobSubmissionClient

@@ -54,6 +54,11 @@ def _force_stop() -> None:
         source_mentions("ray.serve._private.constants", f'"{name}"')
 
 
+@SERVE.check("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S, RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S")
+def _proxy_checks() -> None:
+    source_mentions("ray.serve._private.proxy_state", "PROXY_HEALTH_CHECK_PERIOD_S", "PROXY_HEALTH_CHECK_TIMEOUT_S")
+
+
 @SERVE.check("ray.dashboard.modules.serve.sdk.ServeSubmissionClient.get_serve_details")
 def _details() -> None:
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient

@@ -75,7 +75,7 @@ def test_a_disk_that_is_full_while_a_job_runs(folder):
     small = Path(os.path.realpath(folder)) / "filling"
     small.mkdir()
     assert os.system(f"mount -t tmpfs -o size=40m tmpfs {small}") == 0
-    settings = [f"storage={small}", "resources.workers=1", "max_failures=1"]
+    settings = [f"storage={small}", "resources.workers=1", "max_failures=0"]
 
     def fill(line: str) -> None:
         if "tandem: train " in line and not (small / "ballast").exists():

@@ -8,7 +8,8 @@ import pytest
 
 from jobs.claim import claim
 from jobs.lease import RunIsOwned
-from jobs.run_folder import Attempt, Control, DamagedNote, RunFolder, Saves
+from jobs.notes import DamagedNote
+from jobs.run_folder import Attempt, Control, RunFolder, Saves
 from jobs.spec import JobSpec
 
 SPEC = JobSpec.model_validate(

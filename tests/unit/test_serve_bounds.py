@@ -56,6 +56,10 @@ RESERVED = ("PYTHONPATH", "LD_PRELOAD", "RAY_X", "MLFLOW_TRACKING_URI", "TANDEM_
         ("{pip: [einops, 3]}", "`models.m.runtime_env.pip.1`: must be one requirement"),
         ("{pips: [einops]}", "did you mean 'pip'?"),
         ("{working_dir: .}", "code of your own is sent from beside the spec"),
+        ("{pip: [einops, '-r more.txt']}", "`models.m.runtime_env.pip.1`: names a file, which the nodes do not have"),
+        ("{pip: [./wheel.whl]}", "`models.m.runtime_env.pip.0`: names a file, which the nodes do not have"),
+        ("{container: {image: a}}", "cannot be set: name the image as image_uri"),
+        ("{env_vars: {__RAY_X: '1'}}", "`models.m.runtime_env.env_vars.__RAY_X`: is reserved"),
         ("{image_uri: 5}", "`models.m.runtime_env.image_uri`: must be a text"),
     ],
 )

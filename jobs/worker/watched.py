@@ -1,0 +1,28 @@
+"""A task of a phase that has no worker group, under a watchdog: one that hangs ends, and Ray tries it again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from jobs.run_folder import RunFolder
+from jobs.worker.watchdog import Pulse, Watchdog
+
+
+def watched(run: RunFolder, longest_s: float, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `function(*arguments, during=…)`, where what goes on within `during(name)` has a limit of its own.
+
+    Args:
+        longest_s: how long whatever has not been measured yet may take.
+        rank: tells its stacks and its sign of life from those of other tasks.
+    """
+    import ray
+
+    attempt = f"task-{secrets.token_hex(4)}"
+    pulse = Pulse(run.pulse(attempt, rank), ray.get_runtime_context().get_node_id())
+    watchdog = Watchdog(run.stacks(attempt, rank), longest_s, pulse)
+    try:
+        return function(*arguments, during=watchdog.during)
+    finally:
+        watchdog.stop()
