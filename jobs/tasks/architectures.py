@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.tasks import TaskError
 
 LENGTHS = ("max_position_embeddings", "max_seq_len")
 """What configs call the number of positions; some architectures have none."""
+DECIDED = {
+    **dict.fromkeys(("dtype", "torch_dtype"), "training.precision says what the model computes in"),
+    "quantization_config": "phase quantize makes quantised models",
+    "auto_map": "a model with code of its own is not run",
+    **dict.fromkeys(("architectures", "model_type"), "model.architecture or model.from says which model it is"),
+}
+"""Entries of configs that say what model.config does not decide: name → what does."""
 
 
 def config_for(
@@ -31,14 +38,34 @@ def config_for(
         hint = close(architecture, known)
         raise TaskError(f"model.architecture: {architecture!r} is no {kind} architecture of transformers{hint}")
     default = AutoConfig.for_model(architecture)
-    for key in config:
-        if not hasattr(default, key):
-            raise TaskError(f"model.config: {architecture} has no {key!r}{close(key, default.to_dict())}")
+    check_entries(architecture, default, config)
     fitting = {key: value for key, value in (defaults or {}).items() if hasattr(default, key)}
     try:
         return AutoConfig.for_model(architecture, **{**fitting, **config})
     except Exception as error:  # transformers validates configs with several kinds of exception
         raise TaskError(f"model.config for {architecture}: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def check_entries(architecture: str, default: Any, config: Mapping[str, Any]) -> None:
+    """Refuse entries of `model.config` that a transformers config has no place for, also within its parts.
+
+    Args:
+        architecture: what it is called in the message.
+        default: the config that they go into.
+
+    Raises:
+        TaskError: transformers would ignore one, or take it for a setting of its own; or Tandem decides it elsewhere.
+    """
+    from transformers import PretrainedConfig
+
+    for key, value in config.items():
+        if key in DECIDED:
+            raise TaskError(f"model.config: {key!r} is no entry for a job to set: {DECIDED[key]}")
+        if not hasattr(default, key):
+            raise TaskError(f"model.config: {architecture} has no {key!r}{close(key, default.to_dict())}")
+        part = getattr(default, key)
+        if isinstance(part, PretrainedConfig) and isinstance(value, Mapping):
+            check_entries(f"{architecture}.{key}", part, value)
 
 
 def positions(config: Any) -> tuple[str, int] | None:
