@@ -91,6 +91,9 @@ class Task:
     options: Any
     """The task's own `Options`."""
 
+    said: Sequence[str] = ()
+    """Sentences about the weights that `load_model` read last: what was left out, or is random until trained."""
+
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         """Take the options, checked; None: the defaults.
 

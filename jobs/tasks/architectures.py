@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.tasks import TaskError
 
 LENGTHS = ("max_position_embeddings", "max_seq_len")
 """What configs call the number of positions; some architectures have none."""
+DECIDED = {
+    **dict.fromkeys(("dtype", "torch_dtype"), "training.precision says what the model computes in"),
+    "quantization_config": "phase quantize makes quantised models",
+    "auto_map": "a model with code of its own is not run",
+    **dict.fromkeys(("architectures", "model_type"), "model.architecture or model.from says which model it is"),
+}
+"""Entries of configs that say what model.config does not decide: name → what does."""
 
 
 def config_for(
@@ -31,7 +38,7 @@ def config_for(
         hint = close(architecture, known)
         raise TaskError(f"model.architecture: {architecture!r} is no {kind} architecture of transformers{hint}")
     default = AutoConfig.for_model(architecture)
-    check_keys(architecture, config, default)
+    check_entries(architecture, default, config)
     fitting = {key: value for key, value in (defaults or {}).items() if hasattr(default, key)}
     try:
         return AutoConfig.for_model(architecture, **{**fitting, **config})
@@ -39,15 +46,30 @@ def config_for(
         raise TaskError(f"model.config for {architecture}: {str(error).strip().splitlines()[-1].strip()}") from error
 
 
-def check_keys(architecture: str, config: Iterable[str], default: Any) -> None:
-    """Refuse the keys of a config, all at once, that an architecture's default config has not.
+def check_entries(architecture: str, default: Any, config: Mapping[str, Any]) -> None:
+    """Refuse entries of `model.config` that a transformers config has no place for, also within its parts.
+
+    Args:
+        architecture: what it is called in the message.
+        default: the config that they go into.
 
     Raises:
-        TaskError: there are such keys.
+        TaskError: transformers would ignore some, all of which are named, or take one for a setting of its own; or
+            Tandem decides it elsewhere.
     """
-    wrong = [f"{key!r}{close(key, default.to_dict())}" for key in config if not hasattr(default, key)]
+    from transformers import PretrainedConfig
+
+    wrong = [
+        f"{key!r}{close(key, default.to_dict())}" for key in config if key not in DECIDED and not hasattr(default, key)
+    ]
     if wrong:
         raise TaskError(f"model.config: {architecture} has no {', and no '.join(wrong)}")
+    for key, value in config.items():
+        if key in DECIDED:
+            raise TaskError(f"model.config: {key!r} is no entry for a job to set: {DECIDED[key]}")
+        part = getattr(default, key)
+        if isinstance(part, PretrainedConfig) and isinstance(value, Mapping):
+            check_entries(f"{architecture}.{key}", part, value)
 
 
 def positions(config: Any) -> tuple[str, int] | None:

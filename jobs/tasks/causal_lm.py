@@ -27,9 +27,9 @@ from jobs.tasks import (
     TaskOptions,
     causality,
     chat_rows,
-    conv1d,
     generation,
     isolation,
+    loading,
     packing,
     scores,
     tokenization,
@@ -211,17 +211,11 @@ class CausalLM(Task):
         """Load a model directory (also one quantised by torchao) or a hub id, in evaluation mode."""
         from transformers import AutoModelForCausalLM
 
-        settings = {"dtype": dtype or "auto", "trust_remote_code": False, **(config or {})}
-        try:
-            model = conv1d.load(directory, **settings)
-            if model is None:
-                model = AutoModelForCausalLM.from_pretrained(str(directory), **settings)
-        except (OSError, ValueError) as error:
-            raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
+        model, self.said = loading.load(AutoModelForCausalLM, directory, dtype, config or {})
         if self.tokenizer is not None:
             self._check_fits(model.config.get_text_config())
             model.generation_config = generation.completed(model.generation_config, self.tokenizer)
-        return model.eval()
+        return model
 
     def prepare_model(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
         """Compare packed rows with their pieces alone; where the model confuses them, batches hold pieces only.

@@ -49,6 +49,10 @@ class CnnForImageClassification(PreTrainedModel):
         """Classify images (B, C, H, W), fp32: logits (B, labels)."""
         return ImageClassifierOutput(logits=self.head(self.features(pixel_values)))
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Return the first layer, as transformers asks for it where it quantises."""
+        return self.features[0]
+
     def _init_weights(self, module: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

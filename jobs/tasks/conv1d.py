@@ -1,7 +1,7 @@
 """Conv1D, gpt2's linear layer with its weight transposed: what quantises linear layers passes it over.
 
-A quantised gpt2 is therefore written with plain linear layers. Its config says so (`LINEAR`), and `load` builds it that
-way; transformers alone refuses such a folder, since the shapes of the weights are not those of its gpt2.
+A quantised gpt2 is therefore written with plain linear layers. Its config says so (`LINEAR`), and `class_of` builds it
+that way; transformers alone refuses such a folder, since the shapes of the weights are not those of its gpt2.
 """
 
 from __future__ import annotations
@@ -44,13 +44,11 @@ def save(model: Any, directory: Path) -> None:
     model.save_pretrained(str(directory))
 
 
-def load(directory: Path, **settings: Any) -> Any | None:
-    """Load what `save` wrote, also quantised since; None for any other folder. `settings` go to transformers."""
+def class_of(directory: Path | str) -> Any | None:
+    """Return the class that loads what `save` wrote, also quantised since; None for any other folder, or a hub id."""
     path = Path(directory) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not config.get(LINEAR):
-        return None
-    return _linear_class(config["architectures"][0]).from_pretrained(str(directory), **settings)
+    return _linear_class(config["architectures"][0]) if config.get(LINEAR) else None
 
 
 @cache

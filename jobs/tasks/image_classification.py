@@ -226,7 +226,8 @@ class ImageClassification(Task):
         """Load a model directory (also one quantised by torchao), in evaluation mode."""
         from jobs.tasks import image_models
 
-        return image_models.load(directory, dtype, config or {})
+        model, self.said = image_models.load(directory, dtype, config or {})
+        return model
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

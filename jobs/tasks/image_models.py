@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.tasks import TaskError
-from jobs.tasks.architectures import check_keys
+from jobs.tasks.architectures import check_entries
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def check(architecture: str, config: Mapping[str, Any]) -> Any:
         default = AutoConfig.for_model(architecture)
     except (ValueError, KeyError) as error:
         raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
-    check_keys(architecture, config, default)
+    check_entries(architecture, default, config)
     return default
 
 
@@ -53,21 +53,15 @@ def build(
     return model.float()
 
 
-def load(directory: Path, dtype: torch.dtype | None, config: Mapping[str, Any]) -> torch.nn.Module:
-    """Load a model directory (also one quantised by torchao), in evaluation mode.
+def load(directory: Path, dtype: torch.dtype | None, config: Mapping[str, Any]) -> tuple[torch.nn.Module, list[str]]:
+    """Load a model directory (also one quantised by torchao); return it and what is to be said.
 
     Raises:
-        TaskError: it holds no image classifier.
+        TaskError: it holds no whole image classifier.
     """
     from transformers import AutoModelForImageClassification
 
-    from jobs.tasks import cnn
+    from jobs.tasks import cnn, loading
 
     cnn.register()
-    try:
-        model = AutoModelForImageClassification.from_pretrained(
-            str(directory), dtype=dtype or "auto", trust_remote_code=False, **config
-        )
-    except (OSError, ValueError) as error:
-        raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
-    return model.eval()
+    return loading.load(AutoModelForImageClassification, directory, dtype, config)

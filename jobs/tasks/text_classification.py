@@ -219,9 +219,11 @@ class TextClassification(Task):
         """Load a model directory or a hub id, in evaluation mode; an encoder without a head gets a random one."""
         from jobs.tasks import text_encoder
 
-        model = text_encoder.load(directory, dtype, {**text_encoder.named(self.labels), **(config or {})})
+        settings = {**text_encoder.named(self.labels), **(config or {})}
+        of_ours = (Path(directory) / LABELS_FILE).is_file()
+        model, self.said = text_encoder.load(directory, dtype, settings, may_lack_head=not of_ours)
         text_encoder.check_fits(model.config, self.tokenizer, self.max_length)
-        return model.eval()
+        return model
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

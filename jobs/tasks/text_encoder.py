@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from jobs.tasks import TaskError
-from jobs.tasks.architectures import check_keys, config_for
+from jobs.tasks import TaskError, loading
+from jobs.tasks.architectures import check_entries, config_for
 
 TABLE = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
 """The name of transformers' own table of the architectures that classify texts."""
@@ -102,7 +102,7 @@ def check(architecture: str, config: Mapping[str, Any]) -> None:
     if architecture != NgramConfig.model_type:
         config_for(architecture, dict(config), TABLE, "classifying")
         return
-    check_keys(architecture, config, NgramConfig())
+    check_entries(architecture, NgramConfig(), config)
 
 
 def build(
@@ -159,15 +159,9 @@ def check_fits(config: Any, tokenizer: Any, max_length: int) -> None:
         raise TaskError(f"task.max_length is {max_length}, but the model has {positions} positions")
 
 
-def load(directory: Path, dtype: torch.dtype | None, settings: Mapping[str, Any]) -> PreTrainedModel:
-    """Load a model directory or a hub id; weights that it lacks, a head for instance, are random, which is said."""
+def load(
+    directory: Path, dtype: torch.dtype | None, settings: Mapping[str, Any], may_lack_head: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a model directory or a hub id; return it and what is to be said (jobs/tasks/loading.py)."""
     register()
-    try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            str(directory), dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True, **settings
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
-    if loading["missing_keys"]:
-        print(f"{directory} has no {', '.join(sorted(loading['missing_keys']))}: random until trained", flush=True)
-    return model  # type: ignore[no-any-return]
+    return loading.load(AutoModelForSequenceClassification, directory, dtype, settings, may_lack_head)

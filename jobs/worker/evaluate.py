@@ -104,7 +104,7 @@ def evaluate_share(
     task = prepared.task(spec)
     model = task.load_model(Path(directory), DTYPES[precision]).to(device)
     rows = rows_of(prepared, prepared.eval_files)
-    for said in task.prepare_model(model, rows.columns):
+    for said in [*task.said, *task.prepare_model(model, rows.columns)]:
         if rank == 0:
             print(said, flush=True)
     return measure(

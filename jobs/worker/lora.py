@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from cluster.errors import UserError
@@ -9,20 +11,89 @@ from jobs.spec import LoraSpec
 
 
 def add_lora(model: torch.nn.Module, lora: LoraSpec) -> torch.nn.Module:
-    """Freeze the model and add trainable low-rank adapters.
+    """Freeze the model and add trainable low-rank adapters; the head of a classifier is trained whole.
 
     Raises:
-        UserError: no layer has one of the names in `target_modules`.
+        UserError: a name in `target_modules` is that of no layer, or of one that takes no adapter.
     """
     import peft
 
+    linear = _linear(model)
     settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, bias="none"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=_heads(model, lora) or None,
+        bias="none",
     )
     try:
-        return peft.get_peft_model(model, settings)
+        adapted = peft.get_peft_model(model, settings)
     except ValueError as error:
-        raise UserError(f"model.lora: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"model.lora.target_modules: {_first_sentence(error)}; linear layers of {type(model).__name__}: "
+            f"{', '.join(linear)}"
+        ) from error
+    if unmatched := _unmatched(adapted, lora):
+        raise UserError(
+            f"model.lora.target_modules: {type(model).__name__} has no layer named {', '.join(unmatched)}; its linear "
+            f"layers: {', '.join(linear)}"
+        )
+    return adapted
+
+
+def described(adapted: torch.nn.Module) -> str:
+    """Say which layers of a peft model have adapters, and how much of it is trained."""
+    layers = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]  # type: ignore
+    counts = Counter(str(name).rpartition(".")[2] for name in layers)
+    trained, whole = adapted.get_nb_trainable_parameters()  # type: ignore[operator]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    whole_too = adapted.peft_config["default"].modules_to_save or ()  # type: ignore[union-attr, index, operator]
+    beside = f", {', '.join(sorted(whole_too))} whole" if whole_too else ""
+    return f"adapters on {len(layers)} layers ({kinds}){beside}: {trained:,} of {whole:,} parameters are trained"
+
+
+def _unmatched(adapted: torch.nn.Module, lora: LoraSpec) -> list[str]:
+    """Return the names that no layer has; peft passes them over where another name is found.
+
+    Names that peft has translated (of experts, which share a parameter in transformers) are no longer among its own.
+    """
+    if isinstance(lora.target_modules, str):
+        return []
+    wanted = set(adapted.peft_config["default"].target_modules or ())  # type: ignore[union-attr, index, operator]
+    found = [str(name) for name in adapted.base_model.targeted_module_names]  # type: ignore[union-attr, operator]
+    return [
+        name
+        for name in lora.target_modules
+        if name in wanted and not any(at == name or at.endswith(f".{name}") for at in found)
+    ]
+
+
+def _heads(model: torch.nn.Module, lora: LoraSpec) -> list[str]:
+    """Return the modules outside the base model of a classifier that no adapter is asked for.
+
+    They may be new, and random; frozen as the rest they would stay so.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    if not prefix or not type(model).__name__.endswith("Classification"):
+        return []
+    named = () if isinstance(lora.target_modules, str) else lora.target_modules
+    heads = [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
+    return [name for name in heads if name not in named]
+
+
+def _linear(model: torch.nn.Module) -> list[str]:
+    """Return the last parts of the names of a model's linear layers, in their order."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = (name for name, each in model.named_modules() if isinstance(each, (torch.nn.Linear, Conv1D)))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return what a peft error says, without the listing of a whole module that it may hold."""
+    lines = str(error).splitlines()
+    return lines[0] if len(lines) == 1 else f"{lines[0].removesuffix('(')} takes no adapter"
 
 
 def merge(adapted: torch.nn.Module) -> torch.nn.Module:
@@ -46,10 +117,10 @@ def untie(adapted: torch.nn.Module) -> list[str]:
     for name, layer in adapted.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
-        base = layer.get_base_layer()
-        weight: torch.nn.Parameter = base.weight
+        base, which = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
+        weight: torch.nn.Parameter = getattr(base, which)
         others = (each for other in adapted.modules() if other is not base for each in other.parameters(recurse=False))
         if any(each is weight for each in others):
-            base.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+            setattr(base, which, torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
             parted.append(name)
     return parted

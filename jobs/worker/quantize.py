@@ -77,7 +77,8 @@ def quantize(
     held_out = rows_of(prepared, prepared.eval_files)
 
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
-    for said in task.prepare_model(before, held_out.columns):  # what it finds holds for the quantised one too
+    prepared_by = [*task.said, *task.prepare_model(before, held_out.columns)]  # it holds for the quantised one too
+    for said in prepared_by:
         print(said, flush=True)
     measured = _measure(spec, task, before, held_out, device, during)
     report: dict[str, Any] = {f"parent_{k}": v for k, v in measured.items()}
@@ -112,6 +113,7 @@ def _write(task: Task, parent: Path, directory: Path, scratch: Path) -> Layers:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     whole, source = task.load_model(parent), parent
+    _check_supported(whole, parent)
     if conv1d.layers(whole):
         conv1d.save(whole, scratch)
         source = scratch
@@ -129,6 +131,21 @@ def _write(task: Task, parent: Path, directory: Path, scratch: Path) -> Layers:
     save(model, directory)
     task.save(directory)
     return found
+
+
+def _check_supported(model: Any, parent: Path) -> None:
+    """Refuse a model that transformers cannot load with quantised weights.
+
+    Raises:
+        UserError: it does not say what its inputs meet first, which transformers asks of what it quantises.
+    """
+    try:
+        getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        raise UserError(
+            f"phase quantize cannot do with {type(model).__name__} ({parent}): transformers quantises models with "
+            "embeddings, of tokens or of patches; serve the model as it is"
+        ) from None
 
 
 def layers_of(model: Any) -> Layers:

@@ -29,11 +29,10 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import weights, zero
+from jobs.worker import lora, weights, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
-from jobs.worker.lora import add_lora
 from jobs.worker.watchdog import Pulse, Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler
@@ -100,7 +99,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     base = read_deepspeed(training, config.base)
     eval_rows = rows_of(prepared, prepared.eval_files)
     model = starting_model(spec, task, config.parent)
-    say(task.prepare_model(model, rows.columns | eval_rows.columns), rank)
+    say([lora.described(model)] if spec.model.lora else [], rank)
+    say([*task.said, *task.prepare_model(model, rows.columns | eval_rows.columns)], rank)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(
@@ -218,7 +218,7 @@ def starting_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.M
         return model
     assert spec.training is not None
     torch.manual_seed(spec.training.seed)
-    return add_lora(model, spec.model.lora)
+    return lora.add_lora(model, spec.model.lora)
 
 
 def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:

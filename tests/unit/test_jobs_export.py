@@ -24,12 +24,16 @@ from tests.support import tiny_models
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["llama tied", "llama", "gpt2"])
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+
+
+@pytest.fixture(scope="module", params=["llama tied", "llama", "gpt2", "qwen3_moe"])
 def parent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model to start from; gpt2's is tied and has Conv1D layers."""
+    """A model to start from; gpt2's is tied and has Conv1D layers, qwen3_moe's has experts in one parameter."""
     kind, tied = request.param.split()[0], request.param != "llama"
     fast = tiny_models.tokenizer()
     changes = {"vocab_size": len(fast), "tie_word_embeddings": tied, "num_hidden_layers": 1}
+    changes |= EXPERTS if kind == "qwen3_moe" else {}
     return tiny_models.export(
         tmp_path_factory.mktemp("models") / kind, fast, tiny_models.decoder(kind, spread=0.2, **changes)
     )
@@ -76,28 +80,33 @@ def exported(
     return to
 
 
-def loras() -> dict[str, LoraSpec | None]:
-    """Return what may be adapted; names that an architecture has not are filtered where they are used."""
+def loras(parent: Path) -> dict[str, LoraSpec | None]:
+    """Return what may be adapted, by the names that the parent's architecture has."""
+    of_gpt2 = json.loads((parent / "config.json").read_text())["model_type"] == "gpt2"
+    embedding, attention = ("wte", "c_attn") if of_gpt2 else ("embed_tokens", "q_proj")
     return {
         "none": None,
         "all-linear": LoraSpec(rank=4),
-        "embedding": LoraSpec(rank=4, target_modules=["embed_tokens", "wte"]),
+        "embedding": LoraSpec(rank=4, target_modules=[embedding]),
         "head": LoraSpec(rank=4, target_modules=["lm_head"]),
-        "both": LoraSpec(rank=4, target_modules=["q_proj", "c_attn", "embed_tokens", "wte", "lm_head"]),
+        "both": LoraSpec(rank=4, target_modules=[attention, embedding, "lm_head"]),
     }
 
 
+KINDS = ("none", "all-linear", "embedding", "head", "both")
+
+
 @pytest.mark.parametrize(
-    ("adapters", "precision"), [*((name, "fp32") for name in loras()), ("none", "bf16"), ("both", "bf16")]
+    ("adapters", "precision"), [*((name, "fp32") for name in KINDS), ("none", "bf16"), ("both", "bf16")]
 )
 def test_the_files_have_the_loss_of_the_trained_model(parent, adapters, precision, tmp_path):
-    exported(tmp_path / "model", parent, loras()[adapters], precision)  # raises where they have not
+    exported(tmp_path / "model", parent, loras(parent)[adapters], precision)  # raises where they have not
 
 
 def test_the_adapters_alone_give_the_same_loss_on_the_parent(parent, tmp_path):
     import peft
 
-    lora = loras()["both"]
+    lora = loras(parent)["both"]
     task, _, live = trained(parent, lora)
     directory = exported(tmp_path / "model", parent, lora, "fp32")
     adapted = peft.PeftModel.from_pretrained(task.load_model(parent, torch.float32), str(directory / "adapter"))
