@@ -54,18 +54,11 @@ def _without_effect(phase: Any, values: Mapping[str, Any]) -> Iterator[tuple[Loc
         if phase in ALL_PHASES and phase not in phases and _changed(values.get(section), DEFAULTS.get(section)):
             instead = f" (what it measures in is `{phase}.precision`)" if section == "training" else ""
             yield (section,), f"phase {phase} takes nothing from `{section}`: leave it out{instead}"
-    data, failures, checkpoint = (_section(values, name) for name in ("data", "failures", "checkpoint"))
-    if data.get("eval") and data.get("train") and _is_set(DataSpec, data, "eval_fraction"):
-        yield (
-            ("data", "eval_fraction"),
-            "nothing is held out of `data.train` where `data.eval` is given: leave one of them out",
-        )
+    data, failures = _section(values, "data"), _section(values, "failures")
     if data.get("bad_rows", "stop") == "stop" and _is_set(DataSpec, data, "max_bad_rows"):
         yield ("data", "max_bad_rows"), "is for `data.bad_rows: skip`; as it is, the first bad row ends the job"
     if failures.get("non_finite", "stop") == "stop" and _is_set(FailuresSpec, failures, "max_skipped"):
         yield ("failures", "max_skipped"), "is for `failures.non_finite: skip`; as it is, nothing is skipped"
-    if not checkpoint.get("keep_best") and _is_set(CheckpointSpec, checkpoint, "metric"):
-        yield ("checkpoint", "metric"), "is what `checkpoint.keep_best` goes by, and that is not set"
 
 
 def _changed(given: Any, defaults: Mapping[str, Any] | None) -> bool:
@@ -117,8 +110,12 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def unused(spec: Mapping[str, Any]) -> list[str]:
-    """Return sentences about what a spec, as it was written, says to no effect and no harm."""
-    trains = spec.get("phase") in ("pretrain", "finetune")
-    if trains and _section(spec, "training").get("eval_every") and _holds_nothing_out(_section(spec, "data")):
-        return ["training.eval_every has no effect: nothing is held out"]
-    return []
+    """Return sentences about what a spec, as it was written, says to no effect, and what has one instead."""
+    data, checkpoint, said = _section(spec, "data"), _section(spec, "checkpoint"), []
+    if data.get("eval") and _is_set(DataSpec, data, "eval_fraction") and data["eval_fraction"]:
+        said.append("data.eval_fraction has no effect: what is held out is data.eval")
+    if _section(spec, "training").get("eval_every") and _holds_nothing_out(data):
+        said.append("training.eval_every has no effect: nothing is held out")
+    if not checkpoint.get("keep_best") and _is_set(CheckpointSpec, checkpoint, "metric"):
+        said.append("checkpoint.metric has no effect: checkpoint.keep_best, which goes by it, is not set")
+    return said

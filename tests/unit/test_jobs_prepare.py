@@ -107,7 +107,7 @@ GOOD = [json.dumps({"text": f"document {i} says hello " * 5}) for i in range(30)
         (b'{"text": "no end', "not valid JSON"),
         (b'{"text": "\xff"}', "byte 0xff is not UTF-8"),
         (b'{"instruction": "q", "context": "", "response": "a"}', r"rename 'instruction' and 'response'"),
-        (b'{"question": "q", "answer": "a"}', r"prompt and completion, .*: rename 'question' and 'answer'"),
+        (b'{"question": "q", "answer": "a"}', r"`prompt` and `completion`, .*: rename 'question' and 'answer'"),
         (b'{"Text": "wrong column"}', r"no text in column 'text'; this example has \['Text'\]; did you mean 'Text'"),
         (b'{"text": null}', "column 'text' holds null, not text"),
         (b'{"messages": [{"role": "user", "content": "?"}]}', "has no answer to learn from"),
@@ -198,18 +198,6 @@ def test_names_of_columns_that_nothing_has_are_refused(tmp_path):
     (tmp_path / "x.csv").write_text("text\n" + "".join(f"row {n}\n" for n in range(30)))
     with pytest.raises(UserError, match=r"x\.csv:1: the line is a header"):
         run(spec_for(train="x.csv", columns=["text"]), tmp_path, tmp_path / "s")
-
-
-def test_columns_that_are_not_read_are_named(tmp_path):
-    rows = [{"text": f"a text {n} of some length", "source": "web", "score": n if n % 3 else None} for n in range(30)]
-    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done, _ = run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
-    assert "columns that are not read (in how many of 30): 'source' (30), 'score' (20)" in done.notes
-    rows = [{"text": f"a text {n}", "label": n % 2, "weight": 2} for n in range(30)]
-    (tmp_path / "y.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = {"name": "text-classification", "tokenizer": {"train": "word"}}
-    done, _ = run(spec_for(task, train="y.jsonl"), tmp_path, tmp_path / "s")
-    assert "columns that are not read (in how many of 30): 'weight' (30)" in done.notes
 
 
 def test_copies_between_train_and_eval_are_counted(tmp_path):
@@ -309,21 +297,6 @@ def test_a_label_that_training_never_saw_is_named_with_its_file(tmp_path):
     skipping = spec.model_copy(update={"data": spec.data.model_copy(update={"bad_rows": "skip"})})
     done, _ = run(skipping, tmp_path, tmp_path / "s")
     assert (done.eval_rows, done.bad_rows) == (1, 1)
-
-
-def test_what_the_first_image_decides_is_said(tmp_path):
-    for label in ("Cat", "cat"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for n in range(10):
-            size, mode = ((4, 4), "L") if (label, n) == ("Cat", 0) else ((12, 8), "RGB")
-            Image.new(mode, size, n).save(tmp_path / "photos" / label / f"{n:02}.png")
-    done, _ = run(spec_for("image-classification", train="photos", eval="photos"), tmp_path, tmp_path / "s")
-    assert "images are seen 4 pixels high and 4 wide, grey, as the first one is (task.image_size, task.channels)" in (
-        done.notes
-    )
-    assert "19 of 20 images are of another size than the model sees and were resized" in done.notes
-    assert "19 of 20 images were made grey, or from grey to colour, as the model sees them" in done.notes
-    assert "2 labels: Cat, cat; differ by case or blanks alone, and are classes apart: 'Cat' and 'cat'" in done.notes
 
 
 def test_an_image_that_cannot_be_read_is_a_bad_row_with_its_file(tmp_path):

@@ -257,7 +257,7 @@ def said(*labels):
             ["3 labels: 1, True, no", "labels come as numbers and as text and as true or false: those that read alike "
              "are one label"],
         ),
-        (["a", "A", "b "], ["3 labels: A, a, b ", "labels that look alike are told apart: 'A' and 'a'"]),
+        (["a", "A", "b "], ["3 labels: A, a, 'b '", "labels that look alike are told apart: 'A' and 'a'"]),
         (["1.0", "1", "01"], ["3 labels: 01, 1, 1.0", "labels that look alike are told apart: '01' and '1' and '1.0'"]),
         (["é", "e\u0301"], ["2 labels: e\u0301, é", "labels that look alike are told apart: 'e\u0301' and 'é'"]),
     ],
