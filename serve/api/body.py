@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
+
+from serve.api import strict_json
 
 
 class ApiError(Exception):
@@ -32,21 +33,11 @@ class ApiError(Exception):
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """Read a body as a JSON object in UTF-8.
-
-    What parsers read in different ways is refused: a key given twice, NaN, Infinity, and numbers beyond a double.
-    """
+    """Read a body as a JSON object in UTF-8, strictly: serve/api/strict_json.py. Raises ApiError (400)."""
     try:
-        text = raw.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_each_key_once)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text a tokenizer can take
+        value = strict_json.read(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise _not_json(f"byte {error.start} is 0x{raw[error.start]:02x}, which is not UTF-8") from None
-    except UnicodeEncodeError:
-        raise _not_json("half a surrogate pair (\\ud800 to \\udfff) is no text") from None
-    except RecursionError:
-        raise _not_json("it is nested too deeply") from None
     except ValueError as error:
         raise _not_json(str(error) if raw.strip() else "it is empty") from None
     if not isinstance(value, dict):
@@ -95,23 +86,3 @@ def _not_json(why: str) -> ApiError:
 def _kind(value: Any) -> str:
     names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shown(twice)} is given twice in one object")
-    return value
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON value")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is out of range")
-    return value

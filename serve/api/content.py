@@ -33,6 +33,12 @@ async def read(parts: AsyncIterable[bytes], coding: str | None, most: int) -> by
     return bytes(raw)
 
 
+def check_length(said: str | None, most: int) -> None:
+    """Refuse, 413, a body whose Content-Length is too large before any of it has come."""
+    if said and said.isascii() and said.isdigit() and (len(said) > 18 or int(said) > most):
+        raise _too_large(most)
+
+
 def unpacker(coding: str | None, most: int) -> Unpacker | None:
     """Return what unpacks the coding; None where there is none. Raises ApiError, 415, for one that is not read."""
     name = (coding or "").strip().lower()

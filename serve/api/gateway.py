@@ -130,11 +130,12 @@ class Gateway:
             raise ApiError(503, f"no replica of {name!r} is ready", code="not_ready", headers={"retry-after": "1"})
         return {"name": name, "versions": [card.version], "platform": f"tandem-{card.task}", **told[0]}
 
-    async def index(self) -> list[dict[str, Any]]:
+    async def index(self, request: Request) -> list[dict[str, Any]]:
         """Return the models and which are ready, as Triton's model repository lists them."""
+        ready_only = inference_api.parse_index(await self._read(request))
         waiting = await self.unready()
         states = {name: "UNAVAILABLE" if name in waiting else "READY" for name in self.catalog}
-        cards = self.catalog.values()
+        cards = [card for card in self.catalog.values() if not (ready_only and card.name in waiting)]
         return [{"name": c.name, "version": c.version, "state": states[c.name], "reason": ""} for c in cards]
 
     # -- health and status ------------------------------------------------------------------------------------------
@@ -170,6 +171,7 @@ class Gateway:
 
     async def _read(self, request: Request) -> bytes:
         check_content_type(request.headers.get("content-type"))
+        content.check_length(request.headers.get("content-length"), self._max_body_bytes)
         coding = ", ".join(request.headers.getlist("content-encoding"))
         return await content.read(request.stream(), coding, self._max_body_bytes)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from serve.api import tensor_data
+from serve.api import mistakes, tensor_data
 from serve.api.body import ApiError, parse_json, shown
 from serve.api.tensor_data import DataError
 from serve.tensors import DATATYPES, OutputTensor, output
@@ -23,21 +23,14 @@ EXTENSIONS = ("binary_tensor_data",)
 LENGTH_HEADER = "inference-header-content-length"
 NEUTRAL = ("priority", "timeout", "headers")
 """Parameters of a request that other servers have and that change no answer."""
-MISTAKES = {
-    "missing": "is required",
-    "extra_forbidden": "is not known here",
-    "model_type": "must be an object",
-    "dict_type": "must be an object",
-    "list_type": "must be a list",
-    "string_type": "must be a string",
-    "int_type": "must be a whole number",
-    "too_short": "must not be empty",
-    "too_long": "is too long",
-    "greater_than_equal": "must be at least 1",
-    "less_than": "is too large",
-    "string_too_short": "must not be empty",
+OFF = {
+    "sequence_id": (0, ""),
+    "sequence_start": (False,),
+    "sequence_end": (False,),
+    "classification": (0,),
+    "triton_enable_empty_final_response": (False,),
 }
-"""Sentences in place of pydantic's, which name its own types."""
+"""Parameters of other servers' that are not supported → the values that ask for nothing."""
 
 
 class _Part(BaseModel):
@@ -101,6 +94,17 @@ def parse(raw: bytes, header_length: str | None = None, *, model: str = "", vers
     return InferRequest(request.id, _inputs(request.inputs, tail), _outputs(request.outputs or [], binary), binary)
 
 
+def parse_index(raw: bytes) -> bool:
+    """Read what a listing of the models may be asked: whether only those that are ready are wanted. Raises ApiError."""
+    body = parse_json(raw) if raw.strip() else {}
+    ready = body.pop("ready", None)
+    for name in body:
+        raise _bad(name, "is not known here; known: ready")
+    if not isinstance(ready, bool | None):
+        raise _bad("ready", f"must be true or false (given: {shown(ready)})")
+    return bool(ready)
+
+
 def answer(model: str, version: str, request: InferRequest, predictions: list[dict[str, Any]]) -> InferAnswer:
     """Return the answer: an output tensor for each field of the predictions, or for those asked for.
 
@@ -124,7 +128,8 @@ def answer(model: str, version: str, request: InferRequest, predictions: list[di
 def _split(raw: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     if header_length is None:
         return raw, memoryview(b"")
-    if not (header_length.isascii() and header_length.isdigit()) or not 0 < int(header_length) <= len(raw):
+    digits = header_length.isascii() and header_length.isdigit() and len(header_length) < 20
+    if not digits or not 0 < int(header_length) <= len(raw):
         message = f"Inference-Header-Content-Length is {header_length!r:.40}: it is the length of the JSON in front, "
         raise ApiError(400, f"{message}from 1 to the body's {len(raw)} bytes", code="invalid_value")
     return raw[: int(header_length)], memoryview(raw)[int(header_length) :]
@@ -136,8 +141,7 @@ def _validate(body: dict[str, Any]) -> _Request:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
-        given = "" if detail["type"] == "missing" else f" (given: {shown(detail.get('input'))})"
-        raise _bad(param, f"{MISTAKES.get(detail['type'], detail['msg'])}{given}") from None
+        raise _bad(param, mistakes.sentence([detail])) from None
 
 
 def _inputs(parts: list[_Input], tail: memoryview) -> dict[str, Any]:
@@ -206,11 +210,15 @@ def _told(tensor: OutputTensor, binary: bool) -> tuple[dict[str, Any], bytes]:
 
 def _parameters(where: str, given: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
     """Return the parameters that are set. One that is not known could mean anything, so it is refused."""
-    kept = {key: value for key, value in (given or {}).items() if value is not None}
+    kept = {key: value for key, value in (given or {}).items() if value is not None and not _is_off(key, value)}
     for key in kept:
         if key not in known:
             raise _bad(f"{where}.{key}", f"this parameter is not supported; known here: {', '.join(known)}")
     return kept
+
+
+def _is_off(key: str, value: Any) -> bool:
+    return any(type(value) is type(off) and value == off for off in OFF.get(key, ()))
 
 
 def _flag(where: str, parameters: Mapping[str, Any], name: str) -> bool | None:

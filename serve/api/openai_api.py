@@ -105,6 +105,7 @@ def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[
     if n * len(prompts) > most_texts:
         message = f"{len(prompts)} prompts with n = {n} in one request; at most {most_texts} texts are taken"
         raise ApiError(400, message, code="invalid_value", param="prompt" if len(prompts) > 1 else "n")
+    _check_stream_options(request)
     _check_sampling(base)
     seeds = [{} if request.seed is None else {"seed": request.seed + choice} for choice in range(n)]
     calls = tuple(
@@ -130,6 +131,18 @@ def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[
     )
 
 
+def _check_stream_options(request: Request) -> None:
+    """Raise ApiError for options of a stream where none is asked for, as OpenAI does, and for padded chunks."""
+    options = request.stream_options
+    if options is None:
+        return
+    if options.include_obfuscation:
+        message = "stream_options.include_obfuscation = true is not supported by this server; leave it out"
+        raise ApiError(400, message, code="unsupported_parameter", param="stream_options.include_obfuscation")
+    if not request.stream and (options.include_usage or options.continuous_usage_stats):
+        raise invalid("stream_options", "is about streams; it needs stream: true")
+
+
 def _sampling(request: Request, logprobs: int | None) -> dict[str, Any]:
     sampling = {name: getattr(request, name) for name in SAMPLING_FIELDS if getattr(request, name) is not None}
     if request.stop:
@@ -140,8 +153,9 @@ def _sampling(request: Request, logprobs: int | None) -> dict[str, Any]:
         sampling["logprobs"] = logprobs
     if request.logit_bias:
         sampling["logit_bias"] = _logit_bias(request.logit_bias)
-    if request.response_format is not None and request.response_format.type != "text":
-        sampling["json_schema"] = json.dumps(_schema(request.response_format))
+    schema = _schema(request.response_format)
+    if schema is not None:
+        sampling["json_schema"] = json.dumps(schema)
     return sampling
 
 
@@ -155,14 +169,18 @@ def _stop(stops: list[str]) -> tuple[str, ...]:
 
 def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     for token in bias:
-        if not (token.isascii() and token.isdigit()):
+        if not (token.isascii() and token.isdigit()) or (token[0] == "0" and token != "0"):
             raise invalid("logit_bias", f"{shown(token)} is no token id")
     return {int(token): value for token, value in bias.items()}
 
 
-def _schema(wanted: ResponseFormat) -> dict[str, Any]:
-    if wanted.type == "json_object":
-        return {"type": "object"}
+def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    if wanted is None:
+        return None
+    if wanted.type != "json_schema" and wanted.json_schema is not None:
+        raise invalid("response_format.json_schema", f'goes with the type "json_schema", not {shown(wanted.type)}')
+    if wanted.type != "json_schema":
+        return {"type": "object"} if wanted.type == "json_object" else None
     if wanted.json_schema is None:
         raise missing("response_format.json_schema")
     return wanted.json_schema.schema_

@@ -6,10 +6,10 @@ is refused. Whether the template really uses it is known in the replica: `serve.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from serve.api import strict_json
 from serve.api.body import ApiError
 from serve.api.openai_parameters import invalid, missing
 from serve.api.openai_requests import Message, ToolCall, is_empty
@@ -27,14 +27,22 @@ def conversation(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
     """
     told: list[dict[str, Any]] = []
     calls: dict[str, str] = {}
+    answered: set[str] = set()
     for index, message in enumerate(messages):
         place = f"messages[{index}]"
         _check_fields(message, place)
         if message.role == "tool":
             told.append(_result(message, calls, place))
+            if message.tool_call_id in answered:
+                raise invalid(f"{place}.tool_call_id", f"the call {message.tool_call_id!r} has its result already")
+            answered.add(str(message.tool_call_id))
             continue
         told.append({"role": ROLES.get(message.role, message.role), **_said(message, place)})
-        calls |= {call.id: call.function.name for call in message.tool_calls or ()}
+        new = {call.id: call.function.name for call in message.tool_calls or ()}
+        if len(new) < len(message.tool_calls or ()):
+            raise invalid(f"{place}.tool_calls", "two calls have the same id")
+        calls |= new
+        answered -= new.keys()
     return tuple(_in_order(told))
 
 
@@ -73,7 +81,7 @@ def _text(message: Message) -> str:
 def _call(call: ToolCall, place: str) -> dict[str, Any]:
     param = f"{place}.function.arguments"
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        arguments = strict_json.read(call.function.arguments or "{}")
     except ValueError as error:
         raise invalid(param, f"is no JSON: {error}") from None
     if not isinstance(arguments, dict):

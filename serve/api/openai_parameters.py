@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from serve.api import mistakes
 from serve.api.body import ApiError, shown
-from serve.api.openai_requests import MODELS, Body, ChatRequest, CompletionRequest, is_empty
+from serve.api.openai_requests import MODELS, Body, ChatRequest, CompletionRequest, EmbeddingsRequest, is_empty
 
 HARMLESS = {
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -90,6 +91,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 OF_ROUTE: dict[type[Body], dict[str, tuple[Any, ...]]] = {
     ChatRequest: {"add_special_tokens": (False,)},  # the template has them
     CompletionRequest: {"add_special_tokens": (True,)},
+    EmbeddingsRequest: {
+        "add_special_tokens": (True,),
+        "embed_dtype": ("float32",),
+        "endianness": ("native", "little"),
+        "normalize": (True,),
+        "truncate": (False, "NONE"),
+    },
 }
 """The same, where it depends on the route."""
 ASKS_WHEN_EMPTY = {"web_search_options"}
@@ -99,6 +107,8 @@ HINTS = {
     "functions": "name them in `tools`",
     "function_call": "use `tools` and `tool_choice`",
     "max_completion_tokens": "use `max_tokens`",
+    "enable_thinking": "use `chat_template_kwargs`",
+    "thinking": "use `chat_template_kwargs`",
     "guided_json": "use `response_format`",
     "structured_outputs": "use `response_format`",
 }
@@ -152,15 +162,22 @@ def missing(param: str) -> ApiError:
 
 
 def _bad_parameter(details: list[Any]) -> ApiError:
-    # A union reports one error per member; the one found deepest is the member that the client meant.
-    detail = max(details, key=lambda detail: len(detail["loc"]))
-    known = _FIELDS | ({detail["loc"][-1]} if detail["type"] == "extra_forbidden" else set())
-    param = _path([part for part in detail["loc"] if isinstance(part, int) or part in known])
-    if detail["type"] == "extra_forbidden":
+    # A union reports an error for each member; those found deepest are of the member that the client meant.
+    deepest = max(len(_place(detail)) for detail in details)
+    param = next(_path(_place(detail)) for detail in details if len(_place(detail)) == deepest)
+    details = [detail for detail in details if _path(_place(detail)) == param]
+    if details[0]["type"] == "extra_forbidden":
         return ApiError(400, f"unknown parameter {param}", code="unknown_parameter", param=param)
-    if detail["type"] == "missing":
+    if details[0]["type"] == "missing":
         return missing(param)
-    return invalid(param, f"{detail['msg']} (given: {shown(detail.get('input'))})")
+    return invalid(param, mistakes.sentence(details))
+
+
+def _place(detail: Any) -> list[str | int]:
+    """Return where a mistake is, without the names that pydantic gives to a union's members."""
+    place = detail["loc"]
+    known = _FIELDS | ({place[-1]} if detail["type"] == "extra_forbidden" else set())
+    return [part for part in place if isinstance(part, int) or part in known]
 
 
 _FIELDS = {field.alias or name for model in MODELS for name, field in model.model_fields.items()}

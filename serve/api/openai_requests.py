@@ -12,8 +12,10 @@ FUNCTION_NAME = r"^[A-Za-z0-9_.-]{1,128}$"
 
 
 def is_empty(value: Any) -> bool:
-    """Say whether a value asks for nothing under any name."""
-    return value is None or (isinstance(value, (str, dict, list)) and not value)
+    """Say whether a value asks for nothing under any name; an object of such values does not either."""
+    if isinstance(value, dict):
+        return all(map(is_empty, value.values()))
+    return value is None or (isinstance(value, (str, list)) and not value)
 
 
 class Body(BaseModel):

@@ -88,8 +88,8 @@ def _add_inference_health(app: FastAPI, find: Find) -> None:
         return JSONResponse({"ready": not waiting}, 503 if waiting else 200)
 
     @app.post("/v2/repository/index")
-    async def index() -> list[dict[str, Any]]:
-        return await find().index()
+    async def index(request: Request) -> list[dict[str, Any]]:
+        return await find().index(request)
 
 
 def _add_inference(app: FastAPI, find: Find) -> None:

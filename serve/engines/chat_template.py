@@ -7,11 +7,12 @@ client did. So it is asked: what renders to the same text without a thing has no
 from __future__ import annotations
 
 import inspect
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+from jobs.tasks import template_questions
 from serve.engines.protocol import RequestError
 from serve.engines.tools.formats import Format
 from serve.wire import Tools
@@ -19,6 +20,7 @@ from serve.wire import Tools
 Messages = Sequence[Mapping[str, Any]]
 
 
+LEFT_OUT = "this model's chat template leaves it out"
 KNOWN_NEUTRAL: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
 """What says nothing to a template that does not know it: a model that cannot think does not."""
 
@@ -64,29 +66,27 @@ class ChatTemplate:
         self._check_options(options, self.source(tools is not None))
         functions = [{"type": "function", "function": f} for f in tools.functions] if tools else None
         told = [_for_template(message, form) for message in messages]
-        arguments = [call["function"]["arguments"] for message in told for call in message.get("tool_calls", ())]
-        try:
-            text = self._render(told, functions, options)
-            if not any(part and str(part) in text for part in arguments):
-                return Rendered(text, told, functions, options)
-        except RequestError:
-            if not arguments:
-                raise
-        # Most templates write arguments as JSON and want mappings; this one fails on them, or writes Python's form
-        told = [_with_json(message) for message in told]
-        return Rendered(self._render(told, functions, options), told, functions, options)
+        told, text = template_questions.in_its_form(self._renderer(functions, options), told)
+        return Rendered(text, told, functions, options)
 
     def check(self, rendered: Rendered) -> None:
         """Raise LeftOut for what the template has left out of a prompt. It renders again, so too long ones go first."""
-        _, told, functions, options = rendered
-        if functions and self._same(rendered, rendered._replace(functions=None)):
+        text, told, functions, options = rendered
+        if functions and template_questions.is_same(self._renderer(None, options), told, text):
             raise LeftOut("tools", "this model's chat template has no place for them")
+        render = self._renderer(functions, options)
         source = self.source(functions is not None)
         for index, message in enumerate(told):
-            for field in _in_doubt(message, rendered.text, source):
+            for field in _in_doubt(message, source):
                 changed = [*told[:index], _without(message, field), *told[index + 1 :]]
-                if self._same(rendered, Rendered("", changed, functions, options)):
-                    raise LeftOut(f"messages[{index}].{field}", "this model's chat template leaves it out")
+                if template_questions.is_same(render, changed, text):
+                    raise LeftOut(f"messages[{index}].{field}", LEFT_OUT)
+        for index in template_questions.unshown(render, told, text):
+            if "tool_calls" not in told[index]:  # most templates with calls leave such text out on purpose
+                raise LeftOut(f"messages[{index}].content", LEFT_OUT)
+
+    def _renderer(self, functions: Any, options: Mapping[str, Any]) -> Callable[[Messages], str]:
+        return lambda messages: self._render(messages, functions, options)
 
     def _render(self, messages: Messages, functions: Any, options: Mapping[str, Any]) -> str:
         from jinja2 import TemplateError
@@ -99,41 +99,40 @@ class ChatTemplate:
             raise RequestError("messages", f"the model's chat template refuses these messages: {error}") from None
         return str(text)
 
-    def _same(self, rendered: Rendered, other: Rendered) -> bool:
-        """Say whether something else gives the same prompt."""
-        try:
-            return self._render(other.messages, other.functions, other.options) == rendered.text
-        except RequestError:  # it misses what was taken away
-            return False
-
     def _check_options(self, options: Mapping[str, Any], source: str) -> None:
         taken = {*inspect.signature(self._tokenizer.apply_chat_template).parameters, "messages"}
+        known = _variables(source) if options else ()
         for name, value in options.items():
             param = f"chat_template_kwargs.{name}"
             if name in taken:
                 raise RequestError(param, "is no variable of the template's own")
             neutral = name in KNOWN_NEUTRAL and value is KNOWN_NEUTRAL[name]
-            if not neutral and not re.search(rf"\b{re.escape(name)}\b", source):
+            if not neutral and name not in known:
                 raise LeftOut(param, "this model's chat template does not know it")
 
 
-def _in_doubt(message: Mapping[str, Any], text: str, source: str) -> list[str]:
-    """Return the fields of a message that may have been left out of the text."""
+@lru_cache(maxsize=16)
+def _variables(source: str) -> frozenset[str]:
+    """Return what a template reads that it does not set itself: a word in it may be a key, or the name of a loop's."""
+    from jinja2 import Environment, TemplateError, meta
+
+    blocks = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)  # transformers' own, which marks answers
+    try:
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(blocks)
+    except TemplateError:  # it will be refused when it is rendered
+        return frozenset()
+    return frozenset(meta.find_undeclared_variables(parsed))
+
+
+def _in_doubt(message: Mapping[str, Any], source: str) -> list[str]:
+    """Return the fields of a message, beside its content, that a template may have left out."""
     doubted = [field for field in ("name", "tool_calls") if field in message and message["role"] != "tool"]
     if "reasoning_content" in message and not re.search(r"\b(reasoning_content|thinking)\b", source):
         doubted.append("reasoning_content")  # one that knows it leaves out old ones on purpose
-    content = str(message["content"]).strip()
-    shown = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
-    beside_calls = "tool_calls" in message  # most templates with calls leave such text out on purpose
-    if not beside_calls and not any(form in text for form in shown):
-        doubted.append("content")
     return doubted
 
 
 def _without(message: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """Return the message without a field, or with another content."""
-    if field == "content":
-        return {**message, "content": f"{message['content']} and more"}
     return {name: value for name, value in message.items() if name != field}
 
 
@@ -145,19 +144,6 @@ def _for_template(message: Mapping[str, Any], form: Format | None) -> dict[str, 
     if "tool_call_id" in message:
         told["tool_call_id"] = _id(message["tool_call_id"], form)
     return told
-
-
-def _with_json(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message with the arguments of calls as JSON."""
-    if "tool_calls" not in message:
-        return dict(message)
-    functions = [call["function"] for call in message["tool_calls"]]
-    texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
-    calls = [
-        {**call, "function": {**call["function"], "arguments": text}}
-        for call, text in zip(message["tool_calls"], texts, strict=True)
-    ]
-    return {**message, "tool_calls": calls}
 
 
 def _id(name: str, form: Format | None) -> str:

@@ -93,7 +93,7 @@ class SamplingParams:
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:
@@ -105,7 +105,7 @@ class SamplingParams:
             _check_int("stop_token_ids", token, 0, None)
         for token, bias in self.logit_bias.items():
             _check_int("logit_bias", token, 0, None)
-            _check_range("logit_bias", bias, -100.0, 100.0)
+            _check_range("logit_bias", bias, -100.0, 100.0, f" for token {token}")
         _check_stop(self.stop)
 
     @property
@@ -248,18 +248,17 @@ class BatchingEngine(Protocol):
         ...
 
 
-def _check_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+def _check_range(name: str, value: float, low: float, high: float, where: str = "") -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value > high or value < low or (open_low and value == low):
-        bracket = "(" if open_low else "["
-        raise RequestError(name, f"must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
+    if not number or not low <= value <= high:
+        raise RequestError(name, f"must be a number in [{low:g}, {high:g}], got {value!r:.60}{where}")
 
 
 def _check_int(name: str, value: int, low: int, high: int | None) -> None:
     integer = isinstance(value, int) and not isinstance(value, bool)
     if not integer or value < low or (high is not None and value > high):
         wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise RequestError(name, f"must be an integer {wanted}, got {value!r}")
+        raise RequestError(name, f"must be an integer {wanted}, got {value!r:.60}")
 
 
 def _check_stop(stop: tuple[str, ...]) -> None:

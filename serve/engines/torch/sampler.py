@@ -129,7 +129,8 @@ def _draw(logits: np.ndarray, sampler: RequestSampler) -> int:
 
 def weights_of(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Return the probabilities of a row of logits [vocab], not normalised: the best weighs 1."""
-    scaled = (logits - logits.max()) * np.float32(1 / temperature)
+    with np.errstate(over="ignore"):  # next to nothing as temperature: all but the best weigh 0
+        scaled = (logits - logits.max()) * np.float32(min(1 / temperature, 1e38))
     return np.exp(scaled, out=scaled)
 
 

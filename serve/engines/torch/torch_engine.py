@@ -214,12 +214,12 @@ class TorchEngine:
             raise RequestError("prompt", f"has {len(prompt)} tokens; the context of {self.max_context} leaves no room")
         self._check_vocabulary("prompt", prompt)
         for field, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            if any(token >= self._vocab_size for token in tokens):
-                raise RequestError(field, f"has a token id outside 0..{self._vocab_size - 1}")
+            self._check_vocabulary(field, tuple(tokens))
 
     def _check_vocabulary(self, place: str, ids: tuple[int, ...]) -> None:
-        if min(ids) < 0 or max(ids) >= self._vocab_size:
-            raise RequestError(place, f"has a token id outside 0..{self._vocab_size - 1}")
+        for token in (min(ids), max(ids)) if ids else ():
+            if not 0 <= token < self._vocab_size:
+                raise RequestError(place, f"token id {token} is outside 0..{self._vocab_size - 1}")
 
     def _sequence(self, request: GenerationRequest, constraint: Constraint | None) -> Sequence:
         """Give a request what its completion needs."""
