@@ -38,8 +38,10 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     from cluster import specfile
     from jobs import first_look, noise, parents
     from jobs.spec import JobSpec
+    from jobs.worker import zero
 
     checked = specfile.load(spec, JobSpec, set_)
+    zero.check_named(checked.training, spec.absolute().parent)
     noise.quiet()
     parents.check_architecture(checked, spec.absolute().parent)
     if note := parents.preflight(checked, spec.absolute().parent, also=first_look.check):

@@ -22,7 +22,7 @@ storage/runs/<name>-<spec digest>-<k>/
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,20 @@ class RunFolder:
         """Add a failed attempt, on the disk when this returns."""
         with (self.path / "failures.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def remarks(self) -> list[str]:
+        """Return what the workers have said of the model and how it is trained, in order."""
+        try:
+            lines = (self.path / "remarks.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith('"')]
+
+    def add_remarks(self, sentences: Sequence[str]) -> None:
+        """Add what has not been said yet; rank 0 of a group alone does so."""
+        known = set(self.remarks())
+        with (self.path / "remarks.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(sentence) + "\n" for sentence in sentences if sentence not in known)
 
     def hung_attempts(self) -> list[str]:
         """Return the attempts whose ranks left stacks when they hung."""

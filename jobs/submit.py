@@ -19,7 +19,7 @@ from cluster import connect, shadows, shipping, specfile
 from cluster.errors import UserError
 from jobs import parents, progress
 from jobs.spec import JobSpec
-from jobs.worker import fault_injection
+from jobs.worker import fault_injection, zero
 
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 ENTRY_POINT = "python -m jobs.driver"
@@ -62,6 +62,7 @@ def submit(path: Path, overrides: list[str]) -> str:
     """
     spec = specfile.load(path, JobSpec, overrides)
     shadows.check_own_module(spec.task.name, path.absolute().parent)
+    zero.check_named(spec.training, path.absolute().parent)
     where = connect.connection()
     missing = parents.preflight(spec, path.absolute().parent, where.tracking_uri)
     if missing and where.is_local:

@@ -55,6 +55,8 @@ class ModelManifest(BaseModel):
     evaluation: dict[str, float] = {}
     quantization: dict[str, Any] | None = None
     """For example `{"method": "int8-weight-only"}`; None for full precision."""
+    remarks: list[str] = []
+    """What was found out about the model when it was trained or measured, in sentences."""
     created_at: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     """ISO 8601, UTC."""
     files: dict[str, FileDigest] = {}

@@ -15,7 +15,7 @@ from jobs import parents, progress
 from jobs.claim import claim
 from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
 from jobs.driver.job import Job, end_if_lost, lost
-from jobs.driver.reporter import FailureWatch, Reporter
+from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
 from jobs.run_folder import Saves
 from jobs.spec import JobSpec
@@ -64,7 +64,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
 
 def _run_phase(job: Job, ending: Ending) -> int:
     """Run the job's phase and end its run as that went; return the exit code."""
-    watch = FailureWatch(job.folder, job.track)
+    watch = FolderWatch(job.folder, job.track)
     try:
         with job.stop:
             outcome = phases.PHASES[job.spec.phase](job)

@@ -19,7 +19,7 @@ from jobs.data.prepare import Prepared
 from jobs.driver import figures, publish, storage, warm
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.stopping import Stopped
-from jobs.worker import loop, setup
+from jobs.worker import loop, setup, zero
 from jobs.worker.config import WorkerConfig
 
 
@@ -31,6 +31,7 @@ def train_phase(job: Job) -> dict[str, Any]:
     """Pre-train or fine-tune, then write the model contract and register the version."""
     prepared = _prepare(job)
     assert job.spec.training is not None
+    zero.check_named(job.spec.training, job.base)
     job.steps = setup.total_steps(job.spec.training, prepared.train_rows)
     if wrong := job.spec.training.too_long_for(job.steps):
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")

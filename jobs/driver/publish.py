@@ -47,6 +47,7 @@ def publish(
             precision=job.precision,
             evaluation=evaluation,
             quantization=quantization,
+            remarks=job.folder.remarks(),
         ),
     )
     made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}

@@ -82,15 +82,15 @@ def _report_step(record: Record, steps: int) -> None:
     progress.report("train", record.step, max(steps, record.step), loss=record.metrics["loss"], **rates, eta_s=left)
 
 
-class FailureWatch:
-    """Say what failed and what was decided, and keep the post-mortem page of the MLflow run up to date."""
+class FolderWatch:
+    """Say what the workers remark, what failed and what was decided; keep that in the MLflow run up to date too."""
 
     INTERVAL_S = 0.5
 
     def __init__(self, folder: RunFolder, track: Callable[[Callable[[Run], object]], None]) -> None:
         """Start a thread that looks into the run's `folder` every INTERVAL_S, and has its MLflow run told."""
         self._folder, self._track = folder, track
-        self._told = 0
+        self._told = self._remarked = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tandem-failures", daemon=True)
         self._thread.start()
@@ -106,6 +106,7 @@ class FailureWatch:
         self._look()
 
     def _look(self) -> None:
+        self._tell_remarks()
         found = self._folder.failures()
         for entry in found[self._told :]:
             who = f" on rank {entry['rank']}" if entry["rank"] is not None else ""
@@ -115,3 +116,12 @@ class FailureWatch:
             self._track(lambda run: run.log_text(page, "post-mortem.md"))
             self._track(lambda run: run.set_tags({"tandem.failures": str(count)}))
         self._told = len(found)
+
+    def _tell_remarks(self) -> None:
+        remarks = self._folder.remarks()
+        for remark in remarks[self._remarked :]:
+            progress.say(remark)
+        if len(remarks) > self._remarked:
+            page = "".join(f"{remark}\n" for remark in remarks)
+            self._track(lambda run: run.log_text(page, "remarks.txt"))
+        self._remarked = len(remarks)

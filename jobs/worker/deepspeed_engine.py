@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cluster.errors import UserError
 from jobs.checkpoint.shards import Fragment, Reader, share
 from jobs.spec import TrainingSpec
 from jobs.worker import deepspeed_internals, zero_layouts
@@ -25,6 +26,7 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:
+            check_checkpointing(model)
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.device = device
         self.rank = torch.distributed.get_rank()
@@ -151,3 +153,16 @@ def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_dec
     ):
         if members:
             yield {"params": members, "weight_decay": decay}
+
+
+def check_checkpointing(model: torch.nn.Module) -> None:
+    """Refuse a model whose layers cannot be computed again.
+
+    Raises:
+        UserError: it is one.
+    """
+    inner = getattr(model, "base_model", model)  # adapters answer for themselves
+    if not getattr(getattr(inner, "model", inner), "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"training.gradient_checkpointing: {type(model).__name__} cannot compute its layers again; leave it out"
+        )

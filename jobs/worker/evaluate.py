@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -18,6 +18,12 @@ from jobs.tasks import Task
 
 During = Callable[[str], AbstractContextManager[None]]
 """What has a limit of its own meanwhile (jobs/worker/watchdog.py)."""
+Say = Callable[[Sequence[str]], None]
+"""Takes sentences for the job's log and its run."""
+
+
+def unsaid(sentences: Sequence[str]) -> None:
+    """Keep to oneself what the model has to be said of."""
 
 
 def unwatched(what: str) -> AbstractContextManager[None]:
@@ -92,6 +98,7 @@ def evaluate_share(
     rank: int,
     world_size: int,
     during: During = unwatched,
+    say: Say = unsaid,
 ) -> dict[str, float]:
     """Load the model and return the sums over one share of the held-out rows: phase `evaluate`, as a Ray task."""
     from jobs import noise
@@ -104,9 +111,7 @@ def evaluate_share(
     task = prepared.task(spec)
     model = task.load_model(Path(directory), DTYPES[precision]).to(device)
     rows = rows_of(prepared, prepared.eval_files)
-    for said in [*task.said, *task.prepare_model(model, rows.columns)]:
-        if rank == 0:
-            print(said, flush=True)
+    say([*task.said, *task.prepare_model(model, rows.columns)])
     return measure(
         task,
         model,

@@ -36,7 +36,8 @@ from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import to_device
 from jobs.worker.export import export
 from jobs.worker.schedules import learning_rate
-from jobs.worker.setup import Worker, fresh_model, logged, set_up, system_metrics
+from jobs.worker.setup import Worker, logged, set_up, system_metrics
+from jobs.worker.start import fresh_model
 
 
 class NonFiniteLoss(RuntimeError):
@@ -256,6 +257,8 @@ def report_checkpoints(worker: Worker) -> None:
             continue
         with suppress(OSError):  # a full disk costs the driver the count, not the run its worker
             worker.folder.note_save(outcome.error)
+            if outcome.error:
+                worker.folder.add_remarks([f"the checkpoint of step {outcome.step} was not saved: {outcome.error}"])
         if outcome.error:
             worker.spool.append(outcome.step, {"checkpoint_failed": 1.0})
         else:

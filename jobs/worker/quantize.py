@@ -14,7 +14,7 @@ from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
-from jobs.worker.evaluate import During, unwatched
+from jobs.worker.evaluate import During, Say, unsaid, unwatched
 
 SMALLER = 0.98
 """Of its parent's size a quantised model must have less than this share."""
@@ -32,11 +32,6 @@ class Layers:
         done, left = self.quantised.total(), self.left.total()
         return {"quantised": done, "of": done + left, "kinds": dict(self.quantised), "left": dict(self.left)}
 
-    def __str__(self) -> str:
-        left = f"; left as they are: {_counted(self.left)}" if self.left else ""
-        done, left_over = self.quantised.total(), self.left.total()
-        return f"{done} of {done + left_over} linear layers quantised: {_counted(self.quantised)}{left}"
-
 
 def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
@@ -49,6 +44,7 @@ def quantize(
     precision: Precision,
     target: str,
     during: During = unwatched,
+    say: Say = unsaid,
 ) -> dict[str, Any]:
     """Write the quantised model to `target` and return the comparison with its parent.
 
@@ -77,9 +73,7 @@ def quantize(
     held_out = rows_of(prepared, prepared.eval_files)
 
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
-    prepared_by = [*task.said, *task.prepare_model(before, held_out.columns)]  # it holds for the quantised one too
-    for said in prepared_by:
-        print(said, flush=True)
+    say([*task.said, *task.prepare_model(before, held_out.columns)])  # it holds for the quantised one too
     measured = _measure(spec, task, before, held_out, device, during)
     report: dict[str, Any] = {f"parent_{k}": v for k, v in measured.items()}
     directory = Path(target)
@@ -120,7 +114,6 @@ def _write(task: Task, parent: Path, directory: Path, scratch: Path) -> Layers:
     settings = transformers.TorchAoConfig(Int8WeightOnlyConfig())
     model = task.load_model(source, None, {"quantization_config": settings})
     found = layers_of(model)
-    print(found, flush=True)
     if not found.quantised:
         raise UserError(
             f"phase quantize changes no layer of {parent}: it has {_counted(found.left) or 'no linear layer'}; only "

@@ -29,7 +29,7 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import lora, weights, zero
+from jobs.worker import start, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
@@ -93,14 +93,13 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
     attempt = this_attempt(point.attempt, micro_batch)
-    say([f"skipped checkpoint {reason}" for reason in point.skipped], rank)
+    say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
     base = read_deepspeed(training, config.base)
     eval_rows = rows_of(prepared, prepared.eval_files)
-    model = starting_model(spec, task, config.parent)
-    say([lora.described(model)] if spec.model.lora else [], rank)
-    say([*task.said, *task.prepare_model(model, rows.columns | eval_rows.columns)], rank)
+    model, said = start.ready_model(spec, task, config.parent, rows.columns | eval_rows.columns)
+    say(said, rank, folder)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(
@@ -135,10 +134,10 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     )
 
 
-def say(sentences: Sequence[str], rank: int) -> None:
-    """Print sentences for the job's log, on rank 0 alone."""
-    for sentence in sentences if rank == 0 else ():
-        print(sentence, flush=True)
+def say(sentences: Sequence[str], rank: int, folder: RunFolder) -> None:
+    """Leave sentences for the job's log and its run, on rank 0 alone."""
+    if rank == 0:
+        folder.add_remarks(sentences)
 
 
 def where_to_start(config: WorkerConfig, store: Store, rank: int) -> tuple[Fence | None, resume.Point]:
@@ -209,27 +208,6 @@ def make_engine(
     if state is not None and point.manifest is not None:
         engine.restore(state, point.manifest.updates)
     return engine
-
-
-def starting_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:
-    """Return what is trained: `fresh_model`, with adapters where the spec wants them."""
-    model = fresh_model(spec, task, parent)
-    if spec.model.lora is None:
-        return model
-    assert spec.training is not None
-    torch.manual_seed(spec.training.seed)
-    return lora.add_lora(model, spec.model.lora)
-
-
-def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:
-    """Make the model the job starts from, in fp32 on the CPU: random weights by the seed alone, or the parent's."""
-    assert spec.training is not None
-    torch.manual_seed(spec.training.seed)
-    if parent is not None:
-        with weights.readable(parent):
-            return task.load_model(parent, torch.float32, spec.model.config).train()
-    assert spec.model.architecture is not None
-    return task.build(spec.model.architecture, spec.model.config)
 
 
 def total_steps(training: TrainingSpec, rows: int) -> int:

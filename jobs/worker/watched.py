@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.run_folder import RunFolder
+from jobs.worker.evaluate import unsaid
 from jobs.worker.watchdog import Pulse, Watchdog
 
 
 def watched(run: RunFolder, longest_s: float, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return `function(*arguments, during=…)`, where what goes on within `during(name)` has a limit of its own.
+    """Return `function(*arguments, during=…, say=…)`.
+
+    What goes on within `during(name)` has a limit of its own; what `say` is given gets into the job's log and its run.
 
     Args:
         longest_s: how long whatever has not been measured yet may take.
@@ -23,6 +26,6 @@ def watched(run: RunFolder, longest_s: float, rank: int, function: Callable[...,
     pulse = Pulse(run.pulse(attempt, rank), ray.get_runtime_context().get_node_id())
     watchdog = Watchdog(run.stacks(attempt, rank), longest_s, pulse)
     try:
-        return function(*arguments, during=watchdog.during)
+        return function(*arguments, during=watchdog.during, say=run.add_remarks if rank == 0 else unsaid)
     finally:
         watchdog.stop()

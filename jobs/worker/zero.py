@@ -73,6 +73,19 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def check_named(training: TrainingSpec | None, base: Path) -> None:
+    """Refuse a DeepSpeed JSON that the spec names and that cannot be read, before anything starts.
+
+    Args:
+        base: where relative paths start.
+
+    Raises:
+        UserError: see `read_deepspeed_json`.
+    """
+    if training is not None and isinstance(training.deepspeed, str):
+        read_deepspeed_json(base / training.deepspeed)
+
+
 def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
     """Return the ZeRO stage in force."""
     if isinstance(training.deepspeed, str):

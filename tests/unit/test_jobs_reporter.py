@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jobs.driver.reporter import FailureWatch
+from jobs.driver.reporter import FolderWatch
 from jobs.run_folder import RunFolder
 
 ENTRY = {
@@ -20,7 +20,7 @@ ENTRY = {
 
 def test_a_failure_noted_just_before_the_end_is_told_before_the_end(tmp_path: Path, capsys: Any) -> None:
     asked: list[Any] = []
-    watch = FailureWatch(RunFolder(tmp_path), asked.append)
+    watch = FolderWatch(RunFolder(tmp_path), asked.append)
     RunFolder(tmp_path).add_failure(ENTRY)
     watch.finish()
     assert len(asked) == 2, "the page and the count"
@@ -28,3 +28,20 @@ def test_a_failure_noted_just_before_the_end_is_told_before_the_end(tmp_path: Pa
     RunFolder(tmp_path).add_failure(ENTRY)
     watch.finish()
     assert len(asked) == 2, "afterwards nothing is asked for: nobody would send it"
+
+
+def test_what_workers_remark_is_said_once_and_kept_with_the_run(tmp_path: Path, capsys: Any) -> None:
+    asked: list[Any] = []
+    RunFolder(tmp_path).add_remarks(["the head is random", "rows hold one conversation each"])
+    RunFolder(tmp_path).add_remarks(["the head is random"])  # by the next start of the group
+    watch = FolderWatch(RunFolder(tmp_path), asked.append)
+    RunFolder(tmp_path).add_remarks(["skipped checkpoint step-5: damaged"])
+    watch.finish()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tandem: ")]
+    assert said == [
+        "tandem: the head is random",
+        "tandem: rows hold one conversation each",
+        "tandem: skipped checkpoint step-5: damaged",
+    ]
+    assert asked, "the run is told"
+    assert len(RunFolder(tmp_path).remarks()) == 3

@@ -1,0 +1,69 @@
+"""A model that cannot be built or run is the spec's fault: a sentence, and no second try."""
+
+import pytest
+import torch
+
+from cluster.errors import UserError
+from jobs.spec import JobSpec
+from jobs.spec_sections import LoraSpec
+from jobs.tasks import get
+from jobs.worker import start, zero
+from jobs.worker.deepspeed_engine import check_checkpointing
+from jobs.worker.lora import add_lora
+
+CLASSIFIER = {"name": "text-classification", "tokenizer": {"train": "word"}}
+ROWS = [{"text": f"a film that is {word}", "label": word} for word in ("good", "bad")]
+
+
+def spec(task: dict, architecture: str, config: dict, **training) -> JobSpec:
+    model = {"architecture": architecture, "config": config}
+    values = {"name": "x", "phase": "pretrain", "task": task, "model": model, "data": {"train": "x"}}
+    return JobSpec.model_validate({**values, "training": {"steps": 1, **training}})
+
+
+@pytest.fixture
+def classifier():
+    task = get("text-classification")({"tokenizer": {"train": "word"}})
+    task.fit(task.observe(ROWS * 4))
+    return task
+
+
+@pytest.fixture
+def lm():
+    task = get("causal-lm")({"sequence_length": 32, "tokenizer": {"train": "bpe", "vocab_size": 300}})
+    task.fit(task.observe([{"text": "the quick brown fox " * 30}]))
+    return task
+
+
+@pytest.mark.parametrize("config", [{"dropout": 2.0}, {"buckets": -1}, {"hidden_size": -4}])
+def test_a_config_that_no_model_can_have_is_named(classifier, config):
+    with pytest.raises(UserError, match=rf"model: ngram with model.config .*{next(iter(config))}.* cannot be built"):
+        start.ready_model(spec(CLASSIFIER, "ngram", config), classifier, None, {"input_ids"})
+
+
+@pytest.mark.parametrize("config", [{"hidden_size": 0}, {"hidden_act": "foo"}, {"num_key_value_heads": 7}])
+def test_so_is_one_that_shows_when_it_is_first_run(lm, config):
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(UserError, match=r"model: llama with model\.config"):
+        start.ready_model(spec({"name": "causal-lm"}, "llama", small | config), lm, None, {"input_ids"})
+
+
+def test_too_little_memory_is_no_fault_of_the_spec():
+    assert not start.is_the_specs(MemoryError())
+    assert not start.is_the_specs(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not start.is_the_specs(OSError(28, "no space left"))
+    assert start.is_the_specs(ValueError("dropout probability has to be between 0 and 1"))
+
+
+def test_layers_that_cannot_be_computed_again_are_refused(classifier, lm):
+    with pytest.raises(UserError, match=r"training\.gradient_checkpointing: Ngram"):
+        check_checkpointing(classifier.build("ngram", {}))
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    check_checkpointing(lm.build("llama", small))
+    check_checkpointing(add_lora(lm.build("llama", small), LoraSpec()))
+
+
+def test_a_deepspeed_file_that_is_not_there_is_refused_before_anything_starts(tmp_path):
+    wrong = spec(CLASSIFIER, "ngram", {}, deepspeed="nope.json")
+    with pytest.raises(UserError, match=r"training.deepspeed: cannot read .*nope.json"):
+        zero.check_named(wrong.training, tmp_path)
