@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.spec import TrainingSpec
+
 MIB = 1 << 20
 
 
@@ -20,6 +22,20 @@ def trained(evaluations: Mapping[str, Mapping[str, float]]) -> str:
         return "nothing was held out: what the model does on data that it has not seen is not known"
     changed = [f"{key} {f'{before[key]:.4g} → ' if key in before else ''}{value:.4g}" for key, value in after.items()]
     return f"held out: {', '.join(changed)}"
+
+
+def passes(training: TrainingSpec, steps: int, rows: int) -> list[str]:
+    """Say where a run sees its rows otherwise than its length lets one think: steps are whole batches."""
+    batch, said = training.global_batch_size, []
+    if rows < batch:
+        said.append(
+            f"a step takes training.global_batch_size {batch} rows and there are {rows}: it sees each of them "
+            f"{'' if batch % rows == 0 else 'at least '}{batch // rows} times"
+        )
+    made = steps * batch / rows
+    if training.epochs is not None and made > 1.5 * training.epochs:
+        said.append(f"training.epochs {training.epochs:g} comes to {steps} whole steps: {made:.3g} passes")
+    return said
 
 
 def quantised(report: Mapping[str, Any]) -> str:

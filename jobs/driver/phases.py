@@ -35,6 +35,8 @@ def train_phase(job: Job) -> dict[str, Any]:
     job.steps = setup.total_steps(job.spec.training, prepared.train_rows)
     if wrong := job.spec.training.too_long_for(job.steps):
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
+    for said in figures.passes(job.spec.training, job.steps, prepared.train_rows):
+        progress.say(said)
     progress.report("start", 0, 1)
     run_workers(job, loop.train_worker, prepared)
     end_if_lost(job.folder)

@@ -51,6 +51,9 @@ class TokenizerOptions(TaskOptions):
     def _one_origin(self) -> TokenizerOptions:
         if self.train and self.source:
             raise ValueError("give either `train` or `from`, not both")
+        for name in ("vocab_size", "sample_mb", "sample_seed") if self.source or self.train == "char" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect on a tokenizer of characters or a loaded one: leave it out")
         return self
 
     @property

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from jobs.driver import figures
+from jobs.spec import TrainingSpec
 from jobs.worker.quantize import Layers
 
 
@@ -22,3 +23,15 @@ def test_quantising_says_which_layers_what_it_saved_and_what_it_cost():
         "4 of 5 linear layers quantised (2 k_proj, 2 q_proj; left as they are: 1 lm_head); weights 4.0 → 1.0 MiB; "
         "held-out loss 2 → 2.02 (+1.00%)"
     )
+
+
+def test_a_run_that_sees_its_rows_more_often_than_it_seems_says_so():
+    few = TrainingSpec(epochs=1, global_batch_size=32)
+    assert figures.passes(few, 1, 5) == [
+        "a step takes training.global_batch_size 32 rows and there are 5: it sees each of them at least 6 times",
+        "training.epochs 1 comes to 1 whole steps: 6.4 passes",
+    ]
+    assert figures.passes(few, 4, 100) == []
+    assert figures.passes(TrainingSpec(steps=10, global_batch_size=8), 10, 4) == [
+        "a step takes training.global_batch_size 8 rows and there are 4: it sees each of them 2 times"
+    ]

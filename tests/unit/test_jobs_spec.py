@@ -145,6 +145,8 @@ def test_overrides_of_a_mapping_among_the_options_are_merged():
         ("data: {train: a, text_colum: b}", "spec:1: unknown key `text_colum` in data; did you mean `text_column`"),
         ("data: {train: a, evall: b}", "unknown key `evall` in data; did you mean `eval`"),
         ("data: {train: a, image_size: 8}", "unknown key `image_size` in data"),
+        ("task: {name: causal-lm, tokenizer: {train: char, vocab_size: 99}}", "vocab_size has no effect on"),
+        ("task: {name: causal-lm, tokenizer: {from: x, sample_mb: 9}}", "sample_mb has no effect on"),
         ("checkpoint: {metric: perplexty}", "no such metric .*did you mean `perplexity`"),
         ("checkpoint: {keep_best: 1}", "needs `training.eval_every`"),
         ("data: {train: a, max_bad_rows: 5}", "`data.max_bad_rows`: is for `data.bad_rows: skip`"),
