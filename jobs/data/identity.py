@@ -66,6 +66,8 @@ class Noted:
     """Name of a part → digest. Empty: it began before this was noted."""
     rows: str = ""
     """SHA-256 (hex) of the encoded rows."""
+    weights: str = ""
+    """SHA-256 (hex) of the model that the run began from (jobs/lineage.py)."""
 
 
 def parts_of(

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
-from jobs import parents, progress
+from jobs import lineage, parents, progress
 from jobs.claim import claim
 from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
 from jobs.driver.job import Job, end_if_lost, lost
@@ -49,7 +49,18 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
         outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", params, tags))
         opened = partial(Run.open, folder.key, spec.name, params=params, tags=tags)
         sender = SpoolSender(folder.spool, opened, interval_s=0.5)
-        job = Job(spec, base, root, folder, sender, parent, placed, decision.precision, stop)
+        job = Job(
+            spec,
+            base,
+            root,
+            folder,
+            sender,
+            parent,
+            placed,
+            decision.precision,
+            stop,
+            lineage.pinned(spec.model.source),
+        )
         progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
         job.track(lambda run: progress.say(f"MLflow {run.url}"))
         job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))

@@ -48,6 +48,8 @@ class Job:
     """What the workers compute in."""
     stop: Stop
     """Whether it was asked to end."""
+    parent_uri: str | None = None
+    """The same as others name it, an alias replaced by the version that it meant: `models:/name/3`."""
     steps: int = 0
     """Optimiser steps of the run, once they are known."""
 

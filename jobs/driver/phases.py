@@ -11,7 +11,7 @@ from typing import Any
 from cluster import connect
 from cluster.errors import UserError
 from cluster.results import result_of
-from jobs import progress
+from jobs import lineage, progress
 from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
@@ -179,12 +179,14 @@ def _prepare(job: Job) -> Prepared:
         if done in (0, total) or throttle.ready():
             progress.report(phase, done, total)
 
-    before = _data_before(job)
+    before, weights = _data_before(job), lineage.weights_digest(job.parent) if trains(job.spec) else ""
+    if before is not None:
+        lineage.check_same(before.weights, weights, job.parent_uri)
     prepared = prepare.prepare(
         job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before
     )
     if before is None:
-        job.folder.keep_data(Noted(prepared.parts, prepared.rows))
+        job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"
     progress.say(f"data {prepared.name}: {counted}{' (encoded before)' if prepared.cached else ''}")
     for note in prepared.notes:

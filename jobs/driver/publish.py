@@ -41,7 +41,7 @@ def publish(
             task=job.spec.task.name,
             architecture=config.get("model_type", "unknown"),
             run_id=run_id,
-            parent=job.spec.model.source,
+            parent=job.parent_uri,
             dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
             spec_digest=job.spec.digest(),
             precision=job.precision,

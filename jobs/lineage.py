@@ -1,0 +1,66 @@
+"""Which model a job really starts from: the version that an alias means now, and what its files hold."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from cluster.errors import UserError
+from tracking import registry
+from tracking.errors import TrackingError
+
+WHOLE = 1 << 30
+"""Bytes of the largest file that is read whole; of a larger one, pages all over it."""
+PAGES, PAGE = 1024, 1 << 12
+
+
+def pinned(source: str | None) -> str | None:
+    """Return `model.from` with the version that an alias means, `models:/name/3`; anything else as it is."""
+    if source is None or not source.startswith("models:/"):
+        return source
+    try:
+        return registry.find_version(source).uri
+    except TrackingError:  # it was found a moment ago: what was written is all that is known now
+        return source
+
+
+def weights_digest(parent: Path | str | None) -> str:
+    """Return the SHA-256 (hex) of a model directory's weights and config.json; "" for a hub id, or no model."""
+    folder = Path(parent) if parent is not None else None
+    if folder is None or not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
+        digest.update(f"{path.name} {path.stat().st_size} {_content(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def check_same(before: str, now: str, parent: str | None) -> None:
+    """Refuse to go on from other weights than a run began from: adapters would be put on another model.
+
+    Args:
+        before: what the run has noted; "" where it is not known.
+        now: `weights_digest` of the model as it is.
+        parent: what the model is called.
+
+    Raises:
+        UserError: they differ.
+    """
+    if before and now and before != now:
+        raise UserError(
+            f"the run cannot go on: since it began, the weights behind model.from ({parent}) changed. Name the version "
+            "that it began from (models:/name/1), or begin a new run with --set checkpoint.resume=never; this one "
+            "keeps its checkpoints"
+        )
+
+
+def _content(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            return hashlib.sha256(file.read()).hexdigest()
+        digest = hashlib.sha256()
+        for page in range(PAGES):
+            file.seek(page * (size - PAGE) // (PAGES - 1))
+            digest.update(file.read(PAGE))
+        return digest.hexdigest()
