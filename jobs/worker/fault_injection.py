@@ -5,10 +5,11 @@
 A worker that reaches such a point does the action once per run; a file in the run's folder, `faults/<the point>`, shows
 that it did. Phases of a worker: `start` (before step 1 of an attempt), `step` (before the optimizer step), `save`
 (while its shard is being written), `commit` (before the manifest is written), `saved` (once a checkpoint was begun),
-`evaluate` (in an evaluation), `export` (at the run's last step). With `:node=<id>` instead of a rank it happens to
-every rank on that node, and `kill-always` every time: a sick node. `hold` never gives Python's lock back, and `deaf`
-blocks the kernel's alarm besides; `hog` takes memory until it is killed; `pace` makes every step from there on take a
-tenth of a second longer; `rows` notes which rows every step takes, in `rows/<rank>.jsonl`.
+`evaluate` (in an evaluation), `export` (at the run's last step), `exported` (the model is written and not yet checked).
+With `:node=<id>` instead of a rank it happens to every rank on that node, and `kill-always` every time: a sick node.
+`hold` never gives Python's lock back, and `deaf` blocks the kernel's alarm besides; `hog` takes memory until it is
+killed; `damage` changes what was written; `pace` makes every step from there on take a tenth of a second longer;
+`rows` notes which rows every step takes, in `rows/<rank>.jsonl`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobs.run_folder import RunFolder
 
 VARIABLE = "TANDEM_FAULT"
 PACE_S = 0.1
-PHASES = ("start", "step", "save", "commit", "saved", "evaluate", "export")
+PHASES = ("start", "step", "save", "commit", "saved", "evaluate", "export", "exported")
 
 
 class InjectedError(RuntimeError):
@@ -161,6 +163,17 @@ def _spike(run: RunFolder) -> str:
     return "spike"
 
 
+def _damage(run: RunFolder) -> str:
+    return "damage"
+
+
+def damage(weights: Path) -> None:
+    """Turn half of a file of weights round, byte by byte: it loads, and is another model."""
+    content = weights.read_bytes()
+    begin = len(content) // 2
+    weights.write_bytes(content[:begin] + content[begin:][::-1])
+
+
 def _nothing(run: RunFolder) -> None:
     pass
 
@@ -179,6 +192,7 @@ _ACTIONS: dict[str, Callable[[RunFolder], str | None]] = {
     "stop": _halt,
     "nan": _nan,
     "spike": _spike,
+    "damage": _damage,
     "pace": _nothing,
     "rows": _nothing,
 }

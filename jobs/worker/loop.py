@@ -35,6 +35,7 @@ from jobs.worker import proof
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import to_device
 from jobs.worker.export import export
+from jobs.worker.fault_injection import damage
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, logged, set_up, system_metrics
 from jobs.worker.start import fresh_model
@@ -273,6 +274,8 @@ def export_weights(worker: Worker) -> None:
     weights = worker.engine.state_dict()
 
     def check(written: Path) -> None:
+        if worker.injector.inject("exported", worker.steps) == "damage":
+            damage(written / "model.safetensors")
         proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
         worker.saver.check_newest()  # else it would replace what a newer attempt has left
 

@@ -272,7 +272,7 @@ def test_folders_with_the_names_of_ours_beside_the_spec_hide_nothing(tmp_path):
     result = finished(run(tmp_path, spec, "resources.workers=2", "training.deepspeed.zero_stage=3"))
     assert len(history(result["run_id"], "mine_per_second")) == 3, "the task of the user's own was used"
     with pytest.raises(UserError, match="rename"):
-        submit.submit(tmp_path / "beside.yaml", ["task=jobs.notes:Mine"])
+        submit.submit(tmp_path / "beside.yaml", ["task=jobs.own_notes:Mine"])
 
 
 def test_command_line_exit_codes(folder):

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.errors import UserError
 from tests.support import fault_runs as faults
 from tests.support.fault_runs import ended, run, same_curve, submitted
+from tracking import registry
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -213,3 +215,17 @@ def _wait_for_checkpoint(storage: Path, name: str) -> None:
     while not list((storage / "runs").glob(f"{name}-*/checkpoints/step-*/MANIFEST.json")):
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.1)
+
+
+def test_a_model_that_is_another_one_on_the_disk_is_not_registered(folder, storage):
+    settings = ("resources.workers=1", "training.steps=8", "register.model=twisted")
+    found = run(folder, storage, "twisted", *settings, fault="damage:rank=0:step=8:phase=exported")
+    assert list((found.folder / "faults").iterdir()), "it was damaged"
+    assert found.status == "FAILED"
+    assert any("loss" in line and "files" in line for line in found.log), found.log[-5:]
+    assert not (found.folder / "model").exists()
+    assert found.run.info.status == "FAILED"
+    with pytest.raises(UserError, match="no registered model 'twisted'"):
+        registry.find_version("models:/twisted/1")
+    again = run(folder, storage, "twisted", *settings)
+    assert again.status == "SUCCEEDED", "from its last checkpoint"
