@@ -256,7 +256,7 @@ def test_a_parent_that_does_not_exist_is_refused_at_submission(folder):
 def test_folders_with_the_names_of_ours_beside_the_spec_hide_nothing(tmp_path):
     files = {
         "jobs/__init__.py": "raise ImportError('not this one')",
-        "jobs/notes.py": "",
+        "jobs/own_notes.py": "",
         "cluster/notes.txt": "",
         "serve/__init__.py": "raise ImportError('not this one')",
         "tracking/data.csv": "a,b",
