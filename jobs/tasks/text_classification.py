@@ -269,27 +269,39 @@ class TextClassification(Task):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
-        """Classify texts (str or UTF-8 bytes), or pairs of them as `{"text": …, "pair": …}`."""
+        """Classify texts (str or UTF-8 bytes), or pairs of them as `{"text": …, "pair": …}`.
+
+        One of more than `max_length` tokens is classified by those at its beginning, and `truncated` says so.
+        """
         import torch
 
         texts = [tuple(map(_decoded, self._given(instance))) for instance in instances]
         columns = self._tokenise(texts)
+        cut = columns.pop("cut")
         with torch.inference_mode():
             rows = self._logits(model, self.collate(columns)).softmax(-1).tolist()
         best = [max(range(len(row)), key=row.__getitem__) for row in rows]
         return [
-            {"label": self.labels[b], "score": row[b], "scores": dict(zip(self.labels, row, strict=True))}
-            for b, row in zip(best, rows, strict=True)
+            {
+                "label": self.labels[b],
+                "score": row[b],
+                "scores": dict(zip(self.labels, row, strict=True)),
+                "truncated": bool(of),
+            }
+            for b, row, of in zip(best, rows, cut, strict=True)
         ]
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Describe the text, and the second one of a pair."""
+        """Describe the text, and the second one of a pair, with how many tokens are read."""
         names = ["text", "pair"] if self.pairs else ["text"]
-        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
+        tensor = {"datatype": "BYTES", "shape": [-1], "parameters": {"max_tokens": self.max_length}}
+        return [{"name": name, **tensor} for name in names]
 
     def outputs(self) -> list[dict[str, Any]]:
-        """Describe label, score and scores."""
-        return [] if self.answers_otherwise(TextClassification) else classified(self.labels)
+        """Describe label, score and scores, and whether the text was cut."""
+        if self.answers_otherwise(TextClassification):
+            return []
+        return [*classified(self.labels), {"name": "truncated", "datatype": "BOOL", "shape": [-1]}]
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -139,6 +139,15 @@ def test_a_model_loads_back_without_options_and_answers_the_same(task, architect
     assert model.config.id2label == {0: "bad", 1: "good"}
 
 
+def test_a_text_that_is_cut_is_said_to_be():
+    task = learned(max_length=8)
+    model = task.build("ngram", {})
+    short, long = task.predict(model, ["good film", "good film " * 9])
+    assert (short["truncated"], long["truncated"]) == (False, True)
+    assert task.inputs()[0]["parameters"] == {"max_tokens": 8}
+    assert {part["name"] for part in task.outputs()} == set(short)
+
+
 @pytest.mark.parametrize("architecture", ["ngram", "bert"])
 def test_padding_changes_no_answer(task, architecture):
     model = task.build(architecture, CONFIGS[architecture]).eval()

@@ -81,7 +81,7 @@ def test_metadata(serve: Any) -> None:
             assert told["shape"] == [-1, *made["shape"][1:]]
             assert told.get("parameters") == made.get("parameters")
         assert [output["name"] for output in (await client.get("/v2/models/opinions")).json()["outputs"]] == [
-            "label", "score", "scores"]  # fmt: skip
+            "label", "score", "scores", "truncated"]  # fmt: skip
         assert (await client.get("/v2")).json()["extensions"] == ["binary_tensor_data"]
 
     serve(scenario)
