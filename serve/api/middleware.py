@@ -1,11 +1,14 @@
-"""What surrounds every route: cross-origin requests, HTTP/1.0 clients, and paths that end in a slash."""
+"""What surrounds every route: cross-origin requests, HTTP/1.0 clients, failures, and paths that end in a slash."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 EXPOSED = (
     "x-tandem-model-version",
@@ -68,6 +71,34 @@ class _Whole:
         length = (b"content-length", str(len(self._body)).encode())
         await self._send({**self._start, "headers": [*headers, length]})
         await self._send({"type": "http.response.body", "body": bytes(self._body), "more_body": False})
+
+
+class Failures:
+    """Answer what failed unexpectedly, and log it.
+
+    Starlette would do so outside of all of these, so that a page of another origin could not read that it failed.
+    """
+
+    def __init__(self, app: ASGIApp, answer: Callable[[str], ASGIApp]) -> None:
+        """`answer` returns the response to a path's request."""
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            if begun or scope["type"] != "http":
+                raise  # too late for an answer: the connection is closed, so that nobody takes the part for the whole
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await self._answer(scope["path"])(scope, receive, send)
 
 
 class SlashAtTheEnd:

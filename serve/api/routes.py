@@ -27,6 +27,7 @@ def build(find: Find) -> FastAPI:
     _add_inference(app, find)
     _add_status(app, find)
     _add_error_handlers(app)
+    app.add_middleware(middleware.Failures, answer=_unexpected)
     app.add_middleware(middleware.SlashAtTheEnd)
     app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)
     app.add_middleware(middleware.WholeForOldClients)
@@ -144,16 +145,17 @@ def _add_error_handlers(app: FastAPI) -> None:
         message = f"{request.method} {path[:200]}: {error.detail}"
         return _answer(request, ApiError(error.status_code, message, code="method_not_allowed", headers=headers))
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        # Starlette logs the traceback; the client learns nothing of our insides.
-        return _answer(
-            request, ApiError(500, "the server failed to answer; its log has the reason", code="internal_error")
-        )
+
+def _unexpected(path: str) -> JSONResponse:
+    """Return the answer where something failed that should not: the client learns nothing of our insides."""
+    return _shaped(path, ApiError(500, "the server failed to answer; its log has the reason", code="internal_error"))
 
 
 def _answer(request: Request, error: ApiError) -> JSONResponse:
+    return _shaped(request.scope["path"], error)
+
+
+def _shaped(path: str, error: ApiError) -> JSONResponse:
     """Return an error in the shape of the protocol that the path belongs to."""
-    path = request.scope["path"]
     inference = path == "/v2" or path.startswith("/v2/")
     return JSONResponse({"error": error.message} if inference else error.body(), error.status, headers=error.headers)

@@ -126,6 +126,7 @@ class GatewayDeployment:
     async def __init__(  # type: ignore[misc]  # see above
         self, name: str, max_body_bytes: int, max_prompts: int, cors_origins: tuple[str, ...] = ()
     ) -> None:
+        _log_with_serve()
         self._backend = RayBackend(name)
         self.gateway = Gateway(self._backend, max_body_bytes, max_prompts, cors_origins)
         replica_id = ray_serve.get_replica_context().replica_id.unique_id

@@ -69,6 +69,10 @@ class ChatTemplate:
         told, text = template_questions.in_its_form(self._renderer(functions, options), told)
         return Rendered(text, told, functions, options)
 
+    def again(self, rendered: Rendered) -> str:
+        """Return the prompt that something else than it was made of gives. Raises RequestError."""
+        return self._render(rendered.messages, rendered.functions, rendered.options)
+
     def check(self, rendered: Rendered) -> None:
         """Raise LeftOut for what the template has left out of a prompt. It renders again, so too long ones go first."""
         text, told, functions, options = rendered

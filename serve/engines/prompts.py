@@ -7,6 +7,7 @@ from typing import Any
 
 from serve.engines.chat_template import ChatTemplate
 from serve.engines.protocol import RequestError
+from serve.engines.special_texts import token_ids
 from serve.engines.tools.formats import Format
 from serve.wire import GenerateCall
 
@@ -36,7 +37,7 @@ def encode(tokenizer: Any, call: GenerateCall, max_context: int, form: Format | 
         return _checked(prompt, max_context, call)
     template = ChatTemplate(tokenizer)
     rendered = template.render(prompt, call.tools, call.template_kwargs, form)  # type: ignore[arg-type]
-    ids = _checked(tokenizer(rendered.text, add_special_tokens=False)["input_ids"], max_context, call)
+    ids = _checked(token_ids(tokenizer, rendered, template.again, max_context), max_context, call)
     template.check(rendered)
     return ids
 

@@ -164,6 +164,9 @@ def test_the_route_takes_every_form_of_input_and_both_encodings(directory: Path)
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "base64"),
         ({"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "not supported"),
         ({"input": "a", "input_type": "query"}, "input_type", "unknown parameter"),
+        ({"input": "a", "normalize": False}, "normalize", "not supported"),
+        ({"input": "a", "truncate": "END"}, "truncate", "not supported"),
+        ({"input": "a", "add_special_tokens": False}, "add_special_tokens", "not supported"),
         ({}, "input", "required"),
     ],
 )

@@ -317,6 +317,33 @@ def test_what_is_too_large_is_said_in_the_path_s_shape(serve: Any) -> None:
     serve(scenario)
 
 
+def test_a_length_that_is_too_large_is_refused_before_the_body_comes(serve: Any) -> None:
+    class Never(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            raise AssertionError("the body was read")
+            yield b""
+
+    async def scenario(client: httpx.AsyncClient, backend: Predicting) -> None:
+        for length in (MOST + 1, 10**30):
+            asked = client.build_request("POST", INFER, headers={"content-length": str(length)})
+            asked.stream = Never()
+            assert (await client.send(asked)).status_code == 413
+
+    serve(scenario)
+
+
+def test_a_failure_can_be_read_from_another_origin(serve: Any) -> None:
+    async def scenario(client: httpx.AsyncClient, backend: Predicting) -> None:
+        backend.failure = KeyError("inside")
+        answer = await client.post(INFER, json=BODY, headers={"origin": GOOD})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, GOOD)
+        assert "inside" not in answer.text
+        backend.failure = None
+        assert (await client.post(INFER, json=BODY)).status_code == 200
+
+    serve(scenario, GOOD)
+
+
 def exchange(port: int, method: str, path: str, body: Any = None, version: str = "1.0") -> tuple[str, bytes]:
     """Speak HTTP by hand; return the head in lower case, and the body up to the end of the connection."""
     raw = b"" if body is None else json.dumps(body).encode()

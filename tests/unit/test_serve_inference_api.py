@@ -148,6 +148,8 @@ def test_bad_tensors_are_refused_with_their_place(fields: dict[str, Any], said: 
         ({"outputs": [{"name": "a", "parameters": {"binary_data": "yes"}}]}, "must be true or false"),
         ({"outputs": "score"}, "outputs:"),
         ({"parameters": {"sequence_id": 3}}, "parameters.sequence_id"),
+        ({"parameters": {"sequence_id": False}}, "parameters.sequence_id"),
+        ({"parameters": {"sequence_start": True}}, "parameters.sequence_start"),
         ({"parameters": {"binary_data_output": 1}}, "must be true or false"),
         ({"parameters": {"content_type": "pd"}}, '"pd"'),
         ({"surprise": 1}, "surprise"),
@@ -171,6 +173,12 @@ def test_null_is_what_is_left_out() -> None:
     assert (found.id, found.outputs, found.binary) == (None, None, False)
     content_type = {"content_type": None, "headers": None}
     assert parsed({"parameters": content_type, "outputs": [], "inputs": [_part()]}).outputs is None
+
+
+def test_what_is_switched_off_is_accepted() -> None:
+    off = {"sequence_id": 0, "sequence_start": False, "triton_enable_empty_final_response": False}
+    one = {"name": "a", "parameters": {"classification": 0}}
+    assert parsed({"inputs": [_part()], "parameters": off, "outputs": [one]}).outputs == {"a": False}
 
 
 def test_the_body_names_the_model_of_the_path_or_none() -> None:
@@ -229,7 +237,7 @@ def test_binary_sizes_must_add_up_to_the_body() -> None:
             parsed({"inputs": [{**part, "parameters": {"binary_data_size": size}}]}, b"ab")
 
 
-@pytest.mark.parametrize("length", ["", "0", "-1", "9999", "x", "1e1", "²"])
+@pytest.mark.parametrize("length", ["", "0", "-1", "9999", "x", "1e1", "²", "1" * 5000])
 def test_a_bad_header_length_is_refused(length: str) -> None:
     with pytest.raises(ApiError, match="Inference-Header-Content-Length"):
         parse(json.dumps({"inputs": [_part()]}).encode(), length)

@@ -22,6 +22,9 @@ def chat(**fields: Any) -> Any:
     return parse_chat({"model": "m", "messages": HELLO, **fields}, "1")
 
 
+SCHEMA = {"json_schema": {"name": "a", "schema": {"type": "integer"}}}
+
+
 def refusal(**fields: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
         chat(**fields)
@@ -67,6 +70,7 @@ def test_content_parts_and_the_developer_role() -> None:
 
 def test_a_message_as_the_client_dumps_it() -> None:
     message = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None, "annotations": []}
+    message["provider_specific_fields"] = {"refusal": None}
     assert chat(messages=[message, *HELLO]).calls[0].prompt[0] == {"role": "assistant", "content": "a"}
 
 
@@ -111,6 +115,8 @@ def test_what_cannot_be_honoured_is_refused(name: str, value: Any) -> None:
         {"chat_template_kwargs": {}, "best_of": 1, "logit_bias": {}, "tools": [], "tool_choice": "auto", "stop": ""},
         {"logprobs": False, "top_logprobs": 0, "parallel_tool_calls": True, "safety_identifier": "x"},
         {"add_special_tokens": False, "stream_options": {"some_new_name": None}},
+        {"stream_options": {"include_usage": False, "include_obfuscation": False}},
+        {"response_format": {"type": "text", "json_schema": None}, "some_new_name": {"a": None, "b": {}}},
         {"suffix": "", "guided_json": {}, "documents": [], "some_new_name": None, "another": [], "length_penalty": 1},
     ],
 )
@@ -168,6 +174,8 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
         ({"logit_bias": {"the": 5}}, "invalid_value", "logit_bias"),
         ({"logit_bias": {"5": 101}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "invalid_value", "logit_bias"),
+        ({"repetition_penalty": 1e-320}, "invalid_value", "repetition_penalty"),
         ({"logit_bias": [5]}, "invalid_value", "logit_bias"),
         ({"response_format": {"type": "yaml"}}, "invalid_value", "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "missing_required_parameter", "response_format.json_schema"),
@@ -179,6 +187,15 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ({"temprature": 0}, "unknown_parameter", "temprature"),
         ({"temprature": 1}, "unknown_parameter", "temprature"),
         ({"stream_options": {"usage": True}}, "unknown_parameter", "stream_options.usage"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
+        ({"stream_options": {"continuous_usage_stats": True}, "stream": False}, "invalid_value", "stream_options"),
+        (
+            {"stream_options": {"include_obfuscation": True}, "stream": True},
+            "unsupported_parameter",
+            "stream_options.include_obfuscation",
+        ),
+        ({"response_format": {"type": "json_object", **SCHEMA}}, "invalid_value", "response_format.json_schema"),
+        ({"response_format": {"type": "text", **SCHEMA}}, "invalid_value", "response_format.json_schema"),
     ],
 )
 def test_bad_parameters_are_named(fields: dict[str, Any], code: str, param: str) -> None:

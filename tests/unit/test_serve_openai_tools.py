@@ -117,6 +117,11 @@ def test_calls_and_results_in_the_history() -> None:
         ([{"role": "user", "content": "x", "tool_calls": [call("f", "1")]}], "messages[0].tool_calls"),
         ([{"role": "user", "content": "x", "tool_call_id": "1"}], "messages[0].tool_call_id"),
         ([{"role": "assistant", "tool_calls": []}], "messages[0].content"),
+        ([{"role": "assistant", "tool_calls": [call("f", "1"), call("g", "1")]}], "messages[0].tool_calls"),
+        (
+            [{"role": "assistant", "tool_calls": [call("f", "1")]}, result("1"), result("1")],
+            "messages[2].tool_call_id",
+        ),
         ([{"role": "function", "name": "f", "content": "4"}], "messages[0].role"),
         ([{"role": "assistant", "tool_calls": [call("f", "1")]}, result("1", None)], "messages[1].content"),
         (
@@ -129,6 +134,11 @@ def test_a_history_that_cannot_be_is_named(messages: list[Any], param: str) -> N
     with pytest.raises(ApiError) as caught:
         chat(messages=messages)
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_an_id_may_come_again_in_a_later_turn() -> None:
+    turn = [{"role": "assistant", "content": None, "tool_calls": [call("f", "1")]}, result("1")]
+    assert len(chat(messages=[*turn, *turn]).calls[0].prompt) == 4
 
 
 PIECES = [CallPiece(0, "f", ""), CallPiece(0, None, '{"a":'), CallPiece(0, None, " 1}"), CallPiece(1, "g", "{}")]

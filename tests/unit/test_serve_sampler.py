@@ -161,6 +161,14 @@ def test_a_vocabulary_that_fills_no_whole_run_is_drawn_from_to_its_end() -> None
     assert {choose(logits, [sampler])[0] for _ in range(60)} == {0, 64, 130}
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-320, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_next_to_nothing_as_temperature_is_greedy(temperature: float, top_p: float) -> None:
+    logits = logits_of(1, rows=2) * 10
+    samplers = [sampler_of(SamplingParams(temperature=temperature, top_p=top_p)) for _ in range(2)]
+    assert choose(logits, samplers) == logits.argmax(-1).tolist()
+
+
 def test_greedy_is_the_best_whatever_the_other_fields_say() -> None:
     logits = logits_of(1, rows=2)
     samplers = [sampler_of(SamplingParams(temperature=0, top_k=3)), sampler_of(SamplingParams(temperature=0))]

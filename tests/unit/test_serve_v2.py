@@ -103,10 +103,23 @@ def test_versions(serve: Any) -> None:
     serve(scenario)
 
 
+def index(client: httpx.AsyncClient, body: Any) -> Any:
+    return client.post("/v2/repository/index", json=body)
+
+
 def test_the_repository_is_listed(serve: Any) -> None:
     async def scenario(client: httpx.AsyncClient, backend: Predicting) -> None:
         listed = (await client.post("/v2/repository/index")).json()
         assert listed[0] == {"name": "shapes", "version": "1", "state": "READY", "reason": ""}
+        del backend.replicas["opinions"]
+        states = {each["name"]: each["state"] for each in (await index(client, {})).json()}
+        assert (states["shapes"], states["opinions"]) == ("READY", "UNAVAILABLE")
+        assert {**states, "opinions": "READY"} != states
+        ready = [each["name"] for each in (await index(client, {"ready": True})).json()]
+        assert ready == [name for name, state in states.items() if state == "READY"]
+        assert len((await index(client, {"ready": False})).json()) == len(states)
+        for wrong in ({"ready": 1}, {"redy": True}, []):
+            assert (await index(client, wrong)).status_code == 400
 
     serve(scenario)
 

@@ -7,6 +7,7 @@ prepared at the first request that wants any of this.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -87,8 +88,11 @@ class Grammars:
             raise RequestError(field, f"is no JSON schema: {error}") from None
         matcher = LLMatcher(self._prepared_vocabulary(field), grammar, log_level=0)
         if matcher.is_error():
-            reason = str(matcher.get_error()).partition("\n")[0]  # the rest shows lines of the grammar
-            raise RequestError(field, f"this schema cannot be followed: {reason}")
+            raise RequestError(field, f"this schema cannot be followed: {_reason(str(matcher.get_error()), text)}")
+        first = Constraint(matcher.deep_copy(), self._vocab_size)
+        first.forbidden()
+        if first.complete and not matcher.is_accepting():  # it could only end: a schema that refers to itself alone
+            raise RequestError(field, "this schema cannot be followed: there is no value that it describes")
         return matcher
 
     def _prepared_vocabulary(self, field: str) -> Any:
@@ -100,3 +104,16 @@ class Grammars:
             except ValueError as error:
                 raise RequestError(field, f"this model's tokenizer cannot be constrained: {error}") from None
         return self._vocabulary
+
+
+def _reason(error: str, text: str) -> str:
+    """Return why llguidance cannot use a schema, or a grammar of calls, without lines of the grammar."""
+    first, *rest = error.splitlines()
+    told = next((line.removeprefix("error: ") for line in rest if line.startswith("error: ")), "")
+    placed = re.match(r"at (\d+)\(\d+\): (?:failed to compile JSON schema: )?(.*)", first)
+    if placed is None:
+        return f"{first} {told}".rstrip()
+    line = text.splitlines()[int(placed[1]) - 1 :][:1]  # of a grammar: a call's rule stands above its arguments'
+    number = re.match(r"arguments_(\d+):", "".join(line))
+    name = re.search(rf'^call_{number[1]}: .*?name\\": \\"(.*?)\\"', text, re.M) if number else None
+    return f"{f'function {name[1]!r}: ' if name else ''}{placed[2]} {told}".rstrip()

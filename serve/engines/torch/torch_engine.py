@@ -215,6 +215,8 @@ class TorchEngine:
         self._check_vocabulary("prompt", prompt)
         for field, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_vocabulary(field, tuple(tokens))
+        if params.min_tokens and len(self._eos.union(params.stop_token_ids)) >= self._vocab_size:
+            raise RequestError("min_tokens", "cannot be reached: every token ends the text")
 
     def _check_vocabulary(self, place: str, ids: tuple[int, ...]) -> None:
         for token in (min(ids), max(ids)) if ids else ():
