@@ -15,7 +15,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -44,7 +43,7 @@ class Replicas(Strict):
     """So many run also when it is quiet."""
     max: ReplicaCount = 1
     """So many run at most; fewer where the cluster has no room."""
-    target_ongoing: PositiveFloat | None = None
+    target_ongoing: Annotated[float, Field(gt=0, le=65_536)] | None = None
     """Requests in flight per replica to aim at; half of `max_batch` (16 for a gateway) when left out."""
 
     @model_validator(mode="after")
@@ -110,6 +109,9 @@ class EngineSpec(BaseModel):
             table.check_name(self.name)
         except UserError as error:
             raise ValueError(str(error)) from None
+        found = [table.wrong_options(engine, self.options) for engine in table.possible(self.name)]
+        if wrong := min(found, key=len, default=[]):
+            raise ValidationError.from_exception_data("EngineSpec", [_detail(*each) for each in wrong])
         return self
 
 
@@ -138,7 +140,7 @@ class ModelServeSpec(Scaled):
     """The engine's option of this name, also read here."""
     compile: bool | None = None
     """The engine's option of this name, also read here."""
-    cache_gib: PositiveFloat | None = None
+    cache_gib: Annotated[float, Field(gt=0, le=table.MOST_GIB)] | None = None
     """The engine's option of this name, also read here."""
     max_context: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Most tokens of prompt and completion together; the model's own limit when left out."""

@@ -12,16 +12,19 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.errors import UserError
+from cluster.mistakes import TAKES
 from cluster.names import suggest
 from cluster.strict import Strict
 from serve.wire import Identity
 
 AUTO = "auto"
+MOST_GIB = 100_000
+"""More memory than a node has."""
 Kind = Literal["generative", "predictive"]
 """What a task asks of its engine: to generate tokens, or to answer at once."""
 
@@ -41,7 +44,7 @@ class TorchOptions(EngineOptions):
     compile: bool = False
     """torch.compile the model of the `torch` runner. Its start takes a minute, which is logged, and on CPUs its steps
     were not faster."""
-    cache_gib: PositiveFloat | None = None
+    cache_gib: Annotated[float, Field(gt=0, le=MOST_GIB)] | None = None
     """Most memory for keys and values in one replica; half of what is free at most when left out."""
     pooling: Literal["mean", "last"] = "mean"
     """How /v1/embeddings makes a vector of a text: the mean of its tokens' last hidden states, or the last token's."""
@@ -54,7 +57,7 @@ class VllmOptions(EngineOptions):
 
     compile: bool = False
     """Let vLLM compile the model, which takes half a minute at least."""
-    cache_gib: PositiveInt | None = None
+    cache_gib: Annotated[int, Field(ge=1, le=MOST_GIB)] | None = None
     """Memory for keys and values on a CPU, in whole GiB; vLLM's own choice when left out."""
     tool_format: ToolFormat = "auto"
     """How the model writes calls of functions; `auto` asks its chat template."""
@@ -63,7 +66,7 @@ class VllmOptions(EngineOptions):
 class TaskOptions(EngineOptions):
     """Options of the `task` engine."""
 
-    max_wait_ms: float = Field(default=2.0, ge=0)
+    max_wait_ms: float = Field(default=2.0, ge=0, le=60_000)
     """How long the first request of a batch waits for others to share it."""
 
 
@@ -209,15 +212,24 @@ def mistakes(
     if precision not in engine.precisions:
         known = ", ".join(engine.precisions)
         found.append(Mistake(("precision",), f"the {engine.name} engine has no {precision!r}, only {known}", precision))
+    return [*found, *wrong_options(engine, options, engines)]
+
+
+def wrong_options(
+    engine: EngineEntry, options: Mapping[str, Any], engines: Mapping[str, EngineEntry] = ENGINES
+) -> list[Mistake]:
+    """List what is wrong with options for an engine."""
     try:
         engine.options.model_validate(dict(options))
     except ValidationError as error:
-        found += [_mistake(engine, detail, engines) for detail in error.errors(include_url=False)]
-    return found
+        return [_mistake(engine, detail, engines) for detail in error.errors(include_url=False)]
+    return []
 
 
 def _mistake(engine: EngineEntry, detail: Any, engines: Mapping[str, EngineEntry]) -> Mistake:
     place, message = tuple(detail["loc"]), detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in TAKES:
+        message = f"takes {TAKES[detail['type']]}"
     if detail["type"] == "extra_forbidden" and len(place) == 1:
         message = _not_an_option(engine, str(place[0]), engines)
     return Mistake(place, message, detail.get("input"))

@@ -37,6 +37,35 @@ def test_numbers_that_cannot_be_are_refused_by_name(setting: str) -> None:
     assert not any(name in message for name in INNER), message
 
 
+@pytest.mark.parametrize(
+    ("engine", "option"),
+    [
+        *(("torch", f"cache_gib: {value}") for value in ("-1", "0", ".inf", ".nan", "true", "1.0e+30", "many")),
+        *(("vllm", f"cache_gib: {value}") for value in ("0", "1.5", "99999999999")),
+        *(("task", f"max_wait_ms: {value}") for value in ("-1", ".inf", "1.0e+12", "true")),
+        ("torch", "compile: 3"),
+        ("torch", "pooling: max"),
+        ("torch", "runner: 3"),
+        ("torch", "tool_format: xml"),
+    ],
+)
+def test_options_of_engines_that_cannot_be_are_refused_by_name(engine: str, option: str) -> None:
+    with pytest.raises(UserError) as caught:
+        specfile.loads(f"models:\n  m:\n    model: d\n    engine:\n      name: {engine}\n      {option}", ServeSpec)
+    message = str(caught.value)
+    assert message.startswith(f"spec:6: `models.m.engine.{option.partition(':')[0]}`: "), message
+    assert "Input should be a valid" not in message
+
+
+def test_all_mistakes_of_a_model_are_told_at_once() -> None:
+    text = "models:\n  m:\n    model: d\n    engine: {name: torch, cache_gib: -1, compile: 3}\n    max_batch: 0"
+    with pytest.raises(UserError) as caught:
+        specfile.loads(text, ServeSpec)
+    told = str(caught.value)
+    assert [name in told for name in ("engine.cache_gib", "engine.compile", "max_batch")] == [True] * 3
+    assert len(told.splitlines()) == 3
+
+
 RESERVED = ("PYTHONPATH", "LD_PRELOAD", "RAY_X", "MLFLOW_TRACKING_URI", "TANDEM_HOME")
 
 

@@ -85,7 +85,7 @@ def test_one_more_entry_is_one_more_engine() -> None:
     assert table.mistakes(fast, {"speed": 2}, "bf16", engines) == []
     assert table.mistakes(fast, {"runner": "native", "speed": "x"}, "auto", engines) == [
         Mistake(("precision",), "the fast engine has no 'auto', only bf16", "auto"),
-        Mistake(("speed",), "Input should be a valid integer, unable to parse string as an integer", "x"),
+        Mistake(("speed",), "takes a whole number", "x"),
         Mistake(("runner",), "`runner` is an option of the torch engine; fast has: speed", "native"),
     ]
     (mistake,) = table.mistakes(ENGINES["torch"], {"speed": 2}, "auto", engines)
