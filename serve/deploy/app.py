@@ -208,9 +208,7 @@ def _replica_environment() -> dict[str, Any]:
 
 def merged(environment: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return a model's own runtime environment on top of what every replica needs, Tandem's code among it."""
-    env_vars = {**environment["env_vars"], **own.get("env_vars", {})}
-    modules = [*environment.get("py_modules", []), *own.get("py_modules", [])]
-    return {**environment, **own, "env_vars": env_vars, **({"py_modules": modules} if modules else {})}
+    return {**environment, **own, "env_vars": {**environment["env_vars"], **own.get("env_vars", {})}}
 
 
 def _own_apps(name: str) -> set[str]:

@@ -218,10 +218,10 @@ def test_a_replica_imports_what_came_with_it(tmp_path: Path, monkeypatch: pytest
 
 def test_a_models_own_environment_leaves_tandem_its_code() -> None:
     everywhere = {"env_vars": {"A": "1", "B": "1"}, "py_modules": ["gcs://tandem.zip"]}
-    own = {"env_vars": {"B": "2"}, "py_modules": ["gcs://mine.zip"], "pip": ["x"]}
+    own = {"env_vars": {"B": "2"}, "pip": ["x"]}
     assert app.merged(everywhere, own) == {
         "env_vars": {"A": "1", "B": "2"},
-        "py_modules": ["gcs://tandem.zip", "gcs://mine.zip"],
+        "py_modules": ["gcs://tandem.zip"],
         "pip": ["x"],
     }
     assert app.merged({"env_vars": {}}, {}) == {"env_vars": {}}
