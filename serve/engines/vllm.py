@@ -13,6 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
+from serve.engines.grammar import Grammars
 from serve.engines.precision import best_device, dtype_for
 from serve.engines.protocol import (
     Delta,
@@ -26,6 +27,9 @@ from serve.engines.protocol import (
 from serve.engines.rate import Rate
 from serve.engines.replica import GenerativeReplica, generation_defaults
 from serve.engines.table import ReplicaSetup, VllmOptions
+
+LEAST_TEMPERATURE = 0.01
+"""vLLM takes a lower one for this."""
 
 
 def load(setup: ReplicaSetup) -> GenerativeReplica:
@@ -54,6 +58,8 @@ class VllmEngine:
         self._directory = directory
         self._arguments = dict(arguments)
         self._vocab_size = len(tokenizer)
+        ends = tokenizer.eos_token_id
+        self._grammars = Grammars(tokenizer, self._vocab_size, frozenset() if ends is None else frozenset([ends]))
         self._llm: Any = None
         self._running = 0
         self._rate = Rate()
@@ -137,9 +143,15 @@ class VllmEngine:
         for field, tokens in ids.items():
             if tokens and (min(tokens) < 0 or max(tokens) >= self._vocab_size):
                 raise RequestError(field, f"has a token id outside 0..{self._vocab_size - 1}")
+        if 0 < params.temperature < LEAST_TEMPERATURE:
+            raise RequestError("temperature", f"vLLM has none between 0 and {LEAST_TEMPERATURE}: give one of them")
+        if params.json_schema is not None or params.grammar is not None:  # vLLM itself would refuse it too late
+            await asyncio.to_thread(self._grammars.constraint, params.json_schema, params.grammar)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Stream a completion; see the protocol."""
+        from vllm.exceptions import VLLMClientError, VLLMError
+
         await self.check(request)
         room = self.max_context - len(request.prompt_token_ids)
         wanted = _parameters(request.params, room)
@@ -152,9 +164,11 @@ class VllmEngine:
                     tokens += len(output.outputs[0].token_ids)
                     self._rate.add(len(output.outputs[0].token_ids))
                     yield _delta(request, output, tokens)
-        except ValueError as error:
+        except RequestError:
+            raise
+        except (ValueError, VLLMClientError) as error:
             raise RequestError(_field(str(error)), str(error)) from error
-        except (RuntimeError, OSError) as error:  # EngineDeadError is one
+        except (RuntimeError, OSError, VLLMError) as error:  # EngineDeadError is one
             raise EngineError(f"vLLM failed: {error!r}") from error
         finally:
             self._running -= 1

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from serve.engines.protocol import Delta, Engine, GenerationRequest, RequestError, SamplingParams
+from serve.engines.replica import GenerativeReplica
 from serve.engines.vllm import VllmEngine
-from tests.support import tiny_models
+from serve.wire import GenerateCall, Identity, Opened, Tools
+from tests.support import tiny_models, tool_templates
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
@@ -21,7 +23,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 @asynccontextmanager
 async def running(directory: Path) -> AsyncIterator[Engine]:
     engine = VllmEngine.from_directory(
-        directory, precision="fp32", max_context=256, max_batch=8, cache_memory_bytes=2**30
+        directory, precision="fp32", max_context=512, max_batch=8, cache_memory_bytes=2**30
     )
     await engine.start()
     try:
@@ -44,7 +46,10 @@ def test_the_protocol_over_vllm(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     # vLLM's CPU kernels want heads of at least 32 numbers
-    directory = tiny_models.language_model(tmp_path / "tiny", context=256, hidden=128)
+    fast = tiny_models.tokenizer()
+    fast.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>"]})
+    fast.chat_template = tool_templates.HERMES
+    directory = tiny_models.language_model(tmp_path / "tiny", context=512, hidden=128, fast=fast)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     texts = [tuple(range(5 + at, 15 + 3 * at)) for at in range(6)]
 
@@ -60,6 +65,8 @@ def test_the_protocol_over_vllm(tmp_path: Path) -> None:
             assert crowd[0][-1].completion_tokens == len(ids(crowd[0]))
             await scores(engine)
             await structure(engine)
+            await calls(engine)
+            await bounds(engine)
             stream = engine.generate(GenerationRequest("left", (5, 6), SamplingParams(max_tokens=200, ignore_eos=True)))
             await anext(stream)
             assert engine.load().running == 1
@@ -67,7 +74,7 @@ def test_the_protocol_over_vllm(tmp_path: Path) -> None:
             assert engine.load().running == 0
             assert engine.healthy()
             with pytest.raises(RequestError, match=r"^prompt: "):
-                await collect(engine, "long", (1,) * 256, greedy)
+                await collect(engine, "long", (1,) * 512, greedy)
 
     async def scores(engine: Engine) -> None:
         wanted = SamplingParams(max_tokens=0, logprobs=2, prompt_logprobs=True)
@@ -84,5 +91,53 @@ def test_the_protocol_over_vllm(tmp_path: Path) -> None:
         wanted = SamplingParams(max_tokens=60, seed=1, json_schema='{"enum": [17, "x"]}')
         deltas: Any = await collect(engine, "json", texts[0], wanted)
         assert json.loads("".join(delta.text for delta in deltas)) in (17, "x")
+
+    async def calls(engine: Engine) -> None:
+        """Markers that are special tokens, a grammar of calls, and the parser behind it."""
+        schema = {
+            "type": "object",
+            "properties": {"n": {"enum": [7]}},
+            "required": ["n"],
+            "additionalProperties": False,
+        }
+        functions = ({"name": "pick", "description": "", "parameters": schema},)
+        for parallel in (False, True):
+            replica = GenerativeReplica(engine, Identity("1", None), {})
+            tools = Tools(functions, required=True, parallel=parallel)
+            call = GenerateCall("call", ({"role": "user", "content": "7"},), {"seed": 1}, 160, tools=tools)
+            opened, *chunks = [message async for message in replica.generate(call)]
+            assert isinstance(opened, Opened), opened
+            pieces = [piece for chunk in chunks for piece in chunk.calls]
+            assert "".join(chunk.text for chunk in chunks) == ""
+            assert {piece.name for piece in pieces} - {None} == {"pick"}
+            first = "".join(piece.arguments for piece in pieces if piece.number == 0)
+            assert json.loads(first) == {"n": 7}
+            if not parallel:
+                assert chunks[-1].finish_reason == "tool_calls"
+
+    async def bounds(engine: Engine) -> None:
+        """What the protocol allows at the edge of what vLLM does."""
+        for edge in (
+            {"top_p": 0.0},
+            {"top_k": -1},
+            {"temperature": 0.01},
+            {"seed": -(2**63)},
+            {"min_p": 1.0},
+            {"repetition_penalty": 100.0},
+            {"logit_bias": {5: 100.0}},
+            {"min_tokens": 4},
+            {"stop_token_ids": (7,)},
+            {"stop": ("x", "é")},
+        ):
+            deltas = await collect(engine, f"edge {edge}", texts[0], SamplingParams(max_tokens=4, **edge))
+            assert deltas[-1].finish_reason in ("stop", "length"), edge
+        outside = (("logit_bias", {900: 1.0}), ("stop_token_ids", (900,)), ("temperature", 0.001))
+        for field, wrong in outside:
+            with pytest.raises(RequestError, match=f"^{field}: "):
+                await collect(engine, field, texts[0], SamplingParams(max_tokens=4, **{field: wrong}))
+        cat = SamplingParams(max_tokens=4, json_schema='{"type": "cat"}')
+        for refusing in (engine.check(GenerationRequest("cat", texts[0], cat)), collect(engine, "cat", texts[0], cat)):
+            with pytest.raises(RequestError, match=r"^response_format: .*Invalid type: cat"):
+                await refusing
 
     asyncio.run(scenario())

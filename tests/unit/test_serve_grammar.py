@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from serve.engines.grammar import Grammars
 from serve.engines.protocol import RequestError
 from serve.engines.tools.formats import FORMATS
 from serve.engines.tools.lark import grammar
-from serve.engines.torch.grammar import Grammars
 from serve.wire import Tools
 from tests.support import tiny_models
 

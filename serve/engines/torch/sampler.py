@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from serve.engines.grammar import Constraint
 from serve.engines.protocol import SamplingParams
-from serve.engines.torch.grammar import Constraint
 
 CANDIDATES = 512
 """Most likely tokens ranked first for top_p and min_p; a row that needs more has its whole vocabulary ranked."""

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from serve.engines.grammar import Constraint, Grammars
 from serve.engines.precision import best_device, dtype_for
 from serve.engines.protocol import Delta, EngineLoad, GenerationRequest, Pooling, RequestError
 from serve.engines.text import Decoder, TextStream
@@ -26,7 +27,6 @@ from serve.engines.torch import startup
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import BLOCK, BlockPool
 from serve.engines.torch.completion import Chosen, Completion, events
-from serve.engines.torch.grammar import Constraint, Grammars
 from serve.engines.torch.loop import StepLoop
 from serve.engines.torch.pooling import Pooled
 from serve.engines.torch.sampler import RequestSampler
