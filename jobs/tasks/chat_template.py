@@ -6,15 +6,15 @@ by asking it again without: a text that stays the same has not used it, and the 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.tasks import TaskError, TaskSetupError
+from jobs.tasks import TaskError, TaskSetupError, template_questions
 from jobs.tasks.conversations import Conversation, is_learned
 from jobs.tasks.messages import LEARNED, REASONING, Message
+from jobs.tasks.template_questions import Messages
 
 # A plain ChatML template, given to tokenizers that bring none.
 CHATML = (
@@ -36,9 +36,7 @@ class Rendered:
     spans: list[tuple[int, int]]
 
 
-def render_text(
-    tokenizer: Any, messages: Sequence[Message], tools: Any = None, prompt: bool = False, **options: Any
-) -> str:
+def render_text(tokenizer: Any, messages: Messages, tools: Any = None, prompt: bool = False, **options: Any) -> str:
     """Return the text of messages by the tokenizer's chat template.
 
     Args:
@@ -80,8 +78,8 @@ def render(tokenizer: Any, conversation: Conversation) -> list[Rendered]:
         TaskSetupError: the tokenizer has no chat template.
         TaskError: the template refuses the conversation, or leaves out a part of it.
     """
-    asked = _Asked(tokenizer, conversation.tools, _in_its_form(tokenizer, conversation))
-    whole = asked.text(asked.messages)
+    asked = _Asked(tokenizer, conversation.tools, conversation.messages)
+    whole = asked.whole
     learned = [index for index, message in enumerate(asked.messages) if is_learned(message)]
     each = [asked.answer(index) for index in learned]
     if all(whole.startswith(text) for text, _ in each):
@@ -96,9 +94,10 @@ class _Asked:
     """One conversation, and what the template makes of it and of variations of it."""
 
     def __init__(self, tokenizer: Any, tools: Any, messages: list[Message]) -> None:
-        self._tokenizer, self._tools, self.messages = tokenizer, tools, messages
+        self._tokenizer, self._tools = tokenizer, tools
+        self.messages, self.whole = template_questions.in_its_form(self.text, messages)
 
-    def text(self, messages: Sequence[Message], prompt: bool = False) -> str:
+    def text(self, messages: Messages, prompt: bool = False) -> str:
         return render_text(self._tokenizer, messages, self._tools, prompt)
 
     def answer(self, index: int) -> tuple[str, tuple[int, int]]:
@@ -129,20 +128,17 @@ class _Asked:
         Raises:
             TaskError: names it.
         """
-        if self._tools and self._same(messages, text, without_tools=True):
+        is_same = template_questions.is_same
+        if self._tools and is_same(lambda told: render_text(self._tokenizer, told), messages, text):
             raise TaskError("the chat template leaves out 'tools'")
         for index, message in enumerate(messages):
             if index in answers and _squeezed(message["content"]) not in _squeezed(text):
                 raise TaskError(f"the chat template leaves out a part of the answer in message {index + 1}")
-            for what, changed in _variations(message, text, index in answers):
-                if self._same([*messages[:index], changed, *messages[index + 1 :]], text):
-                    raise TaskError(f"the chat template leaves out {what} of message {index + 1} ({message['role']})")
-
-    def _same(self, messages: list[Message], text: str, without_tools: bool = False) -> bool:
-        try:
-            return render_text(self._tokenizer, messages, None if without_tools else self._tools) == text
-        except TaskError:  # it misses what was taken away
-            return False
+            for what, changed in _variations(message, index in answers):
+                if is_same(self.text, [*messages[:index], changed, *messages[index + 1 :]], text):
+                    raise _left_out(what, index, message)
+        for index in template_questions.unshown(self.text, messages, text):
+            raise _left_out("the content", index, messages[index])
 
 
 def _squeezed(text: str) -> str:
@@ -150,10 +146,12 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _variations(message: Message, text: str, is_answer: bool) -> Iterator[tuple[str, Message]]:
-    """Yield what of a message may have been left out of the text, each with the message without it."""
-    if message["content"].strip() not in text:
-        yield "the content", {**message, "content": _MARK}
+def _left_out(what: str, index: int, message: Message) -> TaskError:
+    return TaskError(f"the chat template leaves out {what} of message {index + 1} ({message['role']})")
+
+
+def _variations(message: Message, is_answer: bool) -> Iterator[tuple[str, Message]]:
+    """Yield what of a message, beside its content, may have been left out, each with the message without it."""
     fields = (*(REASONING if is_answer else ()), *(("name",) if message["role"] != "tool" else ()))
     for field in fields:
         if field in message:
@@ -163,51 +161,6 @@ def _variations(message: Message, text: str, is_answer: bool) -> Iterator[tuple[
         others = [*calls[:index], *calls[index + 1 :]]
         rest = {key: value for key, value in message.items() if key != "tool_calls"}
         yield f"the call of {call['function']['name']!r}", {**rest, **({"tool_calls": others} if others else {})}
-
-
-def _in_its_form(tokenizer: Any, conversation: Conversation) -> list[Message]:
-    """Return the messages with the arguments of calls as the template takes them: mappings, or their JSON.
-
-    Most templates write them as JSON and want mappings. One that wants JSON fails on a mapping, or writes it as Python
-    does.
-    """
-    messages = conversation.messages
-    if not any("tool_calls" in message for message in messages):
-        return messages
-    as_mappings = [_with_arguments(message, _mapping) for message in messages]
-    written = [str(c["function"]["arguments"]) for m in as_mappings for c in m.get("tool_calls", ())]
-    try:
-        text = render_text(tokenizer, as_mappings, conversation.tools)
-        if not any(argument != "{}" and argument in text for argument in written):
-            return as_mappings
-    except TaskSetupError:
-        raise
-    except TaskError:
-        as_json = [_with_arguments(message, _json) for message in messages]
-        try:
-            render_text(tokenizer, as_json, conversation.tools)
-        except TaskError:
-            return as_mappings  # its refusal is about something else: let it be said
-        return as_json
-    return [_with_arguments(message, _json) for message in messages]
-
-
-def _with_arguments(message: Message, form: Any) -> Message:
-    if "tool_calls" not in message:
-        return message
-    calls = [
-        {**call, "function": {**call["function"], "arguments": form(call["function"]["arguments"])}}
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
-
-
-def _mapping(arguments: Any) -> Any:
-    return json.loads(arguments) if isinstance(arguments, str) else arguments
-
-
-def _json(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def turn_end(tokenizer: Any) -> int | None:
