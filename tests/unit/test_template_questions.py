@@ -15,6 +15,7 @@ from jobs.tasks.conversations import Conversation
 from jobs.tasks.template_questions import in_its_form, is_same, unshown
 from tests.support import tiny_models
 
+WITHOUT_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.role }}:{{ m.content }}{% endfor %}"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
 
 
@@ -40,12 +41,12 @@ def conversation(*contents: str) -> list[dict[str, Any]]:
     [
         ("{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}", ("as", "b", "c"), []),
         (
-            "{% for m in messages if m.role != 'system' %}{{ m.role }}:{{ m.content }}{% endfor %}",
+            WITHOUT_SYSTEM,
             ("as", "b", "c"),
             [0],
         ),
-        ("{% for m in messages if m.role != 'system' %}{{ m.role }}:{{ m.content }}{% endfor %}", ("b", "b", "b"), [0]),
-        ("{% for m in messages if m.role != 'system' %}{{ m.role }}:{{ m.content }}{% endfor %}", (" ", "b", "c"), []),
+        (WITHOUT_SYSTEM, ("b", "b", "b"), [0]),
+        (WITHOUT_SYSTEM, (" ", "b", "c"), []),
         ("{{ messages[1].content | tojson }}{{ messages[0].content | upper | trim }}", ("a", "b"), []),
         ("{{ messages[1].content }}", ("a", "b", "c"), [0, 2]),
         ("{{ messages[0].content | length }}{{ messages[1].content }}", ("a", "b"), []),
