@@ -149,11 +149,16 @@ def _embeddings(engine: EngineEntry, model: ModelServeSpec) -> dict[str, Any]:
 
 def _details(uri: str, manifest: Any) -> dict[str, Any]:
     return {
-        "uri": uri,
+        "uri": _told(uri),
         "architecture": manifest.architecture,
         "run_id": manifest.run_id,
-        "parent": manifest.parent,
+        "parent": _told(manifest.parent),
         "dataset": manifest.dataset.model_dump() if manifest.dataset else None,
         "evaluation": manifest.evaluation,
         "quantization": manifest.quantization,
     }
+
+
+def _told(uri: str | None) -> str | None:
+    """Return what clients are told of where a model lies: not the folders of the cluster's nodes."""
+    return Path(uri).name if uri and os.path.isabs(uri) else uri

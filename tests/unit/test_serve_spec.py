@@ -16,6 +16,7 @@ from serve import runtime_env
 from serve.deploy import plan
 from serve.spec import ServeSpec
 from tests.support import tiny_models
+from tracking import manifest as manifests
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "serve" / "specs").glob("*.yaml"))
@@ -267,3 +268,14 @@ def test_a_failed_runtime_env_is_a_sentence() -> None:
     said = runtime_env.sentence(raised)
     assert said == "its runtime_env cannot be set up on a node: ERROR: No matching distribution found for nope==9"
     assert runtime_env.sentence("the model is too large") == "the model is too large"
+
+
+def test_clients_are_not_told_where_a_model_lies(tmp_path: Path) -> None:
+    folder = tiny_models.image_classifier(tmp_path / "shapes")
+    manifest = manifests.read(folder)
+    for parent, told in ((str(tmp_path / "before"), "before"), ("org/name", "org/name"), (None, None)):
+        manifests.write(folder, manifest.model_copy(update={"parent": parent}))
+        (planned,) = plan.resolve(ServeSpec.model_validate({"models": {"m": {"model": str(folder)}}}))
+        assert planned.directory == str(folder)
+        assert (planned.details["uri"], planned.details["parent"]) == ("shapes", told)
+        assert str(tmp_path) not in str(planned.details)
