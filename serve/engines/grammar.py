@@ -48,6 +48,12 @@ class Constraint:
         """Whether nothing but the end can follow."""
         return bool(self._matcher.is_stopped())
 
+    @property
+    def failure(self) -> str | None:
+        """Why the schema cannot be followed any further, where its text is not whole: it became too complex."""
+        reason = str(self._matcher.stop_reason()) if self._matcher.is_stopped() else ""
+        return reason if reason.endswith(("Error", "TooComplex")) else None
+
 
 class Grammars:
     """Schemas compiled for one model's vocabulary. Safe to use from several threads."""

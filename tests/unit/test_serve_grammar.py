@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve.engines.grammar import Grammars
+from serve.engines.grammar import Constraint, Grammars
 from serve.engines.protocol import RequestError
 from serve.engines.tools.formats import FORMATS
 from serve.engines.tools.lark import grammar
@@ -40,6 +40,22 @@ def test_why_a_schema_cannot_be_followed(grammars: Grammars, schema: Any, said: 
     assert caught.value.field == "response_format"
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_cannot_go_on_is_not_whole() -> None:
+    from llguidance import LLMatcher
+    from llguidance.hf import from_tokenizer
+
+    tokenizer = tiny_models.tokenizer()
+    vocabulary = from_tokenizer(tokenizer, 320, [tiny_models.EOS])
+    stuck = Constraint(LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema('{"$ref": "#"}'), log_level=0), 320)
+    assert stuck.failure is None
+    stuck.forbidden()
+    assert (stuck.complete, stuck.failure) == (True, "InternalError")
+    whole = Constraint(LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema('{"const": 7}'), log_level=0), 320)
+    for token in tokenizer("7")["input_ids"]:
+        whole.observe(token)
+    assert (whole.complete, whole.failure) == (True, None)
 
 
 @pytest.mark.parametrize("schema", [{}, {"const": ""}, {"type": "null"}, {"anyOf": [{"$ref": "#"}, {"type": "null"}]}])

@@ -87,6 +87,9 @@ def _accept(sequence: Sequence, token: int | None, reported: TokenLogprobs | Non
     """Append a token to its sequence and return what to say of it."""
     if token is None:
         return EngineError("the model produced logits that are not finite")
+    constraint = sequence.context.sampler.constraint
+    if constraint is not None and constraint.failure is not None:  # its text would look whole
+        return EngineError(f"the schema could not be followed to its end: {constraint.failure}")
     scored = tuple(sequence.context.prompt_logprobs)
     sequence.context.prompt_logprobs = []
     if sequence.max_tokens == 0:
