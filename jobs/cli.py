@@ -162,7 +162,8 @@ def _detach_at_ctrl_c(job_id: str, view: Any) -> None:
         os.write(2, said.encode())
         os._exit(130)
 
-    signal.signal(signal.SIGINT, detach)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for what a script starts in the background
+        signal.signal(signal.SIGINT, detach)
 
 
 def _follow(job_id: str, verbose: bool) -> None:
