@@ -262,8 +262,9 @@ class RunFolder:
     def add_remarks(self, sentences: Sequence[str]) -> None:
         """Add what has not been said yet; rank 0 of a group alone does so."""
         known = set(self.remarks())
-        with (self.path / "remarks.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(sentence) + "\n" for sentence in sentences if sentence not in known)
+        if not known.issuperset(sentences):
+            with (self.path / "remarks.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(sentence) + "\n" for sentence in sentences if sentence not in known)
 
     def hung_attempts(self) -> list[str]:
         """Return the attempts whose ranks left stacks when they hung."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -79,6 +80,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
     manifest = manifests.read(directory)
     version = str(registered.version) if registered else _content_digest(manifest.files)
     generates = _generates(name, manifest.task, code)
+    check_context(name, model.max_context, generates, _config(Path(directory)))
     engine_name, engine = _engine(name, model, manifest.task, generates, code)
     sent = code is not None and any(_is_sent(part, code) for part in (manifest.task, engine_name))
     return ServedModel(
@@ -98,6 +100,33 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         code=shipping.digest(code.packed) if code is not None and sent else None,
         details=_details(model.model, manifest) | _embeddings(engine, model),
     )
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads it says why
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def check_context(name: str, wanted: int | None, generates: bool, config: Mapping[str, Any]) -> None:
+    """Refuse a `max_context` that the model cannot have.
+
+    Args:
+        config: the model's config.json.
+
+    Raises:
+        UserError: it is above the model's positions, or the model generates nothing.
+    """
+    if wanted is None:
+        return
+    if not generates:
+        raise UserError(f"models.{name}.max_context: the model generates no text, so it has no effect: leave it out")
+    text = config.get("text_config")
+    own = (text if isinstance(text, Mapping) else config).get("max_position_embeddings")
+    if isinstance(own, int) and wanted > own:
+        raise UserError(f"models.{name}.max_context: {wanted} is above the {own} positions of the model")
 
 
 def _is_sent(name: str, code: OwnCode) -> bool:

@@ -206,8 +206,9 @@ def tree_of(process: psutil.Process) -> list[psutil.Process]:
 
 
 def follower(job_id: str) -> subprocess.Popen[str]:
-    """Follow a job in a process of its own, as at a terminal."""
-    command = [sys.executable, "-c", "from jobs.cli import app; app()", "logs", job_id, "--follow"]
+    """Follow a job in a process of its own, as at a terminal, whether or not these tests ignore SIGINT."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom jobs.cli import app; app()"
+    command = [sys.executable, "-c", code, "logs", job_id, "--follow"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

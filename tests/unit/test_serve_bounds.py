@@ -6,6 +6,7 @@ import pytest
 
 from cluster import specfile
 from cluster.errors import UserError
+from serve.deploy import plan
 from serve.spec import ServeSpec
 
 INNER = ("constrained", "function-", "tagged", "lax-or-strict")
@@ -110,3 +111,14 @@ def test_what_is_documented_is_accepted() -> None:
     spec = specfile.loads(f"models: {{m: {{model: d, runtime_env: {given}}}}}", ServeSpec)
     assert spec.models["m"].runtime_env == {"pip": ["einops"], "env_vars": {"A": "b"}}
     assert ServeSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_context_that_the_model_cannot_have_is_refused_before_a_replica_starts():
+    plan.check_context("chat", None, True, {})
+    plan.check_context("chat", 256, True, {"max_position_embeddings": 256})
+    plan.check_context("chat", 9999, True, {"model_type": "mamba"})
+    for config in ({"max_position_embeddings": 256}, {"text_config": {"max_position_embeddings": 256}}):
+        with pytest.raises(UserError, match=r"models\.chat\.max_context: 257 is above the 256 positions"):
+            plan.check_context("chat", 257, True, config)
+    with pytest.raises(UserError, match="generates no text"):
+        plan.check_context("mood", 5, False, {})
