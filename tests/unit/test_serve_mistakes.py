@@ -1,4 +1,4 @@
-"""JSON that every parser reads alike, in bodies and in the arguments of calls; and what is said where it is none."""
+"""Arguments of calls are read as bodies are, and mistakes in requests are told in plain words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from serve.api.body import ApiError
 from serve.api.openai_api import parse_chat
 from serve.api.openai_parameters import validate
 from serve.api.openai_requests import ChatRequest
-from serve.api.texts import texts
 
 
 def nested(depth: int, kind: str) -> str:
@@ -27,11 +26,6 @@ def test_nesting_is_bounded(kind: str) -> None:
     for depth in (most + 1, 900, 100_000):
         with pytest.raises(ValueError, match="at most 100"):
             strict_json.read(nested(depth, kind))
-
-
-def test_brackets_in_texts_and_beside_each_other_are_no_depth() -> None:
-    text = json.dumps({"a": "[" * 500, "b": [[]] * 500, "c": [1, {"d": [2]}] * 99})
-    assert strict_json.read(text) == json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -79,21 +73,3 @@ def test_mistakes_are_told_without_names_of_types(fields: dict[str, Any], said: 
     with pytest.raises(ApiError) as caught:
         validate(ChatRequest, {"model": "m", "messages": [{"role": "user", "content": "a"}], **fields})
     assert caught.value.message == said
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["a", 5], "prompt[1]: must be a string, as the first is (given: 5)"),
-        ([5, "a"], 'prompt[1]: must be a token id, a whole number from 0 (given: "a")'),
-        ([5, -1], "prompt[1]: must be a token id, a whole number from 0 (given: -1)"),
-        ([[5], [6, True]], "prompt[1][1]: must be a token id, a whole number from 0 (given: true)"),
-        ([[5], []], "prompt[1]: must not be empty (given: [])"),
-        ([[5], "a"], 'prompt[1]: must be a list of token ids, as the first is (given: "a")'),
-        ([None], "prompt[0]: must be a string, a token id or a list of token ids (given: null)"),
-    ],
-)
-def test_the_item_of_a_list_is_named(given: Any, said: str) -> None:
-    with pytest.raises(ApiError) as caught:
-        texts(given, "prompt")
-    assert (caught.value.message, caught.value.param) == (said, "prompt")
