@@ -9,6 +9,7 @@ from jobs.claim import claim
 from jobs.data import prepare
 from jobs.driver import phases, warm
 from jobs.driver.job import Job
+from jobs.driver.stopping import Stop
 from jobs.spec import JobSpec
 from jobs.worker import loop
 
@@ -20,7 +21,8 @@ def main() -> None:
     connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec)))
     storage = home.home() / "storage"
     folder, _ = claim(storage, spec)
-    job = Job(spec, path.parent, storage, folder, None, None, {}, resolve("auto", [this_cpu()]))  # type: ignore[arg-type]  # no sender
+    precision, stop = resolve("auto", [this_cpu()]), Stop(folder, trains=True)
+    job = Job(spec, path.parent, storage, folder, None, None, {}, precision, stop)  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
     phases.run_workers(job, loop.train_worker, prepared)
     folder.write_status("FINISHED")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -41,7 +41,7 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     from jobs.worker import zero
 
     checked = specfile.load(spec, JobSpec, set_)
-    zero.check_named(checked.training, spec.absolute().parent)
+    zero.read_named(checked.training, spec.absolute().parent)
     noise.quiet()
     parents.check_architecture(checked, spec.absolute().parent)
     if note := parents.preflight(checked, spec.absolute().parent, also=first_look.check):
@@ -143,37 +143,21 @@ def stop(job: JobId) -> None:
     print(f"{job}: {'stopping' if stopped else 'had ended already'}")
 
 
-def _detach_at_ctrl_c(job_id: str, view: Any) -> None:
-    """Have Ctrl-C end this process at once, whatever it waits for: closing a connection may take half a minute."""
-    import os
-    import signal
-    import threading
-
-    said = (
-        f"\ndetached; the job goes on. Come back: tandem jobs logs {job_id} --follow   "
-        f"stop it: tandem jobs stop {job_id}\n"
-    )
-
-    def detach(signum: int, frame: Any) -> None:
-        late = threading.Timer(2.0, os._exit, [130])  # what was interrupted may hold what the view waits for
-        late.daemon = True
-        late.start()
-        view.__exit__(None, None, None)
-        os.write(2, said.encode())
-        os._exit(130)
-
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for what a script starts in the background
-        signal.signal(signal.SIGINT, detach)
-
-
 def _follow(job_id: str, verbose: bool) -> None:
     from cluster.errors import UserError
     from jobs import submit as jobs_submit
     from jobs.live import LiveView
 
-    with LiveView(job_id, verbose) as view:
-        _detach_at_ctrl_c(job_id, view)
-        outcome = jobs_submit.follow(job_id, view.line)
+    try:
+        with LiveView(job_id, verbose) as view:
+            outcome = jobs_submit.follow(job_id, view.line)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\ndetached; the job goes on. Come back: tandem jobs logs {job_id} --follow   "
+            f"stop it: tandem jobs stop {job_id}",
+            err=True,
+        )
+        raise typer.Exit(130) from None
     if outcome.status != "SUCCEEDED":
         if outcome.error is None and not verbose:
             typer.echo("\n".join(outcome.log[-20:]), err=True)

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from cluster.errors import UserError
-from tracking import registry
+from tracking import manifest, registry
 from tracking.errors import TrackingError
 
 WHOLE = 1 << 30
@@ -56,11 +56,11 @@ def check_same(before: str, now: str, parent: str | None) -> None:
 
 def _content(path: Path) -> str:
     size = path.stat().st_size
+    if size <= WHOLE:
+        return manifest.digest_of(path).sha256
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        if size <= WHOLE:
-            return hashlib.sha256(file.read()).hexdigest()
-        digest = hashlib.sha256()
         for page in range(PAGES):
             file.seek(page * (size - PAGE) // (PAGES - 1))
             digest.update(file.read(PAGE))
-        return digest.hexdigest()
+    return digest.hexdigest()

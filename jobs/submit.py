@@ -62,7 +62,7 @@ def submit(path: Path, overrides: list[str]) -> str:
     """
     spec = specfile.load(path, JobSpec, overrides)
     shadows.check_own_module(spec.task.name, path.absolute().parent)
-    zero.check_named(spec.training, path.absolute().parent)
+    zero.read_named(spec.training, path.absolute().parent)
     where = connect.connection()
     missing = parents.preflight(spec, path.absolute().parent, where.tracking_uri)
     if missing and where.is_local:

@@ -66,7 +66,7 @@ class ModelManifest(BaseModel):
 def write(directory: Path, manifest: ModelManifest) -> ModelManifest:
     """Digest every file in `directory`, write `tandem.json` atomically and return the manifest as written."""
     check_name("model name", manifest.name)
-    files = {name: _digest(_inside(directory, name)) for name in _file_names(directory)}
+    files = {name: digest_of(_inside(directory, name)) for name in _file_names(directory)}
     complete = manifest.model_copy(update={"files": files})
     partial = directory / f".{FILE_NAME}.partial"
     with partial.open("w", encoding="utf-8") as stream:
@@ -108,7 +108,7 @@ def _check_file(directory: Path, name: str, expected: FileDigest, verify: bool) 
     size = path.stat().st_size
     if size != expected.bytes:
         raise TrackingError(f"{path} has {size} bytes, {FILE_NAME} says {expected.bytes}: export or copy it again")
-    if verify and _digest(path) != expected:
+    if verify and digest_of(path) != expected:
         raise TrackingError(f"{path} is corrupt: its sha256 is not the one in {FILE_NAME}; export or copy it again")
 
 
@@ -127,7 +127,8 @@ def _file_names(directory: Path) -> list[str]:
     return sorted(name for name in names if name not in own)
 
 
-def _digest(path: Path) -> FileDigest:
+def digest_of(path: Path) -> FileDigest:
+    """Return size and digest of a file, read in pieces."""
     sha256 = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.spec import TrainingSpec
+from jobs.worker.quantize import counted
 
 MIB = 1 << 20
 
@@ -41,11 +42,10 @@ def passes(training: TrainingSpec, steps: int, rows: int) -> list[str]:
 def quantised(report: Mapping[str, Any]) -> str:
     """Say what was made smaller, by how much, and what it cost; `report` as jobs/worker/quantize.py returns it."""
     layers = report["layers"]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(layers["kinds"].items()))
-    left = ", ".join(f"{count} {kind}" for kind, count in sorted(layers["left"].items()))
+    left = f"; left as they are: {counted(layers['left'])}" if layers["left"] else ""
     sizes = f"{report['parent_bytes'] / MIB:.1f} → {report['bytes'] / MIB:.1f} MiB"
     loss = f"{report['parent_eval_loss']:.4g} → {report['eval_loss']:.4g} ({report['loss_change']:+.2%})"
     return (
-        f"{layers['quantised']} of {layers['of']} linear layers quantised ({kinds}"
-        f"{f'; left as they are: {left}' if left else ''}); weights {sizes}; held-out loss {loss}"
+        f"{layers['quantised']} of {layers['of']} linear layers quantised ({counted(layers['kinds'])}"
+        f"{left}); weights {sizes}; held-out loss {loss}"
     )

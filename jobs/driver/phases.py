@@ -31,7 +31,7 @@ def train_phase(job: Job) -> dict[str, Any]:
     """Pre-train or fine-tune, then write the model contract and register the version."""
     prepared = _prepare(job)
     assert job.spec.training is not None
-    zero.check_named(job.spec.training, job.base)
+    zero.read_named(job.spec.training, job.base)
     job.steps = setup.total_steps(job.spec.training, prepared.train_rows)
     if wrong := job.spec.training.too_long_for(job.steps):
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")

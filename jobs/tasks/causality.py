@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 TOKENS = 24
 """Length of the rows that are compared, at most."""
 ROUNDING = 1e-5
-"""Of 140 architectures with small random weights, those that see ahead showed 1.6e-4 to 0.9, the others 0 to 2.2e-7."""
+"""Of 140 architectures with small random weights, those that see ahead showed 1.6e-4 to 0.9, the others 0 to 2.2e-7
+(benchmarks/causality.py)."""
 
 
 def check(model: torch.nn.Module, longest: int) -> None:
@@ -45,12 +46,12 @@ def sees_ahead(model: torch.nn.Module, longest: int) -> bool:
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return _influence(model, max(1, min(TOKENS, longest) // 2)) > _tolerance(model)
+            return influence(model, max(1, min(TOKENS, longest) // 2)) > _tolerance(model)
     finally:
         model.train(was_training)
 
 
-def _influence(model: torch.nn.Module, half: int) -> float:
+def influence(model: torch.nn.Module, half: int) -> float:
     """Return by how much the first half's logits move with the second half, relative to their Euclidean norm."""
     import torch
 

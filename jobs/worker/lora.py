@@ -8,6 +8,7 @@ import torch
 
 from cluster.errors import UserError
 from jobs.spec import LoraSpec
+from jobs.worker.quantize import counted
 
 
 def add_lora(model: torch.nn.Module, lora: LoraSpec) -> torch.nn.Module:
@@ -47,10 +48,11 @@ def described(adapted: torch.nn.Module) -> str:
     layers = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]  # type: ignore
     counts = Counter(str(name).rpartition(".")[2] for name in layers)
     trained, whole = adapted.get_nb_trainable_parameters()  # type: ignore[operator]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     whole_too = adapted.peft_config["default"].modules_to_save or ()  # type: ignore[union-attr, index, operator]
     beside = f", {', '.join(sorted(whole_too))} whole" if whole_too else ""
-    return f"adapters on {len(layers)} layers ({kinds}){beside}: {trained:,} of {whole:,} parameters are trained"
+    return (
+        f"adapters on {len(layers)} layers ({counted(counts)}){beside}: {trained:,} of {whole:,} parameters are trained"
+    )
 
 
 def _unmatched(adapted: torch.nn.Module, lora: LoraSpec) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Layers:
         return {"quantised": done, "of": done + left, "kinds": dict(self.quantised), "left": dict(self.left)}
 
 
-def _counted(kinds: Counter[str]) -> str:
+def counted(kinds: Mapping[str, int]) -> str:
+    """Say how many there are of each kind of layer."""
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
@@ -116,7 +118,7 @@ def _write(task: Task, parent: Path, directory: Path, scratch: Path) -> Layers:
     found = layers_of(model)
     if not found.quantised:
         raise UserError(
-            f"phase quantize changes no layer of {parent}: it has {_counted(found.left) or 'no linear layer'}; only "
+            f"phase quantize changes no layer of {parent}: it has {counted(found.left) or 'no linear layer'}; only "
             "linear layers are quantised, not the head, embeddings or convolutions; serve the model as it is"
         )
     if hasattr(whole, "generation_config"):

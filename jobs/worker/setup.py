@@ -96,7 +96,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
-    base = read_deepspeed(training, config.base)
+    base = zero.read_named(training, config.base)
     eval_rows = rows_of(prepared, prepared.eval_files)
     model, said = start.ready_model(spec, task, config.parent, rows.columns | eval_rows.columns)
     say(said, rank, folder)
@@ -185,11 +185,6 @@ def this_attempt(name: str, micro_batch: int) -> Attempt:
     mine = (ray.get_runtime_context().get_node_id(), os.getpid(), deaths.oom_kills())
     nodes, pids, kills = zip(*resume.gathered(mine), strict=True)
     return Attempt(name, len(nodes), micro_batch, nodes=nodes, pids=pids, oom_kills=kills)
-
-
-def read_deepspeed(training: TrainingSpec, base: Path) -> dict[str, Any] | None:
-    """Return the DeepSpeed JSON that the spec names, if it names one; relative paths start at `base`."""
-    return zero.read_deepspeed_json(base / training.deepspeed) if isinstance(training.deepspeed, str) else None
 
 
 def make_engine(

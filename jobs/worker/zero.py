@@ -73,17 +73,15 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     return config
 
 
-def check_named(training: TrainingSpec | None, base: Path) -> None:
-    """Refuse a DeepSpeed JSON that the spec names and that cannot be read, before anything starts.
-
-    Args:
-        base: where relative paths start.
+def read_named(training: TrainingSpec | None, base: Path) -> dict[str, Any] | None:
+    """Return the DeepSpeed JSON that the spec names, None where it names none; relative paths start at `base`.
 
     Raises:
         UserError: see `read_deepspeed_json`.
     """
-    if training is not None and isinstance(training.deepspeed, str):
-        read_deepspeed_json(base / training.deepspeed)
+    if training is None or not isinstance(training.deepspeed, str):
+        return None
+    return read_deepspeed_json(base / training.deepspeed)
 
 
 def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:

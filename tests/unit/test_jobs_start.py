@@ -66,4 +66,4 @@ def test_layers_that_cannot_be_computed_again_are_refused(classifier, lm):
 def test_a_deepspeed_file_that_is_not_there_is_refused_before_anything_starts(tmp_path):
     wrong = spec(CLASSIFIER, "ngram", {}, deepspeed="nope.json")
     with pytest.raises(UserError, match=r"training.deepspeed: cannot read .*nope.json"):
-        zero.check_named(wrong.training, tmp_path)
+        zero.read_named(wrong.training, tmp_path)
