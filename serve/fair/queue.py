@@ -1,0 +1,182 @@
+"""Deficit round-robin over tokens between keys, within priority classes: which waiting request goes next.
+
+M. Shreedhar, G. Varghese, "Efficient Fair Queueing using Deficit Round Robin", SIGCOMM 1995, with one change that
+generation needs: what a request costs is known only when it has ended. So a key pays its prompt when its request goes,
+and every generated token when it comes (`charge`); its deficit may become negative, and it waits its rounds until it
+has earned that back. A key with nothing waiting and nothing running owes nothing and is owed nothing.
+
+Pure: the time is an argument, nothing is awaited, and a request is whatever the caller puts in. A push touches one key.
+A pop walks at most two rounds of the keys that wait, whatever they owe, and one key a pop when they owe about the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+Request = TypeVar("Request")
+
+QUANTUM = 256.0
+"""Tokens that a key earns a round: about one short answer. A smaller one is as fair and costs more rounds."""
+
+
+class Full(Exception):
+    """No more may wait: `whose` is the key's own bound, or that of all together."""
+
+    def __init__(self, whose: Literal["key", "all"], waiting: int) -> None:
+        super().__init__(f"{waiting} wait already")
+        self.whose, self.waiting = whose, waiting
+
+
+@dataclass
+class Waiting(Generic[Request]):
+    """One request in the queue."""
+
+    request: Request
+    key: str
+    priority: int
+    cost: float
+    """Tokens that are known now: the prompt's."""
+    deadline: float
+    gone: bool = False
+    """It was taken, has expired, or its client has left."""
+
+
+@dataclass
+class _Flow(Generic[Request]):
+    """What one key has in one class."""
+
+    waiting: deque[Waiting[Request]] = field(default_factory=deque)
+    deficit: float = 0.0
+    running: int = 0
+    count: int = 0
+    """Of those in `waiting`, how many are not gone."""
+
+
+class FairQueue(Generic[Request]):
+    """The requests that wait for one model at one gateway. Class 0 is served first, always."""
+
+    def __init__(self, most: int, most_per_key: int, classes: int = 3) -> None:
+        self._most, self._most_per_key = most, most_per_key
+        self._flows: list[OrderedDict[str, _Flow[Request]]] = [OrderedDict() for _ in range(classes)]
+        """By class, the keys that wait, in the order of their turns."""
+        self._idle: list[dict[str, _Flow[Request]]] = [{} for _ in range(classes)]
+        """By class, the keys with something running and nothing waiting."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def waiting_of(self, key: str, priority: int) -> int:
+        """Return how many requests of a key wait."""
+        flow = self._flows[priority].get(key)
+        return flow.count if flow else 0
+
+    def push(self, request: Request, key: str, priority: int, cost: float, deadline: float) -> Waiting[Request]:
+        """Let a request wait. Raises Full."""
+        if self._count >= self._most:
+            raise Full("all", self._count)
+        active, idle = self._flows[priority], self._idle[priority]
+        flow = active.get(key) or idle.pop(key, None) or _Flow()
+        if flow.count >= self._most_per_key:
+            raise Full("key", flow.count)
+        active.setdefault(key, flow)
+        entry = Waiting(request, key, priority, cost, deadline)
+        flow.waiting.append(entry)
+        flow.count += 1
+        self._count += 1
+        return entry
+
+    def remove(self, entry: Waiting[Request]) -> None:
+        """Let a request go that will not be served here: its client has left, or its time is over."""
+        if not entry.gone:
+            self._leave(entry)
+            self._settle(entry.key, entry.priority)
+
+    def pop(self) -> Waiting[Request] | None:
+        """Take the request whose turn it is and charge its key what is known of its cost; None when none waits."""
+        for priority, flows in enumerate(self._flows):
+            if flows:
+                return self._next(priority, flows)
+        return None
+
+    def charge(self, key: str, priority: int, tokens: float) -> None:
+        """Take tokens that a running request has come to cost from its key."""
+        flow = self._find(key, priority)
+        if flow:
+            flow.deficit -= tokens
+
+    def end(self, key: str, priority: int) -> None:
+        """Take note that a request that was taken has ended."""
+        flow = self._find(key, priority)
+        if flow:
+            flow.running -= 1
+            self._settle(key, priority)
+
+    def expired(self, now: float) -> Iterator[Waiting[Request]]:
+        """Remove and yield what has waited past its deadline."""
+        for flows in self._flows:
+            for flow in list(flows.values()):
+                for entry in [each for each in flow.waiting if not each.gone and each.deadline <= now]:
+                    self.remove(entry)
+                    yield entry
+
+    # -- turns -----------------------------------------------------------------------------------------------------
+
+    def _next(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> Waiting[Request]:
+        key, flow = self._turn(flows)
+        while flow.waiting[0].gone:
+            flow.waiting.popleft()
+        entry = flow.waiting[0]
+        flow.deficit -= entry.cost
+        flow.running += 1
+        self._leave(entry)
+        if flow.deficit <= 0 and flow.count:
+            flow.deficit += QUANTUM
+            flows.move_to_end(key)
+        self._settle(key, priority)
+        return entry
+
+    def _turn(self, flows: OrderedDict[str, _Flow[Request]]) -> tuple[str, _Flow[Request]]:
+        """Pay keys their rounds until one can go, and return it."""
+        visited = 0
+        while True:
+            key, flow = next(iter(flows.items()))
+            if flow.deficit > 0:
+                return key, flow
+            flow.deficit += QUANTUM
+            flows.move_to_end(key)
+            visited += 1
+            if visited == len(flows):
+                self._pay_rounds(flows)
+                visited = 0
+
+    def _pay_rounds(self, flows: OrderedDict[str, _Flow[Request]]) -> None:
+        """Where every key owes more than a round pays, pay as many rounds at once as leave that one short."""
+        most = max(flow.deficit for flow in flows.values())
+        rounds = math.floor(-most / QUANTUM)
+        if rounds > 0:
+            for flow in flows.values():
+                flow.deficit += rounds * QUANTUM
+
+    def _leave(self, entry: Waiting[Request]) -> None:
+        entry.gone = True
+        self._count -= 1
+        self._flows[entry.priority][entry.key].count -= 1
+
+    def _settle(self, key: str, priority: int) -> None:
+        """Move a key with nothing waiting out of the turns, and forget it when nothing of it runs either."""
+        active, idle = self._flows[priority], self._idle[priority]
+        flow = active.get(key)
+        if flow and not flow.count:
+            flow.waiting.clear()
+            idle[key] = active.pop(key)
+        flow = idle.get(key)
+        if flow and not flow.running:
+            del idle[key]
+
+    def _find(self, key: str, priority: int) -> _Flow[Request] | None:
+        return self._flows[priority].get(key) or self._idle[priority].get(key)
