@@ -1,0 +1,1 @@
+"""Scaling: how many replicas a model needs now, decided by the work in flight."""
