@@ -90,6 +90,10 @@ class Ledger:
         changed, self.changed = sorted(self.changed), set()
         return [used for slot in changed if (used := _slot(self._memory, slot))]
 
+    def keep_all(self) -> None:
+        """Let the next `flushable` return every slot."""
+        self.changed.update(range(len(self._slots)))
+
     def close(self) -> None:
         """Let go of the file; it stays for whoever settles it."""
         self.words.release()
