@@ -1,0 +1,147 @@
+"""Requests are let through as replicas can take them, in the fair order, and never wait longer than they may."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from serve.fair.turns import Busy, Pace, Turn, Turns
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(scenario())
+
+
+async def take(turns: Turns, key: str = "a", patience_s: float = 5.0, cost: float = 10) -> Turn:
+    return await turns.take(key, 1, cost, patience_s)
+
+
+def test_what_fits_is_let_through_at_once_and_the_rest_in_turn() -> None:
+    async def scenario() -> None:
+        turns = Turns(2, 10, 10)
+        first, _ = await take(turns), await take(turns)
+        third = asyncio.create_task(take(turns))
+        await asyncio.sleep(0)
+        assert (turns.running, turns.waiting, third.done()) == (2, 1, False)
+        turns.end(first)
+        assert (await third).key == "a"
+        assert (turns.running, turns.waiting) == (2, 0)
+
+    run(scenario)
+
+
+def test_a_wider_window_lets_those_that_wait_through() -> None:
+    async def scenario() -> None:
+        turns = Turns(0, 10, 10)
+        tasks = [asyncio.create_task(take(turns)) for _ in range(3)]
+        await asyncio.sleep(0)
+        turns.widen(2)
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in tasks] == [True, True, False]
+        turns.widen(3)
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_keys_take_turns() -> None:
+    order: list[str] = []
+
+    async def scenario() -> None:
+        turns = Turns(1, 100, 100)
+
+        async def one(key: str) -> None:
+            turn = await take(turns, key, cost=300)
+            order.append(key)
+            await asyncio.sleep(0)
+            turns.end(turn)
+
+        await asyncio.gather(*(one("big") for _ in range(10)), *(one("small") for _ in range(3)))
+        assert turns.running == turns.waiting == 0
+
+    run(scenario)
+    assert order.index("small") <= 2
+    assert [key for key in order[:7]].count("small") == 3
+
+
+def test_who_waits_too_long_is_told_so() -> None:
+    async def scenario() -> None:
+        turns = Turns(0, 10, 10)
+        with pytest.raises(Busy, match=r"within 0\.05 s"):
+            await take(turns, patience_s=0.05)
+        assert turns.waiting == 0
+
+    run(scenario)
+
+
+def test_who_would_wait_too_long_is_told_at_once() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        turns = Turns(1, 100, 100, clock=lambda: now)
+        turn = await take(turns)
+        for _ in range(200):  # one a second leaves
+            now += 1
+            turns.end(turn)
+            turn = await take(turns)
+        waiting = [asyncio.create_task(take(turns, patience_s=1e6)) for _ in range(20)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match=r"20 requests wait, about 2[01] s") as busy:
+            await take(turns, patience_s=10)
+        assert busy.value.retry_after_s in (20, 21)
+        for task in waiting:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_a_full_queue_is_refused() -> None:
+    async def scenario() -> None:
+        turns = Turns(0, 3, 2)
+        tasks = [asyncio.create_task(take(turns, "a")) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="2 requests of this key wait"):
+            await take(turns, "a")
+        tasks.append(asyncio.create_task(take(turns, "b")))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="3 requests wait already"):
+            await take(turns, "c")
+        for task in tasks:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_frees_its_place_in_the_queue_or_its_turn() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 10, 10)
+        turn = await take(turns)
+        leaver, stayer = asyncio.create_task(take(turns, "a")), asyncio.create_task(take(turns, "b"))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leaver
+        assert turns.waiting == 1
+        turns.end(turn)
+        assert (await stayer).key == "b"
+        late = asyncio.create_task(take(turns, "c"))
+        await asyncio.sleep(0)
+        turns.end(Turn("b", 1))  # lets `late` through
+        late.cancel()  # before it could see that
+        with contextlib.suppress(asyncio.CancelledError):
+            await late
+        assert (turns.running, turns.waiting) == (0, 0)
+
+    run(scenario)
+
+
+def test_the_pace_follows_what_leaves() -> None:
+    pace = Pace()
+    assert pace.per_s is None
+    for at in range(500):
+        pace.left(at * 0.2)
+    assert pace.per_s == pytest.approx(5, rel=0.05)
