@@ -1,0 +1,200 @@
+"""Admission: a caller's limits, budget and turn, before a request goes to a model, and the count of what it used.
+
+The order: may the key call the model; is there budget left; do its rates and concurrency allow one more; and then the
+turn among those that wait. What is counted is counted before it is sent.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serve.api.body import ApiError
+from serve.api.callers import Caller
+from serve.fair.turns import Busy, Turn, Turns
+from serve.keys.ledger import Entry
+from serve.keys.limiter import Limiter, Rate, Verdict
+from serve.keys.limits import PRIORITIES, Limits
+from serve.keys.meter import Meter
+
+BYTES_PER_TOKEN = 4
+"""How prompts are estimated before a replica has encoded them, as OpenAI's limits do."""
+UNNAMED_MAX_TOKENS = 256
+"""What a request that names no `max_tokens` is taken to generate."""
+
+
+class Rates(Protocol):
+    """Rates and concurrency, over all gateways."""
+
+    async def begin(self, key: str, limits: Limits, tokens: int) -> Verdict:
+        """Decide about one request that could use `tokens` tokens."""
+        ...
+
+    def end(self, key: str, reserved: int, used: int) -> None:
+        """Take note that it has ended."""
+        ...
+
+
+class OwnRates:
+    """The rates of a gateway that is the only one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limiter, self._clock = Limiter(), clock
+
+    async def begin(self, key: str, limits: Limits, tokens: int) -> Verdict:
+        return self._limiter.begin(self._clock(), "", key, limits, tokens)
+
+    def end(self, key: str, reserved: int, used: int) -> None:
+        self._limiter.end(self._clock(), "", key, reserved, used)
+
+
+@dataclass
+class Ticket:
+    """One admitted request."""
+
+    admission: Admission
+    caller: Caller
+    model: str
+    turn: Turn
+    entry: Entry | None
+    reserved: int
+    headers: dict[str, str]
+    used: int = 0
+    ended: bool = False
+    generated: int = field(default=0)
+
+    def prompt(self, tokens: int) -> None:
+        """Count the prompt's tokens."""
+        self._count(tokens, 0)
+
+    def answer(self, generated: int) -> None:
+        """Count an answer's tokens, `generated` in all so far, before they are sent.
+
+        Raises:
+            ApiError: 429, the key's budget was spent before these.
+        """
+        more, self.generated = generated - self.generated, generated
+        if more > 0:
+            self._count(0, more)
+            self.admission.charge(self, more)
+
+    def end(self) -> None:
+        """Give back what was held. A second time does nothing."""
+        if not self.ended:
+            self.ended = True
+            self.admission.end(self)
+
+    def _count(self, prompt: int, generated: int) -> None:
+        self.used += prompt + generated
+        if self.entry is not None:
+            self.admission.count(self.caller, self.entry, prompt, generated)
+
+
+class Admission:
+    """Everything that stands between a caller and a model, for all models of one gateway."""
+
+    def __init__(self, rates: Rates, meter: Meter | None, turns: Callable[[str], Turns], patience_s: float) -> None:
+        """`meter` is None where no keys are used. `turns` returns the turns of a model."""
+        self._rates, self._meter, self._turns, self._patience_s = rates, meter, turns, patience_s
+
+    async def begin(self, caller: Caller, model: str, prompt: int, most: int) -> Ticket:
+        """Admit a request of about `prompt` tokens that may generate `most`; waits for its turn.
+
+        Raises:
+            ApiError: 429 with Retry-After, or for a spent budget without.
+        """
+        await self._check_budget(caller)
+        verdict = await self._rates.begin(caller.key, caller.limits, prompt + most)
+        headers = rate_headers(verdict)
+        if verdict.refused_by is not None:
+            raise _limited(verdict, caller.limits, headers)
+        try:
+            priority = PRIORITIES.index(caller.limits.priority)
+            turn = await self._turns(model).take(caller.key, priority, prompt, self._patience_s)
+        except BaseException as error:
+            self._rates.end(caller.key, verdict.reserved, 0)
+            if isinstance(error, Busy):
+                raise _busy(model, error, headers) from None
+            raise
+        entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
+        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers)
+
+    def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
+        """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""
+        assert self._meter is not None
+        left = self._meter.left_now(caller.key, caller.limits) if generated else None
+        if left is not None and left <= 0:
+            raise spent(caller)
+        self._meter.count(caller.key, entry, prompt, generated)
+
+    def charge(self, ticket: Ticket, tokens: int) -> None:
+        """Take generated tokens from the key's share of the model."""
+        self._turns(ticket.model).charge(ticket.turn, tokens)
+
+    def end(self, ticket: Ticket) -> None:
+        """Let the next one go."""
+        self._turns(ticket.model).end(ticket.turn)
+        self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
+
+    async def _check_budget(self, caller: Caller) -> None:
+        if self._meter is None or not caller.key:
+            return
+        try:
+            left = await self._meter.left(caller.key, caller.limits)
+        except Exception as error:  # whatever the database's driver raises
+            message = "what this key has used cannot be read now; try again"
+            raise ApiError(503, message, code="keys_unavailable", headers={"retry-after": "2"}) from error
+        if left is not None and left <= 0:
+            raise spent(caller)
+
+
+def estimate(body_bytes: int, max_tokens: int | None, texts: int) -> tuple[int, int]:
+    """Return (prompt, most): what a request of so many bytes that asks for so many texts could use, in tokens."""
+    return math.ceil(body_bytes / BYTES_PER_TOKEN), (UNNAMED_MAX_TOKENS if max_tokens is None else max_tokens) * texts
+
+
+def rate_headers(verdict: Verdict) -> dict[str, str]:
+    """Return the headers by which OpenAI's clients know how much is left."""
+    rates = (("requests", verdict.requests), ("tokens", verdict.tokens))
+    return {name: value for kind, rate in rates if rate for name, value in _of_rate(kind, rate).items()}
+
+
+def _of_rate(kind: str, rate: Rate) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{kind}": str(rate.limit),
+        f"x-ratelimit-remaining-{kind}": str(rate.remaining),
+        f"x-ratelimit-reset-{kind}": f"{rate.reset_s:.3f}s",
+    }
+
+
+def _limited(verdict: Verdict, limits: Limits, headers: dict[str, str]) -> ApiError:
+    name = str(verdict.refused_by)
+    wait = max(1, math.ceil(verdict.retry_after_s))
+    message = f"the key's limit of {getattr(limits, name):,} {_WORDS[name]} is reached; try again in {wait} s"
+    return ApiError(429, message, code="rate_limit_exceeded", headers={**headers, "retry-after": str(wait)})
+
+
+_WORDS = {
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "concurrency": "requests at the same time",
+}
+
+
+def _busy(model: str, busy: Busy, headers: dict[str, str]) -> ApiError:
+    message = f"{model!r} is busy: {busy.reason}; try again in {busy.retry_after_s} s"
+    return ApiError(429, message, code="overloaded", headers={**headers, "retry-after": str(busy.retry_after_s)})
+
+
+def spent(caller: Caller) -> ApiError:
+    """Return the 429 of a spent budget, which clients shall not try again."""
+    named = [f"{value:,} a {unit}" for unit, value in _budgets(caller.limits) if value is not None]
+    message = f"the key's budget of tokens ({', '.join(named)}) is spent"
+    return ApiError(429, message, code="insufficient_quota", headers={"x-should-retry": "false"})
+
+
+def _budgets(limits: Limits) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
+    return ("day", limits.tokens_per_day), ("month", limits.tokens_per_month)
