@@ -41,6 +41,11 @@ class BadRow:
         return printable(f"{self.where}: {self.reason}")
 
 
+def unread(where: str, reason: str) -> BadRow:
+    """Return the one bad row that a whole file is, none of whose rows can be read."""
+    return BadRow(where, f"{reason}; so the whole file is left out, and how many rows it holds is not known")
+
+
 def printable(text: str) -> str:
     """Return a text that any terminal and file takes: names of files need not be UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,10 +183,25 @@ def _sort_in(listing: Listing, path: Path, shown: str, about: bool = True) -> No
         listing.leave_out("hidden, or not data by its name", shown)
     elif about and _ABOUT.match(path.stem if path.suffix else path.name) and path.suffix.lower() in _ABOUT_KINDS:
         listing.leave_out("about the data, not data", shown)
-    elif not path.is_file():
-        listing.leave_out("a link to nothing" if path.is_symlink() else "no regular file", shown)
+    elif path.is_symlink() and not path.exists():
+        listing.leave_out("a link to nothing", shown)
     else:
+        refuse_special(path)
         listing.files.append(path)
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what is no regular file: a pipe keeps its reader waiting, a device may never end.
+
+    Raises:
+        UserError: names it and says what it is.
+    """
+    if path.is_file():
+        return
+    mode = path.stat().st_mode
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    what = next((what for is_so, what in kinds.items() if is_so(mode)), "special")
+    raise UserError(f"data: {path} is no regular file: it is {what}, which is never opened; take it out")
 
 
 def _counted(paths: list[str]) -> str:

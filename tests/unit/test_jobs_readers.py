@@ -2,8 +2,10 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,7 +246,7 @@ OTHERS = {
 def test_a_file_that_is_not_what_its_name_says_is_an_error_with_the_way_out(tmp_path, what, kind):
     content = gzip.compress(OTHERS[what]) if kind.endswith(".gz") else OTHERS[what]
     (tmp_path / f"x{kind}").write_bytes(content)
-    with pytest.raises(UserError, match=rf"x\{kind} holds {what}"):
+    with pytest.raises(UserError, match=rf"x\{kind}: the file holds {what}"):
         read(f"x{kind}", tmp_path, BadRows(most=99))
 
 
@@ -284,11 +286,60 @@ def test_a_header_beside_named_columns_is_found_whatever_its_case(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[{"text": "a", "text": "b"}]', "x.json: the key 'text' is there twice"),
-        ('[{"n": ' + "1" * 5000 + "}]", "x.json: not readable JSON: Exceeds the limit"),
+        (b'{"text": "a", "text": "b"}', r"x\.json\[2\]: the key 'text' is there twice"),
+        (b'{"text": "a", "of": {"n": 1, "n": 2}}', r"x\.json\[2\]: the key 'n' is there twice"),
+        (b'{"n": ' + b"1" * 5000 + b"}", r"x\.json\[2\]: not readable JSON: Exceeds the limit"),
+        (b'{"text": "caf\xe9"}', r"x\.json\[2\]: byte 0xe9 is not UTF-8"),
+        (b"3", r"x\.json\[2\]: not an object"),
+        (b"[{}]", r"x\.json\[2\]: not an object"),
     ],
 )
-def test_a_list_in_json_that_no_object_can_be_is_an_error_with_its_file(tmp_path, content, said):
-    (tmp_path / "x.json").write_text(content)
+@pytest.mark.parametrize("form", [b"[%s]", b"[\n%s\n]", b" [ %s ] "])
+def test_an_entry_of_a_list_in_json_that_cannot_be_read_is_one_bad_row(tmp_path, content, said, form):
+    entries = [json.dumps(row).encode() for row in ROWS]
+    (tmp_path / "x.json").write_bytes(form % b"\n,".join([*entries[:2], content, *entries[2:]]))
+    bad = BadRows(most=1)
+    assert read("x.json", tmp_path, bad) == ROWS
+    assert re.search(said, str(bad.first[0]))
     with pytest.raises(UserError, match=said):
         read("x.json", tmp_path)
+
+
+def parquet(rows: list[dict]) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("b.json", b'[{"text": "a"},\n {"text": ]', r"b\.json:2: not valid JSON"),
+        ("b.json", b'[{"text": "a"}, {"text": "b"}', r"b\.json:1: not valid JSON"),
+        ("b.json", b'[{"text": "a"},]', r"b\.json:1: not valid JSON"),
+        ("b.json", b'[{"text": "a"}] [{"text": "b"}]', r"b\.json:1: not valid JSON: Extra data"),
+        ("b.json", b"[" * 100_000, r"b\.json: nested too deeply"),
+        ("b.json", b'{"data": [{"text": "a"}]}', r"its list is under 'data'"),
+        ("b.json", b"3", r"expected a list of objects"),
+        ("b.json", b"", r"b\.json:1: not valid JSON"),
+        ("b.jsonl.gz", b"", r"a \.gz file that is damaged"),
+        ("b.jsonl.gz", b"no archive", r"a \.gz file that is damaged"),
+        ("b.jsonl", b"PK\x03\x04", r"holds a zip archive"),
+        ("b.csv", b"text,text\n1,2\n", r"b\.csv:1: the column 'text' is there twice"),
+        ("b.csv", b"text;n\na;1\n", r"b\.csv:1: the header is one column"),
+        ("b.csv", b"te\0xt,n\na,1\n", r"b\.csv:1: a NUL byte"),
+        ("b.parquet", b"no", r"b\.parquet: not a readable Parquet file"),
+        ("b.parquet", parquet(ROWS)[:-9], r"b\.parquet: not a readable Parquet file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_bad_row_that_names_it(tmp_path, name, content, said):
+    (tmp_path / "d").mkdir()
+    for other in ("a", "c"):
+        (tmp_path / "d" / f"{other}.jsonl").write_text(LINES)
+    (tmp_path / "d" / name).write_bytes(content)
+    bad = BadRows(most=1)
+    assert read("d", tmp_path, bad) == ROWS * 2
+    assert re.search(said, str(bad.first[0]))
+    assert "how many rows it holds is not known" in bad.first[0].reason
+    with pytest.raises(UserError, match=said):
+        read("d", tmp_path)
