@@ -1,7 +1,7 @@
 """Raw examples out of one file: text, JSON lines, JSON. A bad row is an item too, not the end.
 
 A row that cannot be read comes as `BadRow`, with file and line; whether it ends the job or is left out is for
-jobs/data/examples.py to say. A file of which nothing can be read is one such row. Tables are read by jobs/data/tables.py.
+jobs/data/examples.py to say. A file of which nothing can be read is one such row. Tables: jobs/data/tables.py.
 """
 
 from __future__ import annotations
