@@ -25,6 +25,7 @@ from jobs.tasks import (
     Task,
     TaskError,
     TaskOptions,
+    balance,
     causality,
     chat_rows,
     generation,
@@ -85,6 +86,7 @@ class CausalLM(Task):
         """False where only a model directory is loaded: then rows have no length yet."""
         self._parent: Path | str | None = None
         self._separate = False
+        self._config: Any = None  # the model's, once `prepare_model` has seen it
         """True where the model would let packed pieces see each other."""
         self._bytes_per_token: torch.Tensor | None = None
 
@@ -224,6 +226,10 @@ class CausalLM(Task):
             TaskError: the model sees tokens that come later.
         """
         causality.check(model, self.options.sequence_length)
+        self._config = model.config
+        return [*filter(None, [balance.remark(model.config)]), *self._told_apart(model, columns)]
+
+    def _told_apart(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
         if "position_ids" not in columns or not self.options.pack:
             return []
         seen = isolation.leak(model, self.options.sequence_length)
@@ -241,14 +247,17 @@ class CausalLM(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the cross-entropy over the targets: () fp32 nats, and their number () int64.
 
+        A mixture's balancing loss is in it where the config asks for that (jobs/tasks/balance.py); `measure` has none.
+
         Args:
             batch: as `collate` makes it: input_ids, labels and perhaps position_ids, each (B, S) int64.
         """
         from jobs.tasks.cross_entropy import cross_entropy_sum
 
-        logits = self._logits(model, batch)
-        labels = batch["labels"]
-        return cross_entropy_sum(logits, labels), (labels != IGNORED).sum()
+        output, labels = self._forward(model, batch), batch["labels"]
+        targets = (labels != IGNORED).sum()
+        extra = balance.added(self._config, output) if self._config is not None else 0.0
+        return cross_entropy_sum(output.logits, labels) + extra * targets, targets
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets: four scalars ()."""
@@ -256,7 +265,7 @@ class CausalLM(Task):
 
         from jobs.tasks.cross_entropy import cross_entropy_sum
 
-        logits = self._logits(model, batch)
+        logits = self._forward(model, batch).logits
         labels = batch["labels"]
         counted = labels != IGNORED
         if self._bytes_per_token is None:
@@ -290,10 +299,9 @@ class CausalLM(Task):
         stream = np.fromiter(tokens, dtype=np.int32)
         return packing.windows(stream, self.options.sequence_length, self.tokenizer.pad_token_id)
 
-    def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return logits (B, S, V) in the model's own type."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return model(**inputs, use_cache=False).logits
+    def _forward(self, model: torch.nn.Module, batch: Batch) -> Any:
+        """Return the model's output; its logits (B, S, V) are in the model's own type."""
+        return model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
 
     def _check_fits(self, config: Any) -> None:
         """Refuse tokens or positions that the model has no embeddings for: some later step would fail."""

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -34,6 +35,7 @@ from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
 from serve.deploy.turns import turn
 from serve.endpoints import MARK
+from serve.engines import sampling_defaults
 from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
@@ -54,6 +56,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     """
     models = plan.resolve(spec, code)
     _warn_of_emulation(spec)
+    _warn_of_left_out(models)
     host, port = address.start(spec.http)
     environment = _replica_environment()
     state_actor.start(spec.name, environment)
@@ -224,6 +227,13 @@ def _warn_of_emulation(spec: ServeSpec) -> None:
             found = devices.ask(nodes, on_gpu=wanted.gpus_per_replica > 0)
             if warning := decide(model.precision, found).warning:
                 _tell(progress=f"{name}: warning: {warning}")
+
+
+def _warn_of_left_out(models: list[ServedModel]) -> None:
+    """Say what a model's own generation config asks for that its answers will not have."""
+    for model in models:
+        if model.generates and (said := sampling_defaults.left_out(Path(model.directory))):
+            _tell(progress=f"{model.name}: warning: {said}")
 
 
 # -- progress --------------------------------------------------------------------------------------------------------

@@ -7,11 +7,9 @@ they are. A request that cannot be served is answered with `Refused`, never with
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,8 +36,6 @@ from serve.tensors import described
 from serve.wire import Chunk, EmbedCall, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, Vectors
 
 logger = logging.getLogger(__name__)
-GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""What a model's generation_config.json may set for requests that do not."""
 CODES: dict[type[RequestError], str] = {
     NoChatTemplate: "no_chat_template",
     LeftOut: "unsupported_parameter",
@@ -217,12 +213,3 @@ class PredictiveReplica:
 
     def healthy(self) -> bool:
         return self._engine.healthy()
-
-
-def generation_defaults(directory: Path) -> dict[str, Any]:
-    """Return the sampling settings that the model's generation_config.json asks for."""
-    path = directory / "generation_config.json"
-    if not path.exists():
-        return {}
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return {name: config[name] for name in GENERATION_DEFAULTS if config.get(name) is not None}
