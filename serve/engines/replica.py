@@ -107,7 +107,7 @@ class GenerativeReplica:
         except RequestError as error:
             yield Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
-            yield Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
+            yield _failed(call.request_id, error)
 
     async def embed(self, call: EmbedCall) -> Vectors | Refused:
         """Return a vector for each input, all of them or none."""
@@ -126,7 +126,7 @@ class GenerativeReplica:
         except RequestError as error:
             return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
-            return Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
+            return _failed(call.request_id, error)
 
     def describe(self) -> dict[str, Any]:
         own = {"max_context": self._engine.max_context, "engine": self._engine.report()}
@@ -193,7 +193,7 @@ class PredictiveReplica:
         except ValueError as error:  # InputError, TaskError and RequestError are among them
             return Refused(400, str(error), "invalid_value", "inputs")
         except EngineError as error:
-            return Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
+            return _failed(call.request_id, error)
 
     def describe(self) -> dict[str, Any]:
         return {"inputs": self._inputs, "outputs": self._outputs}
@@ -217,6 +217,13 @@ class PredictiveReplica:
 
     def healthy(self) -> bool:
         return self._engine.healthy()
+
+
+def _failed(request_id: str, error: EngineError) -> Refused:
+    """Return what a client is told of an engine's failure; what failed inside is for the log."""
+    logger.error("request %s: %s", request_id, error)
+    said = f"the engine failed while it worked on this request; its log has the reason, under {request_id}"
+    return Refused(500, said, "engine_failed")
 
 
 def generation_defaults(directory: Path) -> dict[str, Any]:

@@ -93,8 +93,8 @@ def test_a_json_file_that_is_no_list_says_what_to_do(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "a", "text": "b"}', "the key 'text' is there twice"),
-        (b'{"text": {"a": 1, "a": 2}}', "the key 'a' is there twice"),
+        (b'{"text": "a", "text": "b"}', 'the key "text" is given twice in one object'),
+        (b'{"text": {"a": 1, "a": 2}}', 'the key "a" is given twice in one object'),
         (b'{"n": ' + b"1" * 5000 + b"}", "not readable JSON: Exceeds the limit"),
         (b"[" * 100_000, "nested too deeply"),
         (b'[{"text": "a"}]', "this is a list; a list of objects is a .json"),
@@ -284,7 +284,7 @@ def test_a_header_beside_named_columns_is_found_whatever_its_case(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[{"text": "a", "text": "b"}]', "x.json: the key 'text' is there twice"),
+        ('[{"text": "a", "text": "b"}]', 'x.json: the key "text" is given twice'),
         ('[{"n": ' + "1" * 5000 + "}]", "x.json: not readable JSON: Exceeds the limit"),
     ],
 )
