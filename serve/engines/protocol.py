@@ -214,6 +214,10 @@ class Engine(Protocol):
 class EmbeddingEngine(Protocol):
     """What an engine has beside that turns texts into vectors. Called on the engine's event loop; nothing blocks it."""
 
+    tokenizer: Any
+    """The model's transformers tokenizer."""
+    max_context: int
+    """Most tokens of a text."""
     embedding_size: int
     """Numbers of a vector."""
 
