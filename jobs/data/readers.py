@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.unique_keys import KeyTwice, unique
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Example, Rows, bounded, unread
 
@@ -69,6 +70,8 @@ def _json_line(line: bytes, where: str) -> Example:
         raise UserError(f"not valid JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise UserError("nested too deeply") from None
+    except KeyTwice:
+        raise
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"not readable JSON: {error}") from None
     if isinstance(value, list):
@@ -189,17 +192,7 @@ def _next(text: str, at: int) -> int:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object; JSON's readers would keep the last of two values under one key without a word."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"the key {twice!r} is there twice")
-    return made
+    return json.loads(text, object_pairs_hook=unique)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -254,6 +254,18 @@ class Task:
         """Describe the output tensors; where this is empty, a replica looks at what `predict` makes of a blank one."""
         return []
 
+    @classmethod
+    def embeds(cls, config: Mapping[str, Any]) -> bool:
+        """Return whether `embed` makes vectors with a model whose config.json says `config`."""
+        return False
+
+    def embed(self, model: torch.nn.Module, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return a vector for each of N texts, as token ids of `tokenizer`: (N, H) float32, of Euclidean length 1.
+
+        A task that does has `tokenizer` and `max_length`, the most tokens of a text.
+        """
+        raise NotImplementedError
+
     def answers_otherwise(self, base: type[Task]) -> bool:
         """Return whether a class derived from `base` has a `predict` of its own, which may have other outputs."""
         return type(self).predict is not base.predict

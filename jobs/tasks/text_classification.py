@@ -260,6 +260,26 @@ class TextClassification(Classifier):
             return []
         return [*classified(self.labels), {"name": "truncated", "datatype": "BOOL", "shape": [-1]}]
 
+    @classmethod
+    def embeds(cls, config: Mapping[str, Any]) -> bool:
+        """Return whether the model has a state for each token: `ngram` has none, and two stacks have them apart."""
+        return config.get("model_type", "ngram") != "ngram" and not config.get("is_encoder_decoder")
+
+    def embed(self, model: torch.nn.Module, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the mean of the last hidden states of each text's tokens: (N, H) float32, of Euclidean length 1.
+
+        Raises:
+            TaskError: the model does not tell a state for each token.
+        """
+        from jobs.tasks import text_encoder
+
+        length = np.array(list(map(len, texts)), dtype=np.int32)
+        ids = np.full((len(texts), int(length.max())), self.tokenizer.pad_token_id, dtype=np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = text
+        vectors: np.ndarray = text_encoder.vectors(model, self.collate({"input_ids": ids, "length": length})).numpy()
+        return vectors
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _given(self, instance: Any) -> tuple[Any, ...]:

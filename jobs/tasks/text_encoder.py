@@ -159,6 +159,24 @@ def check_fits(config: Any, tokenizer: Any, max_length: int) -> None:
         raise TaskError(f"task.max_length is {max_length}, but the model has {positions} positions")
 
 
+@torch.inference_mode()
+def vectors(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mean of the last hidden states of B texts at length 1: (B, H) fp32, on the CPU.
+
+    Args:
+        batch: input_ids and attention_mask (B, S) int64; padding does not count.
+
+    Raises:
+        TaskError: the model does not tell a state for each token.
+    """
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    states = getattr(model.base_model(**inputs), "last_hidden_state", None)
+    if states is None or states.shape[:2] != inputs["input_ids"].shape:
+        raise TaskError(f"{type(model).__name__} does not tell a hidden state for each token")
+    total = (states.float() * inputs["attention_mask"].unsqueeze(-1)).sum(1)
+    return torch.nn.functional.normalize(total, dim=-1).cpu()
+
+
 def load(
     directory: Path, dtype: torch.dtype | None, settings: Mapping[str, Any], may_lack_head: bool
 ) -> tuple[PreTrainedModel, list[str]]:

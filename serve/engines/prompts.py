@@ -33,7 +33,7 @@ def encode(tokenizer: Any, call: GenerateCall, max_context: int, form: Format | 
     if isinstance(prompt[0], int):
         if max(prompt) >= len(tokenizer):  # type: ignore[type-var]
             message = f"token id {max(prompt)} is outside the vocabulary of {len(tokenizer)}"  # type: ignore[type-var]
-            raise RequestError("prompt", message)
+            raise RequestError(call.place, message)
         return _checked(prompt, max_context, call)
     template = ChatTemplate(tokenizer)
     rendered = template.render(prompt, call.tools, call.template_kwargs, form)  # type: ignore[arg-type]
@@ -43,12 +43,11 @@ def encode(tokenizer: Any, call: GenerateCall, max_context: int, form: Format | 
 
 
 def _checked(ids: Sequence[Any], max_context: int, call: GenerateCall) -> tuple[int, ...]:
-    field = "messages" if is_chat(call) else "prompt"
     if not ids:
-        raise RequestError(field, "the prompt has no tokens")
+        raise RequestError(call.place, "the prompt has no tokens")
     if max_context - len(ids) < (call.max_tokens != 0):
         message = f"this model's context is {max_context} tokens and the prompt has {len(ids)}: shorten it"
-        raise TooLong(field, message)
+        raise TooLong(call.place, message)
     return tuple(ids)
 
 

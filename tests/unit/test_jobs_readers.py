@@ -95,8 +95,8 @@ def test_a_json_file_that_is_no_list_says_what_to_do(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "a", "text": "b"}', "the key 'text' is there twice"),
-        (b'{"text": {"a": 1, "a": 2}}', "the key 'a' is there twice"),
+        (b'{"text": "a", "text": "b"}', 'the key "text" is given twice in one object'),
+        (b'{"text": {"a": 1, "a": 2}}', 'the key "a" is given twice in one object'),
         (b'{"n": ' + b"1" * 5000 + b"}", "not readable JSON: Exceeds the limit"),
         (b"[" * 100_000, "nested too deeply"),
         (b'[{"text": "a"}]', "this is a list; a list of objects is a .json"),
@@ -286,8 +286,8 @@ def test_a_header_beside_named_columns_is_found_whatever_its_case(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"text": "a", "text": "b"}', r"x\.json\[2\]: the key 'text' is there twice"),
-        (b'{"text": "a", "of": {"n": 1, "n": 2}}', r"x\.json\[2\]: the key 'n' is there twice"),
+        (b'{"text": "a", "text": "b"}', r"x\.json\[2\]: the key .text. is given twice"),
+        (b'{"text": "a", "of": {"n": 1, "n": 2}}', r"x\.json\[2\]: the key .n. is given twice"),
         (b'{"n": ' + b"1" * 5000 + b"}", r"x\.json\[2\]: not readable JSON: Exceeds the limit"),
         (b'{"text": "caf\xe9"}', r"x\.json\[2\]: byte 0xe9 is not UTF-8"),
         (b"3", r"x\.json\[2\]: not an object"),
