@@ -194,6 +194,9 @@ class Task:
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """Raise TaskError for an architecture or an entry of its config that `build` would refuse; before `fit`."""
 
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model directory that its own config says `load_model` would refuse; before `fit`."""
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make a model with fresh weights in fp32, from torch's global random state."""
         raise NotImplementedError

@@ -34,13 +34,17 @@ from jobs.tasks import (
     scores,
     tokenization,
 )
-from jobs.tasks.architectures import LENGTHS, config_for, positions
+from jobs.tasks.architectures import LENGTHS, check_builds, config_for, positions
 from jobs.tasks.conversations import conversation_of, messages_of
 from jobs.tasks.examples import ExampleReader
 from jobs.tasks.tokenization import TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
     import torch
+
+
+TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+"""The name of transformers' own table of the causal architectures."""
 
 
 class CausalLMOptions(TaskOptions):
@@ -190,16 +194,21 @@ class CausalLM(Task):
     # -- model ------------------------------------------------------------------------------------------------------
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
-        """Raise TaskError for an unknown architecture or an entry that its config has not."""
-        config_for(architecture, dict(config), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
+        """Raise TaskError for an unknown architecture, an entry that its config has not, or what makes no model."""
+        from transformers import AutoModelForCausalLM
+
+        check_builds(AutoModelForCausalLM, architecture, config_for(architecture, dict(config), TABLE, "causal"))
+
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that is no causal one, or has no place for an entry of `config`."""
+        loading.check_parent(directory, config, TABLE, "causal")
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
         import torch
         from transformers import AutoModelForCausalLM
 
-        table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-        resolved = config_for(architecture, dict(config), table, "causal", self._config_defaults())
+        resolved = config_for(architecture, dict(config), TABLE, "causal", self._config_defaults())
         self._check_fits(resolved)
         model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
         model.generation_config = generation.fresh(self.tokenizer)

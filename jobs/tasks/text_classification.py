@@ -207,6 +207,12 @@ class TextClassification(Task):
 
         text_encoder.check(architecture, config)
 
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that classifies no texts, or has no place for an entry of `config`."""
+        from jobs.tasks import text_encoder
+
+        text_encoder.check_parent(directory, config)
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `ngram` (ours) or an encoder of transformers, in fp32."""
         from jobs.tasks import text_encoder
