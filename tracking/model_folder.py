@@ -165,7 +165,7 @@ def _fault(path: Path) -> str | None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
+            header: Any = json.loads(file.read(length)) if 0 < length <= size - 8 else None
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, AttributeError, TypeError, LookupError):
             return f"{path} is no whole safetensors file ({size} bytes): copy the model again"

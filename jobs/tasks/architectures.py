@@ -82,7 +82,7 @@ def _check_one_model(architecture: str, default: Any, known: Iterable[str]) -> N
     if text is default:
         return
     parts = ", ".join(sorted(default.sub_configs)) or "text_config"
-    own = getattr(text, "model_type", None)
+    own = getattr(text, "model_type", "")
     instead = f"; choose that of its text alone, {own!r}" if own in known else ""
     raise TaskError(
         f"model.architecture: {architecture!r} is made of several models ({parts}), and a job builds one{instead}"

@@ -223,6 +223,9 @@ class CausalLM(Task):
         model, self.said = loading.load(AutoModelForCausalLM, directory, dtype, config or {})
         if self.tokenizer is not None:
             self._check_fits(model.config.get_text_config())
+            if self.options.tokenizer.is_given:
+                of_parent = tokenization.of_model(directory)
+                self.said = [*self.said, *generation.renumbered(model, of_parent, self.tokenizer)]
             model.generation_config = generation.completed(model.generation_config, self.tokenizer)
         return model
 

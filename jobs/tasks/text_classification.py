@@ -229,6 +229,7 @@ class TextClassification(Task):
         of_ours = (Path(directory) / LABELS_FILE).is_file()
         model, self.said = text_encoder.load(directory, dtype, settings, may_lack_head=not of_ours)
         text_encoder.check_fits(model.config, self.tokenizer, self.max_length)
+        self.said = [*self.said, *text_encoder.pad_as(model, self.tokenizer)]
         return model
 
     # -- learning ---------------------------------------------------------------------------------------------------

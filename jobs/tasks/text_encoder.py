@@ -161,6 +161,19 @@ def check_fits(config: Any, tokenizer: Any, max_length: int) -> None:
         raise TaskError(f"task.max_length is {max_length}, but the model has {positions} positions")
 
 
+def pad_as(model: PreTrainedModel, tokenizer: Any) -> list[str]:
+    """Give a model's config the padding of the tokenizer; return what is to be said.
+
+    Some models look for a text's last token by that number in the config, whatever the attention mask says.
+    """
+    was, padding = getattr(model.config, "pad_token_id", None), tokenizer.pad_token_id
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = padding
+    if was in (None, padding):
+        return []
+    return [f"the padding in the model's config was token {was}; it is that of the tokenizer, {padding}"]
+
+
 def check_parent(directory: Path, config: Mapping[str, Any]) -> None:
     """Raise TaskError for a model that classifies no texts, or an entry that its config has not."""
     register()

@@ -231,16 +231,23 @@ def end_of_text(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def of_model(directory: Path | str) -> Any | None:
+    """Return the tokenizer of a model's folder, or hub id; None where it has none that can be loaded."""
+    try:
+        return load(directory)
+    except TaskError:
+        return None
+
+
 def difference(tokenizer: Any, parent: Path | str) -> list[str]:
     """Say where a tokenizer's tokens are not those that the parent's embeddings were learned for.
 
     Nothing is said of a parent without a tokenizer.
     """
-    try:
-        before = load(parent).get_vocab()
-    except TaskError:
+    of_parent = of_model(parent)
+    if of_parent is None:
         return []
-    now = tokenizer.get_vocab()
+    before, now = of_parent.get_vocab(), tokenizer.get_vocab()
     moved = sum(before.get(token) != at for token, at in now.items())
     if not moved:
         return []
