@@ -19,7 +19,8 @@ from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.data.examples import BadRow, Example, Source, bounded
 from jobs.spec import JobSpec
-from jobs.tasks import TASKS, Task, code_digest, get, tokenization
+from jobs.tasks import TASKS, Task, get, tokenization
+from jobs.tasks.own_code import code_digest
 
 FORMAT = 3
 
@@ -87,7 +88,7 @@ def parts_of(
         "tokenizer": learned_digest(tokenization.located(own_tokenizer, base), task) if own_tokenizer else "",
         "parent": learned_digest(parent, task) if parent else "",
         "task": _sha256(spec.task.model_dump()),
-        "code": code_digest(spec.task.name) or "",
+        "code": code_digest(spec.task.name, beside=True) or "",
         "reading": _sha256([FORMAT, task.version, *reading]),
         "libraries": _sha256(_libraries(spec)),
     }

@@ -98,7 +98,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         threads=max(1, int(model.resources.cpus_per_replica)),
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
         code=shipping.digest(code.packed) if code is not None and sent else None,
-        details=_details(model.model, manifest) | _embeddings(engine, model),
+        details=_details(model.model, manifest) | _embeddings(engine, model) | _warning(manifest),
     )
 
 
@@ -174,6 +174,14 @@ def _embeddings(engine: EngineEntry, model: ModelServeSpec) -> dict[str, Any]:
     options = engine.options.model_validate(model.engine_options)
     pooling = getattr(options, "pooling", None)
     return {"embeddings": {"pooling": pooling, "normalized": True} if pooling else None}
+
+
+def _warning(manifest: Any) -> dict[str, str]:
+    """Return what /v1/models, `serve up` and `serve status` warn of: own code that is not the trained model's."""
+    from jobs.tasks import own_code as own_tasks
+
+    said = own_tasks.difference(manifest.task, manifest.code)
+    return {"warning": said} if said else {}
 
 
 def _details(uri: str, manifest: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ ENDS = {"eos_token_id": [2, 1], "bos_token_id": 0, "pad_token_id": 0, "bad_words
 
 
 def moved() -> Any:
-    """Return a tokenizer with the special tokens of `tiny_models.tokenizer()` under other numbers, one with another name.
+    """Return a tokenizer with the special tokens of `tiny_models.tokenizer()` under other numbers, one renamed.
 
     <|im_end|> is 0 (before: 2), <|pad|> 1, and there is no <|im_start|>.
     """
