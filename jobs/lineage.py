@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs.tasks import own_code
 from tracking import manifest, registry
 from tracking.errors import TrackingError
 
@@ -52,6 +53,16 @@ def check_same(before: str, now: str, parent: str | None) -> None:
             "that it began from (models:/name/1), or begin a new run with --set checkpoint.resume=never; this one "
             "keeps its checkpoints"
         )
+
+
+def said_of_code(task: str, parent: Path | str | None) -> list[str]:
+    """Say that a user's own task is not the code that a model was trained with; nothing where that is not known."""
+    try:
+        written = manifest.read(Path(parent)) if parent is not None else None
+    except TrackingError:
+        return []
+    said = own_code.difference(task, written.code) if written is not None and written.task == task else None
+    return [said] if said else []
 
 
 def _content(path: Path) -> str:

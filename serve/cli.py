@@ -134,5 +134,5 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"{found['endpoint']}{'' if found['reachable'] else ' (cannot be reached from here)'}")
     console.print(table)
     for name, model in rows.items():
-        if model["message"]:
-            console.print(f"{name}: {model['message']}", markup=False)
+        for said in filter(None, (model["message"], model["warning"])):
+            console.print(f"{name}: {said}", markup=False)

@@ -178,7 +178,7 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
             "states": sorted(replica["state"] for replica in replicas),
         },
         "message": " ".join(causes.plain(message) for message in messages if message),
-        **{key: live.get(key) for key in ("version", "running", "queued", "tokens_per_second")},
+        **{key: live.get(key) for key in ("version", "warning", "running", "queued", "tokens_per_second")},
     }
 
 

@@ -44,7 +44,7 @@ def remark(config: Any) -> str | None:
 
 
 def added(config: Any, output: Any) -> torch.Tensor | float:
-    """Return what a forward pass adds to the mean loss: coefficient * balancing loss (), 0 where none is wanted.
+    """Return what a forward pass adds to the mean loss, a scalar: coefficient * balancing loss; 0 where none is wanted.
 
     Raises:
         TaskError: the config asks for it, and the model computes none or has no coefficient for it.

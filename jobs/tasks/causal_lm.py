@@ -35,13 +35,17 @@ from jobs.tasks import (
     scores,
     tokenization,
 )
-from jobs.tasks.architectures import LENGTHS, config_for, positions
+from jobs.tasks.architectures import LENGTHS, check_builds, config_for, positions
 from jobs.tasks.conversations import conversation_of, messages_of
 from jobs.tasks.examples import ExampleReader
 from jobs.tasks.tokenization import TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
     import torch
+
+
+TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+"""The name of transformers' own table of the causal architectures."""
 
 
 class CausalLMOptions(TaskOptions):
@@ -192,16 +196,21 @@ class CausalLM(Task):
     # -- model ------------------------------------------------------------------------------------------------------
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
-        """Raise TaskError for an unknown architecture or an entry that its config has not."""
-        config_for(architecture, dict(config), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
+        """Raise TaskError for an unknown architecture, an entry that its config has not, or what makes no model."""
+        from transformers import AutoModelForCausalLM
+
+        check_builds(AutoModelForCausalLM, architecture, config_for(architecture, dict(config), TABLE, "causal"))
+
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that is no causal one, or has no place for an entry of `config`."""
+        loading.check_parent(directory, config, TABLE, "causal")
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
         import torch
         from transformers import AutoModelForCausalLM
 
-        table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-        resolved = config_for(architecture, dict(config), table, "causal", self._config_defaults())
+        resolved = config_for(architecture, dict(config), TABLE, "causal", self._config_defaults())
         self._check_fits(resolved)
         model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
         model.generation_config = generation.fresh(self.tokenizer)
@@ -216,6 +225,9 @@ class CausalLM(Task):
         model, self.said = loading.load(AutoModelForCausalLM, directory, dtype, config or {})
         if self.tokenizer is not None:
             self._check_fits(model.config.get_text_config())
+            if self.options.tokenizer.is_given:
+                of_parent = tokenization.of_model(directory)
+                self.said = [*self.said, *generation.renumbered(model, of_parent, self.tokenizer)]
             model.generation_config = generation.completed(model.generation_config, self.tokenizer)
         return model
 
@@ -226,8 +238,9 @@ class CausalLM(Task):
             TaskError: the model sees tokens that come later.
         """
         causality.check(model, self.options.sequence_length)
-        self._config = model.config
-        return [*filter(None, [balance.remark(model.config)]), *self._told_apart(model, columns)]
+        self._config = getattr(model, "config", None)
+        said = balance.remark(self._config) if self._config is not None else None
+        return [*filter(None, [said]), *self._told_apart(model, columns)]
 
     def _told_apart(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
         if "position_ids" not in columns or not self.options.pack:

@@ -206,6 +206,12 @@ class ImageClassification(Classifier):
 
         image_models.check(architecture, config)
 
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that classifies no images, or has no place for an entry of `config`."""
+        from jobs.tasks import image_models
+
+        image_models.check_parent(directory, config)
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `cnn` (ours) or a transformers image classifier (vit, resnet, …) in fp32."""
         from jobs.tasks import image_models

@@ -192,6 +192,12 @@ class TextClassification(Classifier):
 
         text_encoder.check(architecture, config)
 
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that classifies no texts, or has no place for an entry of `config`."""
+        from jobs.tasks import text_encoder
+
+        text_encoder.check_parent(directory, config)
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `ngram` (ours) or an encoder of transformers, in fp32."""
         from jobs.tasks import text_encoder
@@ -208,6 +214,7 @@ class TextClassification(Classifier):
         of_ours = (Path(directory) / LABELS_FILE).is_file()
         model, self.said = text_encoder.load(directory, dtype, settings, may_lack_head=not of_ours)
         text_encoder.check_fits(model.config, self.tokenizer, self.max_length)
+        self.said = [*self.said, *text_encoder.pad_as(model, self.tokenizer)]
         return model
 
     # -- learning ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ depends neither on how the data was cut into chunks nor on where these were read
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -147,6 +147,32 @@ def train(kind: str, vocab_size: int, texts: Iterable[str]) -> Any:
     return _wrap(make(texts, vocab_size))
 
 
+def located(source: str, base: Path) -> Path | str:
+    """Return the folder that `tokenizer.from` names, a relative one beside the spec in `base`; else what was given.
+
+    Raises:
+        TaskError: it can only be a path, and there is no such folder.
+    """
+    place = base / Path(source).expanduser()
+    if place.is_dir():
+        return place
+    if source.startswith(("/", ".", "~")):
+        raise TaskError(f"task.tokenizer.from: no folder at {place}")
+    return source
+
+
+def anchored(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Return a task's options with `tokenizer.from` as `located` finds it.
+
+    Raises:
+        TaskError: as `located`.
+    """
+    given = options.get("tokenizer")
+    if not isinstance(given, Mapping) or not given.get("from"):
+        return dict(options)
+    return {**options, "tokenizer": {**given, "from": str(located(given["from"], base))}}
+
+
 def load(source: str | Path) -> Any:
     """Load a tokenizer from a directory or a hub id; give it a padding token and a chat template if it lacks them."""
     from transformers import AutoTokenizer
@@ -155,6 +181,8 @@ def load(source: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TaskError(f"cannot load a tokenizer from {str(source)!r}: {str(error).splitlines()[0]}") from error
+    if tokenizer.init_kwargs.get("auto_map"):
+        raise TaskError(f"the tokenizer of {str(source)!r} has `auto_map`: it needs code of its own, which is not run")
     if not tokenizer.is_fast:
         raise TaskError(f"the tokenizer in {str(source)!r} has no fast (tokenizer.json) form, which encoding needs")
     if tokenizer.pad_token is None:
@@ -203,16 +231,23 @@ def end_of_text(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def of_model(directory: Path | str) -> Any | None:
+    """Return the tokenizer of a model's folder, or hub id; None where it has none that can be loaded."""
+    try:
+        return load(directory)
+    except TaskError:
+        return None
+
+
 def difference(tokenizer: Any, parent: Path | str) -> list[str]:
     """Say where a tokenizer's tokens are not those that the parent's embeddings were learned for.
 
     Nothing is said of a parent without a tokenizer.
     """
-    try:
-        before = load(parent).get_vocab()
-    except TaskError:
+    of_parent = of_model(parent)
+    if of_parent is None:
         return []
-    now = tokenizer.get_vocab()
+    before, now = of_parent.get_vocab(), tokenizer.get_vocab()
     moved = sum(before.get(token) != at for token, at in now.items())
     if not moved:
         return []

@@ -188,6 +188,7 @@ def _model_status(card: ModelCard, replicas: list[ReplicaState], pending: int) -
     loads = [replica.load for replica in replicas]
     return {
         "version": card.version,
+        "warning": card.details.get("warning"),
         "running": sum(load.running for load in loads),
         "queued": pending + sum(load.waiting for load in loads),
         "tokens_per_second": round(sum(load.tokens_per_second for load in loads), 1),

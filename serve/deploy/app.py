@@ -55,6 +55,8 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     when `code` is needed.
     """
     models = plan.resolve(spec, code)
+    for model in (model for model in models if "warning" in model.details):
+        _tell(progress=f"warning: models.{model.name}: {model.details['warning']}")
     _warn_of_emulation(spec)
     _warn_of_left_out(models)
     host, port = address.start(spec.http)

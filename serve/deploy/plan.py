@@ -102,7 +102,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         threads=max(1, int(model.resources.cpus_per_replica)),
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
         code=shipping.digest(code.packed) if code is not None and sent else None,
-        details=_details(model.model, manifest) | _embeddings(engine, model, task.embeds(config)),
+        details=_details(model.model, manifest) | _embeddings(engine, model, task.embeds(config)) | _warning(manifest),
     )
 
 
@@ -182,6 +182,14 @@ def _embeddings(engine: EngineEntry, model: ModelServeSpec, embeds: bool) -> dic
     options = engine.options.model_validate(model.engine_options)
     pooling = getattr(options, "pooling", "mean" if embeds and engine.name == "task" else None)
     return {"embeddings": {"pooling": pooling, "normalized": True} if pooling else None}
+
+
+def _warning(manifest: Any) -> dict[str, str]:
+    """Return what /v1/models, `serve up` and `serve status` warn of: own code that is not the trained model's."""
+    from jobs.tasks import own_code as own_tasks
+
+    said = own_tasks.difference(manifest.task, manifest.code)
+    return {"warning": said} if said else {}
 
 
 def _details(uri: str, manifest: Any) -> dict[str, Any]:
