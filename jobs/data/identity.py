@@ -20,7 +20,7 @@ from jobs.data.examples import BadRow, Example, Source, bounded
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, code_digest, get
 
-FORMAT = 3
+FORMAT = 4
 
 NAMES = {
     "train": "the training data (data.train)",

@@ -20,6 +20,7 @@ from jobs.data import splitting
 from jobs.data.examples import BadRow, BadRows, Example, Source, bounded, printable
 from jobs.spec import DataSpec
 from jobs.tasks import Task, TaskError, is_ours
+from jobs.tasks.messages import is_blank
 
 CHUNK_BYTES = 4 << 20
 """Raw bytes encoded in one go; fixed, so that the rows do not depend on the number of CPUs."""
@@ -103,7 +104,7 @@ class Stream:
     def _admit(self, example: Example) -> int:
         self.task.check(example)
         content = self.task.content(example)
-        if isinstance(content, str) and not content.strip():
+        if isinstance(content, str) and is_blank(content):
             raise TaskError("the text is empty")
         return splitting.content_of(content)
 

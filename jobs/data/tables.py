@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import UserError
+from jobs.data.classes import class_columns, features_of, unlabelled
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Example, Rows, bounded, unread
 from jobs.data.readers import not_utf8
 
-VERSION = 3
+VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 FIELD_CHARS = (1 << 31) - 1
 """Longest field of a CSV file; the csv module's own limit, 131,072, is shorter than a document."""
@@ -178,11 +179,12 @@ def read_parquet(path: Path) -> Rows:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         _unique(file.schema_arrow.names)
+        classes = class_columns(features_of(file.schema_arrow.metadata))
         for batch in file.iter_batches(batch_size=1024):
             for row in _python_rows(batch):
                 number += 1
                 where = f"{path}: row {number}"
-                yield bounded(partial(_example, row, where), where)
+                yield bounded(partial(_example, row, classes, where), where)
     except UserError as error:
         yield unread(str(path), str(error))
     except (pyarrow.ArrowException, OSError) as error:
@@ -203,8 +205,8 @@ def _python_rows(batch: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         yield partial(dict, row)
 
 
-def _example(make: Callable[[], dict[str, Any]], where: str) -> Example:
-    return Example(make(), where)
+def _example(make: Callable[[], dict[str, Any]], classes: Set[str], where: str) -> Example:
+    return Example(unlabelled(make(), classes), where, padded=True)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {".parquet": read_parquet}

@@ -13,12 +13,14 @@ from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
+from jobs.tasks.column_padding import without_padding
 from jobs.tasks.messages import (
     LEARNED,
     REASONING,
     Message,
     check_role,
     from_json,
+    is_blank,
     is_nothing,
     read_message,
     text_of,
@@ -54,6 +56,8 @@ class Conversation:
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
+    padded: bool = False
+    """Nulls were left out that stood for entries of calls or tools which were not there."""
 
 
 def is_conversation(example: Mapping[str, Any]) -> bool:
@@ -94,6 +98,7 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
             "`prompt` and `completion`, or `instruction` and `output`"
         )
     _check_beside(example, shape)
+    given, example = example, without_padding(example)
     messages = [check_role(message) for message in _READERS[shape[0]](example)]
     messages = _with_system(example, messages)
     answers = [m for m in messages if m["role"] == "assistant"]
@@ -102,9 +107,9 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
     learned = [m for m in answers if is_learned(m)]
     if not learned:
         raise TaskError("all answers of the conversation have weight 0: there is no answer to learn from")
-    if not all(m["content"].strip() or "tool_calls" in m for m in learned):
+    if any(is_blank(m["content"]) and "tool_calls" not in m for m in learned):
         raise TaskError("an answer is empty: there is nothing to learn from it")
-    return Conversation(messages, _tools(example))
+    return Conversation(messages, _tools(example), example is not given)
 
 
 def is_learned(message: Message) -> bool:

@@ -343,3 +343,17 @@ def test_a_file_that_cannot_be_read_is_one_bad_row_that_names_it(tmp_path, name,
     assert "how many rows it holds is not known" in bad.first[0].reason
     with pytest.raises(UserError, match=said):
         read("d", tmp_path)
+
+
+def test_the_number_that_stands_for_no_class_is_no_class(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    described = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"},
+                                       "n": {"dtype": "int64", "_type": "Value"}}}}  # fmt: skip
+    table = pa.table({"label": [0, -1, 1], "n": [-1, -1, -1]})
+    (tmp_path / "set").mkdir()
+    for metadata, labels in ((described, [0, None, 1]), ({}, [0, -1, 1]), ({"info": None}, [0, -1, 1])):
+        held = table.replace_schema_metadata({"huggingface": json.dumps(metadata)} if metadata else None)
+        pyarrow.parquet.write_table(held, tmp_path / "set" / "train.parquet")
+        for where in ("set/train.parquet", f"hf://{tmp_path}/set")[: 1 + (metadata is described)]:
+            assert [row["label"] for row in read(where, tmp_path)] == labels
+            assert [row["n"] for row in read(where, tmp_path)] == [-1, -1, -1]

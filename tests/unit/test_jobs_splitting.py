@@ -105,3 +105,10 @@ def test_a_source_that_changes_while_it_is_read_is_refused():
     rows.append({"text": "appended"})
     with pytest.raises(UserError, match="x has changed while it was read"):
         list(stream.told_apart(reading, survey, DataSpec(eval_fraction=0.1)))
+
+
+def test_copies_that_differ_in_white_space_only_lie_on_one_side():
+    spaced = ["a b", "a  b", " a b\n", "a\u00a0b"]
+    assert len({splitting.content_of(text) for text in spaced}) == 1
+    assert len({splitting.content_of([{"role": "user", "content": text}]) for text in spaced}) == 1
+    assert splitting.content_of("a b") != splitting.content_of("ab")
