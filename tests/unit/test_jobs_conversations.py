@@ -397,8 +397,9 @@ def test_nulls_that_arrow_puts_into_calls_and_tools_are_left_out_and_counted(tra
     assert [list(c.tools[0]["function"]["parameters"]["properties"]) for c in read] == [["city"], ["days", "of"]]
     assert [c.padded for c in read] == [True, True]
     assert pickle.loads(pickle.dumps(padded[0])).padded
-    trained.tokenizer.chat_template = TOOLS.replace("ARGUMENTS", "(c.function.arguments | tojson)")
-    assert trained.encode(padded)["padded"].sum() == 2
+    task = with_template(trained, TOOLS.replace("ARGUMENTS", "(c.function.arguments | tojson)"))
+    assert task.encode(padded)["padded"].sum() == 2
+    assert "null" not in learned(task, padded[0])
     assert not conversation_of({"messages": [QUESTION, ANSWER]}).padded
 
 
