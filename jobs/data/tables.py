@@ -71,7 +71,7 @@ def _quoting(form: TableForm) -> Literal[0, 3]:
 
 
 class _Lines:
-    """Passes lines on, and keeps those of the record that is being read."""
+    """Passes lines on, without a byte order mark before a record, and keeps those of the one that is being read."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -82,6 +82,8 @@ class _Lines:
 
     def __next__(self) -> str:
         line = next(self._lines)
+        if not self.taken:  # files with byte order marks were joined
+            line = line.removeprefix("\ufeff")
         self.taken.append(line)
         return line
 
@@ -147,6 +149,8 @@ def _names(header: list[str], separator: str) -> list[str]:
 
 
 def _row(names: list[str], values: list[str], where: str, source: str) -> Example:
+    if len(values) > 1 and values == names:
+        raise UserError(f"the line is {source} once more: files were joined")
     if len(values) != len(names):
         raise UserError(f"the row has not the {len(names)} columns of {source}, it has {len(values)}")
     return Example({name: _text(value) for name, value in zip(names, values, strict=True)}, where)

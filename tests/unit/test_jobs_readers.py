@@ -357,3 +357,13 @@ def test_the_number_that_stands_for_no_class_is_no_class(tmp_path, monkeypatch):
         for where in ("set/train.parquet", f"hf://{tmp_path}/set")[: 1 + (metadata is described)]:
             assert [row["label"] for row in read(where, tmp_path)] == labels
             assert [row["n"] for row in read(where, tmp_path)] == [-1, -1, -1]
+
+
+def test_tables_that_were_joined_keep_no_header_and_no_mark_among_their_rows(tmp_path):
+    part = b'\xef\xbb\xbf"text",n\n"\xef\xbb\xbf a",1\n'
+    (tmp_path / "x.csv").write_bytes(part + part)
+    bad = BadRows(most=1)
+    assert read("x.csv", tmp_path, bad) == [{"text": "\ufeff a", "n": "1"}] * 2
+    assert str(bad.first[0]).endswith("x.csv:3: the line is the header once more: files were joined")
+    (tmp_path / "words.csv").write_text("text\na\ntext\n")
+    assert read("words.csv", tmp_path) == [{"text": "a"}, {"text": "text"}], "a list of words may hold this one"
