@@ -181,7 +181,7 @@ def read_parquet(path: Path) -> Rows:
 
     number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         _unique(file.schema_arrow.names)
         classes = class_columns(features_of(file.schema_arrow.metadata))
         for batch in file.iter_batches(batch_size=1024):
@@ -191,7 +191,7 @@ def read_parquet(path: Path) -> Rows:
                 yield bounded(partial(_example, row, classes, where), where)
     except UserError as error:
         yield unread(str(path), str(error))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is no UTF-8
         if number:
             raise UserError(f"{path}: broken behind row {number}: {error}") from error
         yield unread(str(path), f"not a readable Parquet file: {error}")

@@ -18,6 +18,7 @@ from jobs.tasks.messages import (
     LEARNED,
     REASONING,
     Message,
+    check_json,
     check_role,
     from_json,
     is_blank,
@@ -250,6 +251,7 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
         raise TaskError(f"a tool needs a function with a name; this one is {tool!r:.120}")
     if tool.get("type", "function") != "function":
         raise TaskError(f"a tool of type {tool['type']!r} is not honoured; only functions are")
+    check_json(function, f"the parts of the tool {function['name']!r}")
     return {"type": "function", "function": {key: value for key, value in function.items() if key != "type"}}
 
 

@@ -166,8 +166,21 @@ def tool_call(given: Any) -> dict[str, Any]:
         read = from_json(arguments, f"arguments of {function['name']}")
         if not isinstance(read, Mapping):
             raise TaskError(f"the arguments of {function['name']!r} are {arguments!r:.60}, not a mapping in JSON")
+    check_json(arguments, f"the arguments of {function['name']!r}")
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {**call, **({"id": text_of(given["id"], "id")} if given.get("id") is not None else {})}
+
+
+def check_json(value: Any, where: str) -> None:
+    """Refuse a value that JSON cannot say: a template would write it in some way of its own.
+
+    Raises:
+        TaskError: it holds NaN, an infinity, a date, bytes.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TaskError(f"{where} are no JSON: {error}") from None
 
 
 def from_json(value: Any, where: str) -> Any:
@@ -179,11 +192,15 @@ def from_json(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, object_pairs_hook=_unique)
+        return json.loads(value, object_pairs_hook=_unique, parse_constant=_no_number)
     except _KeyTwice as error:
         raise TaskError(f"{where!r} holds JSON in which the key {error.args[0]!r} is there twice") from None
     except ValueError as error:
         raise TaskError(f"{where!r} holds a text that is no JSON ({error})") from None
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
 
 
 class _KeyTwice(Exception):

@@ -1,5 +1,6 @@
 """Conversations: what is read of an example, what is refused by name, and what is learned of the rendered text."""
 
+import datetime
 import json
 import pickle
 
@@ -414,3 +415,20 @@ def test_nulls_in_json_are_meant(tmp_path):
         conversation = conversation_of(example)
         assert conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": None}
         assert not conversation.padded
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("-inf"), datetime.date(2020, 1, 1), b"x", {"deep": [float("nan")]}]
+)
+def test_what_json_cannot_say_is_no_argument_and_no_part_of_a_tool(value):
+    example = called("f", {"a": value})
+    with pytest.raises(TaskError, match="the arguments of 'f' are no JSON"):
+        conversation_of(example)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"default": value}}}
+    with pytest.raises(TaskError, match="the parts of the tool 'f' are no JSON"):
+        conversation_of({"messages": [QUESTION, ANSWER], "tools": [tool]})
+
+
+def test_not_a_number_is_no_json_in_a_text_either():
+    with pytest.raises(TaskError, match="NaN is no number"):
+        conversation_of(called("f", '{"a": NaN}'))

@@ -329,6 +329,7 @@ def parquet(rows: list[dict]) -> bytes:
         ("b.csv", b"text;n\na;1\n", r"b\.csv:1: the header is one column"),
         ("b.csv", b"te\0xt,n\na,1\n", r"b\.csv:1: a NUL byte"),
         ("b.parquet", b"no", r"b\.parquet: not a readable Parquet file"),
+        ("b.parquet", parquet(ROWS).replace(b"text", b"te\xfft"), r"b\.parquet: not a readable Parquet file"),
         ("b.parquet", parquet(ROWS)[:-9], r"b\.parquet: not a readable Parquet file"),
     ],
 )
