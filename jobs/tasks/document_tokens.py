@@ -38,6 +38,13 @@ def beginning(tokenizer: Any) -> list[int]:
     return list(whole[: next(starts, 0)])
 
 
+def unknown_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the tokens that stand for what the tokenizer does not know; byte-level ones have none."""
+    of_model = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    both = {tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids(of_model) if of_model else None}
+    return frozenset(both - {None, tokenizer.eos_token_id})  # of some, that is the end token
+
+
 def _ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Return the token ids of each text, whole and without special ones: 1.5 times as fast as calling the tokenizer."""
     backend = tokenizer.backend_tokenizer
@@ -48,9 +55,7 @@ def _ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 def _counts(tokenizer: Any, documents: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """Count of texts, given by their own token ids, what `COUNTED` says: int32 (1,) each."""
-    of_model = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
-    both = {tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids(of_model) if of_model else None}
-    unknown = frozenset(both - {None, tokenizer.eos_token_id})  # of some, that is the end token
+    unknown = unknown_ids(tokenizer)
     looked_for = {"special_texts": special_ids(tokenizer) - unknown, "unknown": unknown}
     found = {"begun": len(documents) * bool(beginning(tokenizer))}
     found |= {name: sum(not these.isdisjoint(ids) for ids in documents) for name, these in looked_for.items()}

@@ -71,6 +71,7 @@ class TextClassification(Classifier):
     learned_files: ClassVar[tuple[str, ...]] = (LABELS_FILE, *tokenization.FILES)
     counted: ClassVar[Mapping[str, str]] = {
         "cut": "texts are longer than task.max_length and were cut",
+        "unknown": "texts hold nothing that the tokenizer knows, and are all alike to the model",
         "special": "texts have special tokens written into them, which become these tokens",
     }
     version: ClassVar[int] = 2
@@ -159,6 +160,7 @@ class TextClassification(Classifier):
         texts = [self._texts(example) for example in examples]
         columns, written = text_rows.tokenise(self.tokenizer, texts, self.max_length), special_texts(self.tokenizer)
         columns["special"] = np.array([any(map(written.search, each)) for each in texts], dtype=np.int32)
+        columns["unknown"] = text_rows.unknown(self.tokenizer, columns)
         return {**columns, "label": numbers, "targets": np.ones(len(numbers), dtype=np.int32)}
 
     def collate(self, rows: Columns) -> Batch:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from jobs.tasks import Batch, Columns, TaskError
+from jobs.tasks.chat_template import special_ids
+from jobs.tasks.document_tokens import unknown_ids
 from jobs.tasks.messages import is_blank
 from jobs.tasks.tokenization import END_OF_TEXT, TextFindings
 
@@ -58,6 +60,14 @@ def tokenise(tokenizer: Any, texts: Sequence[tuple[str, ...]], width: int) -> Co
         for row, values in zip(column, whole[key], strict=True):
             row[: len(values)] = values
     return {**rows, "length": np.minimum(lengths, width), "cut": (lengths > width).astype(np.int32)}
+
+
+def unknown(tokenizer: Any, rows: Columns) -> np.ndarray:
+    """Tell of rows that `tokenise` made which hold no token that says something: int32 (N,)."""
+    says_nothing = [*special_ids(tokenizer), *unknown_ids(tokenizer)]
+    filled = np.arange(rows["input_ids"].shape[1]) < rows["length"][:, None]
+    says = filled & ~np.isin(rows["input_ids"], says_nothing)
+    return (~says.any(1)).astype(np.int32)
 
 
 def batch_of(rows: Columns) -> Batch:

@@ -296,3 +296,10 @@ def test_a_label_that_was_not_learned_says_why_that_may_be(task):
 def test_the_label_is_no_question():
     with pytest.raises(TaskError, match="text_column and label_column are both 'a'"):
         get("text-classification")({"text_column": "a", "label_column": "a"})
+
+
+def test_texts_of_which_nothing_is_known_are_counted():
+    task = learned([{"text": f"good film {n}", "label": n % 2} for n in range(6)])
+    texts = ["a film", "zzz", "zzz yyy", "good zzz", "🙂"]
+    encoded = task.encode([{"text": text, "label": 0} for text in texts])
+    assert encoded["unknown"].tolist() == [0, 1, 1, 0, 1]
