@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any
 
+NAMED = 10
+"""So many names are said."""
 NO_CLASS = -1
 """What `datasets` writes for an example without a label, as in the test sets of benchmarks."""
 
@@ -17,6 +20,29 @@ def features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}
+
+
+def features_in(path: Path) -> dict[str, Any]:
+    """Return `features_of` a Parquet file; nothing where it cannot be read, which its reader says."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return features_of(pyarrow.parquet.read_schema(path).metadata)
+    except (pyarrow.ArrowException, OSError, ValueError):
+        return {}
+
+
+def said_of_names(features: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say of the columns of classes which names their numbers stand for, since labels are the numbers."""
+    said = []
+    for column in sorted(class_columns(features)):
+        names = features[column].get("names") or []
+        if [str(number) for number in range(len(names))] != names:
+            shown = ", ".join(f"{number}: {name}" for number, name in enumerate(names[:NAMED]))
+            more = ", …" if len(names) > NAMED else ""
+            said.append(f"the numbers in column {column!r} stand for names, which are not used ({shown}{more})")
+    return tuple(said)
 
 
 def class_columns(features: Mapping[str, Any]) -> frozenset[str]:

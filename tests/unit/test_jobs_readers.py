@@ -358,6 +358,12 @@ def test_the_number_that_stands_for_no_class_is_no_class(tmp_path, monkeypatch):
         for where in ("set/train.parquet", f"hf://{tmp_path}/set")[: 1 + (metadata is described)]:
             assert [row["label"] for row in read(where, tmp_path)] == labels
             assert [row["n"] for row in read(where, tmp_path)] == [-1, -1, -1]
+            said = "the numbers in column 'label' stand for names, which are not used (0: no, 1: yes)"
+            assert sources.open_source(where, tmp_path).notes == ((said,) if metadata is described else ())
+    for shard in "ab":
+        held = table.replace_schema_metadata({"huggingface": json.dumps(described)})
+        pyarrow.parquet.write_table(held, tmp_path / f"{shard}.parquet")
+    assert len(sources.open_source("?.parquet", tmp_path).notes) == 1, "once for all shards"
 
 
 def test_tables_that_were_joined_keep_no_header_and_no_mark_among_their_rows(tmp_path):
