@@ -22,7 +22,7 @@ from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, get, tokenization
 from jobs.tasks.own_code import code_digest
 
-FORMAT = 3
+FORMAT = 4
 
 NAMES = {
     "train": "the training data (data.train)",

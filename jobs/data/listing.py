@@ -77,12 +77,17 @@ def of_glob(where: str, base: Path) -> Listing:
     place = _place(where, base)
     listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(os.path.expanduser(where)))
     listing.root = Path(*place.parts[: _first_magic(place)])
+    _take_once(listing, base)
+    return listing
+
+
+def _take_once(listing: Listing, base: Path) -> None:
+    """Leave out the links to a file that is there itself, or through another link."""
     first: dict[str, Path] = {}
     for path in sorted(set(listing.files), key=lambda path: (path.is_symlink(), path)):
         if first.setdefault(os.path.realpath(path), path) != path:
             listing.leave_out("the same file once more, through a link", _from(base, path))
-    listing.files = sorted(first.values())
-    return listing
+    listing.files = [path for path in dict.fromkeys(listing.files) if first[os.path.realpath(path)] == path]
 
 
 def _flat(place: Path, base: Path, given: Path) -> Listing:
@@ -153,6 +158,7 @@ def of_folder(folder: Path) -> Listing:
             _sort_in(listing, path, str(path.relative_to(folder)))
     except OSError as error:
         raise UserError(f"data: cannot read {error.filename or folder}: {error.strerror}") from error
+    _take_once(listing, folder)
     return listing
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from cluster.errors import UserError
 from jobs.data import listing, readers, tables
+from jobs.data.classes import features_in, said_of_names
 from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind, other_content
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import BadRow, Example, Rows, Source, unread
@@ -102,7 +103,7 @@ def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
         _file_digest(path),
         lambda: _whole(path, reader),
         reading,
-        (),
+        said_of_names(features_in(path)) if suffix == ".parquet" else (),
         suffix not in readers.TEXT_SUFFIXES,
         table,
         str(path.resolve()),

@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import UserError
+from jobs.data.classes import class_columns, features_of, unlabelled
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Example, Rows, bounded, unread
 from jobs.data.readers import not_utf8
 
-VERSION = 3
+VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 FIELD_CHARS = (1 << 31) - 1
 """Longest field of a CSV file; the csv module's own limit, 131,072, is shorter than a document."""
@@ -70,7 +71,7 @@ def _quoting(form: TableForm) -> Literal[0, 3]:
 
 
 class _Lines:
-    """Passes lines on, and keeps those of the record that is being read."""
+    """Passes lines on, without a byte order mark before a record, and keeps those of the one that is being read."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -81,6 +82,8 @@ class _Lines:
 
     def __next__(self) -> str:
         line = next(self._lines)
+        if not self.taken:  # files with byte order marks were joined
+            line = line.removeprefix("\ufeff")
         self.taken.append(line)
         return line
 
@@ -146,6 +149,8 @@ def _names(header: list[str], separator: str) -> list[str]:
 
 
 def _row(names: list[str], values: list[str], where: str, source: str) -> Example:
+    if len(values) > 1 and values == names:
+        raise UserError(f"the line is {source} once more: files were joined")
     if len(values) != len(names):
         raise UserError(f"the row has not the {len(names)} columns of {source}, it has {len(values)}")
     return Example({name: _text(value) for name, value in zip(names, values, strict=True)}, where)
@@ -176,16 +181,17 @@ def read_parquet(path: Path) -> Rows:
 
     number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         _unique(file.schema_arrow.names)
+        classes = class_columns(features_of(file.schema_arrow.metadata))
         for batch in file.iter_batches(batch_size=1024):
             for row in _python_rows(batch):
                 number += 1
                 where = f"{path}: row {number}"
-                yield bounded(partial(_example, row, where), where)
+                yield bounded(partial(_example, row, classes, where), where)
     except UserError as error:
         yield unread(str(path), str(error))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is no UTF-8
         if number:
             raise UserError(f"{path}: broken behind row {number}: {error}") from error
         yield unread(str(path), f"not a readable Parquet file: {error}")
@@ -203,8 +209,8 @@ def _python_rows(batch: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         yield partial(dict, row)
 
 
-def _example(make: Callable[[], dict[str, Any]], where: str) -> Example:
-    return Example(make(), where)
+def _example(make: Callable[[], dict[str, Any]], classes: Set[str], where: str) -> Example:
+    return Example(unlabelled(make(), classes), where, padded=True)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {".parquet": read_parquet}

@@ -134,6 +134,13 @@ class Task:
         """
         return example
 
+    def answer(self, example: Mapping[str, Any]) -> str | None:
+        """Return what is to be learned for an example's `content`; None where the content holds it.
+
+        Asked of Tandem's own tasks only.
+        """
+        return None
+
     def unused(self, example: Mapping[str, Any]) -> Iterable[str]:
         """Return the columns of an example that hold something and have no effect: they are counted in the log.
 

@@ -28,6 +28,7 @@ from jobs.tasks import (
     balance,
     causality,
     chat_rows,
+    document_tokens,
     generation,
     isolation,
     loading,
@@ -77,8 +78,8 @@ class CausalLM(Task):
         "bits_per_byte": "min",
     }
     learned_files: ClassVar[tuple[str, ...]] = tokenization.FILES
-    counted: ClassVar[Mapping[str, str]] = {**chat_rows.COUNTED, **tokenization.COUNTED}
-    version: ClassVar[int] = 3
+    counted: ClassVar[Mapping[str, str]] = {**chat_rows.COUNTED, **document_tokens.COUNTED}
+    version: ClassVar[int] = 4
 
     options: CausalLMOptions
 
@@ -167,8 +168,8 @@ class CausalLM(Task):
         conversations = [conversation_of(example) for example in examples if self._reader.is_conversation(example)]
         end, width = tokenization.end_of_text(self.tokenizer), self.options.sequence_length + 1
         pieces, counts = chat_rows.encode(self.tokenizer, conversations, width) if conversations else ([], {})
-        documents = tokenization.ids_of(self.tokenizer, texts)
-        counts |= tokenization.counts(self.tokenizer, documents)
+        documents, counted = document_tokens.encode(self.tokenizer, texts)
+        counts |= counted
         if self.options.documents == "separate":
             pieces, documents = packing.documents(documents, end, width) + pieces, []
         parts = [self._windows(documents, end)] if documents else []
@@ -282,7 +283,7 @@ class CausalLM(Task):
         labels = batch["labels"]
         counted = labels != IGNORED
         if self._bytes_per_token is None:
-            self._bytes_per_token = torch.from_numpy(tokenization.bytes_per_token(self.tokenizer))
+            self._bytes_per_token = torch.from_numpy(document_tokens.bytes_per_token(self.tokenizer))
         targets = labels[counted]
         return {
             "loss": cross_entropy_sum(logits, labels),

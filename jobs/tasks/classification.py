@@ -25,6 +25,10 @@ class Classifier(Task):
 
     # -- labels -----------------------------------------------------------------------------------------------------
 
+    def answer(self, example: Mapping[str, Any]) -> str:
+        """Return the label."""
+        return self._label(example)
+
     def _label(self, example: Mapping[str, Any]) -> str:
         return label_of(example, self.options.label_column)
 

@@ -72,7 +72,7 @@ class ImageClassification(Classifier):
     """A small CNN of ours, or any transformers image classifier."""
 
     name: ClassVar[str] = "image-classification"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Options: ClassVar[type[TaskOptions]] = ImageClassificationOptions
     unit: ClassVar[str] = "images"
     learned_files: ClassVar[tuple[str, ...]] = (PREPROCESSING_FILE,)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,7 +20,8 @@ from jobs.tasks.chat_template import special_texts
 from jobs.tasks.classification import Classifier
 from jobs.tasks.labels import check_columns, classified, column_of, kind_of
 from jobs.tasks.messages import is_nothing
-from jobs.tasks.tokenization import TextFindings, TokenizerOptions
+from jobs.tasks.text_rows import ClassFindings
+from jobs.tasks.tokenization import TokenizerOptions
 
 if TYPE_CHECKING:
     import torch
@@ -56,21 +56,6 @@ class TextClassificationOptions(TaskOptions):
         return check_columns(self, "text_column", "pair_column", "label_column")
 
 
-@dataclass(frozen=True)
-class ClassFindings:
-    """What labelled texts say, out of one chunk or many."""
-
-    labels: frozenset[str]
-    texts: TextFindings | None
-    kinds: frozenset[str] = frozenset()
-    """What the labels are, in words: text, numbers."""
-
-    def merged(self, later: ClassFindings) -> ClassFindings:
-        """Return the findings of both chunks."""
-        texts = self.texts.merged(later.texts) if self.texts and later.texts else None
-        return ClassFindings(self.labels | later.labels, texts, self.kinds | later.kinds)
-
-
 class TextClassification(Classifier):
     """Any encoder of transformers that classifies sequences (bert, roberta, modernbert, …), or `ngram`, ours."""
 
@@ -86,6 +71,7 @@ class TextClassification(Classifier):
     learned_files: ClassVar[tuple[str, ...]] = (LABELS_FILE, *tokenization.FILES)
     counted: ClassVar[Mapping[str, str]] = {
         "cut": "texts are longer than task.max_length and were cut",
+        "unknown": "texts hold nothing that the tokenizer knows, and are all alike to the model",
         "special": "texts have special tokens written into them, which become these tokens",
     }
     version: ClassVar[int] = 2
@@ -174,6 +160,7 @@ class TextClassification(Classifier):
         texts = [self._texts(example) for example in examples]
         columns, written = text_rows.tokenise(self.tokenizer, texts, self.max_length), special_texts(self.tokenizer)
         columns["special"] = np.array([any(map(written.search, each)) for each in texts], dtype=np.int32)
+        columns["unknown"] = text_rows.unknown(self.tokenizer, columns)
         return {**columns, "label": numbers, "targets": np.ones(len(numbers), dtype=np.int32)}
 
     def collate(self, rows: Columns) -> Batch:
@@ -295,13 +282,9 @@ class TextClassification(Classifier):
         return (instance["text"], instance["pair"]) if self.pairs else (instance,)
 
     def _texts(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(
-            text_rows.filled(column_of(example, name, "text_column"), f"column {name!r}")
-            for name in self._text_columns()
-        )
-
-    def _text_columns(self) -> list[str]:
-        return [name for name in (self.options.text_column, self.options.pair_column) if name is not None]
+        columns = [name for name in (self.options.text_column, self.options.pair_column) if name is not None]
+        held = ((name, column_of(example, name, "text_column")) for name in columns)
+        return tuple(text_rows.filled(text, f"column {name!r}") for name, text in held)
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return logits (B, labels) in fp32."""

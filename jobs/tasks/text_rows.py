@@ -1,14 +1,33 @@
-"""Texts, and pairs of texts, as rows of token ids, and rows as batches for an encoder."""
+"""Labelled texts, and pairs of them: what they say, as rows of token ids, and rows as batches for an encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jobs.tasks import Batch, Columns, TaskError
-from jobs.tasks.tokenization import END_OF_TEXT
+from jobs.tasks.chat_template import special_ids
+from jobs.tasks.document_tokens import unknown_ids
+from jobs.tasks.messages import is_blank
+from jobs.tasks.tokenization import END_OF_TEXT, TextFindings
+
+
+@dataclass(frozen=True)
+class ClassFindings:
+    """What labelled texts say, out of one chunk or many."""
+
+    labels: frozenset[str]
+    texts: TextFindings | None
+    kinds: frozenset[str] = frozenset()
+    """What the labels are, in words: text, numbers."""
+
+    def merged(self, later: ClassFindings) -> ClassFindings:
+        """Return the findings of both chunks."""
+        texts = self.texts.merged(later.texts) if self.texts and later.texts else None
+        return ClassFindings(self.labels | later.labels, texts, self.kinds | later.kinds)
 
 
 def begin_with_a_mark(tokenizer: Any) -> None:
@@ -41,6 +60,14 @@ def tokenise(tokenizer: Any, texts: Sequence[tuple[str, ...]], width: int) -> Co
         for row, values in zip(column, whole[key], strict=True):
             row[: len(values)] = values
     return {**rows, "length": np.minimum(lengths, width), "cut": (lengths > width).astype(np.int32)}
+
+
+def unknown(tokenizer: Any, rows: Columns) -> np.ndarray:
+    """Tell of rows that `tokenise` made which hold no token that says something: int32 (N,)."""
+    says_nothing = [*special_ids(tokenizer), *unknown_ids(tokenizer)]
+    filled = np.arange(rows["input_ids"].shape[1]) < rows["length"][:, None]
+    says = filled & ~np.isin(rows["input_ids"], says_nothing)
+    return (~says.any(1)).astype(np.int32)
 
 
 def batch_of(rows: Columns) -> Batch:
@@ -79,6 +106,6 @@ def filled(text: Any, where: str) -> str:
     Raises:
         TaskError: it is none, or empty; `where` names what holds it.
     """
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_blank(text):
         raise TaskError(f"{where} holds {text!r:.60}, not a text")
     return text

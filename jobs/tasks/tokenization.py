@@ -7,28 +7,22 @@ depends neither on how the data was cut into chunks nor on where these were read
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from jobs.tasks import TaskError, TaskOptions, TaskSetupError
-from jobs.tasks.chat_template import CHATML, special_ids
+from jobs.tasks.chat_template import CHATML
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
          "merges.txt", "vocab.txt", "tokenizer.model")  # fmt: skip
 """What decides how a text becomes tokens, in the layouts that transformers reads."""
-COUNTED = {
-    "special_texts": "texts have special tokens written into them, which become these tokens",
-    "unknown": "texts have characters that the tokenizer does not know",
-}
-"""What is counted of texts: name → what it is."""
 PIECE = 1 << 20
 """Longer texts are drawn in pieces of so many characters, cut where a line begins."""
 
@@ -255,43 +249,6 @@ def difference(tokenizer: Any, parent: Path | str) -> list[str]:
         f"task.tokenizer is not that of {parent}: {moved} of its {len(now)} tokens have another number there or none, "
         "and the embeddings of these start from what was learned for other tokens"
     ]
-
-
-def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of each text, whole and without special ones: 1.5 times as fast as calling the tokenizer."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json may ask for both, as a call of transformers' would undo too
-    backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def counts(tokenizer: Any, documents: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Count of texts, given by their token ids, what `COUNTED` says: int32 (1,) each."""
-    of_model = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
-    both = {tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids(of_model) if of_model else None}
-    unknown = frozenset(both - {None, tokenizer.eos_token_id})  # of some, that is the end token
-    looked_for = {"special_texts": special_ids(tokenizer) - unknown, "unknown": unknown}
-    found = {name: sum(not these.isdisjoint(ids) for ids in documents) for name, these in looked_for.items()}
-    return {name: np.array([count], dtype=np.int32) for name, count in found.items()}
-
-
-def bytes_per_token(tokenizer: Any) -> np.ndarray:
-    """Return the UTF-8 bytes each token id stands for (int64 [vocab]); special tokens stand for none.
-
-    Needed for bits per byte, the loss that compares across tokenizers.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_tokens) | set(SPECIAL_TOKENS)
-    byte_level = "ByteLevel" in type(tokenizer.backend_tokenizer.decoder).__name__
-    return np.array([0 if t is None or t in special else _byte_length(t, byte_level) for t in tokens], dtype=np.int64)
-
-
-def _byte_length(token: str, byte_level: bool) -> int:
-    if byte_level:  # every character of such a token is one byte
-        return len(token)
-    if len(token) == 6 and token.startswith("<0x"):  # byte fallback of SentencePiece models
-        return 1
-    return len(token.replace("▁", " ").encode("utf-8"))
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> Any:

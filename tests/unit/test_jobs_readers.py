@@ -329,6 +329,7 @@ def parquet(rows: list[dict]) -> bytes:
         ("b.csv", b"text;n\na;1\n", r"b\.csv:1: the header is one column"),
         ("b.csv", b"te\0xt,n\na,1\n", r"b\.csv:1: a NUL byte"),
         ("b.parquet", b"no", r"b\.parquet: not a readable Parquet file"),
+        ("b.parquet", parquet(ROWS).replace(b"text", b"te\xfft"), r"b\.parquet: not a readable Parquet file"),
         ("b.parquet", parquet(ROWS)[:-9], r"b\.parquet: not a readable Parquet file"),
     ],
 )
@@ -343,3 +344,33 @@ def test_a_file_that_cannot_be_read_is_one_bad_row_that_names_it(tmp_path, name,
     assert "how many rows it holds is not known" in bad.first[0].reason
     with pytest.raises(UserError, match=said):
         read("d", tmp_path)
+
+
+def test_the_number_that_stands_for_no_class_is_no_class(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    described = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"},
+                                       "n": {"dtype": "int64", "_type": "Value"}}}}  # fmt: skip
+    table = pa.table({"label": [0, -1, 1], "n": [-1, -1, -1]})
+    (tmp_path / "set").mkdir()
+    for metadata, labels in ((described, [0, None, 1]), ({}, [0, -1, 1]), ({"info": None}, [0, -1, 1])):
+        held = table.replace_schema_metadata({"huggingface": json.dumps(metadata)} if metadata else None)
+        pyarrow.parquet.write_table(held, tmp_path / "set" / "train.parquet")
+        for where in ("set/train.parquet", f"hf://{tmp_path}/set")[: 1 + (metadata is described)]:
+            assert [row["label"] for row in read(where, tmp_path)] == labels
+            assert [row["n"] for row in read(where, tmp_path)] == [-1, -1, -1]
+            said = "the numbers in column 'label' stand for names, which are not used (0: no, 1: yes)"
+            assert sources.open_source(where, tmp_path).notes == ((said,) if metadata is described else ())
+    for shard in "ab":
+        held = table.replace_schema_metadata({"huggingface": json.dumps(described)})
+        pyarrow.parquet.write_table(held, tmp_path / f"{shard}.parquet")
+    assert len(sources.open_source("?.parquet", tmp_path).notes) == 1, "once for all shards"
+
+
+def test_tables_that_were_joined_keep_no_header_and_no_mark_among_their_rows(tmp_path):
+    part = b'\xef\xbb\xbf"text",n\n"\xef\xbb\xbf a",1\n'
+    (tmp_path / "x.csv").write_bytes(part + part)
+    bad = BadRows(most=1)
+    assert read("x.csv", tmp_path, bad) == [{"text": "\ufeff a", "n": "1"}] * 2
+    assert str(bad.first[0]).endswith("x.csv:3: the line is the header once more: files were joined")
+    (tmp_path / "words.csv").write_text("text\na\ntext\n")
+    assert read("words.csv", tmp_path) == [{"text": "a"}, {"text": "text"}], "a list of words may hold this one"
