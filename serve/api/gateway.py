@@ -121,7 +121,8 @@ class Gateway:
             raise ApiError(400, message, code="unsupported_task", param="model")
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
         parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
-        result = accepted(await self._backend.infer(name, InferCall(parsed.id or uuid.uuid4().hex, parsed.inputs)))
+        call = InferCall(f"infer-{uuid.uuid4().hex}", parsed.inputs)  # the client's own `id` may be anyone's
+        result = accepted(await self._backend.infer(name, call))
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | answer.headers)
 

@@ -46,8 +46,8 @@ def _functions(request: ChatRequest) -> dict[str, Function]:
             raise invalid(f"{place}.name", f"there are two functions {tool.function.name!r}")
         if (tool.function.parameters or NO_ARGUMENTS).get("type", "object") != "object":
             raise invalid(f"{place}.parameters", "must be the schema of an object")
-        if tool.function.strict:
-            schemas.check(tool.function.parameters or NO_ARGUMENTS, f"{place}.parameters")
+        check = schemas.check if tool.function.strict else schemas.check_size
+        check(tool.function.parameters or NO_ARGUMENTS, f"{place}.parameters")
         found[tool.function.name] = tool.function
     return found
 

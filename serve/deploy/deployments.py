@@ -40,6 +40,7 @@ from serve.wire import (
     Vectors,
 )
 
+logger = logging.getLogger(__name__)
 TRIES = 2
 """A request that was lost with its replica before it was answered goes to another one, once: answers have no side
 effects, and a request that itself ends replicas ends no more than so many."""
@@ -156,7 +157,7 @@ class RayBackend:
         """Requests of this gateway that no replica has accepted yet, by model."""
 
     async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
-        with _as_api_errors(model):
+        with _as_api_errors(model, call.request_id):
             for left in reversed(range(TRIES)):
                 begun = False
                 try:
@@ -187,15 +188,19 @@ class RayBackend:
             self.pending[model] -= waiting
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
-        answer: Inferred | Refused = await self._answered(model, lambda: self._handle(model).infer.remote(call))
+        answer: Inferred | Refused = await self._answered(
+            model, call.request_id, lambda: self._handle(model).infer.remote(call)
+        )
         return answer
 
     async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
-        answer: Vectors | Refused = await self._answered(model, lambda: self._handle(model).embed.remote(call))
+        answer: Vectors | Refused = await self._answered(
+            model, call.request_id, lambda: self._handle(model).embed.remote(call)
+        )
         return answer
 
-    async def _answered(self, model: str, ask: Callable[[], Any]) -> Any:
-        with _as_api_errors(model):
+    async def _answered(self, model: str, request_id: str, ask: Callable[[], Any]) -> Any:
+        with _as_api_errors(model, request_id):
             for _ in range(TRIES - 1):
                 with suppress(*LOST):
                     return await ask()
@@ -216,7 +221,7 @@ class RayBackend:
 
 
 @contextmanager
-def _as_api_errors(model: str) -> Iterator[None]:
+def _as_api_errors(model: str, request_id: str) -> Iterator[None]:
     try:
         yield
     except BackPressureError as error:
@@ -227,5 +232,6 @@ def _as_api_errors(model: str) -> Iterator[None]:
         message = f"the replica of {model!r} that worked on this request was lost"
         raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from error
     except RayError as error:
-        message = f"{model!r} failed on this request; its log has the reason"
+        logger.error("request %s: %s", request_id, error)
+        message = f"{model!r} failed on this request; the gateway's log has the reason, under {request_id:.80}"
         raise ApiError(500, message, code="engine_failed") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.engines.prompts import TooLong
+from serve.engines.prompts import TooLong, check_length
 from serve.engines.protocol import EmbeddingEngine, RequestError
 from serve.wire import EmbedCall, Identity, Vectors
 
@@ -34,6 +34,8 @@ def token_ids(tokenizer: Any, call: EmbedCall, max_context: int) -> list[tuple[i
     encoded = []
     for at, given in enumerate(call.inputs):
         place = f"input[{at}]" if len(call.inputs) > 1 else "input"
+        if isinstance(given, str):
+            check_length(tokenizer, given, max_context, place)
         ids = tuple(tokenizer(given)["input_ids"]) if isinstance(given, str) else given
         _check(place, ids, len(tokenizer), max_context)
         encoded.append(ids)

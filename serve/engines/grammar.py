@@ -118,7 +118,7 @@ IN_OUR_WORDS = (
         r"Resource '(?:json-schema:///)?([^']*)' is not present.*",
         r"it refers to '\1', and other documents are not fetched",
     ),
-    (r"fuel exhausted.*", "it is too complex"),
+    (r"(fuel exhausted|initial lexer config|grammar size|Unable to determine if regex|panic:).*", "it is too complex"),
     (r"Failed to generate regex for \w+ range.*", "its minimum or maximum is beyond what can be followed"),
     (r"Regex is empty: .*", "no text fits it"),
     (r"Expected f64 for", "Expected a number for"),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from serve.api import routes
+from serve.api.gateway import Gateway
 from serve.engines.protocol import Delta, EngineError, EngineLoad, GenerationRequest
 from serve.engines.replica import GenerativeReplica, PredictiveReplica
 from serve.engines.torch.check import UnsupportedArchitecture
 from serve.engines.torch.torch_engine import TorchEngine
 from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Opened, Refused
 from tests.support import tiny_models
+from tests.support.predictive import CHAT
 
 INSIDE = "RuntimeError('CUDA error at /opt/secret/kernel.cu:12')"
 
@@ -82,3 +87,31 @@ def test_an_encoder_does_not_start_as_a_causal_model(layers: int) -> None:
     engine = TorchEngine(AutoModelForCausalLM.from_config(config).eval(), tiny_models.tokenizer(), precision="fp32")
     with pytest.raises(UnsupportedArchitecture, match=r"sees the tokens that it is to predict.*text-classification"):
         asyncio.run(engine.start())
+
+
+class Broken:
+    """A backend that fails in a way that nobody expected."""
+
+    async def states(self) -> Any:
+        raise RuntimeError(INSIDE)
+
+
+@pytest.mark.parametrize("path", ["/status", "/v2/models/chat"])
+def test_what_nobody_expected_is_under_an_id_too(caplog: pytest.LogCaptureFixture, path: str) -> None:
+    backend: Any = Broken()
+    gateway = Gateway(backend, max_body_bytes=100, max_prompts=1)
+    gateway.catalog = {"chat": CHAT}
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(routes.build(lambda: gateway), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get(path)
+
+    answer = asyncio.run(asked())
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    found = re.search(r"under (failure-[0-9a-f]{32})", answer.text)
+    assert found is not None
+    (record,) = [record for record in caplog.records if record.getMessage().startswith(f"{found[1]}: GET {path}")]
+    assert record.exc_info is not None
+    assert INSIDE in str(record.exc_info[1])

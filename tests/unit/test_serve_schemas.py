@@ -66,6 +66,44 @@ def test_notes_values_and_names_of_properties_are_no_keywords(schema: dict[str, 
     schemas.check(schema, "here")
 
 
+def chain(length: int) -> dict[str, Any]:
+    """Return a schema whose definitions refer to each other in a row, as lists of lists."""
+    rows = {f"d{at}": {"type": "array", "items": {"$ref": f"#/$defs/d{at + 1}"}} for at in range(length)}
+    return {"$defs": {**rows, f"d{length}": {"const": 1}}, "$ref": "#/$defs/d0"}
+
+
+def test_references_that_would_overflow_the_stack_of_who_compiles_them_are_refused() -> None:
+    with pytest.raises(ApiError, match=r"here: it has 3005 levels, with what it refers to, in all; at most 1000"):
+        schemas.check(chain(1500), "here")
+    schemas.check(chain(450), "here")
+    many = {f"m{at}": {"properties": {"next": {"anyOf": [{"$ref": "#/$defs/m0"}]}}} for at in range(900)}
+    schemas.check({"$defs": many, "$ref": "#/$defs/m1"}, "here")  # many of them are not many levels
+
+
+@pytest.mark.parametrize("reference", ["#name", "http://example.org/a", "#/items/3", "#/$defs/a%20b/items"])
+def test_references_of_any_form_count(reference: str) -> None:
+    schemas.check_size({"$ref": reference, "$defs": {"a b": {"items": [1]}}}, "here")
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (
+            {"anyOf": [{"pattern": "a" * 5001}, {"patternProperties": {"b" * 5001: True}}]},
+            "10002 characters of pattern",
+        ),
+        ({"type": "object", "required": [f"p{at}" for at in range(5001)]}, "5001 names of properties"),
+        ({"properties": {f"p{at}": True for at in range(5001)}}, "5001 names of properties"),
+        ({"patternProperties": {f"^p{at}$": True for at in range(101)}}, "101 patternProperties"),
+        ({"const": [[] for _ in range(20_000)]}, "20002 objects and lists"),
+        ({"enum": list(range(50_001))}, "50001 values of enum"),
+    ],
+)
+def test_what_would_take_minutes_or_end_the_process_is_refused(schema: dict[str, Any], said: str) -> None:
+    with pytest.raises(ApiError, match=f"here: it has {said}.* in all; at most"):
+        schemas.check_size(schema, "here")
+
+
 def function(strict: bool, schema: dict[str, Any]) -> dict[str, Any]:
     parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
     return {"type": "function", "function": {"name": "f", "strict": strict, "parameters": parameters}}
@@ -95,6 +133,8 @@ def test_requests_are_refused_by_the_place_of_the_keyword_and_functions_that_are
         strict = "tools[0].function.parameters.properties.a.minimun"
         assert await param(tools=[function(True, misspelt)]) == (400, strict)
         assert await param(tools=[function(False, misspelt)], tool_choice="required") == (200, None)
+        parameters = "tools[0].function.parameters"
+        assert await param(tools=[function(False, {"pattern": "a" * 10_001})]) == (400, parameters)
 
     run(directory, scenario)
 
