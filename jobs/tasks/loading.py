@@ -50,7 +50,7 @@ def load(
         )
     except TaskError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
         raise TaskError(f"cannot load a model from {str(directory)!r}: {_first_line(error)}") from error
     _check_shapes(directory, found["mismatched_keys"])
     missing = sorted(found["missing_keys"])
@@ -63,7 +63,23 @@ def load(
     said = [f"{directory} lacks {_counted(missing)}: random until trained"] if missing else []
     if unexpected := sorted(found["unexpected_keys"]):
         said.append(f"{directory} holds {_counted(unexpected)} that {type(model).__name__} has no place for: left out")
-    return model.eval(), said
+    return model.eval(), [*said, *_untied(model)]
+
+
+def _untied(model: Any) -> list[str]:
+    """Have a model's config say that its head is its own, where the files hold another one than the embedding.
+
+    transformers keeps both then; other readers of the config would put the embedding in the head's place.
+    """
+    config = model.config.get_text_config()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not getattr(config, "tie_word_embeddings", False) or embedding is None or head is None:
+        return []
+    if getattr(head, "weight", None) is embedding.weight or not hasattr(head, "weight"):
+        return []
+    for each in (model.config, config):
+        each.tie_word_embeddings = False
+    return ["the config ties the head to the embedding, but the files hold a head of its own: it is kept, and untied"]
 
 
 def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, kind: str) -> None:
