@@ -82,8 +82,11 @@ def _untied(model: Any) -> list[str]:
     return ["the config ties the head to the embedding, but the files hold a head of its own: it is kept, and untied"]
 
 
-def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, kind: str) -> None:
+def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, kind: str) -> Any:
     """Refuse what a model's own config tells that `load` would refuse: another kind of model, or `config`'s entries.
+
+    Returns:
+        The config with these entries.
 
     Args:
         config: entries that are to override the model's own.
@@ -101,7 +104,7 @@ def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, k
         raise TaskError(f"{str(directory)!r} is a {own.model_type}, which is no {kind} architecture of transformers")
     check_entries(own.model_type, own, config)
     try:
-        AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
+        return AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
     except Exception as error:  # transformers validates configs with several kinds of exception
         raise TaskError(f"model.config for {str(directory)!r}: {last_line(error)}") from error
 
