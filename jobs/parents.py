@@ -175,10 +175,11 @@ def check_hub_model(spec: JobSpec, source: str, base: Path) -> None:
     Raises:
         UserError: as `check_folder`.
     """
-    folder = hub_folder.fetched(source) or hub_folder.cached(source)
-    if folder is not None:
+    fetched = hub_folder.fetched(source)
+    if (folder := fetched or hub_folder.cached(source)) is not None:
         check_folder(spec, source, folder, base, whole=False)
-    model_folder.refuse(f"model.from: {source}", model_folder.pickled(Path(source), hub_folder.file_names(source)))
+    names = hub_folder.file_names(source) if fetched is not None else []  # else the hub does not answer
+    model_folder.refuse(f"model.from: {source}", model_folder.pickled(Path(source), names))
 
 
 def check_tokenizer(spec: JobSpec, base: Path, of_hub: Callable[[str], Path | None]) -> None:

@@ -27,6 +27,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 BESIDE_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")
 """Pickles that trainers leave and nobody loads."""
 INDEX = ".safetensors.index.json"
+PARTS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax")
+"""Ends of the names of tensors that quantised layers have."""
+TOKENS, NUMBERS = ("eos_token_id", "bos_token_id", "pad_token_id"), ("temperature", "top_p", "top_k", "min_p")
+"""Entries of generation_config.json that are numbers of tokens, and numbers."""
 
 
 def problems(folder: Path) -> list[str]:
@@ -87,8 +91,13 @@ def pickled(folder: Path, names: list[str]) -> list[str]:
 
 
 def damage(folder: Path) -> list[str]:
-    """Return what is missing or cut short of the weights in `folder`, one sentence each, by indexes and headers."""
-    found = []
+    """Return what cannot be read of a model in `folder`, one sentence each: configs, indexes, headers of weights."""
+    found = [f"{path} is no JSON object: copy the model again" for path in _broken(folder)]
+    found += _wrong_in_generation(folder / "generation_config.json")
+    if _said_method(folder) is None and (stored := _stored_method(folder)) is not None:
+        found.append(
+            f"{folder}: {stored}, as quantised layers do, and config.json has no quantization_config to read it by"
+        )
     for index in sorted(folder.glob(f"*{INDEX}")):
         shards = _read(index).get("weight_map")
         named = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else set()
@@ -101,7 +110,11 @@ def damage(folder: Path) -> list[str]:
 
 
 def quantisation(folder: Path) -> str | None:
-    """Return how the weights in `folder` are quantised, by its manifest, else by its config; None for not at all."""
+    """Return how the weights in `folder` are quantised, by manifest, config or weights; None for not at all."""
+    return _said_method(folder) or _stored_method(folder)
+
+
+def _said_method(folder: Path) -> str | None:
     method = (_read(folder / FILE_NAME).get("quantization") or {}).get("method")
     if method is None:
         config = _read(folder / "config.json")
@@ -112,6 +125,10 @@ def quantisation(folder: Path) -> str | None:
             method = settings.get("quant_method") if isinstance(settings, dict) else None
             method = method or "a method it does not name"
     return None if method is None else str(method)
+
+
+def _stored_method(folder: Path) -> str | None:
+    return next((kind for path in sorted(folder.glob("*.safetensors")) if (kind := _stored(path))), None)
 
 
 def _configs(folder: Path) -> list[Path]:
@@ -161,16 +178,52 @@ def _adapter(folder: Path) -> Iterator[str]:
 
 def _fault(path: Path) -> str | None:
     """Say what is wrong with a safetensors file by its header; None if nothing is."""
-    size = path.stat().st_size
+    size, (header, length) = path.stat().st_size, _header(path)
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (AttributeError, TypeError, LookupError):
+        return f"{path} is no whole safetensors file ({size} bytes): copy the model again"
+    whole = 8 + length + max(ends, default=0)
+    return None if size == whole else f"{path} has {size} bytes, its header says {whole}: copy the model again"
+
+
+def _stored(path: Path) -> str | None:
+    """Tell by a safetensors file's header that its weights are those of quantised layers, whatever the config says."""
+    header, _ = _header(path)
+    for name, entry in header.items() if isinstance(header, dict) else ():
+        kind = entry.get("dtype", "") if isinstance(entry, dict) else ""
+        if str(kind).startswith("F8") or name.endswith(PARTS):
+            return f"{path.name} holds {name} as {kind}"
+    return None
+
+
+def _header(path: Path) -> tuple[Any, int]:
+    """Return the header of a safetensors file and its length in bytes; (None, 0) where it has none."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header: Any = json.loads(file.read(length)) if 0 < length <= size - 8 else None
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, AttributeError, TypeError, LookupError):
-            return f"{path} is no whole safetensors file ({size} bytes): copy the model again"
-    whole = 8 + length + max(ends, default=0)
-    return None if size == whole else f"{path} has {size} bytes, its header says {whole}: copy the model again"
+            return (json.loads(file.read(length)), length) if 0 < length <= path.stat().st_size - 8 else (None, 0)
+        except ValueError:
+            return None, 0
+
+
+def _broken(folder: Path) -> list[Path]:
+    """List the configs that are no JSON objects: some are passed over in silence by whoever loads the model."""
+    return [path for path in sorted(folder.glob("*config.json")) if path.is_file() and _parsed(path) is None]
+
+
+def _wrong_in_generation(path: Path) -> list[str]:
+    """Return what generation_config.json holds of the wrong kind, which nobody checks before it is used."""
+    found, wrong = _read(path), []
+    for key in TOKENS:
+        given = found.get(key)
+        tokens = given if isinstance(given, list) else [] if given is None else [given]
+        wrong += [f"{key} is {given!r}, not a token's number" for token in tokens if type(token) is not int][:1]
+    for key in NUMBERS:
+        given = found.get(key)
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int | float)):
+            wrong.append(f"{key} is {given!r}, not a number")
+    return [f"{path}: {each}" for each in wrong]
 
 
 def _values(tree: Any, key: str) -> Iterator[Any]:
@@ -195,9 +248,13 @@ def _texts(tree: Any) -> Iterator[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none: whoever loads the model says what is wrong with it."""
+    """Read a JSON object; empty where there is none: `damage` says what is wrong with it."""
+    return _parsed(path) or {}
+
+
+def _parsed(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None

@@ -182,8 +182,10 @@ def _prepare(job: Job) -> Prepared:
     before, weights = _data_before(job), lineage.weights_digest(job.parent) if trains(job.spec) else ""
     if before is not None:
         lineage.check_same(before.weights, weights, job.parent_uri)
-    if not trains(job.spec):
-        job.folder.add_remarks(lineage.said_of_code(job.spec.task.name, job.parent))
+    trained = trains(job.spec)
+    for said in lineage.said_of_pages(job.parent) if trained else ():
+        progress.say(said)
+    job.folder.add_remarks(lineage.said_of_code(job.spec.task.name, job.parent) if not trained else [])
     prepared = prepare.prepare(
         job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before
     )

@@ -203,8 +203,8 @@ class CausalLM(Task):
         check_builds(AutoModelForCausalLM, architecture, config_for(architecture, dict(config), TABLE, "causal"))
 
     def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
-        """Raise TaskError for a model that is no causal one, or has no place for an entry of `config`."""
-        loading.check_parent(directory, config, TABLE, "causal")
+        """Raise TaskError for a model that is no causal one, is too short, or has no place for an entry of `config`."""
+        self._check_length(loading.check_parent(directory, config, TABLE, "causal").get_text_config())
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
@@ -323,6 +323,10 @@ class CausalLM(Task):
             raise TaskError(
                 f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(self.tokenizer)} tokens"
             )
+        self._check_length(config)
+
+    def _check_length(self, config: Any) -> None:
+        """Refuse rows that are longer than the model's positions."""
         limit, length = positions(config), self.options.sequence_length
         if self._for_data and limit is not None and limit[1] < length:
             raise TaskError(

@@ -50,7 +50,7 @@ def load(
         )
     except TaskError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
         raise TaskError(f"cannot load a model from {str(directory)!r}: {_first_line(error)}") from error
     _check_shapes(directory, found["mismatched_keys"])
     missing = sorted(found["missing_keys"])
@@ -63,11 +63,30 @@ def load(
     said = [f"{directory} lacks {_counted(missing)}: random until trained"] if missing else []
     if unexpected := sorted(found["unexpected_keys"]):
         said.append(f"{directory} holds {_counted(unexpected)} that {type(model).__name__} has no place for: left out")
-    return model.eval(), said
+    return model.eval(), [*said, *_untied(model)]
 
 
-def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, kind: str) -> None:
+def _untied(model: Any) -> list[str]:
+    """Have a model's config say that its head is its own, where the files hold another one than the embedding.
+
+    transformers keeps both then; other readers of the config would put the embedding in the head's place.
+    """
+    config = model.config.get_text_config()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not getattr(config, "tie_word_embeddings", False) or embedding is None or head is None:
+        return []
+    if getattr(head, "weight", None) is embedding.weight or not hasattr(head, "weight"):
+        return []
+    for each in (model.config, config):
+        each.tie_word_embeddings = False
+    return ["the config ties the head to the embedding, but the files hold a head of its own: it is kept, and untied"]
+
+
+def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, kind: str) -> Any:
     """Refuse what a model's own config tells that `load` would refuse: another kind of model, or `config`'s entries.
+
+    Returns:
+        The config with these entries.
 
     Args:
         config: entries that are to override the model's own.
@@ -85,7 +104,7 @@ def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, k
         raise TaskError(f"{str(directory)!r} is a {own.model_type}, which is no {kind} architecture of transformers")
     check_entries(own.model_type, own, config)
     try:
-        AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
+        return AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
     except Exception as error:  # transformers validates configs with several kinds of exception
         raise TaskError(f"model.config for {str(directory)!r}: {last_line(error)}") from error
 

@@ -7,6 +7,7 @@ depends neither on how the data was cut into chunks nor on where these were read
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -187,10 +188,25 @@ def load(source: str | Path) -> Any:
 
 
 def said_of_template(tokenizer: Any, source: Path | str) -> list[str]:
-    """Say where `load` gave a tokenizer the chat template that its own files lack."""
+    """Say where `load` gave a tokenizer the chat template that its own files lack, or took one of two."""
+    if (other := _template_in_config(Path(source))) is not None and other != tokenizer.chat_template:
+        return [
+            f"the tokenizer of {source} brings two chat templates: that of chat_template.jinja is used, not the one in "
+            "tokenizer_config.json, which differs"
+        ]
     if tokenizer.chat_template != CHATML or tokenizer.init_kwargs.get("chat_template") is not None:
         return []
     return [f"the tokenizer of {source} brings no chat template: it is given ChatML, and the model keeps it"]
+
+
+def _template_in_config(folder: Path) -> str | None:
+    """Return the template in a folder's tokenizer_config.json, where chat_template.jinja goes before it."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    return found if isinstance(found, str) and (folder / "chat_template.jinja").is_file() else None
 
 
 def check_origin(options: TaskOptions, starts_from: str | None) -> None:

@@ -70,6 +70,13 @@ def test_entries_that_fit_are_taken(tmp_path: Path) -> None:
     assert parents.find(spec("./parent", {"attention_dropout": 0.5}), tmp_path) == tmp_path / "parent"
 
 
+def test_rows_that_are_longer_than_the_parents_positions_are_refused(tmp_path: Path) -> None:
+    folder(tmp_path / "parent", model_type="llama", max_position_embeddings=128)
+    with pytest.raises(UserError, match=r"task\.sequence_length is 256, but the model has 128 positions"):
+        parents.preflight(spec("./parent"), tmp_path)
+    assert parents.preflight(spec("./parent", {"max_position_embeddings": 256}), tmp_path) is None
+
+
 def test_damaged_weights_are_refused_before_the_job(tmp_path: Path) -> None:
     parent = folder(tmp_path / "parent", model_type="llama")
     (parent / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")

@@ -1,6 +1,7 @@
 """A model folder that asks for code of its own, or is a pickle, is refused before anything reads it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,42 @@ def test_a_quantisation_config_within_a_part_counts(tmp_path):
     assert model_folder.quantisation(folder(tmp_path, {"config.json": {"quantization_config": {"bits": 4}}})) == (
         "a method it does not name"
     )
+
+
+def test_weights_that_are_quantised_without_saying_so_are_told_by_their_header(tmp_path):
+    save_file({"q_proj.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    assert model_folder.quantisation(tmp_path) == "model.safetensors holds q_proj.weight as F8_E4M3"
+    (said,) = model_folder.damage(tmp_path)
+    assert "config.json has no quantization_config to read it by" in said
+    save_file({"q_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    assert "q_proj.qweight as I32" in str(model_folder.quantisation(tmp_path))
+    folder(tmp_path, {"config.json": {"quantization_config": {"quant_method": "gptq"}}})
+    assert model_folder.quantisation(tmp_path) == "gptq"
+    assert model_folder.damage(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"generation_config.json": "no JSON"}, "generation_config.json is no JSON object"),
+        ({"tokenizer_config.json": "[1]"}, "tokenizer_config.json is no JSON object"),
+        ({"generation_config.json": {"eos_token_id": [2, "3"]}}, r"eos_token_id is \[2, '3'\], not a token's number"),
+        ({"generation_config.json": {"pad_token_id": True}}, "pad_token_id is True, not a token's number"),
+        ({"generation_config.json": {"temperature": "hot"}}, "temperature is 'hot', not a number"),
+    ],
+)
+def test_configs_that_cannot_be_read_are_damage(files, said, tmp_path):
+    (found,) = model_folder.damage(folder(tmp_path, files))
+    assert re.search(said, found)
+
+
+def test_a_generation_config_as_published_is_none(tmp_path):
+    published = {
+        "eos_token_id": [1, 106],
+        "pad_token_id": 0,
+        "top_k": 64,
+        "top_p": 0.95,
+        "temperature": 1,
+        "min_p": None,
+    }
+    assert model_folder.damage(folder(tmp_path, {"generation_config.json": published})) == []
