@@ -87,7 +87,8 @@ class Scaled(Strict):
         """Refuse what says how to scale beside a number of replicas that does not change: it would do nothing."""
         if self.bounds.min < self.bounds.max:
             return self
-        idle = [(delay,) for delay in ("upscale_delay_s", "downscale_delay_s") if delay in self.model_fields_set]
+        delays = ("upscale_delay_s", "downscale_delay_s")  # a spec that was written out whole has the defaults
+        idle = [(each,) for each in delays if getattr(self, each) != type(self).model_fields[each].default]
         wrong = [_detail(place, DOES_NOTHING, getattr(self, *place)) for place in idle]
         if isinstance(self.replicas, Replicas) and self.replicas.target_ongoing is not None:
             wrong.append(_detail(("replicas", "target_ongoing"), DOES_NOTHING, self.replicas.target_ongoing))
