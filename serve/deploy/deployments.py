@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from serve.api import routes
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
+from serve.deploy import readiness
 from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
 from serve.deploy.ray_serve_internals import own_deployment
@@ -175,10 +177,17 @@ class RayBackend:
         self.pending[model] += 1
         waiting = 1
         try:
+            first = await self._bounded(model, anext(response))
+            self.pending[model] -= waiting
+            waiting = 0
+            yield first
             async for message in response:
-                self.pending[model] -= waiting
-                waiting = 0
                 yield message
+        except StopAsyncIteration:
+            return
+        except ApiError:
+            response.cancel()  # no replica has taken it
+            raise
         except Exception:
             raise  # the replica's stream has ended by itself; cancelling a failed response raises its failure again
         except BaseException:
@@ -203,8 +212,24 @@ class RayBackend:
         with _as_api_errors(model, request_id):
             for _ in range(TRIES - 1):
                 with suppress(*LOST):
-                    return await ask()
-            return await ask()
+                    return await self._asked(model, ask())
+            return await self._asked(model, ask())
+
+    async def _asked(self, model: str, response: Any) -> Any:
+        try:
+            return await self._bounded(model, response)
+        except (ApiError, asyncio.CancelledError):
+            response.cancel()  # no replica has taken it, or the client is gone
+            raise
+
+    async def _bounded(self, model: str, answer: Any) -> Any:
+        """Await the first answer, as long as there is a replica that may give it, or one may soon come."""
+
+        async def has_replica() -> bool:
+            return any(isinstance(r, ReplicaState) and r.model == model for r in await self._reports.read())
+
+        why = partial(readiness.ask_why, model_app(self._name, model))
+        return await readiness.bounded(_awaited(answer), model, has_replica, why)
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         reports = await self._reports.read()
@@ -218,6 +243,11 @@ class RayBackend:
         if model not in self._handles:
             self._handles[model] = ray_serve.get_deployment_handle(ENGINE, app_name=model_app(self._name, model))
         return self._handles[model]
+
+
+async def _awaited(answer: Any) -> Any:
+    """Await what has only `__await__` or `__anext__`, as a coroutine that can be a task."""
+    return await answer
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from cluster import shipping
 from cluster.errors import UserError
 from serve.deploy import own_code
 from serve.deploy.own_code import OwnCode
-from serve.engines import table
+from serve.engines import sampling_defaults, table
 from serve.engines.table import EngineEntry
 from serve.spec import ModelServeSpec, ServeSpec
 
@@ -102,7 +102,9 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         threads=max(1, int(model.resources.cpus_per_replica)),
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
         code=shipping.digest(code.packed) if code is not None and sent else None,
-        details=_details(model.model, manifest) | _embeddings(engine, model, task.embeds(config)) | _warning(manifest),
+        details=_details(model.model, manifest)
+        | _embeddings(engine, model, task.embeds(config))
+        | _warning(manifest, sampling_defaults.left_out(Path(directory)) if generates else None),
     )
 
 
@@ -184,12 +186,15 @@ def _embeddings(engine: EngineEntry, model: ModelServeSpec, embeds: bool) -> dic
     return {"embeddings": {"pooling": pooling, "normalized": True} if pooling else None}
 
 
-def _warning(manifest: Any) -> dict[str, str]:
-    """Return what /v1/models, `serve up` and `serve status` warn of: own code that is not the trained model's."""
+def _warning(manifest: Any, left_out: str | None) -> dict[str, str]:
+    """Return what /v1/models, `serve up` and `serve status` warn of.
+
+    That is: own code that is not the trained model's, and what a generation config asks for in vain.
+    """
     from jobs.tasks import own_code as own_tasks
 
-    said = own_tasks.difference(manifest.task, manifest.code)
-    return {"warning": said} if said else {}
+    said = (own_tasks.difference(manifest.task, manifest.code), left_out)
+    return {"warning": "; ".join(filter(None, said))} if any(said) else {}
 
 
 def _details(uri: str, manifest: Any) -> dict[str, Any]:

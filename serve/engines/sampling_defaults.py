@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
+
 FILE = "generation_config.json"
 HONOURED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Settings of sampling that are defaults as they stand. End tokens are the engines' own business."""
@@ -24,7 +26,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """Return the fields of SamplingParams that a model sets for requests that do not; greedy where it says so."""
+    """Return the fields of SamplingParams that a model sets for requests that do not; greedy where it says so.
+
+    Raises:
+        UserError: the file is there and cannot be read.
+    """
     config = _config(directory)
     found = {name: config[name] for name in HONOURED if config.get(name) is not None}
     return {**found, "temperature": 0.0} if config.get("do_sample") is False else found
@@ -43,5 +49,12 @@ def left_out(directory: Path) -> str | None:
 
 def _config(directory: Path) -> dict[str, Any]:
     path = directory / FILE
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a JSON object")
     return config

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import UserError
 from serve.engines import sampling_defaults
 
 
@@ -49,3 +50,10 @@ def test_what_is_not_honoured_is_named(tmp_path: Path, name: str, value: object)
 def test_values_that_change_nothing_are_not(tmp_path: Path) -> None:
     neutral = {"num_beams": 1, "typical_p": 1.0, "bad_words_ids": [], "min_length": 0, "penalty_alpha": 0.0}
     assert sampling_defaults.left_out(folder(tmp_path, **neutral)) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_broken_file_is_a_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match="generation_config.json: not"):
+        sampling_defaults.read(tmp_path)
