@@ -55,5 +55,5 @@ def test_values_that_change_nothing_are_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", ""])
 def test_a_broken_file_is_a_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(UserError, match="generation_config.json: not"):
+    with pytest.raises(UserError, match=r"generation_config\.json: not"):
         sampling_defaults.read(tmp_path)
