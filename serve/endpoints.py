@@ -122,7 +122,7 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
         shlex.join(["python", "-m", "serve.deploy.app", verb, *arguments]),
         submission_id=job_id,
         working_dir=working_dir,
-        env_vars={**ray_serve_internals.CONTROLLER_ENV, **served.environment()},
+        env_vars={**ray_serve_internals.CONTROLLER_ENV, **served.environment(), served.JOB: job_id},
         metadata={"tandem.name": job_id, "tandem.phase": f"serve {verb}"},
     )
     client = connect.job_client()

@@ -16,6 +16,8 @@ from cluster import connect, record
 from cluster.errors import UserError
 from cluster.home import home
 
+JOB = "TANDEM_SERVE_JOB"
+"""The variable that tells a deploy job its own id: another one that waits for it names it."""
 PORT_BEFORE = "TANDEM_SERVE_PORT_BEFORE"
 """The variable with the port of an endpoint that its cluster's death has ended: clients still know it."""
 

@@ -27,6 +27,7 @@ from cluster import connect, devices, topology
 from cluster.errors import UserError
 from cluster.precision import decide
 from cluster.topology import Node
+from serve import served
 from serve.deploy import address, plan, ray_serve_internals, room, state_actor, waiting, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
@@ -111,7 +112,7 @@ def _in_turn(verb: str, argument: str, code: OwnCode | None) -> dict[str, Any]:
 
 def _owner() -> str:
     """Say who deploys, for whoever waits: the job, whose id `tandem jobs` knows."""
-    return f"job {os.environ.get('RAY_JOB_SUBMISSION_ID') or ray.get_runtime_context().get_job_id()}"
+    return f"job {os.environ.get(served.JOB) or ray.get_runtime_context().get_job_id()}"
 
 
 def _tell(**message: Any) -> None:

@@ -46,17 +46,23 @@ def until_running(names: list[str], timeout_s: float, tell: Tell) -> None:
 
 
 class _Room:
-    """What the cluster lacks for replicas that wait, looked at every few seconds."""
+    """What the cluster lacks for replicas that wait, looked at every few seconds.
+
+    Told when two looks in a row say so: Serve names the node of a replica a moment after the replica has taken it.
+    """
 
     def __init__(self) -> None:
         self._next = time.monotonic() + ROOM_EVERY_S
         self._lacking: dict[str, str] = {}
+        self._seen: set[str] = set()
 
     def lacking(self) -> dict[str, str]:
         if time.monotonic() >= self._next:
             dashboard = connect.job_client().get_address()
             applications = ray_serve_internals.serve_details(dashboard).get("applications", {})
-            self._lacking = room.lacking(applications, topology.nodes())
+            found = room.lacking(applications, topology.nodes())
+            self._lacking = {name: sentence for name, sentence in found.items() if name in self._seen}
+            self._seen = set(found)
             self._next = time.monotonic() + ROOM_EVERY_S
         return self._lacking
 
@@ -67,7 +73,7 @@ def _progress(application: Any, lacking: str | None) -> str:
     overview = next(iter(application.deployments.values()))
     states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(overview.replica_states.items()))
     told = f"{application.status.value.lower()} ({states or 'no replicas yet'})"
-    return f"{told}: {lacking}" if lacking else told
+    return f"{told}: {lacking}" if lacking and application.status.value != "RUNNING" else told
 
 
 def until_listening(timeout_s: float) -> None:
