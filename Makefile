@@ -25,11 +25,12 @@ check: $(STAMP)
 	$(VENV)/bin/python -m pytest -q tests/unit/test_layering.py
 	$(VENV)/bin/python tools/spec_keys.py --check
 
+# In two processes: the end-to-end tests, which start first, and beside them all others, the longest first.
 test: check
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/integration tests/unit tests/contracts
 
 test-fast: $(STAMP)
-	$(VENV)/bin/python -m pytest -q tests/unit tests/contracts
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal tests/unit tests/contracts
 
 test-faults: $(STAMP)
 	$(VENV)/bin/python -m pytest tests/faults

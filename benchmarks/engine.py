@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,8 @@ async def decode(size: str, options: argparse.Namespace) -> None:
     for streams in options.streams:
         measured = await alternate(
             {
-                "engine": lambda streams=streams: contestant.rate(streams),
-                "generate": lambda streams=streams: generate_rate(model, streams),
+                "engine": partial(contestant.rate, streams),
+                "generate": partial(generate_rate, model, streams),
             },
             options.rounds,
         )

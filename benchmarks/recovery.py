@@ -24,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def resizes(work: Path) -> None:
     path.write_text(yaml.safe_dump(spec))
     job = submit.submit(path, [])
     wait_until(lambda: len(steps_of(work, "elastic")) > 50, 120)
-    raylet = psutil.Process(record.read().raylets[-1])
+    started = record.read()
+    assert started is not None
+    raylet = psutil.Process(started.raylets[-1])
     dead = [raylet, *raylet.children(recursive=True), *forked_for(raylet)]
     for process in dead:
         with contextlib.suppress(psutil.NoSuchProcess):  # what the raylet's death has ended already
@@ -190,9 +193,7 @@ def logging_cost(work: Path) -> None:
         if number is not None:
             server.send_signal(number)
         spool = Spool(work / f"append-{state}" / "rank-0.jsonl")
-        sender = SpoolSender(
-            work / f"append-{state}", lambda state=state: Run.open(f"append-{state}", "append")
-        ).start()
+        sender = SpoolSender(work / f"append-{state}", partial(Run.open, f"append-{state}", "append")).start()
         metrics, times = {f"metric_{i}": 0.123456789 * i for i in range(8)}, list[float]()
         for step in range(2000):
             at = time.perf_counter()

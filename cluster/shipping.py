@@ -19,7 +19,7 @@ from pathlib import Path
 from cluster import shadows
 from cluster.errors import UserError
 
-SUFFIXES = (".py", ".json", ".yaml", ".yml")
+SUFFIXES = (".py", ".json", ".yaml", ".yml", ".jinja")
 LARGEST_BYTES = 1 << 20
 """Larger files are data, and stay where they are."""
 LARGEST_PACKED_BYTES = 16 << 20

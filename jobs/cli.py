@@ -44,7 +44,9 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     zero.read_named(checked.training, spec.absolute().parent)
     noise.quiet()
     parents.check_architecture(checked, spec.absolute().parent)
-    if note := parents.preflight(checked, spec.absolute().parent, also=first_look.check):
+    notes: list[str] = []
+    missing = parents.preflight(checked, spec.absolute().parent, also=first_look.check, unchecked=notes.append)
+    for note in [*filter(None, [missing]), *notes]:
         typer.echo(f"note: {note}", err=True)
     resolved = checked.resolved()
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")

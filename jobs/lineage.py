@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs import hub_folder
+from jobs.tasks import own_code
 from tracking import manifest, registry
 from tracking.errors import TrackingError
 
@@ -25,14 +27,33 @@ def pinned(source: str | None) -> str | None:
 
 
 def weights_digest(parent: Path | str | None) -> str:
-    """Return the SHA-256 (hex) of a model directory's weights and config.json; "" for a hub id, or no model."""
+    """Return the SHA-256 (hex) of a model directory's weights and config.json, or the commit of a hub id.
+
+    "" where there is no model, or its commit is not known.
+    """
     folder = Path(parent) if parent is not None else None
     if folder is None or not folder.is_dir():
-        return ""
+        snapshot = hub_folder.cached(str(parent)) if parent is not None else None
+        return snapshot.name if snapshot is not None else ""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
         digest.update(f"{path.name} {path.stat().st_size} {_content(path)}\n".encode())
     return digest.hexdigest()
+
+
+def said_of_pages(parent: Path | str | None) -> list[str]:
+    """Say which files of a model directory are too large to be read whole by `weights_digest`."""
+    folder = Path(parent) if parent is not None else None
+    if folder is None or not folder.is_dir():
+        return []
+    large = [path for path in sorted(folder.glob("*.safetensors")) if path.stat().st_size > WHOLE]
+    if not large:
+        return []
+    files = f"{large[0].name}{f' and {len(large) - 1} more files' if len(large) > 1 else ''}"
+    return [
+        f"{files} of model.from: above {WHOLE >> 30} GiB a file, {PAGES:,} pages all over it tell whether it changes "
+        "under this run; a change of single weights between them would not be noticed"
+    ]
 
 
 def check_same(before: str, now: str, parent: str | None) -> None:
@@ -52,6 +73,16 @@ def check_same(before: str, now: str, parent: str | None) -> None:
             "that it began from (models:/name/1), or begin a new run with --set checkpoint.resume=never; this one "
             "keeps its checkpoints"
         )
+
+
+def said_of_code(task: str, parent: Path | str | None) -> list[str]:
+    """Say that a user's own task is not the code that a model was trained with; nothing where that is not known."""
+    try:
+        written = manifest.read(Path(parent)) if parent is not None else None
+    except TrackingError:
+        return []
+    said = own_code.difference(task, written.code) if written is not None and written.task == task else None
+    return [said] if said else []
 
 
 def _content(path: Path) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs import hub_folder
 from jobs.spec import JobSpec
-from jobs.tasks import get
+from jobs.tasks import get, tokenization
 from tracking import model_folder, registry
 from tracking.address import known_uri
 from tracking.errors import ServerUnreachable, TrackingError
@@ -23,9 +24,11 @@ def find(spec: JobSpec, base: Path) -> Path | str | None:
         base: where relative paths start.
 
     Raises:
-        UserError: there is no such model, or it cannot do: it is quantised, needs code of its own, or is a pickle.
+        UserError: there is no such model, or it cannot do: see `check_folder`; or the tokenizer that the spec names
+            needs code of its own.
     """
     source = spec.model.source
+    check_tokenizer(spec, base, hub_folder.fetched)
     if source is None:
         check_architecture(spec, base)
         return None
@@ -36,15 +39,18 @@ def find(spec: JobSpec, base: Path) -> Path | str | None:
     elif _is_path(source, base):
         found = registry.resolve(str(_path(source, base)))
     else:
-        if (cached := _cached(source)) is not None:
-            check_folder(spec, source, cached)
+        check_hub_model(spec, source, base)
         return source
-    check_folder(spec, source, found)
+    check_folder(spec, source, found, base)
     return found
 
 
 def preflight(
-    spec: JobSpec, base: Path, tracking: str | None = None, also: Callable[[JobSpec, Path, Path], None] | None = None
+    spec: JobSpec,
+    base: Path,
+    tracking: str | None = None,
+    also: Callable[[JobSpec, Path, Path], None] | None = None,
+    unchecked: Callable[[str], None] = lambda sentence: None,
 ) -> str | None:
     """Refuse what is known about `model.from` without a cluster; return what is missing, in a sentence.
 
@@ -55,41 +61,57 @@ def preflight(
         base: where relative paths start.
         tracking: address of the registry, if not that of the environment.
         also: a further check, called with the spec, `base` and the folder where that is on this machine.
+        unchecked: is told, in a sentence, what cannot be looked at from here.
 
     Raises:
         UserError: as `find`, and for a `models:/` URI that is none.
     """
     source = spec.model.source
+    check_tokenizer(spec, base, hub_folder.cached)
     if source is None:
         return None
-    if not source.startswith("models:/"):
-        folder = _path(source, base) if _is_path(source, base) else _cached(source)
-        if folder is not None and not folder.is_dir():
+    if source.startswith("models:/"):
+        missing, folder = _registered(spec, source, tracking, unchecked)
+    elif _is_path(source, base):
+        missing, folder = None, _path(source, base)
+        if not folder.is_dir():
             return f"model.from: no model directory at {folder} on this machine"
-        if folder is not None:
-            check_folder(spec, source, folder)
-            _call(also, spec, base, folder)
-        return None
-    registry.parse(source)
-    address = tracking or known_uri()
-    if address is None:
-        return None
-    try:
-        version = registry.find_version(source, address)
-    except ServerUnreachable:
-        return None
-    except TrackingError as error:
-        return f"model.from: {error}"
-    check_version(spec, source, version, address)
-    if version.source.startswith("dir:") and version.directory.is_dir():
-        check_folder(spec, source, version.directory)
-        _call(also, spec, base, version.directory)
+    else:
+        missing, folder = None, hub_folder.cached(source)
+        if folder is None:
+            unchecked(
+                f"model.from: {source} is not in this machine's cache of the hub, so its files were not looked at"
+            )
+    if folder is None:
+        return missing
+    check_folder(spec, source, folder, base, whole=_is_path(source, base) or source.startswith("models:/"))
+    if also is not None:
+        also(spec, base, folder)
     return None
 
 
-def _call(also: Callable[[JobSpec, Path, Path], None] | None, spec: JobSpec, base: Path, folder: Path) -> None:
-    if also is not None:
-        also(spec, base, folder)
+def _registered(
+    spec: JobSpec, source: str, tracking: str | None, unchecked: Callable[[str], None]
+) -> tuple[str | None, Path | None]:
+    """Ask the registry for a version; return what is missing, and its folder where that is on this machine."""
+    registry.parse(source)
+    address = tracking or known_uri()
+    left = f"so whether {source} exists, is quantised or fits model.config was not checked"
+    if address is None:
+        unchecked(f"model.from: no registry is known here (MLFLOW_TRACKING_URI, or a running cluster), {left}")
+        return None, None
+    try:
+        version = registry.find_version(source, address)
+    except ServerUnreachable:
+        unchecked(f"model.from: the registry at {address} does not answer, {left}")
+        return None, None
+    except TrackingError as error:
+        return f"model.from: {error}", None
+    check_version(spec, source, version, address)
+    if version.source.startswith("dir:") and version.directory.is_dir():
+        return None, version.directory
+    unchecked(f"model.from: the files of {source} are not on this machine, so they were not looked at")
+    return None, None
 
 
 def check_architecture(spec: JobSpec, base: Path) -> None:
@@ -122,19 +144,61 @@ def check_version(spec: JobSpec, source: str, version: registry.ModelVersion, tr
     )
 
 
-def check_folder(spec: JobSpec, source: str, folder: Path) -> None:
-    """Refuse a folder that needs code of its own, holds pickles, or is quantised where the phase needs whole weights.
+def check_folder(spec: JobSpec, source: str, folder: Path, base: Path, whole: bool = True) -> None:
+    """Refuse a folder that the job could not load, or must not.
+
+    Args:
+        base: where a task of the user's own lies.
+        whole: all files of the model should be there; False for a cache, which may hold some only.
+
+    Raises:
+        UserError: it needs code of its own, holds pickles or an adapter, is quantised where the phase needs whole
+            weights, is damaged, of another kind than the task's, or lacks an entry of `model.config`.
+    """
+    what = f"model.from: {source}"
+    model_folder.check(folder, what)
+    method = model_folder.quantisation(folder)
+    if method is not None and spec.phase in FULL_PRECISION:
+        raise UserError(
+            f"{what} is quantised ({method}), and phase {spec.phase} needs weights in full precision: choose the "
+            "model that it was made from"
+        )
+    if whole:
+        model_folder.refuse(what, model_folder.damage(folder))
+    if (folder / "config.json").is_file():
+        get(spec.task.name, base)(spec.task.options).check_parent(folder, spec.model.config)
+
+
+def check_hub_model(spec: JobSpec, source: str, base: Path) -> None:
+    """Refuse a model of the hub by its small files and the names of the others, before its weights are fetched.
+
+    Raises:
+        UserError: as `check_folder`.
+    """
+    fetched = hub_folder.fetched(source)
+    if (folder := fetched or hub_folder.cached(source)) is not None:
+        check_folder(spec, source, folder, base, whole=False)
+    names = hub_folder.file_names(source) if fetched is not None else []  # else the hub does not answer
+    model_folder.refuse(f"model.from: {source}", model_folder.pickled(Path(source), names))
+
+
+def check_tokenizer(spec: JobSpec, base: Path, of_hub: Callable[[str], Path | None]) -> None:
+    """Refuse a tokenizer of `task.tokenizer.from` that needs code of its own.
+
+    Args:
+        of_hub: returns the folder with the small files of a hub id, where they can be had.
 
     Raises:
         UserError: it does.
     """
-    model_folder.check(folder, f"model.from: {source}")
-    method = model_folder.quantisation(folder)
-    if method is not None and spec.phase in FULL_PRECISION:
-        raise UserError(
-            f"model.from: {source} is quantised ({method}), and phase {spec.phase} needs weights in full precision: "
-            "choose the model that it was made from"
-        )
+    options = spec.task.options.get("tokenizer")
+    source = options.get("from") if isinstance(options, dict) else None
+    if source is None:
+        return
+    place = tokenization.located(source, base)
+    folder = place if isinstance(place, Path) else of_hub(place)
+    if folder is not None:
+        model_folder.refuse(f"task.tokenizer.from: {source}", model_folder.own_code(folder))
 
 
 def _is_path(source: str, base: Path) -> bool:
@@ -143,15 +207,3 @@ def _is_path(source: str, base: Path) -> bool:
 
 def _path(source: str, base: Path) -> Path:
     return base / Path(source).expanduser()
-
-
-def _cached(repository: str) -> Path | None:
-    """Return the folder where this machine keeps a model of the Hugging Face hub, if it does."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(repository, "config.json")
-    except HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None

@@ -51,11 +51,13 @@ def up(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  
 def status(as_json: AsJson = False) -> None:
     """Show what is served: each model's version, replicas (running of wanted), queue and speed.
 
+    Exit code 1 where something that is meant to be served is not, with what is missing and why.
+
     Example: tandem serve status
     """
     import json
 
-    from serve import endpoints, served
+    from serve import endpoints, served, shortfalls
 
     found = endpoints.status()
     lost = served.remembered() if found is None else None
@@ -67,6 +69,11 @@ def status(as_json: AsJson = False) -> None:
         print("nothing is served; start with `tandem serve up SPEC`")
     else:
         _show(found)
+    missing = [] if found is None else shortfalls.found(found)
+    for line in missing:
+        _say(line)
+    if missing or lost is not None:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -134,5 +141,5 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"{found['endpoint']}{'' if found['reachable'] else ' (cannot be reached from here)'}")
     console.print(table)
     for name, model in rows.items():
-        if model["message"]:
-            console.print(f"{name}: {model['message']}", markup=False)
+        if model["warning"]:
+            console.print(f"{name}: {model['warning']}", markup=False)

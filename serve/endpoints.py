@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster import connect, shadows, shipping
+from cluster import connect, shadows, shipping, topology
 from cluster.errors import UserError
-from serve import served
-from serve.deploy import causes, ray_serve_internals
+from serve import served, shortfalls
+from serve.deploy import causes, ray_serve_internals, room
 from serve.engines import table
 from serve.spec import ServeSpec
 
@@ -54,6 +54,8 @@ def down(progress: Progress = lambda _: None) -> list[str]:
         served.forget()
         return []
     outcome = _run("down", [name or "tandem"], progress)
+    if left := shortfalls.left_over(_details().get("applications", {}), name or "tandem"):
+        raise UserError(f"{', '.join(left)} could not be stopped: run `tandem serve down` again, or end the cluster")
     served.forget()
     return list(outcome["stopped"])
 
@@ -67,13 +69,20 @@ def status() -> dict[str, Any] | None:
     endpoint = _endpoint(details)
     live = _live(endpoint)
     applications = details["applications"]
-    models = {
-        app.removeprefix(f"{name}."): _model_status(found, live.get(app.removeprefix(f"{name}."), {}))
-        for app, found in sorted(applications.items())
-        if app.startswith(f"{name}.")
+    lacking = room.lacking(applications, topology.nodes())
+    states = {
+        app: _model_status(found, live.get(app.removeprefix(f"{name}."), {})) for app, found in applications.items()
     }
-    gateway = _model_status(applications[name], {})
-    return {"endpoint": endpoint, "name": name, "reachable": bool(live), "gateway": gateway, "models": models}
+    for app, sentence in lacking.items():
+        states[app]["no_room"] = sentence
+    return {
+        "endpoint": endpoint,
+        "name": name,
+        "reachable": bool(live) or not connect.connection().is_local,
+        "proxies": shortfalls.of_proxies(details["proxies"], details["http_options"]["port"]),
+        "gateway": states[name],
+        "models": {app.removeprefix(f"{name}."): states[app] for app in sorted(states) if app.startswith(f"{name}.")},
+    }
 
 
 def endpoint() -> str:
@@ -113,7 +122,7 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
         shlex.join(["python", "-m", "serve.deploy.app", verb, *arguments]),
         submission_id=job_id,
         working_dir=working_dir,
-        env_vars={**ray_serve_internals.CONTROLLER_ENV, **served.environment()},
+        env_vars={**ray_serve_internals.CONTROLLER_ENV, **served.environment(), served.JOB: job_id},
         metadata={"tandem.name": job_id, "tandem.phase": f"serve {verb}"},
     )
     client = connect.job_client()
@@ -162,7 +171,8 @@ def _endpoint(details: dict[str, Any]) -> str:
     http = details["http_options"]
     host = http["host"]
     if host in ("0.0.0.0", "::"):
-        host = next(iter(details["proxies"].values()))["node_ip"]
+        listening = sorted(details["proxies"].values(), key=lambda proxy: proxy["status"] != "HEALTHY")
+        host = listening[0]["node_ip"] if listening else "127.0.0.1"
     return f"http://{host}:{http['port']}"
 
 
@@ -177,8 +187,9 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
             "target": deployment["target_num_replicas"] if deployment else 0,
             "states": sorted(replica["state"] for replica in replicas),
         },
+        "no_room": None,
         "message": " ".join(causes.plain(message) for message in messages if message),
-        **{key: live.get(key) for key in ("version", "running", "queued", "tokens_per_second")},
+        **{key: live.get(key) for key in ("version", "warning", "running", "queued", "tokens_per_second")},
     }
 
 

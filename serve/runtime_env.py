@@ -58,6 +58,8 @@ def mistakes(given: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake((key,), "must be a text", value)
     if "image_uri" in given and len(given.keys() - {"env_vars"}) > 1:
         yield Mistake(("image_uri",), "stands alone, with env_vars at most: an image brings its packages", given)
+    elif {"pip", "py_executable"} <= given.keys():
+        yield Mistake(("pip",), "cannot stand beside py_executable: Ray would use one of the two Pythons", given["pip"])
 
 
 def _hint(key: str) -> str:
@@ -73,10 +75,19 @@ def _wrong_variables(given: Any) -> Iterator[Mistake]:
         place = ("env_vars", str(name))
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             yield Mistake(place, "is no name of a variable", name)
-        elif name.startswith(tuple(r for r in RESERVED if r.endswith("_"))) or name in RESERVED:
-            yield Mistake(place, "is reserved: Tandem and Ray depend on it in a replica", value)
+        elif reserved := _reserved(name):
+            yield Mistake(place, reserved, value)
         elif not isinstance(value, str) or "\0" in value:
             yield Mistake(place, "must be a text; put a number or a word like true in quotes", value)
+
+
+def _reserved(name: str) -> str | None:
+    """Say why a variable may not be set. In another case it acts on nothing, where names have a case at all."""
+    upper = name.upper()
+    if upper not in RESERVED and not upper.startswith(tuple(r for r in RESERVED if r.endswith("_"))):
+        return None
+    meant = "" if name == upper else f", and would be {upper} in capitals"
+    return f"is reserved: Tandem and Ray depend on it in a replica{meant}"
 
 
 def _wrong_packages(given: Any) -> Iterator[Mistake]:

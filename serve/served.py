@@ -13,8 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import connect, record
+from cluster.errors import UserError
 from cluster.home import home
 
+JOB = "TANDEM_SERVE_JOB"
+"""The variable that tells a deploy job its own id: another one that waits for it names it."""
 PORT_BEFORE = "TANDEM_SERVE_PORT_BEFORE"
 """The variable with the port of an endpoint that its cluster's death has ended: clients still know it."""
 
@@ -50,11 +53,18 @@ def remember(outcome: Mapping[str, Any], spec: Path | None) -> None:
 
 
 def remembered() -> Served | None:
-    """Return what was brought up last from here, whether or not it still is."""
+    """Return what was brought up last from here, whether or not it still is.
+
+    Raises UserError for a file that a machine's sudden end has left empty or cut.
+    """
     try:
         written = json.loads(_path().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError:
+        written = None
+    if not isinstance(written, dict) or not {"name", "endpoint", "models"} <= written.keys():
+        raise UserError(f"{_path()} cannot be read: remove it; `tandem serve up SPEC` writes it anew")
     cluster = written.get("cluster", "")
     return Served(
         written["name"],
@@ -73,7 +83,10 @@ def forget() -> None:
 
 def environment() -> dict[str, str]:
     """Return what tells a new endpoint which port the lost one had; empty where none was lost."""
-    lost = remembered()
+    try:
+        lost = remembered()
+    except UserError:  # it is about to be written anew
+        lost = None
     port = urlsplit(lost.endpoint).port if lost and not lost.is_current else None
     return {PORT_BEFORE: str(port)} if port else {}
 

@@ -34,6 +34,9 @@ OLDER_PLACES = ("runner", "compile", "cache_gib")
 
 ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
 DAY_S = 86_400.0
+DOES_NOTHING = (
+    "does nothing where the number of replicas is fixed: leave it out, or write `replicas: {min: 1, max: 2}` to scale"
+)
 
 
 class Replicas(Strict):
@@ -59,7 +62,14 @@ class Resources(Strict):
     cpus_per_replica: float = Field(default=1, ge=0, le=10_000)
     """CPUs, also parts of one."""
     gpus_per_replica: float = Field(default=0, ge=0, le=1_000)
-    """GPUs, also parts of one."""
+    """GPUs: a whole number, or a part of one."""
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _whole_or_part(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError("more than one GPU must be a whole number: Ray shares no part of another one")
+        return value
 
 
 class Scaled(Strict):
@@ -71,6 +81,20 @@ class Scaled(Strict):
     """How long demand must last before replicas are added."""
     downscale_delay_s: float = Field(default=30, ge=0, le=DAY_S)
     """How long it must be quiet before they are removed."""
+
+    @model_validator(mode="after")
+    def _scaling_scales(self) -> Scaled:
+        """Refuse what says how to scale beside a number of replicas that does not change: it would do nothing."""
+        if self.bounds.min < self.bounds.max:
+            return self
+        delays = ("upscale_delay_s", "downscale_delay_s")  # a spec that was written out whole has the defaults
+        idle = [(each,) for each in delays if getattr(self, each) != type(self).model_fields[each].default]
+        wrong = [_detail(place, DOES_NOTHING, getattr(self, *place)) for place in idle]
+        if isinstance(self.replicas, Replicas) and self.replicas.target_ongoing is not None:
+            wrong.append(_detail(("replicas", "target_ongoing"), DOES_NOTHING, self.replicas.target_ongoing))
+        if wrong:
+            raise ValidationError.from_exception_data(type(self).__name__, wrong)
+        return self
 
     @property
     def bounds(self) -> Replicas:

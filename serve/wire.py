@@ -40,6 +40,8 @@ class GenerateCall:
     tools: Tools | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """What the chat template is told beside the messages."""
+    place: str = "prompt"
+    """Where the request has the prompt: `messages`, `prompt[2]`."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def steps(folder: Path) -> dict[str, list[list[str]]]:
     return {
         "install": [["tools/install", str(folder / "venv")]],
         "check": [[str(binaries / "ruff"), "check", "."], [str(binaries / "mypy"), f"--cache-dir={folder / 'mypy'}"]],
-        "pure tests": [[python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit"]],
+        "pure tests": [[python, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "tests/unit"]],
         "job": [[tandem, "cluster", "up"], [tandem, *job]],
     }
 

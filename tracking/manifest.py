@@ -50,6 +50,9 @@ class ModelManifest(BaseModel):
     """The model it was made from: a `models:/` URI or a directory."""
     dataset: DatasetRef | None = None
     spec_digest: str | None = None
+    code: str | None = None
+    """Digest of the code of a user's own task (jobs/tasks/own_code.py); None for Tandem's own, and for a model that an
+    older Tandem exported."""
     precision: Literal["bf16", "fp32"] | None = None
     """What the job computed in; None for a model that an older Tandem exported."""
     evaluation: dict[str, float] = {}

@@ -16,16 +16,20 @@ REASON_CHARS = 300
 
 
 class Example(dict[str, Any]):
-    """One raw example: named fields, and where they are from, for error messages (`train.jsonl:17`)."""
+    """One raw example: named fields, and where they are from, for error messages (`train.jsonl:17`).
 
-    __slots__ = ("where",)
+    It is `padded` where a null in one of its mappings may stand for an entry that is not there: Arrow gives each
+    mapping of a column the keys of all.
+    """
 
-    def __init__(self, fields: dict[str, Any], where: str = "") -> None:
+    __slots__ = ("padded", "where")
+
+    def __init__(self, fields: dict[str, Any], where: str = "", padded: bool = False) -> None:
         super().__init__(fields)
-        self.where = where
+        self.where, self.padded = where, padded
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Example, (dict(self), self.where)
+        return Example, (dict(self), self.where, self.padded)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class BadRow:
 
     def __str__(self) -> str:
         return printable(f"{self.where}: {self.reason}")
+
+
+def unread(where: str, reason: str) -> BadRow:
+    """Return the one bad row that a whole file is, none of whose rows can be read."""
+    return BadRow(where, f"{reason}; nothing of the file can be read, and how many rows it holds is not known")
 
 
 def printable(text: str) -> str:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from jobs import hub_folder
 from jobs.data.examples import BadRow, Example, Source, bounded
 from jobs.spec import JobSpec
-from jobs.tasks import TASKS, Task, code_digest, get
+from jobs.tasks import TASKS, Task, get, tokenization
+from jobs.tasks.own_code import code_digest
 
-FORMAT = 3
+FORMAT = 4
 
 NAMES = {
     "train": "the training data (data.train)",
@@ -83,10 +85,10 @@ def parts_of(
         "eval": held_out.digest if held_out else "",
         "files": _files_digest([source for source in (train, held_out) if source], task(spec.task.options)),
         "settings": _sha256(settings),
-        "tokenizer": learned_digest(_directory(own_tokenizer, base), task) if own_tokenizer else "",
+        "tokenizer": learned_digest(tokenization.located(own_tokenizer, base), task) if own_tokenizer else "",
         "parent": learned_digest(parent, task) if parent else "",
         "task": _sha256(spec.task.model_dump()),
-        "code": code_digest(spec.task.name) or "",
+        "code": code_digest(spec.task.name, beside=True) or "",
         "reading": _sha256([FORMAT, task.version, *reading]),
         "libraries": _sha256(_libraries(spec)),
     }
@@ -146,8 +148,7 @@ def learned_digest(model: Path | str, task: type[Task]) -> str:
 
     Another version of the same model, with other weights, encodes alike and has the same digest.
     """
-    place = _directory(str(model), Path())
-    folder = place if isinstance(place, Path) else _snapshot(place)
+    folder = Path(model) if Path(model).is_dir() else hub_folder.fetched(str(model))
     if folder is None:
         return _sha256(str(model))
     found = {str(path.relative_to(folder)): _content(path) for path in _deciding(folder, task)}
@@ -172,26 +173,6 @@ def _of_config(config: Path) -> Any:
         return {key: values.get(key) for key in _OF_CONFIG}
     except (ValueError, AttributeError):
         return _content(config)
-
-
-def _directory(where: Path | str | None, base: Path) -> Path | str:
-    """Return the directory that is named, or what was given, taken for a hub id."""
-    places = [Path(str(where)), base / str(where)]
-    return next((place for place in places if place.is_dir()), str(where))
-
-
-def _snapshot(hub_id: str) -> Path | None:
-    """Return the directory in which the hub's client keeps a model's small files, fetched where they are not there.
-
-    None where it cannot: whoever loads the model next says why.
-    """
-    try:
-        import huggingface_hub
-
-        kinds = ["*.json", "*.jinja", "*.txt", "*.model", "*.vocab", f"{_TEMPLATES}/*"]
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=kinds))
-    except Exception:  # its kinds of errors are many, and that of loading is the one to show
-        return None
 
 
 def _libraries(spec: JobSpec) -> dict[str, str]:

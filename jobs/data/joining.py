@@ -21,7 +21,7 @@ def joined(sources: list[Source], notes: tuple[str, ...] = ()) -> Source:
         sha256("".join(source.digest for source in sources)),
         lambda: (example for source in sources for example in source.read()),
         sha256("\n".join(source.reading for source in sources)),
-        notes + tuple(note for source in sources for note in source.notes),
+        tuple(dict.fromkeys([*notes, *(note for source in sources for note in source.notes)])),
         any(source.names_files for source in sources),
         any(source.tables for source in sources),
         parts=tuple(single for source in sources for single in source.singles),

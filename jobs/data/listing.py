@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,12 +77,17 @@ def of_glob(where: str, base: Path) -> Listing:
     place = _place(where, base)
     listing = _deep(place, base) if "**" in place.parts else _flat(place, base, Path(os.path.expanduser(where)))
     listing.root = Path(*place.parts[: _first_magic(place)])
+    _take_once(listing, base)
+    return listing
+
+
+def _take_once(listing: Listing, base: Path) -> None:
+    """Leave out the links to a file that is there itself, or through another link."""
     first: dict[str, Path] = {}
     for path in sorted(set(listing.files), key=lambda path: (path.is_symlink(), path)):
         if first.setdefault(os.path.realpath(path), path) != path:
             listing.leave_out("the same file once more, through a link", _from(base, path))
-    listing.files = sorted(first.values())
-    return listing
+    listing.files = [path for path in dict.fromkeys(listing.files) if first[os.path.realpath(path)] == path]
 
 
 def _flat(place: Path, base: Path, given: Path) -> Listing:
@@ -152,6 +158,7 @@ def of_folder(folder: Path) -> Listing:
             _sort_in(listing, path, str(path.relative_to(folder)))
     except OSError as error:
         raise UserError(f"data: cannot read {error.filename or folder}: {error.strerror}") from error
+    _take_once(listing, folder)
     return listing
 
 
@@ -182,10 +189,25 @@ def _sort_in(listing: Listing, path: Path, shown: str, about: bool = True) -> No
         listing.leave_out("hidden, or not data by its name", shown)
     elif about and _ABOUT.match(path.stem if path.suffix else path.name) and path.suffix.lower() in _ABOUT_KINDS:
         listing.leave_out("about the data, not data", shown)
-    elif not path.is_file():
-        listing.leave_out("a link to nothing" if path.is_symlink() else "no regular file", shown)
+    elif path.is_symlink() and not path.exists():
+        listing.leave_out("a link to nothing", shown)
     else:
+        refuse_special(path)
         listing.files.append(path)
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what is no regular file: a pipe keeps its reader waiting, a device may never end.
+
+    Raises:
+        UserError: names it and says what it is.
+    """
+    if path.is_file():
+        return
+    mode = path.stat().st_mode
+    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    what = next((what for is_so, what in kinds.items() if is_so(mode)), "special")
+    raise UserError(f"data: {path} is no regular file: it is {what}, which is never opened; take it out")
 
 
 def _counted(paths: list[str]) -> str:

@@ -25,8 +25,8 @@ from jobs.data import identity, rows, sources
 from jobs.data.identity import Noted
 from jobs.data.preparation import OnProgress, Preparation, trains
 from jobs.data.tables import PLAIN, TableForm
-from jobs.spec import JobSpec
-from jobs.tasks import Task, get
+from jobs.spec import JobSpec, TaskSpec
+from jobs.tasks import Task, get, tokenization
 
 CLUSTER_BYTES = 64 << 20
 """From this size on, chunks are encoded by tasks all over the cluster; below, starting workers would take longer."""
@@ -105,7 +105,9 @@ def prepare(
         partial_ = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
         (partial_ / "task").mkdir(parents=True)
         try:
-            made = Preparation(spec, partial_, (train, held_out), parent, on_progress, cluster_bytes).run()
+            made = Preparation(
+                _anchored(spec, base), partial_, (train, held_out), parent, on_progress, cluster_bytes
+            ).run()
             _publish(partial_, directory, {**made, "name": source.name, "digest": identity.digest_of(parts)})
         finally:
             shutil.rmtree(partial_, ignore_errors=True)
@@ -115,6 +117,13 @@ def prepare(
     notes = [*idle, *left_out, *meta["notes"], *identity.check_same(before, parts, meta["rows"])]
     return Prepared(
         **{**meta, "notes": notes, "parts": parts, "directory": str(known or directory), "cached": known is not None}
+    )
+
+
+def _anchored(spec: JobSpec, base: Path) -> JobSpec:
+    """Return the spec with the whole path of a tokenizer beside it: where a job's code lies, only small files are."""
+    return spec.model_copy(
+        update={"task": TaskSpec(name=spec.task.name, **tokenization.anchored(spec.task.options, base))}
     )
 
 

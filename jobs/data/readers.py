@@ -1,7 +1,7 @@
 """Raw examples out of one file: text, JSON lines, JSON. A bad row is an item too, not the end.
 
 A row that cannot be read comes as `BadRow`, with file and line; whether it ends the job or is left out is for
-jobs/data/examples.py to say. A file that cannot be read at all is a UserError. Tables are read by jobs/data/tables.py.
+jobs/data/examples.py to say. A file of which nothing can be read is one such row. Tables: jobs/data/tables.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.unique_keys import KeyTwice, unique
 from jobs.data.compression import open_content
-from jobs.data.examples import BadRow, Example, Rows, bounded
+from jobs.data.examples import BadRow, Example, Rows, bounded, unread
 
-VERSION = 3
+VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".text"}
@@ -69,6 +70,8 @@ def _json_line(line: bytes, where: str) -> Example:
         raise UserError(f"not valid JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise UserError("nested too deeply") from None
+    except KeyTwice:
+        raise
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"not readable JSON: {error}") from None
     if isinstance(value, list):
@@ -82,20 +85,28 @@ def read_json(path: Path) -> Rows:
     """Read a list of objects, or one object a line, which many files of this name hold."""
     with open_content(path) as file:
         first = [line for line in islice(file, 64) if line.strip(b" \t\r\n\xef\xbb\xbf")][:2]
-    if any(isinstance(bounded(partial(_json_line, line, ""), ""), Example) for line in first):
+    if not any(map(_opens_a_list, first[:1])) and any(isinstance(_line_alone(line), Example) for line in first):
         rows = read_json_lines(path)
         yield from _one_or_more(path, rows) if len(first) == 1 else rows
         return
     with open_content(path) as file:
-        value = _document(path, file.read())
-    if isinstance(value, dict):
-        yield from _one_or_more(path, iter([Example(value, str(path))]))
-        return
-    if not isinstance(value, list):
-        raise UserError(f"{path}: expected a list of objects, this is a {type(value).__name__}")
-    for number, entry in enumerate(value):
-        where = f"{path}[{number}]"
-        yield Example(entry, where) if isinstance(entry, dict) else BadRow(where, "not an object")
+        yield from _document(path, file.read())
+
+
+def _line_alone(line: bytes) -> Example | BadRow:
+    return bounded(partial(_json_line, line, ""), "")
+
+
+def _opens_a_list(line: bytes) -> bool:
+    """Tell whether a line begins a list that goes on in the next ones."""
+    text = line.decode("utf-8-sig", "replace").lstrip()
+    if not text.startswith("["):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _one_or_more(path: Path, rows: Rows) -> Rows:
@@ -105,44 +116,83 @@ def _one_or_more(path: Path, rows: Rows) -> Rows:
             key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)
         ] if isinstance(row, Example) else []  # fmt: skip
         if lists and not _CONVERSATION & set(lists):
-            raise UserError(
-                f"{path}: one object, not a list of them; its list is under {lists[0]!r}: save that list alone "
-                "(jq .KEY), or one object a line as .jsonl"
+            yield unread(
+                str(path),
+                f"one object, not a list of them; its list is under {lists[0]!r}: save that list alone (jq .KEY), or "
+                "one object a line as .jsonl",
             )
-        yield row
+        else:
+            yield row
 
 
-def _document(path: Path, content: bytes) -> Any:
+def _document(path: Path, content: bytes) -> Rows:
+    """Read JSON as a whole; where something in it cannot be read, entry by entry."""
     try:
-        return _parsed(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: {not_utf8(content[error.start])}") from None
+        value = _parsed(content.decode("utf-8-sig"))
+    except (UserError, ValueError, RecursionError):
+        yield from _entries(path, content)
+        return
+    if isinstance(value, dict):
+        yield from _one_or_more(path, iter([Example(value, str(path))]))
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            where = f"{path}[{number}]"
+            yield Example(entry, where) if isinstance(entry, dict) else BadRow(where, "not an object")
+    else:
+        yield unread(str(path), f"expected a list of objects, this is a {type(value).__name__}")
+
+
+def _entries(path: Path, content: bytes) -> Rows:
+    """Read JSON of which something cannot be read: entry by entry where its form is right, else none of it."""
+    try:
+        texts = _texts(content.decode("utf-8-sig", "surrogateescape"))
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: not valid JSON: {error.msg}; one object a line is .jsonl, and a "
-            "glob in data.train leaves out what is no data"
-        ) from None
+        hint = "one object a line is .jsonl, and a glob in data.train leaves out what is no data"
+        yield unread(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}; {hint}")
+        return
     except RecursionError:
-        raise UserError(f"{path}: nested too deeply") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not readable JSON: {error}") from None
+        yield unread(str(path), "nested too deeply")
+        return
+    for number, text in enumerate(texts):
+        where = f"{path}[{number}]"
+        line = text.encode("utf-8", "surrogateescape")
+        yield bounded(partial(_json_line, line, where), where) if text[0] == "{" else BadRow(where, "not an object")
+
+
+def _texts(text: str) -> list[str]:
+    """Return the entries of a list in JSON, or what else it is, as the texts that they are.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    decoder = json.JSONDecoder(parse_int=len)  # of thousands of digits no number is made
+    texts, at = list[str](), _next(text, 0)
+    closes = "]" if text[at : at + 1] == "[" else ""
+    at = _next(text, at + len(closes))
+    while not (closes and not texts and text.startswith(closes, at)):
+        begins, (_, at) = at, decoder.raw_decode(text, at)
+        texts.append(text[begins:at])
+        at = _next(text, at)
+        if not closes or text.startswith(closes, at):
+            break
+        if not text.startswith(",", at):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+        at = _next(text, at + 1)
+    if text[at + len(closes) :].strip():
+        raise json.JSONDecodeError("Extra data", text, at + len(closes))
+    return texts
+
+
+def _next(text: str, at: int) -> int:
+    """Return where the next character stands that is no white space; the end, where none does."""
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object; JSON's readers would keep the last of two values under one key without a word."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"the key {twice!r} is there twice")
-    return made
+    return json.loads(text, object_pairs_hook=unique)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

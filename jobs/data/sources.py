@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 from cluster.errors import UserError
 from jobs.data import listing, readers, tables
+from jobs.data.classes import features_in, said_of_names
 from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind, other_content
 from jobs.data.corpora import BUILT_IN
-from jobs.data.examples import BadRow, Example, Rows, Source
+from jobs.data.examples import BadRow, Example, Rows, Source, unread
 from jobs.data.hub import open_hub
 from jobs.data.joining import joined, once, said_of_kinds, sha256
 from jobs.data.listing import Listing
@@ -83,9 +84,9 @@ def readable(path: Path) -> bool:
 
 
 def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
-    if not path.is_file():
-        what = "is a link to nothing" if path.is_symlink() and not path.exists() else "is no regular file"
-        raise UserError(f"data: {path} {what}")
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"data: {path} is a link to nothing")
+    listing.refuse_special(path)
     if not readable(path):
         raise UserError(
             f"data: {path} has an unknown kind {''.join(path.suffixes[-2:])!r}; known: {', '.join(KINDS)}, "
@@ -102,7 +103,7 @@ def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
         _file_digest(path),
         lambda: _whole(path, reader),
         reading,
-        (),
+        said_of_names(features_in(path)) if suffix == ".parquet" else (),
         suffix not in readers.TEXT_SUFFIXES,
         table,
         str(path.resolve()),
@@ -131,21 +132,28 @@ def _open_or_say(path: Path) -> BinaryIO:
 
 
 def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
-    """Read a file to its end; what ends the reading early ends the job, since how much is missing is not known.
+    """Read a file to its end. One of which nothing can be read is a bad row; one that breaks off ends the job.
+
+    For what is missing of that one cannot be told from what was read, and its rows would be a part of the data that
+    nobody chose.
 
     Raises:
-        UserError: it is damaged or cannot be read.
+        UserError: it is damaged, or cannot be read, behind its first row.
     """
+    begun = False
     try:
         if path.is_file() and kind(path) not in _WHOLE and (what := other_content(path)) is not None:
-            if kind(path) not in readers.TEXT_SUFFIXES:
-                raise UserError(f"data: {path} holds {what}")
-            yield BadRow(str(path), f"the file holds {what}")
+            bad = BadRow if kind(path) in readers.TEXT_SUFFIXES else unread  # a file of text is one row
+            yield bad(str(path), f"the file holds {what}")
             return
-        yield from reader(path)
+        for row in reader(path):
+            begun = True
+            yield row
     except DAMAGED as error:
         what = f"a {compression(path)} file that is damaged or cut off" if compression(path) else "cannot be read"
-        raise UserError(f"data: {path}: {what}: {error}") from error
+        if begun:
+            raise UserError(f"data: {path}: {what}: {error}") from error
+        yield unread(str(path), f"{what}: {error}")
 
 
 def _file_digest(path: Path) -> str:

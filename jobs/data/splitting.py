@@ -69,7 +69,7 @@ def copies(contents: np.ndarray) -> int:
 
 
 def content_of(value: Any) -> int:
-    """Return what tells an example from others, 64 bits of a hash: equal for copies.
+    """Return what tells an example from others, 64 bits of a hash: equal for copies, white space in texts aside.
 
     Two of a billion different ones may be taken for copies: they then lie on the same side, which does no harm.
 
@@ -107,7 +107,7 @@ def _drawn(groups: np.ndarray, sizes: np.ndarray, wanted: int, seed: int) -> np.
 def _add(digest: Any, value: Any) -> None:
     """Add a value, its kind and its length, so that no two values give the same bytes."""
     if isinstance(value, str):
-        kind, content = "s", _encoded(value)
+        kind, content = "s", _encoded(" ".join(value.split()))
     elif isinstance(value, bytes):
         kind, content = "b", value
     elif isinstance(value, Mapping):

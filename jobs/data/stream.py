@@ -20,6 +20,7 @@ from jobs.data import splitting
 from jobs.data.examples import BadRow, BadRows, Example, Source, bounded, printable
 from jobs.spec import DataSpec
 from jobs.tasks import Task, TaskError, is_ours
+from jobs.tasks.messages import is_blank
 
 CHUNK_BYTES = 4 << 20
 """Raw bytes encoded in one go; fixed, so that the rows do not depend on the number of CPUs."""
@@ -46,6 +47,8 @@ class Survey:
     """Which of those that could be read cannot be used, counted from 0."""
     empty: tuple[str, ...] = ()
     """Files that hold no example."""
+    contradicting: int = 0
+    """How many examples are copies of an earlier one with another answer."""
     unused: Mapping[str, int] = field(default_factory=dict)
     """Columns that have no effect → in how many examples they hold something."""
 
@@ -66,7 +69,7 @@ class Stream:
         Raises:
             UserError: none can be used, or there is one bad row too many.
         """
-        contents, left_out, empty, unused = array("Q"), set(), list[str](), Counter[str]()
+        contents, answers, left_out, empty, unused = array("Q"), array("Q"), set(), list[str](), Counter[str]()
         size, smallest, can_be_cut = 0, 0, True
         for number, example in enumerate(self.source.examples(self.limit, bad, empty)):
             content = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
@@ -75,14 +78,18 @@ class Stream:
                 bad.add(content)
                 continue
             contents.append(content)
-            unused.update(self.task.unused(example) if is_ours(self.task) else ())
+            if is_ours(self.task):
+                unused.update(self.task.unused(example))
+                answer = self.task.answer(example)
+                answers.extend([] if answer is None else [splitting.content_of([str(content), answer])])
             bytes_ = size_of(example)
             size, smallest = size + bytes_, min(smallest or bytes_, bytes_)
             can_be_cut = can_be_cut and len(contents) < splitting.FEW and self.task.cut(example, 1.0) is not None
         if not contents:
             raise UserError(f"data: {self.source.name}: none of its {bad.count} examples can be used; {bad.first[0]}")
         hashes = np.array(contents, dtype=np.uint64)
-        return Survey(hashes, size, smallest, can_be_cut, frozenset(left_out), tuple(empty), unused)
+        more = len(np.unique(np.array(answers, dtype=np.uint64))) - len(np.unique(hashes)) if answers else 0
+        return Survey(hashes, size, smallest, can_be_cut, frozenset(left_out), tuple(empty), more, unused)
 
     def again(self, survey: Survey) -> Iterator[tuple[int, Example]]:
         """Yield the examples that can be used once more, with their numbers.
@@ -103,7 +110,7 @@ class Stream:
     def _admit(self, example: Example) -> int:
         self.task.check(example)
         content = self.task.content(example)
-        if isinstance(content, str) and not content.strip():
+        if isinstance(content, str) and is_blank(content):
             raise TaskError("the text is empty")
         return splitting.content_of(content)
 
@@ -157,6 +164,9 @@ def said_of_content(survey: Survey) -> list[str]:
     if survey.empty:
         named = _some(list(survey.empty), len(survey.empty))
         said.append(f"{len(survey.empty)} of the files hold no example: {named}")
+    if survey.contradicting:
+        count = len(survey.contents)
+        said.append(f"{survey.contradicting} of {count} examples are copies of an earlier one with another label")
     if survey.unused:
         columns = [f"{column!r} (in {count})" for column, count in sorted(survey.unused.items())]
         said.append(f"columns that have no effect: {_some(columns, len(columns))}")

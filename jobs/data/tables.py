@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import UserError
+from jobs.data.classes import class_columns, features_of, unlabelled
 from jobs.data.compression import open_content
-from jobs.data.examples import BadRow, Example, Rows, bounded
+from jobs.data.examples import BadRow, Example, Rows, bounded, unread
 from jobs.data.readers import not_utf8
 
-VERSION = 3
+VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 FIELD_CHARS = (1 << 31) - 1
 """Longest field of a CSV file; the csv module's own limit, 131,072, is shorter than a document."""
@@ -50,8 +51,10 @@ def read_separated(separator: str, form: TableForm) -> Callable[[Path], Rows]:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
             lines = _Lines(text)
             records = _records(path, csv.reader(lines, delimiter=separator, strict=True, quoting=_quoting(form)), lines)
-            names = list(columns) if columns else _header(path, records, separator)
-            _refuse_twice(names, "data.columns" if columns else f"{path}:1")
+            names = _unique(list(columns), "data.columns: ") if columns else _header(records, separator)
+            if isinstance(names, BadRow):
+                yield names
+                return
             for where, values in records:
                 if columns and _spoken(values) == _spoken(names):
                     raise UserError(f"{where}: the line is a header with the names of data.columns: leave those out")
@@ -68,7 +71,7 @@ def _quoting(form: TableForm) -> Literal[0, 3]:
 
 
 class _Lines:
-    """Passes lines on, and keeps those of the record that is being read."""
+    """Passes lines on, without a byte order mark before a record, and keeps those of the one that is being read."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -79,6 +82,8 @@ class _Lines:
 
     def __next__(self) -> str:
         line = next(self._lines)
+        if not self.taken:  # files with byte order marks were joined
+            line = line.removeprefix("\ufeff")
         self.taken.append(line)
         return line
 
@@ -123,25 +128,29 @@ def _spoken(names: list[str] | BadRow) -> list[str]:
     return [] if isinstance(names, BadRow) else [name.strip().casefold() for name in names]
 
 
-def _header(path: Path, records: Iterator[tuple[str, list[str] | BadRow]], separator: str) -> list[str]:
+def _header(records: Iterator[tuple[str, list[str] | BadRow]], separator: str) -> list[str] | BadRow:
+    """Return the names of the columns; where these cannot be read, what the whole table is then."""
     where, names = next(records, ("", []))
-    if isinstance(names, BadRow):
-        raise UserError(str(names))
-    checked = bounded(lambda: [_text(name) for name in names], where)
-    if isinstance(checked, BadRow):
-        raise UserError(str(checked))
+    read = names if isinstance(names, BadRow) else bounded(partial(_names, names, separator), where)
+    return unread(where, read.reason) if isinstance(read, BadRow) else read
+
+
+def _names(header: list[str], separator: str) -> list[str]:
+    names = [_text(name) for name in header]
     marks = (mark for mark in _SEPARATING if mark != separator)  # the table's own one may stand in quotes
-    other = next((mark for mark in marks if len(checked) == 1 and mark in checked[0]), None)
+    other = next((mark for mark in marks if len(names) == 1 and mark in names[0]), None)
     if other is not None:
         kinds = " and ".join(f"{suffix} by {mark!r}" for suffix, mark in SEPARATORS.items())
         raise UserError(
-            f"{where}: the header is one column, {checked[0]!r:.80}: its columns are separated by {other!r}; tables "
-            f"are read as {kinds}: save it as one of these"
+            f"the header is one column, {names[0]!r:.80}: its columns are separated by {other!r}; tables are read as "
+            f"{kinds}: save it as one of these"
         )
-    return checked
+    return _unique(names)
 
 
 def _row(names: list[str], values: list[str], where: str, source: str) -> Example:
+    if len(values) > 1 and values == names:
+        raise UserError(f"the line is {source} once more: files were joined")
     if len(values) != len(names):
         raise UserError(f"the row has not the {len(names)} columns of {source}, it has {len(values)}")
     return Example({name: _text(value) for name, value in zip(names, values, strict=True)}, where)
@@ -158,10 +167,11 @@ def _text(value: str) -> str:
     return value
 
 
-def _refuse_twice(names: Sequence[str], where: str) -> None:
+def _unique(names: list[str], where: str = "") -> list[str]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{where}: the column {twice[0]!r} is there twice; rename one of them")
+        raise UserError(f"{where}the column {twice[0]!r} is there twice; rename one of them")
+    return names
 
 
 def read_parquet(path: Path) -> Rows:
@@ -169,17 +179,22 @@ def read_parquet(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        _refuse_twice(file.schema_arrow.names, str(path))
-        number = 0
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        _unique(file.schema_arrow.names)
+        classes = class_columns(features_of(file.schema_arrow.metadata))
         for batch in file.iter_batches(batch_size=1024):
             for row in _python_rows(batch):
                 number += 1
                 where = f"{path}: row {number}"
-                yield bounded(partial(_example, row, where), where)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from error
+                yield bounded(partial(_example, row, classes, where), where)
+    except UserError as error:
+        yield unread(str(path), str(error))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is no UTF-8
+        if number:
+            raise UserError(f"{path}: broken behind row {number}: {error}") from error
+        yield unread(str(path), f"not a readable Parquet file: {error}")
 
 
 def _python_rows(batch: Any) -> Iterator[Callable[[], dict[str, Any]]]:
@@ -194,8 +209,8 @@ def _python_rows(batch: Any) -> Iterator[Callable[[], dict[str, Any]]]:
         yield partial(dict, row)
 
 
-def _example(make: Callable[[], dict[str, Any]], where: str) -> Example:
-    return Example(make(), where)
+def _example(make: Callable[[], dict[str, Any]], classes: Set[str], where: str) -> Example:
+    return Example(unlabelled(make(), classes), where, padded=True)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {".parquet": read_parquet}

@@ -16,10 +16,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from jobs import lease
+from jobs.driver.standstill import ATTEMPT, WAY_OUT
 from jobs.run_folder import RunFolder
 
 PATIENCE = 60
@@ -27,6 +30,7 @@ PATIENCE = 60
 ORPHAN = 'exec 3<&0; "$@" <&3 3<&- &'
 """A shell gives what it leaves in the background an empty input, unless another descriptor holds the pipe."""
 DIED = "the driver of the job died without a word (killed, or out of memory)"
+HUNG = f"the preparation of the data hung, and the driver was ended for it; {WAY_OUT}"
 OVERDUE = "the job was asked to stop and did not within the cluster's limit, so it was killed"
 
 
@@ -68,14 +72,14 @@ def main(path: Path, number: int) -> None:
     if folder.status() != "RUNNING" or lease.newest(path) != number:
         return
     stopped = folder.stop_requested()
-    status, reason = ("KILLED", OVERDUE) if stopped else ("FAILED", DIED)
+    status, reason = ending_of(stopped=stopped, hung=folder.hung_attempts())
     with suppress(OSError):  # a full disk: the tracking server has to know all the same
         folder.write_status(status)
     from tracking import outbox
     from tracking.errors import TrackingError
     from tracking.run import Run
 
-    ending = outbox.Ending(folder.key, folder.key, "KILLED" if stopped else "FAILED")
+    ending = outbox.Ending(folder.key, folder.key, status)
     with suppress(OSError):
         outbox.note(folder.spool, ending)
     for _ in range(PATIENCE):
@@ -90,6 +94,18 @@ def main(path: Path, number: int) -> None:
         except TrackingError as error:
             print(error, flush=True)
             time.sleep(5)
+
+
+def ending_of(*, stopped: bool, hung: Collection[str]) -> tuple[Literal["KILLED", "FAILED"], str]:
+    """Return how a run whose driver said nothing has ended, and why. Pure.
+
+    Args:
+        stopped: the job had been asked to stop.
+        hung: the attempts that left stacks.
+    """
+    if stopped:
+        return "KILLED", OVERDUE
+    return "FAILED", HUNG if ATTEMPT in hung else DIED
 
 
 def page(folder: RunFolder, reason: str = DIED) -> str:

@@ -18,6 +18,7 @@ from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import figures, publish, storage, warm
 from jobs.driver.job import Job, end_if_lost
+from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.stopping import Stopped
 from jobs.worker import loop, setup, zero
 from jobs.worker.config import WorkerConfig
@@ -174,17 +175,24 @@ def _data_before(job: Job) -> Noted | None:
 
 def _prepare(job: Job) -> Prepared:
     throttle = progress.Throttle(0.5)
+    standstill = Standstill(job.folder.stacks(ATTEMPT, 0), job.spec.failures.hang_after_s)
 
     def on_progress(phase: str, done: int, total: int) -> None:
+        standstill.beat()
         if done in (0, total) or throttle.ready():
             progress.report(phase, done, total)
 
-    before, weights = _data_before(job), lineage.weights_digest(job.parent) if trains(job.spec) else ""
-    if before is not None:
-        lineage.check_same(before.weights, weights, job.parent_uri)
-    prepared = prepare.prepare(
-        job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before
-    )
+    trained = trains(job.spec)
+    with standstill.watched():
+        before, weights = _data_before(job), lineage.weights_digest(job.parent) if trained else ""
+        if before is not None:
+            lineage.check_same(before.weights, weights, job.parent_uri)
+        for said in lineage.said_of_pages(job.parent) if trained else ():
+            progress.say(said)
+        job.folder.add_remarks(lineage.said_of_code(job.spec.task.name, job.parent) if not trained else [])
+        prepared = prepare.prepare(
+            job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before
+        )
     if before is None:
         job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"

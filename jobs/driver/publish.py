@@ -10,6 +10,7 @@ from jobs import progress
 from jobs.data.prepare import Prepared
 from jobs.driver.job import Job
 from jobs.tasks import Task
+from jobs.tasks.own_code import code_digest
 from tracking import manifest, outbox, registry
 from tracking.errors import ServerUnreachable
 
@@ -44,6 +45,7 @@ def publish(
             parent=job.parent_uri,
             dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
             spec_digest=job.spec.digest(),
+            code=code_digest(job.spec.task.name),
             precision=job.precision,
             evaluation=evaluation,
             quantization=quantization,

@@ -10,7 +10,6 @@ its methods only, since its options are looked up wherever a spec is checked.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -43,7 +42,8 @@ TASKS = {
     "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
 
-_OURS = ("cluster", "jobs", "serve", "tracking")
+OURS = ("cluster", "jobs", "serve", "tracking")
+"""Tandem's own packages."""
 
 
 class TaskError(UserError, ValueError):
@@ -134,6 +134,13 @@ class Task:
         """
         return example
 
+    def answer(self, example: Mapping[str, Any]) -> str | None:
+        """Return what is to be learned for an example's `content`; None where the content holds it.
+
+        Asked of Tandem's own tasks only.
+        """
+        return None
+
     def unused(self, example: Mapping[str, Any]) -> Iterable[str]:
         """Return the columns of an example that hold something and have no effect: they are counted in the log.
 
@@ -193,6 +200,9 @@ class Task:
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """Raise TaskError for an architecture or an entry of its config that `build` would refuse; before `fit`."""
+
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model directory that its own config says `load_model` would refuse; before `fit`."""
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make a model with fresh weights in fp32, from torch's global random state."""
@@ -254,6 +264,18 @@ class Task:
         """Describe the output tensors; where this is empty, a replica looks at what `predict` makes of a blank one."""
         return []
 
+    @classmethod
+    def embeds(cls, config: Mapping[str, Any]) -> bool:
+        """Return whether `embed` makes vectors with a model whose config.json says `config`."""
+        return False
+
+    def embed(self, model: torch.nn.Module, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return a vector for each of N texts, as token ids of `tokenizer`: (N, H) float32, of Euclidean length 1.
+
+        A task that does has `tokenizer` and `max_length`, the most tokens of a text.
+        """
+        raise NotImplementedError
+
     def answers_otherwise(self, base: type[Task]) -> bool:
         """Return whether a class derived from `base` has a `predict` of its own, which may have other outputs."""
         return type(self).predict is not base.predict
@@ -280,7 +302,7 @@ def get(name: str, folder: Path | None = None) -> type[Task]:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise TaskError(f"task {name!r}: its module needs {error.name!r}, which is not installed here") from error
         top = module_name.partition(".")[0]
-        hint = f"; {top!r} is the name of one of Tandem's own packages, so rename yours" if top in _OURS else ""
+        hint = f"; {top!r} is the name of one of Tandem's own packages, so rename yours" if top in OURS else ""
         raise TaskError(f"task {name!r}: there is no module {error.name!r} on the path{hint}") from error
     except AttributeError as error:
         raise TaskError(f"task {name!r}: module {module_name!r} has no {class_name!r}") from error
@@ -292,28 +314,6 @@ def get(name: str, folder: Path | None = None) -> type[Task]:
 def is_ours(task: Task) -> bool:
     """Tell whether a task is one of `TASKS` itself, not derived from it."""
     return TASKS.get(task.name) == f"{type(task).__module__}:{type(task).__qualname__}"
-
-
-def code_digest(name: str) -> str | None:
-    """Return the SHA-256 (hex) of the code of a user's own task; None for one of ours, which has a version.
-
-    It covers the top folder of the task's package, or, of a single module, all Python files beside it: more than the
-    task may use, since a row encoded by code that has changed is worse than one encoded again.
-    """
-    if name in TASKS:
-        return None
-    module = sys.modules[get(name).__module__]
-    parts = module.__name__.split(".")
-    path = Path(module.__file__ or "").resolve()
-    root = path.parents[len(parts) - 2 + (path.name == "__init__.py")] if len(parts) > 1 else path.parent
-    files = root.rglob("*") if len(parts) > 1 or path.name == "__init__.py" else root.glob("*.py")
-    kept = sorted(f for f in files if f.is_file() and "__pycache__" not in f.parts)
-    return hashlib.sha256(b"".join(_named(f, root) for f in kept)).hexdigest()
-
-
-def _named(path: Path, root: Path) -> bytes:
-    content = path.read_bytes()
-    return f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content
 
 
 def _hint(name: str) -> str:

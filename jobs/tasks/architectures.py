@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from jobs.tasks import TaskError
@@ -37,13 +38,77 @@ def config_for(
     if architecture not in known:
         hint = close(architecture, known)
         raise TaskError(f"model.architecture: {architecture!r} is no {kind} architecture of transformers{hint}")
-    default = AutoConfig.for_model(architecture)
+    try:
+        default = AutoConfig.for_model(architecture)
+    except Exception as error:  # transformers validates configs with several kinds of exception
+        raise TaskError(f"model.architecture: {architecture} has no config of its own: {last_line(error)}") from error
+    _check_one_model(architecture, default, known)
     check_entries(architecture, default, config)
-    fitting = {key: value for key, value in (defaults or {}).items() if hasattr(default, key)}
+    fitting = {key: value for key, value in (defaults or {}).items() if _takes(default, key)}
     try:
         return AutoConfig.for_model(architecture, **{**fitting, **config})
-    except Exception as error:  # transformers validates configs with several kinds of exception
-        raise TaskError(f"model.config for {architecture}: {str(error).strip().splitlines()[-1].strip()}") from error
+    except Exception as error:  # as above
+        raise TaskError(f"model.config for {architecture}: {last_line(error)}") from error
+
+
+def check_builds(source: Any, architecture: str, config: Any) -> None:
+    """Refuse a config of which transformers makes no model, by making one without memory.
+
+    Args:
+        source: the class of transformers whose `from_config` makes it.
+        architecture: what it is called in the message.
+
+    Raises:
+        TaskError: it fails.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            source.from_config(config)
+    except Exception as error:  # whatever its modules do with values that do not go together
+        raise TaskError(
+            f"model.architecture: {architecture} cannot be built with this model.config: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _check_one_model(architecture: str, default: Any, known: Iterable[str]) -> None:
+    """Refuse what is made of several models, of which a job would train one."""
+    try:
+        text = default.get_text_config()
+    except ValueError:  # there are several
+        text = None
+    if text is default:
+        return
+    parts = ", ".join(sorted(default.sub_configs)) or "text_config"
+    own = getattr(text, "model_type", "")
+    instead = f"; choose that of its text alone, {own!r}" if own in known else ""
+    raise TaskError(
+        f"model.architecture: {architecture!r} is made of several models ({parts}), and a job builds one{instead}"
+    )
+
+
+def _has(config: Any, key: str) -> bool:
+    try:
+        return hasattr(config, key)
+    except Exception:  # there is one for each layer, and no single value
+        return True
+
+
+def _takes(default: Any, key: str) -> bool:
+    """Tell whether a config has an entry, and takes another value for it."""
+    try:
+        setattr(deepcopy(default), key, getattr(default, key))
+    except Exception:  # it has none, it is fixed, or there is one for each layer
+        return False
+    return True
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of what an error says: transformers' validators put the reason there."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def check_entries(architecture: str, default: Any, config: Mapping[str, Any]) -> None:
@@ -60,14 +125,14 @@ def check_entries(architecture: str, default: Any, config: Mapping[str, Any]) ->
     from transformers import PretrainedConfig
 
     wrong = [
-        f"{key!r}{close(key, default.to_dict())}" for key in config if key not in DECIDED and not hasattr(default, key)
+        f"{key!r}{close(key, default.to_dict())}" for key in config if key not in DECIDED and not _has(default, key)
     ]
     if wrong:
         raise TaskError(f"model.config: {architecture} has no {', and no '.join(wrong)}")
     for key, value in config.items():
         if key in DECIDED:
             raise TaskError(f"model.config: {key!r} is no entry for a job to set: {DECIDED[key]}")
-        part = getattr(default, key)
+        part = vars(default).get(key)
         if isinstance(part, PretrainedConfig) and isinstance(value, Mapping):
             check_entries(f"{architecture}.{key}", part, value)
 
@@ -75,7 +140,7 @@ def check_entries(architecture: str, default: Any, config: Mapping[str, Any]) ->
 def positions(config: Any) -> tuple[str, int] | None:
     """Return what a config calls the number of its positions, and that number; None where it has no limit."""
     found = ((name, getattr(config, name, None)) for name in LENGTHS)
-    return next(((name, value) for name, value in found if isinstance(value, int)), None)
+    return next(((name, value) for name, value in found if isinstance(value, int) and value > 0), None)
 
 
 def close(word: str, known: Iterable[str]) -> str:

@@ -25,8 +25,10 @@ from jobs.tasks import (
     Task,
     TaskError,
     TaskOptions,
+    balance,
     causality,
     chat_rows,
+    document_tokens,
     generation,
     isolation,
     loading,
@@ -34,13 +36,17 @@ from jobs.tasks import (
     scores,
     tokenization,
 )
-from jobs.tasks.architectures import LENGTHS, config_for, positions
+from jobs.tasks.architectures import LENGTHS, check_builds, config_for, positions
 from jobs.tasks.conversations import conversation_of, messages_of
 from jobs.tasks.examples import ExampleReader
 from jobs.tasks.tokenization import TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
     import torch
+
+
+TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+"""The name of transformers' own table of the causal architectures."""
 
 
 class CausalLMOptions(TaskOptions):
@@ -72,8 +78,8 @@ class CausalLM(Task):
         "bits_per_byte": "min",
     }
     learned_files: ClassVar[tuple[str, ...]] = tokenization.FILES
-    counted: ClassVar[Mapping[str, str]] = {**chat_rows.COUNTED, **tokenization.COUNTED}
-    version: ClassVar[int] = 3
+    counted: ClassVar[Mapping[str, str]] = {**chat_rows.COUNTED, **document_tokens.COUNTED}
+    version: ClassVar[int] = 4
 
     options: CausalLMOptions
 
@@ -85,6 +91,7 @@ class CausalLM(Task):
         """False where only a model directory is loaded: then rows have no length yet."""
         self._parent: Path | str | None = None
         self._separate = False
+        self._config: Any = None  # the model's, once `prepare_model` has seen it
         """True where the model would let packed pieces see each other."""
         self._bytes_per_token: torch.Tensor | None = None
 
@@ -161,8 +168,8 @@ class CausalLM(Task):
         conversations = [conversation_of(example) for example in examples if self._reader.is_conversation(example)]
         end, width = tokenization.end_of_text(self.tokenizer), self.options.sequence_length + 1
         pieces, counts = chat_rows.encode(self.tokenizer, conversations, width) if conversations else ([], {})
-        documents = tokenization.ids_of(self.tokenizer, texts)
-        counts |= tokenization.counts(self.tokenizer, documents)
+        documents, counted = document_tokens.encode(self.tokenizer, texts)
+        counts |= counted
         if self.options.documents == "separate":
             pieces, documents = packing.documents(documents, end, width) + pieces, []
         parts = [self._windows(documents, end)] if documents else []
@@ -190,16 +197,21 @@ class CausalLM(Task):
     # -- model ------------------------------------------------------------------------------------------------------
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
-        """Raise TaskError for an unknown architecture or an entry that its config has not."""
-        config_for(architecture, dict(config), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal")
+        """Raise TaskError for an unknown architecture, an entry that its config has not, or what makes no model."""
+        from transformers import AutoModelForCausalLM
+
+        check_builds(AutoModelForCausalLM, architecture, config_for(architecture, dict(config), TABLE, "causal"))
+
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that is no causal one, is too short, or has no place for an entry of `config`."""
+        self._check_length(loading.check_parent(directory, config, TABLE, "causal").get_text_config())
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
         import torch
         from transformers import AutoModelForCausalLM
 
-        table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-        resolved = config_for(architecture, dict(config), table, "causal", self._config_defaults())
+        resolved = config_for(architecture, dict(config), TABLE, "causal", self._config_defaults())
         self._check_fits(resolved)
         model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
         model.generation_config = generation.fresh(self.tokenizer)
@@ -214,6 +226,9 @@ class CausalLM(Task):
         model, self.said = loading.load(AutoModelForCausalLM, directory, dtype, config or {})
         if self.tokenizer is not None:
             self._check_fits(model.config.get_text_config())
+            if self.options.tokenizer.is_given:
+                of_parent = tokenization.of_model(directory)
+                self.said = [*self.said, *generation.renumbered(model, of_parent, self.tokenizer)]
             model.generation_config = generation.completed(model.generation_config, self.tokenizer)
         return model
 
@@ -224,6 +239,11 @@ class CausalLM(Task):
             TaskError: the model sees tokens that come later.
         """
         causality.check(model, self.options.sequence_length)
+        self._config = getattr(model, "config", None)
+        said = balance.remark(self._config) if self._config is not None else None
+        return [*filter(None, [said]), *self._told_apart(model, columns)]
+
+    def _told_apart(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
         if "position_ids" not in columns or not self.options.pack:
             return []
         seen = isolation.leak(model, self.options.sequence_length)
@@ -241,14 +261,17 @@ class CausalLM(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the cross-entropy over the targets: () fp32 nats, and their number () int64.
 
+        A mixture's balancing loss is in it where the config asks for that (jobs/tasks/balance.py); `measure` has none.
+
         Args:
             batch: as `collate` makes it: input_ids, labels and perhaps position_ids, each (B, S) int64.
         """
         from jobs.tasks.cross_entropy import cross_entropy_sum
 
-        logits = self._logits(model, batch)
-        labels = batch["labels"]
-        return cross_entropy_sum(logits, labels), (labels != IGNORED).sum()
+        output, labels = self._forward(model, batch), batch["labels"]
+        targets = (labels != IGNORED).sum()
+        extra = balance.added(self._config, output) if self._config is not None else 0.0
+        return cross_entropy_sum(output.logits, labels) + extra * targets, targets
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets: four scalars ()."""
@@ -256,11 +279,11 @@ class CausalLM(Task):
 
         from jobs.tasks.cross_entropy import cross_entropy_sum
 
-        logits = self._logits(model, batch)
+        logits = self._forward(model, batch).logits
         labels = batch["labels"]
         counted = labels != IGNORED
         if self._bytes_per_token is None:
-            self._bytes_per_token = torch.from_numpy(tokenization.bytes_per_token(self.tokenizer))
+            self._bytes_per_token = torch.from_numpy(document_tokens.bytes_per_token(self.tokenizer))
         targets = labels[counted]
         return {
             "loss": cross_entropy_sum(logits, labels),
@@ -290,10 +313,9 @@ class CausalLM(Task):
         stream = np.fromiter(tokens, dtype=np.int32)
         return packing.windows(stream, self.options.sequence_length, self.tokenizer.pad_token_id)
 
-    def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return logits (B, S, V) in the model's own type."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return model(**inputs, use_cache=False).logits
+    def _forward(self, model: torch.nn.Module, batch: Batch) -> Any:
+        """Return the model's output; its logits (B, S, V) are in the model's own type."""
+        return model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
 
     def _check_fits(self, config: Any) -> None:
         """Refuse tokens or positions that the model has no embeddings for: some later step would fail."""
@@ -301,6 +323,10 @@ class CausalLM(Task):
             raise TaskError(
                 f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(self.tokenizer)} tokens"
             )
+        self._check_length(config)
+
+    def _check_length(self, config: Any) -> None:
+        """Refuse rows that are longer than the model's positions."""
         limit, length = positions(config), self.options.sequence_length
         if self._for_data and limit is not None and limit[1] < length:
             raise TaskError(

@@ -26,6 +26,8 @@ COUNTED = {
     "otherwise": "conversations: the chat template's generation prompt is not how its answers begin, so a server's "
     "prompt differs from what is learned",
     "stripped": "conversations have answers whose white space at the ends the chat template leaves out",
+    "padded": "conversations have calls or tools without the nulls that their columns gave them: Parquet and the hub's "
+    "tables have no other way to say that an entry is not there (one that is meant to be null is given as JSON)",
     "special": "conversations have special tokens written into their messages, which become these tokens",
 }
 """What is counted of conversations: name → what it is, behind "3 of 10"."""
@@ -64,6 +66,7 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation], width: int) ->
     for what, is_so in chat_template.peculiarities(tokenizer).items():
         counts[what] = len(conversations) * is_so
     written = chat_template.special_texts(tokenizer)
+    counts["padded"] = sum(conversation.padded for conversation in conversations)
     counts["special"] = sum(_holds(conversation, written) for conversation in conversations)
     return pieces, {name: np.array([count], dtype=np.int32) for name, count in counts.items()}
 

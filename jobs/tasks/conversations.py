@@ -13,12 +13,15 @@ from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
+from jobs.tasks.column_padding import without_padding
 from jobs.tasks.messages import (
     LEARNED,
     REASONING,
     Message,
+    check_json,
     check_role,
     from_json,
+    is_blank,
     is_nothing,
     read_message,
     text_of,
@@ -54,6 +57,8 @@ class Conversation:
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
+    padded: bool = False
+    """Nulls were left out that stood for entries of calls or tools which were not there."""
 
 
 def is_conversation(example: Mapping[str, Any]) -> bool:
@@ -94,6 +99,7 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
             "`prompt` and `completion`, or `instruction` and `output`"
         )
     _check_beside(example, shape)
+    given, example = example, without_padding(example)
     messages = [check_role(message) for message in _READERS[shape[0]](example)]
     messages = _with_system(example, messages)
     answers = [m for m in messages if m["role"] == "assistant"]
@@ -102,9 +108,9 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
     learned = [m for m in answers if is_learned(m)]
     if not learned:
         raise TaskError("all answers of the conversation have weight 0: there is no answer to learn from")
-    if not all(m["content"].strip() or "tool_calls" in m for m in learned):
+    if any(is_blank(m["content"]) and "tool_calls" not in m for m in learned):
         raise TaskError("an answer is empty: there is nothing to learn from it")
-    return Conversation(messages, _tools(example))
+    return Conversation(messages, _tools(example), example is not given)
 
 
 def is_learned(message: Message) -> bool:
@@ -245,6 +251,7 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
         raise TaskError(f"a tool needs a function with a name; this one is {tool!r:.120}")
     if tool.get("type", "function") != "function":
         raise TaskError(f"a tool of type {tool['type']!r} is not honoured; only functions are")
+    check_json(function, f"the parts of the tool {function['name']!r}")
     return {"type": "function", "function": {key: value for key, value in function.items() if key != "type"}}
 
 

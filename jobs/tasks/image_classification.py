@@ -16,10 +16,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cluster.strict import Text
-from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions
+from jobs.tasks import Batch, Columns, TaskError, TaskOptions
+from jobs.tasks.classification import Classifier
 from jobs.tasks.image_files import Picture
 from jobs.tasks.images import COUNTED, LARGEST, PixelSums, bits_of, counts, deepened, read_picture, resize, sent_picture
-from jobs.tasks.labels import check_columns, classified, column_of, kind_of, label_of, natural, said_of, unknown_of
+from jobs.tasks.labels import check_columns, classified, column_of, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +68,13 @@ class ImageFindings:
         return ImageFindings(self.size, self.channels, self.labels | later.labels, sums, bits, kinds)
 
 
-class ImageClassification(Task):
+class ImageClassification(Classifier):
     """A small CNN of ours, or any transformers image classifier."""
 
     name: ClassVar[str] = "image-classification"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     Options: ClassVar[type[TaskOptions]] = ImageClassificationOptions
     unit: ClassVar[str] = "images"
-    metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "accuracy": "max"}
     learned_files: ClassVar[tuple[str, ...]] = (PREPROCESSING_FILE,)
     counted: ClassVar[Mapping[str, str]] = COUNTED
 
@@ -82,7 +82,6 @@ class ImageClassification(Task):
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        self.labels: list[str] = []
         self.size: tuple[int, int] = (0, 0)
         self.channels = 0
         self.bits = 8
@@ -128,17 +127,13 @@ class ImageClassification(Task):
 
     def fit(self, findings: ImageFindings) -> list[str]:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
-        self.labels = sorted(findings.labels, key=natural)
-        if len(self.labels) < 2:
-            raise TaskError(
-                f"the training images have {len(self.labels)} label(s) {self.labels}; a classifier needs two"
-            )
+        of_labels = self._learn_labels(findings.labels, findings.kinds)
         side = self.options.image_size
         self.size = (side, side) if side else findings.size
         self.channels = self.options.channels or (1 if findings.channels == 1 else 3)
         self.bits = findings.bits
         self.mean, self.std = findings.sums[self.channels].mean_and_deviation()
-        said = [*said_of(self.labels, findings.kinds), f"images become {self._form()}"]
+        said = [*of_labels, f"images become {self._form()}"]
         return [*said, *(["images of 16 bits: all pixels are kept as 16 bits, 0 to 65535"] * (self.bits == 16))]
 
     def inherit(self, parent: Path | str) -> bool:
@@ -181,15 +176,12 @@ class ImageClassification(Task):
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Resize to the fitted size, pixels (N, H, W, C) uint8 or uint16; look labels up, (N,) int32."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        labels = [self._label(example) for example in examples]
-        if (wrong := unknown_of(labels, self.labels)) is not None:
-            raise TaskError(wrong)
+        numbers = self._numbers(examples)
         pictures = [read_picture(self._image(example)) for example in examples]
         return {
             "pixels": self._pixels(pictures),
-            "label": np.array([index[label] for label in labels], dtype=np.int32),
-            "targets": np.ones(len(labels), dtype=np.int32),
+            "label": numbers,
+            "targets": np.ones(len(numbers), dtype=np.int32),
             **counts(pictures, self.size, self.channels, self.bits),
         }
 
@@ -214,6 +206,12 @@ class ImageClassification(Task):
 
         image_models.check(architecture, config)
 
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that classifies no images, or has no place for an entry of `config`."""
+        from jobs.tasks import image_models
+
+        image_models.check_parent(directory, config)
+
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `cnn` (ours) or a transformers image classifier (vit, resnet, …) in fp32."""
         from jobs.tasks import image_models
@@ -229,36 +227,6 @@ class ImageClassification(Task):
         model, self.said = image_models.load(directory, dtype, config or {})
         return model
 
-    # -- learning ---------------------------------------------------------------------------------------------------
-
-    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the cross-entropy over the images: () fp32 nats, and their number () int64.
-
-        Args:
-            batch: pixel_values (B, C, H, W) fp32 and labels (B,) int64.
-        """
-        import torch
-
-        labels = batch["labels"]
-        total = torch.nn.functional.cross_entropy(self._logits(model, batch), labels, reduction="sum")
-        return total, torch.tensor(len(labels), device=labels.device)
-
-    def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss, targets and correct first guesses: three scalars ()."""
-        import torch
-
-        logits, labels = self._logits(model, batch), batch["labels"]
-        return {
-            "loss": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
-            "targets": torch.tensor(len(labels), device=labels.device),
-            "correct": (logits.argmax(-1) == labels).sum(),
-        }
-
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Return loss (nats per image) and accuracy."""
-        count = max(sums["targets"], 1)
-        return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
-
     # -- use --------------------------------------------------------------------------------------------------------
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
@@ -271,13 +239,7 @@ class ImageClassification(Task):
 
         pixels = self._pixels([sent_picture(instance) for instance in instances])
         with torch.inference_mode():
-            logits = self._logits(model, {"pixel_values": self._normalise(pixels)})
-        answers = []
-        for row in logits.softmax(-1).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
-            scores = dict(zip(self.labels, row, strict=True))
-            answers.append({"label": self.labels[best], "score": row[best], "scores": scores})
-        return answers
+            return self._answers(self._logits(model, {"pixel_values": self._normalise(pixels)}))
 
     def inputs(self) -> list[dict[str, Any]]:
         """Describe the image tensor, in whose place files may be sent."""
@@ -292,9 +254,6 @@ class ImageClassification(Task):
 
     def _image(self, example: Mapping[str, Any]) -> Any:
         return column_of(example, self.options.image_column, "image_column")
-
-    def _label(self, example: Mapping[str, Any]) -> str:
-        return label_of(example, self.options.label_column)
 
     def _form(self) -> str:
         chosen = "as the first one is" if None in (self.options.image_size, self.options.channels) else "as asked for"

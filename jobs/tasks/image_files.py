@@ -26,6 +26,8 @@ MAX_PIXELS = 2**26
 """Width times height of the largest file that is unpacked; a few kilobytes can stand for gigapixels."""
 
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""Tags of TIFF."""
 GREY = ("1", "L", "LA", "La")
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -87,7 +89,9 @@ def picture(image: Image) -> Picture:
     several = bool(getattr(image, "is_animated", False))
     stretched = image.format == "PPM"  # more than 8 bits: Pillow has scaled them to 0 … 65535, whatever their range
     image.load()
+    white_is_zero = _is_inverted(image)
     pixels, on_white = _pixels(ImageOps.exif_transpose(image), stretched)
+    pixels = np.uint16(65535) - pixels if white_is_zero else pixels
     return Picture(pixels if pixels.ndim == 3 else pixels[:, :, None], on_white, several)
 
 
@@ -105,6 +109,21 @@ def _refuse_deep_colour(image: Image) -> None:
                 f"an image in {image.mode} with 16 bits per channel is not read, since 8 of them would be lost: save "
                 "it with 8 bits, or in grey with 16"
             )
+
+
+def _is_inverted(image: Image) -> bool:
+    """Tell a TIFF in grey of more than 8 bits in which 0 is white: Pillow turns those of 8 bits only.
+
+    Raises:
+        TaskError: it has fewer than 16 bits, which Pillow reads as the dark end of 16.
+    """
+    tags: Any = getattr(image, "tag_v2", None)
+    if not tags or image.mode not in DEEP_GREY:
+        return False
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    if bits != 16:
+        raise TaskError(f"a TIFF with {bits} bits per pixel is not read: save it with 8 or 16")
+    return bool(tags.get(PHOTOMETRIC) == 0)
 
 
 def _pixels(image: Image, stretched: bool) -> tuple[np.ndarray, bool]:

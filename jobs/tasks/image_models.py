@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
+TABLE = "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"
+"""The name of transformers' own table of the architectures that classify images."""
+
+
 def check(architecture: str, config: Mapping[str, Any]) -> Any:
     """Return the architecture's default config.
 
@@ -51,6 +55,14 @@ def build(
     except (ValueError, KeyError) as error:
         raise TaskError(f"model.architecture {architecture!r}: {str(error).splitlines()[0]}") from error
     return model.float()
+
+
+def check_parent(directory: Path, config: Mapping[str, Any]) -> None:
+    """Raise TaskError for a model that classifies no images, or an entry that its config has not."""
+    from jobs.tasks import cnn, loading
+
+    cnn.register()
+    loading.check_parent(directory, config, TABLE, "image-classifying")
 
 
 def load(directory: Path, dtype: torch.dtype | None, config: Mapping[str, Any]) -> tuple[torch.nn.Module, list[str]]:

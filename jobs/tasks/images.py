@@ -162,6 +162,8 @@ def _recoloured(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 def _read_file(path: Path) -> Picture:
     try:
+        if path.exists() and not path.is_file():
+            raise TaskError("is no regular file, and is not opened")
         return decode(path.read_bytes())
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from error

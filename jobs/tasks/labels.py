@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence, Set
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
-from jobs.tasks.messages import text_of
+from jobs.tasks.messages import is_blank, text_of
 
 Checked = TypeVar("Checked")
+EXACT = 2**53
+"""From here on, two whole numbers may be one floating-point number."""
 
 
 def check_columns(options: Checked, *names: str) -> Checked:
@@ -43,19 +45,25 @@ def column_of(example: Mapping[str, Any], name: str, option: str) -> Any:
 def label_of(example: Mapping[str, Any], name: str) -> str:
     """Return the label in the column `name`.
 
-    A label is a text, or a whole number or a truth value, which are known by their digits or name.
+    A label is a text that can be seen, or a whole number or a truth value, which are known by their digits or name.
 
     Raises:
         TaskError: it is missing, empty, or something else.
     """
     label = column_of(example, name, "label_column")
-    whole = isinstance(label, float | Decimal) and label == label and label % 1 == 0  # what nulls make of integers
-    if whole:
+    if _is_whole(label):
         return str(int(label))
-    if not isinstance(label, str | int) or not str(label).strip():
+    if not isinstance(label, str | int) or is_blank(str(label)):
         kind = ": a label is a text or a whole number" if isinstance(label, float | Decimal | bytes) else ""
         raise TaskError(f"column {name!r} holds {label!r:.60}, which is no label{kind}")
     return text_of(label, name) if isinstance(label, str) else str(label)
+
+
+def _is_whole(label: Any) -> bool:
+    """Tell whether a number is a whole one, as nulls make of integers, of which every digit is known."""
+    if isinstance(label, Decimal):
+        return label.is_finite() and label % 1 == 0
+    return isinstance(label, float) and abs(label) < EXACT and label % 1 == 0
 
 
 def kind_of(label: Any) -> str:
@@ -70,7 +78,7 @@ def said_of(labels: Sequence[str], kinds: Set[str]) -> list[str]:
         labels: the labels, sorted.
         kinds: what `kind_of` says of them.
     """
-    named = ", ".join(label if label == label.strip() else repr(label) for label in labels[:20])
+    named = ", ".join(label if label == _visible(label).strip() else repr(label) for label in labels[:20])
     said = [f"{len(labels)} labels: {named}{', …' if len(labels) > 20 else ''}"]
     if len(kinds) > 1:
         said.append(f"labels come as {' and as '.join(sorted(kinds))}: those that read alike are one label")
@@ -95,12 +103,17 @@ def unknown_of(labels: Sequence[str], known: Sequence[str]) -> str | None:
 
 
 def _spoken(label: str) -> str:
-    """Return a label as people read it: without white space at its ends, case, ways to write a letter or a number."""
-    plain = unicodedata.normalize("NFKC", label).strip().casefold()
+    """Return a label as people read it: without what cannot be seen, case, ways to write a letter or a number."""
+    plain = " ".join(_visible(unicodedata.normalize("NFKC", label)).split()).casefold()
     try:
-        return f"{float(plain):g}"
-    except ValueError:
+        return str(Decimal(plain).normalize())
+    except InvalidOperation:
         return plain
+
+
+def _visible(label: str) -> str:
+    """Return a label without the characters that take no place, such as a zero-width space."""
+    return "".join(character for character in label if unicodedata.category(character) != "Cf")
 
 
 def natural(label: str) -> tuple[int, int, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.tasks import TaskError, conv1d
-from jobs.tasks.architectures import check_entries
+from jobs.tasks.architectures import check_entries, last_line
 
 if TYPE_CHECKING:
     import torch
@@ -38,21 +38,20 @@ def load(
     Raises:
         TaskError: it cannot be read, is a pickle, or lacks weights; or `config` has an entry that the model has not.
     """
-    from transformers import AutoConfig
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     settings = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     entries = {key: value for key, value in config.items() if not isinstance(value, QuantizationConfigMixin)}
     try:
-        own = AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+        own = _own_config(directory)
         check_entries(own.model_type, own, entries)
         model, found = (conv1d.class_of(directory) or source).from_pretrained(
             str(directory), dtype=dtype or "auto", ignore_mismatched_sizes=True, **settings, **config
         )
     except TaskError:
         raise
-    except (OSError, ValueError) as error:
-        raise TaskError(f"cannot load a model from {str(directory)!r}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
+        raise TaskError(f"cannot load a model from {str(directory)!r}: {_first_line(error)}") from error
     _check_shapes(directory, found["mismatched_keys"])
     missing = sorted(found["missing_keys"])
     lacking = [name for name in missing if not (may_lack_head and _is_head(model, name))]
@@ -64,7 +63,66 @@ def load(
     said = [f"{directory} lacks {_counted(missing)}: random until trained"] if missing else []
     if unexpected := sorted(found["unexpected_keys"]):
         said.append(f"{directory} holds {_counted(unexpected)} that {type(model).__name__} has no place for: left out")
-    return model.eval(), said
+    return model.eval(), [*said, *_untied(model)]
+
+
+def _untied(model: Any) -> list[str]:
+    """Have a model's config say that its head is its own, where the files hold another one than the embedding.
+
+    transformers keeps both then; other readers of the config would put the embedding in the head's place.
+    """
+    config = model.config.get_text_config()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not getattr(config, "tie_word_embeddings", False) or embedding is None or head is None:
+        return []
+    if getattr(head, "weight", None) is embedding.weight or not hasattr(head, "weight"):
+        return []
+    for each in (model.config, config):
+        each.tie_word_embeddings = False
+    return ["the config ties the head to the embedding, but the files hold a head of its own: it is kept, and untied"]
+
+
+def check_parent(directory: Path | str, config: Mapping[str, Any], table: str, kind: str) -> Any:
+    """Refuse what a model's own config tells that `load` would refuse: another kind of model, or `config`'s entries.
+
+    Returns:
+        The config with these entries.
+
+    Args:
+        config: entries that are to override the model's own.
+        table, kind: as `config_for` takes them.
+
+    Raises:
+        TaskError: it would.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    own = _own_config(directory)
+    if own.model_type in CONFIG_MAPPING_NAMES and own.model_type not in getattr(modeling_auto, table):
+        raise TaskError(f"{str(directory)!r} is a {own.model_type}, which is no {kind} architecture of transformers")
+    check_entries(own.model_type, own, config)
+    try:
+        return AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
+    except Exception as error:  # transformers validates configs with several kinds of exception
+        raise TaskError(f"model.config for {str(directory)!r}: {last_line(error)}") from error
+
+
+def _own_config(directory: Path | str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        own = AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+    except Exception as error:  # as above
+        raise TaskError(f"cannot load a model from {str(directory)!r}: {_first_line(error)}") from error
+    if getattr(own, "auto_map", None):
+        raise TaskError(f"{str(directory)!r} has `auto_map` in its config: it needs code of its own, which is not run")
+    return own
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_shapes(directory: Path | str, mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]]) -> None:

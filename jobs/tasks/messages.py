@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,11 @@ def is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, str | Sequence | Mapping) and len(value) == 0)
 
 
+def is_blank(text: str) -> bool:
+    """Tell whether a text shows nothing: it is empty, or all white space and characters that take no place."""
+    return not text.strip() or all(c.isspace() or unicodedata.category(c) == "Cf" for c in text)
+
+
 def text_of(value: Any, where: str) -> str:
     """Return a text as it is.
 
@@ -160,19 +166,51 @@ def tool_call(given: Any) -> dict[str, Any]:
         read = from_json(arguments, f"arguments of {function['name']}")
         if not isinstance(read, Mapping):
             raise TaskError(f"the arguments of {function['name']!r} are {arguments!r:.60}, not a mapping in JSON")
+    check_json(arguments, f"the arguments of {function['name']!r}")
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {**call, **({"id": text_of(given["id"], "id")} if given.get("id") is not None else {})}
+
+
+def check_json(value: Any, where: str) -> None:
+    """Refuse a value that JSON cannot say: a template would write it in some way of its own.
+
+    Raises:
+        TaskError: it holds NaN, an infinity, a date, bytes.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TaskError(f"{where} are no JSON: {error}") from None
 
 
 def from_json(value: Any, where: str) -> Any:
     """Return what a text of JSON stands for; anything else as it is.
 
     Raises:
-        TaskError: the text is no JSON.
+        TaskError: the text is no JSON, or one of its objects has a key twice.
     """
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=_unique, parse_constant=_no_number)
+    except _KeyTwice as error:
+        raise TaskError(f"{where!r} holds JSON in which the key {error.args[0]!r} is there twice") from None
     except ValueError as error:
         raise TaskError(f"{where!r} holds a text that is no JSON ({error})") from None
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
+
+
+class _KeyTwice(Exception):
+    """An object of JSON has one key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; JSON's readers would keep the last of two values under one key without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _KeyTwice(next(key for key in keys if keys.count(key) > 1))
+    return made

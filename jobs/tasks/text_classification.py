@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,11 +15,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cluster.strict import Text
-from jobs.tasks import Batch, Better, Columns, Task, TaskError, TaskOptions, scores, tokenization
+from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, scores, text_rows, tokenization
 from jobs.tasks.chat_template import special_texts
-from jobs.tasks.labels import check_columns, classified, column_of, kind_of, label_of, natural, said_of, unknown_of
+from jobs.tasks.classification import Classifier
+from jobs.tasks.labels import check_columns, classified, column_of, kind_of
 from jobs.tasks.messages import is_nothing
-from jobs.tasks.tokenization import END_OF_TEXT, TextFindings, TokenizerOptions
+from jobs.tasks.text_rows import ClassFindings
+from jobs.tasks.tokenization import TokenizerOptions
 
 if TYPE_CHECKING:
     import torch
@@ -55,22 +56,7 @@ class TextClassificationOptions(TaskOptions):
         return check_columns(self, "text_column", "pair_column", "label_column")
 
 
-@dataclass(frozen=True)
-class ClassFindings:
-    """What labelled texts say, out of one chunk or many."""
-
-    labels: frozenset[str]
-    texts: TextFindings | None
-    kinds: frozenset[str] = frozenset()
-    """What the labels are, in words: text, numbers."""
-
-    def merged(self, later: ClassFindings) -> ClassFindings:
-        """Return the findings of both chunks."""
-        texts = self.texts.merged(later.texts) if self.texts and later.texts else None
-        return ClassFindings(self.labels | later.labels, texts, self.kinds | later.kinds)
-
-
-class TextClassification(Task):
+class TextClassification(Classifier):
     """Any encoder of transformers that classifies sequences (bert, roberta, modernbert, …), or `ngram`, ours."""
 
     name: ClassVar[str] = "text-classification"
@@ -85,6 +71,7 @@ class TextClassification(Task):
     learned_files: ClassVar[tuple[str, ...]] = (LABELS_FILE, *tokenization.FILES)
     counted: ClassVar[Mapping[str, str]] = {
         "cut": "texts are longer than task.max_length and were cut",
+        "unknown": "texts hold nothing that the tokenizer knows, and are all alike to the model",
         "special": "texts have special tokens written into them, which become these tokens",
     }
     version: ClassVar[int] = 2
@@ -93,7 +80,6 @@ class TextClassification(Task):
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        self.labels: list[str] = []
         self.tokenizer: Any = None
         self.max_length = self.options.max_length or MAX_LENGTH
         self.pairs = self.options.pair_column is not None
@@ -129,14 +115,12 @@ class TextClassification(Task):
     def fit(self, findings: ClassFindings) -> list[str]:
         """Learn the labels, and the tokenizer unless a parent's is kept."""
         said: list[str] = []
-        self.labels = sorted(findings.labels, key=natural)
-        if len(self.labels) < 2:
-            raise TaskError(f"the training texts have {len(self.labels)} label(s) {self.labels}; it takes two")
+        of_labels = self._learn_labels(findings.labels, findings.kinds)
         if self.tokenizer is None:
             self.tokenizer, said = tokenization.obtain(self.options.tokenizer, findings.texts)
             if self.options.tokenizer.source is None:
-                _begin_with_a_mark(self.tokenizer)
-        return [*said, *said_of(self.labels, findings.kinds)]
+                text_rows.begin_with_a_mark(self.tokenizer)
+        return [*said, *of_labels]
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's tokenizer, unless another is named; of a classifier of ours, labels and length too.
@@ -172,15 +156,12 @@ class TextClassification(Task):
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Tokenise, cut at max_length (L), look labels up: what `collate` takes, and targets (B,), all 1."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        labels = [self._label(example) for example in examples]
-        if (wrong := unknown_of(labels, self.labels)) is not None:
-            raise TaskError(wrong)
+        numbers = self._numbers(examples)
         texts = [self._texts(example) for example in examples]
-        columns, written = self._tokenise(texts), special_texts(self.tokenizer)
+        columns, written = text_rows.tokenise(self.tokenizer, texts, self.max_length), special_texts(self.tokenizer)
         columns["special"] = np.array([any(map(written.search, each)) for each in texts], dtype=np.int32)
-        columns["label"] = np.array([index[label] for label in labels], dtype=np.int32)
-        return {**columns, "targets": np.ones(len(labels), dtype=np.int32)}
+        columns["unknown"] = text_rows.unknown(self.tokenizer, columns)
+        return {**columns, "label": numbers, "targets": np.ones(len(numbers), dtype=np.int32)}
 
     def collate(self, rows: Columns) -> Batch:
         """Return input_ids and attention_mask (B, S) int64, S that of the longest, and labels (B,) int64.
@@ -188,16 +169,7 @@ class TextClassification(Task):
         Args:
             rows: input_ids (B, L) and length (B,), perhaps label (B,) and token_type_ids (B, L); all int32.
         """
-        import torch
-
-        length = torch.from_numpy(rows["length"].astype(np.int64))
-        longest = int(length.max())
-        kept: Columns = {key: rows[key][:, :longest] for key in ("input_ids", "token_type_ids") if key in rows}
-        batch: Batch = {key: torch.from_numpy(column.astype(np.int64)) for key, column in kept.items()}
-        batch["attention_mask"] = (torch.arange(longest) < length[:, None]).long()
-        if "label" in rows:
-            batch["labels"] = torch.from_numpy(rows["label"].astype(np.int64))
-        return batch
+        return text_rows.batch_of(rows)
 
     # -- model ------------------------------------------------------------------------------------------------------
 
@@ -206,6 +178,12 @@ class TextClassification(Task):
         from jobs.tasks import text_encoder
 
         text_encoder.check(architecture, config)
+
+    def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raise TaskError for a model that classifies no texts, or has no place for an entry of `config`."""
+        from jobs.tasks import text_encoder
+
+        text_encoder.check_parent(directory, config)
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `ngram` (ours) or an encoder of transformers, in fp32."""
@@ -223,32 +201,10 @@ class TextClassification(Task):
         of_ours = (Path(directory) / LABELS_FILE).is_file()
         model, self.said = text_encoder.load(directory, dtype, settings, may_lack_head=not of_ours)
         text_encoder.check_fits(model.config, self.tokenizer, self.max_length)
+        self.said = [*self.said, *text_encoder.pad_as(model, self.tokenizer)]
         return model
 
     # -- learning ---------------------------------------------------------------------------------------------------
-
-    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the cross-entropy over the texts: () fp32 nats, and their number () int64.
-
-        Args:
-            batch: as `collate` makes it: input_ids and attention_mask (B, S), labels (B,), all int64.
-        """
-        import torch
-
-        labels = batch["labels"]
-        total = torch.nn.functional.cross_entropy(self._logits(model, batch), labels, reduction="sum")
-        return total, torch.tensor(len(labels), device=labels.device)
-
-    def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss and targets (), confusion (C, C) and bins of confidence (3, 15)."""
-        import torch
-
-        logits, labels = self._logits(model, batch), batch["labels"]
-        return {
-            "loss": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
-            "targets": torch.tensor(len(labels), device=labels.device),
-            **scores.sums(logits, labels),
-        }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return loss (nats per text), accuracy, macro F1 and calibration error (jobs/tasks/scores.py)."""
@@ -266,6 +222,10 @@ class TextClassification(Task):
             return {}
         return {"confusion.png": scores.picture(scores.confusion(sums), self.labels)}
 
+    def _guesses(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sum confusion (C, C) and bins of confidence (3, 15)."""
+        return scores.sums(logits, labels)
+
     # -- use --------------------------------------------------------------------------------------------------------
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
@@ -275,21 +235,12 @@ class TextClassification(Task):
         """
         import torch
 
-        texts = [tuple(map(_decoded, self._given(instance))) for instance in instances]
-        columns = self._tokenise(texts)
+        texts = [tuple(map(text_rows.decoded, self._given(instance))) for instance in instances]
+        columns = text_rows.tokenise(self.tokenizer, texts, self.max_length)
         cut = columns.pop("cut")
         with torch.inference_mode():
-            rows = self._logits(model, self.collate(columns)).softmax(-1).tolist()
-        best = [max(range(len(row)), key=row.__getitem__) for row in rows]
-        return [
-            {
-                "label": self.labels[b],
-                "score": row[b],
-                "scores": dict(zip(self.labels, row, strict=True)),
-                "truncated": bool(of),
-            }
-            for b, row, of in zip(best, rows, cut, strict=True)
-        ]
+            answers = self._answers(self._logits(model, self.collate(columns)))
+        return [{**answer, "truncated": bool(of)} for answer, of in zip(answers, cut, strict=True)]
 
     def inputs(self) -> list[dict[str, Any]]:
         """Describe the text, and the second one of a pair, with how many tokens are read."""
@@ -303,6 +254,26 @@ class TextClassification(Task):
             return []
         return [*classified(self.labels), {"name": "truncated", "datatype": "BOOL", "shape": [-1]}]
 
+    @classmethod
+    def embeds(cls, config: Mapping[str, Any]) -> bool:
+        """Return whether the model has a state for each token: `ngram` has none, and two stacks have them apart."""
+        return config.get("model_type", "ngram") != "ngram" and not config.get("is_encoder_decoder")
+
+    def embed(self, model: torch.nn.Module, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the mean of the last hidden states of each text's tokens: (N, H) float32, of Euclidean length 1.
+
+        Raises:
+            TaskError: the model does not tell a state for each token.
+        """
+        from jobs.tasks import text_encoder
+
+        length = np.array(list(map(len, texts)), dtype=np.int32)
+        ids = np.full((len(texts), int(length.max())), self.tokenizer.pad_token_id, dtype=np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = text
+        vectors: np.ndarray = text_encoder.vectors(model, self.collate({"input_ids": ids, "length": length})).numpy()
+        return vectors
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _given(self, instance: Any) -> tuple[Any, ...]:
@@ -311,31 +282,9 @@ class TextClassification(Task):
         return (instance["text"], instance["pair"]) if self.pairs else (instance,)
 
     def _texts(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(
-            _filled(column_of(example, name, "text_column"), f"column {name!r}") for name in self._text_columns()
-        )
-
-    def _text_columns(self) -> list[str]:
-        return [name for name in (self.options.text_column, self.options.pair_column) if name is not None]
-
-    def _label(self, example: Mapping[str, Any]) -> str:
-        return label_of(example, self.options.label_column)
-
-    def _tokenise(self, texts: Sequence[tuple[str, ...]]) -> Columns:
-        """Return input_ids (N, L) and length (N,), for pairs token_type_ids (N, L), int32; `cut` (N,) counts."""
-        apart = [list(column) for column in zip(*texts, strict=True)]
-        whole = self.tokenizer(*apart, verbose=False, return_attention_mask=False)
-        lengths = np.array([len(ids) for ids in whole["input_ids"]], dtype=np.int32)
-        if (lengths > self.max_length).any():
-            whole = self.tokenizer(*apart, truncation=True, max_length=self.max_length, return_attention_mask=False)
-        rows = {"input_ids": np.full((len(texts), self.max_length), self.tokenizer.pad_token_id, dtype=np.int32)}
-        if self.pairs and "token_type_ids" in whole:
-            rows["token_type_ids"] = np.zeros_like(rows["input_ids"])
-        for key, column in rows.items():
-            for row, values in zip(column, whole[key], strict=True):
-                row[: len(values)] = values
-        cut = (lengths > self.max_length).astype(np.int32)
-        return {**rows, "length": np.minimum(lengths, self.max_length), "cut": cut}
+        columns = [name for name in (self.options.text_column, self.options.pair_column) if name is not None]
+        held = ((name, column_of(example, name, "text_column")) for name in columns)
+        return tuple(text_rows.filled(text, f"column {name!r}") for name, text in held)
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return logits (B, labels) in fp32."""
@@ -344,33 +293,9 @@ class TextClassification(Task):
         return model(**inputs).logits.float()
 
 
-def _begin_with_a_mark(tokenizer: Any) -> None:
-    """Let a tokenizer of our own put a mark before each text: what encoders pool, and what the first word follows."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{END_OF_TEXT} $A",
-        pair=f"{END_OF_TEXT} $A {END_OF_TEXT}:1 $B:1",
-        special_tokens=[(END_OF_TEXT, tokenizer.convert_tokens_to_ids(END_OF_TEXT))],
-    )
-
-
 def _read(directory: Path) -> dict[str, Any]:
     try:
         learned = json.loads((directory / LABELS_FILE).read_text(encoding="utf-8"))
         return {key: learned[key] for key in ("labels", "max_length", "pairs")}
     except (OSError, KeyError, ValueError) as error:
         raise TaskError(f"{directory} holds no text classifier of Tandem: {LABELS_FILE}: {error}") from error
-
-
-def _decoded(text: Any) -> str:
-    try:
-        return _filled(text.decode("utf-8") if isinstance(text, bytes) else text, "an input")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"the text is not UTF-8: {error}") from error
-
-
-def _filled(text: Any, where: str) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise TaskError(f"{where} holds {text!r:.60}, not a text")
-    return text

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from jobs.tasks import TaskError, loading
-from jobs.tasks.architectures import check_entries, config_for
+from jobs.tasks.architectures import check_builds, check_entries, config_for
 
 TABLE = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
 """The name of transformers' own table of the architectures that classify texts."""
@@ -100,7 +100,8 @@ def check(architecture: str, config: Mapping[str, Any]) -> None:
     """Raise TaskError for an unknown architecture, or an entry that its config has not."""
     register()
     if architecture != NgramConfig.model_type:
-        config_for(architecture, dict(config), TABLE, "classifying")
+        resolved = config_for(architecture, dict(config), TABLE, "classifying")
+        check_builds(AutoModelForSequenceClassification, architecture, resolved)
         return
     check_entries(architecture, NgramConfig(), config)
 
@@ -119,7 +120,7 @@ def build(
         resolved: Any = NgramConfig(**{**known, **config})
     else:
         known = defaults(config_for(architecture, {}, TABLE, "classifying"), tokenizer, labels, max_length)
-        resolved = config_for(architecture, {**known, **config}, TABLE, "classifying")
+        resolved = config_for(architecture, dict(config), TABLE, "classifying", known)
     check_fits(resolved, tokenizer, max_length)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(resolved, dtype=torch.float32)
     return model
@@ -138,7 +139,8 @@ def defaults(default: Any, tokenizer: Any, labels: Sequence[str], max_length: in
         # roberta counts positions from behind the padding's id
         "max_position_embeddings": positions and max(positions, max_length + padding + 1),
     }
-    return {**{key: value for key, value in known.items() if hasattr(default, key)}, **named(labels)}
+    marks = {key for key in ("cls_token_id", "sep_token_id") if known[key] is None}  # some configs take no None there
+    return {**{k: v for k, v in known.items() if k not in marks and hasattr(default, k)}, **named(labels)}
 
 
 def named(labels: Sequence[str]) -> dict[str, Any]:
@@ -152,11 +154,48 @@ def check_fits(config: Any, tokenizer: Any, max_length: int) -> None:
     Raises:
         TaskError: there are more of them than the model has.
     """
-    if config.vocab_size < len(tokenizer):
+    if getattr(config, "vocab_size", len(tokenizer)) < len(tokenizer):  # canine hashes characters, and has none
         raise TaskError(f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens")
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions < max_length:
+    if positions is not None and 0 < positions < max_length:  # xlnet has -1: no limit
         raise TaskError(f"task.max_length is {max_length}, but the model has {positions} positions")
+
+
+@torch.inference_mode()
+def vectors(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mean of the last hidden states of B texts at length 1: (B, H) fp32, on the CPU.
+
+    Args:
+        batch: input_ids and attention_mask (B, S) int64; padding does not count.
+
+    Raises:
+        TaskError: the model does not tell a state for each token.
+    """
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    states = getattr(model.base_model(**inputs), "last_hidden_state", None)
+    if states is None or states.shape[:2] != inputs["input_ids"].shape:
+        raise TaskError(f"{type(model).__name__} does not tell a hidden state for each token")
+    total = (states.float() * inputs["attention_mask"].unsqueeze(-1)).sum(1)
+    return torch.nn.functional.normalize(total, dim=-1).cpu()
+
+
+def pad_as(model: PreTrainedModel, tokenizer: Any) -> list[str]:
+    """Give a model's config the padding of the tokenizer; return what is to be said.
+
+    Some models look for a text's last token by that number in the config, whatever the attention mask says.
+    """
+    was, padding = getattr(model.config, "pad_token_id", None), tokenizer.pad_token_id
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = padding
+    if was in (None, padding):
+        return []
+    return [f"the padding in the model's config was token {was}; it is that of the tokenizer, {padding}"]
+
+
+def check_parent(directory: Path, config: Mapping[str, Any]) -> None:
+    """Raise TaskError for a model that classifies no texts, or an entry that its config has not."""
+    register()
+    loading.check_parent(directory, config, TABLE, "classifying")
 
 
 def load(

@@ -7,28 +7,23 @@ depends neither on how the data was cut into chunks nor on where these were read
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from jobs.tasks import TaskError, TaskOptions, TaskSetupError
-from jobs.tasks.chat_template import CHATML, special_ids
+from jobs.tasks.chat_template import CHATML
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
          "merges.txt", "vocab.txt", "tokenizer.model")  # fmt: skip
 """What decides how a text becomes tokens, in the layouts that transformers reads."""
-COUNTED = {
-    "special_texts": "texts have special tokens written into them, which become these tokens",
-    "unknown": "texts have characters that the tokenizer does not know",
-}
-"""What is counted of texts: name → what it is."""
 PIECE = 1 << 20
 """Longer texts are drawn in pieces of so many characters, cut where a line begins."""
 
@@ -147,6 +142,32 @@ def train(kind: str, vocab_size: int, texts: Iterable[str]) -> Any:
     return _wrap(make(texts, vocab_size))
 
 
+def located(source: str, base: Path) -> Path | str:
+    """Return the folder that `tokenizer.from` names, a relative one beside the spec in `base`; else what was given.
+
+    Raises:
+        TaskError: it can only be a path, and there is no such folder.
+    """
+    place = base / Path(source).expanduser()
+    if place.is_dir():
+        return place
+    if source.startswith(("/", ".", "~")):
+        raise TaskError(f"task.tokenizer.from: no folder at {place}")
+    return source
+
+
+def anchored(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Return a task's options with `tokenizer.from` as `located` finds it.
+
+    Raises:
+        TaskError: as `located`.
+    """
+    given = options.get("tokenizer")
+    if not isinstance(given, Mapping) or not given.get("from"):
+        return dict(options)
+    return {**options, "tokenizer": {**given, "from": str(located(given["from"], base))}}
+
+
 def load(source: str | Path) -> Any:
     """Load a tokenizer from a directory or a hub id; give it a padding token and a chat template if it lacks them."""
     from transformers import AutoTokenizer
@@ -155,6 +176,8 @@ def load(source: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TaskError(f"cannot load a tokenizer from {str(source)!r}: {str(error).splitlines()[0]}") from error
+    if tokenizer.init_kwargs.get("auto_map"):
+        raise TaskError(f"the tokenizer of {str(source)!r} has `auto_map`: it needs code of its own, which is not run")
     if not tokenizer.is_fast:
         raise TaskError(f"the tokenizer in {str(source)!r} has no fast (tokenizer.json) form, which encoding needs")
     if tokenizer.pad_token is None:
@@ -165,10 +188,25 @@ def load(source: str | Path) -> Any:
 
 
 def said_of_template(tokenizer: Any, source: Path | str) -> list[str]:
-    """Say where `load` gave a tokenizer the chat template that its own files lack."""
+    """Say where `load` gave a tokenizer the chat template that its own files lack, or took one of two."""
+    if (other := _template_in_config(Path(source))) is not None and other != tokenizer.chat_template:
+        return [
+            f"the tokenizer of {source} brings two chat templates: that of chat_template.jinja is used, not the one in "
+            "tokenizer_config.json, which differs"
+        ]
     if tokenizer.chat_template != CHATML or tokenizer.init_kwargs.get("chat_template") is not None:
         return []
     return [f"the tokenizer of {source} brings no chat template: it is given ChatML, and the model keeps it"]
+
+
+def _template_in_config(folder: Path) -> str | None:
+    """Return the template in a folder's tokenizer_config.json, where chat_template.jinja goes before it."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    return found if isinstance(found, str) and (folder / "chat_template.jinja").is_file() else None
 
 
 def check_origin(options: TaskOptions, starts_from: str | None) -> None:
@@ -203,16 +241,23 @@ def end_of_text(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def of_model(directory: Path | str) -> Any | None:
+    """Return the tokenizer of a model's folder, or hub id; None where it has none that can be loaded."""
+    try:
+        return load(directory)
+    except TaskError:
+        return None
+
+
 def difference(tokenizer: Any, parent: Path | str) -> list[str]:
     """Say where a tokenizer's tokens are not those that the parent's embeddings were learned for.
 
     Nothing is said of a parent without a tokenizer.
     """
-    try:
-        before = load(parent).get_vocab()
-    except TaskError:
+    of_parent = of_model(parent)
+    if of_parent is None:
         return []
-    now = tokenizer.get_vocab()
+    before, now = of_parent.get_vocab(), tokenizer.get_vocab()
     moved = sum(before.get(token) != at for token, at in now.items())
     if not moved:
         return []
@@ -220,43 +265,6 @@ def difference(tokenizer: Any, parent: Path | str) -> list[str]:
         f"task.tokenizer is not that of {parent}: {moved} of its {len(now)} tokens have another number there or none, "
         "and the embeddings of these start from what was learned for other tokens"
     ]
-
-
-def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of each text, whole and without special ones: 1.5 times as fast as calling the tokenizer."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json may ask for both, as a call of transformers' would undo too
-    backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def counts(tokenizer: Any, documents: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Count of texts, given by their token ids, what `COUNTED` says: int32 (1,) each."""
-    of_model = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
-    both = {tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids(of_model) if of_model else None}
-    unknown = frozenset(both - {None, tokenizer.eos_token_id})  # of some, that is the end token
-    looked_for = {"special_texts": special_ids(tokenizer) - unknown, "unknown": unknown}
-    found = {name: sum(not these.isdisjoint(ids) for ids in documents) for name, these in looked_for.items()}
-    return {name: np.array([count], dtype=np.int32) for name, count in found.items()}
-
-
-def bytes_per_token(tokenizer: Any) -> np.ndarray:
-    """Return the UTF-8 bytes each token id stands for (int64 [vocab]); special tokens stand for none.
-
-    Needed for bits per byte, the loss that compares across tokenizers.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_tokens) | set(SPECIAL_TOKENS)
-    byte_level = "ByteLevel" in type(tokenizer.backend_tokenizer.decoder).__name__
-    return np.array([0 if t is None or t in special else _byte_length(t, byte_level) for t in tokens], dtype=np.int64)
-
-
-def _byte_length(token: str, byte_level: bool) -> int:
-    if byte_level:  # every character of such a token is one byte
-        return len(token)
-    if len(token) == 6 and token.startswith("<0x"):  # byte fallback of SentencePiece models
-        return 1
-    return len(token.replace("▁", " ").encode("utf-8"))
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> Any:

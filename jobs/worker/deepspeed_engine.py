@@ -11,7 +11,7 @@ import torch
 from cluster.errors import UserError
 from jobs.checkpoint.shards import Fragment, Reader, share
 from jobs.spec import TrainingSpec
-from jobs.worker import deepspeed_internals, zero_layouts
+from jobs.worker import buffers, deepspeed_internals, zero_layouts
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
 
 
@@ -29,6 +29,7 @@ class Engine:
             check_checkpointing(model)
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.device = device
+        self._buffers = buffers.learned(model)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
         optimizer = torch.optim.AdamW(
@@ -39,6 +40,7 @@ class Engine:
             fused=True,
         )
         self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        buffers.match_types(self.model.module)
         self._adamw = optimizer
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
@@ -58,6 +60,10 @@ class Engine:
     def step(self) -> None:
         """End a micro-batch; after the last of a global batch this clips and applies the gradients."""
         self.model.step()
+
+    def average_buffers(self) -> None:
+        """Make the ranks' running statistics the same, after a step. Collective."""
+        buffers.average(self._buffers)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the rate of the next optimiser step."""

@@ -88,9 +88,9 @@ def _write(
         model.load_state_dict(weights)
     save(model.to(DTYPES[precision]), directory)
     task.save(directory)
-    loaded = dict(task.load_model(directory).named_parameters())
-    for name, parameter in model.named_parameters():
-        if name not in loaded or not torch.equal(loaded[name], parameter):
+    loaded = task.load_model(directory).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in loaded or not torch.equal(loaded[name], tensor):
             raise WrongExport(f"{directory}: {name} does not load back as it was written")
 
 

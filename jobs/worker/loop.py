@@ -5,7 +5,7 @@ evaluate
 for each step:
     for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
     sum the loss over ranks; stop before the update if it is not finite
-    wait until a checkpoint that is being saved has been copied; clip, update
+    wait until a checkpoint that is being saved has been copied; clip, update; average running statistics
     write the step's metrics to the spool on disk
     now and then: evaluate; begin to save a checkpoint
 evaluate, export the weights as safetensors
@@ -110,6 +110,7 @@ def run_steps(worker: Worker) -> bool:
             )
         wait_copied(worker)
         engine.step()
+        engine.average_buffers()
         worker.updates += 1
         done, now = step + 1, time.perf_counter()
         if worker.spool is not None:

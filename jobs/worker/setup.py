@@ -29,7 +29,7 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import start, zero
+from jobs.worker import buffers, start, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
@@ -99,7 +99,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     base = zero.read_named(training, config.base)
     eval_rows = rows_of(prepared, prepared.eval_files)
     model, said = start.ready_model(spec, task, config.parent, rows.columns | eval_rows.columns)
-    say(said, rank, folder)
+    say([*said, *buffers.said(model, world_size)], rank, folder)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(

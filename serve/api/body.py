@@ -69,7 +69,7 @@ def model_name(body: dict[str, Any]) -> str:
 
 def model_not_found(name: str, known: list[str]) -> ApiError:
     """Return the 404 for a model that is not served, naming those that are."""
-    message = f"the model {name!r} does not exist here; served: {', '.join(sorted(known)) or 'none'}"
+    message = f"the model {name[:100]!r} does not exist here; served: {', '.join(sorted(known)) or 'none'}"
     return ApiError(404, message, code="model_not_found", param="model")
 
 

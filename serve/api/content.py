@@ -80,7 +80,7 @@ class Unpacker:
         try:
             unpacked = self._member.decompress(part, self._left)
         except zlib.error as error:
-            raise self._broken(str(error)) from None
+            raise self._broken(str(error).rpartition(": ")[2]) from None
         self._left -= len(unpacked)
         return unpacked
 

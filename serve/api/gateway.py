@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ class Gateway:
         return await self._generate(openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts), card)
 
     async def embeddings(self, request: Request) -> Response:
-        body, card = await self._generative(request)
+        body, card = await self._called(request, lambda card: card.generates or bool(card.details.get("embeddings")))
         wanted = embeddings.parse(body, uuid.uuid4().hex)
         vectors = accepted(await self._backend.embed(card.name, wanted.call))
         answer = embeddings.answer(f"{card.name}@{vectors.identity.version}", wanted, vectors)
@@ -91,9 +91,12 @@ class Gateway:
         return _listed(self._card(name))
 
     async def _generative(self, request: Request) -> tuple[dict[str, Any], ModelCard]:
+        return await self._called(request, lambda card: card.generates)
+
+    async def _called(self, request: Request, can: Callable[[ModelCard], bool]) -> tuple[dict[str, Any], ModelCard]:
         body = parse_json(await self._read(request))
         card = self._card(model_name(body))
-        if not card.generates:
+        if not can(card):
             message = f"{card.name!r} is a model for {card.task}: call /v2/models/{card.name}/infer"
             raise ApiError(400, message, code="unsupported_task", param="model")
         return body, card
@@ -118,7 +121,8 @@ class Gateway:
             raise ApiError(400, message, code="unsupported_task", param="model")
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
         parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
-        result = accepted(await self._backend.infer(name, InferCall(parsed.id or uuid.uuid4().hex, parsed.inputs)))
+        call = InferCall(f"infer-{uuid.uuid4().hex}", parsed.inputs)  # the client's own `id` may be anyone's
+        result = accepted(await self._backend.infer(name, call))
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | answer.headers)
 
@@ -185,6 +189,7 @@ def _model_status(card: ModelCard, replicas: list[ReplicaState], pending: int) -
     loads = [replica.load for replica in replicas]
     return {
         "version": card.version,
+        "warning": card.details.get("warning"),
         "running": sum(load.running for load in loads),
         "queued": pending + sum(load.waiting for load in loads),
         "tokens_per_second": round(sum(load.tokens_per_second for load in loads), 1),

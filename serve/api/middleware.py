@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
@@ -79,8 +80,8 @@ class Failures:
     Starlette would do so outside of all of these, so that a page of another origin could not read that it failed.
     """
 
-    def __init__(self, app: ASGIApp, answer: Callable[[str], ASGIApp]) -> None:
-        """`answer` returns the response to a path's request."""
+    def __init__(self, app: ASGIApp, answer: Callable[[str, str], ASGIApp]) -> None:
+        """`answer` returns the response to a path's request, with the id that the log has the failure under."""
         self._app = app
         self._answer = answer
 
@@ -97,8 +98,9 @@ class Failures:
         except Exception:
             if begun or scope["type"] != "http":
                 raise  # too late for an answer: the connection is closed, so that nobody takes the part for the whole
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            await self._answer(scope["path"])(scope, receive, send)
+            failure = f"failure-{uuid.uuid4().hex}"
+            logger.exception("%s: %s %.200s failed", failure, scope["method"], scope["path"])
+            await self._answer(scope["path"], failure)(scope, receive, send)
 
 
 class SlashAtTheEnd:

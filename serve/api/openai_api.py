@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve.api import schemas
 from serve.api.body import ApiError, shown
 from serve.api.openai_messages import conversation
 from serve.api.openai_parameters import invalid, missing, validate
@@ -74,6 +75,7 @@ def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
         request.max_tokens if newer is None else newer,
         tools=tools(request),
         template_kwargs=request.chat_template_kwargs or {},
+        place="messages",
     )
     return _generation(request, True, base, [base.prompt], MOST_TEXTS)
 
@@ -113,6 +115,7 @@ def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[
             base,
             request_id=f"{base.request_id}-{at * n + choice}",
             prompt=prompt,
+            place=base.place if len(prompts) == 1 else f"{base.place}[{at}]",
             sampling={**base.sampling, **seeds[choice]},
         )
         for at, prompt in enumerate(prompts)
@@ -183,6 +186,7 @@ def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
         return {"type": "object"} if wanted.type == "json_object" else None
     if wanted.json_schema is None:
         raise missing("response_format.json_schema")
+    schemas.check(wanted.json_schema.schema_, "response_format.json_schema.schema")
     return wanted.json_schema.schema_
 
 

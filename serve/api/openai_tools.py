@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from serve.api import schemas
 from serve.api.openai_parameters import invalid
 from serve.api.openai_requests import AllowedTools, ChatRequest, Function, NamedTool
 from serve.wire import Tools
@@ -45,6 +46,8 @@ def _functions(request: ChatRequest) -> dict[str, Function]:
             raise invalid(f"{place}.name", f"there are two functions {tool.function.name!r}")
         if (tool.function.parameters or NO_ARGUMENTS).get("type", "object") != "object":
             raise invalid(f"{place}.parameters", "must be the schema of an object")
+        check = schemas.check if tool.function.strict else schemas.check_size
+        check(tool.function.parameters or NO_ARGUMENTS, f"{place}.parameters")
         found[tool.function.name] = tool.function
     return found
 

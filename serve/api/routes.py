@@ -146,9 +146,10 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _answer(request, ApiError(error.status_code, message, code="method_not_allowed", headers=headers))
 
 
-def _unexpected(path: str) -> JSONResponse:
+def _unexpected(path: str, failure: str) -> JSONResponse:
     """Return the answer where something failed that should not: the client learns nothing of our insides."""
-    return _shaped(path, ApiError(500, "the server failed to answer; its log has the reason", code="internal_error"))
+    said = f"the server failed to answer; its log has the reason, under {failure}"
+    return _shaped(path, ApiError(500, said, code="internal_error"))
 
 
 def _answer(request: Request, error: ApiError) -> JSONResponse:

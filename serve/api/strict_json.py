@@ -10,6 +10,8 @@ import json
 import math
 from typing import Any
 
+from cluster.unique_keys import unique
+
 MOST_DEPTH = 100
 """Most lists and objects inside each other. A schema of OpenAI's may have ten levels of objects."""
 TOO_DEEP = f"it is nested too deeply: at most {MOST_DEPTH} lists and objects may be inside each other"
@@ -22,7 +24,7 @@ def read(text: str) -> Any:
         ValueError: says what is wrong, as the end of a sentence.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_each_key_once)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=unique)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -46,15 +48,6 @@ def _depth(value: Any) -> int:
         insides = [list(each.values()) if isinstance(each, dict) else each for each in level]
         level = [each for inside in insides if {list, dict} & set(map(type, inside)) for each in inside]
     return depth
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {json.dumps(twice[:60], ensure_ascii=False)} is given twice in one object")
-    return value
 
 
 def _no_constant(text: str) -> float:

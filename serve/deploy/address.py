@@ -13,6 +13,7 @@ from ray.exceptions import RayTaskError
 from cluster.errors import UserError
 from serve.deploy.ray_serve_internals import running_client
 from serve.served import PORT_BEFORE
+from serve.shortfalls import SILENT
 from serve.spec import HttpSpec
 
 ANY = ("0.0.0.0", "::")
@@ -29,9 +30,8 @@ def start(http: HttpSpec) -> tuple[str, int]:
     if client is not None:
         return running_address(client.http_config, http)
     host, port = http.host, free_port(http, before=os.environ.get(PORT_BEFORE, ""))
-    location = "HeadOnly" if http.proxies == "head" else "EveryNode"
     try:
-        ray_serve.start(proxy_location=location, http_options={"host": host, "port": port})
+        ray_serve.start(proxy_location=location_of(http), http_options={"host": host, "port": port})
     except RayTaskError as error:  # the head's proxy: somebody took the port since it was looked at
         ray_serve.shutdown()
         raise UserError(f"Ray Serve cannot listen on {host}:{port}: {str(error.cause or error).strip()}") from None
@@ -45,7 +45,18 @@ def running_address(running: Any, wanted: HttpSpec) -> tuple[str, int]:
             f"Ray Serve already listens on {running.host}:{running.port}, the spec asks for {asked}: its address "
             "cannot change while it runs; run `tandem serve down` first, or leave http.host and http.port out"
         )
+    location = location_of(wanted)
+    if "proxies" in wanted.model_fields_set and str(running.location.value) != location:
+        raise UserError(
+            f"Ray Serve runs with {running.location.value} proxies, and http.proxies: {wanted.proxies} asks for "
+            f"{location}: that cannot change while it runs; run `tandem serve down` first, or leave http.proxies out"
+        )
     return running.host, running.port
+
+
+def location_of(http: HttpSpec) -> str:
+    """Return what Ray Serve calls the nodes that listen."""
+    return "HeadOnly" if http.proxies == "head" else "EveryNode"
 
 
 def free_port(http: HttpSpec, first: int = DEFAULT_PORT, before: str = "") -> int:
@@ -94,7 +105,7 @@ def silent_proxies(proxies: dict[str, Any]) -> list[str]:
 
     One whose port is taken is started again and again, and is STARTING most of the time.
     """
-    return sorted(node for node, status in proxies.items() if str(status.value) in ("STARTING", "UNHEALTHY"))
+    return sorted(node for node, status in proxies.items() if str(status.value) in SILENT)
 
 
 def is_running() -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -24,11 +23,12 @@ from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from cluster import connect, devices
+from cluster import connect, devices, topology
 from cluster.errors import UserError
 from cluster.precision import decide
-from serve import runtime_env
-from serve.deploy import address, causes, plan, ray_serve_internals, state_actor, warm
+from cluster.topology import Node
+from serve import served
+from serve.deploy import address, plan, ray_serve_internals, room, state_actor, waiting, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
@@ -37,7 +37,6 @@ from serve.endpoints import MARK
 from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
-POLL_S = 0.25
 DOWN_TIMEOUT_S = 60.0
 """How long `down` waits for an `up` that is at work."""
 PROXY_START_S = 30.0
@@ -53,16 +52,20 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     when `code` is needed.
     """
     models = plan.resolve(spec, code)
+    for model in (model for model in models if "warning" in model.details):
+        _tell(progress=f"warning: models.{model.name}: {model.details['warning']}")
+    nodes = topology.nodes()
+    _refuse_what_never_fits(spec, nodes)
     _warn_of_emulation(spec)
     host, port = address.start(spec.http)
     environment = _replica_environment()
     state_actor.start(spec.name, environment)
-    targets = [_model_target(spec, model, environment, code) for model in models]
+    targets = [_model_target(spec, model, environment, code, nodes) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
     targets.append(_gateway_target(spec, models, environment))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    _wait_until_running(sorted(wanted), spec.start_timeout_s)
-    _wait_until_listening(PROXY_START_S)
+    waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
+    waiting.until_listening(PROXY_START_S)
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")
         ray_serve_internals.delete_soon(name)
@@ -103,8 +106,13 @@ def main(arguments: list[str]) -> int:
 
 def _in_turn(verb: str, argument: str, code: OwnCode | None) -> dict[str, Any]:
     spec = ServeSpec.model_validate_json(argument) if verb == "up" else None
-    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, lambda text: _tell(progress=text)):
+    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, lambda text: _tell(progress=text), _owner()):
         return up(spec, code) if spec else down(argument)
+
+
+def _owner() -> str:
+    """Say who deploys, for whoever waits: the job, whose id `tandem jobs` knows."""
+    return f"job {os.environ.get(served.JOB) or ray.get_runtime_context().get_job_id()}"
 
 
 def _tell(**message: Any) -> None:
@@ -115,7 +123,7 @@ def _tell(**message: Any) -> None:
 
 
 def _model_target(
-    spec: ServeSpec, model: ServedModel, environment: dict[str, Any], code: OwnCode | None
+    spec: ServeSpec, model: ServedModel, environment: dict[str, Any], code: OwnCode | None, nodes: list[Node]
 ) -> ray_serve.RunTarget:
     settings = spec.models[model.name]
     deployment = ray_serve.deployment(ModelDeployment).options(
@@ -131,7 +139,7 @@ def _model_target(
             "runtime_env": {**warm.executable(model, settings), **merged(environment, settings.runtime_env)},
         },
         logging_config=LoggingConfig(enable_access_log=False),  # the gateway keeps one
-        max_surge_percent=_surge(settings),
+        max_surge_percent=_surge(settings, nodes),
         **_scaling(settings, settings.target_ongoing),
         **_lifecycle(spec),
     )
@@ -183,12 +191,19 @@ def _lifecycle(spec: ServeSpec) -> dict[str, Any]:
     }
 
 
-def _surge(settings: ModelServeSpec) -> int:
+def _surge(settings: ModelServeSpec, nodes: list[Node]) -> int:
     """Replace replicas one for one where the cluster has room, so that an update has no gap; else stop them first."""
-    free = ray.available_resources()
-    needed = settings.bounds.min
-    enough_cpus = free.get("CPU", 0) >= needed * settings.resources.cpus_per_replica
-    return 100 if enough_cpus and free.get("GPU", 0) >= needed * settings.resources.gpus_per_replica else 0
+    wanted = settings.resources
+    return 100 if room.fits_now(settings.bounds.min, wanted.cpus_per_replica, wanted.gpus_per_replica, nodes) else 0
+
+
+def _refuse_what_never_fits(spec: ServeSpec, nodes: list[Node]) -> None:
+    """Raise UserError for replicas that this cluster can never hold, before anything is deployed."""
+    wanted = [(f"models.{name}", m.bounds.min, m.resources) for name, m in spec.models.items()]
+    asked = [(name, count, each.cpus_per_replica, each.gpus_per_replica) for name, count, each in wanted]
+    asked.append(("gateway", spec.gateway.bounds.min, spec.gateway.cpus_per_replica, 0.0))
+    if wrong := [sentence for each in asked if (sentence := room.never(*each, nodes))]:
+        raise UserError("\n".join(wrong))
 
 
 def _card(model: ServedModel) -> dict[str, Any]:
@@ -224,60 +239,6 @@ def _warn_of_emulation(spec: ServeSpec) -> None:
             found = devices.ask(nodes, on_gpu=wanted.gpus_per_replica > 0)
             if warning := decide(model.precision, found).warning:
                 _tell(progress=f"{name}: warning: {warning}")
-
-
-# -- progress --------------------------------------------------------------------------------------------------------
-
-
-def _wait_until_running(names: list[str], timeout_s: float) -> None:
-    """Print what changes until all applications run. Raises UserError when one fails or time is up."""
-    deadline = time.monotonic() + timeout_s
-    said: dict[str, str] = {}
-    while True:
-        applications = ray_serve.status().applications
-        for name in names:
-            line = _progress(applications.get(name))
-            if line != said.get(name):
-                _tell(progress=f"{name}: {line}")
-                said[name] = line
-        states = {name: str(applications[name].status.value) for name in names if name in applications}
-        _raise_if_failed(applications, states)
-        if len(states) == len(names) and set(states.values()) == {"RUNNING"}:
-            return
-        if time.monotonic() > deadline:
-            waiting = ", ".join(f"{name} ({said[name]})" for name in names if states.get(name) != "RUNNING")
-            raise UserError(f"not ready after {timeout_s:g} s: {waiting}; see `tandem serve status`")
-        time.sleep(POLL_S)
-
-
-def _progress(application: Any) -> str:
-    if application is None or not application.deployments:
-        return "deploying"
-    overview = next(iter(application.deployments.values()))
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(overview.replica_states.items()))
-    return f"{application.status.value.lower()} ({states or 'no replicas yet'})"
-
-
-def _wait_until_listening(timeout_s: float) -> None:
-    """Wait until every node that is to listen does. Raises UserError with those that do not."""
-    deadline = time.monotonic() + timeout_s
-    while dead := address.silent_proxies(ray_serve.status().proxies):
-        if time.monotonic() < deadline:
-            time.sleep(POLL_S)
-            continue
-        where = ray_serve_internals.listens_on()
-        raise UserError(
-            f"Ray Serve cannot listen on {where} of node {', '.join(node[:8] for node in dead)}: is "
-            "the port taken there? `tandem serve down`, then name another http.port; or http.proxies: head"
-        )
-
-
-def _raise_if_failed(applications: Any, states: dict[str, str]) -> None:
-    for name, state in states.items():
-        if state == "DEPLOY_FAILED":
-            messages = [overview.message for overview in applications[name].deployments.values()]
-            reason = " ".join(filter(None, messages)) or applications[name].message
-            raise UserError(f"{name} could not be deployed: {causes.plain(runtime_env.sentence(reason))}")
 
 
 if __name__ == "__main__":

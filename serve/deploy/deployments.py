@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from serve.api import routes
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
+from serve.deploy import readiness
 from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
 from serve.deploy.ray_serve_internals import own_deployment
@@ -40,6 +42,7 @@ from serve.wire import (
     Vectors,
 )
 
+logger = logging.getLogger(__name__)
 TRIES = 2
 """A request that was lost with its replica before it was answered goes to another one, once: answers have no side
 effects, and a request that itself ends replicas ends no more than so many."""
@@ -156,7 +159,7 @@ class RayBackend:
         """Requests of this gateway that no replica has accepted yet, by model."""
 
     async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
-        with _as_api_errors(model):
+        with _as_api_errors(model, call.request_id):
             for left in reversed(range(TRIES)):
                 begun = False
                 try:
@@ -174,10 +177,17 @@ class RayBackend:
         self.pending[model] += 1
         waiting = 1
         try:
+            first = await self._bounded(model, anext(response))
+            self.pending[model] -= waiting
+            waiting = 0
+            yield first
             async for message in response:
-                self.pending[model] -= waiting
-                waiting = 0
                 yield message
+        except StopAsyncIteration:
+            return
+        except ApiError:
+            response.cancel()  # no replica has taken it
+            raise
         except Exception:
             raise  # the replica's stream has ended by itself; cancelling a failed response raises its failure again
         except BaseException:
@@ -187,19 +197,39 @@ class RayBackend:
             self.pending[model] -= waiting
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
-        answer: Inferred | Refused = await self._answered(model, lambda: self._handle(model).infer.remote(call))
+        answer: Inferred | Refused = await self._answered(
+            model, call.request_id, lambda: self._handle(model).infer.remote(call)
+        )
         return answer
 
     async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
-        answer: Vectors | Refused = await self._answered(model, lambda: self._handle(model).embed.remote(call))
+        answer: Vectors | Refused = await self._answered(
+            model, call.request_id, lambda: self._handle(model).embed.remote(call)
+        )
         return answer
 
-    async def _answered(self, model: str, ask: Callable[[], Any]) -> Any:
-        with _as_api_errors(model):
+    async def _answered(self, model: str, request_id: str, ask: Callable[[], Any]) -> Any:
+        with _as_api_errors(model, request_id):
             for _ in range(TRIES - 1):
                 with suppress(*LOST):
-                    return await ask()
-            return await ask()
+                    return await self._asked(model, ask())
+            return await self._asked(model, ask())
+
+    async def _asked(self, model: str, response: Any) -> Any:
+        try:
+            return await self._bounded(model, response)
+        except (ApiError, asyncio.CancelledError):
+            response.cancel()  # no replica has taken it, or the client is gone
+            raise
+
+    async def _bounded(self, model: str, answer: Any) -> Any:
+        """Await the first answer, as long as there is a replica that may give it, or one may soon come."""
+
+        async def has_replica() -> bool:
+            return any(isinstance(r, ReplicaState) and r.model == model for r in await self._reports.read())
+
+        why = partial(readiness.ask_why, model_app(self._name, model))
+        return await readiness.bounded(_awaited(answer), model, has_replica, why)
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         reports = await self._reports.read()
@@ -215,8 +245,13 @@ class RayBackend:
         return self._handles[model]
 
 
+async def _awaited(answer: Any) -> Any:
+    """Await what has only `__await__` or `__anext__`, as a coroutine that can be a task."""
+    return await answer
+
+
 @contextmanager
-def _as_api_errors(model: str) -> Iterator[None]:
+def _as_api_errors(model: str, request_id: str) -> Iterator[None]:
     try:
         yield
     except BackPressureError as error:
@@ -227,5 +262,6 @@ def _as_api_errors(model: str) -> Iterator[None]:
         message = f"the replica of {model!r} that worked on this request was lost"
         raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from error
     except RayError as error:
-        message = f"{model!r} failed on this request; its log has the reason"
+        logger.error("request %s: %s", request_id, error)
+        message = f"{model!r} failed on this request; the gateway's log has the reason, under {request_id:.80}"
         raise ApiError(500, message, code="engine_failed") from error

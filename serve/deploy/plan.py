@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import shipping
 from cluster.errors import UserError
 from serve.deploy import own_code
 from serve.deploy.own_code import OwnCode
-from serve.engines import table
+from serve.engines import sampling_defaults, table
 from serve.engines.table import EngineEntry
 from serve.spec import ModelServeSpec, ServeSpec
+
+if TYPE_CHECKING:
+    from jobs.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,9 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
     model_folder.check(directory, f"models.{name}")
     manifest = manifests.read(directory)
     version = str(registered.version) if registered else _content_digest(manifest.files)
-    generates = _generates(name, manifest.task, code)
-    check_context(name, model.max_context, generates, _config(Path(directory)))
+    task, config = _task(name, manifest.task, code), _config(Path(directory))
+    generates = task.generates
+    check_context(name, model.max_context, generates, config)
     engine_name, engine = _engine(name, model, manifest.task, generates, code)
     sent = code is not None and any(_is_sent(part, code) for part in (manifest.task, engine_name))
     return ServedModel(
@@ -98,7 +102,9 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         threads=max(1, int(model.resources.cpus_per_replica)),
         created=int(datetime.fromisoformat(manifest.created_at).timestamp()),
         code=shipping.digest(code.packed) if code is not None and sent else None,
-        details=_details(model.model, manifest) | _embeddings(engine, model),
+        details=_details(model.model, manifest)
+        | _embeddings(engine, model, task.embeds(config))
+        | _warning(manifest, sampling_defaults.left_out(Path(directory)) if generates else None),
     )
 
 
@@ -133,12 +139,12 @@ def _is_sent(name: str, code: OwnCode) -> bool:
     return table.is_own(name) and code.holds(name)
 
 
-def _generates(name: str, task: str, code: OwnCode | None) -> bool:
+def _task(name: str, task: str, code: OwnCode | None) -> type[Task]:
     from jobs import tasks
 
     if table.is_own(task):
-        return own_code.load(f"models.{name}: its task", task, tasks.get, code).generates
-    return tasks.get(task).generates
+        return own_code.load(f"models.{name}: its task", task, tasks.get, code)
+    return tasks.get(task)
 
 
 def _engine(
@@ -169,11 +175,26 @@ def _content_digest(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _embeddings(engine: EngineEntry, model: ModelServeSpec) -> dict[str, Any]:
-    """Return what /v1/models tells of a text model's embeddings: None where its engine makes none."""
+def _embeddings(engine: EngineEntry, model: ModelServeSpec, embeds: bool) -> dict[str, Any]:
+    """Return what /v1/models tells of a text model's embeddings: None where its engine makes none.
+
+    Args:
+        embeds: whether the task makes vectors itself, in the engine `task`.
+    """
     options = engine.options.model_validate(model.engine_options)
-    pooling = getattr(options, "pooling", None)
+    pooling = getattr(options, "pooling", "mean" if embeds and engine.name == "task" else None)
     return {"embeddings": {"pooling": pooling, "normalized": True} if pooling else None}
+
+
+def _warning(manifest: Any, left_out: str | None) -> dict[str, str]:
+    """Return what /v1/models, `serve up` and `serve status` warn of.
+
+    That is: own code that is not the trained model's, and what a generation config asks for in vain.
+    """
+    from jobs.tasks import own_code as own_tasks
+
+    said = (own_tasks.difference(manifest.task, manifest.code), left_out)
+    return {"warning": "; ".join(filter(None, said))} if any(said) else {}
 
 
 def _details(uri: str, manifest: Any) -> dict[str, Any]:

@@ -1,15 +1,28 @@
-"""Texts to embed → token ids, each checked before any is computed."""
+"""Texts to embed → vectors, by any engine that makes them; each text is checked before any is computed."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from serve.engines.prompts import TooLong
-from serve.engines.protocol import RequestError
-from serve.wire import EmbedCall
+import numpy as np
+
+from serve.engines.prompts import TooLong, check_length
+from serve.engines.protocol import EmbeddingEngine, RequestError
+from serve.wire import EmbedCall, Identity, Vectors
 
 MOST_TOKENS = 300_000
 """Most tokens of all inputs of one request together, as OpenAI has it."""
+
+
+async def vectors(engine: EmbeddingEngine, call: EmbedCall, identity: Identity) -> Vectors:
+    """Return a vector for each input, all of them or none. Raises RequestError and EngineError."""
+    if call.dimensions not in (None, engine.embedding_size):
+        said = f"this model's vectors have {engine.embedding_size} numbers, and are not shortened"
+        raise RequestError("dimensions", said)
+    texts = await asyncio.to_thread(token_ids, engine.tokenizer, call, engine.max_context)
+    work = [engine.embed(f"{call.request_id}-{at}", ids) for at, ids in enumerate(texts)]
+    return Vectors(identity, np.stack(await asyncio.gather(*work)), sum(map(len, texts)))
 
 
 def token_ids(tokenizer: Any, call: EmbedCall, max_context: int) -> list[tuple[int, ...]]:
@@ -21,6 +34,8 @@ def token_ids(tokenizer: Any, call: EmbedCall, max_context: int) -> list[tuple[i
     encoded = []
     for at, given in enumerate(call.inputs):
         place = f"input[{at}]" if len(call.inputs) > 1 else "input"
+        if isinstance(given, str):
+            check_length(tokenizer, given, max_context, place)
         ids = tuple(tokenizer(given)["input_ids"]) if isinstance(given, str) else given
         _check(place, ids, len(tokenizer), max_context)
         encoded.append(ids)

@@ -112,7 +112,29 @@ class Grammars:
         return self._vocabulary
 
 
+IN_OUR_WORDS = (
+    (r"oneOf constraints are not supported.*", "oneOf is followed where its branches cannot overlap; use anyOf"),
+    (
+        r"Resource '(?:json-schema:///)?([^']*)' is not present.*",
+        r"it refers to '\1', and other documents are not fetched",
+    ),
+    (r"(fuel exhausted|initial lexer config|grammar size|Unable to determine if regex|panic:).*", "it is too complex"),
+    (r"Failed to generate regex for \w+ range.*", "its minimum or maximum is beyond what can be followed"),
+    (r"Regex is empty: .*", "no text fits it"),
+    (r"Expected f64 for", "Expected a number for"),
+)
+"""What llguidance says of its own insides → what that means for a client."""
+
+
 def _reason(error: str, text: str) -> str:
+    """Return why a schema, or a grammar of calls, cannot be used: a sentence for the client."""
+    reason = _told(error, text)
+    for said, meant in IN_OUR_WORDS:
+        reason = re.sub(said, meant, reason)
+    return reason
+
+
+def _told(error: str, text: str) -> str:
     """Return why llguidance cannot use a schema, or a grammar of calls, without lines of the grammar."""
     first, *rest = error.splitlines()
     told = next((line.removeprefix("error: ") for line in rest if line.startswith("error: ")), "")

@@ -11,16 +11,22 @@ Concurrent calls share a forward pass: a batch leaves when it is full, or when i
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
 
 from serve.engines.precision import dtype_for
-from serve.engines.protocol import EngineError, EngineLoad
+from serve.engines.protocol import EngineError, EngineLoad, RequestError
 from serve.engines.replica import PredictiveReplica
 from serve.engines.table import ReplicaSetup, TaskOptions
+
+if TYPE_CHECKING:
+    from jobs.tasks import Task
 
 logger = logging.getLogger(__name__)
 Prediction = dict[str, Any]
@@ -38,7 +44,8 @@ def load(setup: ReplicaSetup) -> PredictiveReplica:
     dtype = dtype_for(setup.precision, torch.device("cpu"))  # type: ignore[arg-type]  # the table lists what it may be
     task = tasks.get(setup.task).load(setup.directory)
     model = task.load_model(setup.directory, dtype)
-    engine = PredictiveEngine(task, model, setup.max_batch, options.max_wait_ms, setup.threads)
+    make = EncoderEngine if task.embeds(model.config.to_dict()) else PredictiveEngine
+    engine = make(task, model, setup.max_batch, options.max_wait_ms, setup.threads)
     return PredictiveReplica(engine, task.inputs(), setup.identity, task.outputs())
 
 
@@ -165,14 +172,52 @@ class PredictiveEngine:
             logger.warning("a batch of %d failed (%r); trying its instances one by one", len(instances), error)
         return [self._predict([instance])[0] for instance in instances]
 
+    def _answers(self, instances: list[Any]) -> list[Prediction]:
+        return self.task.predict(self.model, instances)
+
     def _predict_all(self, instances: Sequence[Any]) -> list[Prediction]:
         import torch
 
         with torch.inference_mode():
-            results = self.task.predict(self.model, list(instances))
+            results = self._answers(list(instances))
         if len(results) != len(instances):
             raise EngineError(f"the task gave {len(results)} predictions for {len(instances)} instances")
         return results
+
+
+class TokenIds(NamedTuple):
+    """An instance that is to become a vector."""
+
+    ids: tuple[int, ...]
+
+
+class EncoderEngine(PredictiveEngine):
+    """The same for a task that makes vectors of texts, too: they share its batches."""
+
+    def __init__(self, task: Task, model: Any, *options: Any) -> None:
+        super().__init__(task, model, *options)
+        self._encoder = task
+        # A copy: truncation, which the task turns on and off in its own thread, is a state of the tokenizer.
+        self.tokenizer = copy.deepcopy(task.tokenizer)  # type: ignore[attr-defined]
+        self.max_context: int = task.max_length  # type: ignore[attr-defined]
+        self.embedding_size = int(model.config.hidden_size)
+
+    async def embed(self, request_id: str, prompt_token_ids: tuple[int, ...]) -> np.ndarray:
+        """Return a text's vector; see the protocol."""
+        try:
+            vector: np.ndarray = (await self.predict(TokenIds(prompt_token_ids)))["vector"]
+        except ValueError as error:
+            raise RequestError("model", str(error)) from error
+        if not np.isfinite(vector).all():
+            raise EngineError("the model produced hidden states that are not finite")
+        return vector
+
+    def _answers(self, instances: list[Any]) -> list[Prediction]:
+        texts = [instance.ids for instance in instances if isinstance(instance, TokenIds)]
+        others = [instance for instance in instances if not isinstance(instance, TokenIds)]
+        vectors = iter(self._encoder.embed(self.model, texts) if texts else ())
+        answers = iter(super()._answers(others) if others else ())
+        return [{"vector": next(vectors)} if isinstance(each, TokenIds) else next(answers) for each in instances]
 
 
 def _set_threads(threads: int) -> None:

@@ -16,6 +16,26 @@ class TooLong(RequestError):
     """The prompt leaves no room in the context."""
 
 
+LETTERS = 16
+"""Characters of a token, at most, in the beginning of a text that is looked at alone; more only costs time."""
+SLACK = 16
+"""Tokens that the cut may add."""
+
+
+def check_length(tokenizer: Any, text: str, most: int, place: str) -> None:
+    """Refuse a text that is far too long by its beginning: all the tokens of 8 MiB would take seconds and 2 GiB.
+
+    Raises:
+        TooLong: its beginning alone has more tokens than `most`.
+    """
+    beginning = text[: LETTERS * (most + SLACK)]
+    if len(beginning) == len(text):
+        return
+    tokens = len(tokenizer(beginning, add_special_tokens=False)["input_ids"]) - SLACK
+    if tokens > most:
+        raise TooLong(place, f"this model's context is {most} tokens and this has more than {tokens}: shorten it")
+
+
 def encode(tokenizer: Any, call: GenerateCall, max_context: int, form: Format | None = None) -> tuple[int, ...]:
     """Return the token ids of a call's prompt. An empty text is the beginning of a document.
 
@@ -29,26 +49,27 @@ def encode(tokenizer: Any, call: GenerateCall, max_context: int, form: Format | 
     """
     prompt = call.prompt
     if isinstance(prompt, str):
+        check_length(tokenizer, prompt, max_context, call.place)
         return _checked(tokenizer(prompt)["input_ids"] or _document_start(tokenizer), max_context, call)
     if isinstance(prompt[0], int):
         if max(prompt) >= len(tokenizer):  # type: ignore[type-var]
             message = f"token id {max(prompt)} is outside the vocabulary of {len(tokenizer)}"  # type: ignore[type-var]
-            raise RequestError("prompt", message)
+            raise RequestError(call.place, message)
         return _checked(prompt, max_context, call)
     template = ChatTemplate(tokenizer)
     rendered = template.render(prompt, call.tools, call.template_kwargs, form)  # type: ignore[arg-type]
+    check_length(tokenizer, rendered.text, max_context, call.place)
     ids = _checked(token_ids(tokenizer, rendered, template.again, max_context), max_context, call)
     template.check(rendered)
     return ids
 
 
 def _checked(ids: Sequence[Any], max_context: int, call: GenerateCall) -> tuple[int, ...]:
-    field = "messages" if is_chat(call) else "prompt"
     if not ids:
-        raise RequestError(field, "the prompt has no tokens")
+        raise RequestError(call.place, "the prompt has no tokens")
     if max_context - len(ids) < (call.max_tokens != 0):
         message = f"this model's context is {max_context} tokens and the prompt has {len(ids)}: shorten it"
-        raise TooLong(field, message)
+        raise TooLong(call.place, message)
     return tuple(ids)
 
 

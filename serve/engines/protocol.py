@@ -194,8 +194,8 @@ class Engine(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Stream a completion. Closing the iterator (aclose, or cancelling the task) frees its slot at the next step.
 
-        Raises RequestError at the first step of the iterator if the request can never be served,
-        EngineError if the engine fails under it.
+        Raises RequestError at the first step of the iterator if the request can never be served, and later if its
+        schema turns out to be too complex; EngineError if the engine fails under it.
         """
         ...
 
@@ -214,6 +214,10 @@ class Engine(Protocol):
 class EmbeddingEngine(Protocol):
     """What an engine has beside that turns texts into vectors. Called on the engine's event loop; nothing blocks it."""
 
+    tokenizer: Any
+    """The model's transformers tokenizer."""
+    max_context: int
+    """Most tokens of a text."""
     embedding_size: int
     """Numbers of a vector."""
 

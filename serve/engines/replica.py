@@ -7,19 +7,15 @@ they are. A request that cannot be served is answered with `Refused`, never with
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from serve.engines import inputs as sent
 from serve.engines.answer_text import AnswerText
 from serve.engines.chat_template import LeftOut, NoChatTemplate
-from serve.engines.embedding import token_ids
+from serve.engines.embedding import vectors
 from serve.engines.pacing import interval_s, paced
 from serve.engines.prompts import TooLong, encode, is_chat
 from serve.engines.protocol import (
@@ -38,8 +34,6 @@ from serve.tensors import described
 from serve.wire import Chunk, EmbedCall, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, Vectors
 
 logger = logging.getLogger(__name__)
-GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""What a model's generation_config.json may set for requests that do not."""
 CODES: dict[type[RequestError], str] = {
     NoChatTemplate: "no_chat_template",
     LeftOut: "unsupported_parameter",
@@ -107,26 +101,11 @@ class GenerativeReplica:
         except RequestError as error:
             yield Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
-            yield Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
+            yield _failed(call.request_id, error)
 
     async def embed(self, call: EmbedCall) -> Vectors | Refused:
         """Return a vector for each input, all of them or none."""
-        engine = self._engine
-        if not isinstance(engine, EmbeddingEngine):
-            message = "this model's engine makes no embeddings; the torch engine does"
-            return Refused(400, message, "unsupported_task", "model")
-        try:
-            if call.dimensions not in (None, engine.embedding_size):
-                message = f"this model's vectors have {engine.embedding_size} numbers, and are not shortened"
-                raise RequestError("dimensions", message)
-            texts = await asyncio.to_thread(token_ids, engine.tokenizer, call, engine.max_context)
-            work = [engine.embed(f"{call.request_id}-{at}", ids) for at, ids in enumerate(texts)]
-            vectors = np.stack(await asyncio.gather(*work))
-            return Vectors(self._identity, vectors, sum(map(len, texts)))
-        except RequestError as error:
-            return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
-        except EngineError as error:
-            return Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
+        return await _embedded(self._engine, call, self._identity)
 
     def describe(self) -> dict[str, Any]:
         own = {"max_context": self._engine.max_context, "engine": self._engine.report()}
@@ -193,7 +172,11 @@ class PredictiveReplica:
         except ValueError as error:  # InputError, TaskError and RequestError are among them
             return Refused(400, str(error), "invalid_value", "inputs")
         except EngineError as error:
-            return Refused(500, f"the engine failed while it worked on this request: {error}", "engine_failed")
+            return _failed(call.request_id, error)
+
+    async def embed(self, call: EmbedCall) -> Vectors | Refused:
+        """Return a vector for each input, all of them or none."""
+        return await _embedded(self._engine, call, self._identity)
 
     def describe(self) -> dict[str, Any]:
         return {"inputs": self._inputs, "outputs": self._outputs}
@@ -219,10 +202,19 @@ class PredictiveReplica:
         return self._engine.healthy()
 
 
-def generation_defaults(directory: Path) -> dict[str, Any]:
-    """Return the sampling settings that the model's generation_config.json asks for."""
-    path = directory / "generation_config.json"
-    if not path.exists():
-        return {}
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return {name: config[name] for name in GENERATION_DEFAULTS if config.get(name) is not None}
+async def _embedded(engine: Any, call: EmbedCall, identity: Identity) -> Vectors | Refused:
+    if not isinstance(engine, EmbeddingEngine):
+        return Refused(400, "this model, as it is served here, makes no embeddings", "unsupported_task", "model")
+    try:
+        return await vectors(engine, call, identity)
+    except RequestError as error:
+        return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
+    except EngineError as error:
+        return _failed(call.request_id, error)
+
+
+def _failed(request_id: str, error: EngineError) -> Refused:
+    """Return what a client is told of an engine's failure; what failed inside is for the log."""
+    logger.error("request %s: %s", request_id, error)
+    said = f"the engine failed while it worked on this request; its log has the reason, under {request_id}"
+    return Refused(500, said, "engine_failed")

@@ -65,7 +65,7 @@ class Places:
 
 def _as_shown(raw: bytes, text: str) -> bytes:
     """Return a token's bytes, or its text's where a decoder made a U+FFFD of a whole character (ByteFallback)."""
-    return raw if _is_partial(raw) or raw.decode() == text else text.encode()
+    return raw if not raw or _is_partial(raw) or raw.decode() == text else text.encode()
 
 
 def of_prompt(decode: Decoder, tokenizer: Any, prompt: str | None, tokens: Sequence[int]) -> tuple[str, list[Placed]]:

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
+from serve.engines import sampling_defaults
 from serve.engines.grammar import Grammars
 from serve.engines.precision import best_device, dtype_for
 from serve.engines.protocol import (
@@ -25,7 +26,7 @@ from serve.engines.protocol import (
     TokenLogprobs,
 )
 from serve.engines.rate import Rate
-from serve.engines.replica import GenerativeReplica, generation_defaults
+from serve.engines.replica import GenerativeReplica
 from serve.engines.table import ReplicaSetup, VllmOptions
 
 LEAST_TEMPERATURE = 0.01
@@ -45,7 +46,7 @@ def load(setup: ReplicaSetup) -> GenerativeReplica:
         max_batch=setup.max_batch,
         threads=setup.threads,
     )
-    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory), options.tool_format)
+    return GenerativeReplica(engine, setup.identity, sampling_defaults.read(setup.directory), options.tool_format)
 
 
 class VllmEngine:

@@ -106,7 +106,10 @@ def test_a_trained_task_and_an_engine_of_ones_own_answer(trained: Path) -> None:
 
 def test_replicas_are_replaced_when_the_code_changes_and_only_then(trained: Path) -> None:
     first = serving()
-    scaled = {name: {**model, "downscale_delay_s": 7} for name, model in SERVE["models"].items()}
+    scaled = {
+        name: {**model, "replicas": {"min": 1, "max": 2}, "downscale_delay_s": 7}
+        for name, model in SERVE["models"].items()
+    }
     assert up(trained, {**SERVE, "models": scaled}).exit_code == 0
     assert serving() == first
     (trained / "words.json").write_text('["EVEN", "ODD"]')

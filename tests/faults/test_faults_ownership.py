@@ -118,7 +118,9 @@ def test_weights_that_cannot_be_read_are_not_tried_again(folder, storage):
     assert parent.status == "SUCCEEDED", parent.log
     damaged = folder / "damaged-model"
     shutil.copytree(parent.folder / "model", damaged)
-    (damaged / "model.safetensors").write_bytes(bytes(100))
+    # Its header and size agree, so that only a worker finds out: the shape is not that of two numbers.
+    header = b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'
+    (damaged / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     spec = {**faults.SPEC, "phase": "finetune", "model": {"from": str(damaged)}}
     spec["data"] = {key: value for key, value in faults.SPEC["data"].items() if key != "tokenizer"}
     found = run(folder, storage, "unreadable", "resources.workers=1", spec=spec)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cluster.errors import UserError
@@ -25,8 +26,8 @@ def _tracking_uri(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) 
 
 def registered(name: str, folder: Path, quantization: dict[str, Any] | None) -> registry.ModelVersion:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"0")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    save_file({}, folder / "model.safetensors")
     about = manifest.ModelManifest(name=name, task="causal-lm", architecture="llama", quantization=quantization)
     manifest.write(folder, about)
     return registry.register(name, folder, run_id=None)

@@ -12,7 +12,8 @@ import httpx
 from serve.api import routes
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
-from serve.engines.replica import GenerativeReplica, generation_defaults
+from serve.engines import sampling_defaults
+from serve.engines.replica import GenerativeReplica
 from serve.engines.torch.torch_engine import TorchEngine
 from serve.wire import (
     Chunk,
@@ -67,7 +68,7 @@ def run(directory: Path, scenario: Scenario, max_prompts: int = 3) -> None:
 
     async def inside() -> None:
         loaded = TorchEngine.from_directory(directory, precision="fp32", max_batch=4, threads=1)
-        replica = GenerativeReplica(loaded, Identity("3", "run-1"), generation_defaults(directory))
+        replica = GenerativeReplica(loaded, Identity("3", "run-1"), sampling_defaults.read(directory))
         await replica.start()
         backend = InProcess(replica)
         gateway = Gateway(backend, max_body_bytes=20_000, max_prompts=max_prompts)

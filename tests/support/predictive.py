@@ -14,7 +14,19 @@ from serve.api import routes
 from serve.api.gateway import Gateway, ModelCard
 from serve.engines.predictive import PredictiveEngine
 from serve.engines.replica import PredictiveReplica
-from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
+from serve.wire import (
+    Chunk,
+    EmbedCall,
+    GenerateCall,
+    Identity,
+    InferCall,
+    Inferred,
+    Load,
+    Opened,
+    Refused,
+    ReplicaState,
+    Vectors,
+)
 from tests.support import tiny_models
 
 TASKS = {"shapes": "image-classification", "opinions": "text-classification"}
@@ -38,6 +50,9 @@ class Predicting:
         if self.failure is not None:
             raise self.failure
         return await self.replicas[model].infer(call)
+
+    async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
+        return await self.replicas[model].embed(call)
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         ready = [

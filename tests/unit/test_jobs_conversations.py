@@ -1,11 +1,16 @@
 """Conversations: what is read of an example, what is refused by name, and what is learned of the rendered text."""
 
+import datetime
 import json
+import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from transformers import GenerationConfig
 
+from jobs.data import sources
 from jobs.tasks import IGNORED, TaskError, TaskSetupError, generation, get
 from jobs.tasks.chat_template import render
 from jobs.tasks.conversations import Conversation, conversation_of, messages_of
@@ -354,3 +359,76 @@ def test_special_tokens_within_messages_are_counted(lm):
 def test_a_broken_template_is_no_fault_of_a_row(trained):
     with pytest.raises(TaskSetupError, match="the chat template is broken: line 1: "):
         with_template(trained, "{% for m in messages %}").encode([{"messages": HI}])
+
+
+def test_json_within_a_text_has_each_key_once():
+    twice = '{"city": "Bern", "city": "Rome"}'
+    for example in (
+        {"messages": [QUESTION, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": twice}}]}]},
+        {"messages": [QUESTION, ANSWER], "tools": f'[{{"name": "f", "parameters": {twice}}}]'},
+        {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "content": "b"}]'},
+    ):
+        with pytest.raises(TaskError, match=r"the key '(city|content)' is there twice"):
+            conversation_of(example)
+
+
+def test_an_answer_that_shows_nothing_is_empty():
+    with pytest.raises(TaskError, match="an answer is empty"):
+        conversation_of({"messages": [QUESTION, {**ANSWER, "content": "\u200b \ufeff"}]})
+
+
+def called(name, arguments):
+    tool = {
+        "type": "function",
+        "function": {"name": name, "parameters": {"properties": {k: {"type": "any"} for k in arguments}}},
+    }
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}], "tools": [tool]}
+
+
+def test_nulls_that_arrow_puts_into_calls_and_tools_are_left_out_and_counted(trained, tmp_path):
+    rows = [called("weather", {"city": "Bern"}), called("walk", {"days": 2, "of": [{"a": 1}, {"b": 2}]})]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    padded = list(sources.open_source("x.parquet", tmp_path).examples())
+    read = [conversation_of(example) for example in padded]
+    assert [c.messages[1]["tool_calls"][0]["function"]["arguments"] for c in read] == [
+        {"city": "Bern"},
+        {"days": 2, "of": [{"a": 1}, {"b": 2}]},
+    ]
+    assert [list(c.tools[0]["function"]["parameters"]["properties"]) for c in read] == [["city"], ["days", "of"]]
+    assert [c.padded for c in read] == [True, True]
+    assert pickle.loads(pickle.dumps(padded[0])).padded
+    task = with_template(trained, TOOLS.replace("ARGUMENTS", "(c.function.arguments | tojson)"))
+    assert task.encode(padded)["padded"].sum() == 2
+    assert "null" not in learned(task, padded[0])
+    assert not conversation_of({"messages": [QUESTION, ANSWER]}).padded
+
+
+def test_nulls_in_json_are_meant(tmp_path):
+    row = called("weather", {"city": None})
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+    as_text = [{**turn, "tool_calls": json.dumps(turn["tool_calls"])} if "tool_calls" in turn else turn
+               for turn in row["messages"]]  # fmt: skip
+    pyarrow.parquet.write_table(pa.Table.from_pylist([{"messages": as_text}]), tmp_path / "x.parquet")
+    for name in ("x.jsonl", "x.parquet"):
+        example = next(sources.open_source(name, tmp_path).examples())
+        conversation = conversation_of(example)
+        assert conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": None}
+        assert not conversation.padded
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("-inf"), datetime.date(2020, 1, 1), b"x", {"deep": [float("nan")]}]
+)
+def test_what_json_cannot_say_is_no_argument_and_no_part_of_a_tool(value):
+    example = called("f", {"a": value})
+    with pytest.raises(TaskError, match="the arguments of 'f' are no JSON"):
+        conversation_of(example)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"default": value}}}
+    with pytest.raises(TaskError, match="the parts of the tool 'f' are no JSON"):
+        conversation_of({"messages": [QUESTION, ANSWER], "tools": [tool]})
+
+
+def test_not_a_number_is_no_json_in_a_text_either():
+    with pytest.raises(TaskError, match="NaN is no number"):
+        conversation_of(called("f", '{"a": NaN}'))

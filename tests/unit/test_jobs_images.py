@@ -323,3 +323,29 @@ def test_what_is_done_to_images_is_counted() -> None:
     ]
     counted = {name: int(task.encode(examples)[name].sum()) for name in ("resized", "stretched", "greyed", "narrowed")}
     assert counted == {"resized": 2, "stretched": 1, "greyed": 1, "narrowed": 0}
+
+
+def tiff(bits: int, photometric: int, content: bytes) -> bytes:
+    """Return a TIFF of 2 x 2 pixels, one sample each."""
+    short = {256: 2, 257: 2, 258: bits, 259: 1, 262: photometric, 277: 1, 278: 2}
+    long = {273: 8, 279: len(content)}
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in short.items()]
+    entries += [struct.pack("<HHII", tag, 4, 1, value) for tag, value in long.items()]
+    directory = struct.pack("<H", len(entries)) + b"".join(sorted(entries, key=lambda e: struct.unpack("<H", e[:2])))
+    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + directory + bytes(4)
+
+
+def test_white_is_what_a_tiff_says_it_is() -> None:
+    deep = np.array([0, 1, 1000, 65535], "<u2").tobytes()
+    assert decode(tiff(16, 1, deep)).pixels.ravel().tolist() == [0, 1, 1000, 65535]
+    assert decode(tiff(16, 0, deep)).pixels.ravel().tolist() == [65535, 65534, 64535, 0]
+    assert decode(tiff(8, 0, bytes([0, 1, 100, 255]))).pixels.ravel().tolist() == [255, 254, 155, 0]
+    with pytest.raises(TaskError, match="a TIFF with 12 bits per pixel is not read"):
+        decode(tiff(12, 1, bytes(6)))
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(TaskError, match=f"{path}: is no regular file"):
+            read_image(path)

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.errors import UserError
 from jobs import lineage
+from tests.support import hub
 
 
 @pytest.fixture
@@ -45,6 +46,24 @@ def test_pages_all_over_a_large_file_are_read(parent, monkeypatch):
     content[-1] = 1
     file.write_bytes(content)
     assert lineage.weights_digest(parent) != before
+    (said,) = lineage.said_of_pages(parent)
+    assert "model.safetensors of model.from" in said
+    assert "16 pages all over it" in said
+    (parent / "model-2.safetensors").write_bytes(content)
+    assert lineage.said_of_pages(parent)[0].startswith("model-2.safetensors and 1 more files of model.from")
+
+
+def test_nothing_is_said_of_files_that_are_read_whole(parent):
+    assert lineage.said_of_pages(parent) == lineage.said_of_pages("owner/name") == lineage.said_of_pages(None) == []
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    hub.use(tmp_path / "cache", monkeypatch)
+    assert lineage.weights_digest("owner/name") == ""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "config.json").write_text("{}")
+    hub.keep(tmp_path / "cache", "owner/name", tmp_path / "files")
+    assert lineage.weights_digest("owner/name") == hub.COMMIT
 
 
 def test_what_was_not_noted_is_not_held_against_a_run():

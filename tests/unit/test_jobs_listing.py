@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,12 @@ def test_what_is_left_out_of_a_folder_is_said_with_the_reason(tmp_path):
     folder = tmp_path / "data"
     put(folder, "a.jsonl", ".hidden.jsonl", "README.md", "weights.npy", "readme_data.jsonl", "sub/License.txt")
     (folder / "gone.jsonl").symlink_to("nowhere")
-    os.mkfifo(folder / "pipe.jsonl")
     count, said = found("data", tmp_path)
     assert count == 2, "readme_data.jsonl is data"
     assert "1 entry left out (hidden, or not data by its name): .hidden.jsonl" in said
     assert "2 entries left out (about the data, not data): README.md, sub/License.txt" in said
     assert "(of an unknown kind): weights.npy" in said
     assert "(a link to nothing): gone.jsonl" in said
-    assert "(no regular file): pipe.jsonl" in said
 
 
 def test_what_is_named_itself_is_read_whatever_its_name(tmp_path):
@@ -79,23 +78,34 @@ def test_a_path_that_exists_is_no_glob(tmp_path, name):
 def test_a_file_that_two_matches_lead_to_is_read_once(tmp_path):
     put(tmp_path, "data/a.jsonl", "data/sub/b.jsonl")
     (tmp_path / "data" / "newest.jsonl").symlink_to("a.jsonl")
-    count, said = found("data/*", tmp_path)
-    assert count == 2
-    assert "(the same file once more, through a link): data/newest.jsonl" in said
+    for where in ("data/*", "data", "data/**"):
+        count, said = found(where, tmp_path)
+        assert count == 2
+        assert "(the same file once more, through a link): " in said
+        assert "newest.jsonl" in said
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda p: p.symlink_to("nowhere"), "is a link to nothing"),
-        (os.mkfifo, "is no regular file"),
+        (os.mkfifo, "is no regular file: it is a pipe"),
+        (lambda p: os.mkfifo(p.with_suffix("")) or p.symlink_to("x"), "is no regular file: it is a pipe"),
+        (lambda p: p.symlink_to("/dev/zero"), "is no regular file: it is a device"),
+        (lambda p: os.mknod(p, stat.S_IFSOCK | 0o600), "is no regular file: it is a socket"),
         (lambda p: p.with_name("x.jsonl.parquet.gz").write_bytes(b""), "nothing matches"),
     ],
 )
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make, said):
-    make(tmp_path / "x.jsonl")
+    (tmp_path / "d").mkdir()
+    make(tmp_path / "d" / "x.jsonl")
     with pytest.raises(UserError, match=said):
-        found("x.jsonl", tmp_path)
+        found("d/x.jsonl", tmp_path)
+    if "regular" in said:
+        put(tmp_path, "d/a.jsonl")
+        for where in ("d", "d/*", "**/*.jsonl", "d/*.jsonl"):
+            with pytest.raises(UserError, match=rf"d/x(\.jsonl)? {said}"):
+                found(where, tmp_path)
 
 
 def test_nothing_is_no_name_of_data(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -107,3 +109,41 @@ def test_an_encoder_may_lack_its_head_alone(tmp_path: Path) -> None:
     task.save(tmp_path / "encoder")  # a classifier of Tandem's has its head
     with pytest.raises(TaskError, match="are not whole: 2 weights"):
         task.load_model(tmp_path / "encoder")
+
+
+def test_a_head_of_its_own_under_a_tied_config_is_kept_and_said(tmp_path: Path) -> None:
+    """transformers keeps both, and leaves a config that ties them for whoever reads the model next."""
+    fast = tiny_models.tokenizer()
+    model = tiny_models.decoder("llama", vocab_size=len(fast), num_hidden_layers=1, tie_word_embeddings=True)
+    parent = tiny_models.export(tmp_path / "parent", fast, model)
+    weights = load_file(parent / WEIGHTS)
+    assert "lm_head.weight" not in weights
+    task, tied = load(parent)
+    assert (list(task.said), tied.config.tie_word_embeddings) == ([], True)
+    head = torch.randn_like(weights["model.embed_tokens.weight"])
+    save_file({**weights, "lm_head.weight": head}, parent / WEIGHTS, {"format": "pt"})
+    task, loaded = load(parent)
+    assert torch.equal(loaded.lm_head.weight, head)
+    assert not loaded.config.tie_word_embeddings
+    assert "the files hold a head of its own: it is kept, and untied" in task.said[0]
+
+
+def test_a_quantised_model_whose_library_is_not_there_is_a_sentence(whole: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        pytest.skip("bitsandbytes is installed")
+    shutil.copytree(whole, tmp_path / "parent")
+    config = json.loads((whole / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "parent" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TaskError, match=r"cannot load a model from .*bitsandbytes"):
+        load(tmp_path / "parent")
+
+
+def test_the_template_that_is_used_of_two_is_said(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "parent")
+    path = tmp_path / "parent" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages }}"}))
+    task = CausalLM({"sequence_length": 16})
+    task.inherit(tmp_path / "parent")
+    assert task.tokenizer.chat_template == tiny_models.CHAT_TEMPLATE
+    assert "that of chat_template.jinja is used" in task.inherited()[0]

@@ -2,8 +2,10 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,8 +95,8 @@ def test_a_json_file_that_is_no_list_says_what_to_do(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "a", "text": "b"}', "the key 'text' is there twice"),
-        (b'{"text": {"a": 1, "a": 2}}', "the key 'a' is there twice"),
+        (b'{"text": "a", "text": "b"}', 'the key "text" is given twice in one object'),
+        (b'{"text": {"a": 1, "a": 2}}', 'the key "a" is given twice in one object'),
         (b'{"n": ' + b"1" * 5000 + b"}", "not readable JSON: Exceeds the limit"),
         (b"[" * 100_000, "nested too deeply"),
         (b'[{"text": "a"}]', "this is a list; a list of objects is a .json"),
@@ -244,7 +246,7 @@ OTHERS = {
 def test_a_file_that_is_not_what_its_name_says_is_an_error_with_the_way_out(tmp_path, what, kind):
     content = gzip.compress(OTHERS[what]) if kind.endswith(".gz") else OTHERS[what]
     (tmp_path / f"x{kind}").write_bytes(content)
-    with pytest.raises(UserError, match=rf"x\{kind} holds {what}"):
+    with pytest.raises(UserError, match=rf"x\{kind}: the file holds {what}"):
         read(f"x{kind}", tmp_path, BadRows(most=99))
 
 
@@ -284,11 +286,91 @@ def test_a_header_beside_named_columns_is_found_whatever_its_case(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[{"text": "a", "text": "b"}]', "x.json: the key 'text' is there twice"),
-        ('[{"n": ' + "1" * 5000 + "}]", "x.json: not readable JSON: Exceeds the limit"),
+        (b'{"text": "a", "text": "b"}', r"x\.json\[2\]: the key .text. is given twice"),
+        (b'{"text": "a", "of": {"n": 1, "n": 2}}', r"x\.json\[2\]: the key .n. is given twice"),
+        (b'{"n": ' + b"1" * 5000 + b"}", r"x\.json\[2\]: not readable JSON: Exceeds the limit"),
+        (b'{"text": "caf\xe9"}', r"x\.json\[2\]: byte 0xe9 is not UTF-8"),
+        (b"3", r"x\.json\[2\]: not an object"),
+        (b"[{}]", r"x\.json\[2\]: not an object"),
     ],
 )
-def test_a_list_in_json_that_no_object_can_be_is_an_error_with_its_file(tmp_path, content, said):
-    (tmp_path / "x.json").write_text(content)
+@pytest.mark.parametrize("form", [b"[%s]", b"[\n%s\n]", b" [ %s ] "])
+def test_an_entry_of_a_list_in_json_that_cannot_be_read_is_one_bad_row(tmp_path, content, said, form):
+    entries = [json.dumps(row).encode() for row in ROWS]
+    (tmp_path / "x.json").write_bytes(form % b"\n,".join([*entries[:2], content, *entries[2:]]))
+    bad = BadRows(most=1)
+    assert read("x.json", tmp_path, bad) == ROWS
+    assert re.search(said, str(bad.first[0]))
     with pytest.raises(UserError, match=said):
         read("x.json", tmp_path)
+
+
+def parquet(rows: list[dict]) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("b.json", b'[{"text": "a"},\n {"text": ]', r"b\.json:2: not valid JSON"),
+        ("b.json", b'[{"text": "a"}, {"text": "b"}', r"b\.json:1: not valid JSON"),
+        ("b.json", b'[{"text": "a"},]', r"b\.json:1: not valid JSON"),
+        ("b.json", b'[{"text": "a"}] [{"text": "b"}]', r"b\.json:1: not valid JSON: Extra data"),
+        ("b.json", b"[" * 100_000, r"b\.json: nested too deeply"),
+        ("b.json", b'{"data": [{"text": "a"}]}', r"its list is under 'data'"),
+        ("b.json", b"3", r"expected a list of objects"),
+        ("b.json", b"", r"b\.json:1: not valid JSON"),
+        ("b.jsonl.gz", b"", r"a \.gz file that is damaged"),
+        ("b.jsonl.gz", b"no archive", r"a \.gz file that is damaged"),
+        ("b.jsonl", b"PK\x03\x04", r"holds a zip archive"),
+        ("b.csv", b"text,text\n1,2\n", r"b\.csv:1: the column 'text' is there twice"),
+        ("b.csv", b"text;n\na;1\n", r"b\.csv:1: the header is one column"),
+        ("b.csv", b"te\0xt,n\na,1\n", r"b\.csv:1: a NUL byte"),
+        ("b.parquet", b"no", r"b\.parquet: not a readable Parquet file"),
+        ("b.parquet", parquet(ROWS).replace(b"text", b"te\xfft"), r"b\.parquet: not a readable Parquet file"),
+        ("b.parquet", parquet(ROWS)[:-9], r"b\.parquet: not a readable Parquet file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_bad_row_that_names_it(tmp_path, name, content, said):
+    (tmp_path / "d").mkdir()
+    for other in ("a", "c"):
+        (tmp_path / "d" / f"{other}.jsonl").write_text(LINES)
+    (tmp_path / "d" / name).write_bytes(content)
+    bad = BadRows(most=1)
+    assert read("d", tmp_path, bad) == ROWS * 2
+    assert re.search(said, str(bad.first[0]))
+    assert "how many rows it holds is not known" in bad.first[0].reason
+    with pytest.raises(UserError, match=said):
+        read("d", tmp_path)
+
+
+def test_the_number_that_stands_for_no_class_is_no_class(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    described = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"},
+                                       "n": {"dtype": "int64", "_type": "Value"}}}}  # fmt: skip
+    table = pa.table({"label": [0, -1, 1], "n": [-1, -1, -1]})
+    (tmp_path / "set").mkdir()
+    for metadata, labels in ((described, [0, None, 1]), ({}, [0, -1, 1]), ({"info": None}, [0, -1, 1])):
+        held = table.replace_schema_metadata({"huggingface": json.dumps(metadata)} if metadata else None)
+        pyarrow.parquet.write_table(held, tmp_path / "set" / "train.parquet")
+        for where in ("set/train.parquet", f"hf://{tmp_path}/set")[: 1 + (metadata is described)]:
+            assert [row["label"] for row in read(where, tmp_path)] == labels
+            assert [row["n"] for row in read(where, tmp_path)] == [-1, -1, -1]
+            said = "the numbers in column 'label' stand for names, which are not used (0: no, 1: yes)"
+            assert sources.open_source(where, tmp_path).notes == ((said,) if metadata is described else ())
+    for shard in "ab":
+        held = table.replace_schema_metadata({"huggingface": json.dumps(described)})
+        pyarrow.parquet.write_table(held, tmp_path / f"{shard}.parquet")
+    assert len(sources.open_source("?.parquet", tmp_path).notes) == 1, "once for all shards"
+
+
+def test_tables_that_were_joined_keep_no_header_and_no_mark_among_their_rows(tmp_path):
+    part = b'\xef\xbb\xbf"text",n\n"\xef\xbb\xbf a",1\n'
+    (tmp_path / "x.csv").write_bytes(part + part)
+    bad = BadRows(most=1)
+    assert read("x.csv", tmp_path, bad) == [{"text": "\ufeff a", "n": "1"}] * 2
+    assert str(bad.first[0]).endswith("x.csv:3: the line is the header once more: files were joined")
+    (tmp_path / "words.csv").write_text("text\na\ntext\n")
+    assert read("words.csv", tmp_path) == [{"text": "a"}, {"text": "text"}], "a list of words may hold this one"

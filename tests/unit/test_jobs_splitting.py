@@ -105,3 +105,19 @@ def test_a_source_that_changes_while_it_is_read_is_refused():
     rows.append({"text": "appended"})
     with pytest.raises(UserError, match="x has changed while it was read"):
         list(stream.told_apart(reading, survey, DataSpec(eval_fraction=0.1)))
+
+
+def test_copies_that_differ_in_white_space_only_lie_on_one_side():
+    spaced = ["a b", "a  b", " a b\n", "a\u00a0b"]
+    assert len({splitting.content_of(text) for text in spaced}) == 1
+    assert len({splitting.content_of([{"role": "user", "content": text}]) for text in spaced}) == 1
+    assert splitting.content_of("a b") != splitting.content_of("ab")
+
+
+def test_copies_with_another_label_are_said():
+    rows = [{"text": text, "label": label} for text, label in ("ax", "ay", "ay", "bx", "bx", "by", "bz", "cx")]
+    reading = stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), get("text-classification")())
+    said = stream.said_of_content(reading.survey(BadRows()))
+    assert said == ["3 of 8 examples are copies of an earlier one with another label"]
+    rows[:] = [{"text": "a", "label": 1}, {"text": "a", "label": "1"}, {"text": "b", "label": 2}]
+    assert stream.said_of_content(reading.survey(BadRows())) == []

@@ -4,6 +4,7 @@ import io
 import math
 import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,11 @@ def test_a_model_is_measured_as_it_was_trained(task, tmp_path):
         ({"text": " ", "label": 1}, "holds ' ', not a text"),
         ({"text": None, "label": 1}, "holds None, not a text"),
         ({"text": "x"}, "no column 'label'.*task.label_column"),
+        ({"text": "\u200b\ufeff", "label": 1}, r"holds '\\u200b\\ufeff', not a text"),
         ({"text": "x", "label": None}, "holds None, which is no label"),
+        ({"text": "x", "label": "\u200b"}, "which is no label"),
+        ({"text": "x", "label": float(2**60)}, "which is no label"),
+        ({"text": "x", "label": Decimal("NaN")}, "which is no label"),
     ],
 )
 def test_an_example_that_cannot_be_used_is_refused(example, said):
@@ -269,6 +274,9 @@ def said(*labels):
         (["a", "A", "b "], ["3 labels: A, a, 'b '", "labels that look alike are told apart: 'A' and 'a'"]),
         (["1.0", "1", "01"], ["3 labels: 01, 1, 1.0", "labels that look alike are told apart: '01' and '1' and '1.0'"]),
         (["é", "e\u0301"], ["2 labels: e\u0301, é", "labels that look alike are told apart: 'e\u0301' and 'é'"]),
+        (["a\u200b", "a"], ["2 labels: a, 'a\\u200b'", "labels that look alike are told apart: 'a' and 'a\\u200b'"]),
+        (["a  b", "a b"], ["2 labels: a  b, a b", "labels that look alike are told apart: 'a  b' and 'a b'"]),
+        ([Decimal(2**60), Decimal(2**60 + 1)], [f"2 labels: {2**60}, {2**60 + 1}"]),
     ],
 )  # fmt: skip
 def test_labels_that_may_be_one_are_said(labels, sentences):
@@ -288,3 +296,10 @@ def test_a_label_that_was_not_learned_says_why_that_may_be(task):
 def test_the_label_is_no_question():
     with pytest.raises(TaskError, match="text_column and label_column are both 'a'"):
         get("text-classification")({"text_column": "a", "label_column": "a"})
+
+
+def test_texts_of_which_nothing_is_known_are_counted():
+    task = learned([{"text": f"good film {n}", "label": n % 2} for n in range(6)])
+    texts = ["a film", "zzz", "zzz yyy", "good zzz", "🙂"]
+    encoded = task.encode([{"text": text, "label": 0} for text in texts])
+    assert encoded["unknown"].tolist() == [0, 1, 1, 0, 1]

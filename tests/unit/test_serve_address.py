@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from ray.serve.config import HTTPOptions
 from ray.serve.schema import ProxyStatus
 
 from cluster.errors import UserError
@@ -39,11 +40,14 @@ def test_without_a_name_the_next_free_port_is_taken(taken_port: int) -> None:
 
 
 def test_a_running_serve_cannot_move() -> None:
-    running = HttpSpec(host="127.0.0.1", port=8000)
+    running = HTTPOptions(host="127.0.0.1", port=8000, location="HeadOnly")
     assert address.running_address(running, HttpSpec()) == ("127.0.0.1", 8000)
     for wanted in (HttpSpec(port=8001), HttpSpec(host="0.0.0.0")):
         with pytest.raises(UserError, match=r"already listens on 127\.0\.0\.1:8000"):
             address.running_address(running, wanted)
+    address.running_address(running, HttpSpec(proxies="head"))
+    with pytest.raises(UserError, match=r"http\.proxies: every-node asks for EveryNode: that cannot change"):
+        address.running_address(running, HttpSpec(proxies="every-node"))
 
 
 def test_the_port_before_is_taken_again_if_it_is_free(taken_port: int) -> None:

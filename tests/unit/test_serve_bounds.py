@@ -122,3 +122,25 @@ def test_a_context_that_the_model_cannot_have_is_refused_before_a_replica_starts
             plan.check_context("chat", 257, True, config)
     with pytest.raises(UserError, match="generates no text"):
         plan.check_context("mood", 5, False, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("models: {m: {model: d, upscale_delay_s: 3}}", "models.m.upscale_delay_s"),
+        ("models: {m: {model: d, replicas: 2, downscale_delay_s: 3}}", "models.m.downscale_delay_s"),
+        ("models: {m: {model: d, replicas: {min: 2, max: 2}, downscale_delay_s: 3}}", "models.m.downscale_delay_s"),
+        ("models: {m: {model: d, replicas: {target_ongoing: 3}}}", "models.m.replicas.target_ongoing"),
+        ("models: {m: {model: d}}\ngateway: {upscale_delay_s: 3}", "gateway.upscale_delay_s"),
+    ],
+)
+def test_how_to_scale_beside_a_fixed_number_of_replicas_is_refused_by_name(text: str, place: str) -> None:
+    with pytest.raises(UserError) as refused:
+        specfile.loads(text, ServeSpec)
+    assert place in str(refused.value)
+    assert "does nothing where the number of replicas is fixed" in str(refused.value)
+
+
+def test_a_part_of_a_second_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match=r"gpus_per_replica.*whole number"):
+        specfile.loads("models: {m: {model: d, resources: {gpus_per_replica: 1.5}}}", ServeSpec)

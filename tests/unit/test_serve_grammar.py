@@ -29,9 +29,13 @@ def grammars() -> Grammars:
         ({"type": "string", "pattern": "(?=a)a"}, "look-ahead"),
         ({"type": "cat"}, "Invalid type: cat"),
         ({"$ref": "#/$defs/none"}, "does not exist"),
-        ({"$ref": "file:///etc/passwd"}, "does not fetch"),
+        ({"$ref": "file:///etc/passwd"}, "not fetched"),
         ({"enum": []}, "Unsatisfiable"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"oneOf": [{"type": "integer"}, {"minimum": 1}]}, "use anyOf"),
+        ({"type": "integer", "multipleOf": 1_000_000_007}, "too complex"),
+        ({"type": "integer", "minimum": 10**40}, "minimum or maximum is beyond"),
+        ({"const": "b", "pattern": "^a"}, "no text fits it"),
     ],
 )
 def test_why_a_schema_cannot_be_followed(grammars: Grammars, schema: Any, said: str) -> None:

@@ -112,3 +112,11 @@ def test_an_end_is_told_where_it_belongs_to_the_text() -> None:
         entries = [TokenLogprobs(a, -1.0, ()), TokenLogprobs(tokenizer.eos_token_id, -2.0, ())]
         told = scores.push(entries, returned, 1) + scores.finish()
         assert [token.raw for token in told] == wanted
+
+
+def test_a_special_token_inside_a_character_that_never_became_whole_gives_nothing() -> None:
+    tokenizer = tiny_models.tokenizer()
+    half, other = (tokenizer.convert_tokens_to_ids(char) for char in ("Ê", "ô"))  # the bytes 0xca and 0xf4
+    places = Places(Decoder(tokenizer))
+    placed = [place for token in (half, tiny_models.EOS, other) for place in places.push(token)] + places.flush()
+    assert [place.raw for place in placed] == [b"\xca", b"", b"\xf4"]

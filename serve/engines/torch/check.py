@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cluster.errors import UserError
+from jobs.tasks import causality
 from serve.engines.protocol import GenerationRequest
 from serve.engines.torch.batch import Runner, build
 from serve.engines.torch.blocks import BLOCK
@@ -24,6 +25,19 @@ BLOCKS = 5
 
 class UnsupportedArchitecture(UserError, ValueError):
     """The model cannot run in the embedded engine; the message says why and what to use instead."""
+
+
+def check_sight(model: Any, longest: int) -> None:
+    """Raise UnsupportedArchitecture for a model that sees tokens that come later, as an encoder does.
+
+    Its texts would be nonsense, and with one layer its last logits are those of a causal model.
+    """
+    if causality.sees_ahead(model, longest):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} sees the tokens that it is to predict: it is no causal model as it is configured, "
+            "and generates no text. Where its config has is_decoder, train or export it with is_decoder: true; serve "
+            "an encoder as text-classification"
+        )
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from serve.engines.protocol import EngineError, FinishReason, TokenLogprobs
+from serve.engines.protocol import EngineError, FinishReason, RequestError, TokenLogprobs
 from serve.engines.torch import logprobs
 from serve.engines.torch.sampler import RequestSampler, choose
 from serve.engines.torch.scheduler import Chunk, Sequence, Step
@@ -27,7 +27,7 @@ class Chosen(NamedTuple):
     prompt_logprobs: tuple[TokenLogprobs, ...]
 
 
-Event = Chosen | EngineError
+Event = Chosen | EngineError | RequestError
 
 
 @dataclass(eq=False)
@@ -51,13 +51,13 @@ class Listener(Protocol):
 
 
 async def events(listener: Listener) -> AsyncIterator[Any]:
-    """Give what is said of a sequence, as it comes. Raises the EngineError that ends it."""
+    """Give what is said of a sequence, as it comes. Raises the error that ends it."""
     while True:
         await listener.arrived.wait()
         listener.arrived.clear()
         while listener.events:
             event = listener.events.popleft()
-            if isinstance(event, EngineError):
+            if isinstance(event, Exception):
                 raise event
             yield event
 
@@ -89,7 +89,8 @@ def _accept(sequence: Sequence, token: int | None, reported: TokenLogprobs | Non
         return EngineError("the model produced logits that are not finite")
     constraint = sequence.context.sampler.constraint
     if constraint is not None and constraint.failure is not None:  # its text would look whole
-        return EngineError(f"the schema could not be followed to its end: {constraint.failure}")
+        field = "response_format" if sequence.request.params.grammar is None else "tools"
+        return RequestError(field, "this schema cannot be followed to the end of a text: it is too complex")
     scored = tuple(sequence.context.prompt_logprobs)
     sequence.context.prompt_logprobs = []
     if sequence.max_tokens == 0:

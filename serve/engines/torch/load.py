@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from serve.engines.replica import GenerativeReplica, generation_defaults
+from serve.engines import sampling_defaults
+from serve.engines.replica import GenerativeReplica
 from serve.engines.table import ReplicaSetup, TorchOptions
 from serve.engines.torch.torch_engine import TorchEngine
 
@@ -22,4 +23,4 @@ def load(setup: ReplicaSetup) -> GenerativeReplica:
         max_batch=setup.max_batch,
         threads=setup.threads,
     )
-    return GenerativeReplica(engine, setup.identity, generation_defaults(setup.directory), options.tool_format)
+    return GenerativeReplica(engine, setup.identity, sampling_defaults.read(setup.directory), options.tool_format)

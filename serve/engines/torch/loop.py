@@ -187,7 +187,7 @@ class StepLoop:
     def _say(self, sequence: Sequence, event: Said) -> None:
         """Note what happened to a sequence, and close it if it ended."""
         self._outbox.append((sequence, event))
-        if isinstance(event, EngineError) or event.finish_reason is not None:
+        if isinstance(event, Exception) or event.finish_reason is not None:
             self._close(sequence)
 
     def _close(self, sequence: Sequence) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import blocks_for
-from serve.engines.torch.check import BLOCKS, UnsupportedArchitecture, compare, reference_logits
+from serve.engines.torch.check import BLOCKS, UnsupportedArchitecture, check_sight, compare, reference_logits
 from serve.engines.torch.linear import Weights
 from serve.engines.torch.runner import TorchRunner
 from serve.engines.torch.torch_internals import stored_int8
@@ -43,8 +43,9 @@ class Plan:
 def ready_runner(model: Any, plan: Plan) -> tuple[Runner, int]:
     """Return a runner whose logits are the model's own, and the blocks of its cache.
 
-    Raises UnsupportedArchitecture when none is.
+    Raises UnsupportedArchitecture when none is, or when the model sees tokens that come later.
     """
+    check_sight(model, plan.max_context)
     blocks = max(BLOCKS, 1 + plan.max_running * blocks_for(plan.max_context))
     memory = plan.cache_memory_bytes or cache_memory_bytes(torch.device(model.device))
     expected = reference_logits(model, plan.max_context)

@@ -1,0 +1,80 @@
+"""What `serve status` misses is said, and is exit code 1; recorded values of Ray Serve's REST API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import UserError
+from serve import endpoints, served, shortfalls
+
+FIRST = {"node_id": "aaaaaaaabb", "node_ip": "10.0.0.1", "status": "HEALTHY"}
+SECOND = {"node_id": "bbbbbbbbcc", "node_ip": "10.0.0.2", "status": "STARTING"}
+
+
+def model(status: str = "RUNNING", running: int = 1, target: int = 1, **more: Any) -> dict[str, Any]:
+    replicas = {"running": running, "target": target, "states": []}
+    return {"status": status, "replicas": replicas, "message": "", "no_room": None, **more}
+
+
+def status(**changed: Any) -> dict[str, Any]:
+    whole = {"endpoint": "http://h:1", "reachable": True, "proxies": [], "gateway": model(), "models": {"m": model()}}
+    return {**whole, **changed}
+
+
+def test_all_is_well() -> None:
+    assert shortfalls.found(status()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"models": {"m": model("DEPLOYING", 0, no_room="no room for 1 replica")}},
+         "m: deploying, 0 of 1 replicas run: no room for 1 replica"),
+        ({"models": {"m": model(running=1, target=2)}}, "m: running, 1 of 2 replicas run"),
+        ({"models": {"m": model("UNHEALTHY", message="it failed")}}, "m: unhealthy, 1 of 1 replicas run: it failed"),
+        ({"gateway": model("DEPLOY_FAILED", 0)}, "(gateway): deploy_failed, 0 of 1 replicas run"),
+        ({"reachable": False}, "http://h:1 does not answer from here"),
+        ({"proxies": ["node x does not listen"]}, "node x does not listen"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_said(changed: dict[str, Any], said: str) -> None:
+    assert shortfalls.found(status(**changed)) == [said]
+
+
+def test_a_proxy_that_does_not_listen_is_a_sentence_and_the_endpoint_goes_on_through_the_first() -> None:
+    assert shortfalls.of_proxies({"a": FIRST}, 8000) == []
+    (said,) = shortfalls.of_proxies({"a": FIRST, "b": SECOND}, 8000)
+    assert said == (
+        "node 10.0.0.2 (bbbbbbbb) does not listen on port 8000: its proxy is starting anew, or the port is "
+        "taken there; the endpoint goes on through 1 other"
+    )
+    (alone,) = shortfalls.of_proxies({"b": SECOND}, 8000)
+    assert alone.endswith("the endpoint answers nobody")
+    assert shortfalls.of_proxies({}, 8000) == ["no node listens for the endpoint"]
+
+
+def test_an_endpoint_on_all_addresses_is_named_by_a_node_that_listens() -> None:
+    details = {"http_options": {"host": "0.0.0.0", "port": 8000}, "proxies": {"b": SECOND, "a": FIRST}}
+    assert endpoints._endpoint(details) == "http://10.0.0.1:8000"
+    assert endpoints._endpoint({**details, "proxies": {}}) == "http://127.0.0.1:8000"
+
+
+def test_what_down_left_is_named() -> None:
+    assert shortfalls.left_over({"tandem": 1, "tandem.m": 1, "tandems": 1, "other.m": 1}, "tandem") == [
+        "tandem",
+        "tandem.m",
+    ]
+
+
+@pytest.mark.parametrize("written", ["", '{"name": "tan', "[]", '{"name": "tandem"}'])
+def test_a_file_that_was_cut_is_a_sentence_and_up_goes_on(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    (tmp_path / "serve.json").write_text(written)
+    with pytest.raises(UserError, match=r"serve\.json cannot be read: remove it"):
+        served.remembered()
+    assert served.environment() == {}
