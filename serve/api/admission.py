@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from serve.api.body import ApiError
@@ -63,8 +63,31 @@ class Ticket:
     reserved: int
     headers: dict[str, str]
     used: int = 0
-    ended: bool = False
-    generated: int = field(default=0)
+    generated: int = 0
+    _ended: bool = False
+    _streams: bool = False
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or not self._streams:
+            self.end()
+
+    def __del__(self) -> None:
+        self.end()  # of an answer that nobody began to read
+
+    async def until_its_end(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Pass an answer on that outlives the request's handler, and end with it."""
+        try:
+            async for piece in content:
+                yield piece
+        finally:
+            self.end()
+
+    def streams(self) -> None:
+        """Leave the end to `until_its_end`."""
+        self._streams = True
 
     def prompt(self, tokens: int) -> None:
         """Count the prompt's tokens."""
@@ -83,8 +106,8 @@ class Ticket:
 
     def end(self) -> None:
         """Give back what was held. A second time does nothing."""
-        if not self.ended:
-            self.ended = True
+        if not self._ended:
+            self._ended = True
             self.admission.end(self)
 
     def _count(self, prompt: int, generated: int) -> None:
@@ -198,3 +221,12 @@ def spent(caller: Caller) -> ApiError:
 
 def _budgets(limits: Limits) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
     return ("day", limits.tokens_per_day), ("month", limits.tokens_per_month)
+
+
+def everyone() -> Admission:
+    """Return an admission of anyone, as many as come."""
+    turns = Turns(window=_NO_BOUND, most=_NO_BOUND, most_per_key=_NO_BOUND)
+    return Admission(OwnRates(), None, lambda model: turns, patience_s=float(_NO_BOUND))
+
+
+_NO_BOUND = 10**9

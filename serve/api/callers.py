@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.body import ApiError
@@ -39,7 +41,12 @@ class Doorkeeper(Protocol):
 class KeysRequired:
     """Ask for a key before anything else is read. Without a doorkeeper everyone is ANYONE."""
 
-    def __init__(self, app: ASGIApp, doorkeeper, answer) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        app: ASGIApp,
+        doorkeeper: Callable[[], Doorkeeper | None],
+        answer: Callable[[str, ApiError], ASGIApp],
+    ) -> None:
         """`doorkeeper` returns a Doorkeeper or None; `answer` the response to a path and an ApiError."""
         self._app, self._doorkeeper, self._answer = app, doorkeeper, answer
 
@@ -65,6 +72,12 @@ def bearer(headers: Headers) -> str | None:
     if len(sent) > 1 or scheme.lower() != "bearer":
         raise unauthorized()
     return text
+
+
+def of(request: Request) -> Caller:
+    """Return who sent a request that KeysRequired let through."""
+    caller: Caller = request.scope[SCOPE_KEY]
+    return caller
 
 
 def unauthorized() -> ApiError:

@@ -17,7 +17,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serve.api import content, embeddings, inference_api, openai_api
+from serve.api.admission import Admission, estimate, everyone
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
+from serve.api.callers import Caller, Doorkeeper, of
 from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation
 from serve.api.streaming import Stream, accepted, collect, events, open_all
@@ -59,9 +61,18 @@ class Gateway:
     """The routes' logic over a catalog that can be replaced while requests run."""
 
     def __init__(
-        self, backend: Backend, max_body_bytes: int, max_prompts: int, cors_origins: Sequence[str] = ()
+        self,
+        backend: Backend,
+        max_body_bytes: int,
+        max_prompts: int,
+        cors_origins: Sequence[str] = (),
+        admission: Admission | None = None,
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self.cors_origins = cors_origins
+        self.doorkeeper = doorkeeper
+        """Who asks for keys; None where none are needed."""
+        self._admission = admission or everyone()
         self._backend = backend
         self._max_body_bytes = max_body_bytes
         self._max_prompts = max_prompts
@@ -70,64 +81,77 @@ class Gateway:
     # -- OpenAI -----------------------------------------------------------------------------------------------------
 
     async def chat_completions(self, request: Request) -> Response:
-        body, card = await self._generative(request)
-        return await self._generate(openai_api.parse_chat(body, uuid.uuid4().hex), card)
+        body, card, size = await self._generative(request)
+        return await self._generate(openai_api.parse_chat(body, uuid.uuid4().hex), card, size, of(request))
 
     async def completions(self, request: Request) -> Response:
-        body, card = await self._generative(request)
-        return await self._generate(openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts), card)
+        body, card, size = await self._generative(request)
+        generation = openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts)
+        return await self._generate(generation, card, size, of(request))
 
     async def embeddings(self, request: Request) -> Response:
-        body, card = await self._called(request, lambda card: card.generates or bool(card.details.get("embeddings")))
+        body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
         wanted = embeddings.parse(body, uuid.uuid4().hex)
-        vectors = accepted(await self._backend.embed(card.name, wanted.call))
+        with await self._admission.begin(of(request), card.name, *estimate(size, 0, 1)) as ticket:
+            vectors = accepted(await self._backend.embed(card.name, wanted.call))
+            ticket.prompt(vectors.prompt_tokens)
         answer = embeddings.answer(f"{card.name}@{vectors.identity.version}", wanted, vectors)
-        return JSONResponse(answer, headers=_identity_headers(vectors.identity))
+        return JSONResponse(answer, headers=_identity_headers(vectors.identity) | ticket.headers)
 
-    def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [_listed(card) for card in self.catalog.values()]}
+    def models(self, caller: Caller) -> dict[str, Any]:
+        return {"object": "list", "data": [_listed(card) for card in self._cards(caller)]}
 
-    def model(self, name: str) -> dict[str, Any]:
-        return _listed(self._card(name))
+    def model(self, name: str, caller: Caller) -> dict[str, Any]:
+        return _listed(self._card(name, caller))
 
-    async def _generative(self, request: Request) -> tuple[dict[str, Any], ModelCard]:
+    async def _generative(self, request: Request) -> tuple[dict[str, Any], ModelCard, int]:
         return await self._called(request, lambda card: card.generates)
 
-    async def _called(self, request: Request, can: Callable[[ModelCard], bool]) -> tuple[dict[str, Any], ModelCard]:
-        body = parse_json(await self._read(request))
-        card = self._card(model_name(body))
+    async def _called(
+        self, request: Request, can: Callable[[ModelCard], bool]
+    ) -> tuple[dict[str, Any], ModelCard, int]:
+        """Return the body, the card of the model that it names, and how many bytes it has."""
+        raw = await self._read(request)
+        body = parse_json(raw)
+        card = self._card(model_name(body), of(request))
         if not can(card):
             message = f"{card.name!r} is a model for {card.task}: call /v2/models/{card.name}/infer"
             raise ApiError(400, message, code="unsupported_task", param="model")
-        return body, card
+        return body, card, len(raw)
 
-    async def _generate(self, generation: Generation, card: ModelCard) -> Response:
-        streams = [self._backend.generate(card.name, call) for call in generation.calls]
-        opened = await open_all(streams)
-        headers = _identity_headers(opened[0].identity)
-        answer = Answer(generation, f"{card.name}@{opened[0].identity.version}")
-        prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
-        if generation.stream:
-            content = events(answer, generation, streams, prompt_tokens)
-            return StreamingResponse(content, media_type="text/event-stream", headers=headers | EVENT_STREAM_HEADERS)
-        return JSONResponse(await collect(answer, streams, prompt_tokens), headers=headers)
+    async def _generate(self, generation: Generation, card: ModelCard, size: int, caller: Caller) -> Response:
+        wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
+        with await self._admission.begin(caller, card.name, *wanted) as ticket:
+            streams = [self._backend.generate(card.name, call) for call in generation.calls]
+            opened = await open_all(streams)
+            headers = _identity_headers(opened[0].identity) | ticket.headers
+            answer = Answer(generation, f"{card.name}@{opened[0].identity.version}")
+            prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
+            ticket.prompt(prompt_tokens)
+            if generation.stream:
+                ticket.streams()
+                content = ticket.until_its_end(events(answer, generation, streams, prompt_tokens, ticket.answer))
+                headers |= EVENT_STREAM_HEADERS
+                return StreamingResponse(content, media_type="text/event-stream", headers=headers)
+            return JSONResponse(await collect(answer, streams, prompt_tokens, ticket.answer), headers=headers)
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------
 
     async def infer(self, name: str, version: str | None, request: Request) -> Response:
-        card = self._card(name, version)
+        card = self._card(name, of(request), version)
         if card.generates:
             message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
             raise ApiError(400, message, code="unsupported_task", param="model")
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
         parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
         call = InferCall(f"infer-{uuid.uuid4().hex}", parsed.inputs)  # the client's own `id` may be anyone's
-        result = accepted(await self._backend.infer(name, call))
+        with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1)) as ticket:
+            result = accepted(await self._backend.infer(name, call))
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
-        return Response(answer.content, headers=_identity_headers(result.identity) | answer.headers)
+        return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
 
-    async def metadata(self, name: str, version: str | None = None) -> dict[str, Any]:
-        card = self._card(name, version)
+    async def metadata(self, name: str, version: str | None, caller: Caller) -> dict[str, Any]:
+        card = self._card(name, caller, version)
         replicas, _ = await self._backend.states()
         told = [replica.description for replica in replicas if replica.model == name]
         if not told:
@@ -139,13 +163,13 @@ class Gateway:
         ready_only = inference_api.parse_index(await self._read(request))
         waiting = await self.unready()
         states = {name: "UNAVAILABLE" if name in waiting else "READY" for name in self.catalog}
-        cards = [card for card in self.catalog.values() if not (ready_only and card.name in waiting)]
+        cards = [card for card in self._cards(of(request)) if not (ready_only and card.name in waiting)]
         return [{"name": c.name, "version": c.version, "state": states[c.name], "reason": ""} for c in cards]
 
     # -- health and status ------------------------------------------------------------------------------------------
 
-    async def ready(self, name: str, version: str | None = None) -> bool:
-        self._card(name, version)
+    async def ready(self, name: str, version: str | None, caller: Caller) -> bool:
+        self._card(name, caller, version)
         return name not in await self.unready()
 
     async def unready(self) -> list[str]:
@@ -154,20 +178,24 @@ class Gateway:
         ready = {replica.model for replica in replicas}
         return [name for name in self.catalog if name not in ready]
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self, caller: Caller) -> dict[str, Any]:
         """Return how busy every model is: what its replicas run, what waits, and each replica's part."""
         replicas, pending = await self._backend.states()
         return {
-            name: _model_status(card, [replica for replica in replicas if replica.model == name], pending[name])
-            for name, card in self.catalog.items()
+            card.name: _model_status(card, [each for each in replicas if each.model == card.name], pending[card.name])
+            for card in self._cards(caller)
         }
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _card(self, name: str, version: str | None = None) -> ModelCard:
+    def _cards(self, caller: Caller) -> list[ModelCard]:
+        """Return the models that a caller may call; of others it does not learn that they are there."""
+        return [card for card in self.catalog.values() if caller.limits.allows(card.name)]
+
+    def _card(self, name: str, caller: Caller, version: str | None = None) -> ModelCard:
         card = self.catalog.get(name)
-        if card is None:
-            raise model_not_found(name, list(self.catalog))
+        if card is None or not caller.limits.allows(name):
+            raise model_not_found(name, [card.name for card in self._cards(caller)])
         if version not in (None, card.version):
             message = f"{name!r} has no version {version!r:.60} here; served: {card.version}"
             raise ApiError(404, message, code="model_not_found", param="model")

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from serve.api import middleware
+from serve.api import callers, middleware
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
@@ -27,6 +27,7 @@ def build(find: Find) -> FastAPI:
     _add_inference(app, find)
     _add_status(app, find)
     _add_error_handlers(app)
+    app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
     app.add_middleware(middleware.SlashAtTheEnd)
     app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)
@@ -64,12 +65,12 @@ def _add_openai(app: FastAPI, find: Find) -> None:
         return await find().embeddings(request)
 
     @get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return find().models()
+    async def models(request: Request) -> dict[str, Any]:
+        return find().models(callers.of(request))
 
     @get("/v1/models/{name:path}")  # a name with a slash is a name that is not served
-    async def model(name: str) -> dict[str, Any]:
-        return find().model(name)
+    async def model(request: Request, name: str) -> dict[str, Any]:
+        return find().model(name, callers.of(request))
 
 
 def _add_inference_health(app: FastAPI, find: Find) -> None:
@@ -105,14 +106,14 @@ def _add_inference(app: FastAPI, find: Find) -> None:
 
     @get(f"{name}/ready")
     @get(f"{versioned}/ready")
-    async def model_ready(name: str, version: str | None = None) -> JSONResponse:
-        ready = await find().ready(name, version)
+    async def model_ready(request: Request, name: str, version: str | None = None) -> JSONResponse:
+        ready = await find().ready(name, version, callers.of(request))
         return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
     @get(name)
     @get(versioned)
-    async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        return await find().metadata(name, version)
+    async def metadata(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
+        return await find().metadata(name, version, callers.of(request))
 
 
 def _add_status(app: FastAPI, find: Find) -> None:
@@ -126,8 +127,8 @@ def _add_status(app: FastAPI, find: Find) -> None:
         return JSONResponse({"status": "ok", "models": list(find().catalog)})
 
     @get("/status")
-    async def status() -> dict[str, Any]:
-        return await find().status()
+    async def status(request: Request) -> dict[str, Any]:
+        return await find().status(callers.of(request))
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from serve.api.openai_api import Generation
 from serve.wire import CallPiece, Chunk, Opened, Refused, ScoredToken
 
 Stream = AsyncGenerator[Opened | Chunk | Refused, None]
+Count = Callable[[int], None]
 Result = TypeVar("Result")
 
 
@@ -33,17 +34,21 @@ async def open_all(streams: Sequence[Stream]) -> list[Opened]:
         raise
 
 
-async def collect(answer: Answer, streams: Sequence[Stream], prompt_tokens: int) -> dict[str, Any]:
+async def collect(
+    answer: Answer, streams: Sequence[Stream], prompt_tokens: int, count: Count = lambda _: None
+) -> dict[str, Any]:
+    """Return the whole answer; `count` is told of all generated tokens so far, and may raise ApiError."""
+    tokens = [0] * len(streams)
     try:
-        results = await _together([_whole_text(stream) for stream in streams])
+        results = await _together([_whole_text(stream, at, tokens, count) for at, stream in enumerate(streams)])
     finally:
         await close_all(streams)
     counted = usage(prompt_tokens, sum(tokens for _, tokens in results))
     return answer.whole([text for text, _ in results], counted)
 
 
-async def _whole_text(stream: Stream) -> tuple[Text, int]:
-    """Return a stream's text, and how many tokens were chosen for it."""
+async def _whole_text(stream: Stream, at: int, counted: list[int], count: Count) -> tuple[Text, int]:
+    """Return a stream's text, and how many tokens were chosen for it; `counted` has those of all streams."""
     pieces: list[str] = []
     scored: list[ScoredToken] = []
     calls: list[CallPiece] = []
@@ -54,13 +59,18 @@ async def _whole_text(stream: Stream) -> tuple[Text, int]:
         scored += chunk.tokens
         calls += chunk.calls
         reason, tokens = chunk.finish_reason, chunk.completion_tokens
+        counted[at] = tokens
+        count(sum(counted))
     return Text("".join(pieces), reason, scored, calls), tokens
 
 
 async def events(
-    answer: Answer, generation: Generation, streams: Sequence[Stream], prompt_tokens: int
+    answer: Answer, generation: Generation, streams: Sequence[Stream], prompt_tokens: int, count: Count = lambda _: None
 ) -> AsyncIterator[bytes]:
-    """Send the streams as server-sent events. An error in the middle is a chunk with `error`, and the last one."""
+    """Send the streams as server-sent events. An error in the middle is a chunk with `error`, and the last one.
+
+    `count` is told of all generated tokens so far before they are sent, and may raise ApiError.
+    """
     completion_tokens = [0] * len(streams)
     try:
         for index in range(len(streams)):
@@ -70,6 +80,7 @@ async def events(
         async with aclosing(_merged(streams)) as merged:
             async for index, chunk in merged:
                 completion_tokens[index] = chunk.completion_tokens
+                count(sum(completion_tokens))
                 if chunk.text or chunk.finish_reason or chunk.tokens or chunk.calls:
                     told = usage(prompt_tokens, sum(completion_tokens)) if generation.continuous_usage else None
                     text = Text(chunk.text, chunk.finish_reason, chunk.tokens, chunk.calls)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from serve.deploy.state_actor import NAMESPACE
@@ -107,10 +108,8 @@ class SharedRates:
         beat = 0.0
         while True:
             if not self._asks:
-                try:
+                with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), BEAT_S)
-                except asyncio.TimeoutError:
-                    pass
             self._wake.clear()
             now = time.monotonic()
             running = dict(+self._running) if now - beat >= BEAT_S else None
