@@ -188,7 +188,8 @@ def _is_free(run: Path, number: int, owner: Owner) -> bool:
     seen = _file(run, number).stat().st_mtime
     who = f"job {owner.job}" if owner.job else f"process {owner.pid}"
     progress.say(f"waiting up to {STALE_S:.0f} s for a sign of life of {who}, which had the run {run.name}")
-    while _age_s(run, number) < STALE_S:
+    enough = time.monotonic() + STALE_S  # a lease from the future, by a clock set back since, has no age
+    while _age_s(run, number) < STALE_S and time.monotonic() < enough:
         if _read(run, number).released:
             return True
         if _file(run, number).stat().st_mtime != seen:

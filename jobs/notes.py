@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import UserError
+
+Note = TypeVar("Note")
 
 
 class DamagedNote(UserError, ValueError):
@@ -34,6 +37,31 @@ def read(path: Path) -> dict[str, Any]:
         raise DamagedNote(path, str(error)) from error
     if not isinstance(found, dict):
         raise DamagedNote(path, "it holds no mapping")
+    return found
+
+
+def made(path: Path, kind: type[Note], values: Mapping[str, Any]) -> Note:
+    """Return a note as what it stands for.
+
+    Raises:
+        DamagedNote: it has other fields, or lacks some.
+    """
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise DamagedNote(path, str(error).partition("() ")[2] or str(error)) from error
+
+
+def lines(path: Path) -> list[Any]:
+    """Return the values of a file of JSON lines; nothing where there is none.
+
+    Half lines, as a process that was killed or a full disk leaves them, are passed over: they were never whole.
+    """
+    found = []
+    with suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
     return found
 
 

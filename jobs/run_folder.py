@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.data.identity import Noted
-from jobs.notes import read, write
+from jobs.notes import lines, made, read, write
 
 TAIL_BYTES = 65536
 
@@ -171,9 +172,9 @@ class RunFolder:
 
     def attempt(self) -> Attempt | None:
         """Return the newest attempt that got as far as to say so."""
-        values = read(self.path / "attempt.json")
+        values = read(path := self.path / "attempt.json")
         lists = {name: tuple(values.get(name, ())) for name in ("nodes", "pids", "oom_kills")}
-        return Attempt(**{**values, **lists}) if values else None
+        return made(path, Attempt, {**values, **lists}) if values else None
 
     def write_attempt(self, attempt: Attempt) -> None:
         """Note the newest start of the worker group."""
@@ -181,7 +182,7 @@ class RunFolder:
 
     def saves(self) -> Saves:
         """Return how saving checkpoints went."""
-        return Saves(**read(self.path / "saves.json"))
+        return made(path := self.path / "saves.json", Saves, read(path))
 
     def note_save(self, error: str | None) -> None:
         """Note that a checkpoint was saved, or why it could not be."""
@@ -189,9 +190,9 @@ class RunFolder:
 
     def control(self) -> Control:
         """Return what failures have changed."""
-        values = read(self.path / "control.json")
+        values = read(path := self.path / "control.json")
         lists = {name: tuple(values.get(name, ())) for name in ("skip", "excluded")}
-        return Control(**{**values, **lists})
+        return made(path, Control, {**values, **lists})
 
     def write_control(self, control: Control) -> None:
         """Note what failures have changed."""
@@ -207,8 +208,8 @@ class RunFolder:
 
     def data(self) -> Noted | None:
         """Return what decides the run's data, if an attempt has noted it."""
-        values = read(self.path / "data.json")
-        return Noted(**values) if values else None
+        values = read(path := self.path / "data.json")
+        return made(path, Noted, values) if values else None
 
     def keep_data(self, noted: Noted) -> None:
         """Note what decides the run's data, for attempts to come."""
@@ -240,11 +241,7 @@ class RunFolder:
 
     def failures(self) -> list[dict[str, Any]]:
         """Return the failed attempts of the worker group, oldest first."""
-        try:
-            lines = (self.path / "failures.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return [entry for entry in lines(self.path / "failures.jsonl") if isinstance(entry, dict)]
 
     def add_failure(self, entry: dict[str, Any]) -> None:
         """Add a failed attempt, on the disk when this returns."""
@@ -253,11 +250,7 @@ class RunFolder:
 
     def remarks(self) -> list[str]:
         """Return what the workers have said of the model and how it is trained, in order."""
-        try:
-            lines = (self.path / "remarks.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith('"')]
+        return [remark for remark in lines(self.path / "remarks.jsonl") if isinstance(remark, str)]
 
     def add_remarks(self, sentences: Sequence[str]) -> None:
         """Add what has not been said yet; rank 0 of a group alone does so."""
@@ -283,12 +276,13 @@ class RunFolder:
         try:
             with self.rank_0_spool.open("rb") as file:
                 file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-                lines = file.read().splitlines()
+                spooled = file.read().splitlines()
         except FileNotFoundError:
             return 0
-        for line in reversed(lines):
-            if line.endswith(b"}") and b'"loss"' in line:
-                return int(json.loads(line)["step"])
+        for line in reversed(spooled):
+            with suppress(ValueError, KeyError, TypeError):  # half a line, as a killed writer leaves it
+                if b'"loss"' in line:
+                    return int(json.loads(line)["step"])
         return 0
 
     def evaluations(self) -> dict[str, dict[str, float]] | None:

@@ -240,7 +240,8 @@ class FailuresSpec(Strict):
     exclude_node_after: Positive = 2
     """So many failures in a row on one node, and it gets no worker any more, where the others have room."""
     hang_after_s: Positive = 1800
-    """A worker that does nothing for so long is taken to hang. Within training, three median steps and 8 s suffice."""
+    """A worker, or the preparation of data, that does nothing for so long is taken to hang. Within training, three
+    median steps and 8 s suffice."""
 
 
 class EvaluateSpec(Strict):

@@ -155,3 +155,10 @@ def test_whoever_is_refused_learns_that_the_owner_is_stopped(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_lease_from_the_future_does_not_lock_its_run_for_ever(tmp_path, elsewhere):
+    """A clock that was set back since has touched it: it has no age, but no sign of life either."""
+    ahead = time.time() + 1e6
+    os.utime(elsewhere, (ahead, ahead))
+    assert lease.take(tmp_path).number == 2

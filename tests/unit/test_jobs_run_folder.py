@@ -109,3 +109,21 @@ def test_a_damaged_note_is_named_and_nothing_begins(tmp_path: Path, content: str
     with pytest.raises(DamagedNote, match=r"control\.json is damaged .*checkpoint\.resume=never"):
         folder.begin()
     assert folder.status() == "KILLED"
+
+
+def test_half_lines_anywhere_are_passed_over(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "failures.jsonl").write_text('{"kind": "hang"}\n{"a}\n{"kind": "storage"}\n')
+    (tmp_path / "remarks.jsonl").write_text('"first"\n"half\n{"\n"ha"lf"\n"last"\n')
+    folder.spool.mkdir()
+    folder.rank_0_spool.write_text('{"step": 3, "metrics": {"loss": 1}}\n{"loss": 1}\n{"step": 4, "loss}\n')
+    assert [failure["kind"] for failure in folder.failures()] == ["hang", "storage"]
+    assert folder.remarks() == ["first", "last"]
+    assert folder.last_step() == 3
+
+
+@pytest.mark.parametrize("name", ["attempt", "saves", "control", "data"])
+def test_a_note_with_other_fields_is_named(tmp_path: Path, name: str):
+    (tmp_path / f"{name}.json").write_text('{"strange": 1}')
+    with pytest.raises(DamagedNote, match=rf"{name}\.json is damaged .*'strange'"):
+        getattr(RunFolder(tmp_path), name)()
