@@ -22,8 +22,8 @@ import numpy as np
 from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
+from simulated_pool import Arrivals, Engine, Moment, Outcome, Policy, run
 
-from benchmarks.simulated_pool import Arrivals, Engine, Moment, Outcome, Policy, run
 from serve.scaling.policy import Bounds, WorkPolicy
 
 COLUMNS = ("p50", "p95", "p99")

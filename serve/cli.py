@@ -8,10 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.keys import cli as keys
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Serve models over HTTP: OpenAI's API for text, the Open Inference Protocol for the rest.",
 )
+
+app.add_typer(keys.app, name="keys")
+app.command()(keys.usage)
 
 SpecPath = Annotated[
     Path, typer.Argument(help="The endpoint's YAML file; `serve/specs/` holds examples.", metavar="SPEC")
@@ -115,14 +120,19 @@ def _say(line: str) -> None:
 
 def _welcome(outcome: dict[str, Any], host: str) -> str:
     """Say where the endpoint is and how to call it."""
+    from serve.spec import LOOPBACK
+
     lines = [f"{name} (version {model['version']})" for name, model in outcome["models"].items()]
     name, model = next(iter(outcome["models"].items()))
     call = f"{outcome['endpoint']}/v2/models/{name}"
     if model["generates"]:
         body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
         call = f"{outcome['endpoint']}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        lines.append(f"note: {host} is not loopback and the endpoint asks nobody for a key: put a gateway in front")
+    if outcome["keys"]:
+        call = f"{call} -H 'authorization: Bearer KEY'"
+        lines.append("callers need a key: `tandem serve keys make NAME`")
+    elif host not in LOOPBACK:
+        lines.append(f"note: {host} is not loopback, and anyone who reaches it may call (keys.required: never)")
     return "\n".join([f"serving at {outcome['endpoint']}:", *(f"  {line}" for line in lines), f"try: curl {call}"])
 
 

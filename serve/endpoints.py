@@ -67,8 +67,8 @@ def status() -> dict[str, Any] | None:
     if name is None:
         return None
     endpoint = _endpoint(details)
-    live = _live(endpoint)
     applications = details["applications"]
+    live = _live(endpoint, ray_serve_internals.gateway_config(applications[name]).get("operator"))
     lacking = room.lacking(applications, topology.nodes())
     states = {
         app: _model_status(found, live.get(app.removeprefix(f"{name}."), {})) for app, found in applications.items()
@@ -196,9 +196,12 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
 # -- the endpoint -----------------------------------------------------------------------------------------------------
 
 
-def _live(endpoint: str) -> dict[str, Any]:
-    """Ask the gateway how busy the models are; an empty mapping when it does not answer (from) here."""
-    answer = _get(f"{endpoint}/status")
+def _live(endpoint: str, operator: str | None) -> dict[str, Any]:
+    """Ask the gateway how busy the models are; an empty mapping when it does not answer (from) here.
+
+    `operator`: the secret of the cluster's own commands, for an endpoint with keys.
+    """
+    answer = _get(f"{endpoint}/status", operator)
     return dict(json.loads(answer)) if answer else {}
 
 
@@ -214,10 +217,11 @@ def _wait_healthy(endpoint: str, timeout_s: float, progress: Progress) -> None:
     progress(f"{endpoint}/health answers")
 
 
-def _get(url: str) -> bytes | None:
+def _get(url: str, operator: str | None = None) -> bytes | None:
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {operator}"} if operator else {})
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(url, timeout=10) as response:
+        with direct.open(request, timeout=10) as response:
             body: bytes = response.read()
             return body
     except (urllib.error.URLError, OSError):

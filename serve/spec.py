@@ -27,6 +27,7 @@ from cluster.names import Name
 from cluster.strict import Strict
 from serve import runtime_env
 from serve.engines import table
+from serve.keys import place
 
 OLDER_PLACES = ("runner", "compile", "cache_gib")
 """Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
@@ -34,6 +35,7 @@ OLDER_PLACES = ("runner", "compile", "cache_gib")
 
 ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
 DAY_S = 86_400.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DOES_NOTHING = (
     "does nothing where the number of replicas is fixed: leave it out, or write `replicas: {min: 1, max: 2}` to scale"
 )
@@ -173,6 +175,8 @@ class ModelServeSpec(Scaled):
     resources: Resources = Resources()
     max_queued: int = Field(default=256, ge=1, le=1_000_000)
     """Requests that may wait for a replica at one gateway; the next gets a 429 with Retry-After."""
+    max_queued_per_key: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Of those, how many may be of one key; half of `max_queued` when left out, so that no key fills the queue."""
 
     @property
     def target_ongoing(self) -> float:
@@ -231,17 +235,27 @@ class GatewaySpec(Scaled):
     """Largest body of a request; a larger one gets a 413."""
     max_prompts: PositiveInt = 128
     """Most prompts in one completions request."""
+    max_wait_s: float = Field(default=60, gt=0, le=DAY_S)
+    """How long a request may wait for its turn; one that would wait longer is refused at once, with Retry-After."""
 
 
 class HttpSpec(Strict):
     """Where the endpoint listens. One address for the whole cluster: Ray Serve has one HTTP setting."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
-    """Loopback unless named otherwise. The endpoint has no authentication of its own yet."""
+    """Loopback unless named otherwise; beyond it `keys` are required."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Exactly this port; when left out, 8000 or the next free one."""
     proxies: Literal["head", "every-node"] = "head"
     """Listen on the head node only, or on every node with a replica (behind a load balancer)."""
+
+
+def _store(value: str) -> str:
+    try:
+        place.check_url(value)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix("keys: ")) from None
+    return value
 
 
 def _origin(value: str) -> str:
@@ -257,6 +271,16 @@ class CorsSpec(Strict):
     """`https://app.example` (scheme, host, port; no path), or `"*"` for any. Without `cors`, none."""
 
 
+class KeysSpec(Strict):
+    """Who may call: `tandem serve keys` makes keys, and `tandem serve usage` shows what each has used."""
+
+    required: Literal["auto", "always", "never"] = "auto"
+    """`auto`: as soon as `http.host` is not loopback. `never` lets anyone who reaches the address call every model."""
+    store: Annotated[str, AfterValidator(_store)] | None = None
+    """`postgresql://USER@HOST/DATABASE`, without a password in it; a file in Tandem's home when left out, which one
+    machine alone can read."""
+
+
 class ServeSpec(Strict):
     """The whole of `tandem serve up`."""
 
@@ -269,8 +293,15 @@ class ServeSpec(Strict):
     """Public model name → what answers under it."""
     http: HttpSpec = HttpSpec()
     cors: CorsSpec = CorsSpec(origins=[])
+    keys: KeysSpec = KeysSpec()
     gateway: GatewaySpec = GatewaySpec()
     drain_s: float = Field(default=300, ge=1, le=DAY_S)
     """How long a leaving replica may go on with the streams it has before it is ended."""
     start_timeout_s: float = Field(default=600, gt=0, le=DAY_S)
     """How long `up` waits for every model to be ready."""
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether callers need a key."""
+        loopback = self.http.host in LOOPBACK
+        return self.keys.required == "always" or (self.keys.required == "auto" and not loopback)

@@ -33,7 +33,7 @@ ANYONE = Caller("", Limits())
 class Doorkeeper(Protocol):
     """Knows the keys."""
 
-    async def admit(self, text: str | None) -> Caller:
+    async def admit(self, text: str | None, path: str) -> Caller:
         """Return who comes with this secret (None: with none). Raises ApiError (401, 503)."""
         ...
 
@@ -56,7 +56,7 @@ class KeysRequired:
             await self._app({**scope, SCOPE_KEY: ANYONE}, receive, send)
             return
         try:
-            caller = await doorkeeper.admit(bearer(Headers(scope=scope)))
+            caller = await doorkeeper.admit(bearer(Headers(scope=scope)), scope["path"])
         except ApiError as error:
             await self._answer(scope["path"], error)(scope, receive, send)
             return

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -28,12 +29,23 @@ from cluster.errors import UserError
 from cluster.precision import decide
 from cluster.topology import Node
 from serve import served
-from serve.deploy import address, plan, ray_serve_internals, room, state_actor, waiting, warm
-from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
+from serve.deploy import address, plan, rates, ray_serve_internals, room, state_actor, waiting, warm
+from serve.deploy.access import Queue
+from serve.deploy.deployments import (
+    ENGINE,
+    GATEWAY,
+    GatewayDeployment,
+    GatewaySettings,
+    ModelDeployment,
+    asgi_app,
+    model_app,
+)
 from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
 from serve.deploy.turns import turn
 from serve.endpoints import MARK
+from serve.keys import place
+from serve.keys.store import Store
 from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
@@ -60,6 +72,9 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     host, port = address.start(spec.http)
     environment = _replica_environment()
     state_actor.start(spec.name, environment)
+    if spec.asks_for_keys:
+        _open_keys(spec, nodes)
+        rates.start(spec.name, environment)
     targets = [_model_target(spec, model, environment, code, nodes) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
     targets.append(_gateway_target(spec, models, environment))
@@ -71,7 +86,8 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
         ray_serve_internals.delete_soon(name)
     reached = ray.util.get_node_ip_address() if host in address.ANY else host
     listed = {model.name: {"version": model.version, "generates": model.generates} for model in models}
-    return {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed}
+    keys = spec.asks_for_keys
+    return {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed, "keys": keys}
 
 
 def down(name: str) -> dict[str, Any]:
@@ -122,6 +138,21 @@ def _tell(**message: Any) -> None:
 # -- applications ----------------------------------------------------------------------------------------------------
 
 
+def _open_keys(spec: ServeSpec, nodes: list[Node]) -> None:
+    """Try the store of keys before gateways need it. Raises UserError where it cannot be used."""
+    alive = [node for node in nodes if node.alive]
+    if spec.keys.store is None and len(alive) > 1:
+        raise UserError(
+            f"keys.store: a file serves one machine, and the cluster has {len(alive)} nodes: name a PostgreSQL "
+            "database that all of them reach"
+        )
+    store = Store(spec.keys.store)
+    live = sum(key.revoked is None for key in store.all())
+    store.close()
+    if not live:
+        _tell(progress="warning: there are no keys yet, so that nobody can call: `tandem serve keys make NAME`")
+
+
 def _model_target(
     spec: ServeSpec, model: ServedModel, environment: dict[str, Any], code: OwnCode | None, nodes: list[Node]
 ) -> ray_serve.RunTarget:
@@ -151,18 +182,28 @@ def _model_target(
 
 def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any]) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
-    limits = (spec.name, gateway.max_body_bytes, gateway.max_prompts, tuple(spec.cors.origins))
+    settings = GatewaySettings(
+        spec.name,
+        gateway.max_body_bytes,
+        gateway.max_prompts,
+        gateway.max_wait_s,
+        tuple(spec.cors.origins),
+        (spec.keys.store or place.default_url()) if spec.asks_for_keys else None,
+    )
     deployment = ray_serve.deployment(ray_serve.ingress(asgi_app)(GatewayDeployment)).options(
         name=GATEWAY,
-        **ray_serve_internals.pinned(json.dumps(limits)),
+        **ray_serve_internals.pinned(json.dumps(asdict(settings))),
         max_ongoing_requests=10_000,
-        user_config={"catalog": [_card(model) for model in models]},
+        user_config={
+            "catalog": [_card(model, spec) for model in models],
+            "operator": secrets.token_urlsafe(32),
+        },
         ray_actor_options={"num_cpus": gateway.cpus_per_replica, "runtime_env": environment},
         max_surge_percent=100,
         **_scaling(gateway, gateway.bounds.target_ongoing or 64),
         **_lifecycle(spec),
     )
-    return ray_serve.RunTarget(deployment.bind(*limits), name=spec.name, route_prefix="/")
+    return ray_serve.RunTarget(deployment.bind(settings), name=spec.name, route_prefix="/")
 
 
 def _scaling(scaled: Scaled, target_ongoing: float) -> dict[str, Any]:
@@ -206,9 +247,12 @@ def _refuse_what_never_fits(spec: ServeSpec, nodes: list[Node]) -> None:
         raise UserError("\n".join(wrong))
 
 
-def _card(model: ServedModel) -> dict[str, Any]:
-    fields = asdict(model)
-    return {key: fields[key] for key in ("name", "task", "version", "generates", "created", "details")}
+def _card(model: ServedModel, spec: ServeSpec) -> dict[str, Any]:
+    fields, settings = asdict(model), spec.models[model.name]
+    card = {key: fields[key] for key in ("name", "task", "version", "generates", "created", "details")}
+    share = settings.max_queued_per_key or max(1, settings.max_queued // 2)
+    per_key = share if spec.asks_for_keys else settings.max_queued  # without keys all are one
+    return {**card, "queue": asdict(Queue(settings.max_batch, settings.max_queued, per_key))}
 
 
 def _replica_environment() -> dict[str, Any]:

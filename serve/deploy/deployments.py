@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from serve.api import routes
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway, ModelCard
 from serve.deploy import readiness
+from serve.deploy.access import Access, Standing, queues_of
 from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
 from serve.deploy.ray_serve_internals import own_deployment
@@ -123,24 +125,53 @@ def load_replica(model: ServedModel) -> Replica:
     return loaded
 
 
+@dataclass(frozen=True)
+class GatewaySettings:
+    """What a gateway's replicas are made with; a change of it replaces them."""
+
+    name: str
+    max_body_bytes: int
+    max_prompts: int
+    max_wait_s: float
+    cors_origins: tuple[str, ...]
+    store_url: str | None
+    """Where keys are; None: nobody is asked for one."""
+
+
 class GatewayDeployment:
     """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
 
-    async def __init__(  # type: ignore[misc]  # see above
-        self, name: str, max_body_bytes: int, max_prompts: int, cors_origins: tuple[str, ...] = ()
-    ) -> None:
+    async def __init__(self, settings: GatewaySettings) -> None:  # type: ignore[misc]  # see above
         _log_with_serve()
-        self._backend = RayBackend(name)
-        self.gateway = Gateway(self._backend, max_body_bytes, max_prompts, cors_origins)
+        self._backend = RayBackend(settings.name)
         replica_id = ray_serve.get_replica_context().replica_id.unique_id
-        self._reporter = Reporter(name, replica_id, lambda: GatewayState(dict(self._backend.pending)))
+        self._access = await asyncio.to_thread(
+            Access, settings.name, replica_id, settings.store_url, settings.max_wait_s
+        )
+        self.gateway = Gateway(
+            self._backend,
+            settings.max_body_bytes,
+            settings.max_prompts,
+            settings.cors_origins,
+            self._access.admission,
+            self._access.doorkeeper,
+        )
+        self._access.start(self._backend.standing)
+        self._reporter = Reporter(settings.name, replica_id, self._state)
         self._reporter.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        self.gateway.catalog = {card["name"]: ModelCard(**card) for card in user_config["catalog"]}
+        catalog = user_config["catalog"]
+        self._access.configure(queues_of(catalog), user_config["operator"])
+        shown = [{key: value for key, value in card.items() if key != "queue"} for card in catalog]
+        self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}
 
     async def __del__(self) -> None:
         self._reporter.stop()
+        await self._access.stop()
+
+    def _state(self) -> GatewayState:
+        return GatewayState(dict(self._backend.pending + Counter(self._access.waiting())))
 
 
 def asgi_app() -> FastAPI:
@@ -238,6 +269,13 @@ class RayBackend:
             if isinstance(report, GatewayState):
                 pending.update(report.pending)
         return [report for report in reports if isinstance(report, ReplicaState)], pending
+
+    async def standing(self) -> dict[str, Standing]:
+        """Return how many replicas each model has, and how many gateways there are."""
+        reports = await self._reports.read()
+        gateways = sum(isinstance(report, GatewayState) for report in reports)
+        replicas = Counter(report.model for report in reports if isinstance(report, ReplicaState))
+        return {model: Standing(count, gateways) for model, count in replicas.items()}
 
     def _handle(self, model: str) -> Any:
         if model not in self._handles:

@@ -114,3 +114,11 @@ def serve_details(address: str) -> dict[str, Any]:
 def load_interval(seconds: float) -> dict[str, float]:
     """Return the option of AutoscalingConfig that says how often replicas tell their load."""
     return {"metrics_interval_s": seconds}
+
+
+def gateway_config(application: dict[str, Any]) -> dict[str, Any]:
+    """Return the `user_config` of an application's deployment, from Serve's details; empty where it tells none."""
+    for deployment in (application.get("deployments") or {}).values():
+        if found := (deployment.get("deployment_config") or {}).get("user_config"):
+            return dict(found)
+    return {}

@@ -1,0 +1,124 @@
+"""What a gateway replica needs to admit requests: keys, counts, rates, and the turns of each model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.home import home
+from serve.api.admission import Admission, OwnRates, Rates
+from serve.api.callers import Doorkeeper
+from serve.api.doorkeeper import KeyDoorkeeper
+from serve.deploy.rates import SharedRates
+from serve.fair.turns import Turns
+from serve.keys.directory import Directory
+from serve.keys.meter import Meter
+from serve.keys.store import Store
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 1.25
+"""Requests on their way for each slot of a replica: one is at hand when a slot frees."""
+LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How requests wait for one model at one gateway."""
+
+    slots: int
+    """Sequences that one replica works on at the same time."""
+    most: int
+    most_per_key: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What there is of one model, and how many gateways share it."""
+
+    replicas: int
+    gateways: int
+
+
+class Access:
+    """The admission of one gateway replica. Without a store nobody is asked for a key."""
+
+    def __init__(self, name: str, gateway: str, store_url: str | None, patience_s: float) -> None:
+        self._queues: Mapping[str, Queue] = {}
+        self._turns: dict[str, Turns] = {}
+        self._store = Store(store_url) if store_url else None
+        self._meter = Meter(self._store, home() / "serve" / "usage") if self._store else None
+        self._shared = SharedRates(name, gateway) if self._store else None
+        self._keys = KeyDoorkeeper(Directory(self._store.find)) if self._store else None
+        rates: Rates = self._shared or OwnRates()
+        self.admission = Admission(rates, self._meter, self._turns_of, patience_s)
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def doorkeeper(self) -> Doorkeeper | None:
+        """Who asks for keys."""
+        return self._keys
+
+    def start(self, standing: Callable[[], Awaitable[Mapping[str, Standing]]]) -> None:
+        """Begin to count, and to follow how many replicas there are."""
+        if self._meter and self._shared:
+            self._meter.start()
+            self._shared.start()
+        self._task = asyncio.get_running_loop().create_task(self._follow(standing))
+
+    async def stop(self) -> None:
+        """Write what was counted."""
+        if self._task:
+            self._task.cancel()
+        if self._meter and self._shared and self._store:
+            self._shared.stop()
+            await self._meter.stop()
+            self._store.close()
+
+    def configure(self, queues: Mapping[str, Queue], operator: str | None) -> None:
+        """Take the queues of the models that are served now, and the secret of the cluster's own commands."""
+        self._queues = queues
+        for gone in set(self._turns) - set(queues):
+            del self._turns[gone]
+        if self._keys:
+            self._keys.operator = operator
+
+    def waiting(self) -> dict[str, int]:
+        """Return how many requests wait for each model."""
+        return {name: turns.waiting for name, turns in self._turns.items()}
+
+    def _turns_of(self, model: str) -> Turns:
+        if model not in self._turns:
+            queue = self._queues[model]
+            self._turns[model] = Turns(window(queue, Standing(1, 1)), queue.most, queue.most_per_key)
+        return self._turns[model]
+
+    async def _follow(self, standing: Callable[[], Awaitable[Mapping[str, Standing]]]) -> None:
+        while True:
+            try:
+                found: Mapping[str, Standing] = await standing()
+            except Exception as error:  # a cluster in trouble: the windows stay
+                logger.warning("how many replicas there are is not known: %s", type(error).__name__)
+                found = {}
+            for model, turns in self._turns.items():
+                if model in found and model in self._queues:
+                    turns.widen(window(self._queues[model], found[model]))
+            await asyncio.sleep(LOOK_S)
+
+
+def window(queue: Queue, standing: Standing) -> int:
+    """Return how many requests of a model one gateway may have on their way. Pure.
+
+    Without a replica as many as for one: they are what wakes it.
+    """
+    share = WINDOW * queue.slots * max(1, standing.replicas) / max(1, standing.gateways)
+    return max(1, math.ceil(share))
+
+
+def queues_of(catalog: list[dict[str, Any]]) -> dict[str, Queue]:
+    """Return each model's queue from what `serve up` wrote into the gateway's configuration."""
+    return {card["name"]: Queue(**card["queue"]) for card in catalog}
