@@ -201,6 +201,8 @@ def _prepare(job: Job) -> Prepared:
         progress.say(note)
     if prepared.bad_rows:
         progress.say(f"{prepared.bad_rows} bad rows left out; the first: {prepared.first_bad[0]}")
+        for reason in prepared.bad_reasons:
+            progress.say(reason)
     limit = job.spec.data.eval_max_rows
     if limit and limit < prepared.eval_rows:
         drawn = f"{limit} of {prepared.eval_rows} held-out rows, drawn by data.split_seed {job.spec.data.split_seed}"
