@@ -127,3 +127,10 @@ def test_a_note_with_other_fields_is_named(tmp_path: Path, name: str):
     (tmp_path / f"{name}.json").write_text('{"strange": 1}')
     with pytest.raises(DamagedNote, match=rf"{name}\.json is damaged .*'strange'"):
         getattr(RunFolder(tmp_path), name)()
+
+
+@pytest.mark.parametrize("content", ['{"precision": "fp16"}', '{"precision": null}', '{"precison": "bf16"}'])
+def test_a_precision_that_is_none_is_named(tmp_path: Path, content: str):
+    (tmp_path / "precision.json").write_text(content)
+    with pytest.raises(DamagedNote, match=r"precision\.json is damaged .*bf16, fp32.*checkpoint\.resume=never"):
+        RunFolder(tmp_path).precision()
