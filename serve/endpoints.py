@@ -185,12 +185,22 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
         "replicas": {
             "running": sum(replica["state"] == "RUNNING" for replica in replicas),
             "target": deployment["target_num_replicas"] if deployment else 0,
+            "least": _least(deployment) if deployment else 0,
             "states": sorted(replica["state"] for replica in replicas),
         },
         "no_room": None,
         "message": " ".join(causes.plain(message) for message in messages if message),
         **{key: live.get(key) for key in ("version", "warning", "running", "queued", "tokens_per_second")},
     }
+
+
+def _least(deployment: dict[str, Any]) -> int:
+    """Return how many replicas must run for nothing to be missing: fewer than wanted while load adds some."""
+    scaled = deployment["deployment_config"].get("autoscaling_config")
+    growing = scaled and deployment["status"] == "UPSCALING"
+    return int(
+        min(scaled["min_replicas"], deployment["target_num_replicas"]) if growing else deployment["target_num_replicas"]
+    )
 
 
 # -- the endpoint -----------------------------------------------------------------------------------------------------
