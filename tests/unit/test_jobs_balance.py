@@ -52,6 +52,9 @@ def test_the_loss_is_what_transformers_makes_of_it() -> None:
 
 def test_without_the_switch_it_is_left_out_and_said() -> None:
     switched, plain = mixture(output_router_logits=True), mixture()
+    for model in (switched, plain):
+        assert CausalLM({"sequence_length": 8}).prepare_model(model.eval(), set()) == []  # it is only measured
+        model.train()
     with torch.no_grad():
         assert mean_loss(plain) < mean_loss(switched) - 0.5
     task = CausalLM({"sequence_length": 8})
