@@ -5,7 +5,8 @@ evaluate
 for each step:
     for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
     sum the loss over ranks; stop before the update if it is not finite
-    wait until a checkpoint that is being saved has been copied; clip, update; average running statistics
+    wait until a checkpoint that is being saved has been copied; clip, update; stop if the gradient was not finite
+    average running statistics
     write the step's metrics to the spool on disk
     now and then: evaluate; begin to save a checkpoint
 evaluate, export the weights as safetensors
@@ -14,9 +15,7 @@ evaluate, export the weights as safetensors
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,39 +35,10 @@ from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import to_device
 from jobs.worker.export import export
 from jobs.worker.fault_injection import damage
+from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, logged, set_up, system_metrics
 from jobs.worker.start import fresh_model
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite; the step was not applied."""
-
-
-class LossSpike(RuntimeError):
-    """The loss is far above the last ones; the step was not applied."""
-
-
-class RecentLosses:
-    """Tell a spike from the losses before it."""
-
-    LENGTH, ENOUGH = 64, 16
-
-    def __init__(self, factor: float | None) -> None:
-        """A loss of more than `factor` times the recent median is a spike; None: nothing is."""
-        self._factor = factor
-        self._losses: deque[float] = deque(maxlen=self.LENGTH)
-
-    def is_spike(self, loss: float) -> bool:
-        """Say whether `loss` is one; if not, remember it."""
-        if self._factor is not None and len(self._losses) >= self.ENOUGH and loss > self._factor * self.median():
-            return True
-        self._losses.append(loss)
-        return False
-
-    def median(self) -> float:
-        """Return the median of the recent losses."""
-        return statistics.median(self._losses)
 
 
 def train_worker(config: WorkerConfig) -> None:
@@ -102,19 +72,16 @@ def run_steps(worker: Worker) -> bool:
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
         loss, stop, save = forward_backward(worker, micro_batches, targets)
         loss *= {"nan": math.nan, "spike": 1e3}.get(worker.injector.inject("step", step + 1) or "", 1.0)
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
-        if recent.is_spike(loss):
-            raise LossSpike(
-                f"the loss of step {step + 1} is {loss:.4g}, after {recent.median():.4g}; it was not applied"
-            )
+        recent.check(loss, step + 1)
         wait_copied(worker)
         engine.step()
+        norm = engine.gradient_norm()
+        check_gradient(norm, loss, step + 1)  # before the step is noted or saved: its weights are of no use
         engine.average_buffers()
         worker.updates += 1
         done, now = step + 1, time.perf_counter()
         if worker.spool is not None:
-            metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": engine.gradient_norm()}
+            metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
             metrics[f"{worker.task.unit}_per_second"] = targets / (now - previous)
             metrics["workers"] = float(engine.world_size)
             worker.spool.append(done, {**metrics, "step_time_s": now - previous, "data_wait_s": data_wait_s})
@@ -202,6 +169,8 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
     worker.evaluations[label] = metrics
     if worker.first and label == "final":
         worker.folder.write_sums(sums)
+    elif worker.first and not math.isfinite(metrics["loss"]):
+        worker.folder.add_remarks([f"the loss on the held-out rows is {metrics['loss']} at step {step}"])
     if worker.spool is not None:
         worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
 
