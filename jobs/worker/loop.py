@@ -29,6 +29,7 @@ from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Manifest
 from jobs.checkpoint.fence import Superseded
 from jobs.data import batches
+from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
 from jobs.worker import proof
 from jobs.worker.config import WorkerConfig
@@ -39,6 +40,7 @@ from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, logged, set_up, system_metrics
 from jobs.worker.start import fresh_model
+from tracking.spool import Spool
 
 
 def train_worker(config: WorkerConfig) -> None:
@@ -56,7 +58,15 @@ def train_worker(config: WorkerConfig) -> None:
             with watchdog.during("export", learns=False):
                 export_weights(worker)
     if worker.spool is not None:
-        worker.spool.close()
+        close_spool(worker.spool, worker.folder)
+
+
+def close_spool(spool: Spool, folder: RunFolder) -> None:
+    """End the metrics, and have the run say how many the disk did not take."""
+    spool.close()
+    if spool.lost:
+        with suppress(OSError):  # the disk is still full: the worker's log has said it
+            folder.add_remarks([f"{spool.lost} lines of metrics are missing: the disk did not take them"])
 
 
 def run_steps(worker: Worker) -> bool:
