@@ -31,7 +31,7 @@ from jobs.checkpoint.fence import Superseded
 from jobs.data import batches
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
-from jobs.worker import proof
+from jobs.worker import proof, untaught
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import to_device
 from jobs.worker.export import export
@@ -127,6 +127,8 @@ def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets:
         # A rank without rows left still takes part in the collectives of the backward pass, with weight 0.
         batch = micro_batch or filler or task.collate(worker.rows.take(np.zeros(1, dtype=np.int64)))
         loss, _ = task.loss(engine.model, to_device(batch, engine.device))
+        if worker.first and worker.updates == index == 0 and micro_batch is not None:
+            worker.folder.add_remarks(untaught.remarks(loss, engine.model.module))
         weighted = loss if micro_batch is not None else loss * 0.0
         engine.backward(weighted / max(targets, 1))
         total += weighted.detach()

@@ -16,6 +16,7 @@ from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.spec import TrainingSpec
+from jobs.worker import untaught
 from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.zero import deepspeed_config
 
@@ -63,6 +64,7 @@ def train(case: str, rank: int, folder: Path) -> None:
     for step in range(STEPS):
         ids = torch.tensor([(3 * step + rank) % 7])
         loss = torch.nn.functional.cross_entropy(engine.model(ids).float(), (ids + 1) % 7, reduction="sum")
+        assert untaught.remarks(loss, engine.model.module) == [], case
         engine.backward(loss / 2)
         engine.step()
         assert 0 < engine.gradient_norm() < 100, case
