@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +29,7 @@ from cluster.errors import UserError
 from cluster.precision import decide
 from cluster.topology import Node
 from serve import served
-from serve.deploy import address, plan, ray_serve_internals, room, state_actor, waiting, warm
+from serve.deploy import address, controller, plan, ray_serve_internals, room, state_actor, waiting, warm
 from serve.deploy.deployments import ENGINE, GATEWAY, GatewayDeployment, ModelDeployment, asgi_app, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
@@ -71,7 +72,8 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
         ray_serve_internals.delete_soon(name)
     reached = ray.util.get_node_ip_address() if host in address.ANY else host
     listed = {model.name: {"version": model.version, "generates": model.generates} for model in models}
-    return {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed}
+    outcome = {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed}
+    return {**outcome, "deployed_at": time.time()}
 
 
 def down(name: str) -> dict[str, Any]:
@@ -106,8 +108,20 @@ def main(arguments: list[str]) -> int:
 
 def _in_turn(verb: str, argument: str, code: OwnCode | None) -> dict[str, Any]:
     spec = ServeSpec.model_validate_json(argument) if verb == "up" else None
-    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, lambda text: _tell(progress=text), _owner()):
-        return up(spec, code) if spec else down(argument)
+
+    def say(text: str) -> None:
+        _tell(progress=text)
+
+    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, say, _owner()):
+        controller.ensure_answers(say)
+        with controller.watched(_give_up):
+            return up(spec, code) if spec else down(argument)
+
+
+def _give_up(sentence: str) -> None:
+    """End this job from any thread; the main one waits for an answer that does not come."""
+    _tell(error=sentence)
+    os._exit(1)
 
 
 def _owner() -> str:

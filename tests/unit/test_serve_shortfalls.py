@@ -90,6 +90,39 @@ def test_what_down_left_is_named() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cluster", "here", "is_local", "expected"),
+    [
+        ("1f", "1f", True, "here"),
+        ("1f", "2e", True, "gone"),
+        ("1f", "address:h:6379", False, "elsewhere"),
+        ("address:h:6379", "address:h:6379", False, "here"),
+        ("address:h:6379", "address:i:6379", False, "elsewhere"),
+        ("address:h:6379", "2e", True, "elsewhere"),
+        ("", "address:h:6379", False, "here"),
+        ("", "2e", True, "elsewhere"),
+    ],
+)
+def test_what_was_brought_up_is_here_gone_or_elsewhere(cluster: str, here: str, is_local: bool, expected: str) -> None:
+    assert served.place(cluster, here, is_local) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (
+            "here",
+            "m at http://h:1 was stopped from elsewhere, or Ray Serve has ended: `tandem serve up SPEC` serves it",
+        ),
+        ("gone", "m at http://h:1 ended with the cluster: `tandem serve up SPEC` serves it again"),
+        ("elsewhere", "m at http://h:1 was brought up on another cluster, h:6379"),
+    ],
+)
+def test_what_became_of_it_is_not_claimed_of_another_cluster(where: served.Place, said: str) -> None:
+    lost = served.Served("tandem", "http://h:1", ("m",), cluster="address:h:6379", place=where)
+    assert lost.sentence.startswith(said)
+
+
 @pytest.mark.parametrize("written", ["", '{"name": "tan', "[]", '{"name": "tandem"}'])
 def test_a_file_that_was_cut_is_a_sentence_and_up_goes_on(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
