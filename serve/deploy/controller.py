@@ -1,6 +1,7 @@
 """Ray Serve's controller answers before anything is deployed or stopped, and while it is: Ray waits for it for ever.
 
-One that hangs is ended. Ray starts it again, and it takes over what runs; requests do not need it meanwhile.
+One that hangs is ended. Ray starts it again, and it takes over what runs. Requests do not need it
+meanwhile, but for a gateway's first to a model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def ensure_answers(say: Callable[[str], None], silent_s: float = SILENT_S, resta
     """
     if ray_serve_internals.controller_answers(silent_s):
         return
-    say(f"Ray Serve's controller has not answered for {silent_s:g} s: ended; Ray starts it again, and models go on")
+    say(f"Ray Serve's controller has not answered for {silent_s:g} s: ended; Ray starts it again, replicas stay")
     ray_serve_internals.end_controller()
     deadline = time.monotonic() + restart_s
     while not ray_serve_internals.controller_answers(1.0):
