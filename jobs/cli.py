@@ -26,8 +26,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own way)
     """Check a spec without a cluster, and print it with all defaults.
 
-    What is known here of what it starts from is checked too: an architecture's config, a folder, or a version where
-    the registry answers.
+    What is known here of its data and of what it starts from is looked at too: files, an architecture's config, a
+    folder, a version where the registry answers.
 
     Example: tandem jobs validate jobs/specs/stdlib-lm.yaml --set training.steps=1000
     """
@@ -36,17 +36,23 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     import yaml
 
     from cluster import specfile
+    from cluster.errors import check_all
     from jobs import first_look, noise, parents
     from jobs.spec import JobSpec
     from jobs.worker import zero
 
-    checked = specfile.load(spec, JobSpec, set_)
-    zero.read_named(checked.training, spec.absolute().parent)
+    checked, base = specfile.load(spec, JobSpec, set_), spec.absolute().parent
     noise.quiet()
-    parents.check_architecture(checked, spec.absolute().parent)
     notes: list[str] = []
-    missing = parents.preflight(checked, spec.absolute().parent, also=first_look.check, unchecked=notes.append)
-    for note in [*filter(None, [missing]), *notes]:
+    check_all(
+        lambda: zero.read_named(checked.training, base),
+        lambda: parents.check_architecture(checked, base),
+        lambda: notes.extend(
+            filter(None, [parents.preflight(checked, base, also=first_look.check, unchecked=notes.append)])
+        ),
+        lambda: notes.extend(first_look.look_at_data(checked, base)),
+    )
+    for note in notes:
         typer.echo(f"note: {note}", err=True)
     resolved = checked.resolved()
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")

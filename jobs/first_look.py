@@ -1,10 +1,11 @@
-"""A look at a job's first examples with the tokenizer of its parent, before there is a cluster."""
+"""A look at a job's data, and at its first examples with the tokenizer of its parent, before there is a cluster."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from cluster.errors import UserError
+from cluster.errors import UserError, check_all
 from jobs.data import listing, sources
 from jobs.data.corpora import BUILT_IN
 from jobs.data.tables import TableForm
@@ -42,6 +43,38 @@ def check(spec: JobSpec, base: Path, parent: Path) -> None:
         raise
     except Exception:  # an example's own fault, or the parent's: the job says where
         return
+
+
+def look_at_data(spec: JobSpec, base: Path) -> list[str]:
+    """Refuse data that no job could open, and return in sentences what of it is not on this machine.
+
+    What is not there yet may come before the job does, or lie on the cluster's machines only.
+
+    Args:
+        base: where relative paths start.
+
+    Raises:
+        UserError: files of an unknown kind, a URL, a table whose header has a column twice, and the like.
+    """
+    named = {"data.train": spec.data.train, "data.eval": spec.data.eval}
+    parts = [
+        (key, part) for key, where in named.items() for part in ([where] if isinstance(where, str) else where or [])
+    ]
+    notes: list[str] = []
+    check_all(*(partial(lambda key, part: notes.extend(_not_here(key, part, spec, base)), *each) for each in parts))
+    return notes
+
+
+def _not_here(key: str, part: str, spec: JobSpec, base: Path) -> list[str]:
+    if part in BUILT_IN or part.startswith("hf://"):
+        return []
+    if "://" not in part and listing.existing(part, base) is None:
+        found = listing.of_glob(part, base)
+        if not found.files and not found.left_out:
+            return [f"{key}: nothing matches {part!r} on this machine (looked from {base}), so it was not looked at"]
+    if "://" in part or _is_small(part, base):
+        sources.open_source(part, base, TableForm(spec.data.columns, spec.data.quotes))
+    return []
 
 
 def _is_small(where: str | list[str], base: Path) -> bool:

@@ -10,8 +10,8 @@ from jobs.progress import Progress, Throttle
 
 DESCRIPTIONS = {
     "read": "reading the data",
-    "fit": "fitting the tokenizer",
-    "encode": "encoding and packing",
+    "fit": "fitting the tokenizer or the labels",
+    "encode": "encoding",
     "start": "starting the workers",
     "train": "training",
     "evaluate": "evaluating",

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _PREFIX = "tandem: "
-_PROGRESS = re.compile(r"^tandem: ([a-z-]+) (\d+)/(\d+)((?: [a-z_]+=\S+)*)\s*$")
+_NUMBER = r"-?(?:nan|inf|[\d.]+(?:e[-+]?\d+)?)"
+_PROGRESS = re.compile(rf"^tandem: ([a-z-]+) (\d+)/(\d+)((?: [^\s=]+={_NUMBER})*)\s*$")  # metrics: macro_f1, recall@5
 _RESULT = re.compile(r"^tandem: result (\{.*\})\s*$")
 
 

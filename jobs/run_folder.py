@@ -26,10 +26,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from cluster.precision import Precision
 from jobs.data.identity import Noted
-from jobs.notes import lines, made, read, write
+from jobs.notes import DamagedNote, lines, made, read, write
 
 TAIL_BYTES = 65536
 
@@ -198,11 +199,15 @@ class RunFolder:
         """Note what failures have changed."""
         write(self.path / "control.json", asdict(control))
 
-    def precision(self) -> str | None:
+    def precision(self) -> Precision | None:
         """Return what the run computes in, if an attempt has decided."""
-        return read(self.path / "precision.json").get("precision")
+        if not (values := read(path := self.path / "precision.json")):
+            return None
+        if (kept := values.get("precision")) not in get_args(Precision):
+            raise DamagedNote(path, f"it says precision {kept!r}, not one of {', '.join(get_args(Precision))}")
+        return kept
 
-    def keep_precision(self, precision: str) -> None:
+    def keep_precision(self, precision: Precision) -> None:
         """Note what the run computes in, for attempts to come."""
         write(self.path / "precision.json", {"precision": precision})
 

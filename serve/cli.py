@@ -77,7 +77,7 @@ def status(as_json: AsJson = False) -> None:
     missing = [] if found is None else shortfalls.found(found)
     for line in missing:
         _say(line)
-    if missing or lost is not None:
+    if missing or (lost is not None and lost.place != "elsewhere"):
         raise typer.Exit(1)
 
 

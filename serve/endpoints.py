@@ -27,6 +27,7 @@ Progress = Callable[[str], None]
 MARK = "@tandem "
 POLL_S = 0.3
 LOG_LINES_SHOWN = 20
+LOOK_AGAIN_S = 1.0
 
 
 def up(spec: ServeSpec, progress: Progress = lambda _: None, path: Path | None = None) -> dict[str, Any]:
@@ -48,9 +49,13 @@ def up(spec: ServeSpec, progress: Progress = lambda _: None, path: Path | None =
 
 def down(progress: Progress = lambda _: None) -> list[str]:
     """Stop the endpoint, and Ray Serve with it if nothing else uses it. Returns the applications that were stopped."""
-    details = _details()
-    name = _gateway_name(details)
-    if name is None and not details.get("controller_info", {}).get("actor_id"):
+    details: dict[str, Any] | None = None
+    try:
+        details = _details()
+        name = _gateway_name(details)
+    except ControllerSilent:  # the job ends it, and another one takes its place
+        name = served.name()
+    if details is not None and name is None and not details.get("controller_info", {}).get("actor_id"):
         served.forget()
         return []
     outcome = _run("down", [name or "tandem"], progress)
@@ -69,7 +74,7 @@ def status() -> dict[str, Any] | None:
     endpoint = _endpoint(details)
     applications = details["applications"]
     live = _live(endpoint, ray_serve_internals.gateway_config(applications[name]).get("operator"))
-    lacking = room.lacking(applications, topology.nodes())
+    lacking = _lacking(applications)
     states = {
         app: _model_status(found, live.get(app.removeprefix(f"{name}."), {})) for app, found in applications.items()
     }
@@ -155,9 +160,25 @@ def _tail(client: Any, job_id: str, log: str) -> str:
 # -- Serve's REST API -------------------------------------------------------------------------------------------------
 
 
+class ControllerSilent(UserError):
+    """Ray Serve's controller does not answer, so nobody knows what is served."""
+
+
 def _details() -> dict[str, Any]:
+    """Ask Serve's REST API. Raises UserError, ControllerSilent among them, when it does not tell."""
     address = connect.job_client().get_address()  # first: it sets the token that Ray reads when it is imported
-    return ray_serve_internals.serve_details(address)
+    try:
+        with connect.explained(address):
+            return ray_serve_internals.serve_details(address)
+    except TimeoutError as error:
+        raise ControllerSilent(
+            "Ray Serve's controller does not answer, so what is served is not known; models may answer all the same: "
+            "`tandem serve up SPEC` and `tandem serve down` replace the controller first"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"the cluster at {address} cannot tell what is served: {error}; try again in a minute"
+        ) from error
 
 
 def _gateway_name(details: dict[str, Any]) -> str | None:
@@ -185,12 +206,35 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
         "replicas": {
             "running": sum(replica["state"] == "RUNNING" for replica in replicas),
             "target": deployment["target_num_replicas"] if deployment else 0,
+            "least": _least(deployment) if deployment else 0,
             "states": sorted(replica["state"] for replica in replicas),
         },
         "no_room": None,
         "message": " ".join(causes.plain(message) for message in messages if message),
         **{key: live.get(key) for key in ("version", "warning", "running", "queued", "tokens_per_second")},
     }
+
+
+def _lacking(applications: dict[str, Any]) -> dict[str, str]:
+    """Return what replicas find no room for, when a second look says so too.
+
+    Serve names the node of a replica a moment after the replica has taken its CPUs.
+    """
+    lacking = room.lacking(applications, topology.nodes())
+    if lacking:
+        time.sleep(LOOK_AGAIN_S)
+        again = room.lacking(_details().get("applications", {}), topology.nodes())
+        lacking = {app: sentence for app, sentence in again.items() if app in lacking and app in applications}
+    return lacking
+
+
+def _least(deployment: dict[str, Any]) -> int:
+    """Return how many replicas must run for nothing to be missing: fewer than wanted while load adds some."""
+    scaled = deployment["deployment_config"].get("autoscaling_config")
+    growing = scaled and deployment["status"] == "UPSCALING"
+    return int(
+        min(scaled["min_replicas"], deployment["target_num_replicas"]) if growing else deployment["target_num_replicas"]
+    )
 
 
 # -- the endpoint -----------------------------------------------------------------------------------------------------

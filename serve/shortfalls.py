@@ -23,9 +23,12 @@ def found(status: Mapping[str, Any]) -> list[str]:
 
 
 def of_model(model: Mapping[str, Any]) -> str | None:
-    """Say what one model lacks: it does not run, or fewer replicas do than are wanted."""
+    """Say what one model lacks: it does not run, fewer replicas do than are wanted, or there is no room for them.
+
+    While load adds replicas, as many as the spec asks for at least are enough.
+    """
     running, target = model["replicas"]["running"], model["replicas"]["target"]
-    if model["status"] == "RUNNING" and running >= target:
+    if model["status"] == "RUNNING" and running >= model["replicas"]["least"] and not model.get("no_room"):
         return None
     told = f"{model['status'].lower()}, {running} of {target} replicas run"
     reasons = " ".join(each for each in (model.get("no_room"), model["message"]) if each)
@@ -52,4 +55,9 @@ def left_over(applications: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _unreachable(status: Mapping[str, Any]) -> list[str]:
-    return [] if status["reachable"] else [f"{status['endpoint']} does not answer from here"]
+    if status["reachable"]:
+        return []
+    return [
+        f"{status['endpoint']} does not answer from here: a proxy or a gateway that hangs is replaced within half a "
+        "minute; if this stays, `tandem serve down` and `tandem serve up SPEC`"
+    ]

@@ -70,16 +70,39 @@ def sync_runs(
 ) -> None:
     """Tell the server what it missed while it was away: metrics, how the runs ended, the models they made.
 
+    A run that cannot be told is named and passed over; the exit code is 1 then.
+
     Example: tandem tracking sync
     """
     from cluster.home import home
     from tracking import outbox
 
     waiting = [spool for folder in folders or [home() / "storage" / "runs"] for spool in outbox.pending(folder)]
-    for spool in waiting:
-        typer.echo(f"{spool.parent.name}: {outbox.settle(spool)} records sent")
+    untold = [spool for spool in waiting if not _is_told(spool)]
     if not waiting:
         typer.echo("nothing waits: the server knows everything")
+    if untold:
+        typer.echo(f"{len(untold)} of {len(waiting)} runs could not be told", err=True)
+        raise typer.Exit(1)
+
+
+def _is_told(spool: Path) -> bool:
+    """Settle one run and say how that went.
+
+    Raises:
+        ServerUnreachable: the others cannot be told either.
+    """
+    from tracking import outbox
+    from tracking.errors import ServerUnreachable, TrackingError
+
+    try:
+        typer.echo(f"{spool.parent.name}: {outbox.settle(spool)} records sent")
+        return True
+    except ServerUnreachable:
+        raise
+    except (TrackingError, OSError) as error:
+        typer.echo(f"{spool.parent.name}: not told: {error}", err=True)
+        return False
 
 
 @app.command("promote")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import NonNegativeInt, TypeAdapter
+
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 
 
@@ -44,7 +46,7 @@ def encode(step: int, metrics: dict[str, float], time_ms: int) -> bytes:
 class Cursor:
     """What has been sent: the position in each file and the last step of each metric."""
 
-    offsets: dict[str, int] = field(default_factory=dict)
+    offsets: dict[str, NonNegativeInt] = field(default_factory=dict)
     last_step: dict[str, int] = field(default_factory=dict)
     not_finite: dict[str, str] = field(default_factory=dict)
 
@@ -52,8 +54,8 @@ class Cursor:
     def load(path: Path) -> "Cursor":
         """Read a cursor. Without a readable one everything is sent again, which the server recognises."""
         try:
-            return Cursor(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return TypeAdapter(Cursor).validate_json(path.read_bytes(), strict=True)
+        except (OSError, ValueError):
             return Cursor()
 
     def save(self, path: Path) -> None:

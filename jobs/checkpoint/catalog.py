@@ -13,6 +13,7 @@ comes back from the dead spoils nothing.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -173,9 +174,9 @@ class Keep:
 
 
 def expendable(manifests: Sequence[Manifest], keep: Keep) -> list[int]:
-    """Return the steps that need not stay. Pure."""
+    """Return the steps that need not stay; one whose metric is NaN or infinite did not do best. Pure."""
     by_age = sorted(manifests, key=lambda manifest: -manifest.step)
-    rated = [manifest for manifest in by_age if keep.metric in manifest.metrics]
+    rated = [manifest for manifest in by_age if math.isfinite(manifest.metrics.get(keep.metric, math.nan))]
     sign = -1 if keep.better == "max" else 1
     by_merit = sorted(rated, key=lambda manifest: sign * manifest.metrics[keep.metric])
     kept = {manifest.step for manifest in [*by_age[: keep.newest], *by_merit[: keep.best]]}

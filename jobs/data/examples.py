@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def kind_of(reason: str) -> str:
+    """Return a bad row's reason without what is the row's own: numbers, and what is quoted behind the first name."""
+    first, *others = re.split(r"(?<=')(?=\W)", reason, maxsplit=1)
+    return re.sub(r"\d+", "0", first + "".join(re.sub(r"'[^']*'|\([^)]*\)", "…", other) for other in others))
+
+
 Rows = Iterator[Example | BadRow]
 
 
@@ -91,6 +98,7 @@ class BadRows:
         self._traces: set[str] = set()
         self.count = 0
         self.first: list[BadRow] = []
+        self._kinds: dict[str, tuple[int, BadRow]] = {}
 
     def add(self, row: BadRow) -> None:
         """Count one.
@@ -102,11 +110,24 @@ class BadRows:
             return
         self.count += 1
         self.first = [*self.first, row][: self.KEPT]
+        self._sort(row)
         self._show(row)
         if not self._most:
             raise UserError(f"{row}; with data.bad_rows: skip it would be left out and counted")
         if self.count > self._most:
             raise UserError(f"{row}; it is bad row number {self.count}, and data.max_bad_rows is {self._most}")
+
+    def other_reasons(self) -> list[str]:
+        """Say how many rows are left out for another reason than the first one is, and one of each kind; most first."""
+        others = sorted(list(self._kinds.values())[1:], key=lambda kind: -kind[0])
+        return [f"{count} of them for another reason, as {row}" for count, row in others]
+
+    def _sort(self, row: BadRow) -> None:
+        kind = kind_of(row.reason)
+        if kind not in self._kinds and len(self._kinds) == self.KEPT:
+            kind = next(reversed(self._kinds))  # the last one stands for all that are too many to be told apart
+        count, example = self._kinds.get(kind, (0, row))
+        self._kinds[kind] = count + 1, example
 
     def _show(self, row: BadRow) -> None:
         kind = row.trace.rpartition("\n")[0]  # the last line may hold the row's own content

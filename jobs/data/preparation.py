@@ -59,6 +59,7 @@ class Preparation:
             "rows": hashlib.sha256("".join(sorted(f"{e.file} {e.digest}\n" for e in encoded)).encode()).hexdigest(),
             "bad_rows": self._bad.count,
             "first_bad": [str(row) for row in self._bad.first],
+            "bad_reasons": self._bad.other_reasons(),
         }
 
     def _is_cut(self) -> bool:

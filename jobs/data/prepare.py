@@ -47,6 +47,8 @@ class Prepared:
     """How many raw examples were left out."""
     first_bad: tuple[str, ...] = ()
     """The first of them: where, and why."""
+    bad_reasons: tuple[str, ...] = ()
+    """Sentences about those that are left out for another reason than the first one."""
     notes: Sequence[str] = ()
     """Sentences for the log: what was left out or chosen, and what the task counted."""
     cached: bool = False

@@ -44,7 +44,9 @@ def quantised(report: Mapping[str, Any]) -> str:
     layers = report["layers"]
     left = f"; left as they are: {counted(layers['left'])}" if layers["left"] else ""
     sizes = f"{report['parent_bytes'] / MIB:.1f} → {report['bytes'] / MIB:.1f} MiB"
-    loss = f"{report['parent_eval_loss']:.4g} → {report['eval_loss']:.4g} ({report['loss_change']:+.2%})"
+    loss = f"{report['parent_eval_loss']:.4g} → {report['eval_loss']:.4g}"
+    if "loss_change" in report:
+        loss += f" ({report['loss_change']:+.2%})"
     return (
         f"{layers['quantised']} of {layers['of']} linear layers quantised ({counted(layers['kinds'])}"
         f"{left}); weights {sizes}; held-out loss {loss}"

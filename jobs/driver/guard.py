@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from jobs import lease
+from jobs import deaths, lease
 from jobs.driver.standstill import ATTEMPT, WAY_OUT
 from jobs.run_folder import RunFolder
 
@@ -30,6 +30,7 @@ PATIENCE = 60
 ORPHAN = 'exec 3<&0; "$@" <&3 3<&- &'
 """A shell gives what it leaves in the background an empty input, unless another descriptor holds the pipe."""
 DIED = "the driver of the job died without a word (killed, or out of memory)"
+FOR_MEMORY = "the driver of the job died without a word, and the kernel of its machine killed for memory meanwhile"
 HUNG = f"the preparation of the data hung, and the driver was ended for it; {WAY_OUT}"
 OVERDUE = "the job was asked to stop and did not within the cluster's limit, so it was killed"
 
@@ -66,13 +67,15 @@ def dismiss(pipe: int) -> None:
 
 def main(path: Path, number: int) -> None:
     """Wait for the driver's end; then end the run if the driver has not, and nobody goes on with it."""
+    kills = deaths.oom_kills()
     if sys.stdin.buffer.read():
         return
+    for_memory = deaths.oom_kills() > kills
     folder = RunFolder(path, resumed=True)
     if folder.status() != "RUNNING" or lease.newest(path) != number:
         return
     stopped = folder.stop_requested()
-    status, reason = ending_of(stopped=stopped, hung=folder.hung_attempts())
+    status, reason = ending_of(stopped=stopped, hung=folder.hung_attempts(), for_memory=for_memory)
     with suppress(OSError):  # a full disk: the tracking server has to know all the same
         folder.write_status(status)
     from tracking import outbox
@@ -96,16 +99,21 @@ def main(path: Path, number: int) -> None:
             time.sleep(5)
 
 
-def ending_of(*, stopped: bool, hung: Collection[str]) -> tuple[Literal["KILLED", "FAILED"], str]:
+def ending_of(
+    *, stopped: bool, hung: Collection[str], for_memory: bool = False
+) -> tuple[Literal["KILLED", "FAILED"], str]:
     """Return how a run whose driver said nothing has ended, and why. Pure.
 
     Args:
         stopped: the job had been asked to stop.
         hung: the attempts that left stacks.
+        for_memory: since the driver began, its kernel has killed some process for memory.
     """
     if stopped:
         return "KILLED", OVERDUE
-    return "FAILED", HUNG if ATTEMPT in hung else DIED
+    if ATTEMPT in hung:
+        return "FAILED", HUNG
+    return "FAILED", FOR_MEMORY if for_memory else DIED
 
 
 def page(folder: RunFolder, reason: str = DIED) -> str:

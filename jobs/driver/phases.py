@@ -52,7 +52,7 @@ def train_phase(job: Job) -> dict[str, Any]:
 def evaluate_phase(job: Job) -> dict[str, Any]:
     """Measure a model on held-out data. Shares need no collective, so plain tasks do it, one for each worker."""
 
-    from jobs.worker.evaluate import evaluate_share
+    from jobs.worker.evaluate import check_finite, evaluate_share
 
     prepared = _prepare(job)
     workers = job.spec.resources.fewest
@@ -67,6 +67,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     task = prepared.task(job.spec)
     metrics = task.summarise(totals)
     progress.say(figures.evaluated(metrics))
+    check_finite(metrics["loss"], f"{job.spec.model.source} on the held-out rows")
     publish.log_figures(job, task, totals)
     job.track(lambda run: run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}))
     return {"evaluation": metrics, "model": job.spec.model.source}
@@ -201,6 +202,8 @@ def _prepare(job: Job) -> Prepared:
         progress.say(note)
     if prepared.bad_rows:
         progress.say(f"{prepared.bad_rows} bad rows left out; the first: {prepared.first_bad[0]}")
+        for reason in prepared.bad_reasons:
+            progress.say(reason)
     limit = job.spec.data.eval_max_rows
     if limit and limit < prepared.eval_rows:
         drawn = f"{limit} of {prepared.eval_rows} held-out rows, drawn by data.split_seed {job.spec.data.split_seed}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import devices
-from cluster.precision import Decision, Device, decide
+from cluster.precision import Decision, Device, Precision, decide
 from jobs import progress
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
@@ -32,11 +32,11 @@ def settle(spec: JobSpec, folder: RunFolder, placed: Mapping[str, int]) -> Decis
     return decision
 
 
-def with_kept(spec: JobSpec, found: list[Device], kept: str | None) -> Decision:
+def with_kept(spec: JobSpec, found: list[Device], kept: Precision | None) -> Decision:
     """Decide by the spec and the devices, but stay with what an earlier attempt chose. Pure."""
-    if kept not in ("bf16", "fp32"):
+    if kept is None:
         return decide(spec.precision, found)
-    return replace(decide(kept, found), reason="as the run began")  # type: ignore[arg-type]
+    return replace(decide(kept, found), reason="as the run began")
 
 
 def in_params(spec: JobSpec, decision: Decision) -> dict[str, Any]:

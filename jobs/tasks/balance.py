@@ -32,11 +32,16 @@ def is_wanted(config: Any) -> bool:
 
 
 def remark(config: Any) -> str | None:
-    """Return what to say of a mixture of experts that is trained without its balancing loss, else None."""
+    """Return what to say of how a mixture of experts is kept in balance, or is not; None of any other model."""
     text = config.get_text_config()
-    is_mixture = any((getattr(text, name, None) or 0) > 1 for name in _EXPERTS)
-    if not is_mixture or is_wanted(config) or not coefficient(config):
+    weight = coefficient(config)
+    if not any((getattr(text, name, None) or 0) > 1 for name in _EXPERTS) or not weight:
         return None
+    if is_wanted(config):
+        return (
+            f"the training loss includes {weight:g} times a loss that keeps the experts equally busy, as the config "
+            "says (output_router_logits); held-out losses do not"
+        )
     return (
         "the experts are trained without a loss that keeps them equally busy, as the config says (model.config: "
         "{output_router_logits: true} adds it)"

@@ -238,9 +238,10 @@ class CausalLM(Task):
         Raises:
             TaskError: the model sees tokens that come later.
         """
+        is_trained = model.training  # what is only measured has no training loss to speak of
         causality.check(model, self.options.sequence_length)
         self._config = getattr(model, "config", None)
-        said = balance.remark(self._config) if self._config is not None else None
+        said = balance.remark(self._config) if self._config is not None and is_trained else None
         return [*filter(None, [said]), *self._told_apart(model, columns)]
 
     def _told_apart(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:

@@ -201,10 +201,10 @@ class ImageClassification(Classifier):
     # -- model ------------------------------------------------------------------------------------------------------
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
-        """Raise TaskError for an unknown architecture or an entry that its config has not."""
+        """Raise TaskError for an unknown architecture, an entry that its config has not, or what makes no model."""
         from jobs.tasks import image_models
 
-        image_models.check(architecture, config)
+        image_models.check_builds(architecture, config)
 
     def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
         """Raise TaskError for a model that classifies no images, or has no place for an entry of `config`."""

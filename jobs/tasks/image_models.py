@@ -36,6 +36,30 @@ def check(architecture: str, config: Mapping[str, Any]) -> Any:
     return default
 
 
+def check_builds(architecture: str, config: Mapping[str, Any]) -> None:
+    """Refuse what `check` refuses, and a config of which no model can be made, by making one without memory.
+
+    The size of its images is not known yet, nor are the labels: it gets the architecture's own.
+
+    Raises:
+        TaskError: as above.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers.models.auto import modeling_auto
+
+    from jobs.tasks import architectures
+
+    check(architecture, config)
+    if architecture not in {"cnn", *getattr(modeling_auto, TABLE)}:
+        raise TaskError(f"model.architecture: {architecture!r} is no image-classifying architecture")
+    try:
+        whole = AutoConfig.for_model(architecture, **config)
+    except Exception as error:  # whatever a config's own checks raise
+        said = " ".join(str(error).split())[:200]
+        raise TaskError(f"model.config for {architecture}: {type(error).__name__}: {said}") from error
+    architectures.check_builds(AutoModelForImageClassification, architecture, whole)
+
+
 def build(
     architecture: str, config: Mapping[str, Any], labels: Sequence[str], size: tuple[int, int], channels: int
 ) -> torch.nn.Module:

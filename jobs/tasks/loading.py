@@ -72,10 +72,11 @@ def _untied(model: Any) -> list[str]:
     transformers keeps both then; other readers of the config would put the embedding in the head's place.
     """
     config = model.config.get_text_config()
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not getattr(config, "tie_word_embeddings", False) or embedding is None or head is None:
+    head = model.get_output_embeddings()
+    if not getattr(config, "tie_word_embeddings", False) or head is None or not hasattr(head, "weight"):
         return []
-    if getattr(head, "weight", None) is embedding.weight or not hasattr(head, "weight"):
+    embedding = model.get_input_embeddings()  # convolutional models have none, and raise: only one with a head is asked
+    if embedding is None or head.weight is embedding.weight:
         return []
     for each in (model.config, config):
         each.tie_word_embeddings = False

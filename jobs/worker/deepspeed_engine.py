@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -45,6 +46,8 @@ class Engine:
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
         deepspeed_internals.replace_clipping(self.model, self._clip_and_note)
+        self._alone = not self.model.zero_optimization()
+        """Whether every rank holds all of the training state."""
         stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__
         self._layout = zero_layouts.choose(stage, self.model.optimizer)
         zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
@@ -58,7 +61,13 @@ class Engine:
         self.model.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """End a micro-batch; after the last of a global batch this clips and applies the gradients."""
+        """End a micro-batch; after the last of a global batch this clips and applies the gradients.
+
+        Of gradients that are not finite, ZeRO applies none and says nothing; without ZeRO they spoil the weights. The
+        caller looks at `gradient_norm`.
+        """
+        if self._alone and not self._clip and self.model.is_gradient_accumulation_boundary():
+            self._clip_and_note()  # DeepSpeed does not where there is nothing to clip
         self.model.step()
 
     def average_buffers(self) -> None:
@@ -71,12 +80,12 @@ class Engine:
             group["lr"] = learning_rate
 
     def gradient_norm(self) -> float:
-        """Return the norm of the last applied gradient, before clipping."""
+        """Return the norm of the last gradient, before clipping, the same on all ranks; not finite if it is not."""
         norm = self._norm if self._norm is not None else self.model.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
     def _clip_and_note(self) -> None:
-        self._norm = torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), self._clip)
+        self._norm = torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), self._clip or math.inf)
 
     def all_sum(self, *values: torch.Tensor | float) -> list[float]:
         """Sum each value over the ranks, in one collective."""

@@ -10,11 +10,35 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.data.rows import Rows
 from jobs.spec import JobSpec
 from jobs.tasks import Task
+
+
+class NotFinite(UserError):
+    """A model's loss is NaN or infinite: whatever else was measured of it means nothing."""
+
+    exit_code = 1
+
+
+def check_finite(loss: float, of: str) -> None:
+    """Refuse what cannot be compared with anything.
+
+    Args:
+        of: the model, and the rows that it was measured on.
+
+    Raises:
+        NotFinite: the loss is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise NotFinite(
+            f"the loss of {of} is {loss}: the model makes NaN or infinite numbers of them, so that nothing measured of "
+            "it means anything. No model comes of this run"
+        )
+
 
 During = Callable[[str], AbstractContextManager[None]]
 """What has a limit of its own meanwhile (jobs/worker/watchdog.py)."""

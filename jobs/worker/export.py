@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import shutil
 from collections.abc import Callable
@@ -118,8 +117,6 @@ def check_loss(trained: float, written: float, precision: Precision, rows: str) 
     Raises:
         WrongExport: they differ by more than rounding.
     """
-    if math.isnan(trained) and math.isnan(written):
-        return
     if abs(written - trained) <= LEAST[precision] + ROUNDING[precision] * abs(trained):
         return
     raise WrongExport(

@@ -5,7 +5,8 @@ evaluate
 for each step:
     for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
     sum the loss over ranks; stop before the update if it is not finite
-    wait until a checkpoint that is being saved has been copied; clip, update; average running statistics
+    wait until a checkpoint that is being saved has been copied; clip, update; stop if the gradient was not finite
+    average running statistics
     write the step's metrics to the spool on disk
     now and then: evaluate; begin to save a checkpoint
 evaluate, export the weights as safetensors
@@ -14,9 +15,7 @@ evaluate, export the weights as safetensors
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,45 +29,18 @@ from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Manifest
 from jobs.checkpoint.fence import Superseded
 from jobs.data import batches
+from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
-from jobs.worker import proof
+from jobs.worker import proof, untaught
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import to_device
 from jobs.worker.export import export
 from jobs.worker.fault_injection import damage
+from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, logged, set_up, system_metrics
 from jobs.worker.start import fresh_model
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite; the step was not applied."""
-
-
-class LossSpike(RuntimeError):
-    """The loss is far above the last ones; the step was not applied."""
-
-
-class RecentLosses:
-    """Tell a spike from the losses before it."""
-
-    LENGTH, ENOUGH = 64, 16
-
-    def __init__(self, factor: float | None) -> None:
-        """A loss of more than `factor` times the recent median is a spike; None: nothing is."""
-        self._factor = factor
-        self._losses: deque[float] = deque(maxlen=self.LENGTH)
-
-    def is_spike(self, loss: float) -> bool:
-        """Say whether `loss` is one; if not, remember it."""
-        if self._factor is not None and len(self._losses) >= self.ENOUGH and loss > self._factor * self.median():
-            return True
-        self._losses.append(loss)
-        return False
-
-    def median(self) -> float:
-        """Return the median of the recent losses."""
-        return statistics.median(self._losses)
+from tracking.spool import Spool
 
 
 def train_worker(config: WorkerConfig) -> None:
@@ -86,7 +58,15 @@ def train_worker(config: WorkerConfig) -> None:
             with watchdog.during("export", learns=False):
                 export_weights(worker)
     if worker.spool is not None:
-        worker.spool.close()
+        close_spool(worker.spool, worker.folder)
+
+
+def close_spool(spool: Spool, folder: RunFolder) -> None:
+    """End the metrics, and have the run say how many the disk did not take."""
+    spool.close()
+    if spool.lost:
+        with suppress(OSError):  # the disk is still full: the worker's log has said it
+            folder.add_remarks([f"{spool.lost} lines of metrics are missing: the disk did not take them"])
 
 
 def run_steps(worker: Worker) -> bool:
@@ -102,19 +82,16 @@ def run_steps(worker: Worker) -> bool:
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
         loss, stop, save = forward_backward(worker, micro_batches, targets)
         loss *= {"nan": math.nan, "spike": 1e3}.get(worker.injector.inject("step", step + 1) or "", 1.0)
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss of step {step + 1} is {loss}; the step was not applied")
-        if recent.is_spike(loss):
-            raise LossSpike(
-                f"the loss of step {step + 1} is {loss:.4g}, after {recent.median():.4g}; it was not applied"
-            )
+        recent.check(loss, step + 1)
         wait_copied(worker)
         engine.step()
+        norm = engine.gradient_norm()
+        check_gradient(norm, loss, step + 1)  # before the step is noted or saved: its weights are of no use
         engine.average_buffers()
         worker.updates += 1
         done, now = step + 1, time.perf_counter()
         if worker.spool is not None:
-            metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": engine.gradient_norm()}
+            metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
             metrics[f"{worker.task.unit}_per_second"] = targets / (now - previous)
             metrics["workers"] = float(engine.world_size)
             worker.spool.append(done, {**metrics, "step_time_s": now - previous, "data_wait_s": data_wait_s})
@@ -150,6 +127,8 @@ def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets:
         # A rank without rows left still takes part in the collectives of the backward pass, with weight 0.
         batch = micro_batch or filler or task.collate(worker.rows.take(np.zeros(1, dtype=np.int64)))
         loss, _ = task.loss(engine.model, to_device(batch, engine.device))
+        if worker.first and worker.updates == index == 0 and micro_batch is not None:
+            worker.folder.add_remarks(untaught.remarks(loss, engine.model.module))
         weighted = loss if micro_batch is not None else loss * 0.0
         engine.backward(weighted / max(targets, 1))
         total += weighted.detach()
@@ -202,6 +181,8 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
     worker.evaluations[label] = metrics
     if worker.first and label == "final":
         worker.folder.write_sums(sums)
+    elif worker.first and not math.isfinite(metrics["loss"]):
+        worker.folder.add_remarks([f"the loss on the held-out rows is {metrics['loss']} at step {step}"])
     if worker.spool is not None:
         worker.spool.append(step, {f"eval_{key}": value for key, value in metrics.items()})
 

@@ -10,7 +10,7 @@ import torch
 from cluster.precision import Precision
 from jobs.data.rows import Rows
 from jobs.tasks import Task
-from jobs.worker.evaluate import measure
+from jobs.worker.evaluate import check_finite, measure
 from jobs.worker.export import DTYPES, check_loss
 from jobs.worker.setup import Worker
 
@@ -32,12 +32,18 @@ class Measured:
 
 
 def of_trained(worker: Worker) -> Measured:
-    """Return the last evaluation's loss; with nothing held out, that of some training rows. Collective."""
+    """Return the last evaluation's loss; with nothing held out, that of some training rows. Collective.
+
+    Raises:
+        NotFinite: it is NaN or infinite, on every rank.
+    """
     seed, micro_batch = worker.spec.data.split_seed, _micro_batch(worker)
     if len(worker.eval_rows):
         loss, limit = worker.evaluations["final"]["loss"], worker.spec.data.eval_max_rows
+        check_finite(loss, "the trained model on the held-out rows")
         return Measured(loss, worker.eval_rows, limit, seed, micro_batch, "the held-out rows")
     loss = worker.task.summarise(measure_live(worker, worker.rows, TRAINING_ROWS))["loss"]
+    check_finite(loss, "the trained model on some training rows")
     return Measured(loss, worker.rows, TRAINING_ROWS, seed, micro_batch, "some training rows")
 
 

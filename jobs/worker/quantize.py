@@ -15,7 +15,7 @@ from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
-from jobs.worker.evaluate import During, Say, unsaid, unwatched
+from jobs.worker.evaluate import During, Say, check_finite, unsaid, unwatched
 
 SMALLER = 0.98
 """Of its parent's size a quantised model must have less than this share."""
@@ -56,10 +56,11 @@ def quantize(
 
     Returns:
         layers (what was quantised and what was not), bytes, parent_bytes, eval_<metric> and parent_eval_<metric> on
-        the same held-out rows, loss_change (relative), and forward_ms, parent_forward_ms (one row).
+        the same held-out rows, loss_change (relative; none where the parent's loss is 0), and forward_ms,
+        parent_forward_ms (one row).
 
     Raises:
-        UserError: no layer was quantised, or it saves nothing. Then nothing is left at `target`.
+        UserError: no layer was quantised, it saves nothing, or a loss is not finite. Then nothing is left at `target`.
     """
     from jobs import noise
 
@@ -77,6 +78,7 @@ def quantize(
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
     say([*task.said, *task.prepare_model(before, held_out.columns)])  # it holds for the quantised one too
     measured = _measure(spec, task, before, held_out, device, during)
+    check_finite(measured["eval_loss"], f"{parent} on the held-out rows")
     report: dict[str, Any] = {f"parent_{k}": v for k, v in measured.items()}
     directory = Path(target)
     partial, scratch = (directory.with_name(f".{directory.name}.{end}") for end in ("partial", "linear"))
@@ -86,12 +88,14 @@ def quantize(
         _check_smaller(report["bytes"], report["parent_bytes"], parent)
         after = type(task).load(partial, task.options).load_model(partial, DTYPES[precision]).to(device)
         report |= _measure(spec, task, after, held_out, device, during)
+        check_finite(report["eval_loss"], f"{parent}, quantised, on the held-out rows")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    report["loss_change"] = report["eval_loss"] / report["parent_eval_loss"] - 1
+    if report["parent_eval_loss"]:  # of nothing there is no share
+        report["loss_change"] = report["eval_loss"] / report["parent_eval_loss"] - 1
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
     return report

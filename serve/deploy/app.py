@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +30,7 @@ from cluster.errors import UserError
 from cluster.precision import decide
 from cluster.topology import Node
 from serve import served
-from serve.deploy import address, plan, rates, ray_serve_internals, room, state_actor, waiting, warm
+from serve.deploy import address, controller, plan, rates, ray_serve_internals, room, state_actor, waiting, warm
 from serve.deploy.access import Queue
 from serve.deploy.deployments import (
     ENGINE,
@@ -86,8 +87,8 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
         ray_serve_internals.delete_soon(name)
     reached = ray.util.get_node_ip_address() if host in address.ANY else host
     listed = {model.name: {"version": model.version, "generates": model.generates} for model in models}
-    keys = spec.asks_for_keys
-    return {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed, "keys": keys}
+    outcome = {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed, "keys": spec.asks_for_keys}
+    return {**outcome, "deployed_at": time.time()}
 
 
 def down(name: str) -> dict[str, Any]:
@@ -122,8 +123,20 @@ def main(arguments: list[str]) -> int:
 
 def _in_turn(verb: str, argument: str, code: OwnCode | None) -> dict[str, Any]:
     spec = ServeSpec.model_validate_json(argument) if verb == "up" else None
-    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, lambda text: _tell(progress=text), _owner()):
-        return up(spec, code) if spec else down(argument)
+
+    def say(text: str) -> None:
+        _tell(progress=text)
+
+    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, say, _owner()):
+        controller.ensure_answers(say)
+        with controller.watched(_give_up):
+            return up(spec, code) if spec else down(argument)
+
+
+def _give_up(sentence: str) -> None:
+    """End this job from any thread; the main one waits for an answer that does not come."""
+    _tell(error=sentence)
+    os._exit(1)
 
 
 def _owner() -> str:

@@ -38,8 +38,8 @@ ENTRIES = (
         "Serve has a public hook for a replica's end",
     ),
     Internal(
-        "ray.dashboard.modules.serve.sdk.ServeSubmissionClient.get_serve_details",
-        "Serve's REST API with the cluster's token: `serve status`, from outside the cluster",
+        "ray.dashboard.modules.serve.sdk.ServeSubmissionClient._do_request(timeout=…)",
+        "Serve's REST API with the cluster's token and a bound: `serve status`, from outside the cluster",
         "`tandem serve status`, `chat` and `down` fail",
         "Serve documents a client of its REST API",
     ),
@@ -56,6 +56,12 @@ ENTRIES = (
         "Serve documents them",
     ),
     Internal(
+        "SERVE_CONTROLLER_ACTOR in the namespace serve, check_alive",
+        "a controller that hangs is found and ended; Ray starts it again",
+        "`serve up` and `serve down` hang with a controller that hangs",
+        "Serve's calls have a timeout, or Ray ends a controller that does not answer",
+    ),
+    Internal(
         "AutoscalingConfig.metrics_interval_s",
         "deprecated, and the only knob for how often replicas tell their load",
         "an endpoint grows ten seconds late",
@@ -69,6 +75,9 @@ CONTROLLER_ENV = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3.5",
 }
 """What Serve's controller reads when it starts; it has the environment of the job that starts it."""
+
+
+CONTROLLER, CONTROLLER_NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 
 
 def running_client() -> Any | None:
@@ -103,12 +112,49 @@ def own_deployment() -> Any:
     return serve.get_replica_context().servable_object
 
 
-def serve_details(address: str) -> dict[str, Any]:
-    """Return what Serve's REST API at the dashboard's `address` tells of applications, proxies and replicas."""
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+def serve_details(address: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    """Return what Serve's REST API at the dashboard's `address` tells of applications, proxies and replicas.
 
-    details: dict[str, Any] = ServeSubmissionClient(address).get_serve_details()
+    Raises:
+        TimeoutError: Serve's controller does not answer the dashboard.
+        ConnectionError: the dashboard does not answer.
+        OSError: it answers that it cannot tell.
+    """
+    import requests
+    from ray.dashboard.modules.serve.sdk import STATUS_PATH, ServeSubmissionClient
+
+    client = ServeSubmissionClient(address)
+    try:
+        response = client._do_request("GET", STATUS_PATH, timeout=timeout_s)
+    except requests.Timeout as error:
+        raise TimeoutError(f"no answer from {address}{STATUS_PATH} in {timeout_s:g} s") from error
+    except requests.ConnectionError as error:
+        raise ConnectionError(str(error)) from error
+    response.raise_for_status()
+    details: dict[str, Any] = response.json()
     return details
+
+
+def controller_answers(timeout_s: float) -> bool:
+    """Tell whether Serve's controller answers in time; True where there is none, or it has just died."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+
+    try:
+        controller = ray.get_actor(CONTROLLER, namespace=CONTROLLER_NAMESPACE)
+        ray.get(controller.check_alive.remote(), timeout=timeout_s)
+    except GetTimeoutError:
+        return False
+    except (ValueError, RayError):
+        return True
+    return True
+
+
+def end_controller() -> None:
+    """End Serve's controller; Ray starts it again, and it reads what it had deployed."""
+    import ray
+
+    ray.kill(ray.get_actor(CONTROLLER, namespace=CONTROLLER_NAMESPACE), no_restart=False)
 
 
 def load_interval(seconds: float) -> dict[str, float]:

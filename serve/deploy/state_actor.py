@@ -91,26 +91,35 @@ class Reporter:
 
 
 class Reader:
-    """Reads the state actor of one endpoint."""
+    """Reads the state actor of one endpoint: however many ask, it is asked as often as replicas tell."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._actor: Any = None
         self._last: list[Any] = []
         self._read_at = -math.inf
+        self._asking: asyncio.Task[None] | None = None
 
     async def read(self) -> list[Any]:
         """Return the fresh reports; an actor that is slow to answer is quoted from the last time, while fresh."""
+        if self._asking is None and time.monotonic() - self._read_at >= REPORT_INTERVAL_S / 2:
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+        if self._asking is not None:
+            await asyncio.shield(self._asking)  # one of those that wait may leave
+        return self._last if time.monotonic() - self._read_at < FRESH_S else []
+
+    async def _ask(self) -> None:
         from ray.exceptions import RayError
 
-        self._actor = self._actor or _find(self._name)
-        if self._actor is not None:
-            try:
+        try:
+            self._actor = self._actor or _find(self._name)
+            if self._actor is not None:
                 self._last = list(await asyncio.wait_for(self._actor.read.remote(), ASK_TIMEOUT_S))
                 self._read_at = time.monotonic()
-            except (RayError, asyncio.TimeoutError):
-                self._actor = None
-        return self._last if time.monotonic() - self._read_at < FRESH_S else []
+        except (RayError, asyncio.TimeoutError):
+            self._actor = None
+        finally:
+            self._asking = None
 
 
 def _actor_name(name: str) -> str:

@@ -58,13 +58,19 @@ class _Room:
 
     def lacking(self) -> dict[str, str]:
         if time.monotonic() >= self._next:
-            dashboard = connect.job_client().get_address()
-            applications = ray_serve_internals.serve_details(dashboard).get("applications", {})
-            found = room.lacking(applications, topology.nodes())
+            found = _lacking_now()
             self._lacking = {name: sentence for name, sentence in found.items() if name in self._seen}
             self._seen = set(found)
             self._next = time.monotonic() + ROOM_EVERY_S
         return self._lacking
+
+
+def _lacking_now() -> dict[str, str]:
+    try:
+        details = ray_serve_internals.serve_details(connect.job_client().get_address())
+    except OSError:  # it is told again in a moment; whether Serve answers at all is watched elsewhere
+        return {}
+    return room.lacking(details.get("applications", {}), topology.nodes())
 
 
 def _progress(application: Any, lacking: str | None) -> str:

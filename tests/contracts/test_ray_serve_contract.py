@@ -59,16 +59,26 @@ def _proxy_checks() -> None:
     source_mentions("ray.serve._private.proxy_state", "PROXY_HEALTH_CHECK_PERIOD_S", "PROXY_HEALTH_CHECK_TIMEOUT_S")
 
 
-@SERVE.check("ray.dashboard.modules.serve.sdk.ServeSubmissionClient.get_serve_details")
+@SERVE.check("SERVE_CONTROLLER_ACTOR in the namespace serve, check_alive")
+def _controller() -> None:
+    from ray.serve._private import constants
+
+    assert constants.SERVE_CONTROLLER_NAME == ray_serve_internals.CONTROLLER
+    assert constants.SERVE_NAMESPACE == ray_serve_internals.CONTROLLER_NAMESPACE
+    source_mentions("ray.serve._private.controller", "def check_alive(self)")
+
+
+@SERVE.check("ray.dashboard.modules.serve.sdk.ServeSubmissionClient._do_request(timeout=…)")
 def _details() -> None:
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
     from ray.serve import schema
 
-    calls(ServeSubmissionClient.get_serve_details, "json()")
+    calls(ServeSubmissionClient.get_serve_details, "_do_request", "STATUS_PATH", "json()")
+    calls(ServeSubmissionClient._do_request, "**kwargs")
     fields = {
         schema.ServeInstanceDetails: {"controller_info", "http_options", "proxies", "applications"},
         schema.ApplicationDetails: {"status", "message", "route_prefix", "deployments"},
-        schema.DeploymentDetails: {"message", "replicas", "target_num_replicas"},
+        schema.DeploymentDetails: {"message", "replicas", "target_num_replicas", "status", "deployment_config"},
         schema.ReplicaDetails: {"state"},
         schema.ProxyDetails: {"node_ip"},
     }

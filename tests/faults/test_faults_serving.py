@@ -141,6 +141,38 @@ def test_replicas_that_no_longer_answer_are_replaced_and_ended(
     endpoints.up(spec(model, 1), print)
     wait_for(lambda: len(running()) == 1, 20)
     assert ask(endpoint) == 200
+    controller_that_hangs_is_said_and_replaced(model)
+    assert ask(endpoint) == 200
+
+
+def controller_that_hangs_is_said_and_replaced(model: Path) -> None:
+    """Stop Serve's controller by a signal: `status` says so, `up` has another one take over the same replicas."""
+    before, pid = running(), controller_pid()
+    os.kill(pid, signal.SIGSTOP)
+    wait_for_stop(pid)  # the fault is there
+    began = time.monotonic()
+    with pytest.raises(endpoints.ControllerSilent, match="controller does not answer"):
+        endpoints.status()
+    assert time.monotonic() - began < 20
+    said: list[str] = []
+    endpoints.up(spec(model, 1), said.append)
+    assert any("controller has not answered" in line for line in said), said
+    assert not psutil.pid_exists(pid)
+    assert running() == before, "models went on"
+
+
+def controller_pid() -> int:
+    """Return the pid of this cluster's controller, which is a child of the same raylet as a replica."""
+    (replica,) = running().values()
+    session = psutil.Process(replica).environ()["TANDEM_HOME"]
+    found = [p for p in psutil.process_iter() if p.name().startswith("ray::ServeCont")]
+    return next(p.pid for p in found if p.environ().get("TANDEM_HOME") == session)
+
+
+def wait_for_stop(pid: int) -> None:
+    """Wait until the process is stopped, without asking Serve."""
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.05)
 
 
 @pytest.fixture

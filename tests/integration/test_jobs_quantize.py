@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jobs.data.prepare import Prepared, prepare
 from jobs.spec import JobSpec
 from jobs.tasks import get
-from jobs.worker.evaluate import evaluate_share
+from jobs.worker.evaluate import NotFinite, evaluate_share
 from jobs.worker.quantize import quantize
 from serve.engines.protocol import GenerationRequest, SamplingParams
 from serve.engines.torch.torch_engine import TorchEngine
@@ -117,3 +118,16 @@ def _reference(directory: Path, prompt: list[int]) -> list[int]:
     for _ in range(8):
         made.append(int(model(torch.tensor([prompt + made])).logits[0, -1].argmax()))
     return made
+
+
+def test_a_parent_that_computes_nan_is_refused_and_nothing_is_left(
+    spec: JobSpec, prepared: Prepared, parent: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(parent, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NotFinite, match=r"broken on the held-out rows is nan"):
+        quantize(spec, str(broken), prepared, "fp32", str(tmp_path / "int8"))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]

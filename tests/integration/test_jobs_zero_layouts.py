@@ -16,12 +16,13 @@ from jobs.worker import zero_layouts
 
 ROOT = Path(__file__).parents[2]
 CASES = ("0-fp32", "1-fp32", "2-fp32", "3-fp32", "0-bf16", "1-bf16", "2-bf16", "3-bf16")
+UNCLIPPED = ("0-fp32-unclipped", "2-fp32-unclipped")
 SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of each case, by two ranks that train one after the other."""
+    """A checkpoint of each case, by two ranks that train one after the other; they check the gradients' norms."""
     folder = tmp_path_factory.mktemp("zero")
     command = [sys.executable, str(ROOT / "tests" / "support" / "zero_ranks.py")]
     environment = {
@@ -29,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(folder / "meeting"), str(folder), *CASES],
+            [*command, str(rank), str(folder / "meeting"), str(folder), *CASES, *UNCLIPPED],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,13 +1,15 @@
-"""A run that ended while the server was away is told later, whole, from its spool alone."""
+"""A run that ended while the server was away is told later, whole, from its spool alone; a damaged one stops nobody."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.support.mlflow_server import MlflowServer
 from tracking import outbox
+from tracking.cli import app
 from tracking.client import connect
 from tracking.errors import ServerUnreachable
 from tracking.outbox import Ending
@@ -16,7 +18,7 @@ from tracking.spool import Spool
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_run_the_server_never_heard_of_is_told_later(tmp_path: Path) -> None:
+def test_a_run_the_server_never_heard_of_is_told_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = MlflowServer(tmp_path / "mlflow")  # not yet
     runs = tmp_path / "runs"
     spool = Spool(runs / "mine-1" / "spool" / "rank-0.jsonl")
@@ -29,10 +31,16 @@ def test_a_run_the_server_never_heard_of_is_told_later(tmp_path: Path) -> None:
     with pytest.raises(ServerUnreachable):
         outbox.settle(waiting, server.url)
     assert outbox.pending(runs) == [waiting]
+    outbox.note(runs / "a-damaged-1" / "spool", Ending("a-damaged-1", "a", "FAILED"))
+    (runs / "a-damaged-1" / "spool" / "ending.json").write_text("{")
     server.start()
     try:
-        assert outbox.settle(waiting, server.url) == 10
-        assert outbox.pending(runs) == []
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        synced = CliRunner().invoke(app, ["sync", str(runs)])
+        assert "mine-1: 10 records sent" in synced.output
+        assert "1 of 2 runs could not be told" in synced.output
+        assert synced.exit_code == 1
+        assert outbox.pending(runs) == [runs / "a-damaged-1" / "spool"]
         client = connect(server.url)
         experiment = client.get_experiment_by_name("tandem")
         (run,) = client.search_runs([experiment.experiment_id])

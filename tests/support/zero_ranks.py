@@ -1,10 +1,11 @@
 """One of two ranks that train a tiny model on real DeepSpeed engines, one for each case, and save what they hold.
 
-python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION…
+python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION[-unclipped]…
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.spec import TrainingSpec
+from jobs.worker import untaught
 from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.zero import deepspeed_config
 
@@ -41,13 +43,14 @@ class Tiny(torch.nn.Module):
 
 def train(case: str, rank: int, folder: Path) -> None:
     """Train and save below `folder`/`case`."""
-    stage, _, precision = case.partition("-")
+    stage, precision, *unclipped = case.split("-")
     training = TrainingSpec.model_validate(
         {
             "steps": STEPS,
             "global_batch_size": 2,
             "learning_rate": 0.05,
             "precision": precision,
+            "clip": 0.0 if unclipped else 1.0,
             "deepspeed": {"zero_stage": int(stage)},
         }
     )
@@ -61,15 +64,29 @@ def train(case: str, rank: int, folder: Path) -> None:
     for step in range(STEPS):
         ids = torch.tensor([(3 * step + rank) % 7])
         loss = torch.nn.functional.cross_entropy(engine.model(ids).float(), (ids + 1) % 7, reduction="sum")
+        assert untaught.remarks(loss, engine.model.module) == [], case
         engine.backward(loss / 2)
         engine.step()
+        assert 0 < engine.gradient_norm() < 100, case
     notes = GroupNotes()
     saver = Saver(Store(str(folder / case)), case, rank, 2, Keep(), notes=notes)
     saver.begin(Manifest(STEPS, STEPS, 2, int(stage), elements=engine.elements()), engine.owned_fragments())
     saver.finish()
     (outcome,) = saver.outcomes()
     assert outcome.error is None, f"{case}: {outcome.error}"
+    spoil(engine, on_this_rank=rank == 0)
+    assert not math.isfinite(engine.gradient_norm()), f"{case}: rank {rank} does not see that a gradient is NaN"
     dist.barrier()
+
+
+def spoil(engine: Engine, *, on_this_rank: bool) -> None:
+    """Take a step of a finite loss whose gradient is NaN, by one rank's fault."""
+    loss = engine.model(torch.tensor([1])).float().sum()
+    if on_this_rank:
+        loss = loss + torch.sqrt(loss * 0.0)
+    assert math.isfinite(loss.item())
+    engine.backward(loss)
+    engine.step()
 
 
 def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:

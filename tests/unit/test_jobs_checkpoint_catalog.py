@@ -107,6 +107,15 @@ def test_what_stays_is_the_newest_and_the_best(keep, gone):
     assert catalog.expendable(manifests, keep) == gone
 
 
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("better", ["min", "max"])
+def test_one_that_was_not_measured_to_a_number_did_not_do_best(strange, better):
+    losses = {10: 1.0, 20: strange, 30: 1.0, 40: strange, 50: 2.0}
+    manifests = [Manifest(step, step, 1, 0, metrics={"loss": loss}) for step, loss in losses.items()]
+    kept = Keep(newest=1, best=2, better=better)
+    assert catalog.expendable(manifests, kept) == ([20, 40] if better == "min" else [10, 20, 40])
+
+
 def test_removing_old_ones_spares_what_is_being_written(tmp_path):
     for step in (10, 20, 30, 40):
         make(tmp_path, step)

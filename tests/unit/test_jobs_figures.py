@@ -23,6 +23,7 @@ def test_quantising_says_which_layers_what_it_saved_and_what_it_cost():
         "4 of 5 linear layers quantised (2 k_proj, 2 q_proj; left as they are: 1 lm_head); weights 4.0 → 1.0 MiB; "
         "held-out loss 2 → 2.02 (+1.00%)"
     )
+    assert figures.quantised({**report, "parent_eval_loss": 0.0}).endswith("held-out loss 0 → 2.02")
 
 
 def test_a_run_that_sees_its_rows_more_often_than_it_seems_says_so():

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jobs.tasks import TaskError, get
+from jobs.tasks.image_classification import ImageClassification
 from jobs.tasks.image_files import MAX_PIXELS, decode
 from jobs.tasks.images import PixelSums, deepened, read_image, read_picture, resize, sent_picture
 from tests.support.sinks import touched
@@ -349,3 +350,24 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
         with pytest.raises(TaskError, match=f"{path}: is no regular file"):
             read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "said"),
+    [
+        ("cnn", {"width": 4}, "must be divisible by num_groups"),
+        ("vit", {"hidden_size": 7}, "vit cannot be built"),
+        ("llama", {}, "'llama' is no image-classifying architecture"),
+        ("cnn", {"widht": 4}, "did you mean 'width'"),
+    ],
+)
+def test_what_makes_no_classifier_is_refused_before_there_are_images(
+    architecture: str, config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(TaskError, match=said):
+        ImageClassification(ImageClassification.Options()).check_model(architecture, config)
+
+
+def test_classifiers_that_can_be_built_are_taken() -> None:
+    for architecture in ("cnn", "resnet"):
+        ImageClassification(ImageClassification.Options()).check_model(architecture, {})

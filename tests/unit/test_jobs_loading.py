@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.tasks import TaskError, get
 from jobs.tasks.causal_lm import CausalLM
+from jobs.tasks.image_classification import ImageClassification
 from tests.support import tiny_models
 
 WEIGHTS = "model.safetensors"
@@ -126,6 +127,27 @@ def test_a_head_of_its_own_under_a_tied_config_is_kept_and_said(tmp_path: Path) 
     assert torch.equal(loaded.lm_head.weight, head)
     assert not loaded.config.tie_word_embeddings
     assert "the files hold a head of its own: it is kept, and untied" in task.said[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("resnet", {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}),
+        ("convnext", {"hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}),
+        ("vit", {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}),
+        ("cnn", {"width": 8, "hidden_size": 8}),
+    ],
+)
+def test_image_classifiers_load_as_they_were_written(architecture: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """Convolutional ones have no embedding, and transformers raises where one is asked for."""
+    task = ImageClassification(ImageClassification.Options())
+    task.labels, task.size, task.channels = ["a", "b"], (16, 16), 1
+    written = task.build(architecture, config)
+    written.save_pretrained(str(tmp_path))  # type: ignore[operator]
+    loaded = task.load_model(tmp_path).state_dict()
+    assert loaded.keys() == written.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in written.state_dict().items())
+    assert list(task.said) == []
 
 
 def test_a_quantised_model_whose_library_is_not_there_is_a_sentence(whole: Path, tmp_path: Path) -> None:

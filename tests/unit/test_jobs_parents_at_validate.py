@@ -32,6 +32,7 @@ def folder(path: Path, **config: Any) -> Path:
 
 def test_a_registry_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    (tmp_path / "absent.txt").write_text("here it is")
     (tmp_path / "spec.yaml").write_text(json.dumps(spec("models:/m/1").resolved()))
 
     def said() -> str:
@@ -106,3 +107,27 @@ def test_values_that_make_no_model_are_refused() -> None:
     with pytest.raises(UserError, match=r"llama cannot be built with this model.config|model.config for llama"):
         CausalLM().check_model("llama", {"hidden_size": 30, "num_attention_heads": 4, "num_hidden_layers": -1})
     CausalLM().check_model("llama", {"hidden_size": 32, "num_attention_heads": 4})
+
+
+def test_validate_lists_what_is_wrong_with_data_and_model_at_once(tmp_path: Path) -> None:
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    data = {"train": ["absent.jsonl", "notes.pdf"], "eval": "s3://bucket/x.jsonl"}
+    model = {"architecture": "llama", "config": {"hiden_size": 8}}
+    written = {"name": "x", "phase": "pretrain", "task": "causal-lm", "training": {"steps": 1}}
+    (tmp_path / "spec.yaml").write_text(json.dumps({**written, "model": model, "data": data}))
+    done = CliRunner().invoke(cli.app, ["validate", str(tmp_path / "spec.yaml")])
+    assert isinstance(done.exception, UserError)
+    wrong = str(done.exception).splitlines()
+    assert [said in line for said, line in zip(["'hiden_size'", "notes.pdf has an", "s3://"], wrong, strict=True)] == (
+        [True] * 3
+    )
+
+
+def test_validate_says_what_data_is_not_here(tmp_path: Path) -> None:
+    model = {"architecture": "llama", "config": {}}
+    written = {"name": "x", "phase": "pretrain", "task": "causal-lm", "training": {"steps": 1}, "model": model}
+    (tmp_path / "spec.yaml").write_text(json.dumps({**written, "data": {"train": "absent.jsonl"}}))
+    done = CliRunner().invoke(cli.app, ["validate", str(tmp_path / "spec.yaml")])
+    assert done.exit_code == 0, done.exception
+    left = f"nothing matches 'absent.jsonl' on this machine (looked from {tmp_path}), so it was not looked at"
+    assert done.stderr == f"note: data.train: {left}\n"

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cluster import specfile
 from cluster.errors import UserError
 from jobs.data import prepare, rows
+from jobs.data.examples import kind_of
 from jobs.spec import JobSpec
 from jobs.tasks import TaskSetupError
 
@@ -126,6 +127,36 @@ def test_a_bad_row_ends_the_job_or_is_counted(tmp_path, line, said):
     clean, _ = run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")
     assert (done.train_rows, done.eval_rows) == (clean.train_rows, clean.eval_rows)
     assert run(spec_for(train="x.jsonl"), tmp_path, tmp_path / "s")[0].cached
+
+
+def test_rows_that_are_bad_for_other_reasons_are_counted_by_kind(tmp_path):
+    bad = [{"text": 7}, *({"texts": f"{i}"} for i in range(25)), {"text": 8}, {"text": ""}]
+    (tmp_path / "x.jsonl").write_text("\n".join([*GOOD, *map(json.dumps, bad)]))
+    done, _ = run(spec_for(train="x.jsonl", bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert (done.bad_rows, "x.jsonl:31: " in done.first_bad[0]) == (28, True)
+    assert [reason.split(str(tmp_path))[0] for reason in done.bad_reasons] == [
+        "25 of them for another reason, as ",
+        "1 of them for another reason, as ",
+    ]
+    assert "x.jsonl:32: no text in column 'text'" in done.bad_reasons[0]
+    assert "x.jsonl:58: " in done.bad_reasons[1]
+    assert list(run(spec_for(train="x.jsonl", bad_rows="skip"), tmp_path, tmp_path / "s")[0].bad_reasons) == list(
+        done.bad_reasons
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("'content' holds int (5), not text", "'content' holds int (17), not text", True),
+        ("column 'a' holds '', not a text", "column 'b' holds '', not a text", False),
+        ("column 'a' holds 'x', which is no label", "column 'a' holds 'it', which is no label", True),
+        ("the chat template leaves out 'tools'", "the chat template leaves out 'name'", False),
+        ("not valid JSON", "the text is empty", False),
+    ],
+)
+def test_a_kind_of_bad_row_leaves_out_what_is_the_rows_own(one, other, same):
+    assert (kind_of(one) == kind_of(other)) is same
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from jobs.lease import RunIsOwned
 from jobs.notes import DamagedNote
 from jobs.run_folder import Attempt, Control, RunFolder, Saves
 from jobs.spec import JobSpec
+from tracking.spool import Spool
 
 SPEC = JobSpec.model_validate(
     {"name": "n", "phase": "evaluate", "model": {"from": "models:/a@b"}, "data": {"eval": "x"}}
@@ -127,3 +128,24 @@ def test_a_note_with_other_fields_is_named(tmp_path: Path, name: str):
     (tmp_path / f"{name}.json").write_text('{"strange": 1}')
     with pytest.raises(DamagedNote, match=rf"{name}\.json is damaged .*'strange'"):
         getattr(RunFolder(tmp_path), name)()
+
+
+@pytest.mark.parametrize("content", ['{"precision": "fp16"}', '{"precision": null}', '{"precison": "bf16"}'])
+def test_a_precision_that_is_none_is_named(tmp_path: Path, content: str):
+    (tmp_path / "precision.json").write_text(content)
+    with pytest.raises(DamagedNote, match=r"precision\.json is damaged .*bf16, fp32.*checkpoint\.resume=never"):
+        RunFolder(tmp_path).precision()
+
+
+def test_metrics_that_the_disk_did_not_take_are_counted_in_the_run(tmp_path: Path):
+    from jobs.worker.loop import close_spool
+
+    folder = RunFolder(tmp_path)
+    folder.rank_0_spool.mkdir(parents=True)  # a folder where the file belongs
+    spool = Spool(folder.rank_0_spool)
+    close_spool(spool, folder)
+    assert folder.remarks() == []
+    for step in (1, 2):
+        spool.append(step, {"loss": 1.0})
+    close_spool(spool, folder)
+    assert folder.remarks() == ["2 lines of metrics are missing: the disk did not take them"]

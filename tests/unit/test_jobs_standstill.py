@@ -80,4 +80,6 @@ def test_what_goes_on_is_left_alone(tmp_path, going_on):
 def test_the_guard_tells_a_hang_from_a_death():
     assert guard.ending_of(stopped=False, hung=["preparation"]) == ("FAILED", guard.HUNG)
     assert guard.ending_of(stopped=False, hung=["0a1b"]) == ("FAILED", guard.DIED)
+    assert guard.ending_of(stopped=False, hung=[], for_memory=True) == ("FAILED", guard.FOR_MEMORY)
+    assert guard.ending_of(stopped=False, hung=["preparation"], for_memory=True) == ("FAILED", guard.HUNG)
     assert guard.ending_of(stopped=True, hung=["preparation"]) == ("KILLED", guard.OVERDUE)

@@ -14,8 +14,14 @@ FIRST = {"node_id": "aaaaaaaabb", "node_ip": "10.0.0.1", "status": "HEALTHY"}
 SECOND = {"node_id": "bbbbbbbbcc", "node_ip": "10.0.0.2", "status": "STARTING"}
 
 
+UNREACHABLE = (
+    "http://h:1 does not answer from here: a proxy or a gateway that hangs is replaced within half a minute; if this "
+    "stays, `tandem serve down` and `tandem serve up SPEC`"
+)
+
+
 def model(status: str = "RUNNING", running: int = 1, target: int = 1, **more: Any) -> dict[str, Any]:
-    replicas = {"running": running, "target": target, "states": []}
+    replicas = {"running": running, "target": target, "least": target, "states": []}
     return {"status": status, "replicas": replicas, "message": "", "no_room": None, **more}
 
 
@@ -36,12 +42,27 @@ def test_all_is_well() -> None:
         ({"models": {"m": model(running=1, target=2)}}, "m: running, 1 of 2 replicas run"),
         ({"models": {"m": model("UNHEALTHY", message="it failed")}}, "m: unhealthy, 1 of 1 replicas run: it failed"),
         ({"gateway": model("DEPLOY_FAILED", 0)}, "(gateway): deploy_failed, 0 of 1 replicas run"),
-        ({"reachable": False}, "http://h:1 does not answer from here"),
+        ({"reachable": False}, UNREACHABLE),
         ({"proxies": ["node x does not listen"]}, "node x does not listen"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_said(changed: dict[str, Any], said: str) -> None:
     assert shortfalls.found(status(**changed)) == [said]
+
+
+def test_load_that_adds_replicas_is_nothing_missing_until_there_is_no_room() -> None:
+    deployment: dict[str, Any] = {
+        "target_num_replicas": 2,
+        "status": "UPSCALING",
+        "deployment_config": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}},
+    }
+    assert endpoints._least(deployment) == 1
+    assert endpoints._least({**deployment, "status": "UNHEALTHY"}) == 2
+    assert endpoints._least({**deployment, "deployment_config": {"autoscaling_config": None}}) == 2
+    growing = model()
+    growing["replicas"] = {"running": 1, "target": 2, "least": 1, "states": []}
+    assert shortfalls.of_model(growing) is None
+    assert shortfalls.of_model({**growing, "no_room": "no room"}) == "running, 1 of 2 replicas run: no room"
 
 
 def test_a_proxy_that_does_not_listen_is_a_sentence_and_the_endpoint_goes_on_through_the_first() -> None:
@@ -67,6 +88,39 @@ def test_what_down_left_is_named() -> None:
         "tandem",
         "tandem.m",
     ]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "here", "is_local", "expected"),
+    [
+        ("1f", "1f", True, "here"),
+        ("1f", "2e", True, "gone"),
+        ("1f", "address:h:6379", False, "elsewhere"),
+        ("address:h:6379", "address:h:6379", False, "here"),
+        ("address:h:6379", "address:i:6379", False, "elsewhere"),
+        ("address:h:6379", "2e", True, "elsewhere"),
+        ("", "address:h:6379", False, "here"),
+        ("", "2e", True, "elsewhere"),
+    ],
+)
+def test_what_was_brought_up_is_here_gone_or_elsewhere(cluster: str, here: str, is_local: bool, expected: str) -> None:
+    assert served.place(cluster, here, is_local) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (
+            "here",
+            "m at http://h:1 was stopped from elsewhere, or Ray Serve has ended: `tandem serve up SPEC` serves it",
+        ),
+        ("gone", "m at http://h:1 ended with the cluster: `tandem serve up SPEC` serves it again"),
+        ("elsewhere", "m at http://h:1 was brought up on another cluster, h:6379"),
+    ],
+)
+def test_what_became_of_it_is_not_claimed_of_another_cluster(where: served.Place, said: str) -> None:
+    lost = served.Served("tandem", "http://h:1", ("m",), cluster="address:h:6379", place=where)
+    assert lost.sentence.startswith(said)
 
 
 @pytest.mark.parametrize("written", ["", '{"name": "tan', "[]", '{"name": "tandem"}'])

@@ -256,3 +256,16 @@ def test_system_metrics_land_in_the_spool_under_the_nodes_name(tmp_path: Path) -
     assert record.metrics["system/n1/system_memory_usage_megabytes"] > 1
     assert 0 <= record.metrics["system/n1/cpu_utilization_percentage"] <= 100
     assert abs(record.step - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["{", '{"offsets": 5}', '{"offsets": {"rank-0.jsonl": -4}}', '{"last_step": {"loss": "one"}}', '{"offset": {}}'],
+)
+def test_a_damaged_cursor_has_everything_sent_again(tmp_path: Path, cursor: str) -> None:
+    spool = Spool(tmp_path / "rank-0.jsonl")
+    spool.append(1, {"loss": 2.5})
+    (tmp_path / "cursor.json").write_text(cursor)
+    sink = RecordingSink()
+    assert send_all(tmp_path, sink) == 0
+    assert sink.steps("loss") == [1]
