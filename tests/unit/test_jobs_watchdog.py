@@ -87,7 +87,8 @@ def test_a_process_that_was_given_no_time_leaves_its_stacks_too(tmp_path):
         process.send_signal(signal.SIGCONT)
         ended = process.wait(timeout=30)
     assert ended in (EXIT_CODE, -signal.SIGALRM)
-    assert ended != EXIT_CODE or "in stuck" in path.read_text()
+    # Where in its code it was stopped is chance.
+    assert ended != EXIT_CODE or "most recent call first" in path.read_text()
 
 
 def test_stacks_that_are_there_stay_as_they_are(tmp_path):
