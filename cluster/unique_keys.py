@@ -9,7 +9,14 @@ from cluster.errors import UserError
 
 
 class KeyTwice(UserError, ValueError):
-    """An object has one key twice."""
+    """An object has one key twice: `key`."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {json.dumps(key[:60], ensure_ascii=False)} is given twice in one object")
+        self.key = key
+
+    def __reduce__(self) -> tuple[type[KeyTwice], tuple[str]]:
+        return type(self), (self.key,)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -21,6 +28,5 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise KeyTwice(f"the key {json.dumps(twice[:60], ensure_ascii=False)} is given twice in one object")
+        raise KeyTwice(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
     return made

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.unique_keys import KeyTwice, unique
 from jobs.tasks import TaskError
 
 Message = dict[str, Any]
@@ -192,25 +193,12 @@ def from_json(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, object_pairs_hook=_unique, parse_constant=_no_number)
-    except _KeyTwice as error:
-        raise TaskError(f"{where!r} holds JSON in which the key {error.args[0]!r} is there twice") from None
+        return json.loads(value, object_pairs_hook=unique, parse_constant=_no_number)
+    except KeyTwice as error:
+        raise TaskError(f"{where!r} holds JSON in which the key {error.key!r} is there twice") from None
     except ValueError as error:
         raise TaskError(f"{where!r} holds a text that is no JSON ({error})") from None
 
 
 def _no_number(word: str) -> Any:
     raise ValueError(f"{word} is no number")
-
-
-class _KeyTwice(Exception):
-    """An object of JSON has one key twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object; JSON's readers would keep the last of two values under one key without a word."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _KeyTwice(next(key for key in keys if keys.count(key) > 1))
-    return made

@@ -5,7 +5,8 @@ and what has not been measured yet may take `failures.hang_after_s`. Three timer
 before to work:
 
     limit                  a thread in C (`faulthandler`) writes the Python stacks of all threads to a file
-    limit + GRACE_S        a Python thread ends the process, so that the group is started again
+    limit + GRACE_S        a Python thread ends the process, so that the group is started again; where the machine gave
+                           the thread in C no time meanwhile, it writes the stacks before
     limit + GRACE_S + …    the kernel ends it (SIGALRM): a rank that holds Python's lock runs no thread of Python
 
 A rank that the kernel cannot end either, since it was stopped (SIGSTOP) or blocks the signal, gives no sign of life: at
@@ -136,4 +137,12 @@ class Watchdog:
     def _end_when_due(self) -> None:
         while not self._stopped.wait(0.5):
             if time.monotonic() > self._deadline + GRACE_S:
+                self._leave_stacks()
                 os._exit(EXIT_CODE)
+
+    def _leave_stacks(self) -> None:
+        """Write the stacks unless they are there. A process that had no time at all wakes with both timers overdue."""
+        faulthandler.cancel_dump_traceback_later()  # waits until the thread in C has written what it began
+        with suppress(OSError, ValueError):  # no room, or closed by `stop` just now
+            if self._file is not None and os.fstat(self._file.fileno()).st_size == 0:
+                faulthandler.dump_traceback(file=self._file)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,34 @@ def test_a_hang_leaves_stacks_and_ends_the_process(hung, moment, how):
     ended = started[moment, how].wait(timeout=30)
     assert ended == (-signal.SIGALRM if how == "lock" else EXIT_CODE)
     assert "in stuck" in (folder / f"{moment}-{how}").read_text()
+
+
+def test_a_process_that_was_given_no_time_leaves_its_stacks_too(tmp_path):
+    """Stopped until all limits are past, it wakes with the thread in C and the one of Python due at the same moment."""
+    path = tmp_path / "stacks"
+    code = HANGS.replace('stuck("start")', 'print(flush=True); stuck("start")')
+    command = [sys.executable, "-c", code, str(path), "start", "sleep"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.6)
+        process.send_signal(signal.SIGCONT)
+        ended = process.wait(timeout=30)
+    assert ended in (EXIT_CODE, -signal.SIGALRM)
+    # Where in its code it was stopped is chance.
+    assert ended != EXIT_CODE or "most recent call first" in path.read_text()
+
+
+def test_stacks_that_are_there_stay_as_they_are(tmp_path):
+    dog = Watchdog(tmp_path / "rank-0.txt")
+    dog._leave_stacks()
+    first = (tmp_path / "rank-0.txt").read_text()
+    assert "test_stacks_that_are_there_stay_as_they_are" in first
+    dog._leave_stacks()
+    assert (tmp_path / "rank-0.txt").read_text() == first
+    dog.stop()
+    dog._leave_stacks()
 
 
 def test_one_that_was_stopped_leaves_nothing(tmp_path):
