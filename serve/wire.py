@@ -42,6 +42,12 @@ class GenerateCall:
     """What the chat template is told beside the messages."""
     place: str = "prompt"
     """Where the request has the prompt: `messages`, `prompt[2]`."""
+    generated: tuple[int, ...] = ()
+    """Tokens that another replica has chosen for this answer, and whose text the client has: it goes on after them."""
+    session: str | None = None
+    """What requests of one conversation have in common (`x-session-id`, `prompt_cache_key`): one replica for all."""
+    trace: str | None = None
+    """The W3C `traceparent` of the request."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Chunk:
     tokens: tuple[ScoredToken, ...] = ()
     """The tokens behind the text, where the request asked for log-probabilities."""
     calls: tuple[CallPiece, ...] = ()
+    ids: tuple[int, ...] = ()
+    """The tokens chosen since the last chunk, whether they show or not: by them another replica can go on."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,26 @@ class ReplicaState:
     load: Load
     description: dict[str, Any]
     """Tensor metadata, context length."""
+    address: str = ""
+    """Where it takes calls, `host:port`."""
+    slots: int = 1
+    """Sequences that it works on at the same time."""
+    leaving: bool = False
+    """Whether it finishes what it has and takes no more."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one gateway knows of the work for one model, in tokens (predictions count one a row)."""
+
+    arrived: float
+    """Of all requests since the gateway began: their prompts, and what they are expected to generate."""
+    done: float
+    """Worked off since the gateway began."""
+    waiting: float
+    """Of the requests that no replica works on."""
+    running: float
+    """That the requests being worked on still need."""
 
 
 @dataclass(frozen=True)
@@ -170,3 +198,11 @@ class GatewayState:
 
     pending: dict[str, int]
     """Requests that no replica has accepted yet, by model."""
+    work: dict[str, Work] = field(default_factory=dict)
+    """By model."""
+    address: str = ""
+    """Where it listens for clients, `host:port`."""
+    open_requests: int = 0
+    """Requests of clients that it answers now."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """What /metrics adds up over all gateways."""

@@ -32,15 +32,9 @@ from cluster.topology import Node
 from serve import served
 from serve.deploy import address, controller, plan, rates, ray_serve_internals, room, state_actor, waiting, warm
 from serve.deploy.access import Queue
-from serve.deploy.deployments import (
-    ENGINE,
-    GATEWAY,
-    GatewayDeployment,
-    GatewaySettings,
-    ModelDeployment,
-    asgi_app,
-    model_app,
-)
+from serve.deploy.gateway_replica import GatewayDeployment, GatewaySettings, asgi_app
+from serve.deploy.model_replica import ModelDeployment
+from serve.deploy.names import ENGINE, GATEWAY, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
 from serve.deploy.turns import turn

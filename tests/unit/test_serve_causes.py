@@ -13,7 +13,7 @@ FAILED = (
     "           ^^^^^^^^^^^^^^^^^^^\n"
     "ValueError: the weights\n"
     "During handling of the above exception, another exception occurred:\n"
-    '  File "/serve/deploy/deployments.py", line 60, in __init__\n'
+    '  File "/serve/deploy/model_replica.py", line 60, in __init__\n'
     "    load_replica(model)\n"
     "tracking.errors.TrackingError: no model directory at /models/lm\n"
 )

@@ -16,7 +16,7 @@ import pytest
 from cluster import shipping
 from cluster.errors import UserError
 from serve.deploy import app, plan, warm
-from serve.deploy.deployments import load_replica
+from serve.deploy.model_replica import load_replica
 from serve.deploy.own_code import CodeWanted, OwnCode, Unpacked
 from serve.engines import table
 from serve.engines.table import ENGINES, EngineEntry, Mistake

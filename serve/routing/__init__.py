@@ -1,0 +1,1 @@
+"""Which replica answers a request, and what becomes of it when that replica is lost."""
