@@ -21,7 +21,7 @@ from serve.api.admission import Admission, estimate, everyone
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
 from serve.api.openai_answers import Answer
-from serve.api.openai_api import Generation
+from serve.api.openai_api import Generation, in_session
 from serve.api.streaming import Stream, accepted, collect, events, open_all
 from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
@@ -82,12 +82,13 @@ class Gateway:
 
     async def chat_completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        return await self._generate(openai_api.parse_chat(body, uuid.uuid4().hex), card, size, of(request))
+        generation = openai_api.parse_chat(body, uuid.uuid4().hex)
+        return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
         generation = openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts)
-        return await self._generate(generation, card, size, of(request))
+        return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def embeddings(self, request: Request) -> Response:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
@@ -206,6 +207,15 @@ class Gateway:
         content.check_length(request.headers.get("content-length"), self._max_body_bytes)
         coding = ", ".join(request.headers.getlist("content-encoding"))
         return await content.read(request.stream(), coding, self._max_body_bytes)
+
+
+def session_of(request: Request, body: Mapping[str, Any]) -> str | None:
+    """Return what a request has in common with others of its conversation, where its client says so.
+
+    A session belongs to its key: what others call theirs is another one.
+    """
+    named = request.headers.get("x-session-id") or body.get("prompt_cache_key")
+    return f"{of(request).key}:{named:.200}" if isinstance(named, str) and named else None
 
 
 def _listed(card: ModelCard) -> dict[str, Any]:

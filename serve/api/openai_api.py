@@ -80,6 +80,13 @@ def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
     return _generation(request, True, base, [base.prompt], MOST_TEXTS)
 
 
+def in_session(generation: Generation, session: str | None) -> Generation:
+    """Return the generation as a part of a session, whose requests one replica answers; None leaves it as it is."""
+    if not session:
+        return generation
+    return replace(generation, calls=tuple(replace(call, session=session) for call in generation.calls))
+
+
 def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = MOST_TEXTS) -> Generation:
     """Parse the body of /v1/completions: one text, several, one list of token ids, or several."""
     if body.get("logprobs") is False:

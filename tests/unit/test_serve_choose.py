@@ -1,7 +1,12 @@
 """Which replica answers: prefixes against load, sessions, and what is remembered."""
 
 import pytest
+from starlette.requests import Request
 
+from serve.api.callers import SCOPE_KEY, Caller
+from serve.api.gateway import session_of
+from serve.api.openai_api import in_session, parse_completion
+from serve.keys.limits import Limits
 from serve.routing.choose import (
     BLOCK_BYTES,
     MOST_BLOCKS,
@@ -113,3 +118,22 @@ def test_what_is_remembered_is_bounded_and_goes_with_the_replica():
 @pytest.mark.parametrize("prompt", ["", "short", (), (1, 2), ({"role": "user", "content": "\ud800"},), "\ud800" * 300])
 def test_any_prompt_has_blocks(prompt):
     assert len(blocks_of(call(prompt))) == (0 if len(prompt) < 100 else 3)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "session"),
+    [
+        ({}, {}, None),
+        ({"x-session-id": "s1"}, {}, "alice:s1"),
+        ({}, {"prompt_cache_key": "p"}, "alice:p"),
+        ({"x-session-id": "s1"}, {"prompt_cache_key": "p"}, "alice:s1"),
+        ({}, {"prompt_cache_key": 7}, None),
+        ({"x-session-id": "x" * 500}, {}, "alice:" + "x" * 200),
+    ],
+)
+def test_a_session_is_named_by_its_client_and_is_its_keys_own(headers, body, session):
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    request = Request({"type": "http", "headers": raw, SCOPE_KEY: Caller("alice", Limits())})
+    assert session_of(request, body) == session
+    asked = parse_completion({"model": "m", "prompt": ["a", "b"]}, "r")
+    assert {call.session for call in in_session(asked, session).calls} == {session}
