@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from serve.wire import EmbedCall, GenerateCall, InferCall
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,22 @@ class Candidate:
 def least_busy(candidates: Sequence[Candidate]) -> Candidate:
     """Return the candidate with the least work for each slot; the first of equals."""
     return min(candidates, key=lambda each: (each.own + each.others) / max(1, each.slots))
+
+
+class Chooser(Protocol):
+    """Decides which replica answers a call."""
+
+    def choose(
+        self, model: str, call: GenerateCall | InferCall | EmbedCall, candidates: Sequence[Candidate]
+    ) -> Candidate:
+        """Return one of the candidates, of which there is at least one; each of them has room for the call."""
+        ...
+
+
+class LeastBusy:
+    """The chooser that only balances."""
+
+    def choose(
+        self, model: str, call: GenerateCall | InferCall | EmbedCall, candidates: Sequence[Candidate]
+    ) -> Candidate:
+        return least_busy(candidates)
