@@ -34,7 +34,7 @@ from engine import VOCABULARY, random_model, tokenizer  # noqa: E402
 
 from serve.engines.protocol import GenerationRequest, SamplingParams  # noqa: E402
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions  # noqa: E402
-from serve.routing.choose import Candidate, Chooser, least_busy  # noqa: E402
+from serve.routing.choose import ByPrefix, Candidate, least_busy  # noqa: E402
 from serve.wire import GenerateCall  # noqa: E402
 
 SHARED, OWN, NEW = 384, 32, 32
@@ -113,11 +113,11 @@ async def play(choose: Choose, todo: Sequence[Arrival], replicas: int) -> Outcom
 
 def ways(seed: int) -> dict[str, Choose]:
     """Return the ways to choose, as new."""
-    draw = random.Random(seed)
+    draw, ours = random.Random(seed), ByPrefix()
     return {
         "random": lambda call, found: draw.choice(found),
         "least busy": lambda call, found: least_busy(found),
-        "tandem": Chooser().choose,
+        "tandem": lambda call, found: ours.choose("m", call, found),
     }
 
 

@@ -12,6 +12,7 @@ Code of the user's own comes from FOLDER on the user's machine, when a model's t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from cluster import connect, devices, topology
@@ -48,6 +49,8 @@ DOWN_TIMEOUT_S = 60.0
 """How long `down` waits for an `up` that is at work."""
 PROXY_START_S = 30.0
 """A proxy listens within seconds, or it cannot."""
+LEAVE_S = 5.0
+"""What a replica has beyond `drain_s` to give its requests back and to stop its engine, before Serve ends it."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 2.5
 """Serve ends a replica after three checks in a row without an answer: within 12 s, and a busy one has 7 s."""
 
@@ -66,13 +69,13 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     _warn_of_emulation(spec)
     host, port = address.start(spec.http)
     environment = _replica_environment()
-    state_actor.start(spec.name, environment)
+    secret = state_actor.start(spec.name, environment)
     if spec.asks_for_keys:
         _open_keys(spec, nodes)
         rates.start(spec.name, environment)
-    targets = [_model_target(spec, model, environment, code, nodes) for model in models]
+    targets = [_model_target(spec, model, environment, secret, code, nodes) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
-    targets.append(_gateway_target(spec, models, environment))
+    targets.append(_gateway_target(spec, models, environment, secret))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
     waiting.until_listening(PROXY_START_S)
@@ -161,16 +164,18 @@ def _open_keys(spec: ServeSpec, nodes: list[Node]) -> None:
 
 
 def _model_target(
-    spec: ServeSpec, model: ServedModel, environment: dict[str, Any], code: OwnCode | None, nodes: list[Node]
+    spec: ServeSpec,
+    model: ServedModel,
+    environment: dict[str, Any],
+    secret: bytes,
+    code: OwnCode | None,
+    nodes: list[Node],
 ) -> ray_serve.RunTarget:
     settings = spec.models[model.name]
     deployment = ray_serve.deployment(ModelDeployment).options(
         name=ENGINE,
-        **ray_serve_internals.pinned(model.digest()),
-        # Twice the batch: the next request is at hand when a slot frees, and the rest can still go to a new replica.
-        max_ongoing_requests=2 * settings.max_batch,
-        max_queued_requests=settings.max_queued,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        **ray_serve_internals.pinned(f"{model.digest()}-{_of_secret(secret)}"),
+        user_config={"drain_s": spec.drain_s},
         ray_actor_options={
             "num_cpus": settings.resources.cpus_per_replica,
             "num_gpus": settings.resources.gpus_per_replica,
@@ -183,11 +188,13 @@ def _model_target(
     )
     # Inside the deployment, not as a package of Ray's: cluster/shipping.py says why.
     carried = (code.packed,) if code is not None and model.code is not None else ()
-    bound = deployment.bind(spec.name, model, *carried)
+    bound = deployment.bind(spec.name, model, secret, *carried)
     return ray_serve.RunTarget(bound, name=model_app(spec.name, model.name), route_prefix=None)
 
 
-def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any]) -> ray_serve.RunTarget:
+def _gateway_target(
+    spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any], secret: bytes
+) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
     settings = GatewaySettings(
         spec.name,
@@ -199,7 +206,7 @@ def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dic
     )
     deployment = ray_serve.deployment(ray_serve.ingress(asgi_app)(GatewayDeployment)).options(
         name=GATEWAY,
-        **ray_serve_internals.pinned(json.dumps(asdict(settings))),
+        **ray_serve_internals.pinned(f"{json.dumps(asdict(settings))}-{_of_secret(secret)}"),
         max_ongoing_requests=10_000,
         user_config={
             "catalog": [_card(model, spec) for model in models],
@@ -210,7 +217,12 @@ def _gateway_target(spec: ServeSpec, models: list[ServedModel], environment: dic
         **_scaling(gateway, gateway.bounds.target_ongoing or 64),
         **_lifecycle(spec),
     )
-    return ray_serve.RunTarget(deployment.bind(settings), name=spec.name, route_prefix="/")
+    return ray_serve.RunTarget(deployment.bind(settings, secret), name=spec.name, route_prefix="/")
+
+
+def _of_secret(secret: bytes) -> str:
+    """Return what tells one secret from another, and nothing of it: with a new one all replicas are replaced."""
+    return hashlib.sha256(secret).hexdigest()[:8]
 
 
 def _scaling(scaled: Scaled, target_ongoing: float) -> dict[str, Any]:
@@ -231,7 +243,7 @@ def _scaling(scaled: Scaled, target_ongoing: float) -> dict[str, Any]:
 
 def _lifecycle(spec: ServeSpec) -> dict[str, Any]:
     return {
-        "graceful_shutdown_timeout_s": spec.drain_s,
+        "graceful_shutdown_timeout_s": spec.drain_s + LEAVE_S,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,

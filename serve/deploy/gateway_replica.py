@@ -36,9 +36,10 @@ class GatewaySettings:
 class GatewayDeployment:
     """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
 
-    async def __init__(self, settings: GatewaySettings) -> None:  # type: ignore[misc]  # see above
+    async def __init__(self, settings: GatewaySettings, secret: bytes) -> None:  # type: ignore[misc]  # see above
         log_with_serve()
-        self._backend = RayBackend(settings.name)
+        self._backend = RayBackend(settings.name, secret, settings.max_wait_s)
+        self._backend.start()
         replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._access = await asyncio.to_thread(
             Access, settings.name, replica_id, settings.store_url, settings.max_wait_s
@@ -57,13 +58,16 @@ class GatewayDeployment:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         catalog = user_config["catalog"]
-        self._access.configure(queues_of(catalog), user_config["operator"])
+        queues = queues_of(catalog)
+        self._access.configure(queues, user_config["operator"])
+        self._backend.configure(queues)
         shown = [{key: value for key, value in card.items() if key != "queue"} for card in catalog]
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}
 
     async def __del__(self) -> None:
         self._reporter.stop()
         await self._access.stop()
+        await self._backend.stop()
 
     def _state(self) -> GatewayState:
         return GatewayState(dict(self._backend.pending + Counter(self._access.waiting())))

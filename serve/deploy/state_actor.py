@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +18,19 @@ REPORT_INTERVAL_S = 0.5
 FRESH_S = 10.0
 """A replica that has been silent for longer is gone, or too busy to count on."""
 ASK_TIMEOUT_S = 2.0
+START_TIMEOUT_S = 60.0
+SECRET_BYTES = 32
 
 
 class StateActor:
-    """The actor: the last report of each sender."""
+    """The actor: the last report of each sender, and the secret by which gateways and replicas know each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, secret: bytes = b"") -> None:
         self._reports: dict[str, tuple[float, Any]] = {}
+        self._secret = secret
+
+    def secret(self) -> bytes:
+        return self._secret
 
     def report(self, sender: str, value: Any) -> None:
         self._reports[sender] = (time.monotonic(), value)
@@ -38,19 +45,29 @@ class StateActor:
         return [value for _, value in self._reports.values()]
 
 
-def start(name: str, environment: dict[str, Any]) -> None:
-    """Start the state actor of the endpoint `name`, unless it runs. It is detached, and comes back after a failure."""
+def start(name: str, environment: dict[str, Any]) -> bytes:
+    """Start the state actor of the endpoint `name`, unless it runs. It is detached, and comes back after a failure.
+
+    Returns the endpoint's secret. It is the argument of the actor's constructor: Ray keeps that, so it is the same
+    after a failure and for every `serve up`; no command line, no environment, no log and no status has it.
+    """
     import ray
 
-    ray.remote(StateActor).options(
-        name=_actor_name(name),
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        runtime_env=environment,
-    ).remote()
+    actor = (
+        ray.remote(StateActor)
+        .options(
+            name=_actor_name(name),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            runtime_env=environment,
+        )
+        .remote(secrets.token_bytes(SECRET_BYTES))
+    )
+    secret: bytes = ray.get(actor.secret.remote(), timeout=START_TIMEOUT_S)
+    return secret
 
 
 def stop(name: str) -> None:
@@ -69,6 +86,7 @@ class Reporter:
         self._name = name
         self._sender = sender
         self._state = state
+        self._actor: Any = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,12 +99,15 @@ class Reporter:
         if actor is not None:
             actor.leave.remote(self._sender)
 
+    def tell(self) -> None:
+        """Tell how it is now, before it is due."""
+        self._actor = self._actor or _find(self._name)
+        if self._actor is not None:
+            self._actor.report.remote(self._sender, self._state())
+
     async def _run(self) -> None:
-        actor = None
         while True:
-            actor = actor or _find(self._name)
-            if actor is not None:
-                actor.report.remote(self._sender, self._state())
+            self.tell()
             await asyncio.sleep(REPORT_INTERVAL_S)
 
 

@@ -13,16 +13,21 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from serve.wire import GenerateCall
+from serve.wire import EmbedCall, GenerateCall, InferCall
+
+Call = GenerateCall | InferCall | EmbedCall
 
 BLOCK_BYTES = 256
 """Prompts are compared in blocks of so much text, 64 tokens or so."""
 BYTES_PER_TOKEN = 4
 MOST_BLOCKS = 1024
 """Of one prompt; a longer one is told apart by its first 256 KiB."""
-REMEMBERED_BLOCKS = 16_384
-"""Of one replica, the latest: 4 MiB of text, about a million tokens."""
+REMEMBERED_BLOCKS = 4096
+"""Of one replica, the latest: 1 MiB of text, about 260,000 tokens."""
+REMEMBERED_REPLICAS = 256
+"""The latest that were chosen: with all their blocks some 150 MB."""
 REQUEST_COST = 400.0
 """What one more request at a replica of 16 slots costs those beside it, in tokens read."""
 FULL_COST = 4.0
@@ -59,18 +64,31 @@ def least_busy(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda each: each.busy)
 
 
-class Chooser:
-    """Chooses among the replicas of one model, and remembers what each has read."""
+class Chooser(Protocol):
+    """Decides which replica answers a call."""
+
+    def choose(self, model: str, call: Call, candidates: Sequence[Candidate]) -> Candidate:
+        """Return one of the candidates, of which there is at least one; each of them has room for the call."""
+        ...
+
+
+class LeastBusy:
+    """The chooser that only balances."""
+
+    def choose(self, model: str, call: Call, candidates: Sequence[Candidate]) -> Candidate:
+        return least_busy(candidates)
+
+
+class ByPrefix:
+    """The chooser that remembers what each replica has read."""
 
     def __init__(self) -> None:
         self._read: dict[str, OrderedDict[int, None]] = {}
 
-    def choose(self, call: object, candidates: Sequence[Candidate]) -> Candidate:
+    def choose(self, model: str, call: Call, candidates: Sequence[Candidate]) -> Candidate:
         """Return the replica for a call, and take note that it will read the call's prompt.
 
-        Args:
-            call: a GenerateCall; for any other (they have nothing in common) the least busy replica is it.
-            candidates: at least one.
+        Calls that are no GenerateCall have nothing in common: the least busy replica is it.
         """
         if not isinstance(call, GenerateCall):
             return least_busy(candidates)
@@ -80,11 +98,6 @@ class Chooser:
         chosen = self._of_session(call, candidates) or min(candidates, key=lambda each: self._cost(each, blocks))
         self._note(chosen.replica_id, blocks)
         return chosen
-
-    def keep_only(self, replica_ids: Sequence[str]) -> None:
-        """Forget the replicas that are no more."""
-        for gone in set(self._read) - set(replica_ids):
-            del self._read[gone]
 
     def _of_session(self, call: GenerateCall, candidates: Sequence[Candidate]) -> Candidate | None:
         """Return the session's replica, unless that is full while another is not."""
@@ -103,12 +116,14 @@ class Chooser:
         return next((number for number, block in enumerate(blocks) if block not in read), len(blocks))
 
     def _note(self, replica_id: str, blocks: Sequence[int]) -> None:
-        read = self._read.setdefault(replica_id, OrderedDict())
+        read = self._read[replica_id] = self._read.pop(replica_id, OrderedDict())  # the last ones are the latest
         for block in blocks:
             read[block] = None
             read.move_to_end(block)
         while len(read) > REMEMBERED_BLOCKS:
             read.popitem(last=False)
+        while len(self._read) > REMEMBERED_REPLICAS:
+            del self._read[next(iter(self._read))]
 
 
 def load_cost(candidate: Candidate) -> float:
