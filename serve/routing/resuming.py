@@ -88,7 +88,7 @@ class Progress:
         self.excluded: set[str] = set()
         """Replicas that had the call and have it no more."""
         self.ended = self.refused = False
-        """Whether nothing more may be handed on; whether that is for a fault, and what comes is not worth waiting for."""
+        """Whether nothing more may be handed on; whether that is because the text cannot be gone on with."""
 
     @property
     def call(self) -> GenerateCall:

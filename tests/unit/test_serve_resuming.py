@@ -121,7 +121,8 @@ def test_a_replica_that_begins_anew_is_not_listened_to() -> None:
     replicas = Replicas([V1, piece(2, 7, 8), LOST], [V1, piece(1, 7), piece(2, 8)])
     *before, last = told(replicas)
     assert before == [V1, piece(2, 7, 8)]
-    assert isinstance(last, Refused) and last.code == "replica_lost"
+    assert isinstance(last, Refused)
+    assert last.code == "replica_lost"
 
 
 @pytest.mark.parametrize("chunk", [piece(2, 7), piece(2), piece(0)], ids=["too few", "none", "only text"])
@@ -129,7 +130,8 @@ def test_a_replica_that_does_not_tell_its_tokens_ends_its_streams(chunk: Chunk) 
     replicas = Replicas([V1, chunk, LOST])
     *before, last = told(replicas)
     assert before == [V1, chunk]
-    assert isinstance(last, Refused) and (last.status, last.code) == (503, "replica_lost")
+    assert isinstance(last, Refused)
+    assert (last.status, last.code) == (503, "replica_lost")
     assert len(replicas.asked) == 1
 
 

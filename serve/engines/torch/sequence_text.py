@@ -1,4 +1,4 @@
-"""The text of one sequence: what is said of it in, deltas out; and a sequence brought to where another engine left it."""
+"""The text of one sequence, from what is said of it; and how a sequence comes to where another engine left it."""
 
 from __future__ import annotations
 
