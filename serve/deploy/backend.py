@@ -20,6 +20,8 @@ from serve.deploy import readiness
 from serve.deploy.access import Standing
 from serve.deploy.names import ENGINE, model_app
 from serve.deploy.state_actor import Reader
+from serve.scaling.decisions import ScalingState
+from serve.scaling.decisions import Standing as Scaling
 from serve.wire import (
     Chunk,
     EmbedCall,
@@ -137,6 +139,11 @@ class RayBackend:
         gateways = sum(isinstance(report, GatewayState) for report in reports)
         replicas = Counter(report.model for report in reports if isinstance(report, ReplicaState))
         return {model: Standing(count, gateways) for model, count in replicas.items()}
+
+    async def scaling(self) -> dict[str, Scaling]:
+        """Return what was decided about numbers of replicas, by model and for the gateway."""
+        reports = await self._reports.read()
+        return next((report.standings for report in reports if isinstance(report, ScalingState)), {})
 
     def _handle(self, model: str) -> Any:
         if model not in self._handles:

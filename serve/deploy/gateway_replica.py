@@ -51,14 +51,16 @@ class GatewayDeployment:
             self._access.admission,
             self._access.doorkeeper,
         )
-        self._access.start(self._backend.standing)
+        self.gateway.scaling = self._backend.scaling
         self._reporter = Reporter(settings.name, replica_id, self._state)
+        self._access.start(self._backend.standing, self._reporter.soon)
         self._reporter.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         catalog = user_config["catalog"]
         self._access.configure(queues_of(catalog), user_config["operator"])
-        shown = [{key: value for key, value in card.items() if key != "queue"} for card in catalog]
+        self.gateway.sleepers = frozenset(card["name"] for card in catalog if card["sleeps"])
+        shown = [{key: value for key, value in card.items() if key not in ("queue", "sleeps")} for card in catalog]
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}
 
     async def __del__(self) -> None:
@@ -66,7 +68,8 @@ class GatewayDeployment:
         await self._access.stop()
 
     def _state(self) -> GatewayState:
-        return GatewayState(dict(self._backend.pending + Counter(self._access.waiting())))
+        pending = dict(self._backend.pending + Counter(self._access.waiting()))
+        return GatewayState(pending, self._access.work())
 
 
 def asgi_app() -> FastAPI:

@@ -118,7 +118,7 @@ class Steps:
             return self._up(raised, lasting, need)
         held = bounds.clamp(min(max(peak, lasting), target))
         if held < target:
-            if peak >= target:
+            if target > bounds.most:
                 return Decision(held, f"down: {bounds.most} is the most that the spec allows", "bounds")
             enough = f"down: {peak} {'was' if peak == 1 else 'were'} enough for {self.hold_s:.0f} s"
             return Decision(held, f"{enough}; {need.why}", "quiet")
