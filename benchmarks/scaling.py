@@ -24,7 +24,8 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from simulated_pool import Arrivals, Engine, Moment, Outcome, Policy, run
 
-from serve.scaling.policy import Bounds, WorkPolicy
+from serve.scaling.policy import WorkPolicy
+from serve.scaling.steps import Bounds
 
 COLUMNS = ("p50", "p95", "p99")
 
@@ -132,7 +133,8 @@ def compare(name: str, arrivals: Arrivals, engine: Engine, most: int) -> None:
     base = run(engine, arrivals, ours(most), 1)
     show("ours", base, None)
     show("Serve's default", run(engine, arrivals, serves(most, engine.slots), 1), base)
-    tuned = serves(most, engine.slots, upscale_delay_s=1.5, downscale_delay_s=30.0, look_back_period_s=2.0)
+    delays = {"upscale_delay_s": 1.5, "downscale_delay_s": 30.0, "look_back_period_s": 2.0, "metrics_interval_s": 0.5}
+    tuned = serves(most, engine.slots, **delays)
     show("Serve's, tuned", run(engine, arrivals, tuned, 1), base)
     show(f"fixed, {mean} (the mean)", run(engine, arrivals, fixed(mean), mean), base)
     show(f"fixed, {base.most} (our most)", run(engine, arrivals, fixed(base.most), base.most), base)

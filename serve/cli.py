@@ -140,6 +140,8 @@ def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from serve.scaling.decisions import sentence
+
     table = Table("model", "status", "version", "replicas", "running", "queued", "tok/s", box=None)
     rows = {**found["models"], "(gateway)": found["gateway"]}
     for name, model in rows.items():
@@ -153,3 +155,5 @@ def _show(found: dict[str, Any]) -> None:
     for name, model in rows.items():
         if model["warning"]:
             console.print(f"{name}: {model['warning']}", markup=False)
+        if model["scaling"]:
+            console.print(f"{name}: {sentence(model['scaling'])}", markup=False)

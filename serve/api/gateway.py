@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from serve.api.callers import Caller, Doorkeeper, of
 from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation, in_session
 from serve.api.streaming import Stream, accepted, collect, events, open_all
+from serve.scaling.decisions import GATEWAY_ROW, Standing, as_json
 from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
 EVENT_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -77,6 +78,9 @@ class Gateway:
         self._max_body_bytes = max_body_bytes
         self._max_prompts = max_prompts
         self.catalog: Mapping[str, ModelCard] = {}
+        self.sleepers: frozenset[str] = frozenset()
+        """Models that may have no replica while it is quiet: a request wakes them, so they are ready."""
+        self.scaling: Callable[[], Awaitable[Mapping[str, Standing]]] = _nothing_scales
 
     # -- OpenAI -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +150,8 @@ class Gateway:
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
         parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
         call = InferCall(f"infer-{uuid.uuid4().hex}", parsed.inputs)  # the client's own `id` may be anyone's
-        with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1)) as ticket:
+        rows = max(map(len, parsed.inputs.values()), default=1)
+        with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
@@ -177,15 +182,18 @@ class Gateway:
         """Return the models that have no ready replica."""
         replicas, _ = await self._backend.states()
         ready = {replica.model for replica in replicas}
-        return [name for name in self.catalog if name not in ready]
+        return [name for name in self.catalog if name not in ready and name not in self.sleepers]
 
     async def status(self, caller: Caller) -> dict[str, Any]:
         """Return how busy every model is: what its replicas run, what waits, and each replica's part."""
         replicas, pending = await self._backend.states()
+        scaling = {name: {"scaling": as_json(standing)} for name, standing in (await self.scaling()).items()}
+        front = {GATEWAY_ROW: scaling[GATEWAY_ROW]} if GATEWAY_ROW in scaling and caller.limits.models is None else {}
         return {
             card.name: _model_status(card, [each for each in replicas if each.model == card.name], pending[card.name])
+            | scaling.get(card.name, {})
             for card in self._cards(caller)
-        }
+        } | front
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -216,6 +224,10 @@ def session_of(request: Request, body: Mapping[str, Any]) -> str | None:
     """
     named = request.headers.get("x-session-id") or body.get("prompt_cache_key")
     return f"{of(request).key}:{named:.200}" if isinstance(named, str) and named else None
+
+
+async def _nothing_scales() -> Mapping[str, Standing]:
+    return {}
 
 
 def _listed(card: ModelCard) -> dict[str, Any]:

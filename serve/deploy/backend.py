@@ -23,6 +23,9 @@ from serve.deploy.names import model_app
 from serve.deploy.state_actor import Reader
 from serve.routing.choose import ByPrefix, Chooser
 from serve.routing.lost import ReplicaLost
+from serve.routing.resuming import resumed
+from serve.scaling.decisions import ScalingState
+from serve.scaling.decisions import Standing as Scaling
 from serve.wire import (
     Chunk,
     EmbedCall,
@@ -80,20 +83,16 @@ class RayBackend:
     # -- calls -------------------------------------------------------------------------------------------------------
 
     async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
-        """Stream one text; lost before its first message, it is asked of another replica."""
-        left = TRIES
-        while True:
-            begun = False
-            try:
-                async with aclosing(self.attempt(model, call)) as messages:
-                    async for message in messages:
-                        begun = True
-                        yield message
-                return
-            except ReplicaLost as lost:
-                left -= not lost.moved
-                if begun or not left:
-                    raise _lost(model) from lost
+        """Stream one text; where its replica is lost, another one goes on with it."""
+
+        def attempt(
+            again: GenerateCall, excluded: frozenset[str], version: str | None
+        ) -> AsyncGenerator[Message, None]:
+            return self.attempt(model, again, excluded, version)
+
+        async with aclosing(resumed(attempt, call)) as messages:
+            async for message in messages:
+                yield message
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
         answer: Inferred | Refused = await self._answered(model, call)
@@ -180,6 +179,11 @@ class RayBackend:
         gateways = sum(isinstance(report, GatewayState) for report in reports)
         replicas = Counter(report.model for report in reports if isinstance(report, ReplicaState))
         return {model: Standing(count, gateways) for model, count in replicas.items()}
+
+    async def scaling(self) -> dict[str, Scaling]:
+        """Return what was decided about numbers of replicas, by model and for the gateway."""
+        reports = await self._reports.read()
+        return next((report.standings for report in reports if isinstance(report, ScalingState)), {})
 
     def _pool(self, model: str) -> Pool:
         if model not in self._pools:

@@ -52,8 +52,9 @@ class GatewayDeployment:
             self._access.admission,
             self._access.doorkeeper,
         )
-        self._access.start(self._backend.standing)
+        self.gateway.scaling = self._backend.scaling
         self._reporter = Reporter(settings.name, replica_id, self._state)
+        self._access.start(self._backend.standing, self._reporter.soon)
         self._reporter.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -61,7 +62,8 @@ class GatewayDeployment:
         queues = queues_of(catalog)
         self._access.configure(queues, user_config["operator"])
         self._backend.configure(queues)
-        shown = [{key: value for key, value in card.items() if key != "queue"} for card in catalog]
+        self.gateway.sleepers = frozenset(card["name"] for card in catalog if card["sleeps"])
+        shown = [{key: value for key, value in card.items() if key not in ("queue", "sleeps")} for card in catalog]
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}
 
     async def __del__(self) -> None:
@@ -70,7 +72,8 @@ class GatewayDeployment:
         await self._backend.stop()
 
     def _state(self) -> GatewayState:
-        return GatewayState(dict(self._backend.pending + Counter(self._access.waiting())))
+        pending = dict(self._backend.pending + Counter(self._access.waiting()))
+        return GatewayState(pending, self._access.work())
 
 
 def asgi_app() -> FastAPI:

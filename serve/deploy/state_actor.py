@@ -1,5 +1,7 @@
 """Where replicas tell how they are: one small actor per endpoint, written twice a second, read for status and health.
 
+Scaling looks at the reports where they are: the loop of serve/deploy/scaler.py runs in the actor.
+
 Asking the replicas instead goes through their request slots: a replica that is full would answer last, just when one
 wants to know (ray 2.60: `handle.broadcast` waits for `max_ongoing_requests` like any request).
 """
@@ -7,14 +9,21 @@ wants to know (ray 2.60: `handle.broadcast` waits for `max_ongoing_requests` lik
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+
+from serve.deploy import ray_serve_internals
+from serve.deploy.scaler import Scaler
 
 NAMESPACE = "tandem"
 REPORT_INTERVAL_S = 0.5
+SOON_S = 0.05
+"""How soon after a report the next one may be."""
 FRESH_S = 10.0
 """A replica that has been silent for longer is gone, or too busy to count on."""
 ASK_TIMEOUT_S = 2.0
@@ -23,26 +32,61 @@ SECRET_BYTES = 32
 
 
 class StateActor:
-    """The actor: the last report of each sender, and the secret by which gateways and replicas know each other."""
+    """The actor: the last report of each sender, the endpoint's secret, and the scaling that follows from the reports.
 
-    def __init__(self, secret: bytes = b"") -> None:
+    Ray runs it on one loop.
+    """
+
+    def __init__(self, name: str = "", secret: bytes = b"", came_back: bool = False) -> None:
+        """`secret`: by what gateways and replicas know each other.
+
+        `came_back`: whether Ray has started it again, so that nobody will tell what was deployed.
+        """
         self._reports: dict[str, tuple[float, Any]] = {}
         self._secret = secret
+        self._scaler = Scaler(name, self._fresh, ray_serve_internals.ControllerHandle())
+        self._to_ask = came_back
 
     def secret(self) -> bytes:
         return self._secret
 
     def report(self, sender: str, value: Any) -> None:
         self._reports[sender] = (time.monotonic(), value)
+        if self._to_ask:
+            self._to_ask = False
+            self._scaler.start()
+        self._scaler.heard(value)
 
     def leave(self, sender: str) -> None:
         self._reports.pop(sender, None)
 
+    async def deployed(self, scales: bool) -> None:
+        """Take note that `serve up` has changed what there is; `scales`: whether the number of anything may change."""
+        if scales:
+            self._scaler.start()
+        else:
+            await self._scaler.stop()
+
     def read(self) -> list[Any]:
-        """Return every fresh report, forgetting the others."""
+        """Return every fresh report, forgetting the others, and what scaling has decided."""
+        decided = self._scaler.state()
+        return [*self._fresh().values(), *([decided] if decided.standings else [])]
+
+    def _fresh(self) -> dict[str, Any]:
         oldest = time.monotonic() - FRESH_S
         self._reports = {sender: entry for sender, entry in self._reports.items() if entry[0] >= oldest}
-        return [value for _, value in self._reports.values()]
+        return {sender: value for sender, (_, value) in self._reports.items()}
+
+
+class ActorInRay(StateActor):
+    """The same in its own process, where its log is the actor's."""
+
+    def __init__(self, name: str, secret: bytes) -> None:
+        import ray
+
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+        logging.getLogger("serve").setLevel(logging.INFO)
+        super().__init__(name, secret, came_back=bool(ray.get_runtime_context().was_current_actor_reconstructed))
 
 
 def start(name: str, environment: dict[str, Any]) -> bytes:
@@ -54,7 +98,7 @@ def start(name: str, environment: dict[str, Any]) -> bytes:
     import ray
 
     actor = (
-        ray.remote(StateActor)
+        ray.remote(ActorInRay)
         .options(
             name=_actor_name(name),
             namespace=NAMESPACE,
@@ -64,10 +108,17 @@ def start(name: str, environment: dict[str, Any]) -> bytes:
             max_restarts=-1,
             runtime_env=environment,
         )
-        .remote(secrets.token_bytes(SECRET_BYTES))
+        .remote(name, secrets.token_bytes(SECRET_BYTES))
     )
     secret: bytes = ray.get(actor.secret.remote(), timeout=START_TIMEOUT_S)
     return secret
+
+
+def deployed(name: str, scales: bool) -> None:
+    """Tell the state actor of `name` that what is deployed has changed. It need not answer."""
+    actor = _find(name)
+    if actor is not None:
+        actor.deployed.remote(scales)
 
 
 def stop(name: str) -> None:
@@ -87,6 +138,7 @@ class Reporter:
         self._sender = sender
         self._state = state
         self._actor: Any = None
+        self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -105,10 +157,17 @@ class Reporter:
         if self._actor is not None:
             self._actor.report.remote(self._sender, self._state())
 
+    def soon(self) -> None:
+        """Report at once, and not only when it is time: somebody waits for a replica that is not there."""
+        self._asked.set()
+
     async def _run(self) -> None:
         while True:
             self.tell()
-            await asyncio.sleep(REPORT_INTERVAL_S)
+            await asyncio.sleep(SOON_S)  # however many ask
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), REPORT_INTERVAL_S - SOON_S)
+            self._asked.clear()
 
 
 class Reader:

@@ -39,7 +39,7 @@ def spec(images: Path | None, **tiny: Any) -> ServeSpec:
             "model": "models:/tiny@champion",
             "max_batch": 16,
             "max_queued": 32,
-            "replicas": {"min": 1, "max": 2, "target_ongoing": 8},
+            "replicas": {"min": 1, "max": 2},
             "upscale_delay_s": 0.5,
             "downscale_delay_s": 2,
             **tiny,
@@ -213,9 +213,25 @@ def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
         stop.set()
         load.join()
     _until(lambda: _replicas() == 1, 60, "the second replica stays")
+    changes = _busy(endpoint)["scaling"]["changes"]
+    assert [(change["before"], change["after"]) for change in changes][-2:] == [(1, 2), (2, 1)]
+    shown = CliRunner().invoke(cli.app, ["status"]).output
+    assert re.search(r"tiny: 1 replica wanted: down: 1 was enough", shown), shown
+
+
+def test_none_while_it_is_quiet_and_the_first_request_waits_for_one(endpoint: str, client: openai.OpenAI) -> None:
+    endpoints.up(spec(None, replicas={"min": 0, "max": 2}))
+    _until(lambda: _replicas() == 0, 60, "the replica stays")
+    _until(lambda: _busy(endpoint)["replicas"] == [], 20, "it is still told of")
+    assert httpx.get(f"{endpoint}/health").status_code == 200
+    assert CliRunner().invoke(cli.app, ["status"]).exit_code == 0
+    text = client.completions.create(model="tiny", prompt="def", max_tokens=5, temperature=0).choices[0].text
+    assert text
+    assert _busy(endpoint)["scaling"]["changes"][-1]["kind"] == "wake"
 
 
 def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, tmp_path: Path) -> None:
+    endpoints.up(spec(None))
     before = _serving(endpoint, busy=False)
     endpoints.up(spec(None, downscale_delay_s=3))  # another setting and one model less: nothing restarts
     assert set() < _serving(endpoint, busy=False) <= before
