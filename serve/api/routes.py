@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,8 @@ from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
 
 Find = Callable[[], Gateway]
+STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
+"""How the paths begin of what OpenAI stores."""
 
 
 def build(find: Find) -> FastAPI:
@@ -36,7 +39,9 @@ def build(find: Find) -> FastAPI:
 
 
 def not_found(path: str, known: Sequence[str]) -> str:
-    """Return the sentence for a path that has no route: with the one that was probably meant."""
+    """Return the sentence for a path that has no route: with the one that was probably meant, or what to do instead."""
+    if STORED.match(path):
+        return f"there is no {path[:200]} here: responses and conversations are not stored; send all items in `input`"
     candidates = [f"/v1{path}", f"/v2{path}", path.removeprefix("/v1"), path.removeprefix("/v2")]
     meant = [route for route in candidates if route in known] or difflib.get_close_matches(path, known, 1, 0.85)
     beside = [route for route in known if route.split("/")[1:2] == path.split("/")[1:2]]
@@ -59,6 +64,10 @@ def _add_openai(app: FastAPI, find: Find) -> None:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await find().completions(request)
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        return await find().responses(request)
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
