@@ -40,7 +40,7 @@ class MessageItem(Body):
     status: Status | None = None
 
 
-class TextPart(Body):
+class MessagePart(Body):
     """A part of a message, as clients write it and as answers have it."""
 
     type: Literal["input_text", "output_text"]
@@ -125,7 +125,7 @@ class TextSettings(Body):
     verbosity: Literal["medium"] | None = None
 
 
-class StreamOptions(Body):
+class EventOptions(Body):
     """`include_usage` asks for what the last event tells anyway."""
 
     include_obfuscation: bool | None = None
@@ -145,7 +145,7 @@ class ResponsesRequest(Generating):
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: EventOptions | None = None
     text: TextSettings | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[Any] | None = None
@@ -155,7 +155,7 @@ class ResponsesRequest(Generating):
 
 
 MODELS: tuple[type[BaseModel], ...] = (
-    *(ResponsesRequest, MessageItem, TextPart, CallItem, ResultItem, ReasoningItem, ReasoningPart, FunctionTool),
-    *(ChosenFunction, ChosenFunctions, TextFormat, SchemaFormat, TextSettings, StreamOptions),
+    *(ResponsesRequest, MessageItem, MessagePart, CallItem, ResultItem, ReasoningItem, ReasoningPart, FunctionTool),
+    *(ChosenFunction, ChosenFunctions, TextFormat, SchemaFormat, TextSettings, EventOptions),
 )
 """All of them, for the names of their fields."""
