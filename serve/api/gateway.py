@@ -20,9 +20,10 @@ from serve.api import content, embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
-from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation, in_session
-from serve.api.streaming import Stream, accepted, collect, events, open_all
+from serve.api.responses.answer import ResponseForm
+from serve.api.responses.parse import parse
+from serve.api.streaming import Choices, Form, Stream, accepted, open_all
 from serve.scaling.decisions import GATEWAY_ROW, Standing, as_json
 from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
@@ -94,6 +95,15 @@ class Gateway:
         generation = openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts)
         return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
+    async def responses(self, request: Request) -> Response:
+        body, card, size = await self._generative(request)
+        wanted = parse(body, uuid.uuid4().hex)
+        try:
+            generation = in_session(wanted.generation, session_of(request, body))
+            return await self._generate(generation, card, size, of(request), ResponseForm(wanted))
+        except ApiError as error:
+            raise wanted.placed(error) from None
+
     async def embeddings(self, request: Request) -> Response:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
         wanted = embeddings.parse(body, uuid.uuid4().hex)
@@ -124,21 +134,24 @@ class Gateway:
             raise ApiError(400, message, code="unsupported_task", param="model")
         return body, card, len(raw)
 
-    async def _generate(self, generation: Generation, card: ModelCard, size: int, caller: Caller) -> Response:
+    async def _generate(
+        self, generation: Generation, card: ModelCard, size: int, caller: Caller, form: Form | None = None
+    ) -> Response:
+        """Answer in a form, that of OpenAI's choices where none is given."""
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted) as ticket:
             streams = [self._backend.generate(card.name, call) for call in generation.calls]
             opened = await open_all(streams)
             headers = _identity_headers(opened[0].identity) | ticket.headers
-            answer = Answer(generation, f"{card.name}@{opened[0].identity.version}")
+            form = form or Choices(generation, f"{card.name}@{opened[0].identity.version}")
             prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
             ticket.prompt(prompt_tokens)
             if generation.stream:
                 ticket.streams()
-                content = ticket.until_its_end(events(answer, generation, streams, prompt_tokens, ticket.answer))
+                content = ticket.until_its_end(form.events(streams, prompt_tokens, ticket.answer))
                 headers |= EVENT_STREAM_HEADERS
                 return StreamingResponse(content, media_type="text/event-stream", headers=headers)
-            return JSONResponse(await collect(answer, streams, prompt_tokens, ticket.answer), headers=headers)
+            return JSONResponse(await form.whole(streams, prompt_tokens, ticket.answer), headers=headers)
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------
 

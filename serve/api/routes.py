@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from serve.api import callers, middleware
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
+from serve.api.openapi.document import document
 
 Find = Callable[[], Gateway]
+STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
+"""How the paths begin of what OpenAI stores."""
 
 
 def build(find: Find) -> FastAPI:
@@ -26,6 +31,7 @@ def build(find: Find) -> FastAPI:
     _add_inference_health(app, find)
     _add_inference(app, find)
     _add_status(app, find)
+    _add_document(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
@@ -36,7 +42,9 @@ def build(find: Find) -> FastAPI:
 
 
 def not_found(path: str, known: Sequence[str]) -> str:
-    """Return the sentence for a path that has no route: with the one that was probably meant."""
+    """Return the sentence for a path that has no route: with the one that was probably meant, or what to do instead."""
+    if STORED.match(path):
+        return f"there is no {path[:200]} here: responses and conversations are not stored; send all items in `input`"
     candidates = [f"/v1{path}", f"/v2{path}", path.removeprefix("/v1"), path.removeprefix("/v2")]
     meant = [route for route in candidates if route in known] or difflib.get_close_matches(path, known, 1, 0.85)
     beside = [route for route in known if route.split("/")[1:2] == path.split("/")[1:2]]
@@ -59,6 +67,10 @@ def _add_openai(app: FastAPI, find: Find) -> None:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await find().completions(request)
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        return await find().responses(request)
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
@@ -129,6 +141,17 @@ def _add_status(app: FastAPI, find: Find) -> None:
     @get("/status")
     async def status(request: Request) -> dict[str, Any]:
         return await find().status(callers.of(request))
+
+
+def _add_document(app: FastAPI) -> None:
+    @cache
+    def made() -> dict[str, Any]:
+        routes = [route for route in app.routes if isinstance(route, APIRoute)]
+        return document((m.lower(), route.path) for route in routes for m in sorted(route.methods - {"HEAD"}))
+
+    @_reading(app)("/openapi.json")
+    async def openapi() -> dict[str, Any]:
+        return made()
 
 
 def _add_error_handlers(app: FastAPI) -> None:

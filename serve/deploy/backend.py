@@ -85,10 +85,8 @@ class RayBackend:
     async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
         """Stream one text; where its replica is lost, another one goes on with it."""
 
-        def attempt(
-            again: GenerateCall, excluded: frozenset[str], version: str | None
-        ) -> AsyncGenerator[Message, None]:
-            return self.attempt(model, again, excluded, version)
+        def attempt(call: GenerateCall, excluded: frozenset[str], version: str | None) -> AsyncGenerator[Message, None]:
+            return self.attempt(model, call, excluded, version)
 
         async with aclosing(resumed(attempt, call)) as messages:
             async for message in messages:
