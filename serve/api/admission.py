@@ -19,6 +19,8 @@ from serve.keys.ledger import Entry
 from serve.keys.limiter import Limiter, Rate, Verdict
 from serve.keys.limits import PRIORITIES, Limits
 from serve.keys.meter import Meter
+from serve.metrics import watch
+from serve.metrics.watch import Watch
 
 BYTES_PER_TOKEN = 4
 """How prompts are estimated before a replica has encoded them, as OpenAI's limits do."""
@@ -62,6 +64,7 @@ class Ticket:
     entry: Entry | None
     reserved: int
     headers: dict[str, str]
+    watch: Watch
     used: int = 0
     generated: int = 0
     _ended: bool = False
@@ -114,6 +117,7 @@ class Ticket:
         self.used += prompt + generated
         if self.entry is not None:
             self.admission.count(self.caller, self.entry, prompt, generated)
+        self.watch.tokens(self.caller.key, prompt, generated)
 
 
 class Admission:
@@ -134,6 +138,7 @@ class Admission:
         headers = rate_headers(verdict)
         if verdict.refused_by is not None:
             raise _limited(verdict, caller.limits, headers)
+        asked = time.perf_counter()
         try:
             priority = PRIORITIES.index(caller.limits.priority)
             turn = await self._turns(model).take(caller.key, priority, prompt, self._patience_s)
@@ -143,7 +148,9 @@ class Admission:
                 raise _busy(model, error, headers) from None
             raise
         entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
-        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers)
+        watched = watch.current()
+        watched.admitted(time.perf_counter() - asked)
+        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, watched)
 
     def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""

@@ -16,7 +16,9 @@ from serve.deploy.access import Access, queues_of
 from serve.deploy.backend import RayBackend
 from serve.deploy.names import log_with_serve
 from serve.deploy.ray_serve_internals import own_deployment
-from serve.deploy.state_actor import Reporter
+from serve.deploy.state_actor import Reader, Reporter
+from serve.metrics.metrics import Metrics
+from serve.metrics.record import Record
 from serve.wire import GatewayState
 
 
@@ -50,6 +52,7 @@ class GatewayDeployment:
             settings.cors_origins,
             self._access.admission,
             self._access.doorkeeper,
+            Metrics(Record(replica_id), Reader(settings.name).read),
         )
         self._access.start(self._backend.standing)
         self._reporter = Reporter(settings.name, replica_id, self._state)
@@ -66,7 +69,8 @@ class GatewayDeployment:
         await self._access.stop()
 
     def _state(self) -> GatewayState:
-        return GatewayState(dict(self._backend.pending + Counter(self._access.waiting())))
+        pending = dict(self._backend.pending + Counter(self._access.waiting()))
+        return GatewayState(pending, metrics=self.gateway.metrics.record.snapshot(self.gateway.catalog))
 
 
 def asgi_app() -> FastAPI:
