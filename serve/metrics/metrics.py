@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -43,4 +44,4 @@ class Metrics:
         gateways = len({self.record.gateway, *(each["gateway"] for each in others)})
         snapshots: list[Snapshot] = [*left, *others, self.record.snapshot(models)]
         samples = [*of_replicas(models, replicas, pending, gateways), *self._extra(reports)]
-        return write(snapshots, samples, accept)
+        return await asyncio.to_thread(write, snapshots, samples, accept)  # many models and keys take 0.1 s and more
