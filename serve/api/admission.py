@@ -20,6 +20,8 @@ from serve.keys.ledger import Entry
 from serve.keys.limiter import Limiter, Rate, Verdict
 from serve.keys.limits import PRIORITIES, Limits
 from serve.keys.meter import Meter
+from serve.metrics import watch
+from serve.metrics.watch import Watch
 from serve.scaling.work import Item, ModelWork
 
 BYTES_PER_TOKEN = 4
@@ -65,6 +67,7 @@ class Ticket:
     reserved: int
     headers: dict[str, str]
     item: Item
+    watch: Watch
     used: int = 0
     generated: int = 0
     _ended: bool = False
@@ -120,6 +123,7 @@ class Ticket:
         self.used += prompt + generated
         if self.entry is not None:
             self.admission.count(self.caller, self.entry, prompt, generated)
+        self.watch.tokens(self.caller.key, prompt, generated)
 
 
 class Admission:
@@ -158,6 +162,7 @@ class Admission:
         if verdict.refused_by is not None:
             raise _limited(verdict, caller.limits, headers)
         item = self._work(model).begin(prompt if rows is None else rows, most if named else None)
+        asked = time.perf_counter()
         try:
             priority = PRIORITIES.index(caller.limits.priority)
             turn = await self._turns(model).take(caller.key, priority, prompt, self._patience_s)
@@ -170,7 +175,9 @@ class Admission:
         if not most:  # vectors and predictions tell nothing before they are there
             item.started()
         entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
-        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, item)
+        watched = watch.current()
+        watched.admitted(time.perf_counter() - asked)
+        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, item, watched)
 
     def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""

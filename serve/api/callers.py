@@ -80,6 +80,11 @@ def of(request: Request) -> Caller:
     return caller
 
 
+def forbidden(message: str) -> ApiError:
+    """Return the 403 of a valid key that may not do this."""
+    return ApiError(403, message, code="permission_denied")
+
+
 def unauthorized() -> ApiError:
     """Return the 401: the same for a missing, wrong, revoked and expired key, so that nothing is learned from it."""
     message = "a valid API key is needed: send it as `Authorization: Bearer KEY`"

@@ -24,6 +24,9 @@ from serve.api.openai_api import Generation, in_session
 from serve.api.responses.answer import ResponseForm
 from serve.api.responses.parse import parse
 from serve.api.streaming import Choices, Form, Stream, accepted, open_all
+from serve.metrics import watch
+from serve.metrics.metrics import Metrics
+from serve.metrics.record import Record
 from serve.scaling.decisions import GATEWAY_ROW, Standing, as_json
 from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
@@ -70,10 +73,13 @@ class Gateway:
         cors_origins: Sequence[str] = (),
         admission: Admission | None = None,
         doorkeeper: Doorkeeper | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.cors_origins = cors_origins
         self.doorkeeper = doorkeeper
         """Who asks for keys; None where none are needed."""
+        self.metrics = metrics or Metrics(Record("gateway"))
+        """What it counts, and how it is told."""
         self._admission = admission or everyone()
         self._backend = backend
         self._max_body_bytes = max_body_bytes
@@ -145,6 +151,7 @@ class Gateway:
             headers = _identity_headers(opened[0].identity) | ticket.headers
             form = form or Choices(generation, f"{card.name}@{opened[0].identity.version}")
             prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
+            ticket.watch.texts = len(streams)
             ticket.prompt(prompt_tokens)
             if generation.stream:
                 ticket.streams()
@@ -208,6 +215,13 @@ class Gateway:
             for card in self._cards(caller)
         } | front
 
+    async def exposition(self, request: Request) -> Response:
+        """Return the numbers of the whole endpoint as Prometheus reads them."""
+        replicas, pending = await self._backend.states()
+        accept = request.headers.get("accept")
+        body, content_type = await self.metrics.exposition(self.catalog, replicas, pending, accept)
+        return Response(body, headers={"content-type": content_type})
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _cards(self, caller: Caller) -> list[ModelCard]:
@@ -218,6 +232,7 @@ class Gateway:
         card = self.catalog.get(name)
         if card is None or not caller.limits.allows(name):
             raise model_not_found(name, [card.name for card in self._cards(caller)])
+        watch.current().model = name
         if version not in (None, card.version):
             message = f"{name!r} has no version {version!r:.60} here; served: {card.version}"
             raise ApiError(404, message, code="model_not_found", param="model")

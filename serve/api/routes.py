@@ -18,6 +18,7 @@ from serve.api.body import ApiError
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
 from serve.api.openapi.document import document
+from serve.metrics import watch
 
 Find = Callable[[], Gateway]
 STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
@@ -38,6 +39,7 @@ def build(find: Find) -> FastAPI:
     app.add_middleware(middleware.SlashAtTheEnd)
     app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)
     app.add_middleware(middleware.WholeForOldClients)
+    app.add_middleware(watch.Watched, record=lambda: find().metrics.record, routes=app.routes)
     return app
 
 
@@ -142,6 +144,10 @@ def _add_status(app: FastAPI, find: Find) -> None:
     async def status(request: Request) -> dict[str, Any]:
         return await find().status(callers.of(request))
 
+    @get("/metrics")
+    async def metrics(request: Request) -> Response:
+        return await find().exposition(request)
+
 
 def _add_document(app: FastAPI) -> None:
     @cache
@@ -182,5 +188,6 @@ def _answer(request: Request, error: ApiError) -> JSONResponse:
 
 def _shaped(path: str, error: ApiError) -> JSONResponse:
     """Return an error in the shape of the protocol that the path belongs to."""
+    watch.current().error(error.code)
     inference = path == "/v2" or path.startswith("/v2/")
     return JSONResponse({"error": error.message} if inference else error.body(), error.status, headers=error.headers)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from serve.api.body import ApiError
 from serve.api.openai_answers import Answer, Text, usage
 from serve.api.openai_api import Generation
+from serve.metrics import watch
 from serve.wire import CallPiece, Chunk, Opened, Refused, ScoredToken
 
 Stream = AsyncGenerator[Opened | Chunk | Refused, None]
@@ -122,6 +123,7 @@ async def events(
             yield _event(answer.closing(usage(prompt_tokens, sum(completion_tokens))))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
+        watch.current().error(error.code)
         yield _event(error.body())
     finally:
         await close_all(streams)

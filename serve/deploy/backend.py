@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
@@ -61,6 +61,8 @@ class RayBackend:
         self._tasks: list[asyncio.Task[None]] = []
         self.pending: Counter[str] = Counter()
         """Requests of this gateway that no replica has accepted yet, by model."""
+        self.went_on: Callable[[str], None] = lambda model: None
+        """Called when a text of a model goes on at another replica."""
 
     def start(self) -> None:
         """Begin to follow which replicas there are."""
@@ -88,7 +90,7 @@ class RayBackend:
         def attempt(call: GenerateCall, excluded: frozenset[str], version: str | None) -> AsyncGenerator[Message, None]:
             return self.attempt(model, call, excluded, version)
 
-        async with aclosing(resumed(attempt, call)) as messages:
+        async with aclosing(resumed(attempt, call, partial(self.went_on, model))) as messages:
             async for message in messages:
                 yield message
 

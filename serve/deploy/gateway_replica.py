@@ -16,7 +16,9 @@ from serve.deploy.access import Access, queues_of
 from serve.deploy.backend import RayBackend
 from serve.deploy.names import log_with_serve
 from serve.deploy.ray_serve_internals import own_deployment
-from serve.deploy.state_actor import Reporter
+from serve.deploy.state_actor import Reader, Reporter
+from serve.metrics.metrics import Metrics
+from serve.metrics.record import Record
 from serve.wire import GatewayState
 
 
@@ -51,8 +53,10 @@ class GatewayDeployment:
             settings.cors_origins,
             self._access.admission,
             self._access.doorkeeper,
+            Metrics(Record(replica_id), Reader(settings.name).read),
         )
         self.gateway.scaling = self._backend.scaling
+        self._backend.went_on = self.gateway.metrics.record.resumed
         self._reporter = Reporter(settings.name, replica_id, self._state)
         self._access.start(self._backend.standing, self._reporter.soon)
         self._reporter.start()
@@ -73,7 +77,8 @@ class GatewayDeployment:
 
     def _state(self) -> GatewayState:
         pending = dict(self._backend.pending + Counter(self._access.waiting()))
-        return GatewayState(pending, self._access.work())
+        told = self.gateway.metrics.record.snapshot(self.gateway.catalog)
+        return GatewayState(pending, self._access.work(), metrics=told)
 
 
 def asgi_app() -> FastAPI:

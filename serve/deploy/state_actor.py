@@ -19,6 +19,7 @@ from typing import Any
 
 from serve.deploy import ray_serve_internals
 from serve.deploy.scaler import Scaler
+from serve.metrics.departed import Departed
 
 NAMESPACE = "tandem"
 REPORT_INTERVAL_S = 0.5
@@ -44,6 +45,7 @@ class StateActor:
         """
         self._reports: dict[str, tuple[float, Any]] = {}
         self._secret = secret
+        self._departed = Departed()
         self._scaler = Scaler(name, self._fresh, ray_serve_internals.ControllerHandle())
         self._to_ask = came_back
 
@@ -58,7 +60,7 @@ class StateActor:
         self._scaler.heard(value)
 
     def leave(self, sender: str) -> None:
-        self._reports.pop(sender, None)
+        self._forget(sender)
 
     async def deployed(self, scales: bool) -> None:
         """Take note that `serve up` has changed what there is; `scales`: whether the number of anything may change."""
@@ -70,11 +72,17 @@ class StateActor:
     def read(self) -> list[Any]:
         """Return every fresh report, forgetting the others, and what scaling has decided."""
         decided = self._scaler.state()
-        return [*self._fresh().values(), *([decided] if decided.standings else [])]
+        left = self._departed.read(time.monotonic())
+        return [*self._fresh().values(), *left, *([decided] if decided.standings else [])]
+
+    def _forget(self, sender: str) -> None:
+        _, last = self._reports.pop(sender, (0.0, None))
+        self._departed.add(time.monotonic(), last)
 
     def _fresh(self) -> dict[str, Any]:
         oldest = time.monotonic() - FRESH_S
-        self._reports = {sender: entry for sender, entry in self._reports.items() if entry[0] >= oldest}
+        for silent in [sender for sender, (told, _) in self._reports.items() if told < oldest]:
+            self._forget(silent)
         return {sender: value for sender, (_, value) in self._reports.items()}
 
 
