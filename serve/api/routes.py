@@ -15,6 +15,7 @@ from serve.api import callers, middleware
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
+from serve.page import serving
 
 Find = Callable[[], Gateway]
 
@@ -26,6 +27,7 @@ def build(find: Find) -> FastAPI:
     _add_inference_health(app, find)
     _add_inference(app, find)
     _add_status(app, find)
+    _add_page(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
@@ -129,6 +131,18 @@ def _add_status(app: FastAPI, find: Find) -> None:
     @get("/status")
     async def status(request: Request) -> dict[str, Any]:
         return await find().status(callers.of(request))
+
+
+def _add_page(app: FastAPI) -> None:
+    get = _reading(app)
+
+    @get("/")
+    @get("/page/{name}")
+    async def page(request: Request) -> Response:
+        file = serving.files().get(request.scope["path"])
+        if file is None:
+            raise HTTPException(404)
+        return serving.answer(file, request.headers.get("if-none-match"))
 
 
 def _add_error_handlers(app: FastAPI) -> None:
