@@ -6,7 +6,7 @@ import { el, find, say } from "./dom.js";
 import { card } from "./errors.js";
 import { connectForm, showForm, stopForm } from "./forms.js";
 import { connectKey } from "./key.js";
-import { connectSettings } from "./settings.js";
+import { connectSettings, fitSettings } from "./settings.js";
 import { load, save } from "./store.js";
 
 let models = [];
@@ -39,7 +39,7 @@ function show() {
   for (const view of ["chat", "completion", "task"]) find(view).hidden = document.body.dataset.view !== view;
   find("mode").hidden = !model?.generates;
   find("settings").hidden = !model?.generates;
-  find("system-row").hidden = mode !== "chat";
+  fitSettings(mode);
   find("model").disabled = !models.length;
   about(model);
   if (model && !model.generates) showForm(model.id);
@@ -81,6 +81,14 @@ function connectModes() {
   if (!document.querySelector('input[name="mode"]:checked')) find("mode-chat").checked = true;
 }
 
+/** Keep the settings open where there is room for them beside everything else. */
+function connectRoom() {
+  const narrow = matchMedia("(max-width: 60rem)");
+  const fit = () => (find("settings").open = !narrow.matches);
+  narrow.addEventListener("change", fit);
+  fit();
+}
+
 function completeInstead(text) {
   find("mode-completion").checked = true;
   save("mode", "completion");
@@ -97,7 +105,6 @@ function stopAll(event) {
 }
 
 const model = () => find("model").value;
-find("settings").open = !matchMedia("(max-width: 60rem)").matches;
 find("curl-close").addEventListener("click", () => find("curl-dialog").close());
 find("model").addEventListener("change", () => {
   save("model", find("model").value);
@@ -105,6 +112,7 @@ find("model").addEventListener("change", () => {
 });
 document.addEventListener("keydown", stopAll);
 connectTheme();
+connectRoom();
 connectModes();
 connectSettings();
 connectKey(loadModels);

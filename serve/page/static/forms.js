@@ -89,6 +89,7 @@ function fileControl(field, id) {
     zone.classList.add("filled");
     say(`${file.name} is chosen.`);
   };
+  picture.addEventListener("load", () => picture.classList.toggle("small", picture.naturalHeight < 96));
   picture.addEventListener("error", () => (picture.hidden = true)); // what this browser cannot draw is sent all the same
   input.addEventListener("change", () => take(input.files[0]));
   const over = (is) => (event) => {

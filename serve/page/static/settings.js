@@ -5,10 +5,10 @@ import { load, save } from "./store.js";
 const NUMBER = /^-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 const FIELDS = [
-  { name: "temperature", label: "Temperature", hint: "0 takes the likeliest token, up to 2", read: decimal },
+  { name: "temperature", label: "Temperature", hint: "0 to 2; 0 is greedy", read: decimal },
   { name: "top_p", label: "Top p", hint: "above 0, up to 1", read: decimal },
-  { name: "max_tokens", label: "Max tokens", hint: "empty: chat to the context’s end, completion 16", read: whole },
-  { name: "seed", label: "Seed", hint: "the same seed, the same text", read: whole },
+  { name: "max_tokens", label: "Max tokens", hint: "", read: whole },
+  { name: "seed", label: "Seed", hint: "same seed, same text", read: whole },
   { name: "presence_penalty", label: "Presence penalty", hint: "−2 to 2", read: decimal },
   { name: "frequency_penalty", label: "Frequency penalty", hint: "−2 to 2", read: decimal },
   { name: "repetition_penalty", label: "Repetition penalty", hint: "1 changes nothing", read: decimal },
@@ -92,6 +92,12 @@ function row({ name, label, hint, lines }) {
   return el("div", { class: lines ? "setting wide" : "setting" },
     el("label", { for: `set-${name}`, text: label }), input,
     el("p", { class: "hint", id: `hint-${name}`, text: hint }));
+}
+
+/** Say what holds in a mode where `max_tokens` is left empty, and hide what has no place there. */
+export function fitSettings(mode) {
+  find("hint-max_tokens").textContent = mode === "chat" ? "empty: the context’s end" : "empty: 16";
+  find("system-row").hidden = mode !== "chat";
 }
 
 const inputs = () => [...FIELDS.map(({ name }) => name), ...OTHERS].map((name) => find(`set-${name}`));

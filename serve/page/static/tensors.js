@@ -91,12 +91,17 @@ export function rows(answer) {
 function one({ name, datatype, shape, data, parameters = {} }, row) {
   const size = shape.slice(1).reduce((product, length) => product * length, 1);
   const flat = data.flat(Infinity).slice(row * size, (row + 1) * size);
-  if (parameters.labels?.length === size && datatype !== "BYTES") return { name, kind: "bars", bars: bars(parameters.labels, flat) };
+  const labels = parameters.labels?.length === size && datatype !== "BYTES" ? parameters.labels : null;
+  if (labels) return { name, kind: "bars", bars: bars(labels, flat) };
   if (datatype === "BYTES" && parameters.content_type === "json") return { name, kind: "json", text: pretty(flat) };
   if (datatype === "BYTES" && parameters.content_type === "base64") return { name, kind: "bytes", texts: flat };
   if (datatype === "BYTES") return { name, kind: "text", text: flat.join("\n") };
-  return { name, kind: "values", values: flat, shape: shape.slice(1) };
+  const single = datatype === "FP32" || datatype === "FP16";
+  return { name, kind: "values", values: single ? flat.map(shortened) : flat, shape: shape.slice(1) };
 }
+
+/** Return a number of 32 bits without the digits that it gets when it is written as one of 64. */
+const shortened = (value) => (typeof value === "number" ? Number(value.toPrecision(7)) : value);
 
 /** Return labels with their values, the largest first, and how long a bar each has, from 0 to 1. */
 export function bars(labels, values) {
