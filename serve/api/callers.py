@@ -1,4 +1,4 @@
-"""Who calls: every route but the health path asks for a key where keys are required."""
+"""Who calls: every route but the health path and the playground's files asks for a key where keys are required."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.body import ApiError
 from serve.keys.limits import Limits
+from serve.page import serving
 
-OPEN_PATHS = ("/health",)
-"""What needs no key: what a load balancer or kubelet asks. Compared with the path that is routed, never with a URL."""
+OPEN_PATHS = ("/health", *serving.PATHS)
+"""What needs no key: what a load balancer or kubelet asks, and static files, which hold no data.
+
+Compared with the path that is routed, never with a URL.
+"""
 SCOPE_KEY = "tandem.caller"
 
 

@@ -19,6 +19,7 @@ from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
 from serve.api.openapi.document import document
 from serve.metrics import watch
+from serve.page import serving
 
 Find = Callable[[], Gateway]
 STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
@@ -33,6 +34,7 @@ def build(find: Find) -> FastAPI:
     _add_inference(app, find)
     _add_status(app, find)
     _add_document(app)
+    _add_page(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
@@ -158,6 +160,18 @@ def _add_document(app: FastAPI) -> None:
     @_reading(app)("/openapi.json")
     async def openapi() -> dict[str, Any]:
         return made()
+
+
+def _add_page(app: FastAPI) -> None:
+    get = _reading(app)
+
+    @get("/")
+    @get("/page/{name}")
+    async def page(request: Request) -> Response:
+        file = serving.files().get(request.scope["path"])
+        if file is None:
+            raise HTTPException(404)
+        return serving.answer(file, request.headers.get("if-none-match"))
 
 
 def _add_error_handlers(app: FastAPI) -> None:
