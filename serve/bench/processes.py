@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Coroutine
 from multiprocessing.connection import Connection as Pipe
@@ -23,6 +24,8 @@ Progress = Callable[[int, int], None]
 TELL_EVERY_S = 0.25
 TOGETHER_S = 0.1
 """How long after the last process is ready they begin."""
+FILES_BESIDE = 64
+"""Open files of a process beside its connections."""
 Result = TypeVar("Result")
 
 
@@ -41,8 +44,22 @@ def loop_name() -> str:
     return "uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
 
 
+def make_room(connections: int) -> None:
+    """Let this process and its children have so many connections. Raises UserError where the system does not."""
+    needed = connections + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UserError(
+                f"{connections:,} connections in a process need {needed:,} open files, and the system allows {hard:,} "
+                "(`ulimit -Hn`): use more --processes or fewer --users (or --max-open)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def run(settings: Settings, rate: WordRate, progress: Progress) -> list[Part]:
     """Send all requests; return each process's part. Raises UserError when a process died."""
+    make_room(-(-(settings.users or settings.max_open) // settings.processes))
     if settings.processes == 1:
         part = Part(settings, begin_at=time.monotonic() + 0.05)
         return [run_loop(drive.run(part, Workload(settings, rate), _counting(progress)))]
