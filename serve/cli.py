@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.bench.cli import bench
 from serve.keys import cli as keys
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 
 app.add_typer(keys.app, name="keys")
 app.command()(keys.usage)
+app.command()(bench)
 
 SpecPath = Annotated[
     Path, typer.Argument(help="The endpoint's YAML file; `serve/specs/` holds examples.", metavar="SPEC")
