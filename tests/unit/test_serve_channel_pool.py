@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import pytest
+import uvloop
 
 from serve.api.body import ApiError
 from serve.channel import pool as pools
@@ -92,7 +93,7 @@ def run(scenario: Callable[[Stage], Awaitable[None]]) -> None:
             for replica in stage.replicas.values():
                 await replica.server.close()
 
-    asyncio.run(inside())
+    uvloop.run(inside())
 
 
 def test_calls_go_where_there_is_least_to_do_up_to_a_little_more_than_the_slots() -> None:
