@@ -159,6 +159,7 @@ class Link(asyncio.Protocol):
         if not self.ready.done():
             self._greet(frame)
         elif frame.stream:
+            self.leaving = self.leaving or frame.kind == Kind.MOVED
             if mailbox := self._streams.get(frame.stream):
                 _deliver(frame, mailbox, self.replica_id)
         elif frame.kind == Kind.LOAD and isinstance(frame.content, int):

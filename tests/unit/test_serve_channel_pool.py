@@ -312,9 +312,7 @@ def test_a_call_that_was_given_back_is_none_that_ends_replicas() -> None:
         for replica in leaving:
             replica.server.leaving = True  # gateways have not heard of it
         waiting = asyncio.create_task(backend.infer("m", InferCall("r", {})))
-        await asyncio.sleep(0.01)
-        for replica in leaving:
-            replica.server.refuse_more()
+        await until(lambda: not stage.pool.usable)
         await stage.add("d")
         answer = await waiting
         assert isinstance(answer, Inferred)
