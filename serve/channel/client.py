@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, cast
 
 from serve.channel import handshake
 from serve.channel.frames import MOST_BYTES, MOST_BYTES_UNKNOWN, Frame, FrameError, Kind, Splitter, decode, encode
@@ -124,8 +124,8 @@ class Link(asyncio.Protocol):
     # -- the connection ----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self._out = transport, Outbox(transport)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self._out = Outbox(self._transport)
         self._ping()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -159,6 +159,7 @@ class Link(asyncio.Protocol):
         if not self.ready.done():
             self._greet(frame)
         elif frame.stream:
+            self.leaving = self.leaving or frame.kind == Kind.MOVED
             if mailbox := self._streams.get(frame.stream):
                 _deliver(frame, mailbox, self.replica_id)
         elif frame.kind == Kind.LOAD and isinstance(frame.content, int):

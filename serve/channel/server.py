@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 from serve.channel import handshake
 from serve.channel.frames import MOST_BYTES, MOST_BYTES_UNKNOWN, Frame, FrameError, Kind, Splitter, decode, encode
@@ -136,13 +136,13 @@ class Peer(asyncio.Protocol):
     # -- the connection ----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self._out = transport, Outbox(transport)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self._out = Outbox(self._transport)
         if sum(not peer._known for peer in self._server.peers) >= MOST_UNKNOWN:
-            transport.abort()
+            self._transport.abort()
             return
         self._server.peers.add(self)
-        transport.set_write_buffer_limits(BUFFER_BYTES)
+        self._transport.set_write_buffer_limits(BUFFER_BYTES)
         self._may_write.set()
         self._out.send(encode(Kind.HELLO, 0, [handshake.VERSION, self._nonce]))
         self._cut_after(HANDSHAKE_S, "it has not shown that it knows the secret")

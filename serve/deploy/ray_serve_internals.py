@@ -34,8 +34,8 @@ ENTRIES = (
     ),
     Internal(
         "async __del__ of a deployment is awaited",
-        "a replica stops its engine and leaves the state actor when its requests have ended",
-        "a replica that was scaled away is still counted for ten seconds, and its engine is killed",
+        "a replica that is to end finishes its streams, gives the rest back, and stops its engine",
+        "a replica that was scaled away or replaced cuts its streams, which go on at others as after a crash",
         "Serve has a public hook for a replica's end",
     ),
     Internal(

@@ -200,7 +200,7 @@ class Reader:
         from ray.exceptions import RayError
 
         try:
-            self._actor = self._actor or _find(self._name)
+            self._actor = self._actor or await asyncio.to_thread(_find, self._name)  # it blocks while Ray is in trouble
             if self._actor is not None:
                 self._last = list(await asyncio.wait_for(self._actor.read.remote(), ASK_TIMEOUT_S))
                 self._read_at = time.monotonic()

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import pytest
+import uvloop
 
 from serve.api.body import ApiError
 from serve.channel import pool as pools
@@ -92,7 +93,7 @@ def run(scenario: Callable[[Stage], Awaitable[None]]) -> None:
             for replica in stage.replicas.values():
                 await replica.server.close()
 
-    asyncio.run(inside())
+    uvloop.run(inside())
 
 
 def test_calls_go_where_there_is_least_to_do_up_to_a_little_more_than_the_slots() -> None:
@@ -311,9 +312,7 @@ def test_a_call_that_was_given_back_is_none_that_ends_replicas() -> None:
         for replica in leaving:
             replica.server.leaving = True  # gateways have not heard of it
         waiting = asyncio.create_task(backend.infer("m", InferCall("r", {})))
-        await asyncio.sleep(0.01)
-        for replica in leaving:
-            replica.server.refuse_more()
+        await until(lambda: not stage.pool.usable)
         await stage.add("d")
         answer = await waiting
         assert isinstance(answer, Inferred)
