@@ -47,7 +47,8 @@ class Choices:
 def accepted(message: Any) -> Any:
     """Return the message, or raise the ApiError that a refusal stands for."""
     if isinstance(message, Refused):
-        raise ApiError(message.status, message.message, code=message.code, param=message.param)
+        retry = {"retry-after": "1"} if message.status == 503 else {}
+        raise ApiError(message.status, message.message, code=message.code, param=message.param, headers=retry)
     return message
 
 

@@ -20,6 +20,7 @@ from serve.engines.pacing import interval_s, paced
 from serve.engines.prompts import TooLong, encode, is_chat
 from serve.engines.protocol import (
     BatchingEngine,
+    Delta,
     EmbeddingEngine,
     Engine,
     EngineError,
@@ -99,11 +100,11 @@ class GenerativeReplica:
             await self._engine.check(request)
             yield Opened(self._identity, len(request.prompt_token_ids))
             async with aclosing(self._engine.generate(request)) as deltas:
-                if call.generated:
-                    repeated = await asyncio.to_thread(answer.chunk, await anext(deltas))
-                    if answer.ended:
-                        yield Chunk("", repeated.completion_tokens, repeated.finish_reason)
-                        return
+                if request.generated:
+                    await _repeat(deltas, answer)
+                if answer.ended:
+                    yield Chunk("", len(request.generated), "tool_calls")
+                    return
                 async with aclosing(paced(deltas, self._pause_s)) as joined:
                     async for delta in joined:
                         yield answer.chunk(delta)
@@ -225,6 +226,14 @@ async def _embedded(engine: Any, call: EmbedCall, identity: Identity) -> Vectors
         return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
     except EngineError as error:
         return _failed(call.request_id, error)
+
+
+async def _repeat(deltas: AsyncGenerator[Delta, None], answer: AnswerText) -> None:
+    """Put what another replica has generated into the answer; what it shows of that is with the client already.
+
+    What it holds back is not: so half a character, a stop string or a call that lies across the cut comes out whole.
+    """
+    await asyncio.to_thread(answer.chunk, await anext(deltas))
 
 
 def _failed(request_id: str, error: EngineError) -> Refused:

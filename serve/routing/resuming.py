@@ -144,17 +144,13 @@ class Progress:
     def _go_on(self, chunk: Chunk) -> Chunk | Refused:
         expected = len(self._call.generated) + len(self._ids) + len(chunk.ids)
         counted = chunk.completion_tokens == expected and (bool(chunk.ids) or bool(self._ids) or not chunk.text)
-        if not counted and self._lost_any:  # it began anew: the client would read the beginning twice
+        if not counted and self.excluded and self._ids:  # it began anew: the client would read the beginning twice
             return self._refused("the replica that worked on this request was lost, and the next one did not go on")
         self._counted = self._counted and counted
         self._ids += chunk.ids
         self._fruitless = 0 if chunk.ids else self._fruitless
         self.ended = chunk.finish_reason is not None
         return chunk
-
-    @property
-    def _lost_any(self) -> bool:
-        return bool(self.excluded and (self._ids or self._call.generated))
 
     def _refused(self, message: str) -> Refused:
         self.ended = self.refused = True

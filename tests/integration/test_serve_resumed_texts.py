@@ -9,16 +9,19 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
+from serve.api import routes
+from serve.api.gateway import Gateway
 from serve.engines.protocol import Delta, EngineLoad, GenerationRequest
 from serve.engines.replica import GenerativeReplica
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
 from serve.routing.lost import ReplicaLost
 from serve.routing.resuming import Message, resumed
 from serve.wire import Chunk, GenerateCall, Identity, Opened, Refused, Tools
-from tests.support import tiny_models, tool_templates
+from tests.support import in_process, tiny_models, tool_templates
 
 WORDS = {
     "type": "object",
@@ -303,6 +306,47 @@ def test_a_text_that_was_whole_ends_at_once() -> None:
                 assert whole.text.endswith(rest.text)
 
     asyncio.run(scenario())
+
+
+class Lossy(in_process.InProcess):
+    """A gateway's backend whose streams are resumed."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(served.replicas[0])
+        self._served = served
+
+    def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
+        return resumed(self._served.attempt, call)
+
+
+def test_answers_of_several_texts_are_those_of_a_sound_endpoint() -> None:
+    body = {"model": "tiny", "prompt": "the quick", "n": 2, "seed": 5, "max_tokens": 16, "ignore_eos": True}
+
+    async def scenario() -> None:
+        async with serving(tiny_models.tokenizer()) as served:
+            gateway = Gateway(Lossy(served), max_body_bytes=20_000, max_prompts=3)
+            gateway.catalog = {"tiny": in_process.CARD}
+            transport = httpx.ASGITransport(routes.build(lambda: gateway))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+                sound = (await client.post("/v1/completions", json=body)).json()
+                served.dies_at([4, 9, 14])
+                lossy = (await client.post("/v1/completions", json=body)).json()
+                assert (lossy["choices"], lossy["usage"]) == (sound["choices"], sound["usage"])
+                assert served.tries == 2 + 3
+                served.dies_at([5, 12, 7])
+                streamed = (await client.post("/v1/completions", json={**body, "stream": True})).text
+                assert served.tries == 2 + 3
+                assert _texts(streamed) == [choice["text"] for choice in sound["choices"]]
+
+    asyncio.run(scenario())
+
+
+def _texts(stream: str) -> list[str]:
+    texts = ["", ""]
+    for line in stream.split("\n\n")[:-2]:
+        (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+        texts[choice["index"]] += choice["text"]
+    return texts
 
 
 class Forgetful:
