@@ -5,6 +5,7 @@
     python benchmarks/scaling.py --users 1000000                      one size, to 10,000 replicas
 
 `--recorded` takes a file with a time in seconds as the last column of each line; it is squeezed into `--seconds`.
+What people did over months (MovieLens' u.data) has their days and their bursts in it.
 Serve's policy is Serve's own code with its default settings but for the number of requests a replica shall have
 (half its slots, as our specs set it); "tuned" has the delays of our specs too.
 """
@@ -27,7 +28,8 @@ from simulated_pool import Arrivals, Engine, Moment, Outcome, Policy, run
 from serve.scaling.policy import WorkPolicy
 from serve.scaling.steps import Bounds
 
-COLUMNS = ("p50", "p95", "p99")
+SLOTS_OF_MANY = 3
+"""Slots of a replica with `--users`: a million of them then need 10,000 replicas."""
 
 
 def requests(at: np.ndarray, seed: int) -> Arrivals:
@@ -154,6 +156,7 @@ def main() -> None:
     if given.users:
         per_s = given.users / 100
         at = workloads(300.0, per_s)["a day"]
+        engine = Engine(slots=SLOTS_OF_MANY, start_s=given.start)
         compare(f"{given.users:,} users", requests(at, 0), engine, most=10_000)
         return
     if given.recorded:
