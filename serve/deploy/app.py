@@ -89,8 +89,10 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     wanted = {target.name for target in targets} | {spec.name}
     targets.append(_gateway_target(spec, models, environment, secret, there))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
-    state_actor.deployed(spec.name, scales=scaling.any_scales(spec))
+    try:
+        waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
+    finally:  # what does run scales also where a model fails
+        state_actor.deployed(spec.name, scales=scaling.any_scales(spec))
     waiting.until_listening(PROXY_START_S)
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")

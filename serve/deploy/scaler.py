@@ -88,12 +88,13 @@ class Scaler:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """End, also what is on its way to Serve."""
+        """End, also what is on its way to Serve, and forget what may scale."""
         for task in filter(None, (self._task, self._acting)):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._task = self._acting = None
+        self._decider.know({}, {})
 
     def heard(self, report: Any) -> None:
         """Look at once when a report has work for a model without replicas."""

@@ -44,16 +44,24 @@ class Plan(NamedTuple):
 
 
 class Reports(NamedTuple):
-    """Fresh reports, by sender."""
+    """Fresh reports."""
 
     gateways: dict[str, GatewayState]
-    replicas: list[ReplicaState]
+    """By sender."""
+    replicas: dict[str, list[ReplicaState]]
+    """By model."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Reports:
         """Sort reports by what tells them."""
-        gateways = {sender: value for sender, value in values.items() if isinstance(value, GatewayState)}
-        return cls(gateways, [value for value in values.values() if isinstance(value, ReplicaState)])
+        gateways: dict[str, GatewayState] = {}
+        replicas: dict[str, list[ReplicaState]] = {}
+        for sender, value in values.items():
+            if isinstance(value, ReplicaState):
+                replicas.setdefault(value.model, []).append(value)
+            elif isinstance(value, GatewayState):
+                gateways[sender] = value
+        return cls(gateways, replicas)
 
 
 @dataclass
@@ -195,7 +203,7 @@ def _plus(one: Work, other: Work) -> Work:
 
 
 def _looked(now: float, name: str, scaled: _Scaled, reports: Reports, work: Work) -> Look:
-    own = [replica for replica in reports.replicas if replica.model == name]
+    own = reports.replicas.get(name, [])
     staying = [replica for replica in own if not replica.leaving]
     ready, slots = len(staying), scaled.plan.slots
     inside = _inside(staying)

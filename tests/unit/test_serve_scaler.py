@@ -78,6 +78,8 @@ def test_load_adds_and_quiet_removes() -> None:
         standing = scaler.state().standings["m"]
         assert [change.after for change in standing.changes] == serve.set == [2, 1]
         assert standing.refused == ""
+        await scaler.stop()
+        assert scaler.state().standings == {}
 
     run(serve, scenario)
 
