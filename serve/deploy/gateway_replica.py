@@ -70,7 +70,7 @@ class GatewayDeployment:
 
     def _state(self) -> GatewayState:
         pending = dict(self._backend.pending + Counter(self._access.waiting()))
-        return GatewayState(pending, metrics=self.gateway.metrics.record.snapshot(self.gateway.catalog))
+        return GatewayState(pending, metrics=self.gateway.metrics.told(self.gateway.catalog))
 
 
 def asgi_app() -> FastAPI:
