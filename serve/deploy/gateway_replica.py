@@ -77,7 +77,7 @@ class GatewayDeployment:
 
     def _state(self) -> GatewayState:
         pending = dict(self._backend.pending + Counter(self._access.waiting()))
-        told = self.gateway.metrics.record.snapshot(self.gateway.catalog)
+        told = self.gateway.metrics.told(self.gateway.catalog)
         return GatewayState(pending, self._access.work(), metrics=told)
 
 

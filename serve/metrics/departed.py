@@ -9,7 +9,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from serve.metrics.series import Snapshot
 from serve.wire import GatewayState
 
 KEPT_S = 300.0
@@ -20,7 +19,7 @@ MOST = 32
 class LeftGateway:
     """The last numbers of a gateway that is gone."""
 
-    metrics: Snapshot
+    metrics: dict[str, Any]
 
 
 class Departed:

@@ -23,7 +23,7 @@ def write(snapshots: Iterable[Snapshot], samples: Iterable[Sample], accept: str 
     """Return the body and its content type.
 
     Args:
-        snapshots: Of every gateway; of two of one gateway the later counts.
+        snapshots: One of every gateway.
         samples: All else.
         accept: What the scraper can read, as its header says.
 
@@ -31,7 +31,7 @@ def write(snapshots: Iterable[Snapshot], samples: Iterable[Sample], accept: str 
         ValueError: a sample of a series that is not in the table, or with other labels.
     """
     rows: dict[str, list[tuple[Sequence[str], Any]]] = defaultdict(list)
-    for snapshot in {each["gateway"]: each for each in snapshots}.values():
+    for snapshot in snapshots:
         for name, labels, value in _of_gateway(snapshot):
             rows[name].append(([*labels, snapshot["gateway"]], value))
     for sample in samples:

@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.metrics.departed import LeftGateway
 from serve.metrics.exposition import of_replicas, write
+from serve.metrics.packing import pack, unpack
 from serve.metrics.record import Record
 from serve.metrics.series import Sample, Snapshot
 from serve.wire import GatewayState, ReplicaState
@@ -34,6 +35,10 @@ class Metrics:
         self.record = record
         self._reports, self._extra = reports, extra
 
+    def told(self, models: Collection[str]) -> dict[str, Any]:
+        """Return what this gateway tells of itself: `GatewayState.metrics`."""
+        return pack(self.record.snapshot(models))
+
     async def exposition(
         self, models: Collection[str], replicas: Sequence[ReplicaState], pending: Counter[str], accept: str | None
     ) -> tuple[bytes, str]:
@@ -42,6 +47,14 @@ class Metrics:
         left = [each.metrics for each in reports if isinstance(each, LeftGateway)]
         others = [each.metrics for each in reports if isinstance(each, GatewayState) and each.metrics]
         gateways = len({self.record.gateway, *(each["gateway"] for each in others)})
-        snapshots: list[Snapshot] = [*left, *others, self.record.snapshot(models)]
+        newest = {each["gateway"]: each for each in (*left, *others) if each["gateway"] != self.record.gateway}
         samples = [*of_replicas(models, replicas, pending, gateways), *self._extra(reports)]
-        return await asyncio.to_thread(write, snapshots, samples, accept)  # many models and keys take 0.1 s and more
+        own = self.record.snapshot(models)
+        # In a thread: many models and keys take 0.1 s and more.
+        return await asyncio.to_thread(_written, own, list(newest.values()), samples, accept)
+
+
+def _written(
+    own: Snapshot, others: Sequence[dict[str, Any]], samples: Sequence[Sample], accept: str | None
+) -> tuple[bytes, str]:
+    return write([*(unpack(each) for each in others), own], samples, accept)

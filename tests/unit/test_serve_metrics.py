@@ -267,8 +267,7 @@ def test_any_gateway_tells_the_numbers_of_all(front) -> None:
             for _ in range(requests):
                 await it.complete()
         for gateway in gateways:
-            record = gateway.metrics.record
-            states[record.gateway] = GatewayState({}, metrics=record.snapshot(gateway.catalog))
+            states[gateway.metrics.record.gateway] = GatewayState({}, metrics=gateway.metrics.told(gateway.catalog))
         await fronts[0].complete()
         for it, expected in (
             (fronts[0], {"a": 2, "b": 2, "c": 3}),
