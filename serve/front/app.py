@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import ApiError
-from serve.front import exchange
+from serve.front import exchange, spans
 from serve.front.exchange import Exchange
 
 TIMEOUT_HEADER = b"x-tandem-timeout-s"
@@ -36,7 +36,8 @@ class Front:
                 run.exchange.expires = run.exchange.began + limit_s
                 left = max(0.0, run.exchange.expires - time.monotonic())
                 timer = asyncio.get_running_loop().call_later(left, run.exchange.end, "expired")
-            await self._app(scope, receive, run.send)
+            with spans.of(run.exchange):
+                await self._app(scope, receive, run.send)
         except ApiError as error:
             await run.say(error)
         except asyncio.CancelledError:
