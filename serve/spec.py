@@ -176,6 +176,11 @@ class GatewaySpec(Scaled):
     """Most prompts in one completions request."""
     max_wait_s: float = Field(default=60, gt=0, le=DAY_S)
     """How long a request may wait for its turn; one that would wait longer is refused at once, with Retry-After."""
+    max_request_s: Annotated[float, Field(gt=0, le=DAY_S)] | None = None
+    """How long a request may take in all, its stream too; without a limit when left out. Clients may ask for less
+    (`x-tandem-timeout-s`)."""
+    max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Open connections of one gateway; further ones get a 503 with Retry-After."""
 
     @model_validator(mode="after")
     def _one_at_least(self) -> GatewaySpec:
@@ -185,15 +190,28 @@ class GatewaySpec(Scaled):
         return self
 
 
+class TlsSpec(Strict):
+    """Files in PEM form, on the nodes where gateways run."""
+
+    certificate: str = Field(min_length=1)
+    """The server's certificate, and behind it those that it was signed with."""
+    key: str = Field(min_length=1)
+    """Its key, without a password."""
+
+
 class HttpSpec(Strict):
-    """Where the endpoint listens. One address for the whole cluster: Ray Serve has one HTTP setting."""
+    """Where the endpoint listens: each gateway by itself, those of one node on the same port."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Loopback unless named otherwise; beyond it `keys` are required."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Exactly this port; when left out, 8000 or the next free one."""
     proxies: Literal["head", "every-node"] = "head"
-    """Listen on the head node only, or on every node with a replica (behind a load balancer)."""
+    """Gateways run on the head node only, or on any node, each of which then listens (behind a load balancer)."""
+    tls: TlsSpec | None = None
+    """Serve https, with this certificate."""
+    slow_reader_s: float = Field(default=60, gt=0, le=DAY_S)
+    """A client that leaves an answer unread for so long is cut, and what works on its answer is freed."""
 
 
 def _store(value: str) -> str:

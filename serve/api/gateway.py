@@ -7,10 +7,9 @@ is a plain 4xx, and the headers name the version that really answers.
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -24,6 +23,7 @@ from serve.api.openai_api import Generation, in_session
 from serve.api.responses.answer import ResponseForm
 from serve.api.responses.parse import parse
 from serve.api.streaming import Choices, Form, Stream, accepted, open_all
+from serve.front import exchange
 from serve.metrics import watch
 from serve.metrics.metrics import Metrics
 from serve.metrics.record import Record
@@ -93,17 +93,17 @@ class Gateway:
 
     async def chat_completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        generation = openai_api.parse_chat(body, uuid.uuid4().hex)
+        generation = openai_api.parse_chat(body, exchange.current().call_id)
         return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        generation = openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts)
+        generation = openai_api.parse_completion(body, exchange.current().call_id, self._max_prompts)
         return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def responses(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        wanted = parse(body, uuid.uuid4().hex)
+        wanted = parse(body, exchange.current().call_id)
         try:
             generation = in_session(wanted.generation, session_of(request, body))
             return await self._generate(generation, card, size, of(request), ResponseForm(wanted))
@@ -112,7 +112,7 @@ class Gateway:
 
     async def embeddings(self, request: Request) -> Response:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
-        wanted = embeddings.parse(body, uuid.uuid4().hex)
+        wanted = embeddings.parse(body, exchange.current().call_id)
         with await self._admission.begin(of(request), card.name, *estimate(size, 0, 1)) as ticket:
             vectors = accepted(await self._backend.embed(card.name, wanted.call))
             ticket.prompt(vectors.prompt_tokens)
@@ -146,7 +146,8 @@ class Gateway:
         """Answer in a form, that of OpenAI's choices where none is given."""
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted) as ticket:
-            streams = [self._backend.generate(card.name, call) for call in generation.calls]
+            trace = exchange.current().trace
+            streams = [self._backend.generate(card.name, replace(call, trace=trace)) for call in generation.calls]
             opened = await open_all(streams)
             headers = _identity_headers(opened[0].identity) | ticket.headers
             form = form or Choices(generation, f"{card.name}@{opened[0].identity.version}")
@@ -169,7 +170,7 @@ class Gateway:
             raise ApiError(400, message, code="unsupported_task", param="model")
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
         parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
-        call = InferCall(f"infer-{uuid.uuid4().hex}", parsed.inputs)  # the client's own `id` may be anyone's
+        call = InferCall(f"infer-{exchange.current().call_id}", parsed.inputs)  # the client's own `id` may be anyone's
         rows = max(map(len, parsed.inputs.values()), default=1)
         with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))

@@ -12,12 +12,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from serve.api import callers, middleware
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
 from serve.api.openapi.document import document
+from serve.front import exchange
 from serve.metrics import watch
 from serve.page import serving
 
@@ -29,6 +31,7 @@ STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
 def build(find: Find) -> FastAPI:
     """Return the FastAPI app whose routes call the gateway that `find` returns."""
     app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.router.route_class = _Noted
     _add_openai(app, find)
     _add_inference_health(app, find)
     _add_inference(app, find)
@@ -43,6 +46,14 @@ def build(find: Find) -> FastAPI:
     app.add_middleware(middleware.WholeForOldClients)
     app.add_middleware(watch.Watched, record=lambda: find().metrics.record, routes=app.routes)
     return app
+
+
+class _Noted(APIRoute):
+    """A route that tells the access log its path, without the names in it."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange.current().template = self.path
+        await super().handle(scope, receive, send)
 
 
 def not_found(path: str, known: Sequence[str]) -> str:

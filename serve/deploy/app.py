@@ -44,13 +44,16 @@ from serve.deploy import (
     warm,
 )
 from serve.deploy.access import Queue
-from serve.deploy.gateway_replica import GatewayDeployment, GatewaySettings, asgi_app
+from serve.deploy.gateway_replica import GatewayDeployment, GatewaySettings
 from serve.deploy.model_replica import ModelDeployment
 from serve.deploy.names import ENGINE, GATEWAY, model_app
 from serve.deploy.own_code import CodeWanted, OwnCode
 from serve.deploy.plan import ServedModel
 from serve.deploy.turns import turn
+from serve.deploy.where import Address
 from serve.endpoints import MARK
+from serve.front import tls
+from serve.front.limits import Limits
 from serve.keys import place
 from serve.keys.store import Store
 from serve.spec import GatewaySpec, ModelServeSpec, ServeSpec
@@ -58,8 +61,8 @@ from serve.spec import GatewaySpec, ModelServeSpec, ServeSpec
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 DOWN_TIMEOUT_S = 60.0
 """How long `down` waits for an `up` that is at work."""
-PROXY_START_S = 30.0
-"""A proxy listens within seconds, or it cannot."""
+LISTENING_S = 30.0
+"""A gateway that runs listens, and tells so within a second."""
 LEAVE_S = 5.0
 """What a replica has beyond `drain_s` to give its requests back and to stop its engine, before Serve ends it."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 2.5
@@ -78,7 +81,11 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     nodes = topology.nodes()
     _refuse_what_never_fits(spec, nodes)
     _warn_of_emulation(spec)
-    host, port = address.start(spec.http)
+    running = _running_address(spec.name)
+    at = address.choose(spec.http, running)
+    if spec.http.tls:
+        tls.check(spec.http.tls.certificate, spec.http.tls.key)
+    address.start_serve()
     environment = _replica_environment()
     secret = state_actor.start(spec.name, environment)
     if spec.asks_for_keys:
@@ -87,20 +94,20 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     there = scaling.there()
     targets = [_model_target(spec, model, environment, secret, code, nodes, there) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
-    targets.append(_gateway_target(spec, models, environment, secret, there))
+    targets.append(_gateway_target(spec, models, environment, secret, there, at))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     try:
         waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
     finally:  # what does run scales also where a model fails
         state_actor.deployed(spec.name, scales=scaling.any_scales(spec))
-    waiting.until_listening(PROXY_START_S)
+    waiting.until_listening(spec.name, at.port, at.certificate, LISTENING_S)
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")
         ray_serve_internals.delete_soon(name)
-    reached = ray.util.get_node_ip_address() if host in address.ANY else host
     listed = {model.name: {"version": model.version, "generates": model.generates} for model in models}
-    outcome = {"endpoint": f"http://{reached}:{port}", "name": spec.name, "models": listed, "keys": spec.asks_for_keys}
-    return {**outcome, "deployed_at": time.time()}
+    outcome = {"endpoint": at.url(ray.util.get_node_ip_address()), "name": spec.name, "models": listed}
+    told = {"keys": spec.asks_for_keys, "certificate": at.certificate, "deployed_at": time.time()}
+    return {**outcome, **told}
 
 
 def down(name: str) -> dict[str, Any]:
@@ -209,7 +216,12 @@ def _model_target(
 
 
 def _gateway_target(
-    spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any], secret: bytes, there: Mapping[str, int]
+    spec: ServeSpec,
+    models: list[ServedModel],
+    environment: dict[str, Any],
+    secret: bytes,
+    there: Mapping[str, int],
+    at: Address,
 ) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
     settings = GatewaySettings(
@@ -219,8 +231,15 @@ def _gateway_target(
         gateway.max_wait_s,
         tuple(spec.cors.origins),
         (spec.keys.store or place.default_url()) if spec.asks_for_keys else None,
+        at.host,
+        at.port,
+        at.certificate,
+        spec.http.tls.key if spec.http.tls else None,
+        spec.drain_s,
+        gateway.max_request_s,
+        Limits(reader_s=spec.http.slow_reader_s, connections=gateway.max_connections),
     )
-    deployment = ray_serve.deployment(ray_serve.ingress(asgi_app)(GatewayDeployment)).options(
+    deployment = ray_serve.deployment(GatewayDeployment).options(
         name=GATEWAY,
         **ray_serve_internals.pinned(f"{json.dumps(asdict(settings))}-{_of_secret(secret)}"),
         max_ongoing_requests=10_000,
@@ -228,14 +247,19 @@ def _gateway_target(
             "catalog": [_card(model, spec) for model in models],
             "operator": secrets.token_urlsafe(32),
             "scaling": scaling.plans(spec, {model.name: model.digest() for model in models}),
+            "address": at._asdict(),
         },
-        ray_actor_options={"num_cpus": gateway.cpus_per_replica, "runtime_env": environment},
+        ray_actor_options={
+            "num_cpus": gateway.cpus_per_replica,
+            "runtime_env": merged(environment, {"env_vars": ray_serve_internals.ONE_LOOP}),
+            **address.placement(spec.http),
+        },
         max_surge_percent=100,
         num_replicas=scaling.begin(gateway, there.get(spec.name)),
         **_lifecycle(spec),
     )
     bound = deployment.bind(settings, secret)
-    return ray_serve.RunTarget(bound, name=spec.name, route_prefix="/", external_scaler_enabled=gateway.scales)
+    return ray_serve.RunTarget(bound, name=spec.name, route_prefix=None, external_scaler_enabled=gateway.scales)
 
 
 def _of_secret(secret: bytes) -> str:
@@ -290,6 +314,15 @@ def _replica_environment() -> dict[str, Any]:
 def merged(environment: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return a model's own runtime environment on top of what every replica needs, Tandem's code among it."""
     return {**environment, **own, "env_vars": {**environment["env_vars"], **own.get("env_vars", {})}}
+
+
+def _running_address(name: str) -> Address | None:
+    """Return where the gateways of the endpoint `name` listen now."""
+    if not address.is_running():
+        return None
+    details = ray_serve_internals.serve_details(connect.job_client().get_address())
+    found = ray_serve_internals.gateway_config(details.get("applications", {}).get(name, {})).get("address")
+    return Address(**found) if found else None
 
 
 def _own_apps(name: str) -> set[str]:

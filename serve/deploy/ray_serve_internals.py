@@ -10,9 +10,9 @@ from cluster.internals import Internal
 ENTRIES = (
     Internal(
         "ray.serve.context._get_global_client",
-        "to find a running Serve without starting one, and with it the address where it listens",
+        "to find a running Serve without starting one",
         "`serve up` and `serve down` fail",
-        "Serve tells whether it runs, and where it listens, inside the cluster too",
+        "Serve tells whether it runs, inside the cluster too",
     ),
     Internal(
         "Deployment.options(_internal=True)",
@@ -25,12 +25,6 @@ ENTRIES = (
         "to take models away that the spec names no more while the others answer, without waiting for their requests",
         "`serve up` fails where the new spec has fewer models",
         "`delete` has a public option not to wait",
-    ),
-    Internal(
-        "ReplicaContext.servable_object",
-        "the routes find the gateway of their replica",
-        "every request to the endpoint fails",
-        "Serve hands the deployment to its ASGI application",
     ),
     Internal(
         "async __del__ of a deployment is awaited",
@@ -51,10 +45,16 @@ ENTRIES = (
         "Serve ends a replica that does not answer its request to leave",
     ),
     Internal(
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S, RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S",
-        "a proxy that died, or no longer answers, is started again within seconds",
-        "an endpoint whose proxy has died answers nobody for 24 s, one whose proxy hangs for 45 s",
-        "Serve documents them",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
+        "a gateway runs in the replica's own loop, which is uvloop's: two loops in two threads share one interpreter",
+        "a gateway answers fewer requests a second",
+        "Serve documents it",
+    ),
+    Internal(
+        "ray.serve._private.logging_utils.get_serve_logs_dir",
+        "a gateway's access log lies beside the other logs of its node's replicas",
+        "a gateway does not start",
+        "a replica is told where its logs are",
     ),
     Internal(
         "SERVE_CONTROLLER_ACTOR in the namespace serve, check_alive",
@@ -70,28 +70,20 @@ ENTRIES = (
     ),
 )
 
-CONTROLLER_ENV = {
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3.5",
-}
+CONTROLLER_ENV = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 """What Serve's controller reads when it starts; it has the environment of the job that starts it."""
+ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""What a gateway's replica reads when it starts."""
 
 
 CONTROLLER, CONTROLLER_NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 
 
 def running_client() -> Any | None:
-    """Return Serve's client with its `http_config` if Serve runs in this cluster; never start it."""
+    """Return Serve's client if Serve runs in this cluster; never start it."""
     from ray.serve.context import _get_global_client
 
     return _get_global_client(raise_if_no_controller_running=False)
-
-
-def listens_on() -> str:
-    """Return `host:port` of the Serve that runs in this cluster."""
-    client = running_client()
-    return f"{client.http_config.host}:{client.http_config.port}" if client is not None else "nowhere"
 
 
 def pinned(version: str) -> dict[str, Any]:
@@ -106,15 +98,15 @@ def delete_soon(application: str) -> None:
     serve.delete(application, _blocking=False)
 
 
-def own_deployment() -> Any:
-    """Return the deployment's object in the replica that this process is."""
-    from ray import serve
+def logs_directory() -> str:
+    """Return the directory of this node where Serve's replicas keep their logs."""
+    from ray.serve._private.logging_utils import get_serve_logs_dir
 
-    return serve.get_replica_context().servable_object
+    return str(get_serve_logs_dir())
 
 
 def serve_details(address: str, timeout_s: float = 10.0) -> dict[str, Any]:
-    """Return what Serve's REST API at the dashboard's `address` tells of applications, proxies and replicas.
+    """Return what Serve's REST API at the dashboard's `address` tells of applications and replicas.
 
     Raises:
         TimeoutError: Serve's controller does not answer the dashboard.

@@ -138,6 +138,18 @@ def stop(name: str) -> None:
         ray.kill(actor)
 
 
+def read_now(name: str) -> list[Any]:
+    """Return the fresh reports to a caller without a loop; none where the actor does not answer in time."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+
+    actor = _find(name)
+    try:
+        return list(ray.get(actor.read.remote(), timeout=ASK_TIMEOUT_S)) if actor is not None else []
+    except (RayError, GetTimeoutError):
+        return []
+
+
 class Reporter:
     """Keeps one sender's report with the state actor fresh, from `start` to `stop`."""
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from cluster import home
+from cluster import connect, home
 from cluster.connect import Connection
 from cluster.errors import UserError
 from cluster.precision import resolve, this_cpu
@@ -291,8 +292,9 @@ def _used(key: str) -> list[tuple[str, int, int]]:
 def test_mistakes_reach_the_user(endpoint: str) -> None:
     with pytest.raises(UserError, match=r"no alias 'champoin'.*champion"):
         endpoints.up(spec(None, model="models:/tiny@champoin"))
-    with pytest.raises(UserError, match="already listens"):
-        endpoints.up(spec(None).model_copy(update={"http": HttpSpec(port=9)}))
+    taken = urlsplit(connect.job_client().get_address()).port
+    with pytest.raises(UserError, match=f"http.port {taken} on 127.0.0.1 is taken"):
+        endpoints.up(spec(None).model_copy(update={"http": HttpSpec(port=taken)}))
 
 
 def test_down_leaves_nothing(endpoint: str) -> None:
