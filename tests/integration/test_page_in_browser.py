@@ -319,8 +319,11 @@ def test_a_row_of_a_table_is_sent_to_the_last_digit(page: Page) -> None:
     page.choose("#in-rooms-1", "2")
     page.click("#predict")
     page.wait("document.querySelector('#task-facts')")
-    cells = page.run("[...document.querySelectorAll('.results > table > tbody > tr')].map((row) => row.innerText)")
-    assert [cell.split("\t") for cell in cells[:3]] == [["price", "25"], ["id", "9007199254740993"], ["rooms", "6"]]
+    rows = page.run(
+        "[...document.querySelectorAll('.results > table > tbody > tr')].map((row) =>"
+        " [...row.cells].map((cell) => cell.textContent))"
+    )
+    assert rows[:3] == [["price", "25"], ["id", "9007199254740993"], ["rooms", "6"]]
 
 
 def test_what_fits_no_form_is_written_as_json(page: Page) -> None:
