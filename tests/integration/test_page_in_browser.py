@@ -290,8 +290,12 @@ def test_an_image_that_is_dropped_is_classified(page: Page, site: Site, picture:
     outputs = {each["name"]: each for each in json.loads(done.stdout)["outputs"]}
     page.click("#predict")
     assert "shapes@1" in page.wait("document.querySelector('#task-facts')?.textContent")
-    rows = page.run("[...document.querySelectorAll('.chart tr')].map((row) => [...row.cells].map((c) => c.textContent))")
-    ranked = sorted(zip(outputs["scores"]["data"], outputs["scores"]["parameters"]["labels"], strict=True), reverse=True)
+    rows = page.run(
+        "[...document.querySelectorAll('.chart tr')].map((row) => [...row.cells].map((c) => c.textContent))"
+    )
+    ranked = sorted(
+        zip(outputs["scores"]["data"], outputs["scores"]["parameters"]["labels"], strict=True), reverse=True
+    )
     assert [(label, float(score)) for label, score, _ in rows] == [(name, pytest.approx(s, 1e-3)) for s, name in ranked]
     widths = page.run("[...document.querySelectorAll('.bar:not(header)')].map((one) => one.offsetWidth)")
     assert widths[0] / widths[1] == pytest.approx(ranked[0][0] / ranked[1][0], rel=0.05)

@@ -25,7 +25,18 @@ from serve.keys.directory import Directory
 from serve.keys.limits import Limits
 from serve.keys.meter import Meter
 from serve.keys.store import Store
-from serve.wire import Chunk, EmbedCall, GenerateCall, Identity, InferCall, Inferred, Opened, Refused, ReplicaState, Vectors
+from serve.wire import (
+    Chunk,
+    EmbedCall,
+    GenerateCall,
+    Identity,
+    InferCall,
+    Inferred,
+    Opened,
+    Refused,
+    ReplicaState,
+    Vectors,
+)
 from tests.support import predictive, tiny_models
 
 CREATED = 1700000000
@@ -37,7 +48,9 @@ class Flat:
     """A task with a table's columns: its answer tells what came."""
 
     def inputs(self) -> list[dict[str, Any]]:
-        numbers = [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in (("area", "FP32"), ("id", "INT64"))]
+        numbers = [
+            {"name": name, "datatype": kind, "shape": [-1]} for name, kind in (("area", "FP32"), ("id", "INT64"))
+        ]
         flag = {"name": "new", "datatype": "BOOL", "shape": [-1]}
         return [*numbers, flag, {"name": "rooms", "datatype": "INT32", "shape": [-1, 3]}]
 
