@@ -121,9 +121,7 @@ class Site:
 
     async def _load(self) -> None:
         chat = tiny_models.language_model(self._folder / "chat", context=4096)
-        fast = tiny_models.tokenizer(300)
-        fast.chat_template = None
-        plain = tiny_models.language_model(self._folder / "plain", fast=fast)
+        plain = tiny_models.language_model(self._folder / "plain", fast=tiny_models.byte_tokenizer())  # no template
         for name, place in (("tiny", chat), ("plain", plain)):
             engine = TorchEngine.from_directory(place, precision="fp32", max_batch=4, threads=1)
             self.models.texts[name] = GenerativeReplica(engine, Identity("1", "run-1"), sampling_defaults.read(place))

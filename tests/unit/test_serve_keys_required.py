@@ -78,7 +78,7 @@ def with_keys(directory: Path, tmp_path: Path) -> Callable[[Callable[[Endpoint],
     return run
 
 
-def test_every_route_but_health_asks_for_a_key(with_keys) -> None:
+def test_every_route_but_health_and_static_files_asks_for_a_key(with_keys) -> None:
     async def scenario(endpoint: Endpoint) -> None:
         app = routes.build(lambda: None)  # type: ignore[arg-type, return-value]
         paths = {(method, route.path) for route in app.routes for method in getattr(route, "methods", ())}
@@ -86,8 +86,10 @@ def test_every_route_but_health_asks_for_a_key(with_keys) -> None:
         for method, path in paths:
             for other in ({}, {"host": "x/health?"}):
                 answer = await endpoint.client.request(method, path.replace("{name}", "tiny"), headers=other)
-                assert (answer.status_code == 401) == (path != "/health"), (method, path)
-        assert (await endpoint.client.get("/nothing")).status_code == 401
+                assert (answer.status_code == 401) == (path not in ("/health", "/")), (method, path)
+        for path in ("/nothing", "/page/nothing.js", "/page/app.js/x", "/page"):
+            assert (await endpoint.client.get(path)).status_code == 401
+        assert (await endpoint.client.get("/page/app.js")).status_code == 200
         assert (await endpoint.client.get("/health/")).status_code == 200
 
     with_keys(scenario)
