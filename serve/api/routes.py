@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from serve.api import callers, middleware
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
+from serve.api.openapi.document import document
 
 Find = Callable[[], Gateway]
 STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
@@ -29,6 +31,7 @@ def build(find: Find) -> FastAPI:
     _add_inference_health(app, find)
     _add_inference(app, find)
     _add_status(app, find)
+    _add_document(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
@@ -138,6 +141,17 @@ def _add_status(app: FastAPI, find: Find) -> None:
     @get("/status")
     async def status(request: Request) -> dict[str, Any]:
         return await find().status(callers.of(request))
+
+
+def _add_document(app: FastAPI) -> None:
+    @cache
+    def made() -> dict[str, Any]:
+        routes = [route for route in app.routes if isinstance(route, APIRoute)]
+        return document((m.lower(), route.path) for route in routes for m in sorted(route.methods - {"HEAD"}))
+
+    @_reading(app)("/openapi.json")
+    async def openapi() -> dict[str, Any]:
+        return made()
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -355,8 +355,9 @@ def places(value: Any) -> list[list[Any]]:
     return [path for key, each in pairs for path in ([key], *([key, *rest] for rest in places(each)))]
 
 
-def changed(path: list[Any], junk: Any) -> dict[str, Any]:
-    body = copy.deepcopy(FULL)
+def changed(path: list[Any], junk: Any, whole: dict[str, Any]) -> dict[str, Any]:
+    """Return a body with one value put in the place of another."""
+    body = copy.deepcopy(whole)
     inside: Any = body
     for key in path[:-1]:
         inside = inside[key]
@@ -374,7 +375,7 @@ def mistake(body: dict[str, Any]) -> ApiError | None:
 
 def test_any_value_anywhere_is_read_or_is_a_400_that_names_it() -> None:
     assert mistake(copy.deepcopy(FULL)) is None
-    bodies = [changed(path, junk) for path in places(FULL) for junk in JUNK]
+    bodies = [changed(path, junk, FULL) for path in places(FULL) for junk in JUNK]
     bodies += [{**FULL, name: junk} for name in ("x", "a.b[0]", "\x00", "output") for junk in JUNK]
     errors = [(body, mistake(body)) for body in bodies]
     for body, error in errors:

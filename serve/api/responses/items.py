@@ -13,7 +13,7 @@ from typing import Any
 from serve.api.body import ApiError, shown
 from serve.api.openai_messages import ROLES, called, in_order
 from serve.api.openai_parameters import invalid, missing, part
-from serve.api.responses.requests import CallItem, MessageItem, ReasoningItem, ResultItem, TextPart
+from serve.api.responses.requests import CallItem, MessageItem, MessagePart, ReasoningItem, ResultItem
 
 TEXTS = ("input_text", "output_text")
 
@@ -58,7 +58,7 @@ def _text_part(given: Any, place: str) -> str:
     if kind not in TEXTS:
         hint = "only text is" if kind != "text" else 'write "input_text"'
         raise unsupported(f"{place}.type", f"{shown(kind)} is not read here; {hint}")
-    return part(TextPart, given, place).text
+    return part(MessagePart, given, place).text
 
 
 def kind_of(given: Any, place: str) -> str:

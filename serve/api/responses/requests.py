@@ -24,10 +24,8 @@ Included = Literal[
 ]
 """Only the first can be in an answer; the others are about items that no answer has."""
 MOST_METADATA = 16
-Metadata = Annotated[
-    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
-    Field(max_length=MOST_METADATA),
-]
+"""Pairs, as OpenAI has it; the lengths too."""
+Metadata = dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]]
 
 
 class MessageItem(Body):
@@ -40,7 +38,7 @@ class MessageItem(Body):
     status: Status | None = None
 
 
-class TextPart(Body):
+class MessagePart(Body):
     """A part of a message, as clients write it and as answers have it."""
 
     type: Literal["input_text", "output_text"]
@@ -125,7 +123,7 @@ class TextSettings(Body):
     verbosity: Literal["medium"] | None = None
 
 
-class StreamOptions(Body):
+class EventOptions(Body):
     """`include_usage` asks for what the last event tells anyway."""
 
     include_obfuscation: bool | None = None
@@ -141,11 +139,11 @@ class ResponsesRequest(Generating):
     max_output_tokens: int | None = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(default=None, ge=1)
     """Of OpenAI's own tools, of which an answer has none."""
-    metadata: Metadata | None = None
+    metadata: Metadata | None = Field(default=None, json_schema_extra={"maxProperties": MOST_METADATA})
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: EventOptions | None = None
     text: TextSettings | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[Any] | None = None
@@ -155,7 +153,7 @@ class ResponsesRequest(Generating):
 
 
 MODELS: tuple[type[BaseModel], ...] = (
-    *(ResponsesRequest, MessageItem, TextPart, CallItem, ResultItem, ReasoningItem, ReasoningPart, FunctionTool),
-    *(ChosenFunction, ChosenFunctions, TextFormat, SchemaFormat, TextSettings, StreamOptions),
+    *(ResponsesRequest, MessageItem, MessagePart, CallItem, ResultItem, ReasoningItem, ReasoningPart, FunctionTool),
+    *(ChosenFunction, ChosenFunctions, TextFormat, SchemaFormat, TextSettings, EventOptions),
 )
 """All of them, for the names of their fields."""
