@@ -148,6 +148,7 @@ def test_items_become_messages(given: Any, messages: list[Any], places: list[str
         ([USER, {"type": "web_search_call", "id": "x"}], "input[1].type"),
         ([{**THOUGHT, "encrypted_content": "gAAA"}, said("x")], "input[0].encrypted_content"),
         ([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "x"}]}], "input[0].summary"),
+        ([{"type": "reasoning", "summary": []}], "input"),
         ([THOUGHT, USER], "input[0]"),
         ([USER, THOUGHT], "input[1]"),
         ([USER, call("x", arguments="{")], "input[1].arguments"),
