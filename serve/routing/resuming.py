@@ -13,7 +13,7 @@ replica. Nothing of Ray and nothing of HTTP.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -55,8 +55,13 @@ def seeded(call: GenerateCall, seed: int) -> GenerateCall:
     return call if named else replace(call, sampling={**call.sampling, "seed": seed})
 
 
-async def resumed(attempt: Attempt, call: GenerateCall) -> AsyncGenerator[Message, None]:
-    """Stream a call from as many replicas as it takes; see the module. It does not raise ReplicaLost."""
+async def resumed(
+    attempt: Attempt, call: GenerateCall, went_on: Callable[[], None] = lambda: None
+) -> AsyncGenerator[Message, None]:
+    """Stream a call from as many replicas as it takes; see the module. It does not raise ReplicaLost.
+
+    `went_on` is called each time that a text which had begun is asked of another replica.
+    """
     progress = Progress(seeded(call, secrets.randbits(SEED_BITS)))
     while not progress.ended:
         try:
@@ -73,6 +78,8 @@ async def resumed(attempt: Attempt, call: GenerateCall) -> AsyncGenerator[Messag
             refusal = progress.lose(lost)
             if refusal is not None:
                 yield refusal
+            elif progress.version is not None:
+                went_on()
 
 
 class Progress:
