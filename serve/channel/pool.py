@@ -81,9 +81,15 @@ class Waiting:
     granted: asyncio.Future[Member]
     since: float = field(default_factory=time.monotonic)
 
-    def suits(self, member: Member) -> bool:
-        """Whether a replica is one that it may go to."""
-        return member.link.replica_id not in self.excluded and self.version in (None, member.version)
+    @property
+    def goes_on(self) -> bool:
+        """Whether its client has the beginning of the answer: it is not to be sent away, and goes first."""
+        return self.version is not None
+
+    def suiting(self, members: Iterable[Member]) -> list[Member]:
+        """Return the usable replicas that it may go to; one that it was lost with only where that is all there is."""
+        known = [each for each in members if each.usable and self.version in (None, each.version)]
+        return [each for each in known if each.link.replica_id not in self.excluded] or known
 
 
 class Pool:
@@ -124,8 +130,8 @@ class Pool:
         """Wait for a replica that has room for the call, in turn, and hold the room.
 
         Args:
-            excluded: replicas that it must not be.
-            version: the version that it must be of; None: any.
+            excluded: replicas that it must not be while there is another: it was lost with them.
+            version: the version that it must be of, since an answer of it has begun; None: any.
             patience_s: how long it may wait, where that is less than the pool's.
 
         Raises:
@@ -161,10 +167,12 @@ class Pool:
         self._last_number += 1
         number = self._last_number
         self._waiting[number] = waiting
+        if waiting.goes_on:
+            self._waiting = {number: waiting, **self._waiting}
         timer = loop.call_later(patience_s, self._end_patience, waiting, patience_s)
         try:
             self._let_through()
-            if not waiting.granted.done() and len(self._waiting) > self._most_waiting():
+            if not (waiting.granted.done() or waiting.goes_on) and len(self._waiting) > self._most_waiting():
                 raise Full(f"{self._most} requests wait already")
             return await waiting.granted
         except asyncio.CancelledError:
@@ -201,7 +209,8 @@ class Pool:
             if waiting.granted.done():
                 continue
             ready = [member for member in self._members.values() if member.usable and member.has_room]
-            fitting = {member.link.replica_id: member for member in ready if waiting.suits(member)}
+            suiting = waiting.suiting(self._members.values())
+            fitting = {member.link.replica_id: member for member in suiting if member.has_room}
             if fitting:
                 shown = [member.candidate() for member in fitting.values()]
                 member = fitting[self._chooser.choose(self._model, waiting.call, shown).replica_id]

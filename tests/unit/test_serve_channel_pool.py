@@ -174,6 +174,43 @@ def test_excluded_replicas_and_other_versions_are_never_chosen() -> None:
     run(scenario)
 
 
+def test_a_call_goes_back_to_the_replica_it_was_lost_with_where_there_is_no_other() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("a")
+        assert await stage.take(version="1", excluded=frozenset("a")) == "a"
+        await stage.add("b")
+        assert await stage.take(version="1", excluded=frozenset("a")) == "b"
+
+    run(scenario)
+
+
+def test_answers_that_have_begun_go_first_and_are_not_sent_away() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("a", slots=1)
+        held = [stage.pool.seat(CALL) for _ in range(2)]
+        for seat in held:
+            await seat.__aenter__()
+        stage.pool.allow(most=1, slots=1)
+        order: list[str] = []
+
+        async def wait(name: str, version: str | None) -> None:
+            async with stage.pool.seat(CALL, version=version):
+                order.append(name)
+
+        waiting = [asyncio.create_task(wait("new", None))]
+        await until(lambda: stage.pool.waiting == 1)
+        waiting.append(asyncio.create_task(wait("begun", "1")))
+        await until(lambda: stage.pool.waiting == 2)
+        with pytest.raises(Full, match="1 requests wait already"):
+            await stage.take()
+        await held[0].__aexit__(None, None, None)
+        await asyncio.gather(*waiting)
+        assert order == ["begun", "new"]
+        await held[1].__aexit__(None, None, None)
+
+    run(scenario)
+
+
 def test_a_version_that_is_started_again_is_waited_for() -> None:
     async def scenario(stage: Stage) -> None:
         first = await stage.add("a", "1")
