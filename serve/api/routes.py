@@ -185,17 +185,6 @@ def _add_page(app: FastAPI) -> None:
         return serving.answer(file, request.headers.get("if-none-match"))
 
 
-def _add_document(app: FastAPI) -> None:
-    @cache
-    def made() -> dict[str, Any]:
-        routes = [route for route in app.routes if isinstance(route, APIRoute)]
-        return document((m.lower(), route.path) for route in routes for m in sorted(route.methods - {"HEAD"}))
-
-    @_reading(app)("/openapi.json")
-    async def openapi() -> dict[str, Any]:
-        return made()
-
-
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
