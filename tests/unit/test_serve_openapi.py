@@ -18,7 +18,7 @@ from serve.api.embeddings import parse as parse_embeddings
 from serve.api.openai_api import parse_chat, parse_completion
 from serve.api.openapi.document import OPERATIONS, document
 from serve.api.responses.parse import parse as parse_responses
-from tests.unit.test_serve_responses import FULL, JUNK, changed, places
+from tests.support.responses import FULL, JUNK, changed, places
 
 APP = routes.build(lambda: None)  # type: ignore[arg-type, return-value]
 ROUTES = [
