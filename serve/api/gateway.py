@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from serve.api import content, embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
+from serve.api.events import EventStream
 from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation
 from serve.api.streaming import Stream, accepted, collect, events, open_all
@@ -133,7 +134,7 @@ class Gateway:
                 ticket.streams()
                 content = ticket.until_its_end(events(answer, generation, streams, prompt_tokens, ticket.answer))
                 headers |= EVENT_STREAM_HEADERS
-                return StreamingResponse(content, media_type="text/event-stream", headers=headers)
+                return EventStream(content, headers=headers)
             return JSONResponse(await collect(answer, streams, prompt_tokens, ticket.answer), headers=headers)
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------
