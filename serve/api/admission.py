@@ -15,6 +15,7 @@ from typing import Protocol
 from serve.api.body import ApiError
 from serve.api.callers import Caller
 from serve.fair.turns import Busy, Turn, Turns
+from serve.front import exchange
 from serve.keys.ledger import Entry
 from serve.keys.limiter import Limiter, Rate, Verdict
 from serve.keys.limits import PRIORITIES, Limits
@@ -91,6 +92,7 @@ class Ticket:
 
     def prompt(self, tokens: int) -> None:
         """Count the prompt's tokens."""
+        exchange.current().prompt_tokens = tokens
         self._count(tokens, 0)
 
     def answer(self, generated: int) -> None:
@@ -101,6 +103,7 @@ class Ticket:
         """
         more, self.generated = generated - self.generated, generated
         if more > 0:
+            exchange.current().generated(generated)
             self._count(0, more)
             self.admission.charge(self, more)
 
@@ -129,6 +132,8 @@ class Admission:
         Raises:
             ApiError: 429 with Retry-After, or for a spent budget without.
         """
+        noted = exchange.current()
+        noted.model = model
         await self._check_budget(caller)
         verdict = await self._rates.begin(caller.key, caller.limits, prompt + most)
         headers = rate_headers(verdict)
@@ -136,7 +141,7 @@ class Admission:
             raise _limited(verdict, caller.limits, headers)
         try:
             priority = PRIORITIES.index(caller.limits.priority)
-            turn = await self._turns(model).take(caller.key, priority, prompt, self._patience_s)
+            turn = await self._turns(model).take(caller.key, priority, prompt, noted.patience_s(self._patience_s))
         except BaseException as error:
             self._rates.end(caller.key, verdict.reserved, 0)
             if isinstance(error, Busy):

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.body import ApiError
+from serve.front import exchange
 from serve.keys.limits import Limits
 
 OPEN_PATHS = ("/health",)
@@ -60,6 +61,7 @@ class KeysRequired:
         except ApiError as error:
             await self._answer(scope["path"], error)(scope, receive, send)
             return
+        exchange.current().key = caller.key
         await self._app({**scope, SCOPE_KEY: caller}, receive, send)
 
 

@@ -7,22 +7,23 @@ is a plain 4xx, and the headers name the version that really answers.
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from serve.api import content, embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
+from serve.api.events import EventStream
 from serve.api.openai_answers import Answer
 from serve.api.openai_api import Generation
 from serve.api.streaming import Stream, accepted, collect, events, open_all
+from serve.front import exchange
 from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
 EVENT_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -82,16 +83,16 @@ class Gateway:
 
     async def chat_completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        return await self._generate(openai_api.parse_chat(body, uuid.uuid4().hex), card, size, of(request))
+        return await self._generate(openai_api.parse_chat(body, exchange.current().call_id), card, size, of(request))
 
     async def completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        generation = openai_api.parse_completion(body, uuid.uuid4().hex, self._max_prompts)
+        generation = openai_api.parse_completion(body, exchange.current().call_id, self._max_prompts)
         return await self._generate(generation, card, size, of(request))
 
     async def embeddings(self, request: Request) -> Response:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
-        wanted = embeddings.parse(body, uuid.uuid4().hex)
+        wanted = embeddings.parse(body, exchange.current().call_id)
         with await self._admission.begin(of(request), card.name, *estimate(size, 0, 1)) as ticket:
             vectors = accepted(await self._backend.embed(card.name, wanted.call))
             ticket.prompt(vectors.prompt_tokens)
@@ -122,7 +123,8 @@ class Gateway:
     async def _generate(self, generation: Generation, card: ModelCard, size: int, caller: Caller) -> Response:
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted) as ticket:
-            streams = [self._backend.generate(card.name, call) for call in generation.calls]
+            trace = exchange.current().trace
+            streams = [self._backend.generate(card.name, replace(call, trace=trace)) for call in generation.calls]
             opened = await open_all(streams)
             headers = _identity_headers(opened[0].identity) | ticket.headers
             answer = Answer(generation, f"{card.name}@{opened[0].identity.version}")
@@ -132,7 +134,7 @@ class Gateway:
                 ticket.streams()
                 content = ticket.until_its_end(events(answer, generation, streams, prompt_tokens, ticket.answer))
                 headers |= EVENT_STREAM_HEADERS
-                return StreamingResponse(content, media_type="text/event-stream", headers=headers)
+                return EventStream(content, headers=headers)
             return JSONResponse(await collect(answer, streams, prompt_tokens, ticket.answer), headers=headers)
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ class Gateway:
             raise ApiError(400, message, code="unsupported_task", param="model")
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
         parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
-        call = InferCall(f"infer-{uuid.uuid4().hex}", parsed.inputs)  # the client's own `id` may be anyone's
+        call = InferCall(f"infer-{exchange.current().call_id}", parsed.inputs)  # the client's own `id` may be anyone's
         with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1)) as ticket:
             result = accepted(await self._backend.infer(name, call))
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)

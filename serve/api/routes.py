@@ -9,12 +9,15 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from serve.api import callers, middleware
 from serve.api.body import ApiError
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
+from serve.front import exchange
 
 Find = Callable[[], Gateway]
 
@@ -22,6 +25,7 @@ Find = Callable[[], Gateway]
 def build(find: Find) -> FastAPI:
     """Return the FastAPI app whose routes call the gateway that `find` returns."""
     app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.router.route_class = _Noted
     _add_openai(app, find)
     _add_inference_health(app, find)
     _add_inference(app, find)
@@ -33,6 +37,14 @@ def build(find: Find) -> FastAPI:
     app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)
     app.add_middleware(middleware.WholeForOldClients)
     return app
+
+
+class _Noted(APIRoute):
+    """A route that tells the access log its path, without the names in it."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange.current().template = self.path
+        await super().handle(scope, receive, send)
 
 
 def not_found(path: str, known: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ from serve.front.server import Server
 from serve.wire import GatewayState
 
 logger = logging.getLogger(__name__)
-CUT_BEFORE_S = 1.0
+CUT_BEFORE_S = 2.0
 """What a leaving gateway has not answered is cut so long before Serve would kill it, so that its last counts are
 written."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import ApiError
-from serve.front import exchange
+from serve.front import exchange, spans
 from serve.front.exchange import Exchange
 
 TIMEOUT_HEADER = b"x-tandem-timeout-s"
@@ -36,14 +36,15 @@ class Front:
                 run.exchange.expires = run.exchange.began + limit_s
                 left = max(0.0, run.exchange.expires - time.monotonic())
                 timer = asyncio.get_running_loop().call_later(left, run.exchange.end, "expired")
-            await self._app(scope, receive, run.send)
+            with spans.of(run.exchange):
+                await self._app(scope, receive, run.send)
         except ApiError as error:
             await run.say(error)
         except asyncio.CancelledError:
             if run.exchange.cut is None:
                 raise
-            if run.exchange.cut == "expired":
-                await run.say(_expired())
+            if run.exchange.cut != "gone":
+                await run.say(_expired() if run.exchange.cut == "expired" else _leaving())
         finally:
             run.exchange.task = None
             if timer is not None:
@@ -102,6 +103,11 @@ def _seconds(value: bytes) -> float:
         message = f"{TIMEOUT_HEADER.decode()} must be a number of seconds above 0 (given: {said!r})"
         raise ApiError(400, message, code="invalid_value", param=TIMEOUT_HEADER.decode())
     return seconds
+
+
+def _leaving() -> ApiError:
+    message = "the gateway ends, and has waited for this answer as long as it may; try again"
+    return ApiError(503, message, code="gateway_leaving", headers={"retry-after": "1"})
 
 
 def _expired() -> ApiError:

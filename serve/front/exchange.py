@@ -16,14 +16,17 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """What a client may name its request: nothing that would be something else in a log, a header or a page."""
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 """W3C Trace Context, version 00."""
-Cut = Literal["gone", "expired"]
+Cut = Literal["gone", "expired", "leaving"]
+"""The client has left, its time is over, or the gateway leaves and has waited as long as it may."""
 
 
 @dataclass
 class Exchange:
     """One request. The routes add what only they know."""
 
-    request_id: str = ""
+    request_id: str = field(default_factory=lambda: f"req-{secrets.token_hex(12)}")
+    is_made: bool = True
+    """Whether the id was made here, and is nobody else's."""
     method: str = ""
     client: str = ""
     trace: str | None = None
@@ -43,6 +46,15 @@ class Exchange:
     cut: Cut | None = None
     """Why it was ended before its time."""
     task: asyncio.Task[Any] | None = None
+
+    @property
+    def call_id(self) -> str:
+        """An id for what an engine is asked: a client's own may come twice at the same time."""
+        return self.request_id if self.is_made else f"{self.request_id}.{secrets.token_hex(4)}"
+
+    def patience_s(self, most_s: float) -> float:
+        """Return how long this request may wait for its turn, at most `most_s`."""
+        return most_s if self.expires is None else max(0.0, min(most_s, self.expires - time.monotonic()))
 
     def end(self, why: Cut) -> None:
         """End what works on the answer, so that all it holds is freed."""
@@ -95,11 +107,10 @@ def begin(method: str, client: str, headers: Iterable[tuple[bytes, bytes]]) -> E
     """Return the exchange of a request: its id is the client's if that is sane, else made here."""
     exchange = Exchange(method=method, client=client)
     for name, value in headers:
-        if name == b"x-request-id" and not exchange.request_id and REQUEST_ID.fullmatch(value):
-            exchange.request_id = value.decode("ascii")
+        if name == b"x-request-id" and exchange.is_made and REQUEST_ID.fullmatch(value):
+            exchange.request_id, exchange.is_made = value.decode("ascii"), False
         elif name == b"traceparent":
             exchange.trace = traceparent(value)
-    exchange.request_id = exchange.request_id or f"req-{secrets.token_hex(12)}"
     return exchange
 
 
