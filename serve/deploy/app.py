@@ -69,8 +69,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     _warn_of_emulation(spec)
     running = _running_address(spec.name)
     at = address.choose(spec.http, running)
-    if spec.http.tls:
-        tls.check(spec.http.tls.certificate, spec.http.tls.key)
+    certificate = tls.check(spec.http.tls.certificate, spec.http.tls.key) if spec.http.tls else None
     address.start_serve()
     environment = _replica_environment()
     state_actor.start(spec.name, environment)
@@ -79,7 +78,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
         rates.start(spec.name, environment)
     targets = [_model_target(spec, model, environment, code, nodes) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
-    targets.append(_gateway_target(spec, models, environment, at))
+    targets.append(_gateway_target(spec, models, environment, at, certificate))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
     waiting.until_listening(spec.name, at.port, at.certificate, LISTENING_S)
@@ -195,7 +194,7 @@ def _model_target(
 
 
 def _gateway_target(
-    spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any], at: Address
+    spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any], at: Address, certificate: str | None
 ) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
     settings = GatewaySettings(
@@ -209,6 +208,7 @@ def _gateway_target(
         at.port,
         at.certificate,
         spec.http.tls.key if spec.http.tls else None,
+        certificate,
         spec.drain_s,
         gateway.max_request_s,
         Limits(reader_s=spec.http.slow_reader_s, connections=gateway.max_connections),

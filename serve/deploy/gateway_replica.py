@@ -54,6 +54,8 @@ class GatewaySettings:
     port: int = 0
     certificate: str | None = None
     key: str | None = None
+    certificate_digest: str | None = None
+    """A renewed certificate is another one, though its path is the same."""
     drain_s: float = 30.0
     max_request_s: float | None = None
     limits: Limits = field(default_factory=Limits)
