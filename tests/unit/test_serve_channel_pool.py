@@ -366,7 +366,7 @@ def test_a_stream_that_nobody_reads_holds_no_room_when_its_replica_is_done() -> 
         backend = backend_of(stage)
         backend.configure({"m": Queue(1, 9, 9)})
         await stage.add("a", slots=1)
-        streams = [backend.generate("m", GenerateCall("r", "short")) for _ in range(8)]
+        streams = [backend.attempt("m", GenerateCall("r", "short")) for _ in range(8)]
         await asyncio.wait_for(asyncio.gather(*(anext(stream) for stream in streams)), WAIT_S)
         assert [member.own for member in stage.pool._members.values()] == [0]
         for stream in streams:
