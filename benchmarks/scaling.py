@@ -76,7 +76,8 @@ def _bursts(seconds: float, per_s: float, low: float) -> Callable[[np.ndarray], 
 
 def recorded(path: Path, seconds: float) -> np.ndarray:
     """Return the times that a file's last column has, squeezed into `seconds`."""
-    at = np.sort(np.array([float(line.split()[-1]) for line in path.read_text(encoding="utf-8").splitlines() if line]))
+    lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
+    at = np.sort(np.array([float(line.split()[-1]) for line in lines if line]))
     return (at - at[0]) * (seconds / max(1.0, at[-1] - at[0]))
 
 
