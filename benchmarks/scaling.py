@@ -28,6 +28,7 @@ from simulated_pool import Arrivals, Engine, Moment, Outcome, Policy, run
 
 from serve.scaling.decider import Decider, Plan
 from serve.scaling.policy import WorkPolicy
+from serve.scaling.settings import Scaled
 from serve.scaling.steps import Bounds
 from serve.wire import GatewayState, Load, ReplicaState, Work
 
@@ -82,8 +83,8 @@ def recorded(path: Path, seconds: float) -> np.ndarray:
 
 
 def ours(most: int, least: int = 1) -> Policy:
-    """Return our policy with its defaults."""
-    policy = WorkPolicy(Bounds(least, most))
+    """Return our policy as a spec has it that says nothing but the bounds."""
+    policy = WorkPolicy(Bounds(least, most, hold_s=Scaled().downscale_delay_s, up_after_s=Scaled().upscale_delay_s))
     return lambda moment: policy.decide(moment.look).replicas
 
 
