@@ -198,7 +198,10 @@ class Pool:
         self._arrived = self._done = 0.0
         ready = self.count - len(self._starting)
         waiting = max(0.0, self._queued) if self._queue else 0.0
-        return Look(now, arrived, waiting, self.running * self._expected / 2, done, ready, len(self._starting))
+        left, slots = self.running * self._expected / 2, self._engine.slots
+        full = self.running >= slots * ready > 0
+        by_slots = (self.running + len(self._queue)) / slots
+        return Look(now, arrived, waiting, left, done, ready, len(self._starting), full, by_slots)
 
     @property
     def waiting(self) -> int:

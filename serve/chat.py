@@ -53,11 +53,17 @@ class Chat:
                     yield chunk.choices[0].delta.content
 
 
-def connect(endpoint: str, model: str | None, system: str | None) -> Chat:
-    """Return a conversation with `model`, or with the first model there that generates text."""
+def connect(endpoint: str, model: str | None, system: str | None, certificate: str | None = None) -> Chat:
+    """Return a conversation with `model`, or with the first model there that generates text.
+
+    `certificate`: file of the endpoint's own certificate.
+    """
     import openai
 
-    client = openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0)
+    from serve.front.client import trust
+
+    verified = openai.DefaultHttpxClient(verify=trust(certificate)) if certificate else None
+    client = openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0, http_client=verified)
     try:
         served = client.models.list().data
     except openai.APIError as error:

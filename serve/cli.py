@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.bench.cli import bench
 from serve.keys import cli as keys
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 
 app.add_typer(keys.app, name="keys")
 app.command()(keys.usage)
+app.command()(bench)
 
 SpecPath = Annotated[
     Path, typer.Argument(help="The endpoint's YAML file; `serve/specs/` holds examples.", metavar="SPEC")
@@ -33,10 +35,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 
 
 @app.command()
-def up(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own way)
+def up(
+    spec: SpecPath,
+    host: Annotated[str | None, typer.Option("--host", help="Listen here: http.host of the spec.")] = None,
+    set_: Overrides = [],  # noqa: B006 (typer's own way)
+    as_json: AsJson = False,
+) -> None:
     """Serve the models of a spec, or change what is served to it, and wait until they answer.
 
-    A model named by alias is looked up anew each time. It listens on 127.0.0.1 unless the spec says otherwise.
+    A model named by alias is looked up anew each time. It listens on 127.0.0.1 unless the spec or --host says
+    otherwise: beyond loopback callers need a key, or the spec says `keys: {required: never}`.
 
     Example: tandem serve up serve/specs/chat.yaml --set models.stdlib-lm-chat.replicas=2
     """
@@ -47,7 +55,8 @@ def up(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> None:  
     from serve.deploy import plan
     from serve.spec import ServeSpec
 
-    wanted = plan.absolute(specfile.load(spec, ServeSpec, set_), spec.absolute().parent)
+    changes = [*set_, *([f"http.host={json.dumps(host)}"] if host else [])]
+    wanted = plan.absolute(specfile.load(spec, ServeSpec, changes), spec.absolute().parent)
     outcome = endpoints.up(wanted, _say, spec)
     print(json.dumps(outcome, indent=2) if as_json else _welcome(outcome, wanted.http.host))
 
@@ -95,7 +104,8 @@ def chat(
     from serve import chat as conversation
     from serve import endpoints
 
-    talk = conversation.connect(url or endpoints.endpoint(), model, system)
+    endpoint, certificate = (url, None) if url else endpoints.reached()
+    talk = conversation.connect(endpoint, model, system, certificate)
     if prompt is None:
         conversation.run(talk)
     else:
@@ -133,12 +143,16 @@ def _welcome(outcome: dict[str, Any], host: str) -> str:
         lines.append("callers need a key: `tandem serve keys make NAME`")
     elif host not in LOOPBACK:
         lines.append(f"note: {host} is not loopback, and anyone who reaches it may call (keys.required: never)")
+    if outcome["certificate"]:
+        call = f"--cacert {outcome['certificate']} {call}"
     return "\n".join([f"serving at {outcome['endpoint']}:", *(f"  {line}" for line in lines), f"try: curl {call}"])
 
 
 def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from serve.scaling.decisions import sentence
 
     table = Table("model", "status", "version", "replicas", "running", "queued", "tok/s", box=None)
     rows = {**found["models"], "(gateway)": found["gateway"]}
@@ -153,3 +167,5 @@ def _show(found: dict[str, Any]) -> None:
     for name, model in rows.items():
         if model["warning"]:
             console.print(f"{name}: {model['warning']}", markup=False)
+        if model["scaling"]:
+            console.print(f"{name}: {sentence(model['scaling'])}", markup=False)

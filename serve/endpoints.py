@@ -10,8 +10,6 @@ import json
 import secrets
 import shlex
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,11 @@ from cluster import connect, shadows, shipping, topology
 from cluster.errors import UserError
 from serve import served, shortfalls
 from serve.deploy import causes, ray_serve_internals, room
+from serve.deploy.names import GATEWAY
+from serve.deploy.where import Address
 from serve.engines import table
+from serve.front import client
+from serve.scaling.decisions import GATEWAY_ROW
 from serve.spec import ServeSpec
 
 Progress = Callable[[str], None]
@@ -42,7 +44,7 @@ def up(spec: ServeSpec, progress: Progress = lambda _: None, path: Path | None =
         outcome = _run("up", [spec.model_dump_json(exclude_unset=True)], progress)
     if not outcome or "code_wanted" in outcome:
         outcome = _up_with_code(spec, progress, path, outcome.get("code_wanted", "the spec: its engine"))
-    _wait_healthy(outcome["endpoint"], spec.start_timeout_s, progress)
+    _wait_healthy(outcome["endpoint"], outcome.get("certificate"), spec.start_timeout_s, progress)
     served.remember(outcome, path)
     return outcome
 
@@ -71,20 +73,22 @@ def status() -> dict[str, Any] | None:
     name = _gateway_name(details)
     if name is None:
         return None
-    endpoint = _endpoint(details)
     applications = details["applications"]
-    live = _live(endpoint, ray_serve_internals.gateway_config(applications[name]).get("operator"))
+    config = ray_serve_internals.gateway_config(applications[name])
+    at, gateways = Address(**config["address"]), _gateways(applications[name])
+    endpoint = _endpoint(at, gateways)
+    live, scaled = _live(endpoint, at.certificate, config.get("operator")), config.get("scaling", {})
     lacking = _lacking(applications)
-    states = {
-        app: _model_status(found, live.get(app.removeprefix(f"{name}."), {})) for app, found in applications.items()
-    }
+    rows = {app: GATEWAY_ROW if app == name else app.removeprefix(f"{name}.") for app in applications}
+    states = {app: _model_status(applications[app], live.get(row, {}), scaled.get(row)) for app, row in rows.items()}
     for app, sentence in lacking.items():
         states[app]["no_room"] = sentence
     return {
         "endpoint": endpoint,
         "name": name,
         "reachable": bool(live) or not connect.connection().is_local,
-        "proxies": shortfalls.of_proxies(details["proxies"], details["http_options"]["port"]),
+        "certificate": at.certificate,
+        "gateways": gateways,
         "gateway": states[name],
         "models": {app.removeprefix(f"{name}."): states[app] for app in sorted(states) if app.startswith(f"{name}.")},
     }
@@ -95,13 +99,18 @@ def endpoint() -> str:
 
     Raises UserError when there is none.
     """
+    return reached()[0]
+
+
+def reached() -> tuple[str, str | None]:
+    """Return the address as `endpoint` does, and the file of its own certificate, if it has one."""
     remembered = served.remembered()
     if remembered is not None and remembered.is_current:
-        return remembered.endpoint
+        return remembered.endpoint, remembered.certificate
     running = status()
     if running is None:
         raise UserError(remembered.sentence if remembered else "nothing is served: run `tandem serve up SPEC` first")
-    return str(running["endpoint"])
+    return str(running["endpoint"]), running["certificate"]
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------
@@ -130,11 +139,11 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
         env_vars={**ray_serve_internals.CONTROLLER_ENV, **served.environment(), served.JOB: job_id},
         metadata={"tandem.name": job_id, "tandem.phase": f"serve {verb}"},
     )
-    client = connect.job_client()
+    jobs = connect.job_client()
     seen = 0
     while True:
-        ended = client.get_job_status(job_id).is_terminal()
-        log = client.get_job_logs(job_id)
+        ended = jobs.get_job_status(job_id).is_terminal()
+        log = jobs.get_job_logs(job_id)
         whole = log[seen : log.rfind("\n") + 1]
         seen += len(whole)
         for message in _messages(whole):
@@ -144,7 +153,7 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
                 raise UserError(message["error"])
             progress(message["progress"])
         if ended:
-            raise UserError(f"job {job_id} failed: {_tail(client, job_id, log)}")
+            raise UserError(f"job {job_id} failed: {_tail(jobs, job_id, log)}")
         time.sleep(POLL_S)
 
 
@@ -152,9 +161,9 @@ def _messages(log: str) -> list[dict[str, Any]]:
     return [json.loads(line[len(MARK) :]) for line in log.splitlines() if line.startswith(MARK)]
 
 
-def _tail(client: Any, job_id: str, log: str) -> str:
+def _tail(jobs: Any, job_id: str, log: str) -> str:
     lines = log.strip().splitlines()[-LOG_LINES_SHOWN:]
-    return "\n".join([str(client.get_job_info(job_id).message), *lines])
+    return "\n".join([str(jobs.get_job_info(job_id).message), *lines])
 
 
 # -- Serve's REST API -------------------------------------------------------------------------------------------------
@@ -183,21 +192,23 @@ def _details() -> dict[str, Any]:
 
 def _gateway_name(details: dict[str, Any]) -> str | None:
     for name, application in details.get("applications", {}).items():
-        if "gateway" in application["deployments"] and application["route_prefix"] == "/":
+        if GATEWAY in application["deployments"] and "address" in ray_serve_internals.gateway_config(application):
             return str(name)
     return None
 
 
-def _endpoint(details: dict[str, Any]) -> str:
-    http = details["http_options"]
-    host = http["host"]
-    if host in ("0.0.0.0", "::"):
-        listening = sorted(details["proxies"].values(), key=lambda proxy: proxy["status"] != "HEALTHY")
-        host = listening[0]["node_ip"] if listening else "127.0.0.1"
-    return f"http://{host}:{http['port']}"
+def _gateways(application: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the gateways there are: where each runs, and its state."""
+    replicas = application["deployments"][GATEWAY]["replicas"]
+    return [{key: replica.get(key) for key in ("replica_id", "state", "node_ip")} for replica in replicas]
 
 
-def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str, Any]:
+def _endpoint(at: Address, gateways: list[dict[str, Any]]) -> str:
+    listening = sorted(gateways, key=lambda gateway: gateway["state"] != "RUNNING")
+    return at.url((listening[0]["node_ip"] if listening else None) or "127.0.0.1")
+
+
+def _model_status(application: dict[str, Any], live: dict[str, Any], scaled: dict[str, Any] | None) -> dict[str, Any]:
     deployment = next(iter(application["deployments"].values()), None)
     replicas = deployment["replicas"] if deployment else []
     messages = [application["message"], deployment["message"] if deployment else ""]
@@ -206,12 +217,13 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
         "replicas": {
             "running": sum(replica["state"] == "RUNNING" for replica in replicas),
             "target": deployment["target_num_replicas"] if deployment else 0,
-            "least": _least(deployment) if deployment else 0,
+            "least": _least(deployment["target_num_replicas"], scaled) if deployment else 0,
             "states": sorted(replica["state"] for replica in replicas),
         },
         "no_room": None,
         "message": " ".join(causes.plain(message) for message in messages if message),
         **{key: live.get(key) for key in ("version", "warning", "running", "queued", "tokens_per_second")},
+        "scaling": live.get("scaling"),
     }
 
 
@@ -228,45 +240,34 @@ def _lacking(applications: dict[str, Any]) -> dict[str, str]:
     return lacking
 
 
-def _least(deployment: dict[str, Any]) -> int:
-    """Return how many replicas must run for nothing to be missing: fewer than wanted while load adds some."""
-    scaled = deployment["deployment_config"].get("autoscaling_config")
-    growing = scaled and deployment["status"] == "UPSCALING"
-    return int(
-        min(scaled["min_replicas"], deployment["target_num_replicas"]) if growing else deployment["target_num_replicas"]
-    )
+def _least(target: int, scaled: dict[str, Any] | None) -> int:
+    """Return how many replicas must run for nothing to be missing: fewer than wanted where load may add some. Pure.
+
+    Args:
+        scaled: what the gateway's configuration says of its scaling; None for a fixed number.
+    """
+    return target if scaled is None else min(int(scaled["bounds"]["least"]), target)
 
 
 # -- the endpoint -----------------------------------------------------------------------------------------------------
 
 
-def _live(endpoint: str, operator: str | None) -> dict[str, Any]:
+def _live(endpoint: str, certificate: str | None, operator: str | None) -> dict[str, Any]:
     """Ask the gateway how busy the models are; an empty mapping when it does not answer (from) here.
 
     `operator`: the secret of the cluster's own commands, for an endpoint with keys.
     """
-    answer = _get(f"{endpoint}/status", operator)
+    answer = client.get(f"{endpoint}/status", certificate, operator)
     return dict(json.loads(answer)) if answer else {}
 
 
-def _wait_healthy(endpoint: str, timeout_s: float, progress: Progress) -> None:
+def _wait_healthy(endpoint: str, certificate: str | None, timeout_s: float, progress: Progress) -> None:
     """Wait for /health, where the endpoint can be reached from here at all: loopback of a remote head cannot."""
     if not connect.connection().is_local:
         return
     deadline = time.monotonic() + timeout_s
-    while _get(f"{endpoint}/health") is None:
+    while client.get(f"{endpoint}/health", certificate) is None:
         if time.monotonic() > deadline:
             raise UserError(f"{endpoint}/health is not ready after {timeout_s:g} s; see `tandem serve status`")
         time.sleep(POLL_S)
     progress(f"{endpoint}/health answers")
-
-
-def _get(url: str, operator: str | None = None) -> bytes | None:
-    request = urllib.request.Request(url, headers={"authorization": f"Bearer {operator}"} if operator else {})
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(request, timeout=10) as response:
-            body: bytes = response.read()
-            return body
-    except (urllib.error.URLError, OSError):
-        return None

@@ -41,6 +41,8 @@ class Served:
     cluster: str = ""
     """Id of the local cluster, or the address of another one; files of earlier versions have nothing for the latter."""
     place: Place = "here"
+    certificate: str | None = None
+    """The file of its certificate, on the nodes where it listens; None for http."""
 
     @property
     def is_current(self) -> bool:
@@ -107,7 +109,15 @@ def remembered() -> Served | None:
     cluster = written.get("cluster", "")
     models = tuple(written["models"])
     where = place(cluster, *_cluster())
-    return Served(written["name"], written["endpoint"], models, written.get("spec", ""), cluster, where)
+    return Served(
+        written["name"],
+        written["endpoint"],
+        models,
+        written.get("spec", ""),
+        cluster,
+        where,
+        written.get("certificate"),
+    )
 
 
 def name() -> str | None:

@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SILENT = ("STARTING", "UNHEALTHY")
-"""States of a proxy that does not listen. One whose port is taken is started again and again: mostly STARTING."""
-
 
 def found(status: Mapping[str, Any]) -> list[str]:
     """List what is missing of what `serve.endpoints.status` returns; an empty list: all is well."""
     named = {**status["models"], "(gateway)": status["gateway"]}
     return [
-        *status["proxies"],
         *(_unreachable(status)),
         *(f"{name}: {sentence}" for name, model in named.items() if (sentence := of_model(model))),
     ]
@@ -35,20 +31,6 @@ def of_model(model: Mapping[str, Any]) -> str | None:
     return f"{told}: {reasons}" if reasons else told
 
 
-def of_proxies(proxies: Mapping[str, Any], port: int) -> list[str]:
-    """List the nodes where the endpoint does not listen, and whether it goes on through others."""
-    silent = [proxy for proxy in proxies.values() if proxy["status"] in SILENT]
-    if not proxies:
-        return ["no node listens for the endpoint"]
-    left = len(proxies) - len(silent)
-    rest = f"the endpoint goes on through {left} other{'s' * (left > 1)}" if left else "the endpoint answers nobody"
-    return [
-        f"node {proxy['node_ip']} ({proxy['node_id'][:8]}) does not listen on port {port}: its proxy is starting anew, "
-        f"or the port is taken there; {rest}"
-        for proxy in silent
-    ]
-
-
 def left_over(applications: Mapping[str, Any], name: str) -> list[str]:
     """List the applications of the endpoint `name` that are there after it was to be stopped."""
     return sorted(app for app in applications if app == name or app.startswith(f"{name}."))
@@ -58,6 +40,6 @@ def _unreachable(status: Mapping[str, Any]) -> list[str]:
     if status["reachable"]:
         return []
     return [
-        f"{status['endpoint']} does not answer from here: a proxy or a gateway that hangs is replaced within half a "
+        f"{status['endpoint']} does not answer from here: a gateway that hangs is replaced within half a "
         "minute; if this stays, `tandem serve down` and `tandem serve up SPEC`"
     ]

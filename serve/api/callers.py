@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.body import ApiError
+from serve.front import exchange
 from serve.keys.limits import Limits
 from serve.page import serving
 
@@ -64,6 +65,7 @@ class KeysRequired:
         except ApiError as error:
             await self._answer(scope["path"], error)(scope, receive, send)
             return
+        exchange.current().key = caller.key
         await self._app({**scope, SCOPE_KEY: caller}, receive, send)
 
 
@@ -82,6 +84,11 @@ def of(request: Request) -> Caller:
     """Return who sent a request that KeysRequired let through."""
     caller: Caller = request.scope[SCOPE_KEY]
     return caller
+
+
+def forbidden(message: str) -> ApiError:
+    """Return the 403 of a valid key that may not do this."""
+    return ApiError(403, message, code="permission_denied")
 
 
 def unauthorized() -> ApiError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.front import exchange
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class Failures:
     """
 
     def __init__(self, app: ASGIApp, answer: Callable[[str, str], ASGIApp]) -> None:
-        """`answer` returns the response to a path's request, with the id that the log has the failure under."""
+        """`answer` returns the response to a path's request; the log has the failure under the request's id."""
         self._app = app
         self._answer = answer
 
@@ -95,10 +97,12 @@ class Failures:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            return  # in the middle of its own request: nobody is there to be answered
         except Exception:
             if begun or scope["type"] != "http":
                 raise  # too late for an answer: the connection is closed, so that nobody takes the part for the whole
-            failure = f"failure-{uuid.uuid4().hex}"
+            failure = exchange.current().request_id
             logger.exception("%s: %s %.200s failed", failure, scope["method"], scope["path"])
             await self._answer(scope["path"], failure)(scope, receive, send)
 

@@ -54,14 +54,18 @@ class ServedModel:
 
 
 def absolute(spec: ServeSpec, folder: Path) -> ServeSpec:
-    """Return the spec with model directories made absolute; relative ones lie beside the spec, in `folder`."""
+    """Return the spec with its directories and files made absolute; relative ones lie beside it, in `folder`."""
     models = {
         name: model
         if model.model.startswith("models:/")
         else model.model_copy(update={"model": os.path.abspath(folder / Path(model.model).expanduser())})
         for name, model in spec.models.items()
     }
-    return spec.model_copy(update={"models": models})
+    http = spec.http
+    if http.tls is not None:
+        files = {key: os.path.abspath(folder / Path(path).expanduser()) for key, path in http.tls.model_dump().items()}
+        http = http.model_copy(update={"tls": http.tls.model_copy(update=files)})
+    return spec.model_copy(update={"models": models, "http": http})
 
 
 def resolve(spec: ServeSpec, code: OwnCode | None = None) -> list[ServedModel]:

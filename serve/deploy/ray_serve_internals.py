@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from cluster.internals import Internal
@@ -9,9 +10,9 @@ from cluster.internals import Internal
 ENTRIES = (
     Internal(
         "ray.serve.context._get_global_client",
-        "to find a running Serve without starting one, and with it the address where it listens",
+        "to find a running Serve without starting one",
         "`serve up` and `serve down` fail",
-        "Serve tells whether it runs, and where it listens, inside the cluster too",
+        "Serve tells whether it runs, inside the cluster too",
     ),
     Internal(
         "Deployment.options(_internal=True)",
@@ -26,15 +27,9 @@ ENTRIES = (
         "`delete` has a public option not to wait",
     ),
     Internal(
-        "ReplicaContext.servable_object",
-        "the routes find the gateway of their replica",
-        "every request to the endpoint fails",
-        "Serve hands the deployment to its ASGI application",
-    ),
-    Internal(
         "async __del__ of a deployment is awaited",
-        "a replica stops its engine and leaves the state actor when its requests have ended",
-        "a replica that was scaled away is still counted for ten seconds, and its engine is killed",
+        "a replica that is to end finishes its streams, gives the rest back, and stops its engine",
+        "a replica that was scaled away or replaced cuts its streams, which go on at others as after a crash",
         "Serve has a public hook for a replica's end",
     ),
     Internal(
@@ -50,10 +45,16 @@ ENTRIES = (
         "Serve ends a replica that does not answer its request to leave",
     ),
     Internal(
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S, RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S",
-        "a proxy that died, or no longer answers, is started again within seconds",
-        "an endpoint whose proxy has died answers nobody for 24 s, one whose proxy hangs for 45 s",
-        "Serve documents them",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
+        "a gateway runs in the replica's own loop, which is uvloop's: two loops in two threads share one interpreter",
+        "a gateway answers fewer requests a second",
+        "Serve documents it",
+    ),
+    Internal(
+        "ray.serve._private.logging_utils.get_serve_logs_dir",
+        "a gateway's access log lies beside the other logs of its node's replicas",
+        "a gateway does not start",
+        "a replica is told where its logs are",
     ),
     Internal(
         "SERVE_CONTROLLER_ACTOR in the namespace serve, check_alive",
@@ -62,35 +63,27 @@ ENTRIES = (
         "Serve's calls have a timeout, or Ray ends a controller that does not answer",
     ),
     Internal(
-        "AutoscalingConfig.metrics_interval_s",
-        "deprecated, and the only knob for how often replicas tell their load",
-        "an endpoint grows ten seconds late",
-        "the interval has another knob that is read",
+        "ServeController.update_deployment_replicas, get_serve_instance_details, DeploymentID",
+        "Tandem's own policy sets numbers of replicas, also while the dashboard with the REST API for it is gone",
+        "models keep the number of replicas they have, and `serve status` says why",
+        "Serve has a public call for external scaling inside the cluster",
     ),
 )
 
-CONTROLLER_ENV = {
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3.5",
-}
+CONTROLLER_ENV = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 """What Serve's controller reads when it starts; it has the environment of the job that starts it."""
+ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""What a gateway's replica reads when it starts."""
 
 
 CONTROLLER, CONTROLLER_NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 
 
 def running_client() -> Any | None:
-    """Return Serve's client with its `http_config` if Serve runs in this cluster; never start it."""
+    """Return Serve's client if Serve runs in this cluster; never start it."""
     from ray.serve.context import _get_global_client
 
     return _get_global_client(raise_if_no_controller_running=False)
-
-
-def listens_on() -> str:
-    """Return `host:port` of the Serve that runs in this cluster."""
-    client = running_client()
-    return f"{client.http_config.host}:{client.http_config.port}" if client is not None else "nowhere"
 
 
 def pinned(version: str) -> dict[str, Any]:
@@ -105,15 +98,15 @@ def delete_soon(application: str) -> None:
     serve.delete(application, _blocking=False)
 
 
-def own_deployment() -> Any:
-    """Return the deployment's object in the replica that this process is."""
-    from ray import serve
+def logs_directory() -> str:
+    """Return the directory of this node where Serve's replicas keep their logs."""
+    from ray.serve._private.logging_utils import get_serve_logs_dir
 
-    return serve.get_replica_context().servable_object
+    return str(get_serve_logs_dir())
 
 
 def serve_details(address: str, timeout_s: float = 10.0) -> dict[str, Any]:
-    """Return what Serve's REST API at the dashboard's `address` tells of applications, proxies and replicas.
+    """Return what Serve's REST API at the dashboard's `address` tells of applications and replicas.
 
     Raises:
         TimeoutError: Serve's controller does not answer the dashboard.
@@ -157,9 +150,43 @@ def end_controller() -> None:
     ray.kill(ray.get_actor(CONTROLLER, namespace=CONTROLLER_NAMESPACE), no_restart=False)
 
 
-def load_interval(seconds: float) -> dict[str, float]:
-    """Return the option of AutoscalingConfig that says how often replicas tell their load."""
-    return {"metrics_interval_s": seconds}
+def running_applications(timeout_s: float = 30.0) -> dict[str, Any]:
+    """Return what Serve's REST API tells of applications, from inside the cluster.
+
+    Raises:
+        GetTimeoutError: the controller does not answer.
+    """
+    import ray
+
+    told = ray.get(_controller().get_serve_instance_details.remote(), timeout=timeout_s)
+    return dict(told["applications"])
+
+
+class ControllerHandle:
+    """Serve's controller, asked without waiting in the event loop."""
+
+    async def details(self) -> dict[str, Any]:
+        """Return what Serve's REST API tells."""
+        told: dict[str, Any] = await (await self._found()).get_serve_instance_details.remote()
+        return told
+
+    async def set_replicas(self, application: str, deployment: str, count: int) -> None:
+        """Have a deployment aim at so many replicas; its application takes that from outside alone."""
+        from ray.serve._private.common import DeploymentID
+
+        place = DeploymentID(name=deployment, app_name=application)
+        await (await self._found()).update_deployment_replicas.remote(place, count)
+
+    async def _found(self) -> Any:
+        return await asyncio.to_thread(_controller)
+
+
+def _controller() -> Any:
+    """Return the controller's handle; what its answers are made of is imported here, which takes seconds once."""
+    import ray
+    import ray.serve._private.common
+
+    return ray.get_actor(CONTROLLER, namespace=CONTROLLER_NAMESPACE)
 
 
 def gateway_config(application: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from ray import serve as ray_serve
 from cluster import connect, topology
 from cluster.errors import UserError
 from serve import runtime_env
-from serve.deploy import address, causes, ray_serve_internals, room
+from serve.deploy import causes, ray_serve_internals, room, state_actor
+from serve.front import client
+from serve.wire import GatewayState
 
 POLL_S = 0.25
 ROOM_EVERY_S = 3.0
@@ -82,18 +84,24 @@ def _progress(application: Any, lacking: str | None) -> str:
     return f"{told}: {lacking}" if lacking and application.status.value != "RUNNING" else told
 
 
-def until_listening(timeout_s: float) -> None:
-    """Wait until every node that is to listen does. Raises UserError with those that do not."""
+def until_listening(name: str, port: int, certificate: str | None, timeout_s: float) -> None:
+    """Wait until each gateway of the endpoint `name` says where it listens, and answers there.
+
+    Raises:
+        UserError: with those that do not.
+    """
     deadline = time.monotonic() + timeout_s
-    while dead := address.silent_proxies(ray_serve.status().proxies):
-        if time.monotonic() < deadline:
-            time.sleep(POLL_S)
-            continue
-        where = ray_serve_internals.listens_on()
-        raise UserError(
-            f"Ray Serve cannot listen on {where} of node {', '.join(node[:8] for node in dead)}: is "
-            "the port taken there? `tandem serve down`, then name another http.port; or http.proxies: head"
-        )
+    while True:
+        told = state_actor.read_now(name)
+        states = [state.address for state in told if isinstance(state, GatewayState)]
+        there = sorted({each for each in states if each.endswith(f":{port}")})
+        silent = [each for each in there if not client.answers(each, certificate)]
+        if there and not silent:
+            return
+        if time.monotonic() > deadline:
+            where = f"on {', '.join(silent)}" if silent else f"anywhere on port {port}"
+            raise UserError(f"no gateway answers {where} after {timeout_s:g} s: see `tandem serve status`")
+        time.sleep(POLL_S)
 
 
 def _raise_if_failed(applications: Any, states: dict[str, str]) -> None:

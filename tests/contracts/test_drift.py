@@ -21,6 +21,7 @@ from tests.contracts import (
     test_ray_serve_contract,
     test_ray_train_contract,
     test_torch_contract,
+    test_uvicorn_contract,
 )
 from tests.support.contracts import Contract
 
@@ -63,6 +64,7 @@ CONTRACTS = (
     test_mlflow_contract.MLFLOW,
     test_torch_contract.JOBS,
     test_torch_contract.SERVE,
+    test_uvicorn_contract.UVICORN,
 )
 
 

@@ -10,11 +10,9 @@ SERVE = Contract("serve/deploy/ray_serve_internals.py", ray_serve_internals.ENTR
 
 @SERVE.check("ray.serve.context._get_global_client")
 def _client() -> None:
-    from ray.serve._private.client import ServeControllerClient
     from ray.serve.context import _get_global_client
 
     takes(_get_global_client, "raise_if_no_controller_running")
-    assert isinstance(ServeControllerClient.http_config, property)
 
 
 @SERVE.check("Deployment.options(_internal=True)")
@@ -35,13 +33,6 @@ def _delete() -> None:
     takes(serve.delete, "name", "_blocking")
 
 
-@SERVE.check("ReplicaContext.servable_object")
-def _replica() -> None:
-    from ray.serve.context import ReplicaContext
-
-    assert {"servable_object", "replica_id"} <= ReplicaContext.__dataclass_fields__.keys()
-
-
 @SERVE.check("async __del__ of a deployment is awaited")
 def _end() -> None:
     source_mentions("ray.serve._private.replica", 'if hasattr(self._callable, "__del__"):', "self._callable.__del__,")
@@ -54,9 +45,18 @@ def _force_stop() -> None:
         source_mentions("ray.serve._private.constants", f'"{name}"')
 
 
-@SERVE.check("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S, RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S")
-def _proxy_checks() -> None:
-    source_mentions("ray.serve._private.proxy_state", "PROXY_HEALTH_CHECK_PERIOD_S", "PROXY_HEALTH_CHECK_TIMEOUT_S")
+@SERVE.check("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD")
+def _one_loop() -> None:
+    (name,) = ray_serve_internals.ONE_LOOP
+    source_mentions("ray.serve._private.constants", f'"{name}"')
+    source_mentions("ray.serve._private.replica", "self._user_code_event_loop = asyncio.get_running_loop()")
+
+
+@SERVE.check("ray.serve._private.logging_utils.get_serve_logs_dir")
+def _logs() -> None:
+    from pathlib import Path
+
+    assert Path(ray_serve_internals.logs_directory()).name == "serve"
 
 
 @SERVE.check("SERVE_CONTROLLER_ACTOR in the namespace serve, check_alive")
@@ -76,21 +76,30 @@ def _details() -> None:
     calls(ServeSubmissionClient.get_serve_details, "_do_request", "STATUS_PATH", "json()")
     calls(ServeSubmissionClient._do_request, "**kwargs")
     fields = {
-        schema.ServeInstanceDetails: {"controller_info", "http_options", "proxies", "applications"},
+        schema.ServeInstanceDetails: {"controller_info", "applications"},
         schema.ApplicationDetails: {"status", "message", "route_prefix", "deployments"},
         schema.DeploymentDetails: {"message", "replicas", "target_num_replicas", "status", "deployment_config"},
-        schema.ReplicaDetails: {"state"},
-        schema.ProxyDetails: {"node_ip"},
+        schema.ReplicaDetails: {"state", "node_ip", "replica_id"},
     }
     for owner, names in fields.items():
         assert names <= owner.model_fields.keys(), owner
 
 
-@SERVE.check("AutoscalingConfig.metrics_interval_s")
-def _interval() -> None:
-    from ray.serve.config import AutoscalingConfig
+@SERVE.check("ServeController.update_deployment_replicas, get_serve_instance_details, DeploymentID")
+def _scaling() -> None:
+    from ray import serve
+    from ray.serve import schema
+    from ray.serve._private import controller, deployment_state
+    from ray.serve._private.common import DeploymentID
 
-    assert AutoscalingConfig(**ray_serve_internals.load_interval(0.5)).metrics_interval_s == 0.5
+    actor = controller.ServeController
+    takes(actor.update_deployment_replicas, "deployment_id", "target_num_replicas")
+    calls(actor.update_deployment_replicas, "get_external_scaler_enabled", "set_target_num_replicas")
+    calls(actor.get_serve_instance_details, "_get_user_facing_json_serializable_dict")
+    takes(DeploymentID, "name", "app_name")
+    takes(serve.RunTarget, "external_scaler_enabled")
+    assert "UPDATING" in schema.DeploymentStatus.__members__
+    calls(deployment_state.DeploymentStateManager.set_target_num_replicas, "set_target_num_replicas", "save_checkpoint")
 
 
 @pytest.mark.parametrize("name", SERVE.entries)

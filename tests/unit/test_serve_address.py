@@ -6,11 +6,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from ray.serve.config import HTTPOptions
-from ray.serve.schema import ProxyStatus
 
 from cluster.errors import UserError
 from serve.deploy import address
+from serve.deploy.where import Address
+from serve.front import listening
 from serve.spec import HttpSpec
 
 
@@ -39,15 +39,41 @@ def test_without_a_name_the_next_free_port_is_taken(taken_port: int) -> None:
     assert taken_port < address.free_port(HttpSpec(), first=taken_port) < taken_port + address.PORTS_TRIED
 
 
-def test_a_running_serve_cannot_move() -> None:
-    running = HTTPOptions(host="127.0.0.1", port=8000, location="HeadOnly")
-    assert address.running_address(running, HttpSpec()) == ("127.0.0.1", 8000)
-    for wanted in (HttpSpec(port=8001), HttpSpec(host="0.0.0.0")):
-        with pytest.raises(UserError, match=r"already listens on 127\.0\.0\.1:8000"):
-            address.running_address(running, wanted)
-    address.running_address(running, HttpSpec(proxies="head"))
-    with pytest.raises(UserError, match=r"http\.proxies: every-node asks for EveryNode: that cannot change"):
-        address.running_address(running, HttpSpec(proxies="every-node"))
+def test_running_gateways_keep_their_port_unless_the_spec_names_another(taken_port: int) -> None:
+    running = Address("127.0.0.1", taken_port)
+    assert address.choose(HttpSpec(), running) == running
+    assert address.choose(HttpSpec(port=taken_port), running) == running, "theirs is not taken by somebody else"
+    assert address.choose(HttpSpec(host="0.0.0.0"), running) == Address("0.0.0.0", taken_port)
+    with pytest.raises(UserError, match=f"http.port {taken_port} on 127.0.0.1 is taken"):
+        address.choose(HttpSpec(port=taken_port), Address("127.0.0.1", taken_port - 1))
+    with pytest.raises(UserError, match="is taken"):
+        address.choose(HttpSpec(port=taken_port), None)
+
+
+def test_a_port_that_others_share_is_taken() -> None:
+    with listening.listen("127.0.0.1", 0) as shared:
+        port = shared.getsockname()[1]
+        listening.listen("127.0.0.1", port).close()
+        with pytest.raises(UserError, match="is taken"):
+            address.free_port(HttpSpec(port=port))
+
+
+def test_gateways_run_on_the_nodes_that_are_to_listen() -> None:
+    assert address.placement(HttpSpec()) == {"resources": {"node:__internal_head__": 0.001}}
+    assert address.placement(HttpSpec(proxies="every-node")) == {}
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (Address("127.0.0.1", 8000), "http://127.0.0.1:8000"),
+        (Address("0.0.0.0", 8000), "http://10.0.0.1:8000"),
+        (Address("::1", 8443, "/c.pem"), "https://[::1]:8443"),
+        (Address("::", 8443, "/c.pem"), "https://10.0.0.1:8443"),
+    ],
+)
+def test_the_endpoint_is_named_by_a_node_where_the_host_means_all_addresses(at: Address, expected: str) -> None:
+    assert at.url("10.0.0.1") == expected
 
 
 def test_the_port_before_is_taken_again_if_it_is_free(taken_port: int) -> None:
@@ -66,11 +92,3 @@ def test_a_host_that_cannot_be_listened_on_is_named_with_the_reason(host: str, s
     for http in (HttpSpec(host=host), HttpSpec(host=host, port=8123)):
         with pytest.raises(UserError, match=f"{host} .*{said}"):
             address.free_port(http)
-
-
-def test_a_proxy_that_does_not_listen_is_found() -> None:
-    healthy, starting, unhealthy, draining = (
-        ProxyStatus(name) for name in ("HEALTHY", "STARTING", "UNHEALTHY", "DRAINING")
-    )
-    found = address.silent_proxies({"b": unhealthy, "a": healthy, "c": starting, "d": draining})
-    assert found == ["b", "c"]

@@ -189,6 +189,31 @@ def test_a_budget_ends_a_stream_in_the_middle_and_what_comes_after(with_keys) ->
     with_keys(scenario)
 
 
+def test_responses_are_admitted_and_counted_the_same_way(with_keys) -> None:
+    async def scenario(endpoint: Endpoint) -> None:
+        hello = {"model": "tiny", "input": "def add", "temperature": 0, "ignore_eos": True}
+        key = endpoint.key(concurrency=1, tokens_per_day=80)
+        whole = await endpoint.client.post("/v1/responses", json={**hello, "max_output_tokens": 5}, headers=key)
+        told = whole.json()["usage"]
+        assert await endpoint.used() == (1, told["input_tokens"], 5)
+        streamed = await endpoint.client.post(
+            "/v1/responses", json={**hello, "stream": True, "max_output_tokens": 100}, headers=key
+        )
+        assert "x-tandem-model-version" in streamed.headers
+        names = [line[7:] for line in streamed.text.splitlines() if line.startswith("event: ")]
+        assert names[0] == "response.created"
+        assert names[-2:] == ["response.failed", "error"]
+        assert '"code":"insufficient_quota"' in streamed.text
+        requests, prompt, generated = await endpoint.used()
+        assert (requests, prompt) == (2, 2 * told["input_tokens"])
+        assert 80 <= prompt + generated <= 80 + 8, "no more than a chunk is above the budget"
+        assert (await endpoint.client.post("/v1/responses", json=hello, headers=key)).status_code == 429
+        none = await endpoint.client.post("/v1/responses", json=hello, headers=endpoint.key("bob", models=("digits",)))
+        assert none.status_code == 404
+
+    with_keys(scenario)
+
+
 def test_a_client_that_leaves_gives_everything_back(with_keys) -> None:
     async def scenario(endpoint: Endpoint) -> None:
         key = endpoint.key(concurrency=1)

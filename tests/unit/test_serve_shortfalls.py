@@ -9,13 +9,14 @@ import pytest
 
 from cluster.errors import UserError
 from serve import endpoints, served, shortfalls
+from serve.deploy.where import Address
 
-FIRST = {"node_id": "aaaaaaaabb", "node_ip": "10.0.0.1", "status": "HEALTHY"}
-SECOND = {"node_id": "bbbbbbbbcc", "node_ip": "10.0.0.2", "status": "STARTING"}
+STARTING = {"replica_id": "a", "node_ip": "10.0.0.2", "state": "STARTING"}
+RUNNING = {"replica_id": "b", "node_ip": "10.0.0.1", "state": "RUNNING"}
 
 
 UNREACHABLE = (
-    "http://h:1 does not answer from here: a proxy or a gateway that hangs is replaced within half a minute; if this "
+    "http://h:1 does not answer from here: a gateway that hangs is replaced within half a minute; if this "
     "stays, `tandem serve down` and `tandem serve up SPEC`"
 )
 
@@ -26,7 +27,7 @@ def model(status: str = "RUNNING", running: int = 1, target: int = 1, **more: An
 
 
 def status(**changed: Any) -> dict[str, Any]:
-    whole = {"endpoint": "http://h:1", "reachable": True, "proxies": [], "gateway": model(), "models": {"m": model()}}
+    whole = {"endpoint": "http://h:1", "reachable": True, "gateway": model(), "models": {"m": model()}}
     return {**whole, **changed}
 
 
@@ -43,7 +44,6 @@ def test_all_is_well() -> None:
         ({"models": {"m": model("UNHEALTHY", message="it failed")}}, "m: unhealthy, 1 of 1 replicas run: it failed"),
         ({"gateway": model("DEPLOY_FAILED", 0)}, "(gateway): deploy_failed, 0 of 1 replicas run"),
         ({"reachable": False}, UNREACHABLE),
-        ({"proxies": ["node x does not listen"]}, "node x does not listen"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_said(changed: dict[str, Any], said: str) -> None:
@@ -51,36 +51,22 @@ def test_what_is_missing_is_said(changed: dict[str, Any], said: str) -> None:
 
 
 def test_load_that_adds_replicas_is_nothing_missing_until_there_is_no_room() -> None:
-    deployment: dict[str, Any] = {
-        "target_num_replicas": 2,
-        "status": "UPSCALING",
-        "deployment_config": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}},
-    }
-    assert endpoints._least(deployment) == 1
-    assert endpoints._least({**deployment, "status": "UNHEALTHY"}) == 2
-    assert endpoints._least({**deployment, "deployment_config": {"autoscaling_config": None}}) == 2
+    scaled = {"bounds": {"least": 1, "most": 2}}
+    assert endpoints._least(2, scaled) == 1
+    assert endpoints._least(0, {"bounds": {"least": 0, "most": 2}}) == 0
+    assert endpoints._least(2, None) == 2
     growing = model()
     growing["replicas"] = {"running": 1, "target": 2, "least": 1, "states": []}
     assert shortfalls.of_model(growing) is None
     assert shortfalls.of_model({**growing, "no_room": "no room"}) == "running, 1 of 2 replicas run: no room"
 
 
-def test_a_proxy_that_does_not_listen_is_a_sentence_and_the_endpoint_goes_on_through_the_first() -> None:
-    assert shortfalls.of_proxies({"a": FIRST}, 8000) == []
-    (said,) = shortfalls.of_proxies({"a": FIRST, "b": SECOND}, 8000)
-    assert said == (
-        "node 10.0.0.2 (bbbbbbbb) does not listen on port 8000: its proxy is starting anew, or the port is "
-        "taken there; the endpoint goes on through 1 other"
-    )
-    (alone,) = shortfalls.of_proxies({"b": SECOND}, 8000)
-    assert alone.endswith("the endpoint answers nobody")
-    assert shortfalls.of_proxies({}, 8000) == ["no node listens for the endpoint"]
-
-
-def test_an_endpoint_on_all_addresses_is_named_by_a_node_that_listens() -> None:
-    details = {"http_options": {"host": "0.0.0.0", "port": 8000}, "proxies": {"b": SECOND, "a": FIRST}}
-    assert endpoints._endpoint(details) == "http://10.0.0.1:8000"
-    assert endpoints._endpoint({**details, "proxies": {}}) == "http://127.0.0.1:8000"
+def test_an_endpoint_on_all_addresses_is_named_by_a_node_whose_gateway_runs() -> None:
+    application = {"deployments": {"gateway": {"replicas": [{**STARTING, "pid": 1}, {**RUNNING, "pid": 2}]}}}
+    gateways = endpoints._gateways(application)
+    assert gateways == [STARTING, RUNNING]
+    assert endpoints._endpoint(Address("0.0.0.0", 8000), gateways) == "http://10.0.0.1:8000"
+    assert endpoints._endpoint(Address("0.0.0.0", 8000), []) == "http://127.0.0.1:8000"
 
 
 def test_what_down_left_is_named() -> None:

@@ -1,0 +1,110 @@
+"""The outermost ASGI application: it runs the routes as the exchange of a request, to its end or its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.body import ApiError
+from serve.front import exchange, spans
+from serve.front.exchange import Exchange
+
+TIMEOUT_HEADER = b"x-tandem-timeout-s"
+
+
+class Front:
+    """Runs each request of `app`, and logs it when it has ended."""
+
+    def __init__(self, app: ASGIApp, log: Callable[[Exchange], None], most_s: float | None = None) -> None:
+        """`most_s`: how long a request may take in all; clients may ask for less."""
+        self._app, self._log, self._most_s = app, log, most_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        run = _Run(scope[exchange.SCOPE_KEY], send)
+        exchange.enter(run.exchange)
+        timer = None
+        try:
+            limit_s = wanted_s(scope["headers"], self._most_s)
+            run.exchange.task = asyncio.current_task()
+            if limit_s is not None:
+                run.exchange.expires = run.exchange.began + limit_s
+                left = max(0.0, run.exchange.expires - time.monotonic())
+                timer = asyncio.get_running_loop().call_later(left, run.exchange.end, "expired")
+            with spans.of(run.exchange):
+                await self._app(scope, receive, run.send)
+        except ApiError as error:
+            await run.say(error)
+        except asyncio.CancelledError:
+            if run.exchange.cut is None:
+                raise
+            if run.exchange.cut == "expired":
+                await run.say(_expired())
+        finally:
+            run.exchange.task = None
+            if timer is not None:
+                timer.cancel()
+            self._log(run.exchange)
+
+
+class _Run:
+    """One request's answer on its way."""
+
+    def __init__(self, running: Exchange, send: Send) -> None:
+        self.exchange, self._send = running, send
+        self._is_events = self._ended = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.exchange.status = message["status"]
+            self._is_events = any(
+                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"]
+            )
+        else:
+            self._ended = not message.get("more_body", False)
+        await self._send(message)
+
+    async def say(self, error: ApiError) -> None:
+        """End the answer with an error, wherever it is."""
+        if self._ended:
+            return
+        body = json.dumps(error.body()).encode()
+        if self.exchange.status is None:
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+            await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
+        elif self._is_events:
+            await self.send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+        else:
+            raise error  # in the middle of a whole answer: the connection is closed
+
+
+def wanted_s(headers: Any, most_s: float | None) -> float | None:
+    """Return how long a request may take: the least of ours and the client's. Raises ApiError (400)."""
+    for name, value in headers:
+        if name == TIMEOUT_HEADER:
+            return min(_seconds(value), most_s or math.inf)
+    return most_s
+
+
+def _seconds(value: bytes) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        said = value[:40].decode("latin-1")
+        message = f"{TIMEOUT_HEADER.decode()} must be a number of seconds above 0 (given: {said!r})"
+        raise ApiError(400, message, code="invalid_value", param=TIMEOUT_HEADER.decode())
+    return seconds
+
+
+def _expired() -> ApiError:
+    message = "the request's time was over before its answer was complete"
+    return ApiError(408, message, code="deadline_exceeded", headers={"retry-after": "1"})

@@ -1,0 +1,120 @@
+"""One request and its answer, as the front knows it: what the log says of it, and what ends it early."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCOPE_KEY = "tandem.exchange"
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+"""What a client may name its request: nothing that would be something else in a log, a header or a page."""
+TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+"""W3C Trace Context, version 00."""
+Cut = Literal["gone", "expired"]
+
+
+@dataclass
+class Exchange:
+    """One request. The routes add what only they know."""
+
+    request_id: str = field(default_factory=lambda: f"req-{secrets.token_hex(12)}")
+    is_made: bool = True
+    """Whether the id was made here, and is nobody else's."""
+    method: str = ""
+    client: str = ""
+    trace: str | None = None
+    """The `traceparent` that goes on to a model's replica."""
+    template: str | None = None
+    """The route's path, without the names in it."""
+    status: int | None = None
+    model: str | None = None
+    key: str | None = None
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    at: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
+    first_token: float | None = None
+    expires: float | None = None
+    """When it is ended, on the clock of `began`."""
+    cut: Cut | None = None
+    """Why it was ended before its time."""
+    task: asyncio.Task[Any] | None = None
+
+    @property
+    def call_id(self) -> str:
+        """An id for what an engine is asked: a client's own may come twice at the same time."""
+        return self.request_id if self.is_made else f"{self.request_id}.{secrets.token_hex(4)}"
+
+    def patience_s(self, most_s: float) -> float:
+        """Return how long this request may wait for its turn, at most `most_s`."""
+        return most_s if self.expires is None else max(0.0, min(most_s, self.expires - time.monotonic()))
+
+    def end(self, why: Cut) -> None:
+        """End what works on the answer, so that all it holds is freed."""
+        if self.task is not None and self.cut is None:
+            self.cut = why
+            self.task.cancel()
+
+    def generated(self, tokens: int) -> None:
+        """Take note of all tokens that were generated so far."""
+        if self.first_token is None:
+            self.first_token = time.monotonic()
+        self.generated_tokens = tokens
+
+    def record(self) -> dict[str, Any]:
+        """Return the log's line. It has nothing of the prompt, nor of the answer."""
+        now = time.monotonic()
+        line = {
+            "time": round(self.at, 3),
+            "request_id": self.request_id,
+            "client": self.client,
+            "method": self.method,
+            "path": self.template,
+            "status": self.status,
+            "key": self.key or None,
+            "model": self.model,
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "ttft_ms": None if self.first_token is None else round(1000 * (self.first_token - self.began), 1),
+            "duration_ms": round(1000 * (now - self.began), 1),
+            "trace_id": self.trace.split("-")[1] if self.trace else None,
+            "cut": self.cut,
+        }
+        return {name: value for name, value in line.items() if value is not None}
+
+
+_current: ContextVar[Exchange | None] = ContextVar("tandem_exchange", default=None)
+
+
+def current() -> Exchange:
+    """Return the exchange that this task works on; one of its own where no front is."""
+    return _current.get() or Exchange()
+
+
+def enter(exchange: Exchange) -> None:
+    """Make it the current one of this task."""
+    _current.set(exchange)
+
+
+def begin(method: str, client: str, headers: Iterable[tuple[bytes, bytes]]) -> Exchange:
+    """Return the exchange of a request: its id is the client's if that is sane, else made here."""
+    exchange = Exchange(method=method, client=client)
+    for name, value in headers:
+        if name == b"x-request-id" and exchange.is_made and REQUEST_ID.fullmatch(value):
+            exchange.request_id, exchange.is_made = value.decode("ascii"), False
+        elif name == b"traceparent":
+            exchange.trace = traceparent(value)
+    return exchange
+
+
+def traceparent(value: bytes) -> str | None:
+    """Return a valid `traceparent`; None for another one, which then counts as not sent (as W3C asks)."""
+    text = value.decode("latin-1").strip()
+    found = TRACEPARENT.fullmatch(text)
+    return text if found and found[1].strip("0") and found[2].strip("0") else None

@@ -1,0 +1,121 @@
+"""An HTTP server inside a running loop, on a socket that other gateways of the node share."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import ssl
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+from serve.front import listening
+from serve.front.exchange import Exchange
+from serve.front.limits import Limits
+from serve.front.uvicorn_internals import Shared
+
+LOOK_S = 0.5
+QUIET_S = 16.0
+"""A leaving gateway closes a connection that has been quiet for so long: clients' pools close theirs after 5 to 15 s,
+so that hardly any sends a request just then."""
+FILES_BESIDE = 512
+
+
+class Server:
+    """Serves an ASGI app from `start` to `leave`."""
+
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        limits: Limits,
+        tls: ssl.SSLContext | None = None,
+        log: Callable[[Exchange], None] = lambda _: None,
+    ) -> None:
+        self._shared = Shared(app, limits, log)
+        self._host, self._port, self._limits, self._tls = host, port, limits, tls
+        self._socket: Any = None
+        self._server: asyncio.AbstractServer | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that are being answered."""
+        return self._shared.open_requests
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._shared.connections)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it takes connections."""
+        return self._server is not None and self._server.is_serving()
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where nothing can."""
+        _allow_files(self._limits.connections + FILES_BESIDE)
+        self._socket = listening.listen(self._host, self._port)
+        patience_s = self._limits.head_s if self._tls else None
+        loop = asyncio.get_running_loop()
+        self._date()
+        self._server = await loop.create_server(
+            self._shared.protocol,
+            sock=self._socket,
+            backlog=listening.BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=patience_s,
+        )
+        self._watch = loop.create_task(self._watched())
+
+    async def leave(self, limit_s: float) -> None:
+        """Take no more connections, end what runs within `limit_s`, and close."""
+        if self._server is None or self._watch is None:
+            return
+        await listening.until_empty(self._socket)
+        self._server.close()
+        self._socket.close()
+        self._shared.leaving = True
+        quiet_s = QUIET_S if await listening.answers(self._host, self._port) else 0.0
+        await self._drained(quiet_s, limit_s)
+        self._watch.cancel()
+        for connection in self._shared.connections:
+            connection.transport.abort()
+
+    async def _drained(self, quiet_s: float, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit_s
+        while (connections := self._shared.connections) and (now := loop.time()) < end:
+            for connection in connections:
+                connection.leave(quiet_s, now)
+            await asyncio.sleep(0.1)
+
+    async def _watched(self) -> None:
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = loop.time()
+            for connection in self._shared.connections:
+                connection.watch(now, now - last)
+            last = now
+            self._date()
+
+    def _date(self) -> None:
+        self._shared.state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the limit of open files as far as this user may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

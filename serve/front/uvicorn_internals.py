@@ -1,0 +1,245 @@
+"""What Tandem uses of uvicorn's insides (0.54): its HTTP protocol over httptools, with limits for slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from cluster.internals import Internal
+from serve.front import exchange, refusals
+from serve.front.exchange import Exchange
+from serve.front.limits import Limits, Pace, overdue
+from serve.front.refusals import Refusal
+
+ENTRIES = (
+    Internal(
+        "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol",
+        "each request's pace is watched between the socket and the routes; uvicorn limits nothing there",
+        "clients that send or read slowly hold connections for ever, or no request is answered",
+        "uvicorn has time-outs for heads, bodies and readers, and limits for heads",
+    ),
+    Internal(
+        "uvicorn.server.ServerState",
+        "the protocol tells it the connections and tasks there are; uvicorn's own Server takes signals and the loop",
+        "a gateway does not start",
+        "uvicorn serves on a given socket inside a running loop, and stops accepting before it closes",
+    ),
+)
+REFUSED_BEYOND = 256
+"""So many connections above the limit are told why they are refused; further ones are cut."""
+OVER_HEAD_S = 2.0
+
+
+class Shared:
+    """What the connections of one server share."""
+
+    def __init__(self, app: Any, limits: Limits, log: Callable[[Exchange], None]) -> None:
+        self.limits, self.log = limits, log
+        self.leaving = False
+        self.state = ServerState()
+        self.config = Config(
+            app,
+            http=HttpToolsProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            access_log=False,
+            log_config=None,
+            log_level="error",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=limits.idle_s,  # type: ignore[arg-type]  # seconds, for call_later
+        )
+        self.config.load()
+
+    def protocol(self) -> LimitedProtocol:
+        """Return the protocol of a new connection."""
+        return LimitedProtocol(self)
+
+    @property
+    def connections(self) -> list[LimitedProtocol]:
+        """The open connections."""
+        return list(self.state.connections)  # type: ignore[arg-type]  # of the one protocol that is used here
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that are being answered."""
+        return len(self.state.tasks)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. What it refuses it answers in OpenAI's shape, and closes."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared.config, shared.state, {})
+        self.shared, self.limits = shared, shared.limits
+        self.pace = Pace()
+        self.raw_bytes = self.header_bytes = 0
+        self.exchange: Exchange | None = None
+        self.refusal: Refusal | None = None
+
+    # -- the connection ----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.pace.head_since = self.loop.time()
+        over = len(self.connections) - self.limits.connections
+        if over > REFUSED_BEYOND:
+            transport.abort()
+        elif over > 0:
+            self.app = self._too_many
+            self.pace.head_since -= max(0.0, self.limits.head_s - OVER_HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.exchange is not None and self.is_answering:
+            self.exchange.end("gone")
+
+    def data_received(self, data: bytes) -> None:
+        if self.parser is None or self.refusal is not None:
+            return  # closed by ourselves: what still comes is not read
+        if self.pace.head_since is None and self.pace.body_since is None and not self.is_answering:
+            self.pace.head_since = self.loop.time()
+        in_head = self.pace.body_since is None
+        super().data_received(data)
+        if in_head and self.pace.head_since is not None and self.refusal is None:
+            self.raw_bytes += len(data)
+            if self.raw_bytes > self.limits.head_bytes + self.limits.url_bytes:
+                self.refuse(refusals.large_head(self.limits))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.pace.unread_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.pace.unread_since = None
+
+    # -- the parser --------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.header_bytes = 0
+        if self.pace.head_since is None:
+            self.pace.head_since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > self.limits.url_bytes:
+            self.refusal = refusals.long_url(self.limits)
+            raise ValueError(self.refusal.code)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self.header_bytes += len(name) + len(value)
+        if len(self.headers) > self.limits.headers or self.header_bytes > self.limits.head_bytes:
+            self.refusal = refusals.large_head(self.limits)
+            raise ValueError(self.refusal.code)
+
+    def on_headers_complete(self) -> None:
+        method = self.parser.get_method().decode("ascii")
+        begun = exchange.begin(method, self.client[0] if self.client else "", self.headers)
+        self.scope[exchange.SCOPE_KEY] = begun  # type: ignore[typeddict-unknown-key]
+        super().on_headers_complete()
+        self.exchange = begun
+        self.cycle.default_headers = [*self.cycle.default_headers, (b"x-request-id", begun.request_id.encode())]
+        if self.shared.leaving:
+            self.cycle.keep_alive = False
+        pace, now = self.pace, self.loop.time()
+        pace.head_since, self.raw_bytes = None, 0
+        pace.body_since, pace.body_moved, pace.body_bytes = now, now, 0
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self.pace.body_moved = self.loop.time()
+        self.pace.body_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.pace.body_since = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pace.head_since is not None:
+            self.pace.head_since = self.loop.time()
+
+    # -- the server --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing of a request is there."""
+        return not self.is_answering and self.pace.body_since is None and self.raw_bytes == 0
+
+    def watch(self, now: float, passed_s: float) -> None:
+        """Look at the client's pace, and cut it where it is too slow."""
+        if self.flow.read_paused:
+            self.pace.hold(passed_s)
+        if self.transport.is_closing() and self.pace.closing_since is None:
+            self.pace.closing_since = now
+        what = overdue(self.pace, now, self.is_answering, self.limits)
+        if what in ("reader", "closing"):
+            self.transport.abort()
+        elif what is not None:
+            self.too_slow(what)
+
+    def too_slow(self, what: Any) -> None:
+        """End a request that does not come to its end; a connection that never sent anything is just closed."""
+        untouched = what == "head" and not self.raw_bytes
+        begun = self.cycle is not None and self.cycle.response_started and what == "body"
+        if untouched or begun:
+            self.transport.close()
+        else:
+            self.refuse(refusals.too_slow(what, self.limits))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer for the routes, log it, and close."""
+        self.refusal = refusal
+        if self.is_answering and self.cycle.response_started:  # too late for words
+            self.transport.close()
+            return
+        was = self.exchange if self.is_answering else None
+        said = was or exchange.begin("", self.client[0] if self.client else "", ())
+        self.transport.write(refusal.raw(said.request_id))
+        self.transport.close()
+        said.status = refusal.status
+        if was is not None:
+            self.cycle.disconnected = True
+            was.end("gone")  # it is logged where it ends
+        else:
+            self.shared.log(said)
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(self.refusal or refusals.NO_HTTP)
+
+    def leave(self, quiet_s: float, now: float) -> None:
+        """Answer what runs, and say `connection: close`; close what has been quiet for so long."""
+        if self.is_answering:
+            self.cycle.keep_alive = False
+        elif self.is_quiet and now - self.quiet_since >= quiet_s:
+            self.transport.close()
+
+    @property
+    def quiet_since(self) -> float:
+        """When its last answer ended, or it was accepted."""
+        timer = self.timeout_keep_alive_task
+        if timer is not None:
+            return timer.when() - self.limits.idle_s
+        return self.pace.head_since or 0.0
+
+    async def _too_many(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer in place of the routes."""
+        said, begun = refusals.TOO_MANY, scope[exchange.SCOPE_KEY]
+        begun.status = said.status
+        self.shared.log(begun)
+        await send({"type": "http.response.start", "status": said.status, "headers": said.headers()})
+        await send({"type": "http.response.body", "body": said.body()})
