@@ -121,7 +121,7 @@ def crowd(bench: Bench) -> None:
 
 
 def fairness(bench: Bench) -> None:
-    bench.rig.up({**bench.llama(max_batch=16, **WIDE), "keys": {"required": "always"}})
+    bench.rig.up({**bench.llama(max_batch=16), "keys": {"required": "always"}})
     keys = {name: bench.rig.key(name) for name in ("big", "small")}
     own = {name: (key, 1.0) for name, key in keys.items()}
     capacity = bench.send(keys={"big": own["big"]}, users=32, requests=10_000, seconds=6)["rates"][

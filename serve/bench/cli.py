@@ -63,7 +63,7 @@ Processes = Annotated[int, typer.Option(min=1, max=256, help="Send from so many 
 MaxOpen = Annotated[
     int, typer.Option(min=1, max=100_000, help="Open loop: requests in flight; more wait in the client.")
 ]
-CaCert = Annotated[Path | None, typer.Option("--cacert", help="Certificates to trust for https, beside none.")]
+CaCert = Annotated[Path | None, typer.Option("--cacert", help="For https: trust these certificates, no others.")]
 Out = Annotated[
     Path | None, typer.Option(help="Write FILE.json and FILE.svg; bench-DATE-TIME here if left out.", metavar="FILE")
 ]
@@ -108,7 +108,7 @@ def bench(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     processes: Processes = 1,
-    max_open: MaxOpen = 4_096,
+    max_open: MaxOpen = 1_024,
     cacert: CaCert = None,
     out: Out = None,
     each_request: EachRequest = False,

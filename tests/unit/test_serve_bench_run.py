@@ -162,6 +162,7 @@ def test_what_cannot_be_loaded_is_refused(url: str, tmp_path: Path) -> None:
     for address, options, said in (
         ("http://192.0.2.1:8000", (), "is not this machine"),
         ("http://127.0.0.1:1", (), "does not answer"),
+        ("https://127.0.0.1:1", ("--cacert", __file__), "--cacert: "),
         (url, ("--model", "other"), "has no model 'other' for this key; there are: tiny"),
         (
             url,
