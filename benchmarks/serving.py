@@ -50,13 +50,18 @@ class Bench:
 
     def llama(self, **model: Any) -> dict[str, Any]:
         """Return a spec that serves the Llama."""
-        own = {"model": "llama", "precision": "bf16", "max_batch": STREAMS, "max_context": 1024}
+        own = {"model": str(self.rig.folder / "llama"), "precision": "bf16", "max_batch": STREAMS, "max_context": 1024}
         own |= {"resources": {"cpus_per_replica": self.options.threads}}
         return {"models": {"llama": own | model}}
 
     def instant(self, required: str) -> dict[str, Any]:
         """Return a spec that serves the engine which answers at once."""
-        model = {"model": "tiny", "engine": "instant_engine:ENGINE", "max_batch": 256, "max_queued": 4_096}
+        model = {
+            "model": str(self.rig.folder / "tiny"),
+            "engine": "instant_engine:ENGINE",
+            "max_batch": 256,
+            "max_queued": 4_096,
+        }
         return {"models": {"tiny": model | {"resources": {"cpus_per_replica": 1}}}, "keys": {"required": required}}
 
     def send(self, **given: Any) -> dict[str, Any]:
