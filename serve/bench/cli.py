@@ -67,6 +67,7 @@ CaCert = Annotated[Path | None, typer.Option("--cacert", help="For https: trust 
 Out = Annotated[
     Path | None, typer.Option(help="Write FILE.json and FILE.svg; bench-DATE-TIME here if left out.", metavar="FILE")
 ]
+Plot = Annotated[bool, typer.Option("--plot/--no-plot", help="Write the picture too.")]
 EachRequest = Annotated[bool, typer.Option("--each-request", help="Put every request into the JSON.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
@@ -111,6 +112,7 @@ def bench(
     max_open: MaxOpen = 1_024,
     cacert: CaCert = None,
     out: Out = None,
+    plot: Plot = True,
     each_request: EachRequest = False,
     as_json: AsJson = False,
 ) -> None:
@@ -132,7 +134,7 @@ def _bench(given: dict[str, Any]) -> None:
 
     settings, out = _settings(given), given["out"]
     result = report.run(settings, say=lambda line: typer.echo(line, err=True), each_request=given["each_request"])
-    written = report.write(result, out)
+    written = report.write(result, out, given["plot"])
     if given["as_json"]:
         print(json.dumps(result.told, indent=2))
     else:
