@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.body import ApiError
+from serve.api.body import ApiError, shaped
 from serve.front import exchange, spans
 from serve.front.exchange import Exchange
 
@@ -26,7 +26,7 @@ class Front:
         self._app, self._log, self._most_s = app, log, most_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        run = _Run(scope[exchange.SCOPE_KEY], send)
+        run = _Run(scope[exchange.SCOPE_KEY], scope["path"], send)
         exchange.enter(run.exchange)
         timer = None
         try:
@@ -55,15 +55,16 @@ class Front:
 class _Run:
     """One request's answer on its way."""
 
-    def __init__(self, running: Exchange, send: Send) -> None:
-        self.exchange, self._send = running, send
+    def __init__(self, running: Exchange, path: str, send: Send) -> None:
+        self.exchange, self._path, self._send = running, path, send
         self._is_events = self._ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.exchange.status = message["status"]
             self._is_events = any(
-                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"]
+                name == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message.get("headers", ())
             )
         else:
             self._ended = not message.get("more_body", False)
@@ -73,7 +74,7 @@ class _Run:
         """End the answer with an error, wherever it is."""
         if self._ended:
             return
-        body = json.dumps(error.body()).encode()
+        body = json.dumps(shaped(self._path, error)).encode()
         if self.exchange.status is None:
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]

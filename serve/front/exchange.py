@@ -74,8 +74,8 @@ class Exchange:
         line = {
             "time": round(self.at, 3),
             "request_id": self.request_id,
-            "client": self.client,
-            "method": self.method,
+            "client": self.client or None,
+            "method": self.method or None,
             "path": self.template,
             "status": self.status,
             "key": self.key or None,
