@@ -24,6 +24,7 @@ check: $(STAMP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q tests/unit/test_layering.py
 	$(VENV)/bin/python tools/spec_keys.py --check
+	$(VENV)/bin/python tools/grafana_dashboard.py --check
 
 # In two processes: the end-to-end tests, which start first, and beside them all others, the longest first.
 test: check

@@ -5,6 +5,7 @@
     python benchmarks/scaling.py --users 1000000                      one size, to 10,000 replicas
 
 `--recorded` takes a file with a time in seconds as the last column of each line; it is squeezed into `--seconds`.
+What people did over months (MovieLens' u.data) has their days and their bursts in it.
 Serve's policy is Serve's own code with its default settings but for the number of requests a replica shall have
 (half its slots, as our specs set it); "tuned" has the delays of our specs too.
 """
@@ -17,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ray.serve import autoscaling_policy
@@ -24,9 +26,14 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from simulated_pool import Arrivals, Engine, Moment, Outcome, Policy, run
 
-from serve.scaling.policy import Bounds, WorkPolicy
+from serve.scaling.decider import Decider, Plan
+from serve.scaling.policy import WorkPolicy
+from serve.scaling.settings import Scaled
+from serve.scaling.steps import Bounds
+from serve.wire import GatewayState, Load, ReplicaState, Work
 
-COLUMNS = ("p50", "p95", "p99")
+SLOTS_OF_MANY = 3
+"""Slots of a replica with `--users`: a million of them then need 10,000 replicas."""
 
 
 def requests(at: np.ndarray, seed: int) -> Arrivals:
@@ -70,13 +77,14 @@ def _bursts(seconds: float, per_s: float, low: float) -> Callable[[np.ndarray], 
 
 def recorded(path: Path, seconds: float) -> np.ndarray:
     """Return the times that a file's last column has, squeezed into `seconds`."""
-    at = np.sort(np.array([float(line.split()[-1]) for line in path.read_text(encoding="utf-8").splitlines() if line]))
+    lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
+    at = np.sort(np.array([float(line.split()[-1]) for line in lines if line]))
     return (at - at[0]) * (seconds / max(1.0, at[-1] - at[0]))
 
 
 def ours(most: int, least: int = 1) -> Policy:
-    """Return our policy with its defaults."""
-    policy = WorkPolicy(Bounds(least, most))
+    """Return our policy as a spec has it that says nothing but the bounds."""
+    policy = WorkPolicy(Bounds(least, most, hold_s=Scaled().downscale_delay_s, up_after_s=Scaled().upscale_delay_s))
     return lambda moment: policy.decide(moment.look).replicas
 
 
@@ -132,10 +140,27 @@ def compare(name: str, arrivals: Arrivals, engine: Engine, most: int) -> None:
     base = run(engine, arrivals, ours(most), 1)
     show("ours", base, None)
     show("Serve's default", run(engine, arrivals, serves(most, engine.slots), 1), base)
-    tuned = serves(most, engine.slots, upscale_delay_s=1.5, downscale_delay_s=30.0, look_back_period_s=2.0)
+    delays = {"upscale_delay_s": 1.5, "downscale_delay_s": 30.0, "look_back_period_s": 2.0, "metrics_interval_s": 0.5}
+    tuned = serves(most, engine.slots, **delays)
     show("Serve's, tuned", run(engine, arrivals, tuned, 1), base)
     show(f"fixed, {mean} (the mean)", run(engine, arrivals, fixed(mean), mean), base)
     show(f"fixed, {base.most} (our most)", run(engine, arrivals, fixed(base.most), base.most), base)
+
+
+def look_ms(replicas: int, gateways: int = 10) -> float:
+    """Return the milliseconds of one look of the endpoint's own loop over so many replicas' reports."""
+    decider = Decider()
+    decider.know({"m": Plan(Bounds(1, replicas), "1", slots=16)}, {"m": replicas})
+    reports: dict[str, Any] = {
+        f"r{at}": ReplicaState("m", f"r{at}", "1", Load(16, 2, 640.0), {}) for at in range(replicas)
+    }
+    reports |= {f"g{at}": GatewayState({"m": 9}, {"m": Work(1e6, 1e6, 500, 9e4)}) for at in range(gateways)}
+    times = []
+    for at in range(20):
+        begun = time.perf_counter()
+        decider.look(float(at), 0.0, reports)
+        times.append(time.perf_counter() - begun)
+    return 1e3 * float(np.median(times))
 
 
 def main() -> None:
@@ -152,7 +177,9 @@ def main() -> None:
     if given.users:
         per_s = given.users / 100
         at = workloads(300.0, per_s)["a day"]
+        engine = Engine(slots=SLOTS_OF_MANY, start_s=given.start)
         compare(f"{given.users:,} users", requests(at, 0), engine, most=10_000)
+        print(f"one look of the endpoint's loop over 10,000 replicas' reports: {look_ms(10_000):.1f} ms")
         return
     if given.recorded:
         compare(given.recorded.name, requests(recorded(given.recorded, given.seconds), 0), engine, most=1_000)

@@ -198,7 +198,10 @@ class Pool:
         self._arrived = self._done = 0.0
         ready = self.count - len(self._starting)
         waiting = max(0.0, self._queued) if self._queue else 0.0
-        return Look(now, arrived, waiting, self.running * self._expected / 2, done, ready, len(self._starting))
+        left, slots = self.running * self._expected / 2, self._engine.slots
+        full = self.running >= slots * ready > 0
+        by_slots = (self.running + len(self._queue)) / slots
+        return Look(now, arrived, waiting, left, done, ready, len(self._starting), full, by_slots)
 
     @property
     def waiting(self) -> int:
@@ -211,7 +214,7 @@ class Pool:
             self._leave(now, replica)
 
 
-def run(engine: Engine, arrivals: Arrivals, policy: Policy, first: int, look_s: float = 1.0) -> Outcome:
+def run(engine: Engine, arrivals: Arrivals, policy: Policy, first: int, look_s: float = 0.5) -> Outcome:
     """Let a policy look every `look_s` until the last request has begun; it starts with `first` ready replicas."""
     pool = Pool(engine, arrivals, expected=float(arrivals.generated.mean()))
     pool.scale(-engine.start_s, first)

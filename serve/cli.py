@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.bench.cli import bench
 from serve.keys import cli as keys
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 
 app.add_typer(keys.app, name="keys")
 app.command()(keys.usage)
+app.command()(bench)
 
 SpecPath = Annotated[
     Path, typer.Argument(help="The endpoint's YAML file; `serve/specs/` holds examples.", metavar="SPEC")
@@ -150,6 +152,8 @@ def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from serve.scaling.decisions import sentence
+
     table = Table("model", "status", "version", "replicas", "running", "queued", "tok/s", box=None)
     rows = {**found["models"], "(gateway)": found["gateway"]}
     for name, model in rows.items():
@@ -163,3 +167,5 @@ def _show(found: dict[str, Any]) -> None:
     for name, model in rows.items():
         if model["warning"]:
             console.print(f"{name}: {model['warning']}", markup=False)
+        if model["scaling"]:
+            console.print(f"{name}: {sentence(model['scaling'])}", markup=False)

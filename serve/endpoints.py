@@ -22,6 +22,7 @@ from serve.deploy.names import GATEWAY
 from serve.deploy.where import Address
 from serve.engines import table
 from serve.front import client
+from serve.scaling.decisions import GATEWAY_ROW
 from serve.spec import ServeSpec
 
 Progress = Callable[[str], None]
@@ -76,11 +77,10 @@ def status() -> dict[str, Any] | None:
     config = ray_serve_internals.gateway_config(applications[name])
     at, gateways = Address(**config["address"]), _gateways(applications[name])
     endpoint = _endpoint(at, gateways)
-    live = _live(endpoint, at.certificate, config.get("operator"))
+    live, scaled = _live(endpoint, at.certificate, config.get("operator")), config.get("scaling", {})
     lacking = _lacking(applications)
-    states = {
-        app: _model_status(found, live.get(app.removeprefix(f"{name}."), {})) for app, found in applications.items()
-    }
+    rows = {app: GATEWAY_ROW if app == name else app.removeprefix(f"{name}.") for app in applications}
+    states = {app: _model_status(applications[app], live.get(row, {}), scaled.get(row)) for app, row in rows.items()}
     for app, sentence in lacking.items():
         states[app]["no_room"] = sentence
     return {
@@ -208,7 +208,7 @@ def _endpoint(at: Address, gateways: list[dict[str, Any]]) -> str:
     return at.url((listening[0]["node_ip"] if listening else None) or "127.0.0.1")
 
 
-def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str, Any]:
+def _model_status(application: dict[str, Any], live: dict[str, Any], scaled: dict[str, Any] | None) -> dict[str, Any]:
     deployment = next(iter(application["deployments"].values()), None)
     replicas = deployment["replicas"] if deployment else []
     messages = [application["message"], deployment["message"] if deployment else ""]
@@ -217,12 +217,13 @@ def _model_status(application: dict[str, Any], live: dict[str, Any]) -> dict[str
         "replicas": {
             "running": sum(replica["state"] == "RUNNING" for replica in replicas),
             "target": deployment["target_num_replicas"] if deployment else 0,
-            "least": _least(deployment) if deployment else 0,
+            "least": _least(deployment["target_num_replicas"], scaled) if deployment else 0,
             "states": sorted(replica["state"] for replica in replicas),
         },
         "no_room": None,
         "message": " ".join(causes.plain(message) for message in messages if message),
         **{key: live.get(key) for key in ("version", "warning", "running", "queued", "tokens_per_second")},
+        "scaling": live.get("scaling"),
     }
 
 
@@ -239,13 +240,13 @@ def _lacking(applications: dict[str, Any]) -> dict[str, str]:
     return lacking
 
 
-def _least(deployment: dict[str, Any]) -> int:
-    """Return how many replicas must run for nothing to be missing: fewer than wanted while load adds some."""
-    scaled = deployment["deployment_config"].get("autoscaling_config")
-    growing = scaled and deployment["status"] == "UPSCALING"
-    return int(
-        min(scaled["min_replicas"], deployment["target_num_replicas"]) if growing else deployment["target_num_replicas"]
-    )
+def _least(target: int, scaled: dict[str, Any] | None) -> int:
+    """Return how many replicas must run for nothing to be missing: fewer than wanted where load may add some. Pure.
+
+    Args:
+        scaled: what the gateway's configuration says of its scaling; None for a fixed number.
+    """
+    return target if scaled is None else min(int(scaled["bounds"]["least"]), target)
 
 
 # -- the endpoint -----------------------------------------------------------------------------------------------------

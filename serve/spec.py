@@ -20,7 +20,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cluster.errors import UserError
 from cluster.names import Name
@@ -28,34 +27,13 @@ from cluster.strict import Strict
 from serve import runtime_env
 from serve.engines import table
 from serve.keys import place
+from serve.scaling.settings import DAY_S, Scaled, detail
 
 OLDER_PLACES = ("runner", "compile", "cache_gib")
 """Options of engines that are read beside `engine` too, where they were before engines had options of their own."""
 
 
-ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
-DAY_S = 86_400.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-DOES_NOTHING = (
-    "does nothing where the number of replicas is fixed: leave it out, or write `replicas: {min: 1, max: 2}` to scale"
-)
-
-
-class Replicas(Strict):
-    """How many replicas, between two bounds, and how much work one of them should have."""
-
-    min: ReplicaCount = 1
-    """So many run also when it is quiet."""
-    max: ReplicaCount = 1
-    """So many run at most; fewer where the cluster has no room."""
-    target_ongoing: Annotated[float, Field(gt=0, le=65_536)] | None = None
-    """Requests in flight per replica to aim at; half of `max_batch` (16 for a gateway) when left out."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Replicas:
-        if self.max < self.min:
-            raise ValueError(f"`max` is {self.max}, less than `min`, which is {self.min}")
-        return self
 
 
 class Resources(Strict):
@@ -72,38 +50,6 @@ class Resources(Strict):
         if value > 1 and not value.is_integer():
             raise ValueError("more than one GPU must be a whole number: Ray shares no part of another one")
         return value
-
-
-class Scaled(Strict):
-    """The settings shared by everything that autoscales."""
-
-    replicas: ReplicaCount | Replicas = 1
-    """A fixed number, or `{min, max, target_ongoing}`."""
-    upscale_delay_s: float = Field(default=1.5, ge=0, le=DAY_S)
-    """How long demand must last before replicas are added."""
-    downscale_delay_s: float = Field(default=30, ge=0, le=DAY_S)
-    """How long it must be quiet before they are removed."""
-
-    @model_validator(mode="after")
-    def _scaling_scales(self) -> Scaled:
-        """Refuse what says how to scale beside a number of replicas that does not change: it would do nothing."""
-        if self.bounds.min < self.bounds.max:
-            return self
-        delays = ("upscale_delay_s", "downscale_delay_s")  # a spec that was written out whole has the defaults
-        idle = [(each,) for each in delays if getattr(self, each) != type(self).model_fields[each].default]
-        wrong = [_detail(place, DOES_NOTHING, getattr(self, *place)) for place in idle]
-        if isinstance(self.replicas, Replicas) and self.replicas.target_ongoing is not None:
-            wrong.append(_detail(("replicas", "target_ongoing"), DOES_NOTHING, self.replicas.target_ongoing))
-        if wrong:
-            raise ValidationError.from_exception_data(type(self).__name__, wrong)
-        return self
-
-    @property
-    def bounds(self) -> Replicas:
-        """The replicas as bounds: a fixed number has min equal to max."""
-        if isinstance(self.replicas, Replicas):
-            return self.replicas
-        return Replicas(min=self.replicas, max=self.replicas)
 
 
 class EngineSpec(BaseModel):
@@ -137,7 +83,7 @@ class EngineSpec(BaseModel):
             raise ValueError(str(error)) from None
         found = [table.wrong_options(engine, self.options) for engine in table.possible(self.name)]
         if wrong := min(found, key=len, default=[]):
-            raise ValidationError.from_exception_data("EngineSpec", [_detail(*each) for each in wrong])
+            raise ValidationError.from_exception_data("EngineSpec", [detail(*each) for each in wrong])
         return self
 
 
@@ -151,6 +97,8 @@ class Wrong(NamedTuple):
 
 class ModelServeSpec(Scaled):
     """One served model."""
+
+    counts_requests: ClassVar[bool] = False
 
     model: str = Field(min_length=1)
     """`models:/name@alias`, `models:/name/3`, `models:/name` (the newest), or a model directory."""
@@ -179,10 +127,6 @@ class ModelServeSpec(Scaled):
     """Of those, how many may be of one key; half of `max_queued` when left out, so that no key fills the queue."""
 
     @property
-    def target_ongoing(self) -> float:
-        return self.bounds.target_ongoing or max(1.0, self.max_batch / 2)
-
-    @property
     def engine_options(self) -> dict[str, Any]:
         """What the engine is told, from either place."""
         return {**self.engine.options, **self._beside_engine()}
@@ -202,7 +146,7 @@ class ModelServeSpec(Scaled):
     @field_validator("runtime_env")
     @classmethod
     def _may_be_set(cls, value: dict[str, Any]) -> dict[str, Any]:
-        wrong = [_detail(*mistake) for mistake in runtime_env.mistakes(value)]
+        wrong = [detail(*mistake) for mistake in runtime_env.mistakes(value)]
         if wrong:
             raise ValidationError.from_exception_data("ModelServeSpec", wrong)
         return value
@@ -214,16 +158,11 @@ class ModelServeSpec(Scaled):
         found = [self.wrong_for(engine) for engine in table.possible(self.engine.name)]
         wrong = twice or min(found, key=len, default=[])
         if wrong:
-            raise ValidationError.from_exception_data("ModelServeSpec", [_detail(*each) for each in wrong])
+            raise ValidationError.from_exception_data("ModelServeSpec", [detail(*each) for each in wrong])
         return self
 
     def _twice(self) -> dict[str, Any]:
         return {option: value for option, value in self._beside_engine().items() if option in self.engine.options}
-
-
-def _detail(place: tuple[str | int, ...], message: str, value: Any) -> InitErrorDetails:
-    problem = PydanticCustomError("engine_setting", "{message}", {"message": message})
-    return InitErrorDetails(type=problem, loc=place, input=value)
 
 
 class GatewaySpec(Scaled):
@@ -242,6 +181,13 @@ class GatewaySpec(Scaled):
     (`x-tandem-timeout-s`)."""
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     """Open connections of one gateway; further ones get a 503 with Retry-After."""
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> GatewaySpec:
+        if self.bounds.min == 0:
+            nobody = "a gateway that is not there cannot be woken by a request: 1 is the least"
+            raise ValidationError.from_exception_data("GatewaySpec", [detail(("replicas", "min"), nobody, 0)])
+        return self
 
 
 class TlsSpec(Strict):

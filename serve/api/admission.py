@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,9 @@ from serve.keys.ledger import Entry
 from serve.keys.limiter import Limiter, Rate, Verdict
 from serve.keys.limits import PRIORITIES, Limits
 from serve.keys.meter import Meter
+from serve.metrics import watch
+from serve.metrics.watch import Watch
+from serve.scaling.work import Item, ModelWork
 
 BYTES_PER_TOKEN = 4
 """How prompts are estimated before a replica has encoded them, as OpenAI's limits do."""
@@ -63,6 +67,8 @@ class Ticket:
     entry: Entry | None
     reserved: int
     headers: dict[str, str]
+    item: Item
+    watch: Watch
     used: int = 0
     generated: int = 0
     _ended: bool = False
@@ -73,7 +79,7 @@ class Ticket:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None or not self._streams:
-            self.end()
+            self.end(answered=kind is None)
 
     def __del__(self) -> None:
         self.end()  # of an answer that nobody began to read
@@ -91,7 +97,8 @@ class Ticket:
         self._streams = True
 
     def prompt(self, tokens: int) -> None:
-        """Count the prompt's tokens."""
+        """Count the prompt's tokens: a replica has taken it."""
+        self.item.started(tokens)
         exchange.current().prompt_tokens = tokens
         self._count(tokens, 0)
 
@@ -103,31 +110,51 @@ class Ticket:
         """
         more, self.generated = generated - self.generated, generated
         if more > 0:
+            self.item.generated(generated)
             exchange.current().generated(generated)
             self._count(0, more)
             self.admission.charge(self, more)
 
-    def end(self) -> None:
+    def end(self, answered: bool = True) -> None:
         """Give back what was held. A second time does nothing."""
         if not self._ended:
             self._ended = True
+            self.item.end(answered)
             self.admission.end(self)
 
     def _count(self, prompt: int, generated: int) -> None:
         self.used += prompt + generated
         if self.entry is not None:
             self.admission.count(self.caller, self.entry, prompt, generated)
+        self.watch.tokens(self.caller.key, prompt, generated)
 
 
 class Admission:
     """Everything that stands between a caller and a model, for all models of one gateway."""
 
-    def __init__(self, rates: Rates, meter: Meter | None, turns: Callable[[str], Turns], patience_s: float) -> None:
-        """`meter` is None where no keys are used. `turns` returns the turns of a model."""
-        self._rates, self._meter, self._turns, self._patience_s = rates, meter, turns, patience_s
+    def __init__(
+        self,
+        rates: Rates,
+        meter: Meter | None,
+        turns: Callable[[str], Turns],
+        patience_s: float,
+        work: Callable[[str], ModelWork] | None = None,
+    ) -> None:
+        """`meter` is None where no keys are used. `turns` and `work` return a model's turns and the count of its work.
 
-    async def begin(self, caller: Caller, model: str, prompt: int, most: int) -> Ticket:
+        A model's `work` is asked for once for each request that comes for it.
+        """
+        self._rates, self._meter, self._turns, self._patience_s = rates, meter, turns, patience_s
+        self._work = work or defaultdict[str, ModelWork](ModelWork).__getitem__
+
+    async def begin(
+        self, caller: Caller, model: str, prompt: int, most: int, named: bool = True, rows: int | None = None
+    ) -> Ticket:
         """Admit a request of about `prompt` tokens that may generate `most`; waits for its turn.
+
+        Args:
+            named: whether the request says itself how much it may generate.
+            rows: of one for predictions: what counts as its work.
 
         Raises:
             ApiError: 429 with Retry-After, or for a spent budget without.
@@ -139,16 +166,23 @@ class Admission:
         headers = rate_headers(verdict)
         if verdict.refused_by is not None:
             raise _limited(verdict, caller.limits, headers)
+        item = self._work(model).begin(prompt if rows is None else rows, most if named else None)
+        asked = time.perf_counter()
         try:
             priority = PRIORITIES.index(caller.limits.priority)
             turn = await self._turns(model).take(caller.key, priority, prompt, noted.patience_s(self._patience_s))
         except BaseException as error:
+            item.end(answered=False)
             self._rates.end(caller.key, verdict.reserved, 0)
             if isinstance(error, Busy):
                 raise _busy(model, error, headers) from None
             raise
+        if not most:  # vectors and predictions tell nothing before they are there
+            item.started()
         entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
-        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers)
+        watched = watch.current()
+        watched.admitted(time.perf_counter() - asked)
+        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, item, watched)
 
     def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""
@@ -179,9 +213,13 @@ class Admission:
             raise spent(caller)
 
 
-def estimate(body_bytes: int, max_tokens: int | None, texts: int) -> tuple[int, int]:
-    """Return (prompt, most): what a request of so many bytes that asks for so many texts could use, in tokens."""
-    return math.ceil(body_bytes / BYTES_PER_TOKEN), (UNNAMED_MAX_TOKENS if max_tokens is None else max_tokens) * texts
+def estimate(body_bytes: int, max_tokens: int | None, texts: int) -> tuple[int, int, bool]:
+    """Return (prompt, most, named) of a request of so many bytes that asks for so many texts.
+
+    That is: the tokens that it could use, and whether it names itself how many it may generate.
+    """
+    most = (UNNAMED_MAX_TOKENS if max_tokens is None else max_tokens) * texts
+    return math.ceil(body_bytes / BYTES_PER_TOKEN), most, max_tokens is not None
 
 
 def rate_headers(verdict: Verdict) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Who calls: every route but the health path asks for a key where keys are required."""
+"""Who calls: every route but the health path and the playground's files asks for a key where keys are required."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.api.body import ApiError
 from serve.front import exchange
 from serve.keys.limits import Limits
+from serve.page import serving
 
-OPEN_PATHS = ("/health",)
-"""What needs no key: what a load balancer or kubelet asks. Compared with the path that is routed, never with a URL."""
+OPEN_PATHS = ("/health", *serving.PATHS)
+"""What needs no key: what a load balancer or kubelet asks, and static files, which hold no data.
+
+Compared with the path that is routed, never with a URL.
+"""
 SCOPE_KEY = "tandem.caller"
 
 
@@ -80,6 +84,11 @@ def of(request: Request) -> Caller:
     """Return who sent a request that KeysRequired let through."""
     caller: Caller = request.scope[SCOPE_KEY]
     return caller
+
+
+def forbidden(message: str) -> ApiError:
+    """Return the 403 of a valid key that may not do this."""
+    return ApiError(403, message, code="permission_denied")
 
 
 def unauthorized() -> ApiError:

@@ -8,7 +8,7 @@ is a plain 4xx, and the headers name the version that really answers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -20,10 +20,15 @@ from serve.api.admission import Admission, estimate, everyone
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
 from serve.api.events import EventStream
-from serve.api.openai_answers import Answer
-from serve.api.openai_api import Generation
-from serve.api.streaming import Stream, accepted, collect, events, open_all
-from serve.front import exchange
+from serve.api.openai_api import Generation, in_session
+from serve.api.responses.answer import ResponseForm
+from serve.api.responses.parse import parse
+from serve.api.streaming import Choices, Form, Stream, accepted, open_all
+from serve.front import cuts, exchange
+from serve.metrics import watch
+from serve.metrics.metrics import Metrics
+from serve.metrics.record import Record
+from serve.scaling.decisions import GATEWAY_ROW, Standing, as_json
 from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
 
 EVENT_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -69,26 +74,42 @@ class Gateway:
         cors_origins: Sequence[str] = (),
         admission: Admission | None = None,
         doorkeeper: Doorkeeper | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.cors_origins = cors_origins
         self.doorkeeper = doorkeeper
         """Who asks for keys; None where none are needed."""
+        self.metrics = metrics or Metrics(Record("gateway"))
+        """What it counts, and how it is told."""
         self._admission = admission or everyone()
         self._backend = backend
         self._max_body_bytes = max_body_bytes
         self._max_prompts = max_prompts
         self.catalog: Mapping[str, ModelCard] = {}
+        self.sleepers: frozenset[str] = frozenset()
+        """Models that may have no replica while it is quiet: a request wakes them, so they are ready."""
+        self.scaling: Callable[[], Awaitable[Mapping[str, Standing]]] = _nothing_scales
 
     # -- OpenAI -----------------------------------------------------------------------------------------------------
 
     async def chat_completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        return await self._generate(openai_api.parse_chat(body, exchange.current().call_id), card, size, of(request))
+        generation = openai_api.parse_chat(body, exchange.current().call_id)
+        return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
         generation = openai_api.parse_completion(body, exchange.current().call_id, self._max_prompts)
-        return await self._generate(generation, card, size, of(request))
+        return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
+
+    async def responses(self, request: Request) -> Response:
+        body, card, size = await self._generative(request)
+        wanted = parse(body, exchange.current().call_id)
+        try:
+            generation = in_session(wanted.generation, session_of(request, body))
+            return await self._generate(generation, card, size, of(request), ResponseForm(wanted))
+        except ApiError as error:
+            raise wanted.placed(error) from None
 
     async def embeddings(self, request: Request) -> Response:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
@@ -120,22 +141,27 @@ class Gateway:
             raise ApiError(400, message, code="unsupported_task", param="model")
         return body, card, len(raw)
 
-    async def _generate(self, generation: Generation, card: ModelCard, size: int, caller: Caller) -> Response:
+    async def _generate(
+        self, generation: Generation, card: ModelCard, size: int, caller: Caller, form: Form | None = None
+    ) -> Response:
+        """Answer in a form, that of OpenAI's choices where none is given."""
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted) as ticket:
             trace = exchange.current().trace
-            streams = [self._backend.generate(card.name, replace(call, trace=trace)) for call in generation.calls]
+            calls = [replace(call, trace=trace) for call in generation.calls]
+            streams = [cuts.in_words(self._backend.generate(card.name, call)) for call in calls]
             opened = await open_all(streams)
             headers = _identity_headers(opened[0].identity) | ticket.headers
-            answer = Answer(generation, f"{card.name}@{opened[0].identity.version}")
+            form = form or Choices(generation, f"{card.name}@{opened[0].identity.version}")
             prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
+            ticket.watch.texts = len(streams)
             ticket.prompt(prompt_tokens)
             if generation.stream:
                 ticket.streams()
-                content = ticket.until_its_end(events(answer, generation, streams, prompt_tokens, ticket.answer))
+                content = ticket.until_its_end(form.events(streams, prompt_tokens, ticket.answer))
                 headers |= EVENT_STREAM_HEADERS
                 return EventStream(content, headers=headers)
-            return JSONResponse(await collect(answer, streams, prompt_tokens, ticket.answer), headers=headers)
+            return JSONResponse(await form.whole(streams, prompt_tokens, ticket.answer), headers=headers)
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------
 
@@ -147,7 +173,8 @@ class Gateway:
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
         parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
         call = InferCall(f"infer-{exchange.current().call_id}", parsed.inputs)  # the client's own `id` may be anyone's
-        with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1)) as ticket:
+        rows = max(map(len, parsed.inputs.values()), default=1)
+        with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
@@ -178,15 +205,25 @@ class Gateway:
         """Return the models that have no ready replica."""
         replicas, _ = await self._backend.states()
         ready = {replica.model for replica in replicas}
-        return [name for name in self.catalog if name not in ready]
+        return [name for name in self.catalog if name not in ready and name not in self.sleepers]
 
     async def status(self, caller: Caller) -> dict[str, Any]:
         """Return how busy every model is: what its replicas run, what waits, and each replica's part."""
         replicas, pending = await self._backend.states()
+        scaling = {name: {"scaling": as_json(standing)} for name, standing in (await self.scaling()).items()}
+        front = {GATEWAY_ROW: scaling[GATEWAY_ROW]} if GATEWAY_ROW in scaling and caller.limits.models is None else {}
         return {
             card.name: _model_status(card, [each for each in replicas if each.model == card.name], pending[card.name])
+            | scaling.get(card.name, {})
             for card in self._cards(caller)
-        }
+        } | front
+
+    async def exposition(self, request: Request) -> Response:
+        """Return the numbers of the whole endpoint as Prometheus reads them."""
+        replicas, pending = await self._backend.states()
+        accept = request.headers.get("accept")
+        body, content_type = await self.metrics.exposition(self.catalog, replicas, pending, accept)
+        return Response(body, headers={"content-type": content_type})
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -198,6 +235,7 @@ class Gateway:
         card = self.catalog.get(name)
         if card is None or not caller.limits.allows(name):
             raise model_not_found(name, [card.name for card in self._cards(caller)])
+        watch.current().model = name
         if version not in (None, card.version):
             message = f"{name!r} has no version {version!r:.60} here; served: {card.version}"
             raise ApiError(404, message, code="model_not_found", param="model")
@@ -208,6 +246,19 @@ class Gateway:
         content.check_length(request.headers.get("content-length"), self._max_body_bytes)
         coding = ", ".join(request.headers.getlist("content-encoding"))
         return await content.read(request.stream(), coding, self._max_body_bytes)
+
+
+def session_of(request: Request, body: Mapping[str, Any]) -> str | None:
+    """Return what a request has in common with others of its conversation, where its client says so.
+
+    A session belongs to its key: what others call theirs is another one.
+    """
+    named = request.headers.get("x-session-id") or body.get("prompt_cache_key")
+    return f"{of(request).key}:{named:.200}" if isinstance(named, str) and named else None
+
+
+async def _nothing_scales() -> Mapping[str, Standing]:
+    return {}
 
 
 def _listed(card: ModelCard) -> dict[str, Any]:

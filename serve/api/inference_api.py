@@ -33,25 +33,31 @@ OFF = {
 """Parameters of other servers' that are not supported → the values that ask for nothing."""
 
 
-class _Part(BaseModel):
+class NamedPart(BaseModel):
+    """An output that is asked for, by its name."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
     name: Annotated[str, Field(min_length=1)]
     parameters: dict[str, Any] | None = None
 
 
-class _Input(_Part):
+class InputTensor(NamedPart):
+    """A tensor that is sent: in `data`, or in binary form behind the JSON."""
+
     shape: Annotated[list[Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1, max_length=32), FailFast()]
     datatype: Literal[tuple([*DATATYPES, "BYTES"])]  # type: ignore[valid-type]
     data: list[Any] | None = None
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """The JSON of a request for predictions."""
+
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
     id: str | None = None
     model_name: str | None = None
     model_version: str | None = None
-    inputs: Annotated[list[_Input], Field(min_length=1), FailFast()]
-    outputs: Annotated[list[_Part] | None, FailFast()] = None
+    inputs: Annotated[list[InputTensor], Field(min_length=1), FailFast()]
+    outputs: Annotated[list[NamedPart] | None, FailFast()] = None
     parameters: dict[str, Any] | None = None
 
 
@@ -135,16 +141,16 @@ def _split(raw: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     return raw[: int(header_length)], memoryview(raw)[int(header_length) :]
 
 
-def _validate(body: dict[str, Any]) -> _Request:
+def _validate(body: dict[str, Any]) -> RequestBody:
     try:
-        return _Request.model_validate(body)
+        return RequestBody.model_validate(body)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
         raise _bad(param, mistakes.sentence([detail])) from None
 
 
-def _inputs(parts: list[_Input], tail: memoryview) -> dict[str, Any]:
+def _inputs(parts: list[InputTensor], tail: memoryview) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     at = 0
     for index, part in enumerate(parts):
@@ -166,7 +172,7 @@ def _inputs(parts: list[_Input], tail: memoryview) -> dict[str, Any]:
     return inputs
 
 
-def _size(where: str, part: _Input, parameters: Mapping[str, Any]) -> int | None:
+def _size(where: str, part: InputTensor, parameters: Mapping[str, Any]) -> int | None:
     """Return how many of the bytes behind the JSON are the input's; None where it has `data`."""
     size = parameters.get("binary_data_size")
     if (size is None) == (part.data is None):
@@ -176,7 +182,7 @@ def _size(where: str, part: _Input, parameters: Mapping[str, Any]) -> int | None
     return size
 
 
-def _value(part: _Input, parameters: Mapping[str, Any], raw: memoryview | None) -> Any:
+def _value(part: InputTensor, parameters: Mapping[str, Any], raw: memoryview | None) -> Any:
     kinds = ("str", "base64") if part.datatype == "BYTES" else ("np",)
     content_type = _content_type(f"input {part.name!r}", parameters, kinds)
     if raw is not None:
@@ -186,7 +192,7 @@ def _value(part: _Input, parameters: Mapping[str, Any], raw: memoryview | None) 
     return tensor_data.decoded(value) if content_type == "base64" else value
 
 
-def _outputs(parts: list[_Part], binary: bool) -> dict[str, bool] | None:
+def _outputs(parts: list[NamedPart], binary: bool) -> dict[str, bool] | None:
     outputs: dict[str, bool] = {}
     for index, part in enumerate(parts):
         if part.name in outputs:

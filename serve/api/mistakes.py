@@ -20,6 +20,7 @@ SENTENCES = {
     "finite_number": "must be a finite number",
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
     "too_long": "is too long",
     "less_than": "is too large",
     "literal_error": "must be {expected}",

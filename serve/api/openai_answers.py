@@ -115,7 +115,7 @@ class Answer:
         if not self._generation.logprobs:
             return None
         if self._chat:
-            return {"content": [_chat_entry(token) for token in tokens], "refusal": None}
+            return {"content": [scored(token) for token in tokens], "refusal": None}
         return {
             "tokens": [_name(token.raw) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
@@ -124,7 +124,8 @@ class Answer:
         }
 
 
-def _chat_entry(token: ScoredToken) -> dict[str, Any]:
+def scored(token: ScoredToken) -> dict[str, Any]:
+    """Return a token of a conversation with its log-probability, and those of the likeliest at its place."""
     top = [_valued(raw, logprob) for raw, logprob in token.top]
     return {**_valued(token.raw, token.logprob), "top_logprobs": top}
 

@@ -7,7 +7,6 @@ the table of what may come beside those that are supported.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,22 +15,15 @@ from serve.api.body import ApiError, shown
 from serve.api.openai_messages import conversation
 from serve.api.openai_parameters import invalid, missing, validate
 from serve.api.openai_requests import ChatRequest, CompletionRequest, Request, ResponseFormat
+from serve.api.openai_sampling import check, sampling
 from serve.api.openai_tools import tools
 from serve.api.texts import texts
-from serve.engines.protocol import RequestError, SamplingParams
 from serve.wire import GenerateCall, Prompt
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; chat has none but the context."""
 MOST_TEXTS = 128
 """Most texts of one request: prompts times `n`."""
-MOST_STOPS = 4
-"""Most stop strings, as OpenAI has it."""
-
-SAMPLING_FIELDS = (
-    *("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "min_tokens"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
 
 
 @dataclass(frozen=True)
@@ -71,13 +63,20 @@ def parse_chat(body: dict[str, Any], request_id: str) -> Generation:
     base = GenerateCall(
         f"chatcmpl-{request_id}",
         conversation(request.messages),
-        _sampling(request, logprobs),
+        sampling(request, logprobs, _schema(request.response_format)),
         request.max_tokens if newer is None else newer,
         tools=tools(request),
         template_kwargs=request.chat_template_kwargs or {},
         place="messages",
     )
     return _generation(request, True, base, [base.prompt], MOST_TEXTS)
+
+
+def in_session(generation: Generation, session: str | None) -> Generation:
+    """Return the generation as a part of a session, whose requests one replica answers; None leaves it as it is."""
+    if not session:
+        return generation
+    return replace(generation, calls=tuple(replace(call, session=session) for call in generation.calls))
 
 
 def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = MOST_TEXTS) -> Generation:
@@ -90,8 +89,8 @@ def parse_completion(body: dict[str, Any], request_id: str, max_prompts: int = M
         raise ApiError(400, message, code="unsupported_parameter", param="best_of")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     prompts = _prompts(request.prompt)
-    sampling = _sampling(request, request.logprobs)
-    base = GenerateCall(f"cmpl-{request_id}", prompts[0], sampling, max_tokens, bool(request.echo))
+    sampled = sampling(request, request.logprobs, _schema(request.response_format))
+    base = GenerateCall(f"cmpl-{request_id}", prompts[0], sampled, max_tokens, bool(request.echo))
     return _generation(request, False, base, prompts, max_prompts)
 
 
@@ -108,7 +107,7 @@ def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[
         message = f"{len(prompts)} prompts with n = {n} in one request; at most {most_texts} texts are taken"
         raise ApiError(400, message, code="invalid_value", param="prompt" if len(prompts) > 1 else "n")
     _check_stream_options(request)
-    _check_sampling(base)
+    check(base)
     seeds = [{} if request.seed is None else {"seed": request.seed + choice} for choice in range(n)]
     calls = tuple(
         replace(
@@ -146,37 +145,6 @@ def _check_stream_options(request: Request) -> None:
         raise invalid("stream_options", "is about streams; it needs stream: true")
 
 
-def _sampling(request: Request, logprobs: int | None) -> dict[str, Any]:
-    sampling = {name: getattr(request, name) for name in SAMPLING_FIELDS if getattr(request, name) is not None}
-    if request.stop:
-        sampling["stop"] = _stop([request.stop] if isinstance(request.stop, str) else request.stop)
-    if request.stop_token_ids:
-        sampling["stop_token_ids"] = tuple(request.stop_token_ids)
-    if logprobs is not None:
-        sampling["logprobs"] = logprobs
-    if request.logit_bias:
-        sampling["logit_bias"] = _logit_bias(request.logit_bias)
-    schema = _schema(request.response_format)
-    if schema is not None:
-        sampling["json_schema"] = json.dumps(schema)
-    return sampling
-
-
-def _stop(stops: list[str]) -> tuple[str, ...]:
-    if len(stops) > MOST_STOPS:
-        raise invalid("stop", f"at most {MOST_STOPS} strings are taken, {len(stops)} were given")
-    if "" in stops:
-        raise invalid(f"stop[{stops.index('')}]", "is empty, and nothing can end there")
-    return tuple(stops)
-
-
-def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
-    for token in bias:
-        if not (token.isascii() and token.isdigit()) or (token[0] == "0" and token != "0"):
-            raise invalid("logit_bias", f"{shown(token)} is no token id")
-    return {int(token): value for token, value in bias.items()}
-
-
 def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
     if wanted is None:
         return None
@@ -188,11 +156,3 @@ def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
         raise missing("response_format.json_schema")
     schemas.check(wanted.json_schema.schema_, "response_format.json_schema.schema")
     return wanted.json_schema.schema_
-
-
-def _check_sampling(call: GenerateCall) -> None:
-    limit = 2**31 if call.max_tokens is None else call.max_tokens
-    try:
-        SamplingParams(**{**call.sampling, "max_tokens": limit, "prompt_logprobs": call.echo})
-    except RequestError as error:
-        raise ApiError(400, str(error), code="invalid_value", param=error.field) from None

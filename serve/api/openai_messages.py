@@ -43,7 +43,7 @@ def conversation(messages: Sequence[Message]) -> tuple[dict[str, Any], ...]:
             raise invalid(f"{place}.tool_calls", "two calls have the same id")
         calls |= new
         answered -= new.keys()
-    return tuple(_in_order(told))
+    return tuple(in_order(told))
 
 
 def _check_fields(message: Message, place: str) -> None:
@@ -79,14 +79,21 @@ def _text(message: Message) -> str:
 
 
 def _call(call: ToolCall, place: str) -> dict[str, Any]:
-    param = f"{place}.function.arguments"
+    return called(call.id, call.function.name, call.function.arguments, f"{place}.function.arguments")
+
+
+def called(call_id: str, name: str, text: str, param: str) -> dict[str, Any]:
+    """Return an earlier call for the template, its arguments as an object.
+
+    Raises ApiError (400) naming `param`, where the request has the arguments' text.
+    """
     try:
-        arguments = strict_json.read(call.function.arguments or "{}")
+        arguments = strict_json.read(text or "{}")
     except ValueError as error:
         raise invalid(param, f"is no JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise invalid(param, "must be a JSON object")
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _result(message: Message, calls: dict[str, str], place: str) -> dict[str, Any]:
@@ -103,8 +110,8 @@ def _result(message: Message, calls: dict[str, str], place: str) -> dict[str, An
     return {"role": "tool", "content": _text(message), "tool_call_id": message.tool_call_id, "name": name}
 
 
-def _in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put neighbouring results in the order of the calls before them."""
+def in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with neighbouring results in the order of the calls before them."""
     ordered: list[dict[str, Any]] = []
     places: dict[str, int] = {}
     run: list[dict[str, Any]] = []

@@ -2,7 +2,7 @@
 
 What would change the answer and is not supported is refused by name. What asks for nothing is accepted: `null`, `""`,
 `{}` and `[]` under any name, parameters that change no answer (`user`), and the neutral value of an unsupported one
-(`reasoning_effort: "none"`). One table for both routes; a parameter that a route supports is not looked up here.
+(`reasoning_effort: "none"`). One table for all routes; a parameter that a route supports is not looked up here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from serve.api import mistakes
+from serve.api import mistakes, openai_requests
 from serve.api.body import ApiError, shown
-from serve.api.openai_requests import MODELS, Body, ChatRequest, CompletionRequest, EmbeddingsRequest, is_empty
+from serve.api.openai_requests import Body, ChatRequest, CompletionRequest, EmbeddingsRequest, is_empty
+from serve.api.responses import requests as responses_requests
+from serve.api.responses.requests import ResponsesRequest
 
 HARMLESS = {
     *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -98,6 +100,23 @@ OF_ROUTE: dict[type[Body], dict[str, tuple[Any, ...]]] = {
         "normalize": (True,),
         "truncate": (False, "NONE"),
     },
+    ResponsesRequest: {
+        "add_special_tokens": (False,),
+        "background": (False,),
+        "background_options": (),
+        "context_management": (),
+        "conversation": (),
+        "max_tokens": (),
+        "messages": (),
+        "n": (1,),
+        "previous_response_id": (),
+        "prompt": (),
+        "prompt_cache_options": ({"mode": "implicit"},),
+        "reasoning": ({"effort": "none"}, {"effort": "none", "summary": None}),
+        "response_format": (),
+        "store": (False,),
+        "truncation": ("disabled",),
+    },
 }
 """The same, where it depends on the route."""
 ASKS_WHEN_EMPTY = {"web_search_options"}
@@ -113,6 +132,26 @@ HINTS = {
     "structured_outputs": "use `response_format`",
 }
 """What to do instead; "leave it out" for the others."""
+NOT_STORED = "nothing is stored here: send all earlier items in `input`"
+HINTS_OF_ROUTE: dict[type[Body], dict[str, str]] = {
+    ResponsesRequest: {
+        "background": "responses are not stored here: wait for the answer, or stream it",
+        "context_management": "nothing is shortened here: send the items that the model shall see",
+        "conversation": NOT_STORED,
+        "max_tokens": "use `max_output_tokens`",
+        "max_completion_tokens": "use `max_output_tokens`",
+        "messages": "use `input`",
+        "n": "an answer here is one text",
+        "previous_response_id": NOT_STORED,
+        "prompt": "no templates of prompts are stored here: send `instructions` and `input`",
+        "response_format": "use `text.format`",
+        "guided_json": "use `text.format`",
+        "structured_outputs": "use `text.format`",
+        "store": "responses are not stored here: leave it out, or send false",
+        "truncation": "nothing is cut here: a request beyond the context is refused",
+    }
+}
+"""The same, where it depends on the route."""
 
 Kind = TypeVar("Kind", bound=Body)
 
@@ -125,22 +164,33 @@ def validate(kind: type[Kind], body: dict[str, Any]) -> Kind:
         raise _bad_parameter(error.errors(include_url=False)) from None
 
 
+def part(kind: type[Kind], value: Any, place: str) -> Kind:
+    """Read a part of a body, which the request has at `place`. Raises ApiError (400) that names the field at fault."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _bad_parameter(error.errors(include_url=False), place) from None
+
+
 def supported(kind: type[Body], body: dict[str, Any]) -> dict[str, Any]:
     """Return the body without what asks for nothing. Raises ApiError for what does, and is not supported."""
-    neutral = NEUTRAL | OF_ROUTE.get(kind, {})
+    neutral, hints = NEUTRAL | OF_ROUTE.get(kind, {}), HINTS | HINTS_OF_ROUTE.get(kind, {})
     known = kind.model_fields
-    return {name: value for name, value in body.items() if name in known or not _asks_nothing(name, value, neutral)}
+    return {
+        name: value for name, value in body.items() if name in known or not _asks_nothing(name, value, neutral, hints)
+    }
 
 
-def _asks_nothing(name: str, value: Any, neutral: Mapping[str, tuple[Any, ...]]) -> bool:
+def _asks_nothing(name: str, value: Any, neutral: Mapping[str, tuple[Any, ...]], hints: Mapping[str, str]) -> bool:
     """Say whether a parameter may be left out of account; False for an unknown one. Raises ApiError."""
-    if value is None or name in HARMLESS or (is_empty(value) and name not in ASKS_WHEN_EMPTY):
+    harmless = name in HARMLESS and name not in neutral
+    if value is None or harmless or (is_empty(value) and name not in ASKS_WHEN_EMPTY):
         return True
     if name not in neutral:
         return False
     if any(_same(value, one) for one in neutral[name]):
         return True
-    message = f"{name} = {shown(value)} is not supported by this server; {HINTS.get(name, 'leave it out')}"
+    message = f"{name} = {shown(value)} is not supported by this server; {hints.get(name, 'leave it out')}"
     raise ApiError(400, message, code="unsupported_parameter", param=name)
 
 
@@ -161,11 +211,12 @@ def missing(param: str) -> ApiError:
     return ApiError(400, f"{param} is required", code="missing_required_parameter", param=param)
 
 
-def _bad_parameter(details: list[Any]) -> ApiError:
+def _bad_parameter(details: list[Any], place: str = "") -> ApiError:
     # A union reports an error for each member; those found deepest are of the member that the client meant.
     deepest = max(len(_place(detail)) for detail in details)
     param = next(_path(_place(detail)) for detail in details if len(_place(detail)) == deepest)
     details = [detail for detail in details if _path(_place(detail)) == param]
+    param = f"{place}{'.' if place and param and param[0] != '[' else ''}{param}"
     if details[0]["type"] == "extra_forbidden":
         return ApiError(400, f"unknown parameter {param}", code="unknown_parameter", param=param)
     if details[0]["type"] == "missing":
@@ -180,7 +231,8 @@ def _place(detail: Any) -> list[str | int]:
     return [part for part in place if isinstance(part, int) or part in known]
 
 
-_FIELDS = {field.alias or name for model in MODELS for name, field in model.model_fields.items()}
+_MODELS = (*openai_requests.MODELS, *responses_requests.MODELS)
+_FIELDS = {field.alias or name for model in _MODELS for name, field in model.model_fields.items()}
 
 
 def _path(location: list[str | int]) -> str:

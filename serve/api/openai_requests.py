@@ -112,12 +112,11 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
-class Request(Body):
+class Generating(Body):
+    """What every request for text has: the model, and how tokens are chosen."""
+
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = None
     min_tokens: int | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = None
@@ -131,6 +130,12 @@ class Request(Body):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+
+
+class Request(Generating):
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = None
     response_format: ResponseFormat | None = None
 
 

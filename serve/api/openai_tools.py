@@ -1,8 +1,9 @@
-"""The tools of a chat request: which functions the model may call, and whether it must. Pure functions."""
+"""The tools of a request: which functions the model may call, and whether it must. Pure functions."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from serve.api import schemas
 from serve.api.openai_parameters import invalid
@@ -12,10 +13,23 @@ from serve.wire import Tools
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
+Choice = Literal["none", "auto", "required"] | NamedTool | AllowedTools | None
+
+
 def tools(request: ChatRequest) -> Tools | None:
-    """Return the functions that the model may call; None where it may not. Raises ApiError (400)."""
-    offered = _functions(request)
-    choice = request.tool_choice
+    """Return the functions that a chat request lets the model call; None where it may not. Raises ApiError (400)."""
+    functions = [tool.function for tool in request.tools or ()]
+    return usable(functions, "tools[{}].function", request.tool_choice, request.parallel_tool_calls is not False)
+
+
+def usable(functions: Sequence[Function], place: str, choice: Choice, parallel: bool) -> Tools | None:
+    """Return the functions that the model may call; None where it may not. Raises ApiError (400).
+
+    Args:
+        place: where the request has a function, its number left open: `tools[{}].function`.
+        parallel: whether one answer may have several calls.
+    """
+    offered = _by_name(functions, place)
     if not offered:
         if choice not in (None, "none", "auto"):
             raise invalid("tool_choice", "asks for a call, and there are no tools")
@@ -34,21 +48,20 @@ def tools(request: ChatRequest) -> Tools | None:
         offered = {name: function for name, function in offered.items() if name in allowed}
         required = choice.allowed_tools.mode == "required"
     strict = tuple(name for name, function in offered.items() if function.strict)
-    parallel = request.parallel_tool_calls is not False and named is None
-    return Tools(tuple(map(_told, offered.values())), strict, required, named, parallel)
+    return Tools(tuple(map(_told, offered.values())), strict, required, named, parallel and named is None)
 
 
-def _functions(request: ChatRequest) -> dict[str, Function]:
+def _by_name(functions: Sequence[Function], place: str) -> dict[str, Function]:
     found: dict[str, Function] = {}
-    for at, tool in enumerate(request.tools or ()):
-        place = f"tools[{at}].function"
-        if tool.function.name in found:
-            raise invalid(f"{place}.name", f"there are two functions {tool.function.name!r}")
-        if (tool.function.parameters or NO_ARGUMENTS).get("type", "object") != "object":
-            raise invalid(f"{place}.parameters", "must be the schema of an object")
-        check = schemas.check if tool.function.strict else schemas.check_size
-        check(tool.function.parameters or NO_ARGUMENTS, f"{place}.parameters")
-        found[tool.function.name] = tool.function
+    for at, function in enumerate(functions):
+        here = place.format(at)
+        if function.name in found:
+            raise invalid(f"{here}.name", f"there are two functions {function.name!r}")
+        if (function.parameters or NO_ARGUMENTS).get("type", "object") != "object":
+            raise invalid(f"{here}.parameters", "must be the schema of an object")
+        check = schemas.check if function.strict else schemas.check_size
+        check(function.parameters or NO_ARGUMENTS, f"{here}.parameters")
+        found[function.name] = function
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,9 +18,14 @@ from serve.api import callers, middleware
 from serve.api.body import ApiError, shaped
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
+from serve.api.openapi.document import document
 from serve.front import exchange
+from serve.metrics import watch
+from serve.page import serving
 
 Find = Callable[[], Gateway]
+STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
+"""How the paths begin of what OpenAI stores."""
 
 
 def build(find: Find) -> FastAPI:
@@ -30,12 +36,15 @@ def build(find: Find) -> FastAPI:
     _add_inference_health(app, find)
     _add_inference(app, find)
     _add_status(app, find)
+    _add_document(app)
+    _add_page(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
     app.add_middleware(middleware.SlashAtTheEnd)
     app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)
     app.add_middleware(middleware.WholeForOldClients)
+    app.add_middleware(watch.Watched, record=lambda: find().metrics.record, routes=app.routes)
     return app
 
 
@@ -48,7 +57,9 @@ class _Noted(APIRoute):
 
 
 def not_found(path: str, known: Sequence[str]) -> str:
-    """Return the sentence for a path that has no route: with the one that was probably meant."""
+    """Return the sentence for a path that has no route: with the one that was probably meant, or what to do instead."""
+    if STORED.match(path):
+        return f"there is no {path[:200]} here: responses and conversations are not stored; send all items in `input`"
     candidates = [f"/v1{path}", f"/v2{path}", path.removeprefix("/v1"), path.removeprefix("/v2")]
     meant = [route for route in candidates if route in known] or difflib.get_close_matches(path, known, 1, 0.85)
     beside = [route for route in known if route.split("/")[1:2] == path.split("/")[1:2]]
@@ -71,6 +82,10 @@ def _add_openai(app: FastAPI, find: Find) -> None:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await find().completions(request)
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        return await find().responses(request)
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
@@ -142,6 +157,34 @@ def _add_status(app: FastAPI, find: Find) -> None:
     async def status(request: Request) -> dict[str, Any]:
         return await find().status(callers.of(request))
 
+    @get("/metrics")
+    async def metrics(request: Request) -> Response:
+        return await find().exposition(request)
+
+
+def _add_document(app: FastAPI) -> None:
+    @cache
+    def made() -> dict[str, Any]:
+        routes = [route for route in app.routes if isinstance(route, APIRoute)]
+        return document((m.lower(), route.path) for route in routes for m in sorted(route.methods - {"HEAD"}))
+
+    @_reading(app)("/openapi.json")
+    async def openapi() -> dict[str, Any]:
+        return made()
+
+
+def _add_page(app: FastAPI) -> None:
+    for path in ("/", "/page/{name}"):  # plain routes: static files are no part of the API that /openapi.json tells
+        app.add_route(path, partial(_page, path), methods=["GET", "HEAD"])
+
+
+async def _page(template: str, request: Request) -> Response:
+    exchange.current().template = template
+    file = serving.files().get(request.scope["path"])
+    if file is None:
+        raise HTTPException(404)
+    return serving.answer(file, request.headers.get("if-none-match"))
+
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
@@ -170,4 +213,6 @@ def _answer(request: Request, error: ApiError) -> JSONResponse:
 
 
 def _shaped(path: str, error: ApiError) -> JSONResponse:
+    """Return an error in the shape of the protocol that the path belongs to."""
+    watch.current().error(error.code)
     return JSONResponse(shaped(path, error), error.status, headers=error.headers)

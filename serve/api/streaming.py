@@ -6,11 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from serve.api.body import ApiError
 from serve.api.openai_answers import Answer, Text, usage
 from serve.api.openai_api import Generation
+from serve.metrics import watch
 from serve.wire import CallPiece, Chunk, Opened, Refused, ScoredToken
 
 Stream = AsyncGenerator[Opened | Chunk | Refused, None]
@@ -18,10 +19,36 @@ Count = Callable[[int], None]
 Result = TypeVar("Result")
 
 
+class Form(Protocol):
+    """How an answer goes to the client. `count` is told of all generated tokens so far, and may raise ApiError."""
+
+    async def whole(self, streams: Sequence[Stream], prompt_tokens: int, count: Count) -> dict[str, Any]:
+        """Return the body of an answer that is not streamed."""
+        ...
+
+    def events(self, streams: Sequence[Stream], prompt_tokens: int, count: Count) -> AsyncIterator[bytes]:
+        """Send the answer as server-sent events."""
+        ...
+
+
+class Choices:
+    """The form of chat completions and completions."""
+
+    def __init__(self, generation: Generation, fingerprint: str) -> None:
+        self._generation, self._answer = generation, Answer(generation, fingerprint)
+
+    async def whole(self, streams: Sequence[Stream], prompt_tokens: int, count: Count) -> dict[str, Any]:
+        return await collect(self._answer, streams, prompt_tokens, count)
+
+    def events(self, streams: Sequence[Stream], prompt_tokens: int, count: Count) -> AsyncIterator[bytes]:
+        return events(self._answer, self._generation, streams, prompt_tokens, count)
+
+
 def accepted(message: Any) -> Any:
     """Return the message, or raise the ApiError that a refusal stands for."""
     if isinstance(message, Refused):
-        raise ApiError(message.status, message.message, code=message.code, param=message.param)
+        retry = {"retry-after": "1"} if message.status == 503 else {}
+        raise ApiError(message.status, message.message, code=message.code, param=message.param, headers=retry)
     return message
 
 
@@ -32,6 +59,14 @@ async def open_all(streams: Sequence[Stream]) -> list[Opened]:
     except BaseException:
         await close_all(streams)
         raise
+
+
+async def chunks(stream: Stream, count: Count) -> AsyncIterator[Chunk]:
+    """Yield the chunks of one stream, each counted first. Raises ApiError for a refusal, and where `count` does."""
+    async for message in stream:
+        chunk: Chunk = accepted(message)
+        count(chunk.completion_tokens)
+        yield chunk
 
 
 async def collect(
@@ -89,6 +124,7 @@ async def events(
             yield _event(answer.closing(usage(prompt_tokens, sum(completion_tokens))))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
+        watch.current().error(error.code)
         yield _event(error.body())
     finally:
         await close_all(streams)

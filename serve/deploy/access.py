@@ -18,6 +18,8 @@ from serve.fair.turns import Turns
 from serve.keys.directory import Directory
 from serve.keys.meter import Meter
 from serve.keys.store import Store
+from serve.scaling.work import ModelWork
+from serve.wire import Work
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,10 @@ class Access:
         self._shared = SharedRates(name, gateway) if self._store else None
         self._keys = KeyDoorkeeper(Directory(self._store.find)) if self._store else None
         rates: Rates = self._shared or OwnRates()
-        self.admission = Admission(rates, self._meter, self._turns_of, patience_s)
+        self.admission = Admission(rates, self._meter, self._turns_of, patience_s, self._arriving)
+        self._work: dict[str, ModelWork] = {}
+        self._standing: Mapping[str, Standing] = {}
+        self._soon: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -63,8 +68,14 @@ class Access:
         """Who asks for keys."""
         return self._keys
 
-    def start(self, standing: Callable[[], Awaitable[Mapping[str, Standing]]]) -> None:
-        """Begin to count, and to follow how many replicas there are."""
+    def start(
+        self, standing: Callable[[], Awaitable[Mapping[str, Standing]]], soon: Callable[[], None] = lambda: None
+    ) -> None:
+        """Begin to count, and to follow how many replicas there are.
+
+        `soon` is called when a request comes for a model that has none: what this gateway reports will wake it.
+        """
+        self._soon = soon
         if self._meter and self._shared:
             self._meter.start()
             self._shared.start()
@@ -91,6 +102,16 @@ class Access:
         """Return how many requests wait for each model."""
         return {name: turns.waiting for name, turns in self._turns.items()}
 
+    def work(self) -> dict[str, Work]:
+        """Return what there is to do for each model, as scaling counts it."""
+        return {name: work.told() for name, work in self._work.items() if name in self._queues}
+
+    def _arriving(self, model: str) -> ModelWork:
+        """Return the work of a model that a request comes for."""
+        if model not in self._standing:
+            self._soon()
+        return self._work.setdefault(model, ModelWork())
+
     def _turns_of(self, model: str) -> Turns:
         if model not in self._turns:
             queue = self._queues[model]
@@ -100,7 +121,7 @@ class Access:
     async def _follow(self, standing: Callable[[], Awaitable[Mapping[str, Standing]]]) -> None:
         while True:
             try:
-                found: Mapping[str, Standing] = await standing()
+                found = self._standing = await standing()
             except Exception as error:  # a cluster in trouble: the windows stay
                 logger.warning("how many replicas there are is not known: %s", type(error).__name__)
                 found = {}

@@ -12,17 +12,18 @@ Code of the user's own comes from FOLDER on the user's machine, when a model's t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from cluster import connect, devices, topology
@@ -30,7 +31,18 @@ from cluster.errors import UserError
 from cluster.precision import decide
 from cluster.topology import Node
 from serve import served
-from serve.deploy import address, controller, plan, rates, ray_serve_internals, room, state_actor, waiting, warm
+from serve.deploy import (
+    address,
+    controller,
+    plan,
+    rates,
+    ray_serve_internals,
+    room,
+    scaling,
+    state_actor,
+    waiting,
+    warm,
+)
 from serve.deploy.access import Queue
 from serve.deploy.gateway_replica import GatewayDeployment, GatewaySettings
 from serve.deploy.model_replica import ModelDeployment
@@ -44,13 +56,15 @@ from serve.front import tls
 from serve.front.limits import Limits
 from serve.keys import place
 from serve.keys.store import Store
-from serve.spec import GatewaySpec, ModelServeSpec, Scaled, ServeSpec
+from serve.spec import GatewaySpec, ModelServeSpec, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 DOWN_TIMEOUT_S = 60.0
 """How long `down` waits for an `up` that is at work."""
 LISTENING_S = 30.0
 """A gateway that runs listens, and tells so within a second."""
+LEAVE_S = 5.0
+"""What a replica has beyond `drain_s` to give its requests back and to stop its engine, before Serve ends it."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 2.5
 """Serve ends a replica after three checks in a row without an answer: within 12 s, and a busy one has 7 s."""
 
@@ -72,15 +86,19 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     certificate = tls.check(spec.http.tls.certificate, spec.http.tls.key) if spec.http.tls else None
     address.start_serve()
     environment = _replica_environment()
-    state_actor.start(spec.name, environment)
+    secret = state_actor.start(spec.name, environment)
     if spec.asks_for_keys:
         _open_keys(spec, nodes)
         rates.start(spec.name, environment)
-    targets = [_model_target(spec, model, environment, code, nodes) for model in models]
+    there = scaling.there()
+    targets = [_model_target(spec, model, environment, secret, code, nodes, there) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
-    targets.append(_gateway_target(spec, models, environment, at, certificate))
+    targets.append(_gateway_target(spec, models, environment, secret, there, at, certificate))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
+    try:
+        waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
+    finally:  # what does run scales also where a model fails
+        state_actor.deployed(spec.name, scales=scaling.any_scales(spec))
     waiting.until_listening(spec.name, at.port, at.certificate, LISTENING_S)
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")
@@ -167,16 +185,19 @@ def _open_keys(spec: ServeSpec, nodes: list[Node]) -> None:
 
 
 def _model_target(
-    spec: ServeSpec, model: ServedModel, environment: dict[str, Any], code: OwnCode | None, nodes: list[Node]
+    spec: ServeSpec,
+    model: ServedModel,
+    environment: dict[str, Any],
+    secret: bytes,
+    code: OwnCode | None,
+    nodes: list[Node],
+    there: Mapping[str, int],
 ) -> ray_serve.RunTarget:
-    settings = spec.models[model.name]
+    settings, app = spec.models[model.name], model_app(spec.name, model.name)
     deployment = ray_serve.deployment(ModelDeployment).options(
         name=ENGINE,
-        **ray_serve_internals.pinned(model.digest()),
-        # Twice the batch: the next request is at hand when a slot frees, and the rest can still go to a new replica.
-        max_ongoing_requests=2 * settings.max_batch,
-        max_queued_requests=settings.max_queued,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        **ray_serve_internals.pinned(f"{model.digest()}-{_of_secret(secret)}"),
+        user_config={"drain_s": spec.drain_s},
         ray_actor_options={
             "num_cpus": settings.resources.cpus_per_replica,
             "num_gpus": settings.resources.gpus_per_replica,
@@ -184,17 +205,23 @@ def _model_target(
         },
         logging_config=LoggingConfig(enable_access_log=False),  # the gateway keeps one
         max_surge_percent=_surge(settings, nodes),
-        **_scaling(settings, settings.target_ongoing),
+        num_replicas=scaling.begin(settings, there.get(app)),
         **_lifecycle(spec),
     )
     # Inside the deployment, not as a package of Ray's: cluster/shipping.py says why.
     carried = (code.packed,) if code is not None and model.code is not None else ()
-    bound = deployment.bind(spec.name, model, *carried)
-    return ray_serve.RunTarget(bound, name=model_app(spec.name, model.name), route_prefix=None)
+    bound = deployment.bind(spec.name, model, secret, *carried)
+    return ray_serve.RunTarget(bound, name=app, route_prefix=None, external_scaler_enabled=settings.scales)
 
 
 def _gateway_target(
-    spec: ServeSpec, models: list[ServedModel], environment: dict[str, Any], at: Address, certificate: str | None
+    spec: ServeSpec,
+    models: list[ServedModel],
+    environment: dict[str, Any],
+    secret: bytes,
+    there: Mapping[str, int],
+    at: Address,
+    certificate: str | None,
 ) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
     settings = GatewaySettings(
@@ -215,11 +242,12 @@ def _gateway_target(
     )
     deployment = ray_serve.deployment(GatewayDeployment).options(
         name=GATEWAY,
-        **ray_serve_internals.pinned(json.dumps(asdict(settings))),
+        **ray_serve_internals.pinned(f"{json.dumps(asdict(settings))}-{_of_secret(secret)}"),
         max_ongoing_requests=10_000,
         user_config={
             "catalog": [_card(model, spec) for model in models],
             "operator": secrets.token_urlsafe(32),
+            "scaling": scaling.plans(spec, {model.name: model.digest() for model in models}),
             "address": at._asdict(),
         },
         ray_actor_options={
@@ -228,31 +256,21 @@ def _gateway_target(
             **address.placement(spec.http),
         },
         max_surge_percent=100,
-        **_scaling(gateway, gateway.bounds.target_ongoing or 64),
+        num_replicas=scaling.begin(gateway, there.get(spec.name)),
         **_lifecycle(spec),
     )
-    return ray_serve.RunTarget(deployment.bind(settings), name=spec.name, route_prefix=None)
+    bound = deployment.bind(settings, secret)
+    return ray_serve.RunTarget(bound, name=spec.name, route_prefix=None, external_scaler_enabled=gateway.scales)
 
 
-def _scaling(scaled: Scaled, target_ongoing: float) -> dict[str, Any]:
-    bounds = scaled.bounds
-    if bounds.min == bounds.max:
-        return {"num_replicas": bounds.min}
-    config = AutoscalingConfig(
-        min_replicas=bounds.min,
-        max_replicas=bounds.max,
-        target_ongoing_requests=target_ongoing,
-        upscale_delay_s=scaled.upscale_delay_s,
-        downscale_delay_s=scaled.downscale_delay_s,
-        **ray_serve_internals.load_interval(0.5),
-        look_back_period_s=2.0,
-    )
-    return {"autoscaling_config": config}
+def _of_secret(secret: bytes) -> str:
+    """Return what tells one secret from another, and nothing of it: with a new one all replicas are replaced."""
+    return hashlib.sha256(secret).hexdigest()[:8]
 
 
 def _lifecycle(spec: ServeSpec) -> dict[str, Any]:
     return {
-        "graceful_shutdown_timeout_s": spec.drain_s,
+        "graceful_shutdown_timeout_s": spec.drain_s + LEAVE_S,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
@@ -263,14 +281,14 @@ def _lifecycle(spec: ServeSpec) -> dict[str, Any]:
 def _surge(settings: ModelServeSpec, nodes: list[Node]) -> int:
     """Replace replicas one for one where the cluster has room, so that an update has no gap; else stop them first."""
     wanted = settings.resources
-    return 100 if room.fits_now(settings.bounds.min, wanted.cpus_per_replica, wanted.gpus_per_replica, nodes) else 0
+    return 100 if room.fits_now(settings.at_start, wanted.cpus_per_replica, wanted.gpus_per_replica, nodes) else 0
 
 
 def _refuse_what_never_fits(spec: ServeSpec, nodes: list[Node]) -> None:
     """Raise UserError for replicas that this cluster can never hold, before anything is deployed."""
-    wanted = [(f"models.{name}", m.bounds.min, m.resources) for name, m in spec.models.items()]
+    wanted = [(f"models.{name}", m.at_start, m.resources) for name, m in spec.models.items()]
     asked = [(name, count, each.cpus_per_replica, each.gpus_per_replica) for name, count, each in wanted]
-    asked.append(("gateway", spec.gateway.bounds.min, spec.gateway.cpus_per_replica, 0.0))
+    asked.append(("gateway", spec.gateway.at_start, spec.gateway.cpus_per_replica, 0.0))
     if wrong := [sentence for each in asked if (sentence := room.never(*each, nodes))]:
         raise UserError("\n".join(wrong))
 
@@ -280,7 +298,8 @@ def _card(model: ServedModel, spec: ServeSpec) -> dict[str, Any]:
     card = {key: fields[key] for key in ("name", "task", "version", "generates", "created", "details")}
     share = settings.max_queued_per_key or max(1, settings.max_queued // 2)
     per_key = share if spec.asks_for_keys else settings.max_queued  # without keys all are one
-    return {**card, "queue": asdict(Queue(settings.max_batch, settings.max_queued, per_key))}
+    queue = asdict(Queue(settings.max_batch, settings.max_queued, per_key))
+    return {**card, "queue": queue, "sleeps": settings.bounds.min == 0}
 
 
 def _replica_environment() -> dict[str, Any]:

@@ -1,25 +1,31 @@
-"""The gateway's way to the models: which replica answers, and what becomes of an answer that was lost."""
+"""The gateway's way to the models: which replica answers, and what becomes of an answer that was lost.
+
+Requests go straight to replicas (serve/channel): Ray Serve's controller may hang or be dead meanwhile. What replicas
+tell the state actor is where gateways learn of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
 
-from ray import serve as ray_serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-
 from serve.api.body import ApiError
+from serve.channel.client import Busy, CallFailed
+from serve.channel.pool import ANY, Full, NoReplica, Pool, VersionGone
 from serve.deploy import readiness
-from serve.deploy.access import Standing
-from serve.deploy.names import ENGINE, model_app
+from serve.deploy.access import Queue, Standing
+from serve.deploy.names import model_app
 from serve.deploy.state_actor import Reader
+from serve.routing.choose import ByPrefix, Chooser
+from serve.routing.lost import ReplicaLost
+from serve.routing.resuming import resumed
+from serve.scaling.decisions import ScalingState
+from serve.scaling.decisions import Standing as Scaling
 from serve.wire import (
     Chunk,
     EmbedCall,
@@ -37,91 +43,124 @@ logger = logging.getLogger(__name__)
 TRIES = 2
 """A request that was lost with its replica before it was answered goes to another one, once: answers have no side
 effects, and a request that itself ends replicas ends no more than so many."""
-LOST = (ReplicaUnavailableError, RayActorError)
+LOOK_S = 0.25
+"""How often gateways read what replicas tell of themselves."""
+Message = Opened | Chunk | Refused
 
 
 class RayBackend:
-    """Reaches models through Serve's handles, and turns Ray's failures into answers a client can act on."""
+    """Reaches the models of the endpoint `name`, and turns failures into answers that a client can act on."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._handles: dict[str, Any] = {}
+    def __init__(self, name: str, secret: bytes, patience_s: float, chooser: Chooser | None = None) -> None:
+        """`patience_s`: how long a request waits for a replica at most."""
+        self._name, self._secret, self._patience_s = name, secret, patience_s
+        self._chooser = chooser or ByPrefix()
         self._reports = Reader(name)
+        self._pools: dict[str, Pool] = {}
+        self._queues: Mapping[str, Queue] = {}
+        self._tasks: list[asyncio.Task[None]] = []
         self.pending: Counter[str] = Counter()
         """Requests of this gateway that no replica has accepted yet, by model."""
+        self.went_on: Callable[[str], None] = lambda model: None
+        """Called when a text of a model goes on at another replica."""
 
-    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
-        with _as_api_errors(model, call.request_id):
-            for left in reversed(range(TRIES)):
-                begun = False
-                try:
-                    async with aclosing(self._generated(model, call)) as messages:
-                        async for message in messages:
-                            begun = True
-                            yield message
-                    return
-                except LOST:
-                    if begun or not left:
-                        raise
+    def start(self) -> None:
+        """Begin to follow which replicas there are."""
+        self._tasks.append(asyncio.create_task(self._follow()))
 
-    async def _generated(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
-        response = self._handle(model).options(stream=True).generate.remote(call)
-        self.pending[model] += 1
-        waiting = 1
-        try:
-            first = await self._bounded(model, anext(response))
-            self.pending[model] -= waiting
-            waiting = 0
-            yield first
-            async for message in response:
+    async def stop(self) -> None:
+        """End every connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pool in self._pools.values():
+            await pool.close()
+
+    def configure(self, queues: Mapping[str, Queue]) -> None:
+        """Take how many requests may wait for each model."""
+        self._queues = queues
+        for model in queues.keys() & self._pools.keys():
+            self._pools[model].allow(queues[model].most, queues[model].slots)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
+        """Stream one text; where its replica is lost, another one goes on with it."""
+
+        def attempt(call: GenerateCall, excluded: frozenset[str], version: str | None) -> AsyncGenerator[Message, None]:
+            return self.attempt(model, call, excluded, version)
+
+        async with aclosing(resumed(attempt, call, partial(self.went_on, model))) as messages:
+            async for message in messages:
                 yield message
-        except StopAsyncIteration:
-            return
-        except ApiError:
-            response.cancel()  # no replica has taken it
-            raise
-        except Exception:
-            raise  # the replica's stream has ended by itself; cancelling a failed response raises its failure again
-        except BaseException:
-            response.cancel()  # closed or cancelled by the reader: the client is gone
-            raise
-        finally:
-            self.pending[model] -= waiting
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:
-        answer: Inferred | Refused = await self._answered(
-            model, call.request_id, lambda: self._handle(model).infer.remote(call)
-        )
+        answer: Inferred | Refused = await self._answered(model, call)
         return answer
 
     async def embed(self, model: str, call: EmbedCall) -> Vectors | Refused:
-        answer: Vectors | Refused = await self._answered(
-            model, call.request_id, lambda: self._handle(model).embed.remote(call)
-        )
+        answer: Vectors | Refused = await self._answered(model, call)
         return answer
 
-    async def _answered(self, model: str, request_id: str, ask: Callable[[], Any]) -> Any:
-        with _as_api_errors(model, request_id):
-            for _ in range(TRIES - 1):
-                with suppress(*LOST):
-                    return await self._asked(model, ask())
-            return await self._asked(model, ask())
+    async def attempt(
+        self,
+        model: str,
+        call: GenerateCall | InferCall | EmbedCall,
+        excluded: frozenset[str] = ANY,
+        version: str | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """Stream the answer of one replica; closing it ends the replica's work.
 
-    async def _asked(self, model: str, response: Any) -> Any:
+        Args:
+            excluded: replicas that it must not be.
+            version: the version that it must be of; None: any.
+
+        Raises:
+            ReplicaLost: the replica was lost, or leaves and gave the request back.
+            ApiError: there is no replica, none with room in time, or its code failed.
+        """
+        deadline = asyncio.get_running_loop().time() + self._patience_s
+        with self._pending(model) as accepted, _as_api_errors(model, call.request_id):
+            pool = self._pool(model)
+            while True:
+                patience_s = deadline - asyncio.get_running_loop().time()
+                async with pool.seat(call, excluded, version, patience_s) as seat:
+                    try:
+                        async with aclosing(seat.member.link.stream(call, seat.release)) as messages:
+                            async for message in messages:
+                                accepted()
+                                yield message
+                        return
+                    except Busy:
+                        pool.refused(seat.member)
+
+    async def _answered(self, model: str, call: InferCall | EmbedCall) -> Any:
+        left = TRIES
+        while True:
+            try:
+                async with aclosing(self.attempt(model, call)) as messages:
+                    return await anext(messages)
+            except ReplicaLost as lost:
+                left -= not lost.moved
+                if not left:
+                    raise _lost(model) from lost
+
+    @contextmanager
+    def _pending(self, model: str) -> Iterator[Any]:
+        """Count a request as pending until what is yielded is called, or the end."""
+        waits = [model]
+        self.pending[model] += 1
+
+        def accepted() -> None:
+            while waits:
+                self.pending[waits.pop()] -= 1
+
         try:
-            return await self._bounded(model, response)
-        except (ApiError, asyncio.CancelledError):
-            response.cancel()  # no replica has taken it, or the client is gone
-            raise
+            yield accepted
+        finally:
+            accepted()
 
-    async def _bounded(self, model: str, answer: Any) -> Any:
-        """Await the first answer, as long as there is a replica that may give it, or one may soon come."""
-
-        async def has_replica() -> bool:
-            return any(isinstance(r, ReplicaState) and r.model == model for r in await self._reports.read())
-
-        why = partial(readiness.ask_why, model_app(self._name, model))
-        return await readiness.bounded(_awaited(answer), model, has_replica, why)
+    # -- replicas ----------------------------------------------------------------------------------------------------
 
     async def states(self) -> tuple[list[ReplicaState], Counter[str]]:
         reports = await self._reports.read()
@@ -129,38 +168,67 @@ class RayBackend:
         for report in reports:
             if isinstance(report, GatewayState):
                 pending.update(report.pending)
-        return [report for report in reports if isinstance(report, ReplicaState)], pending
+        return [each for each in reports if isinstance(each, ReplicaState) and not each.leaving], pending
 
     async def standing(self) -> dict[str, Standing]:
-        """Return how many replicas each model has, and how many gateways there are."""
+        """Return how many replicas each model has, those that leave included, and how many gateways there are.
+
+        A replica that leaves still has requests, which hold the turns of those that it may not take any more.
+        """
         reports = await self._reports.read()
         gateways = sum(isinstance(report, GatewayState) for report in reports)
         replicas = Counter(report.model for report in reports if isinstance(report, ReplicaState))
         return {model: Standing(count, gateways) for model, count in replicas.items()}
 
-    def _handle(self, model: str) -> Any:
-        if model not in self._handles:
-            self._handles[model] = ray_serve.get_deployment_handle(ENGINE, app_name=model_app(self._name, model))
-        return self._handles[model]
+    async def scaling(self) -> dict[str, Scaling]:
+        """Return what was decided about numbers of replicas, by model and for the gateway."""
+        reports = await self._reports.read()
+        return next((report.standings for report in reports if isinstance(report, ScalingState)), {})
+
+    def _pool(self, model: str) -> Pool:
+        if model not in self._pools:
+            pool = self._pools[model] = Pool(model, self._secret, self._chooser, self._patience_s)
+            if queue := self._queues.get(model):
+                pool.allow(queue.most, queue.slots)
+            reason = partial(readiness.ask_why, model_app(self._name, model))
+            self._tasks.append(asyncio.create_task(readiness.watch(pool, reason)))
+        return self._pools[model]
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                self._heard(await self._reports.read())
+            except Exception as error:  # a cluster in trouble: the connections stay
+                logger.warning("which replicas there are is not known: %r", error)
+            await asyncio.sleep(LOOK_S)
+
+    def _heard(self, reports: Iterable[Any]) -> None:
+        states: dict[str, list[ReplicaState]] = {model: [] for model in self._pools}
+        for report in reports:
+            if isinstance(report, ReplicaState):
+                states.setdefault(report.model, []).append(report)
+        for model, told in states.items():
+            self._pool(model).heard(told)
 
 
-async def _awaited(answer: Any) -> Any:
-    """Await what has only `__await__` or `__anext__`, as a coroutine that can be a task."""
-    return await answer
+def _lost(model: str) -> ApiError:
+    message = f"the replica of {model!r} that worked on this request was lost"
+    return ApiError(503, message, code="replica_lost", headers={"retry-after": "1"})
 
 
 @contextmanager
 def _as_api_errors(model: str, request_id: str) -> Iterator[None]:
     try:
         yield
-    except BackPressureError as error:
-        retry = {"retry-after": str(max(1, math.ceil(error.retry_after_s or 1)))}
-        message = f"{model!r} has as many requests waiting as it takes; try again in {retry['retry-after']} s"
-        raise ApiError(429, message, code="overloaded", headers=retry) from None
-    except (DeploymentUnavailableError, *LOST) as error:
-        message = f"the replica of {model!r} that worked on this request was lost"
-        raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from error
-    except RayError as error:
-        logger.error("request %s: %s", request_id, error)
-        message = f"{model!r} failed on this request; the gateway's log has the reason, under {request_id:.80}"
-        raise ApiError(500, message, code="engine_failed") from error
+    except NoReplica as error:
+        raise readiness.unavailable(model, str(error)) from None
+    except Full as error:
+        message = f"{model!r} has as many requests as it takes: {error}; try again in 1 s"
+        raise ApiError(429, message, code="overloaded", headers={"retry-after": "1"}) from None
+    except VersionGone as error:
+        message = f"the replica of {model!r} that worked on this request was lost, and {error}"
+        raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from None
+    except CallFailed:
+        logger.error("request %s: the replica's code failed; its log says how", request_id)
+        message = f"{model!r} failed on this request; its replica's log has the reason, under {request_id:.80}"
+        raise ApiError(500, message, code="engine_failed") from None

@@ -1,7 +1,6 @@
 """Ray Serve's controller answers before anything is deployed or stopped, and while it is: Ray waits for it for ever.
 
-One that hangs is ended. Ray starts it again, and it takes over what runs. Requests do not need it
-meanwhile, but for a gateway's first to a model.
+One that hangs is ended. Ray starts it again, and it takes over what runs. Requests do not need it meanwhile.
 """
 
 from __future__ import annotations

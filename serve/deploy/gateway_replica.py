@@ -24,13 +24,15 @@ from serve.deploy import address, ray_serve_internals
 from serve.deploy.access import Access, queues_of
 from serve.deploy.backend import RayBackend
 from serve.deploy.names import log_with_serve
-from serve.deploy.state_actor import Reporter
+from serve.deploy.state_actor import Reader, Reporter
 from serve.deploy.where import ANY
 from serve.front import tls
 from serve.front.access_log import AccessLog
 from serve.front.app import Front
 from serve.front.limits import Limits
 from serve.front.server import Server
+from serve.metrics.metrics import Metrics
+from serve.metrics.record import Record
 from serve.wire import GatewayState
 
 logger = logging.getLogger(__name__)
@@ -70,10 +72,11 @@ class GatewayDeployment:
 
     _server: Server | None = None
 
-    async def __init__(self, settings: GatewaySettings) -> None:  # type: ignore[misc]  # see above
+    async def __init__(self, settings: GatewaySettings, secret: bytes) -> None:  # type: ignore[misc]  # see above
         log_with_serve()
         self._settings = settings
-        self._backend = RayBackend(settings.name)
+        self._backend = RayBackend(settings.name, secret, settings.max_wait_s)
+        self._backend.start()
         replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._access = await asyncio.to_thread(
             Access, settings.name, replica_id, settings.store_url, settings.max_wait_s
@@ -85,16 +88,22 @@ class GatewayDeployment:
             settings.cors_origins,
             self._access.admission,
             self._access.doorkeeper,
+            Metrics(Record(replica_id), Reader(settings.name).read),
         )
-        self._access.start(self._backend.standing)
+        self.gateway.scaling = self._backend.scaling
+        self._backend.went_on = self.gateway.metrics.record.resumed
         self._reporter = Reporter(settings.name, replica_id, self._state)
+        self._access.start(self._backend.standing, self._reporter.soon)
         folder = Path(ray_serve_internals.logs_directory())
         self._log = AccessLog(folder / f"access_{settings.name}_{replica_id}.jsonl")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         catalog = user_config["catalog"]
-        self._access.configure(queues_of(catalog), user_config["operator"])
-        shown = [{key: value for key, value in card.items() if key != "queue"} for card in catalog]
+        queues = queues_of(catalog)
+        self._access.configure(queues, user_config["operator"])
+        self._backend.configure(queues)
+        self.gateway.sleepers = frozenset(card["name"] for card in catalog if card["sleeps"])
+        shown = [{key: value for key, value in card.items() if key not in ("queue", "sleeps")} for card in catalog]
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}
         if self._server is None:
             self._server = await self._listen()
@@ -112,6 +121,7 @@ class GatewayDeployment:
         await self._server.leave(max(1.0, self._settings.drain_s - CUT_BEFORE_S))
         self._reporter.stop()
         await self._access.stop()
+        await self._backend.stop()
         await self._log.stop()
 
     async def _listen(self) -> Server:
@@ -130,6 +140,8 @@ class GatewayDeployment:
         host = ray.util.get_node_ip_address() if self._settings.host in ANY else self._settings.host
         return GatewayState(
             dict(self._backend.pending + Counter(self._access.waiting())),
+            self._access.work(),
             address=f"{host}:{self._settings.port}" if listens else "",
             open_requests=self._server.open_requests if self._server else 0,
+            metrics=self.gateway.metrics.told(self.gateway.catalog),
         )

@@ -6,71 +6,84 @@ import asyncio
 import importlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve as ray_serve
 
+from serve.channel.server import Call, Server
 from serve.deploy.names import log_with_serve
 from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
 from serve.deploy.state_actor import Reporter
 from serve.engines import table
 from serve.engines.replica import Replica
-from serve.wire import (
-    Chunk,
-    EmbedCall,
-    GenerateCall,
-    Identity,
-    InferCall,
-    Inferred,
-    Opened,
-    Refused,
-    ReplicaState,
-    Vectors,
-)
+from serve.wire import GenerateCall, Identity, InferCall, ReplicaState
+
+DRAIN_S = 300.0
+"""Until `serve up` has said how long."""
 
 
 class ModelDeployment:
-    """A replica of one model."""
+    """A replica of one model. Its user_config says how long it may take to leave; requests come by `serve.channel`."""
 
-    async def __init__(self, name: str, model: ServedModel, code: bytes | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        self._model = model
+    async def __init__(self, name: str, model: ServedModel, secret: bytes, code: bytes | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._model, self._drain_s = model, DRAIN_S
         self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._code = None if code is None else Unpacked(code)
         log_with_serve()
         self._replica: Any = await asyncio.to_thread(load_replica, model)
         await self._replica.start()
+        self._server = Server(self._replica_id, model.max_batch, secret, partial(answered, self._replica))
+        await self._server.start(ray.util.get_node_ip_address())
         self._reporter = Reporter(name, self._replica_id, self._state)
         self._reporter.start()
 
-    async def generate(self, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
-        async with aclosing(self._replica.generate(call)) as messages:
-            async for message in messages:
-                yield message
-
-    async def infer(self, call: InferCall) -> Inferred | Refused:
-        answer: Inferred | Refused = await self._replica.infer(call)
-        return answer
-
-    async def embed(self, call: EmbedCall) -> Vectors | Refused:
-        answer: Vectors | Refused = await self._replica.embed(call)
-        return answer
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self._drain_s = float(user_config["drain_s"])
 
     async def check_health(self) -> None:
         if not self._replica.healthy():
             raise RuntimeError("the engine has stopped")
 
     async def __del__(self) -> None:
-        """Leave: Ray Serve calls and awaits this when the replica's requests have ended."""
+        """Leave: Ray Serve calls and awaits this when the replica is scaled away or replaced.
+
+        Gateways are told at once. What runs may end, for `drain_s`; what is left then goes on at other replicas.
+        """
+        self._server.refuse_more()
+        self._reporter.tell()
+        await self._server.leave(self._drain_s)
         self._reporter.stop()
         await self._replica.stop()
         if self._code is not None:
             self._code.remove()
 
     def _state(self) -> ReplicaState:
-        described = self._replica.describe()
-        return ReplicaState(self._model.name, self._replica_id, self._model.version, self._replica.load(), described)
+        return ReplicaState(
+            self._model.name,
+            self._replica_id,
+            self._model.version,
+            self._replica.load(),
+            self._replica.describe(),
+            self._server.address,
+            self._model.max_batch,
+            self._server.leaving,
+        )
+
+
+async def answered(replica: Any, call: Call) -> AsyncGenerator[Any, None]:
+    """Yield what a replica answers a call with: the messages of a text, or the one answer of anything else."""
+    if isinstance(call, GenerateCall):
+        async with aclosing(replica.generate(call)) as messages:
+            async for message in messages:
+                yield message
+    elif isinstance(call, InferCall):
+        yield await replica.infer(call)
+    else:
+        yield await replica.embed(call)
 
 
 def load_replica(model: ServedModel) -> Replica:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from cluster.internals import Internal
@@ -27,8 +28,8 @@ ENTRIES = (
     ),
     Internal(
         "async __del__ of a deployment is awaited",
-        "a replica stops its engine and leaves the state actor when its requests have ended",
-        "a replica that was scaled away is still counted for ten seconds, and its engine is killed",
+        "a replica that is to end finishes its streams, gives the rest back, and stops its engine",
+        "a replica that was scaled away or replaced cuts its streams, which go on at others as after a crash",
         "Serve has a public hook for a replica's end",
     ),
     Internal(
@@ -62,10 +63,10 @@ ENTRIES = (
         "Serve's calls have a timeout, or Ray ends a controller that does not answer",
     ),
     Internal(
-        "AutoscalingConfig.metrics_interval_s",
-        "deprecated, and the only knob for how often replicas tell their load",
-        "an endpoint grows ten seconds late",
-        "the interval has another knob that is read",
+        "ServeController.update_deployment_replicas, get_serve_instance_details, DeploymentID",
+        "Tandem's own policy sets numbers of replicas, also while the dashboard with the REST API for it is gone",
+        "models keep the number of replicas they have, and `serve status` says why",
+        "Serve has a public call for external scaling inside the cluster",
     ),
 )
 
@@ -149,9 +150,43 @@ def end_controller() -> None:
     ray.kill(ray.get_actor(CONTROLLER, namespace=CONTROLLER_NAMESPACE), no_restart=False)
 
 
-def load_interval(seconds: float) -> dict[str, float]:
-    """Return the option of AutoscalingConfig that says how often replicas tell their load."""
-    return {"metrics_interval_s": seconds}
+def running_applications(timeout_s: float = 30.0) -> dict[str, Any]:
+    """Return what Serve's REST API tells of applications, from inside the cluster.
+
+    Raises:
+        GetTimeoutError: the controller does not answer.
+    """
+    import ray
+
+    told = ray.get(_controller().get_serve_instance_details.remote(), timeout=timeout_s)
+    return dict(told["applications"])
+
+
+class ControllerHandle:
+    """Serve's controller, asked without waiting in the event loop."""
+
+    async def details(self) -> dict[str, Any]:
+        """Return what Serve's REST API tells."""
+        told: dict[str, Any] = await (await self._found()).get_serve_instance_details.remote()
+        return told
+
+    async def set_replicas(self, application: str, deployment: str, count: int) -> None:
+        """Have a deployment aim at so many replicas; its application takes that from outside alone."""
+        from ray.serve._private.common import DeploymentID
+
+        place = DeploymentID(name=deployment, app_name=application)
+        await (await self._found()).update_deployment_replicas.remote(place, count)
+
+    async def _found(self) -> Any:
+        return await asyncio.to_thread(_controller)
+
+
+def _controller() -> Any:
+    """Return the controller's handle; what its answers are made of is imported here, which takes seconds once."""
+    import ray
+    import ray.serve._private.common
+
+    return ray.get_actor(CONTROLLER, namespace=CONTROLLER_NAMESPACE)
 
 
 def gateway_config(application: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long a request waits for a replica of its model: while there is none, no longer than `WAIT_S`.
+"""How long a request waits while its model has no replica: `WAIT_S`, or its patience where one is on its way.
 
 A request that waits behind others for a replica that runs is no case for this: it waits for its turn.
 """
@@ -6,54 +6,54 @@ A request that waits behind others for a replica that runs is no case for this: 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from serve.api.body import ApiError
 
 WAIT_S = 30.0
-"""A model that has had no replica for so long answers 503: its replicas fail, or find no room."""
+"""A model that has had no replica for so long answers 503, unless one is being started for it and nothing failed."""
 CHECK_S = 1.0
 STATUS_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 10
 
-Answer = TypeVar("Answer")
-HasReplica = Callable[[], Awaitable[bool]]
-Reason = Callable[[], Awaitable[str | None]]
+
+class Why(NamedTuple):
+    """Why a model has no replica."""
+
+    reason: str
+    hopeful: bool
+    """Whether one is on its way, so that a request waits for it as long as its client does."""
 
 
-async def bounded(
-    answer: Awaitable[Answer],
-    model: str,
-    has_replica: HasReplica,
-    reason: Reason,
-    wait_s: float = WAIT_S,
-    check_s: float = CHECK_S,
-) -> Answer:
-    """Await the first answer of a model, which comes when a replica has taken the request.
+Reason = Callable[[], Awaitable[Why]]
 
-    Args:
-        has_replica: whether a replica of the model has told of itself lately.
-        reason: why the model has no replica; None: it has one all the same, so that the request goes on waiting.
 
-    Raises:
-        ApiError: 503 with the reason, when there has been no replica for `wait_s`.
-    """
-    task = asyncio.ensure_future(answer)
-    seen = time.monotonic()
-    try:
-        while not (await asyncio.wait({task}, timeout=check_s))[0]:
-            if await has_replica():
-                seen = time.monotonic()
-            elif time.monotonic() - seen >= wait_s and not task.done():
-                if (why := await reason()) is not None:
-                    raise unavailable(model, why)
-                seen = time.monotonic()
-        return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
+class Waits(Protocol):
+    """What is watched: the calls that wait for one model."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a replica that takes calls."""
+        ...
+
+    def give_up(self, longer_than_s: float, why: str) -> None:
+        """Refuse the calls that have waited for so long while there was no replica."""
+        ...
+
+    def overdue(self, longer_than_s: float) -> bool:
+        """Whether there are such calls."""
+        ...
+
+
+async def watch(waits: Waits, reason: Reason, wait_s: float = WAIT_S, check_s: float = CHECK_S) -> None:
+    """Refuse, as long as this runs, the calls of a model that have waited too long for a replica to appear."""
+    while True:
+        await asyncio.sleep(check_s)
+        if not waits.usable and waits.overdue(wait_s):
+            why = await reason()
+            if not why.hopeful:
+                waits.give_up(wait_s, why.reason)
 
 
 def unavailable(model: str, why: str) -> ApiError:
@@ -62,32 +62,36 @@ def unavailable(model: str, why: str) -> ApiError:
     return ApiError(503, message, code="not_ready", headers={"retry-after": str(RETRY_AFTER_S)})
 
 
-def why_none(application: Any | None) -> str | None:
-    """Say why an application has no running replica; None: it has one. Pure.
+def why_none(application: Any | None) -> Why:
+    """Say why an application has no replica that answers. Pure.
 
     Args:
         application: the `ApplicationStatusOverview` of Ray Serve; None where there is none of that name. What was
             raised stays in `serve status`: it may name files, which are none of a client's business.
     """
     if application is None:
-        return "it is not deployed"
+        return Why("it is not deployed", hopeful=False)
     overviews = list(application.deployments.values())
     counts = {str(getattr(k, "value", k)): n for each in overviews for k, n in each.replica_states.items()}
     if counts.get("RUNNING"):
-        return None
+        return Why("its replicas do not answer", hopeful=True)  # they are about to tell of themselves, or to be ended
     if any("failed to start" in each.message or each.status.value == "DEPLOY_FAILED" for each in overviews):
-        return "its replicas fail while they start; `tandem serve status` on the server has the reason"
+        return Why("its replicas fail while they start; `tandem serve status` on the server has the reason", False)
     if any("scheduled" in each.message for each in overviews):
-        return "the cluster has no room for its replicas; `tandem serve status` on the server says what is missing"
-    return "its replicas are starting" if counts.get("STARTING") else "it is being started"
+        said = "the cluster has no room for its replicas; `tandem serve status` on the server says what is missing"
+        return Why(said, hopeful=bool(counts.get("STOPPING")))  # those that leave make room
+    coming = counts.get("STARTING") or counts.get("UPDATING") or counts.get("RECOVERING") or counts.get("STOPPING")
+    said = "its replicas are starting" if counts.get("STARTING") else "it is being started"
+    deploying = str(getattr(application.status, "value", application.status)) == "DEPLOYING"
+    return Why(said, hopeful=bool(coming) or deploying)
 
 
-async def ask_why(application: str) -> str | None:
+async def ask_why(application: str) -> Why:
     """Ask Serve's controller for the reason; one that does not answer is a reason as well."""
     from ray import serve as ray_serve
 
     try:
         status = await asyncio.wait_for(asyncio.to_thread(ray_serve.status), STATUS_TIMEOUT_S)
     except Exception:  # whatever keeps Serve from answering, the client gets an answer
-        return "Ray Serve's controller does not answer"
+        return Why("Ray Serve's controller does not answer", hopeful=False)
     return why_none(status.applications.get(application))

@@ -1,5 +1,7 @@
 """Where replicas tell how they are: one small actor per endpoint, written twice a second, read for status and health.
 
+Scaling looks at the reports where they are: the loop of serve/deploy/scaler.py runs in the actor.
+
 Asking the replicas instead goes through their request slots: a replica that is full would answer last, just when one
 wants to know (ray 2.60: `handle.broadcast` waits for `max_ongoing_requests` like any request).
 """
@@ -7,50 +9,124 @@ wants to know (ray 2.60: `handle.broadcast` waits for `max_ongoing_requests` lik
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+
+from serve.deploy import ray_serve_internals
+from serve.deploy.scaler import Scaler
+from serve.metrics.departed import Departed
 
 NAMESPACE = "tandem"
 REPORT_INTERVAL_S = 0.5
+SOON_S = 0.05
+"""How soon after a report the next one may be."""
 FRESH_S = 10.0
 """A replica that has been silent for longer is gone, or too busy to count on."""
 ASK_TIMEOUT_S = 2.0
+START_TIMEOUT_S = 60.0
+SECRET_BYTES = 32
 
 
 class StateActor:
-    """The actor: the last report of each sender."""
+    """The actor: the last report of each sender, the endpoint's secret, and the scaling that follows from the reports.
 
-    def __init__(self) -> None:
+    Ray runs it on one loop.
+    """
+
+    def __init__(self, name: str = "", secret: bytes = b"", came_back: bool = False) -> None:
+        """`secret`: by what gateways and replicas know each other.
+
+        `came_back`: whether Ray has started it again, so that nobody will tell what was deployed.
+        """
         self._reports: dict[str, tuple[float, Any]] = {}
+        self._secret = secret
+        self._departed = Departed()
+        self._scaler = Scaler(name, self._fresh, ray_serve_internals.ControllerHandle())
+        self._to_ask = came_back
+
+    def secret(self) -> bytes:
+        return self._secret
 
     def report(self, sender: str, value: Any) -> None:
         self._reports[sender] = (time.monotonic(), value)
+        if self._to_ask:
+            self._to_ask = False
+            self._scaler.start()
+        self._scaler.heard(value)
 
     def leave(self, sender: str) -> None:
-        self._reports.pop(sender, None)
+        self._forget(sender)
+
+    async def deployed(self, scales: bool) -> None:
+        """Take note that `serve up` has changed what there is; `scales`: whether the number of anything may change."""
+        if scales:
+            self._scaler.start()
+        else:
+            await self._scaler.stop()
 
     def read(self) -> list[Any]:
-        """Return every fresh report, forgetting the others."""
+        """Return every fresh report, forgetting the others, and what scaling has decided."""
+        decided = self._scaler.state()
+        left = self._departed.read(time.monotonic())
+        return [*self._fresh().values(), *left, *([decided] if decided.standings else [])]
+
+    def _forget(self, sender: str) -> None:
+        _, last = self._reports.pop(sender, (0.0, None))
+        self._departed.add(time.monotonic(), last)
+
+    def _fresh(self) -> dict[str, Any]:
         oldest = time.monotonic() - FRESH_S
-        self._reports = {sender: entry for sender, entry in self._reports.items() if entry[0] >= oldest}
-        return [value for _, value in self._reports.values()]
+        for silent in [sender for sender, (told, _) in self._reports.items() if told < oldest]:
+            self._forget(silent)
+        return {sender: value for sender, (_, value) in self._reports.items()}
 
 
-def start(name: str, environment: dict[str, Any]) -> None:
-    """Start the state actor of the endpoint `name`, unless it runs. It is detached, and comes back after a failure."""
+class ActorInRay(StateActor):
+    """The same in its own process, where its log is the actor's."""
+
+    def __init__(self, name: str, secret: bytes) -> None:
+        import ray
+
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+        logging.getLogger("serve").setLevel(logging.INFO)
+        super().__init__(name, secret, came_back=bool(ray.get_runtime_context().was_current_actor_reconstructed))
+
+
+def start(name: str, environment: dict[str, Any]) -> bytes:
+    """Start the state actor of the endpoint `name`, unless it runs. It is detached, and comes back after a failure.
+
+    Returns the endpoint's secret. It is the argument of the actor's constructor: Ray keeps that, so it is the same
+    after a failure and for every `serve up`; no command line, no environment, no log and no status has it.
+    """
     import ray
 
-    ray.remote(StateActor).options(
-        name=_actor_name(name),
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        runtime_env=environment,
-    ).remote()
+    actor = (
+        ray.remote(ActorInRay)
+        .options(
+            name=_actor_name(name),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            runtime_env=environment,
+        )
+        .remote(name, secrets.token_bytes(SECRET_BYTES))
+    )
+    secret: bytes = ray.get(actor.secret.remote(), timeout=START_TIMEOUT_S)
+    return secret
+
+
+def deployed(name: str, scales: bool) -> None:
+    """Tell the state actor of `name` that what is deployed has changed. It need not answer."""
+    actor = _find(name)
+    if actor is not None:
+        actor.deployed.remote(scales)
 
 
 def stop(name: str) -> None:
@@ -81,6 +157,8 @@ class Reporter:
         self._name = name
         self._sender = sender
         self._state = state
+        self._actor: Any = None
+        self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -93,13 +171,23 @@ class Reporter:
         if actor is not None:
             actor.leave.remote(self._sender)
 
+    def tell(self) -> None:
+        """Tell how it is now, before it is due."""
+        self._actor = self._actor or _find(self._name)
+        if self._actor is not None:
+            self._actor.report.remote(self._sender, self._state())
+
+    def soon(self) -> None:
+        """Report at once, and not only when it is time: somebody waits for a replica that is not there."""
+        self._asked.set()
+
     async def _run(self) -> None:
-        actor = None
         while True:
-            actor = actor or _find(self._name)
-            if actor is not None:
-                actor.report.remote(self._sender, self._state())
-            await asyncio.sleep(REPORT_INTERVAL_S)
+            self.tell()
+            await asyncio.sleep(SOON_S)  # however many ask
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), REPORT_INTERVAL_S - SOON_S)
+            self._asked.clear()
 
 
 class Reader:
@@ -124,7 +212,7 @@ class Reader:
         from ray.exceptions import RayError
 
         try:
-            self._actor = self._actor or _find(self._name)
+            self._actor = self._actor or await asyncio.to_thread(_find, self._name)  # it blocks while Ray is in trouble
             if self._actor is not None:
                 self._last = list(await asyncio.wait_for(self._actor.read.remote(), ASK_TIMEOUT_S))
                 self._read_at = time.monotonic()

@@ -59,7 +59,8 @@ class AnswerText:
         reason = self._reason(delta)
         tokens = self._scored(delta, part, reason is not None)
         prefix, self._prefix = self._prefix, ""
-        return Chunk(prefix + part.text, delta.completion_tokens, reason, tuple(tokens), part.calls)
+        text = prefix + part.text
+        return Chunk(text, delta.completion_tokens, reason, tuple(tokens), part.calls, delta.token_ids)
 
     def _part(self, delta: Delta) -> _Part:
         start, self._read = self._read, self._read + len(delta.text)

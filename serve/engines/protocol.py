@@ -123,6 +123,9 @@ class GenerationRequest:
     continues_prompt: bool = False
     """Whether the text goes on from the prompt's last word. A SentencePiece decoder drops the space of a text's first
     token: rightly in an answer, wrongly here."""
+    generated: tuple[int, ...] = ()
+    """Tokens that another engine of the same model has chosen after the prompt; the text goes on after them. Only a
+    ResumingEngine is given any."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -207,6 +210,19 @@ class Engine(Protocol):
 
     def healthy(self) -> bool:
         """False when the engine can no longer serve and its replica should be replaced."""
+        ...
+
+
+@runtime_checkable
+class ResumingEngine(Protocol):
+    """What an engine has beside that can go on with a text that another one has begun."""
+
+    def resumes(self, request: GenerationRequest) -> bool:
+        """Say whether it can go on after the request's `generated` as the undisturbed run would.
+
+        Then the first delta of `generate` repeats what was generated, as one: its tokens, their log-probabilities,
+        and the text that was certain after them. Counts, limits and penalties go on from there.
+        """
         ...
 
 

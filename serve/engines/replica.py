@@ -20,11 +20,13 @@ from serve.engines.pacing import interval_s, paced
 from serve.engines.prompts import TooLong, encode, is_chat
 from serve.engines.protocol import (
     BatchingEngine,
+    Delta,
     EmbeddingEngine,
     Engine,
     EngineError,
     GenerationRequest,
     RequestError,
+    ResumingEngine,
     SamplingParams,
 )
 from serve.engines.table import ToolFormat
@@ -40,6 +42,7 @@ CODES: dict[type[RequestError], str] = {
     TooLong: "context_length_exceeded",
 }
 """What a refusal is called, where it is called otherwise than `invalid_value`."""
+CANNOT_RESUME = "the replica that worked on this request was lost, and this model's engine cannot go on with its text"
 ROWS_AT_ONCE = 256
 """Rows of one request that are handed to an engine together: a small body can hold millions of empty texts."""
 
@@ -91,17 +94,29 @@ class GenerativeReplica:
         """Stream one text: Opened, then chunks, the last with a finish reason. Closing it frees the slot."""
         try:
             request, answer = await asyncio.to_thread(self._prepared, call)
+            if call.generated and not self._resumes(request):
+                yield Refused(503, CANNOT_RESUME, "replica_lost")
+                return
             await self._engine.check(request)
             yield Opened(self._identity, len(request.prompt_token_ids))
-            async with aclosing(paced(self._engine.generate(request), self._pause_s)) as deltas:
-                async for delta in deltas:
-                    yield answer.chunk(delta)
-                    if answer.ended:
-                        return
+            async with aclosing(self._engine.generate(request)) as deltas:
+                if request.generated:
+                    await _repeat(deltas, answer)
+                if answer.ended:
+                    yield Chunk("", len(request.generated), "tool_calls")
+                    return
+                async with aclosing(paced(deltas, self._pause_s)) as joined:
+                    async for delta in joined:
+                        yield answer.chunk(delta)
+                        if answer.ended:
+                            return
         except RequestError as error:
             yield Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
             yield _failed(call.request_id, error)
+
+    def _resumes(self, request: GenerationRequest) -> bool:
+        return isinstance(self._engine, ResumingEngine) and self._engine.resumes(request)
 
     async def embed(self, call: EmbedCall) -> Vectors | Refused:
         """Return a vector for each input, all of them or none."""
@@ -130,7 +145,7 @@ class GenerativeReplica:
         scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}
         wanted = self._tools.sampling(call) if call.tools else {}
         params = SamplingParams(**{**self._defaults, **call.sampling, **scoring, **wanted, "max_tokens": max_tokens})
-        request = GenerationRequest(call.request_id, ids, params, continues_prompt=not is_chat(call))
+        request = GenerationRequest(call.request_id, ids, params, not is_chat(call), call.generated)
         return request, AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
 
 
@@ -211,6 +226,14 @@ async def _embedded(engine: Any, call: EmbedCall, identity: Identity) -> Vectors
         return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
     except EngineError as error:
         return _failed(call.request_id, error)
+
+
+async def _repeat(deltas: AsyncGenerator[Delta, None], answer: AnswerText) -> None:
+    """Put what another replica has generated into the answer; what it shows of that is with the client already.
+
+    What it holds back is not: so half a character, a stop string or a call that lies across the cut comes out whole.
+    """
+    await asyncio.to_thread(answer.chunk, await anext(deltas))
 
 
 def _failed(request_id: str, error: EngineError) -> Refused:

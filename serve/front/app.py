@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import ApiError, shaped
-from serve.front import exchange, spans
+from serve.front import cuts, exchange, spans
 from serve.front.exchange import Exchange
 
 TIMEOUT_HEADER = b"x-tandem-timeout-s"
@@ -43,8 +43,8 @@ class Front:
         except asyncio.CancelledError:
             if run.exchange.cut is None:
                 raise
-            if run.exchange.cut != "gone":
-                await run.say(_expired() if run.exchange.cut == "expired" else _leaving())
+            if said := cuts.told(run.exchange.cut):
+                await run.say(said)
         finally:
             run.exchange.task = None
             if timer is not None:
@@ -104,13 +104,3 @@ def _seconds(value: bytes) -> float:
         message = f"{TIMEOUT_HEADER.decode()} must be a number of seconds above 0 (given: {said!r})"
         raise ApiError(400, message, code="invalid_value", param=TIMEOUT_HEADER.decode())
     return seconds
-
-
-def _leaving() -> ApiError:
-    message = "the gateway ends, and has waited for this answer as long as it may; try again"
-    return ApiError(503, message, code="gateway_leaving", headers={"retry-after": "1"})
-
-
-def _expired() -> ApiError:
-    message = "the request's time was over before its answer was complete"
-    return ApiError(408, message, code="deadline_exceeded", headers={"retry-after": "1"})

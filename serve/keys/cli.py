@@ -38,6 +38,9 @@ Concurrency = Annotated[int | None, typer.Option(help="Requests in flight at the
 PerDay = Annotated[int | None, typer.Option(help="Budget of tokens a day (UTC).")]
 PerMonth = Annotated[int | None, typer.Option(help="Budget of tokens a calendar month (UTC).")]
 Priority = Annotated[str | None, typer.Option(help="high, normal or low: who is served first when requests wait.")]
+Operator = Annotated[
+    bool, typer.Option("--operator", help="It reads /status and /metrics of all models, and calls none.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -51,6 +54,7 @@ def make(
     tokens_per_day: PerDay = None,
     tokens_per_month: PerMonth = None,
     priority: Priority = None,
+    operator: Operator = False,
     store: StoreUrl = None,
 ) -> None:
     """Make a key and print it, once: only its digest is kept.
@@ -65,6 +69,7 @@ def make(
         tokens_per_day=tokens_per_day,
         tokens_per_month=tokens_per_month,
         priority=priority,
+        operator=operator or None,
     )
     _show_once(_open(store).create(name, limits).text)
 
@@ -96,6 +101,7 @@ def limit(
     tokens_per_day: PerDay = None,
     tokens_per_month: PerMonth = None,
     priority: Priority = None,
+    operator: Operator = False,
     store: StoreUrl = None,
 ) -> None:
     """Replace a key's limits: what is not named has none afterwards. It acts within seconds, in running gateways too.
@@ -110,6 +116,7 @@ def limit(
         tokens_per_day=tokens_per_day,
         tokens_per_month=tokens_per_month,
         priority=priority,
+        operator=operator or None,
     )
     _open(store).limit(name, limits)
     print(f"{name}: {_said(limits)}")
@@ -195,7 +202,8 @@ def _limits(**given: Any) -> Limits:
         return Limits(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         wrong = [
-            f"--{str(each['loc'][0]).replace('_', '-').replace('models', 'model')}: {each['msg']}"
+            f"--{str(each['loc'][0]).replace('_', '-').replace('models', 'model')}: "
+            + each["msg"].removeprefix("Value error, ")
             for each in error.errors()
         ]
         raise UserError("; ".join(wrong)) from None
@@ -218,6 +226,8 @@ def _show_once(text: str) -> None:
 
 
 def _said(limits: Limits) -> str:
+    if limits.operator:
+        return "operator"
     given = limits.model_dump(exclude_none=True, exclude_defaults=True)
     parts = [
         f"{name.replace('_', ' ')} {', '.join(v) if isinstance(v, tuple) else f'{v:,}' if isinstance(v, int) else v}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from cluster.names import Name
 from cluster.strict import Strict
@@ -33,6 +33,16 @@ class Limits(Strict):
     """The same for a calendar month in UTC."""
     priority: Priority = "normal"
     """Who is served first when requests wait."""
+    operator: bool = False
+    """It reads /status and /metrics of all models and keys, and calls no model."""
+
+    @field_validator("operator")
+    @classmethod
+    def _operators_call_no_model(cls, operator: bool, info: ValidationInfo) -> bool:
+        others = [name for name, value in info.data.items() if value != cls.model_fields[name].default]
+        if operator and others:
+            raise ValueError(f"an operator's key calls no model: leave out {', '.join(others)}")
+        return operator
 
     def allows(self, model: str) -> bool:
         """Whether the key may call this model."""

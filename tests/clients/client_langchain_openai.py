@@ -50,6 +50,20 @@ def tools() -> None:
     model.bind_tools([Weather]).invoke([question, answer, ToolMessage("sunny", tool_call_id=call["id"])], max_tokens=4)
 
 
+def responses() -> None:
+    """use_responses_api=True: invoke, stream, with_structured_output, bind_tools and a ToolMessage"""
+    model = ChatOpenAI(use_responses_api=True, max_tokens=200, **FIELDS)
+    assert (
+        ChatOpenAI(use_responses_api=True, max_tokens=8, **FIELDS).invoke("hello").usage_metadata["output_tokens"] > 0
+    )
+    assert list(ChatOpenAI(use_responses_api=True, max_tokens=8, **FIELDS).stream("hello"))
+    assert isinstance(model.with_structured_output(Weather).invoke("hello"), Weather)
+    question = HumanMessage("hello")
+    answer = model.bind_tools([Weather], tool_choice="any", parallel_tool_calls=False).invoke([question])
+    result = ToolMessage("sunny", tool_call_id=answer.tool_calls[0]["id"])
+    model.bind_tools([Weather]).invoke([question, answer, result], max_tokens=4)
+
+
 def embeddings() -> None:
     """OpenAIEmbeddings(check_embedding_ctx_length=False)"""
     made = OpenAIEmbeddings(
@@ -58,4 +72,4 @@ def embeddings() -> None:
     assert len(made) == 2
 
 
-tried.run(invoke, stream, structured, calling, tools, embeddings)
+tried.run(invoke, stream, structured, calling, tools, responses, embeddings)

@@ -70,6 +70,59 @@ def tools() -> None:
     assert isinstance(final.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
 
 
+def responses() -> None:
+    """responses.create, and what it answered sent back"""
+    made = client.responses.create(model=tried.TEXT, input="hello", instructions="be brief", max_output_tokens=12)
+    assert made.usage.output_tokens <= 12
+    assert made.output_text == made.output[0].content[0].text
+    history = [*tried.HELLO, *made.output, *tried.HELLO]
+    more = client.responses.create(model=tried.TEXT, input=history, max_output_tokens=4)
+    assert more.usage.input_tokens > made.usage.output_tokens
+
+
+def responses_stream() -> None:
+    """responses.stream"""
+    with client.responses.stream(model=tried.TEXT, input="hello", max_output_tokens=12) as events:
+        told = list(events)
+    deltas = [event.delta for event in told if event.type == "response.output_text.delta"]
+    assert told[-1].response.output_text == "".join(deltas)
+    assert [event.sequence_number for event in told] == list(range(len(told)))
+
+
+def responses_parse() -> None:
+    """responses.parse of a pydantic model"""
+    answer = client.responses.parse(
+        model=tried.TEXT, input="hello", text_format=Weather, max_output_tokens=200, temperature=0
+    )
+    assert isinstance(answer.output_parsed, Weather)
+
+
+def responses_tools() -> None:
+    """responses with tools: a required call, its result sent back, and streamed"""
+    function = openai.pydantic_function_tool(Weather)["function"]
+    told = [{"type": "function", **function}]
+    fields = {"model": tried.TEXT, "tools": told, "temperature": 0}
+    wanted = {"tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 200}
+    made = client.responses.create(input="hello", **fields, **wanted)
+    call = made.output[0]
+    Weather.model_validate_json(call.arguments)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    client.responses.create(input=[*tried.HELLO, call, result], **fields, max_output_tokens=5)
+    with client.responses.stream(input="hello", **fields, **wanted) as events:
+        final = events.get_final_response()
+    assert final.output[0].arguments == call.arguments
+
+
+def responses_refused() -> None:
+    """what needs stored responses is refused by name"""
+    create = client.responses.create
+    found = tried.error(
+        openai.BadRequestError, lambda: create(model=tried.TEXT, input="hello", previous_response_id="resp_1")
+    )
+    assert found.param == "previous_response_id"
+    tried.error(openai.NotFoundError, lambda: client.responses.retrieve("resp_1"))
+
+
 def embeddings() -> None:
     """embeddings (base64, the client's default)"""
     answer = client.embeddings.create(model=tried.TEXT, input=["hello", "good bye"])
@@ -89,4 +142,5 @@ def models() -> None:
     assert tried.TEXT in [card.id for card in client.models.list()]
 
 
-tried.run(models, chat, stream, completions, parse, tools, embeddings, errors)
+ANSWERED = (responses, responses_stream, responses_parse, responses_tools, responses_refused)
+tried.run(models, chat, stream, completions, parse, tools, *ANSWERED, embeddings, errors)

@@ -1,4 +1,4 @@
-"""Pydantic AI with its OpenAI chat model."""
+"""Pydantic AI with its OpenAI models, of chat and of responses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Literal
 import tried
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-model = OpenAIChatModel(tried.TEXT, provider=OpenAIProvider(base_url=tried.URL, api_key=tried.KEY))
+PROVIDER = OpenAIProvider(base_url=tried.URL, api_key=tried.KEY)
+model = OpenAIChatModel(tried.TEXT, provider=PROVIDER)
 SETTINGS = {"max_tokens": 200, "temperature": 0}
 
 
@@ -53,4 +54,17 @@ def tools() -> None:
     assert isinstance(made.output, Weather)
 
 
-tried.run(text, output, native, tools)
+def responses() -> None:
+    """OpenAIResponsesModel: text, output_type (a tool and NativeOutput), a conversation that goes on"""
+    answering = OpenAIResponsesModel(tried.TEXT, provider=PROVIDER)
+    short = {"max_tokens": 12, "temperature": 0}
+    first = Agent(answering, retries=0).run_sync("hello", model_settings=short)
+    assert first.output
+    again = Agent(answering, retries=0).run_sync("more", message_history=first.all_messages(), model_settings=short)
+    assert again.usage.input_tokens > first.usage.input_tokens
+    for kind in (Weather, NativeOutput(Weather)):
+        made = Agent(answering, output_type=kind, retries=0).run_sync("hello", model_settings=SETTINGS)
+        assert isinstance(made.output, Weather)
+
+
+tried.run(text, output, native, tools, responses)

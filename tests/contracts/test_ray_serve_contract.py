@@ -85,11 +85,21 @@ def _details() -> None:
         assert names <= owner.model_fields.keys(), owner
 
 
-@SERVE.check("AutoscalingConfig.metrics_interval_s")
-def _interval() -> None:
-    from ray.serve.config import AutoscalingConfig
+@SERVE.check("ServeController.update_deployment_replicas, get_serve_instance_details, DeploymentID")
+def _scaling() -> None:
+    from ray import serve
+    from ray.serve import schema
+    from ray.serve._private import controller, deployment_state
+    from ray.serve._private.common import DeploymentID
 
-    assert AutoscalingConfig(**ray_serve_internals.load_interval(0.5)).metrics_interval_s == 0.5
+    actor = controller.ServeController
+    takes(actor.update_deployment_replicas, "deployment_id", "target_num_replicas")
+    calls(actor.update_deployment_replicas, "get_external_scaler_enabled", "set_target_num_replicas")
+    calls(actor.get_serve_instance_details, "_get_user_facing_json_serializable_dict")
+    takes(DeploymentID, "name", "app_name")
+    takes(serve.RunTarget, "external_scaler_enabled")
+    assert "UPDATING" in schema.DeploymentStatus.__members__
+    calls(deployment_state.DeploymentStateManager.set_target_num_replicas, "set_target_num_replicas", "save_checkpoint")
 
 
 @pytest.mark.parametrize("name", SERVE.entries)

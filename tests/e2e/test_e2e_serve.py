@@ -23,13 +23,16 @@ from cluster.connect import Connection
 from cluster.errors import UserError
 from cluster.precision import resolve, this_cpu
 from serve import cli, endpoints
-from serve.spec import HttpSpec, ServeSpec
+from serve.api import routes
+from serve.api.callers import OPEN_PATHS
+from serve.spec import GatewaySpec, HttpSpec, KeysSpec, ServeSpec
 from tests.conftest import free_port
 from tests.support import certificates, tiny_models
 from tracking import registry
 
 HELLO = [{"role": "user", "content": "hello"}]
 STREAMS = 32
+LONG = {"model": "tiny", "prompt": "a", "max_tokens": 500, "ignore_eos": True}
 
 
 def spec(images: Path | None, **tiny: Any) -> ServeSpec:
@@ -38,7 +41,7 @@ def spec(images: Path | None, **tiny: Any) -> ServeSpec:
             "model": "models:/tiny@champion",
             "max_batch": 16,
             "max_queued": 32,
-            "replicas": {"min": 1, "max": 2, "target_ongoing": 8},
+            "replicas": {"min": 1, "max": 2},
             "upscale_delay_s": 0.5,
             "downscale_delay_s": 2,
             **tiny,
@@ -231,9 +234,25 @@ def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
         stop.set()
         load.join()
     _until(lambda: _replicas() == 1, 60, "the second replica stays")
+    changes = _busy(endpoint)["scaling"]["changes"]
+    assert [(change["before"], change["after"]) for change in changes][-2:] == [(1, 2), (2, 1)]
+    shown = CliRunner().invoke(cli.app, ["status"]).output
+    assert re.search(r"tiny: 1 replica wanted: down: 1 was enough", shown), shown
+
+
+def test_none_while_it_is_quiet_and_the_first_request_waits_for_one(endpoint: str, client: openai.OpenAI) -> None:
+    endpoints.up(spec(None, replicas={"min": 0, "max": 2}))
+    _until(lambda: _replicas() == 0, 60, "the replica stays")
+    _until(lambda: _busy(endpoint)["replicas"] == [], 20, "it is still told of")
+    assert httpx.get(f"{endpoint}/health").status_code == 200
+    assert CliRunner().invoke(cli.app, ["status"]).exit_code == 0
+    text = client.completions.create(model="tiny", prompt="def", max_tokens=5, temperature=0).choices[0].text
+    assert text
+    assert _busy(endpoint)["scaling"]["changes"][-1]["kind"] == "wake"
 
 
 def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, tmp_path: Path) -> None:
+    endpoints.up(spec(None))
     before = _serving(endpoint, busy=False)
     endpoints.up(spec(None, downscale_delay_s=3))  # another setting and one model less: nothing restarts
     assert set() < _serving(endpoint, busy=False) <= before
@@ -242,6 +261,52 @@ def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, t
     endpoints.up(spec(None))
     answer = client.completions.with_raw_response.create(model="tiny", prompt="a", max_tokens=1)
     assert answer.headers["x-tandem-model-version"] == str(second.version) == "2"
+
+
+def made(*arguments: str) -> str:
+    """Make a key as its owner would, and return it."""
+    done = CliRunner().invoke(cli.app, ["keys", "make", *arguments])
+    assert done.exit_code == 0, done.output
+    return next(word for word in done.output.split() if word.startswith("tandem-"))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_keys_are_asked_for_and_what_they_use_is_counted_to_the_token(endpoint: str) -> None:
+    alice, short, gone = made("alice"), made("short", "--tokens-per-day", "60"), made("gone")
+    assert CliRunner().invoke(cli.app, ["keys", "revoke", "gone"]).exit_code == 0
+    endpoints.up(
+        spec(None).model_copy(update={"keys": KeysSpec(required="always"), "gateway": GatewaySpec(replicas=2)})
+    )
+    with httpx.Client(base_url=endpoint, timeout=60) as http:
+        _until(lambda: http.get("/v1/models").status_code == 401, 20, "a gateway without keys is still there")
+        wrong = (gone, alice.lower(), alice[:-1], alice + "x", "sk-other", short[: len(short) // 2])
+        refusals = {http.get("/v1/models", headers=bearer(key)).text for key in wrong}
+        assert len(refusals) == 1, "a refusal tells why"
+        for route in routes.build(lambda: None).routes:  # type: ignore[arg-type,return-value]
+            path = re.sub("{[^}]*}", "tiny", getattr(route, "path", ""))
+            for headers in ({}, {"host": "x/health?"}):
+                status = http.request(sorted(route.methods)[0], path, headers=headers).status_code  # type: ignore[attr-defined]
+                assert status == (200 if path in OPEN_PATHS else 401), path
+        used = [_asked(http, alice, max_tokens) for max_tokens in (3, 17, 40)]
+        cut = http.post("/v1/completions", headers=bearer(short), json={**LONG, "stream": True}).text
+        assert '"code":"insufficient_quota"' in cut.replace(" ", "")
+        assert http.post("/v1/completions", headers=bearer(short), json=LONG).status_code == 429
+    _until(lambda: _used("alice") == [("tiny", 3, sum(used))], 5, "what was used is not what was counted")
+    everything = [path for path in home.home().rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
+    assert [path for path in everything if alice.rsplit("-", 1)[1].encode() in path.read_bytes()] == []
+
+
+def _asked(http: httpx.Client, key: str, max_tokens: int) -> int:
+    body = {"model": "tiny", "prompt": "a b c", "max_tokens": max_tokens, "ignore_eos": True}
+    return int(http.post("/v1/completions", headers=bearer(key), json=body).json()["usage"]["total_tokens"])
+
+
+def _used(key: str) -> list[tuple[str, int, int]]:
+    rows = json.loads(CliRunner().invoke(cli.app, ["usage", "--key", key, "--json"]).output)
+    return [(row["model"], row["requests"], row["prompt_tokens"] + row["generated_tokens"]) for row in rows]
 
 
 def test_mistakes_reach_the_user(endpoint: str) -> None:

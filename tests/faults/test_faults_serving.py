@@ -188,10 +188,12 @@ def ended_whole(answer: Any) -> bool:
 
 
 def controller_that_hangs_is_said_and_replaced(model: Path) -> None:
-    """Stop Serve's controller by a signal: `status` says so, `up` has another one take over the same replicas."""
+    """Stop Serve's controller by a signal: requests go on, `status` says so, `up` has another one take over."""
     before, pid = running(), controller_pid()
+    endpoint = endpoints.endpoint()
     os.kill(pid, signal.SIGSTOP)
     wait_for_stop(pid)  # the fault is there
+    assert [ask(endpoint) for _ in range(3)] == [200] * 3
     began = time.monotonic()
     with pytest.raises(endpoints.ControllerSilent, match="controller does not answer"):
         endpoints.status()

@@ -68,3 +68,12 @@ def test_the_changes_for_on_premise_machines_are_enough(config: dict[str, Any]) 
     prepared = prepare_config(config)
     validate_config(prepared)
     assert prepared["available_node_types"]["local.cluster.node"]["min_workers"] == 2
+
+
+def test_grafana_is_told_of_the_folder_that_tandems_dashboard_lies_in(config: dict[str, Any]) -> None:
+    from ray.dashboard.modules.metrics import metrics_head
+
+    start, observe = config["head_start_ray_commands"][-2:]
+    assert f"export {metrics_head.GRAFANA_DASHBOARD_OUTPUT_DIR_ENV_VAR}=$HOME/observe/dashboards;" in start
+    assert observe == "sh ~/tandem/cluster/observe/start.sh"
+    assert config["file_mounts"]["~/tandem/cluster"] == "cluster"

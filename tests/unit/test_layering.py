@@ -82,7 +82,7 @@ def test_only_one_place_imports(library, home):
 def test_specs_import_only_pydantic_names_and_the_standard_library():
     light = ("cluster.names.", "cluster.precision.", "cluster.errors.", "serve.engines.table", "serve.wire.")
     light += ("jobs.spec_sections.", "jobs.spec_rules.", "jobs.spec_schedule.", "cluster.strict.", "serve.runtime_env")
-    light += ("cluster.mistakes.", "cluster.home.", "serve.keys.place")
+    light += ("cluster.mistakes.", "cluster.home.", "serve.keys.place", "serve.scaling.settings.")
     specs = [f"jobs/{name}.py" for name in ("spec", "spec_sections", "spec_rules", "spec_schedule")]
     for spec in (
         *specs,
@@ -91,6 +91,7 @@ def test_specs_import_only_pydantic_names_and_the_standard_library():
         "serve/engines/table.py",
         "serve/wire.py",
         "serve/keys/place.py",
+        "serve/scaling/settings.py",
     ):
         tops = {t.split(".")[0] for name, t in imports(for_types=False) if name == spec and not t.startswith(light)}
         assert tops - sys.stdlib_module_names <= {"pydantic", "pydantic_core"}, spec

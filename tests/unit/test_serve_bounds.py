@@ -130,7 +130,7 @@ def test_a_context_that_the_model_cannot_have_is_refused_before_a_replica_starts
         ("models: {m: {model: d, upscale_delay_s: 3}}", "models.m.upscale_delay_s"),
         ("models: {m: {model: d, replicas: 2, downscale_delay_s: 3}}", "models.m.downscale_delay_s"),
         ("models: {m: {model: d, replicas: {min: 2, max: 2}, downscale_delay_s: 3}}", "models.m.downscale_delay_s"),
-        ("models: {m: {model: d, replicas: {target_ongoing: 3}}}", "models.m.replicas.target_ongoing"),
+        ("models: {m: {model: d}}\ngateway: {replicas: {target_ongoing: 3}}", "gateway.replicas.target_ongoing"),
         ("models: {m: {model: d}}\ngateway: {upscale_delay_s: 3}", "gateway.upscale_delay_s"),
     ],
 )

@@ -78,7 +78,7 @@ def with_keys(directory: Path, tmp_path: Path) -> Callable[[Callable[[Endpoint],
     return run
 
 
-def test_every_route_but_health_asks_for_a_key(with_keys) -> None:
+def test_every_route_but_health_and_static_files_asks_for_a_key(with_keys) -> None:
     async def scenario(endpoint: Endpoint) -> None:
         app = routes.build(lambda: None)  # type: ignore[arg-type, return-value]
         paths = {(method, route.path) for route in app.routes for method in getattr(route, "methods", ())}
@@ -86,8 +86,10 @@ def test_every_route_but_health_asks_for_a_key(with_keys) -> None:
         for method, path in paths:
             for other in ({}, {"host": "x/health?"}):
                 answer = await endpoint.client.request(method, path.replace("{name}", "tiny"), headers=other)
-                assert (answer.status_code == 401) == (path != "/health"), (method, path)
-        assert (await endpoint.client.get("/nothing")).status_code == 401
+                assert (answer.status_code == 401) == (path not in ("/health", "/")), (method, path)
+        for path in ("/nothing", "/page/nothing.js", "/page/app.js/x", "/page"):
+            assert (await endpoint.client.get(path)).status_code == 401
+        assert (await endpoint.client.get("/page/app.js")).status_code == 200
         assert (await endpoint.client.get("/health/")).status_code == 200
 
     with_keys(scenario)
@@ -183,6 +185,31 @@ def test_a_budget_ends_a_stream_in_the_middle_and_what_comes_after(with_keys) ->
         assert 20 <= prompt + generated <= 20 + 8, "no more than a chunk is above the budget"
         after = await endpoint.complete(key)
         assert (after.status_code, after.headers["x-should-retry"]) == (429, "false")
+
+    with_keys(scenario)
+
+
+def test_responses_are_admitted_and_counted_the_same_way(with_keys) -> None:
+    async def scenario(endpoint: Endpoint) -> None:
+        hello = {"model": "tiny", "input": "def add", "temperature": 0, "ignore_eos": True}
+        key = endpoint.key(concurrency=1, tokens_per_day=80)
+        whole = await endpoint.client.post("/v1/responses", json={**hello, "max_output_tokens": 5}, headers=key)
+        told = whole.json()["usage"]
+        assert await endpoint.used() == (1, told["input_tokens"], 5)
+        streamed = await endpoint.client.post(
+            "/v1/responses", json={**hello, "stream": True, "max_output_tokens": 100}, headers=key
+        )
+        assert "x-tandem-model-version" in streamed.headers
+        names = [line[7:] for line in streamed.text.splitlines() if line.startswith("event: ")]
+        assert names[0] == "response.created"
+        assert names[-2:] == ["response.failed", "error"]
+        assert '"code":"insufficient_quota"' in streamed.text
+        requests, prompt, generated = await endpoint.used()
+        assert (requests, prompt) == (2, 2 * told["input_tokens"])
+        assert 80 <= prompt + generated <= 80 + 8, "no more than a chunk is above the budget"
+        assert (await endpoint.client.post("/v1/responses", json=hello, headers=key)).status_code == 429
+        none = await endpoint.client.post("/v1/responses", json=hello, headers=endpoint.key("bob", models=("digits",)))
+        assert none.status_code == 404
 
     with_keys(scenario)
 

@@ -1,10 +1,8 @@
-"""A request waits for a replica while one may come, and no longer than the bound; then it is a 503 with the reason."""
+"""A request waits for a replica while one may come, and no longer than the bound; then it is a 503 with its reason."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 from ray.serve.schema import (
@@ -16,64 +14,66 @@ from ray.serve.schema import (
 )
 from ray.serve.schema import ReplicaState as State
 
-from serve.api.body import ApiError
 from serve.deploy import readiness
+from serve.deploy.readiness import Why
 
 
-def saying(value: Any) -> Callable[[], Awaitable[Any]]:
-    async def say() -> Any:
-        return value
+class Waits:
+    """Calls that have waited too long, until they are refused."""
 
-    return say
+    def __init__(self, usable: bool = False) -> None:
+        self.usable = usable
+        self.refused_with: str | None = None
+
+    def overdue(self, longer_than_s: float) -> bool:
+        return self.refused_with is None
+
+    def give_up(self, longer_than_s: float, why: str) -> None:
+        self.refused_with = why
 
 
-async def asked(answer: Awaitable[Any], has_replica: bool, reason: str | None, wait_s: float = 0.02) -> Any:
-    return await readiness.bounded(answer, "m", saying(has_replica), saying(reason), wait_s, check_s=0.005)
+def watched(waits: Waits, *reasons: Why) -> list[Why]:
+    """Watch for a moment; return the reasons that were not asked for."""
+    left = list(reasons)
+
+    async def reason() -> Why:
+        return left.pop(0)
+
+    async def run() -> None:
+        watching = asyncio.create_task(readiness.watch(waits, reason, wait_s=1, check_s=0.002))
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+            if not left:
+                break
+        await asyncio.sleep(0.005)
+        watching.cancel()
+
+    asyncio.run(run())
+    return left
 
 
-def test_an_answer_passes() -> None:
-    assert asyncio.run(asked(asyncio.sleep(0.01, "text"), False, "none", wait_s=5)) == "text"
+def test_without_hope_calls_are_refused_with_the_reason() -> None:
+    waits = Waits()
+    assert watched(waits, Why("no room", hopeful=False)) == []
+    assert waits.refused_with == "no room"
 
 
-def test_without_a_replica_it_is_a_503_with_reason_and_retry_after_and_the_request_ends() -> None:
-    async def run() -> tuple[ApiError, bool]:
-        task = asyncio.ensure_future(asyncio.sleep(60))
-        with pytest.raises(ApiError) as refused:
-            await asked(task, False, "its replicas are starting")
-        await asyncio.sleep(0)
-        return refused.value, task.cancelled()
+def test_while_one_is_on_its_way_they_wait() -> None:
+    waits = Waits()
+    assert watched(waits, Why("starting", True), Why("starting", True), Why("it fails", False)) == []
+    assert waits.refused_with == "it fails"
 
-    error, is_cancelled = asyncio.run(run())
-    assert (error.status, error.headers) == (503, {"retry-after": "10"})
+
+def test_with_a_replica_nobody_is_asked() -> None:
+    waits = Waits(usable=True)
+    assert len(watched(waits, Why("none", False))) == 1
+    assert waits.refused_with is None
+
+
+def test_the_answer_is_a_503_with_retry_after() -> None:
+    error = readiness.unavailable("m", "its replicas are starting")
+    assert (error.status, error.code, error.headers) == (503, "not_ready", {"retry-after": "10"})
     assert error.message == "'m' has no replica that is ready: its replicas are starting"
-    assert is_cancelled
-
-
-@pytest.mark.parametrize(("has_replica", "reason"), [(True, "none"), (False, None)])
-def test_behind_a_replica_that_runs_it_waits_for_its_turn(has_replica: bool, reason: str | None) -> None:
-    """None: the controller knows a replica that has not told of itself."""
-    assert asyncio.run(asked(asyncio.sleep(0.08, "late"), has_replica, reason)) == "late"
-
-
-def test_a_failure_passes_and_the_end_of_a_stream() -> None:
-    async def failing(error: Exception) -> None:
-        raise error
-
-    for error in (ValueError("x"), StopAsyncIteration()):
-        with pytest.raises(type(error)):
-            asyncio.run(asked(failing(error), True, None))
-
-
-def test_a_client_that_goes_away_ends_the_request() -> None:
-    async def run() -> bool:
-        task = asyncio.ensure_future(asyncio.sleep(60))
-        waiting = asyncio.ensure_future(asked(task, True, None))
-        await asyncio.sleep(0.02)
-        waiting.cancel()
-        await asyncio.wait({waiting, task}, timeout=5)
-        return task.cancelled()
-
-    assert asyncio.run(run())
 
 
 def overview(
@@ -84,23 +84,29 @@ def overview(
 
 
 @pytest.mark.parametrize(
-    ("application", "said"),
+    ("application", "said", "hopeful"),
     [
-        (None, "not deployed"),
-        (overview({State.STARTING: 1}), "are starting"),
-        (overview({}), "being started"),
-        (overview({State.STARTING: 1}, "Deployment 'engine' in application 't.m' has 1 replicas that have taken more "
-                  "than 30s to be scheduled."), "no room"),
+        (None, "not deployed", False),
+        (overview({State.STARTING: 1}), "are starting", True),
+        (overview({State.STOPPING: 1}), "being started", True),
+        (overview({}), "being started", True),
+        (overview({}, "1 replicas that have taken more than 30s to be scheduled."), "no room", False),
+        (overview({State.STOPPING: 1}, "1 replicas that have taken more than 30s to be scheduled."), "no room", True),
         (overview({}, "The deployment failed to start 3 times in a row.\n  File \"/secret/x.py\"",
-                  DeploymentStatus.DEPLOY_FAILED), "fail while they start"),
+                  DeploymentStatus.DEPLOY_FAILED), "fail while they start", False),
+        (overview({State.RUNNING: 1, State.STARTING: 1}), "do not answer", True),
     ],
 )  # fmt: skip
-def test_the_reason_tells_no_paths(application: ApplicationStatusOverview | None, said: str) -> None:
+def test_the_reason_tells_no_paths_and_whether_waiting_is_worth_it(
+    application: ApplicationStatusOverview | None, said: str, hopeful: bool
+) -> None:
     why = readiness.why_none(application)
-    assert why is not None
-    assert said in why
-    assert "/secret" not in why
+    assert said in why.reason
+    assert why.hopeful == hopeful
+    assert "/secret" not in why.reason
 
 
-def test_one_that_runs_needs_no_reason() -> None:
-    assert readiness.why_none(overview({State.RUNNING: 1, State.STARTING: 1})) is None
+def test_one_that_is_deployed_and_scaled_to_nothing_is_no_hope() -> None:
+    deployed = overview({})
+    deployed.status = ApplicationStatus.RUNNING
+    assert not readiness.why_none(deployed).hopeful

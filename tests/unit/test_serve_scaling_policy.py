@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from serve.scaling.policy import Bounds, Decision, Look, WorkPolicy
+from serve.scaling.policy import Look, WorkPolicy
+from serve.scaling.steps import Bounds, Decision
 
 SPEED = 500.0
 
@@ -27,7 +28,9 @@ class World:
         self.coming = [at for at in self.coming if at > self.now]
         done = min(self.queue + arrives, self.ready * SPEED)
         self.queue += arrives - done
-        look = Look(self.now, arrives, self.queue, 0.0, done, self.ready, len(self.coming))
+        full = self.ready > 0 and done >= 0.95 * self.ready * SPEED
+        by_slots = (done + self.queue) / SPEED
+        look = Look(self.now, arrives, self.queue, 0.0, done, self.ready, len(self.coming), full, by_slots)
         decision = self.policy.decide(look)
         self.decisions.append(decision)
         more = decision.replicas - self.ready - len(self.coming)
@@ -77,12 +80,12 @@ def test_it_comes_down_when_it_stays_quiet_and_forgets_the_wave() -> None:
     for _ in range(4):
         world.seconds(40, 10 * SPEED)
         world.seconds(40, 0)
-    assert policy.hold_s > 30
+    assert policy.steps.hold_s > 30
     assert world.seconds(1000, 0)[-1] == 1
     for _ in range(12):
         world.seconds(60, 10 * SPEED)
         world.seconds(3000, 0)
-    assert policy.hold_s == 30
+    assert policy.steps.hold_s == 30
 
 
 def test_zero_and_back() -> None:

@@ -51,14 +51,10 @@ def test_what_is_missing_is_said(changed: dict[str, Any], said: str) -> None:
 
 
 def test_load_that_adds_replicas_is_nothing_missing_until_there_is_no_room() -> None:
-    deployment: dict[str, Any] = {
-        "target_num_replicas": 2,
-        "status": "UPSCALING",
-        "deployment_config": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}},
-    }
-    assert endpoints._least(deployment) == 1
-    assert endpoints._least({**deployment, "status": "UNHEALTHY"}) == 2
-    assert endpoints._least({**deployment, "deployment_config": {"autoscaling_config": None}}) == 2
+    scaled = {"bounds": {"least": 1, "most": 2}}
+    assert endpoints._least(2, scaled) == 1
+    assert endpoints._least(0, {"bounds": {"least": 0, "most": 2}}) == 0
+    assert endpoints._least(2, None) == 2
     growing = model()
     growing["replicas"] = {"running": 1, "target": 2, "least": 1, "states": []}
     assert shortfalls.of_model(growing) is None

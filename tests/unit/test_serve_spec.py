@@ -36,13 +36,13 @@ def test_there_are_examples() -> None:
 def test_a_model_alone_is_enough() -> None:
     spec = specfile.loads("models: {m: {model: 'models:/m@champion'}}", ServeSpec)
     model = spec.models["m"]
-    assert (model.bounds.min, model.bounds.max, model.target_ongoing) == (1, 1, 8)
+    assert (model.bounds.min, model.bounds.max, model.scales) == (1, 1, False)
     assert spec.http.port is None
 
 
 def test_replicas_as_bounds() -> None:
-    spec = specfile.loads("models: {m: {model: d, max_batch: 4, replicas: {min: 1, max: 3}}}", ServeSpec)
-    assert (spec.models["m"].bounds.max, spec.models["m"].target_ongoing) == (3, 2)
+    spec = specfile.loads("models: {m: {model: d, replicas: {min: 0, max: 3}}, k: {model: d}}", ServeSpec)
+    assert (spec.models["m"].bounds.max, spec.models["m"].scales, spec.models["m"].at_start) == (3, True, 1)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,15 @@ def test_replicas_as_bounds() -> None:
         ("models: {m: {model: d, replica: 2}}", "did you mean `replicas`?"),
         ("models: {m: {model: d, replicas: {min: 3, max: 2}}}", "`max` is 2, less than `min`, which is 3"),
         ("models: {m: {model: d, replicas: 0}}", "greater than or equal to 1"),
+        ("models: {m: {model: d, replicas: {min: 0, max: 0}}}", "greater than or equal to 1"),
+        (
+            "models: {m: {model: d}}\ngateway: {replicas: {min: 0, max: 2}}",
+            "a gateway that is not there cannot be woken",
+        ),
+        (
+            "models: {m: {model: d, replicas: {max: 2, target_ongoing: 8}}}",
+            "`models.m.replicas.target_ongoing`: does nothing for a model",
+        ),
         ("models: {../m: {model: d}}", "is not a valid name"),
         ("models: {m: {model: d}}\nname: a/b", "is not a valid name"),
         ("models: {m: {model: d}}\nhttp: {port: 70000}", "65535"),

@@ -10,21 +10,22 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from serve.engines.protocol import EngineError, FinishReason, RequestError, TokenLogprobs
+from serve.engines.protocol import EngineError, FinishReason, RequestError, SamplingParams, TokenLogprobs
 from serve.engines.torch import logprobs
 from serve.engines.torch.sampler import RequestSampler, choose
 from serve.engines.torch.scheduler import Chunk, Sequence, Step
 
 
 class Chosen(NamedTuple):
-    """A token was chosen, or the prompt was scored and none was wanted."""
+    """A token was chosen, or what came with the request was scored and none was wanted."""
 
     token: int | None
     finish_reason: FinishReason | None
     shown: bool
     """Whether the token is part of the text; the one that ends it is not."""
     logprobs: TokenLogprobs | None
-    prompt_logprobs: tuple[TokenLogprobs, ...]
+    given_logprobs: tuple[TokenLogprobs, ...]
+    """Of the tokens that came with the request, where they are wanted; once."""
 
 
 Event = Chosen | EngineError | RequestError
@@ -38,7 +39,9 @@ class Completion:
     loop: asyncio.AbstractEventLoop
     events: deque[Event] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    given_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    over: FinishReason | None = None
+    """Why no token is wanted: the text ended with what came with the request."""
     closed: bool = False
     """The last event was sent or nobody listens any more."""
 
@@ -91,17 +94,25 @@ def _accept(sequence: Sequence, token: int | None, reported: TokenLogprobs | Non
     if constraint is not None and constraint.failure is not None:  # its text would look whole
         field = "response_format" if sequence.request.params.grammar is None else "tools"
         return RequestError(field, "this schema cannot be followed to the end of a text: it is too complex")
-    scored = tuple(sequence.context.prompt_logprobs)
-    sequence.context.prompt_logprobs = []
-    if sequence.max_tokens == 0:
-        return Chosen(None, "length", False, None, scored)
+    scored = tuple(sequence.context.given_logprobs)
+    sequence.context.given_logprobs = []
+    if sequence.context.over is not None:
+        return Chosen(None, sequence.context.over, False, None, scored)
     sequence.tokens.append(token)
-    params = sequence.request.params
-    ended = (token in eos and not params.ignore_eos) or token in params.stop_token_ids
-    return Chosen(token, "stop" if ended else _finish_reason(sequence), not ended, reported, scored)
+    return Chosen(
+        token, finish_reason(sequence, eos), not is_end(token, sequence.request.params, eos), reported, scored
+    )
 
 
-def _finish_reason(sequence: Sequence) -> FinishReason | None:
+def is_end(token: int, params: SamplingParams, eos: frozenset[int]) -> bool:
+    """Say whether a token ends the text and is no part of it."""
+    return (token in eos and not params.ignore_eos) or token in params.stop_token_ids
+
+
+def finish_reason(sequence: Sequence, eos: frozenset[int]) -> FinishReason | None:
+    """Return why the text ends with the last token of a sequence, if it does; its stop strings are not looked at."""
+    if sequence.completion_tokens and is_end(sequence.tokens[-1], sequence.request.params, eos):
+        return "stop"
     constraint = sequence.context.sampler.constraint
     if constraint is not None and constraint.complete:
         return "stop"
@@ -109,7 +120,7 @@ def _finish_reason(sequence: Sequence) -> FinishReason | None:
 
 
 def _score(chunks: list[Chunk], logits: torch.Tensor) -> torch.Tensor:
-    """Note the log-probabilities of prompts that want them; return the logits of the completing rows alone."""
+    """Note the log-probabilities of given tokens where wanted; return the logits of the completing rows alone."""
     last_rows, first = [], 0
     for chunk in chunks:
         sequence = chunk.sequence
@@ -123,11 +134,11 @@ def _score(chunks: list[Chunk], logits: torch.Tensor) -> torch.Tensor:
 
 
 def _score_chunk(sequence: Sequence, start: int, logits: torch.Tensor) -> None:
-    """Note the log-probabilities of the prompt's tokens that follow those at `start` and on."""
-    told, prompt = sequence.context.prompt_logprobs, sequence.request.prompt_token_ids
+    """Note the log-probabilities of the given tokens that follow those at `start` and on."""
+    told, given = sequence.context.given_logprobs, sequence.given
     if start == 0:
-        told[:] = [TokenLogprobs(prompt[0], None, ())]  # it may have given way in the middle and begin again
-    following = prompt[start + 1 : start + 1 + len(logits)]
+        told[:] = [TokenLogprobs(given[0], None, ())]  # it may have given way in the middle and begin again
+    following = given[start + 1 : start + 1 + len(logits)]
     if following:
         alternatives = [sequence.request.params.logprobs or 0] * len(following)
         told += logprobs.report(logits[: len(following)], following, alternatives)

@@ -55,6 +55,14 @@ class RequestSampler:
         """Return the request's next uniform number in [0, 1)."""
         return self._generator.random()
 
+    def resume(self, generated: Sequence[int]) -> None:
+        """Come to where a sampler is that has chosen these tokens: as many numbers drawn, all of them remembered."""
+        for token in generated:
+            if not self.params.greedy:
+                self.draw()
+            if self.changes_logits:
+                self.observe(token)
+
     def change(self, logits: np.ndarray) -> None:
         """Apply the schema's mask, bias and penalties to a row [vocab], in place."""
         if self.constraint is not None:

@@ -46,7 +46,12 @@ class Sequence:
     """Names of the contents of the first blocks, as far as they were needed."""
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt_token_ids)
+        self.tokens = list(self.given)
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The tokens that came with the request: the prompt, and what another engine has generated."""
+        return self.request.prompt_token_ids + self.request.generated
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,12 +67,14 @@ class Sequence:
 
     @property
     def scored(self) -> bool:
-        """Whether the logits of every prompt token are wanted still."""
-        return self.request.params.prompt_logprobs and self.completion_tokens == 0
+        """Whether the logits of every token that came with the request are wanted still."""
+        request = self.request
+        wanted = request.params.logprobs is not None if request.generated else request.params.prompt_logprobs
+        return wanted and self.completion_tokens == len(request.generated)
 
     @property
     def read_whole(self) -> bool:
-        """Whether something is wanted of every token of the prompt, so that none of them may be skipped."""
+        """Whether something is wanted of every token that came, so that none of them may be skipped."""
         return self.pooled or self.scored
 
     def name(self, block: int) -> bytes:

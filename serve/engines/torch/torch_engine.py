@@ -22,15 +22,16 @@ import numpy as np
 from serve.engines.grammar import Constraint, Grammars
 from serve.engines.precision import best_device, dtype_for
 from serve.engines.protocol import Delta, EngineLoad, GenerationRequest, Pooling, RequestError
-from serve.engines.text import Decoder, TextStream
+from serve.engines.text import Decoder
 from serve.engines.torch import startup
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import BLOCK, BlockPool
-from serve.engines.torch.completion import Chosen, Completion, events
+from serve.engines.torch.completion import Completion, events
 from serve.engines.torch.loop import StepLoop
 from serve.engines.torch.pooling import Pooled
 from serve.engines.torch.sampler import RequestSampler
 from serve.engines.torch.scheduler import Scheduler, Sequence
+from serve.engines.torch.sequence_text import SequenceText, resume
 
 Precision = Literal["auto", "bf16", "fp32", "int8", "int4"]
 DEFAULT_MAX_CONTEXT = 4096
@@ -141,23 +142,22 @@ class TorchEngine:
         """Stream a completion; see the protocol."""
         constraint = await self._checked(request)
         sequence = self._sequence(request, constraint)
-        text = self._text(request)
+        text = SequenceText(request, self._decode)
+        if request.generated:
+            await asyncio.to_thread(resume, sequence, text, self._eos)
         self._steps.submit(sequence)
-        tokens = 0
         try:
             async for event in events(sequence.context):
-                tokens += event.token is not None
-                delta = _delta(event, text, len(request.prompt_token_ids), tokens)
-                yield delta
-                if delta.finish_reason is not None:
+                for delta in text.deltas(event):
+                    yield delta
+                if text.ended:
                     return
         finally:
             self._steps.cancel(sequence)
 
-    def _text(self, request: GenerationRequest) -> TextStream:
-        params = request.params
-        before = request.prompt_token_ids if request.continues_prompt else ()
-        return TextStream(self._decode.showing(params.visible_tokens), params.stop, params.min_tokens, before)
+    def resumes(self, request: GenerationRequest) -> bool:
+        """See ResumingEngine: it can, unless the cache is smaller here than where the text was begun."""
+        return len(request.prompt_token_ids) + len(request.generated) <= self.max_context
 
     async def embed(self, request_id: str, prompt_token_ids: tuple[int, ...]) -> np.ndarray:
         """Return a text's vector; see the protocol. It is read in the same steps as prompts of completions are."""
@@ -213,6 +213,7 @@ class TorchEngine:
         if room < 1 and not (room == 0 and params.max_tokens == 0):
             raise RequestError("prompt", f"has {len(prompt)} tokens; the context of {self.max_context} leaves no room")
         self._check_vocabulary("prompt", prompt)
+        self._check_vocabulary("generated", request.generated)
         for field, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             self._check_vocabulary(field, tuple(tokens))
         if params.min_tokens and len(self._eos.union(params.stop_token_ids)) >= self._vocab_size:
@@ -228,24 +229,8 @@ class TorchEngine:
         prompt, params = request.prompt_token_ids, request.params
         ends = [token for token in (*self._eos, *params.stop_token_ids) if token < self._vocab_size]
         sampler = RequestSampler(params, prompt, constraint, ends)
-        completion = Completion(sampler, asyncio.get_running_loop())
+        completion = Completion(sampler, asyncio.get_running_loop(), over=None if params.max_tokens else "length")
         return Sequence(request, min(params.max_tokens, self.max_context - len(prompt)), completion)
-
-
-def _delta(event: Chosen, text: TextStream, prompt_tokens: int, completion_tokens: int) -> Delta:
-    """Return what an event adds to a text: whole characters, nothing of a stop string."""
-    piece = text.push(event.token) if event.token is not None and event.shown else ""
-    if event.finish_reason is not None and not text.stopped:
-        piece += text.flush()
-    return Delta(
-        text=piece,
-        token_ids=() if event.token is None else (event.token,),
-        finish_reason="stop" if text.stopped else event.finish_reason,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        logprobs=() if event.logprobs is None else (event.logprobs,),
-        prompt_logprobs=event.prompt_logprobs,
-    )
 
 
 def eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -1,0 +1,1 @@
+"""The description of all routes at /openapi.json, made from what the parsers read."""

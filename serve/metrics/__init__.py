@@ -1,0 +1,1 @@
+"""What is counted of an endpoint, and how Prometheus reads it."""

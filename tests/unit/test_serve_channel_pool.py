@@ -1,0 +1,433 @@
+"""Which replica a gateway sends a call to, and how calls wait for one, over real connections, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+import pytest
+import uvloop
+
+from serve.api.body import ApiError
+from serve.channel import pool as pools
+from serve.channel.pool import Full, NoReplica, Pool, VersionGone
+from serve.channel.server import Server
+from serve.deploy.access import Queue
+from serve.deploy.backend import RayBackend
+from serve.routing.choose import LeastBusy
+from serve.routing.lost import ReplicaLost
+from serve.wire import GenerateCall, Identity, InferCall, Inferred, Load, Opened, ReplicaState
+
+SECRET = b"s" * 32
+WAIT_S = 5.0
+CALL = GenerateCall("r", "x", max_tokens=1)
+
+
+class Replica:
+    """A replica that accepts every call and answers when it is let."""
+
+    def __init__(self, name: str, version: str = "1", slots: int = 4) -> None:
+        self.name, self.version, self.calls = name, version, 0
+        self.dies = False
+        self.server = Server(name, slots, SECRET, self._answer)
+
+    async def _answer(self, call: Any) -> AsyncGenerator[Any, None]:
+        self.calls += 1
+        if self.dies:
+            for peer in self.server.peers:
+                peer._transport.abort()
+        if isinstance(call, InferCall) or call.prompt == "short":
+            yield Inferred(Identity(self.version, None), [{"by": self.name}])
+            return
+        yield Opened(Identity(self.version, None), 1)
+        await asyncio.sleep(3600)
+
+    def state(self) -> ReplicaState:
+        server = self.server
+        return ReplicaState(
+            "m", self.name, self.version, Load(0, 0, 0.0), {}, server.address, server.slots, server.leaving
+        )
+
+
+class Stage:
+    """Replicas that run, and the pool that hears of them."""
+
+    def __init__(self) -> None:
+        self.pool = Pool("m", SECRET, LeastBusy(), patience_s=WAIT_S)
+        self.replicas: dict[str, Replica] = {}
+        self.seats = AsyncExitStack()
+
+    async def add(self, name: str, version: str = "1", slots: int = 4) -> Replica:
+        replica = self.replicas[name] = Replica(name, version, slots)
+        await replica.server.start("127.0.0.1")
+        self.hear()
+        await until(lambda: name in self.pool._members)
+        return replica
+
+    def hear(self) -> None:
+        self.pool.heard(replica.state() for replica in self.replicas.values())
+
+    async def take(self, **wanted: Any) -> str:
+        seat = await self.seats.enter_async_context(self.pool.seat(CALL, **wanted))
+        return seat.member.link.replica_id
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    for _ in range(int(WAIT_S / 0.002)):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it did not happen")
+
+
+def run(scenario: Callable[[Stage], Awaitable[None]]) -> None:
+    async def inside() -> None:
+        stage = Stage()
+        try:
+            await scenario(stage)
+        finally:
+            await stage.seats.aclose()
+            await stage.pool.close()
+            for replica in stage.replicas.values():
+                await replica.server.close()
+
+    uvloop.run(inside())
+
+
+def test_calls_go_where_there_is_least_to_do_up_to_a_little_more_than_the_slots() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("a")
+        await stage.add("b", slots=8)
+        taken = [await stage.take() for _ in range(24)]
+        assert (taken.count("a"), taken.count("b")) == (8, 16)  # 2 for each slot
+        with pytest.raises(Full, match="room"):
+            await stage.take(patience_s=0.01)
+
+    run(scenario)
+
+
+def test_those_that_wait_go_in_turn_when_room_comes() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("a", slots=1)
+        held = [stage.pool.seat(CALL) for _ in range(2)]
+        for seat in held:
+            await seat.__aenter__()
+        order: list[int] = []
+
+        async def wait(number: int) -> None:
+            async with stage.pool.seat(CALL):
+                order.append(number)
+
+        waiting = [asyncio.create_task(wait(number)) for number in range(5)]
+        await until(lambda: stage.pool.waiting == 5)
+        waiting[1].cancel()
+        await held[0].__aexit__(None, None, None)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert order == [0, 2, 3, 4]
+        await held[1].__aexit__(None, None, None)
+        assert [member.own for member in stage.pool._members.values()] == [0]
+
+    run(scenario)
+
+
+def test_one_let_through_as_its_client_leaves_gives_its_room_back() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("a", slots=1)
+        held = [stage.pool.seat(CALL) for _ in range(2)]
+        for seat in held:
+            await seat.__aenter__()
+        waiting = asyncio.create_task(stage.take())
+        await until(lambda: stage.pool.waiting == 1)
+        await held[0].__aexit__(None, None, None)
+        assert stage.pool.waiting == 0, "it was let through"
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await held[1].__aexit__(None, None, None)
+        assert [member.own for member in stage.pool._members.values()] == [0]
+
+    run(scenario)
+
+
+def test_a_call_waits_for_a_replica_to_appear() -> None:
+    async def scenario(stage: Stage) -> None:
+        waiting = [asyncio.create_task(stage.take()) for _ in range(3)]
+        await until(lambda: stage.pool.waiting == 3)
+        await stage.add("a")
+        assert await asyncio.gather(*waiting) == ["a"] * 3
+
+    run(scenario)
+
+
+def test_excluded_replicas_and_other_versions_are_never_chosen() -> None:
+    async def scenario(stage: Stage) -> None:
+        for name, version in (("a", "1"), ("b", "2"), ("c", "2")):
+            await stage.add(name, version)
+        assert [await stage.take(version="2", excluded=frozenset("b")) for _ in range(8)] == ["c"] * 8
+        assert {await stage.take(excluded=frozenset("c")) for _ in range(4)} == {"a", "b"}
+        with pytest.raises(VersionGone, match="version 3"):
+            await stage.take(version="3")
+        with pytest.raises(Full):
+            await stage.take(version="2", excluded=frozenset("b"), patience_s=0.01)
+
+    run(scenario)
+
+
+def test_a_call_goes_back_to_the_replica_it_was_lost_with_where_there_is_no_other() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("a")
+        assert await stage.take(version="1", excluded=frozenset("a")) == "a"
+        await stage.add("b")
+        assert await stage.take(version="1", excluded=frozenset("a")) == "b"
+
+    run(scenario)
+
+
+def test_answers_that_have_begun_go_first_and_are_not_sent_away() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("a", slots=1)
+        held = [stage.pool.seat(CALL) for _ in range(2)]
+        for seat in held:
+            await seat.__aenter__()
+        stage.pool.allow(most=1, slots=1)
+        order: list[str] = []
+
+        async def wait(name: str, version: str | None) -> None:
+            async with stage.pool.seat(CALL, version=version):
+                order.append(name)
+
+        waiting = [asyncio.create_task(wait("new", None))]
+        await until(lambda: stage.pool.waiting == 1)
+        waiting.append(asyncio.create_task(wait("begun", "1")))
+        await until(lambda: stage.pool.waiting == 2)
+        with pytest.raises(Full, match="1 requests wait already"):
+            await stage.take()
+        await held[0].__aexit__(None, None, None)
+        await asyncio.gather(*waiting)
+        assert order == ["begun", "new"]
+        await held[1].__aexit__(None, None, None)
+
+    run(scenario)
+
+
+def test_a_version_that_is_started_again_is_waited_for() -> None:
+    async def scenario(stage: Stage) -> None:
+        first = await stage.add("a", "1")
+        await first.server.close()
+        del stage.replicas["a"]
+        await until(lambda: not stage.pool.usable)
+        waiting = asyncio.create_task(stage.take(version="1"))
+        await until(lambda: stage.pool.waiting == 1)
+        await stage.add("b", "1")
+        assert await waiting == "b"
+
+    run(scenario)
+
+
+def test_one_that_leaves_or_is_lost_is_out_at_once_whatever_was_told() -> None:
+    async def scenario(stage: Stage) -> None:
+        leaving, lost = await stage.add("a"), await stage.add("b")
+        await stage.add("c")
+        told = [replica.state() for replica in stage.replicas.values()]
+        leaving.server.refuse_more()
+        await lost.server.close()
+        await until(lambda: "b" not in stage.pool._members and stage.pool._members["a"].link.leaving)
+        stage.pool.heard(told)
+        assert {await stage.take() for _ in range(5)} == {"c"}
+
+    run(scenario)
+
+
+def test_one_whose_connection_broke_is_connected_to_again() -> None:
+    async def scenario(stage: Stage) -> None:
+        replica = await stage.add("a")
+        (peer,) = replica.server.peers
+        peer._transport.abort()
+        await until(lambda: not stage.pool._members)
+        stage.hear()
+        assert await stage.take() == "a"
+
+    run(scenario)
+
+
+def test_another_replica_at_the_address_is_not_taken_for_the_one_that_was_told_of() -> None:
+    async def scenario(stage: Stage) -> None:
+        replica = Replica("new")
+        await replica.server.start("127.0.0.1")
+        state = replica.state()
+        stage.pool.heard([ReplicaState("m", "old", "1", state.load, {}, state.address, 4)])
+        await until(lambda: not stage.pool._connecting)
+        assert not stage.pool._members
+        await replica.server.close()
+
+    run(scenario)
+
+
+def test_a_silent_replica_gets_no_new_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.channel.client.PING_S", 0.02)
+    monkeypatch.setattr("serve.channel.client.SILENT_S", 0.1)
+
+    async def scenario(stage: Stage) -> None:
+        silent = await stage.add("a")
+        await stage.add("b", slots=8)
+        (peer,) = silent.server.peers
+        peer._transport.pause_reading()
+        await until(lambda: not stage.pool._members["a"].usable)
+        assert {await stage.take() for _ in range(8)} == {"b"}
+        peer._transport.resume_reading()
+        await until(lambda: stage.pool._members["a"].usable)
+        assert await stage.take() == "a"
+
+    run(scenario)
+
+
+def test_too_many_that_wait_are_refused_at_once() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.pool.allow(most=2, slots=4)
+        waiting = [asyncio.create_task(stage.take()) for _ in range(10)]  # what wakes a replica, and two more
+        await until(lambda: stage.pool.waiting == 10)
+        with pytest.raises(Full, match="2 requests wait already"):
+            await stage.take()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert stage.pool.waiting == 0
+
+    run(scenario)
+
+
+def test_those_that_have_waited_long_without_a_replica_are_told_why() -> None:
+    async def scenario(stage: Stage) -> None:
+        long = asyncio.create_task(stage.take())
+        await asyncio.sleep(0.03)
+        short = asyncio.create_task(stage.take())
+        await until(lambda: stage.pool.waiting == 2)
+        stage.pool.give_up(0.02, "it is not deployed")
+        with pytest.raises(NoReplica, match="not deployed"):
+            await long
+        assert not short.done()
+        short.cancel()
+
+    run(scenario)
+
+
+# -- the backend -----------------------------------------------------------------------------------------------------
+
+
+def backend_of(stage: Stage) -> RayBackend:
+    """Return a backend over the stage's pool, which hears of replicas by the stage alone."""
+    backend = RayBackend("x", SECRET, patience_s=WAIT_S)
+    backend.configure({"m": Queue(4, 2, 2)})
+    backend._pools["m"] = stage.pool
+    return backend
+
+
+def test_a_call_that_was_lost_before_its_answer_goes_to_another_replica_once() -> None:
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        first, second = await stage.add("a"), await stage.add("b")
+        first.dies = True
+        answer = await backend.infer("m", InferCall("r", {}))
+        assert isinstance(answer, Inferred)
+        assert answer.predictions == [{"by": "b"}]
+        await stage.add("c")
+        second.dies = stage.replicas["c"].dies = True  # the first one does anyway
+        with pytest.raises(ApiError) as lost:
+            await backend.infer("m", InferCall("poison", {}))
+        assert (lost.value.status, lost.value.code) == (503, "replica_lost")
+        assert sum(replica.calls for replica in stage.replicas.values()) == 2 + 2, "no more than two were ended"
+        assert backend.pending["m"] == 0
+
+    run(scenario)
+
+
+def test_a_call_that_was_given_back_is_none_that_ends_replicas() -> None:
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        leaving = [await stage.add(name) for name in "abc"]
+        for replica in leaving:
+            replica.server.leaving = True  # gateways have not heard of it
+        waiting = asyncio.create_task(backend.infer("m", InferCall("r", {})))
+        await until(lambda: not stage.pool.usable)
+        await stage.add("d")
+        answer = await waiting
+        assert isinstance(answer, Inferred)
+        assert answer.predictions == [{"by": "d"}]
+
+    run(scenario)
+
+
+def test_an_attempt_tells_that_its_replica_was_lost_and_pending_ends_with_the_first_message() -> None:
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        replica = await stage.add("a")
+        async with aclosing(backend.attempt("m", CALL)) as messages:
+            asking = asyncio.create_task(anext(messages))
+            await asyncio.sleep(0)
+            assert backend.pending["m"] == 1
+            await asking
+            assert backend.pending["m"] == 0
+            (peer,) = replica.server.peers
+            peer._transport.abort()
+            with pytest.raises(ReplicaLost):
+                await anext(messages)
+
+    run(scenario)
+
+
+def test_what_one_replica_sends_back_as_too_much_another_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "REFUSED_S", 0.05)
+
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        busy = await stage.add("a")
+        busy.server.most = 0  # other gateways were faster
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(backend.infer("m", InferCall("r", {})), 0.1)
+        await stage.add("b")
+        answer = await backend.infer("m", InferCall("r", {}))
+        assert isinstance(answer, Inferred)
+        assert answer.predictions == [{"by": "b"}]
+        busy.server.most = 8
+        await until(stage.pool._members["a"].candidate)
+        assert busy.calls == 0
+
+    run(scenario)
+
+
+def test_a_stream_that_nobody_reads_holds_no_room_when_its_replica_is_done() -> None:
+    """One request may ask for more texts than there is room for, and reads none before all have begun."""
+
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        backend.configure({"m": Queue(1, 9, 9)})
+        await stage.add("a", slots=1)
+        streams = [backend.attempt("m", GenerateCall("r", "short")) for _ in range(8)]
+        await asyncio.wait_for(asyncio.gather(*(anext(stream) for stream in streams)), WAIT_S)
+        assert [member.own for member in stage.pool._members.values()] == [0]
+        for stream in streams:
+            await stream.aclose()
+        assert [member.own for member in stage.pool._members.values()] == [0]
+
+    run(scenario)
+
+
+def test_what_clients_are_told() -> None:
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        stage.pool._patience_s = backend._patience_s = 0.01
+        with pytest.raises(ApiError) as none:
+            await backend.infer("m", InferCall("r", {}))
+        assert (none.value.status, none.value.code, none.value.headers) == (503, "not_ready", {"retry-after": "10"})
+        await stage.add("a", slots=1)
+        await stage.take()
+        await stage.take()
+        with pytest.raises(ApiError) as full:
+            await backend.infer("m", InferCall("r", {}))
+        assert (full.value.status, full.value.code, full.value.headers) == (429, "overloaded", {"retry-after": "1"})
+        with pytest.raises(ApiError) as gone:
+            await anext(backend.attempt("m", CALL, version="9"))
+        assert (gone.value.status, gone.value.code) == (503, "replica_lost")
+
+    run(scenario)
