@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,7 @@ from serve.api.body import ApiError, shaped
 from serve.front import cuts, exchange, spans
 from serve.front.exchange import Exchange
 
+_NO_SPAN = nullcontext()
 TIMEOUT_HEADER = b"x-tandem-timeout-s"
 
 
@@ -36,7 +38,7 @@ class Front:
                 run.exchange.expires = run.exchange.began + limit_s
                 left = max(0.0, run.exchange.expires - time.monotonic())
                 timer = asyncio.get_running_loop().call_later(left, run.exchange.end, "expired")
-            with spans.of(run.exchange):
+            with spans.of(run.exchange) if spans.wanted() else _NO_SPAN:
                 await self._app(scope, receive, run.send)
         except ApiError as error:
             await run.say(error)
