@@ -32,6 +32,12 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def shaped(path: str, error: ApiError) -> dict[str, Any]:
+    """Return an error's body in the shape of the protocol that the path belongs to."""
+    inference = path == "/v2" or path.startswith("/v2/")
+    return {"error": error.message} if inference else error.body()
+
+
 def parse_json(raw: bytes) -> dict[str, Any]:
     """Read a body as a JSON object in UTF-8, strictly: serve/api/strict_json.py. Raises ApiError (400)."""
     try:

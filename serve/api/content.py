@@ -12,7 +12,7 @@ CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 async def read(parts: AsyncIterable[bytes], coding: str | None, most: int) -> bytes:
-    """Read a body of at most `most` bytes, giving up as soon as it is larger: the proxy in front accepts any size.
+    """Read a body of at most `most` bytes, giving up as soon as it is larger: the server in front accepts any size.
 
     Args:
         coding: the header Content-Encoding.

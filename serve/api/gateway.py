@@ -24,7 +24,7 @@ from serve.api.openai_api import Generation, in_session
 from serve.api.responses.answer import ResponseForm
 from serve.api.responses.parse import parse
 from serve.api.streaming import Choices, Form, Stream, accepted, open_all
-from serve.front import exchange
+from serve.front import cuts, exchange
 from serve.metrics import watch
 from serve.metrics.metrics import Metrics
 from serve.metrics.record import Record
@@ -148,7 +148,8 @@ class Gateway:
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted) as ticket:
             trace = exchange.current().trace
-            streams = [self._backend.generate(card.name, replace(call, trace=trace)) for call in generation.calls]
+            calls = [replace(call, trace=trace) for call in generation.calls]
+            streams = [cuts.in_words(self._backend.generate(card.name, call)) for call in calls]
             opened = await open_all(streams)
             headers = _identity_headers(opened[0].identity) | ticket.headers
             form = form or Choices(generation, f"{card.name}@{opened[0].identity.version}")

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from serve.api import callers, middleware
-from serve.api.body import ApiError
+from serve.api.body import ApiError, shaped
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
 from serve.api.openapi.document import document
@@ -215,5 +215,4 @@ def _answer(request: Request, error: ApiError) -> JSONResponse:
 def _shaped(path: str, error: ApiError) -> JSONResponse:
     """Return an error in the shape of the protocol that the path belongs to."""
     watch.current().error(error.code)
-    inference = path == "/v2" or path.startswith("/v2/")
-    return JSONResponse({"error": error.message} if inference else error.body(), error.status, headers=error.headers)
+    return JSONResponse(shaped(path, error), error.status, headers=error.headers)

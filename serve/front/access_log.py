@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from pathlib import Path
 
 from serve.front.exchange import Exchange
 
 logger = logging.getLogger(__name__)
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 FLUSH_S = 1.0
 MOST_BYTES = 100 * 1024 * 1024
 KEPT = 5
@@ -23,14 +25,15 @@ class AccessLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: list[bytes] = []
+        self._ended: list[Exchange] = []
         self._lost = 0
         self._task: asyncio.Task[None] | None = None
 
     def add(self, ended: Exchange) -> None:
         """Take note of a request that has ended."""
-        if len(self._lines) < MOST_WAITING:
-            self._lines.append(json.dumps(ended.record(), separators=(",", ":")).encode() + b"\n")
+        ended.ended = time.monotonic()
+        if len(self._ended) < MOST_WAITING:
+            self._ended.append(ended)
         else:
             self._lost += 1
 
@@ -50,19 +53,19 @@ class AccessLog:
             await self._flush()
 
     async def _flush(self) -> None:
-        lines, self._lines = self._lines, []
+        ended, self._ended = self._ended, []
         lost, self._lost = self._lost, 0
-        if lost:
-            lines.append(json.dumps({"lost": lost}).encode() + b"\n")
-        if not lines:
+        if not ended and not lost:
             return
         try:
-            await asyncio.to_thread(self._write, b"".join(lines))
+            await asyncio.to_thread(self._write, ended, lost)
         except OSError as error:
-            self._lost += len(lines)
-            logger.error("%s: %d lines could not be written: %s", self.path, len(lines), error.strerror)
+            self._lost += lost + len(ended)
+            logger.error("%s: %d lines could not be written: %s", self.path, len(ended), error.strerror)
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, ended: list[Exchange], lost: int) -> None:
+        records = [*(each.record() for each in ended), *([{"lost": lost}] if lost else [])]
+        content = "".join(f"{_encode(record)}\n" for record in records).encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.write(content)

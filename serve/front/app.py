@@ -7,14 +7,16 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.body import ApiError
-from serve.front import exchange, spans
+from serve.api.body import ApiError, shaped
+from serve.front import cuts, exchange, spans
 from serve.front.exchange import Exchange
 
+_NO_SPAN = nullcontext()
 TIMEOUT_HEADER = b"x-tandem-timeout-s"
 
 
@@ -26,7 +28,7 @@ class Front:
         self._app, self._log, self._most_s = app, log, most_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        run = _Run(scope[exchange.SCOPE_KEY], send)
+        run = _Run(scope[exchange.SCOPE_KEY], scope["path"], send)
         exchange.enter(run.exchange)
         timer = None
         try:
@@ -36,15 +38,15 @@ class Front:
                 run.exchange.expires = run.exchange.began + limit_s
                 left = max(0.0, run.exchange.expires - time.monotonic())
                 timer = asyncio.get_running_loop().call_later(left, run.exchange.end, "expired")
-            with spans.of(run.exchange):
+            with spans.of(run.exchange) if spans.wanted() else _NO_SPAN:
                 await self._app(scope, receive, run.send)
         except ApiError as error:
             await run.say(error)
         except asyncio.CancelledError:
             if run.exchange.cut is None:
                 raise
-            if run.exchange.cut != "gone":
-                await run.say(_expired() if run.exchange.cut == "expired" else _leaving())
+            if said := cuts.told(run.exchange.cut):
+                await run.say(said)
         finally:
             run.exchange.task = None
             if timer is not None:
@@ -55,15 +57,16 @@ class Front:
 class _Run:
     """One request's answer on its way."""
 
-    def __init__(self, running: Exchange, send: Send) -> None:
-        self.exchange, self._send = running, send
+    def __init__(self, running: Exchange, path: str, send: Send) -> None:
+        self.exchange, self._path, self._send = running, path, send
         self._is_events = self._ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.exchange.status = message["status"]
             self._is_events = any(
-                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"]
+                name == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message.get("headers", ())
             )
         else:
             self._ended = not message.get("more_body", False)
@@ -73,7 +76,7 @@ class _Run:
         """End the answer with an error, wherever it is."""
         if self._ended:
             return
-        body = json.dumps(error.body()).encode()
+        body = json.dumps(shaped(self._path, error)).encode()
         if self.exchange.status is None:
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
@@ -103,13 +106,3 @@ def _seconds(value: bytes) -> float:
         message = f"{TIMEOUT_HEADER.decode()} must be a number of seconds above 0 (given: {said!r})"
         raise ApiError(400, message, code="invalid_value", param=TIMEOUT_HEADER.decode())
     return seconds
-
-
-def _leaving() -> ApiError:
-    message = "the gateway ends, and has waited for this answer as long as it may; try again"
-    return ApiError(503, message, code="gateway_leaving", headers={"retry-after": "1"})
-
-
-def _expired() -> ApiError:
-    message = "the request's time was over before its answer was complete"
-    return ApiError(408, message, code="deadline_exceeded", headers={"retry-after": "1"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import secrets
 import time
@@ -24,7 +25,7 @@ Cut = Literal["gone", "expired", "leaving"]
 class Exchange:
     """One request. The routes add what only they know."""
 
-    request_id: str = field(default_factory=lambda: f"req-{secrets.token_hex(12)}")
+    request_id: str = field(default_factory=lambda: f"req-{random.getrandbits(96):024x}")
     is_made: bool = True
     """Whether the id was made here, and is nobody else's."""
     method: str = ""
@@ -40,6 +41,7 @@ class Exchange:
     generated_tokens: int | None = None
     at: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
     first_token: float | None = None
     expires: float | None = None
     """When it is ended, on the clock of `began`."""
@@ -70,12 +72,12 @@ class Exchange:
 
     def record(self) -> dict[str, Any]:
         """Return the log's line. It has nothing of the prompt, nor of the answer."""
-        now = time.monotonic()
+        ended = time.monotonic() if self.ended is None else self.ended
         line = {
             "time": round(self.at, 3),
             "request_id": self.request_id,
-            "client": self.client,
-            "method": self.method,
+            "client": self.client or None,
+            "method": self.method or None,
             "path": self.template,
             "status": self.status,
             "key": self.key or None,
@@ -83,7 +85,7 @@ class Exchange:
             "prompt_tokens": self.prompt_tokens,
             "generated_tokens": self.generated_tokens,
             "ttft_ms": None if self.first_token is None else round(1000 * (self.first_token - self.began), 1),
-            "duration_ms": round(1000 * (now - self.began), 1),
+            "duration_ms": round(1000 * (ended - self.began), 1),
             "trace_id": self.trace.split("-")[1] if self.trace else None,
             "cut": self.cut,
         }

@@ -29,12 +29,11 @@ class _Program(ctypes.Structure):
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens there, beside others of the same user that do. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    found = socket.socket(family, kind, protocol)
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        found.bind(address)
+        found.bind((host, port))
         found.listen(BACKLOG)
         found.setblocking(False)
     except OSError:

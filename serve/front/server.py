@@ -104,8 +104,7 @@ class Server:
     async def _cut(self) -> None:
         """Tell those whose answers are not complete, and close every connection."""
         for connection in self._shared.connections:
-            if connection.exchange is not None and connection.is_answering:
-                connection.exchange.end("leaving")
+            connection.end("leaving")
         end = asyncio.get_running_loop().time() + CUT_S
         while self.open_requests and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.01)

@@ -10,6 +10,14 @@ from typing import Any
 from serve.front.exchange import Exchange
 
 INSTALLED = importlib.util.find_spec("opentelemetry") is not None
+if INSTALLED:
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+
+def wanted() -> bool:
+    """Tell whether spans go anywhere."""
+    return INSTALLED and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 @contextmanager
@@ -18,15 +26,11 @@ def of(exchange: Exchange, provider: Any = None) -> Iterator[None]:
 
     `provider`: OpenTelemetry's, the process's own when left out.
     """
-    if not INSTALLED or (tracer := _tracer(provider)) is None:
-        yield
-        return
-    from opentelemetry.trace import SpanKind
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
+    provider = provider or trace.get_tracer_provider()
     propagator = TraceContextTextMapPropagator()
     parent = propagator.extract({"traceparent": exchange.trace} if exchange.trace else {})
-    with tracer.start_as_current_span(exchange.method, context=parent, kind=SpanKind.SERVER) as span:
+    tracer = provider.get_tracer("tandem.gateway")
+    with tracer.start_as_current_span(exchange.method, context=parent, kind=trace.SpanKind.SERVER) as span:
         carrier: dict[str, str] = {}
         propagator.inject(carrier)
         exchange.trace = carrier.get("traceparent", exchange.trace)
@@ -48,10 +52,3 @@ def _attributes(exchange: Exchange) -> dict[str, Any]:
         "gen_ai.usage.output_tokens": exchange.generated_tokens,
         "tandem.request_id": exchange.request_id,
     }
-
-
-def _tracer(provider: Any) -> Any | None:
-    from opentelemetry import trace
-
-    provider = provider or trace.get_tracer_provider()
-    return None if isinstance(provider, trace.ProxyTracerProvider) else provider.get_tracer("tandem.gateway")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from uvicorn.server import ServerState
 
 from cluster.internals import Internal
 from serve.front import exchange, refusals
-from serve.front.exchange import Exchange
+from serve.front.exchange import Cut, Exchange
 from serve.front.limits import Limits, Pace, overdue
 from serve.front.refusals import Refusal
 
@@ -35,6 +36,8 @@ ASGI: Any = {"version": "3.0", "spec_version": "2.4"}
 REFUSED_BEYOND = 256
 """So many connections above the limit are told why they are refused; further ones are cut."""
 OVER_HEAD_S = 2.0
+MOST_AHEAD = 8
+"""Requests that are read while the first of them is answered."""
 
 
 class Shared:
@@ -82,7 +85,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.shared, self.limits = shared, shared.limits
         self.pace = Pace()
         self.raw_bytes = self.header_bytes = 0
-        self.exchange: Exchange | None = None
+        self.running: deque[tuple[Exchange, Any]] = deque()
+        """What is not answered yet, and uvicorn's part of it, in the order of answers: clients may send ahead."""
         self.refusal: Refusal | None = None
 
     # -- the connection ----------------------------------------------------------------------------------------------
@@ -99,8 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.exchange is not None and self.is_answering:
-            self.exchange.end("gone")
+        self.end("gone")
 
     def data_received(self, data: bytes) -> None:
         if self.parser is None or self.refusal is not None:
@@ -149,7 +152,9 @@ class LimitedProtocol(HttpToolsProtocol):
         begun = exchange.begin(method, self.client[0] if self.client else "", self.headers)
         self.scope[exchange.SCOPE_KEY] = begun  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
-        self.exchange = begun
+        self.running.append((begun, self.cycle))
+        if 1 < len(self.running) <= MOST_AHEAD:
+            self.flow.resume_reading()  # else nobody would see that the client leaves
         self.cycle.default_headers = [*self.cycle.default_headers, (b"x-request-id", begun.request_id.encode())]
         if self.shared.leaving:
             self.cycle.keep_alive = False
@@ -167,6 +172,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.pace.body_since = None
 
     def on_response_complete(self) -> None:
+        self.running.popleft()
         super().on_response_complete()
         if self.pace.head_since is not None:
             self.pace.head_since = self.loop.time()
@@ -207,19 +213,24 @@ class LimitedProtocol(HttpToolsProtocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer for the routes, log it, and close."""
         self.refusal = refusal
-        if self.is_answering and self.cycle.response_started:  # too late for words
+        if len(self.running) > 1 or (self.running and self.cycle.response_started):  # too late for words
             self.transport.close()
             return
-        was = self.exchange if self.is_answering else None
+        was = self.running[0][0] if self.running else None
         said = was or exchange.begin("", self.client[0] if self.client else "", ())
         self.transport.write(refusal.raw(said.request_id))
         self.transport.close()
         said.status = refusal.status
         if was is not None:
-            self.cycle.disconnected = True
-            was.end("gone")  # it is logged where it ends
+            self.end("gone")  # it is logged where it ends
         else:
             self.shared.log(said)
+
+    def end(self, why: Cut) -> None:
+        """End the requests that are not answered yet. With `gone` nobody is there to be told."""
+        for begun, cycle in self.running:
+            cycle.disconnected = cycle.disconnected or why == "gone"
+            begun.end(why)
 
     def send_400_response(self, msg: str) -> None:
         self.refuse(self.refusal or refusals.NO_HTTP)

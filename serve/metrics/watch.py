@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.front import cuts, exchange
 from serve.metrics.record import ModelRecord, Record
 
 CLIENT_LEFT = 499
@@ -113,6 +114,9 @@ class Watched:
             raise
         finally:
             _current.reset(token)
+            if status == CLIENT_LEFT and (said := cuts.told(exchange.current().cut)):
+                status = said.status
+                watch.error(said.code)
             watch.end(self._routes.name(scope["path"]), status)
 
 

@@ -256,6 +256,28 @@ def test_a_client_that_leaves_ends_its_work() -> None:
     run(scenario)
 
 
+def test_requests_that_are_sent_ahead_are_answered_in_turn_and_all_end_with_the_connection() -> None:
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        gate.set()
+        async with serving(gate=gate) as site:
+            ahead = b"GET /held HTTP/1.1\r\nhost: a\r\n\r\nGET /echo HTTP/1.1\r\nconnection: close\r\n\r\n"
+            assert (await site.exchange(ahead)).count(b"HTTP/1.1 200 OK") == 2
+            gate.clear()
+            with pytest.raises(asyncio.TimeoutError):
+                await site.exchange(ahead, 0.2)
+            await until(lambda: [each.cut for each in site.logged] == [None, None, "gone"])
+            assert site.ended == ["held"]
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+            writer.write(STREAM)
+            assert b"data: 1" in await reader.readuntil(b"data: 1\n\n")
+            writer.write(b"nonsense\r\n\r\n")
+            assert b"invalid_request" not in await reader.read(), "not in the middle of another answer"
+            writer.close()
+
+    run(scenario)
+
+
 def test_a_request_s_time_ends_it_in_words() -> None:
     async def scenario() -> None:
         async with serving() as site, httpx.AsyncClient(base_url=site.url) as asking:

@@ -121,6 +121,20 @@ def test_a_request_whose_time_is_over_frees_its_slots(stream: bool) -> None:
     run(scenario)
 
 
+def test_a_response_whose_time_is_over_ends_in_its_own_form() -> None:
+    async def scenario(url: str, backend: Recording, logged: list[Exchange]) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            body = {"model": "chat", "input": "a", "stream": True}
+            answer = await client.post("/v1/responses", json=body, headers={"x-tandem-timeout-s": "0.2"})
+        assert backend.closed == 1
+        assert [line for line in answer.text.splitlines() if line.startswith("event: ")][-2:] == [
+            "event: response.failed",
+            "event: error",
+        ]
+
+    run(scenario)
+
+
 def test_a_span_is_below_the_client_s_and_the_engine_s_will_be_below_it() -> None:
     kept = InMemorySpanExporter()
     provider = TracerProvider()
@@ -141,6 +155,4 @@ def test_a_span_is_below_the_client_s_and_the_engine_s_will_be_below_it() -> Non
         "gen_ai.usage.input_tokens": 7,
         "tandem.request_id": "mine",
     }
-    untouched = Exchange("mine", trace=TRACE)
-    with spans.of(untouched):
-        assert untouched.trace == TRACE, "nobody has said where spans go"
+    assert not spans.wanted(), "nobody has said where spans go"

@@ -12,6 +12,7 @@ from serve.api.body import ApiError
 from serve.api.responses.output import Event, Output
 from serve.api.responses.parse import Wanted
 from serve.api.streaming import Count, Stream, chunks, close_all
+from serve.metrics import watch
 
 
 class ResponseForm:
@@ -56,6 +57,7 @@ class ResponseForm:
             response = self._response(status, usage(prompt_tokens, tokens))
             yield self._sent([*ended, {"type": f"response.{status}", "response": response}])
         except ApiError as error:
+            watch.current().error(error.code)
             failed = self._response("failed", usage(prompt_tokens, tokens), error)
             yield self._sent([{"type": "response.failed", "response": failed}, _error(error)])
         finally:
