@@ -1,7 +1,7 @@
 """The replicas of one model as one gateway reaches them, and the calls that wait for one with room.
 
     pool.heard(states)                          # what replicas told of themselves: new ones are connected to at once
-    async with pool.seat(call) as member: …     # waits, in order, until a replica has room
+    async with pool.seat(call) as seat: …       # waits, in order, until a replica has room
 
 A connection that lives is the truth: a replica whose connection has ended is out at once, whatever was told of it, and
 one that is silent or leaves gets nothing new. Waiting costs nothing but memory: whatever changes lets the next ones go.
@@ -24,8 +24,9 @@ from serve.routing.choose import Candidate, Chooser
 from serve.wire import ReplicaState
 
 logger = logging.getLogger(__name__)
-WINDOW = 1.25
-"""Calls at a replica for each of its slots: one is at hand when a slot frees."""
+WINDOW = 2.0
+"""Calls at a replica for each of its slots, of all gateways: the next is at hand when a slot frees. Requests keep to
+fewer (serve/deploy/access.py); this bounds those that ask for many texts."""
 REFUSED_S = 0.3
 """How long a replica that sent a call back as too much gets no other, unless it tells of its load before."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 2.0
@@ -72,6 +73,22 @@ class Member:
 
 
 @dataclass
+class Seat:
+    """The room that one call has at a replica."""
+
+    pool: Pool
+    member: Member
+    held: bool = True
+
+    def release(self) -> None:
+        """Give the room back: the replica is done with the call. A second time does nothing."""
+        if self.held:
+            self.held = False
+            self.member.own -= 1
+            self.pool.changed()
+
+
+@dataclass
 class Waiting:
     """A call that waits for a replica."""
 
@@ -81,9 +98,15 @@ class Waiting:
     granted: asyncio.Future[Member]
     since: float = field(default_factory=time.monotonic)
 
-    def suits(self, member: Member) -> bool:
-        """Whether a replica is one that it may go to."""
-        return member.link.replica_id not in self.excluded and self.version in (None, member.version)
+    @property
+    def goes_on(self) -> bool:
+        """Whether its client has the beginning of the answer: it is not to be sent away, and goes first."""
+        return self.version is not None
+
+    def suiting(self, members: Iterable[Member]) -> list[Member]:
+        """Return the usable replicas that it may go to; one that it was lost with only where that is all there is."""
+        known = [each for each in members if each.usable and self.version in (None, each.version)]
+        return [each for each in known if each.link.replica_id not in self.excluded] or known
 
 
 class Pool:
@@ -120,22 +143,23 @@ class Pool:
     @asynccontextmanager
     async def seat(
         self, call: Any, excluded: frozenset[str] = ANY, version: str | None = None, patience_s: float | None = None
-    ) -> AsyncIterator[Member]:
+    ) -> AsyncIterator[Seat]:
         """Wait for a replica that has room for the call, in turn, and hold the room.
 
         Args:
-            excluded: replicas that it must not be.
-            version: the version that it must be of; None: any.
+            excluded: replicas that it must not be while there is another: it was lost with them.
+            version: the version that it must be of, since an answer of it has begun; None: any.
             patience_s: how long it may wait, where that is less than the pool's.
 
         Raises:
             NoReplica, Full, VersionGone: see them.
         """
-        member = await self._granted(call, excluded, version, self._patience_s if patience_s is None else patience_s)
+        patience_s = self._patience_s if patience_s is None else patience_s
+        seat = Seat(self, await self._granted(call, excluded, version, patience_s))
         try:
-            yield member
+            yield seat
         finally:
-            self._give_back(member)
+            seat.release()
 
     def refused(self, member: Member) -> None:
         """Take note that a replica sent a call back as too much."""
@@ -161,15 +185,17 @@ class Pool:
         self._last_number += 1
         number = self._last_number
         self._waiting[number] = waiting
+        if waiting.goes_on:
+            self._waiting = {number: waiting, **self._waiting}
         timer = loop.call_later(patience_s, self._end_patience, waiting, patience_s)
         try:
             self._let_through()
-            if not waiting.granted.done() and len(self._waiting) > self._most_waiting():
+            if not (waiting.granted.done() or waiting.goes_on) and len(self._waiting) > self._most_waiting():
                 raise Full(f"{self._most} requests wait already")
             return await waiting.granted
         except asyncio.CancelledError:
             if not waiting.granted.cancelled():  # it was let through in the very moment that its client left
-                self._give_back(waiting.granted.result())
+                Seat(self, waiting.granted.result()).release()
             raise
         finally:
             timer.cancel()
@@ -182,10 +208,6 @@ class Pool:
     def _end_patience(self, waiting: Waiting, patience_s: float) -> None:
         said = f"within {patience_s:g} s"
         _fail(waiting, Full(f"none had room {said}") if self.usable else NoReplica(f"none was there {said}"))
-
-    def _give_back(self, member: Member) -> None:
-        member.own -= 1
-        self.changed()
 
     def changed(self) -> None:
         """Forget the replicas that are lost, and let calls through where there is room."""
@@ -201,7 +223,8 @@ class Pool:
             if waiting.granted.done():
                 continue
             ready = [member for member in self._members.values() if member.usable and member.has_room]
-            fitting = {member.link.replica_id: member for member in ready if waiting.suits(member)}
+            suiting = waiting.suiting(self._members.values())
+            fitting = {member.link.replica_id: member for member in suiting if member.has_room}
             if fitting:
                 shown = [member.candidate() for member in fitting.values()]
                 member = fitting[self._chooser.choose(self._model, waiting.call, shown).replica_id]

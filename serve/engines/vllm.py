@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +24,12 @@ from serve.engines.protocol import (
     GenerationRequest,
     RequestError,
     SamplingParams,
-    TokenLogprobs,
 )
 from serve.engines.rate import Rate
 from serve.engines.replica import GenerativeReplica
 from serve.engines.table import ReplicaSetup, VllmOptions
+from serve.engines.text import Decoder
+from serve.engines.vllm_text import OutputText
 
 LEAST_TEMPERATURE = 0.01
 """vLLM takes a lower one for this."""
@@ -61,6 +63,7 @@ class VllmEngine:
         self._vocab_size = len(tokenizer)
         ends = tokenizer.eos_token_id
         self._grammars = Grammars(tokenizer, self._vocab_size, frozenset() if ends is None else frozenset([ends]))
+        self._decode = Decoder(tokenizer)
         self._llm: Any = None
         self._running = 0
         self._rate = Rate()
@@ -149,22 +152,40 @@ class VllmEngine:
         if params.json_schema is not None or params.grammar is not None:  # vLLM itself would refuse it too late
             await asyncio.to_thread(self._grammars.constraint, params.json_schema, params.grammar)
 
+    def resumes(self, request: GenerationRequest) -> bool:
+        """See ResumingEngine, but for seeds: what was generated is a prompt to vLLM, whose draws begin anew.
+
+        It has no way to a schema's middle, and would not count penalties for, or tell the log-probabilities of, what
+        another one has generated.
+        """
+        params = request.params
+        shaped = params.json_schema is not None or params.grammar is not None or params.logprobs is not None
+        counted = params.presence_penalty != 0 or params.frequency_penalty != 0
+        fits = len(request.prompt_token_ids) + len(request.generated) <= self.max_context
+        return fits and not shaped and not counted
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Stream a completion; see the protocol."""
         from vllm.exceptions import VLLMClientError, VLLMError
 
         await self.check(request)
         room = self.max_context - len(request.prompt_token_ids)
-        wanted = _parameters(request.params, room)
-        prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
-        tokens = 0
+        text = OutputText(request, self._decode)
+        if request.generated:
+            yield text.repeated()
+            if reason := text.over(room):
+                yield text.last(reason)
+                return
+        wanted = _parameters(_remaining(request, room))
+        prompt = {"prompt_token_ids": [*request.prompt_token_ids, *request.generated]}
         self._running += 1
         try:
             async with aclosing(self._llm.generate(prompt, wanted, request.request_id)) as outputs:
                 async for output in outputs:
-                    tokens += len(output.outputs[0].token_ids)
                     self._rate.add(len(output.outputs[0].token_ids))
-                    yield _delta(request, output, tokens)
+                    yield text.delta(output)
+                    if text.ended:  # by a stop string, which vLLM does not look for
+                        return
         except RequestError:
             raise
         except (ValueError, VLLMClientError) as error:
@@ -175,7 +196,18 @@ class VllmEngine:
             self._running -= 1
 
 
-def _parameters(params: SamplingParams, room: int) -> Any:
+def _remaining(request: GenerationRequest, room: int) -> SamplingParams:
+    """Return what is left to do where another engine has begun; with a seed of its own, lest its draws come twice."""
+    params, begun = request.params, len(request.generated)
+    return replace(
+        params,
+        max_tokens=max(1, min(params.max_tokens, room) - begun),
+        min_tokens=max(0, min(params.min_tokens, room) - begun),
+        seed=None if params.seed is None else (params.seed + begun) % 2**63,
+    )
+
+
+def _parameters(params: SamplingParams) -> Any:
     """Return the same in vLLM's words."""
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -196,49 +228,19 @@ def _parameters(params: SamplingParams, room: int) -> Any:
     )
     return VllmSamplingParams(
         **{name: getattr(params, name) for name in same},
-        max_tokens=max(1, min(params.max_tokens, room)),
+        max_tokens=params.max_tokens,
         # vLLM has no top_p of 0, which leaves the most likely token
         top_p=params.top_p or 1.0,
         top_k=max(0, params.top_k) if params.top_p else 1,
         stop_token_ids=list(params.stop_token_ids),
-        skip_special_tokens=not params.visible_tokens,
-        seed=None if params.seed is None else params.seed % 2**63,
-        stop=list(params.stop),
+        detokenize=False,  # OutputText does, and looks for stop strings
+        seed=params.seed,
         logit_bias=dict(params.logit_bias) or None,
         logprobs=params.logprobs,
         prompt_logprobs=(params.logprobs or 0) if params.prompt_logprobs else None,
         structured_outputs=structured,
         output_kind=RequestOutputKind.DELTA,
     )
-
-
-def _delta(request: GenerationRequest, output: Any, completion_tokens: int) -> Delta:
-    """Return what one of vLLM's outputs adds. Raises EngineError when vLLM gave the request up."""
-    told = output.outputs[0]
-    if told.finish_reason not in (None, "stop", "length"):
-        raise EngineError(f"vLLM gave the request up: {told.finish_reason}")
-    prompt, params = request.prompt_token_ids, request.params
-    only_scored = params.max_tokens == 0  # vLLM chooses at least one
-    return Delta(
-        text="" if only_scored else told.text,
-        token_ids=() if only_scored else tuple(told.token_ids),
-        finish_reason="length" if only_scored and told.finish_reason else told.finish_reason,
-        prompt_tokens=len(prompt),
-        completion_tokens=0 if only_scored else completion_tokens,
-        logprobs=() if only_scored else _logprobs(told.token_ids, told.logprobs, params),
-        prompt_logprobs=_logprobs(prompt, output.prompt_logprobs, params),
-    )
-
-
-def _logprobs(tokens: Any, told: Any, params: SamplingParams) -> tuple[TokenLogprobs, ...]:
-    entries = []
-    for token, ranked in zip(tokens, told or (), strict=False):
-        if ranked is None:  # the first token of a prompt
-            entries.append(TokenLogprobs(token, None, ()))
-            continue
-        best = sorted(((one.rank, at, one.logprob) for at, one in ranked.items()))[: params.logprobs or 0]
-        entries.append(TokenLogprobs(token, ranked[token].logprob, tuple((at, value) for _, at, value in best)))
-    return tuple(entries)
 
 
 def _field(message: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from serve.engines.protocol import Delta, Engine, GenerationRequest, RequestError, SamplingParams
 from serve.engines.replica import GenerativeReplica
 from serve.engines.vllm import VllmEngine
-from serve.wire import GenerateCall, Identity, Opened, Tools
+from serve.routing.lost import ReplicaLost
+from serve.routing.resuming import resumed
+from serve.wire import Chunk, GenerateCall, Identity, Opened, Tools
 from tests.support import tiny_models, tool_templates
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
@@ -67,6 +70,7 @@ def test_the_protocol_over_vllm(tmp_path: Path) -> None:
             await structure(engine)
             await calls(engine)
             await bounds(engine)
+            await resumption(engine)
             stream = engine.generate(GenerationRequest("left", (5, 6), SamplingParams(max_tokens=200, ignore_eos=True)))
             await anext(stream)
             assert engine.load().running == 1
@@ -114,6 +118,45 @@ def test_the_protocol_over_vllm(tmp_path: Path) -> None:
             assert json.loads(first) == {"n": 7}
             if not parallel:
                 assert chunks[-1].finish_reason == "tool_calls"
+
+    async def resumption(engine: Engine) -> None:
+        """A greedy text that is lost goes on as it would have; what is held back for stop strings survives the cut."""
+        replica = GenerativeReplica(engine, Identity("1", None), {})
+        losses: list[int] = []
+
+        async def attempt(call: GenerateCall, excluded: Any, version: Any) -> AsyncGenerator[Any, None]:
+            async for message in replica.generate(call):
+                if losses and isinstance(message, Chunk) and message.completion_tokens >= losses[0]:
+                    raise ReplicaLost(f"lost at {losses.pop(0)}")
+                yield message
+
+        async def told(sampling: dict[str, Any], *lost_at: int) -> tuple[str, list[int], int, str | None]:
+            losses[:] = lost_at
+            call = GenerateCall("resumed", (5, 6, 7, 8), {"ignore_eos": True, "temperature": 0, **sampling}, 16)
+            opened, *chunks = [message async for message in resumed(attempt, call)]
+            assert isinstance(opened, Opened), opened
+            assert all(isinstance(chunk, Chunk) for chunk in chunks), chunks
+            assert losses == []
+            ids = [token for chunk in chunks for token in chunk.ids]
+            text = "".join(chunk.text for chunk in chunks)
+            return text, ids, chunks[-1].completion_tokens, chunks[-1].finish_reason
+
+        free = await told({})
+        stop = free[0][-7:-4]
+        stopped = await told({"stop": (stop, free[0][3:5] + "~")})
+        assert (stopped[0], stopped[3]) == (free[0][: free[0].find(stop)], "stop")
+        for sampling, whole in (({}, free), ({"stop": (stop, free[0][3:5] + "~")}, stopped)):
+            assert len(whole[1]) == whole[2]
+            for lost_at in ([1], [2], [whole[2] // 2], [whole[2]], [3, whole[2] - 1]):
+                assert await told(sampling, *lost_at) == whole, lost_at
+        drawn = {"temperature": 0.7, "seed": 3, "repetition_penalty": 1.2, "min_tokens": 9}
+        assert (await told(drawn, 5))[2:] == (16, "length")
+        call = GenerateCall("over", (5, 6, 7, 8), {"temperature": 0, "ignore_eos": True}, 16, generated=tuple(free[1]))
+        over = [message async for message in replica.generate(call)]
+        assert (over[-1].ids, over[-1].completion_tokens, over[-1].finish_reason) == ((), 16, "length")
+        for refused in ({"logprobs": 1}, {"json_schema": "{}"}, {"presence_penalty": 1.0}):
+            (refusal,) = [message async for message in replica.generate(replace(call, sampling=refused))]
+            assert (refusal.status, refusal.code) == (503, "replica_lost")
 
     async def bounds(engine: Engine) -> None:
         """What the protocol allows at the edge of what vLLM does."""

@@ -19,8 +19,7 @@ from serve.api.gateway import Gateway
 from serve.api.openai_api import parse_chat, parse_completion
 from serve.api.openapi.document import OPERATIONS, document
 from serve.api.responses.parse import parse as parse_responses
-from tests.support.predictive import Predicting
-from tests.unit.test_serve_responses import FULL, JUNK, changed, places
+from tests.support.responses import FULL, JUNK, changed, places
 
 APP = routes.build(lambda: None)  # type: ignore[arg-type, return-value]
 ROUTES = [
@@ -135,8 +134,9 @@ def test_tensors_are_described() -> None:
 
 
 def test_it_is_served() -> None:
+    gateway = Gateway(None, max_body_bytes=1, max_prompts=1)  # type: ignore[arg-type]
+
     async def fetched() -> httpx.Response:
-        gateway = Gateway(Predicting({}), 1000, 3)
         transport = httpx.ASGITransport(routes.build(lambda: gateway))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get("/openapi.json")
