@@ -28,6 +28,7 @@ from simulated_pool import Arrivals, Engine, Moment, Outcome, Policy, run
 
 from serve.scaling.decider import Decider, Plan
 from serve.scaling.policy import WorkPolicy
+from serve.scaling.settings import Scaled
 from serve.scaling.steps import Bounds
 from serve.wire import GatewayState, Load, ReplicaState, Work
 
@@ -76,13 +77,14 @@ def _bursts(seconds: float, per_s: float, low: float) -> Callable[[np.ndarray], 
 
 def recorded(path: Path, seconds: float) -> np.ndarray:
     """Return the times that a file's last column has, squeezed into `seconds`."""
-    at = np.sort(np.array([float(line.split()[-1]) for line in path.read_text(encoding="utf-8").splitlines() if line]))
+    lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
+    at = np.sort(np.array([float(line.split()[-1]) for line in lines if line]))
     return (at - at[0]) * (seconds / max(1.0, at[-1] - at[0]))
 
 
 def ours(most: int, least: int = 1) -> Policy:
-    """Return our policy with its defaults."""
-    policy = WorkPolicy(Bounds(least, most))
+    """Return our policy as a spec has it that says nothing but the bounds."""
+    policy = WorkPolicy(Bounds(least, most, hold_s=Scaled().downscale_delay_s, up_after_s=Scaled().upscale_delay_s))
     return lambda moment: policy.decide(moment.look).replicas
 
 

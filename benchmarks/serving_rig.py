@@ -108,7 +108,8 @@ def write_models(folder: Path) -> None:
 
     tiny_models.export(folder / "llama", engine.tokenizer(), engine.random_model("14M"))
     tiny_models.language_model(folder / "tiny")
-    (folder / "instant_engine.py").write_text(INSTANT, encoding="utf-8")
+    (folder / "spec").mkdir()  # what is sent with an engine of one's own is this folder
+    (folder / "spec" / "instant_engine.py").write_text(INSTANT, encoding="utf-8")
 
 
 class Rig:
@@ -131,7 +132,7 @@ class Rig:
 
     def up(self, spec: dict[str, Any]) -> str:
         """Serve a spec, or change what is served to it; returns the address."""
-        path = self.folder / "serve.yaml"
+        path = self.folder / "spec" / "serve.yaml"
         spec = {"drain_s": 20, "start_timeout_s": 120, **spec}
         spec["http"] = {"port": free_port() if not self.endpoint else int(self.endpoint.rsplit(":", 1)[1])}
         path.write_text(yaml.safe_dump(spec), encoding="utf-8")

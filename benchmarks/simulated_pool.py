@@ -214,7 +214,7 @@ class Pool:
             self._leave(now, replica)
 
 
-def run(engine: Engine, arrivals: Arrivals, policy: Policy, first: int, look_s: float = 1.0) -> Outcome:
+def run(engine: Engine, arrivals: Arrivals, policy: Policy, first: int, look_s: float = 0.5) -> Outcome:
     """Let a policy look every `look_s` until the last request has begun; it starts with `first` ready replicas."""
     pool = Pool(engine, arrivals, expected=float(arrivals.generated.mean()))
     pool.scale(-engine.start_s, first)

@@ -103,17 +103,26 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Replicas wanted, ready and leaving",
             "short",
-            [(f"sum by (model, state) (tandem_replicas{MODEL})", "{{model}} {{state}}")],
+            [
+                (f"sum by (model, state) (tandem_replicas{MODEL})", "{{model}} {{state}}"),
+                now("tandem_scaling_replicas_wanted", "wanted"),
+            ],
         ),
         Panel(
             "Decisions of scaling",
             "short",
             [
                 (
-                    f"sum by (model, direction, reason) (increase(tandem_scaling_decisions_total{MODEL}[$__interval]))",
-                    "{{model}} {{direction}}: {{reason}}",
+                    f"sum by (model, direction) (increase(tandem_scaling_decisions_total{MODEL}[$__rate_interval]))",
+                    "{{model}} {{direction}}",
                 )
             ],
+        ),
+        Panel(
+            "Reason of the last decision",
+            "short",
+            [(f"max by (model, reason) (tandem_scaling_last_decision_info{MODEL})", "{{model}}: {{reason}}")],
+            "In words: `tandem serve status`.",
         ),
         Panel("Gateways", "short", [("max(tandem_gateways)", "gateways")]),
     ],

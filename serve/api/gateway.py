@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from serve.api import content, embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
+from serve.api.events import EventStream
 from serve.api.openai_api import Generation, in_session
 from serve.api.responses.answer import ResponseForm
 from serve.api.responses.parse import parse
@@ -158,7 +159,7 @@ class Gateway:
                 ticket.streams()
                 content = ticket.until_its_end(form.events(streams, prompt_tokens, ticket.answer))
                 headers |= EVENT_STREAM_HEADERS
-                return StreamingResponse(content, media_type="text/event-stream", headers=headers)
+                return EventStream(content, headers=headers)
             return JSONResponse(await form.whole(streams, prompt_tokens, ticket.answer), headers=headers)
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------

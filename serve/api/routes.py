@@ -174,15 +174,16 @@ def _add_document(app: FastAPI) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    get = _reading(app)
+    for path in ("/", "/page/{name}"):  # plain routes: static files are no part of the API that /openapi.json tells
+        app.add_route(path, partial(_page, path), methods=["GET", "HEAD"])
 
-    @get("/")
-    @get("/page/{name}")
-    async def page(request: Request) -> Response:
-        file = serving.files().get(request.scope["path"])
-        if file is None:
-            raise HTTPException(404)
-        return serving.answer(file, request.headers.get("if-none-match"))
+
+async def _page(template: str, request: Request) -> Response:
+    exchange.current().template = template
+    file = serving.files().get(request.scope["path"])
+    if file is None:
+        raise HTTPException(404)
+    return serving.answer(file, request.headers.get("if-none-match"))
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -63,10 +63,11 @@ Processes = Annotated[int, typer.Option(min=1, max=256, help="Send from so many 
 MaxOpen = Annotated[
     int, typer.Option(min=1, max=100_000, help="Open loop: requests in flight; more wait in the client.")
 ]
-CaCert = Annotated[Path | None, typer.Option("--cacert", help="Certificates to trust for https, beside none.")]
+CaCert = Annotated[Path | None, typer.Option("--cacert", help="For https: trust these certificates, no others.")]
 Out = Annotated[
     Path | None, typer.Option(help="Write FILE.json and FILE.svg; bench-DATE-TIME here if left out.", metavar="FILE")
 ]
+Plot = Annotated[bool, typer.Option("--plot/--no-plot", help="Write the picture too.")]
 EachRequest = Annotated[bool, typer.Option("--each-request", help="Put every request into the JSON.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
@@ -108,9 +109,10 @@ def bench(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     processes: Processes = 1,
-    max_open: MaxOpen = 4_096,
+    max_open: MaxOpen = 1_024,
     cacert: CaCert = None,
     out: Out = None,
+    plot: Plot = True,
     each_request: EachRequest = False,
     as_json: AsJson = False,
 ) -> None:
@@ -132,7 +134,7 @@ def _bench(given: dict[str, Any]) -> None:
 
     settings, out = _settings(given), given["out"]
     result = report.run(settings, say=lambda line: typer.echo(line, err=True), each_request=given["each_request"])
-    written = report.write(result, out)
+    written = report.write(result, out, given["plot"])
     if given["as_json"]:
         print(json.dumps(result.told, indent=2))
     else:

@@ -12,6 +12,7 @@ from serve.bench import record
 from serve.bench.record import Record
 
 BINS = 60
+MOST_SERIES, ALL = 8, "each answer"
 
 
 def write(records: Sequence[Record], told: dict[str, Any], path: Path) -> None:
@@ -23,12 +24,13 @@ def write(records: Sequence[Record], told: dict[str, Any], path: Path) -> None:
     good = [each for each in records if each.outcome == record.OK]
     bounds = told.get("slo", {}).get("bounds_s", {})
     firsts = {
-        name: [each.ttft for each in good if each.caller == name and each.ttft is not None] for name in _callers(good)
+        name: [each.ttft for each in good if name in (ALL, each.caller) and each.ttft is not None]
+        for name in _series(good)
     }
     _cumulative(axes[0][0], "time to first token", firsts, bounds.get("ttft"))
-    tpot = {"each answer": [each.tpot for each in good if each.tpot is not None]}
+    tpot = {ALL: [each.tpot for each in good if each.tpot is not None]}
     _cumulative(axes[0][1], "time per output token", tpot, bounds.get("tpot"))
-    _cumulative(axes[1][0], "whole answer", {"each answer": [each.e2e for each in good]}, bounds.get("e2e"))
+    _cumulative(axes[1][0], "whole answer", {ALL: [each.e2e for each in good]}, bounds.get("e2e"))
     _over_time(axes[1][1], records)
     settings = told["settings"]
     load = f"{settings['users']} users" if settings["users"] else f"{settings['rate']:g} requests/s arriving"
@@ -42,8 +44,10 @@ def per_second(moments: Sequence[float], weights: Sequence[float], end: float) -
     return (edges[1:] + edges[:-1]) / 2, sums / (edges[1] - edges[0])
 
 
-def _callers(records: Sequence[Record]) -> list[str]:
-    return sorted({each.caller for each in records})
+def _series(records: Sequence[Record]) -> list[str]:
+    """Return the callers to draw apart; more than a picture can hold are drawn as one."""
+    callers = sorted({each.caller for each in records})
+    return callers if len(callers) <= MOST_SERIES else [ALL]
 
 
 def _cumulative(axis: Any, title: str, series: dict[str, list[Any]], bound: float | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 import multiprocessing
 import resource
 import time
@@ -44,22 +45,36 @@ def loop_name() -> str:
     return "uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
 
 
-def make_room(connections: int) -> None:
-    """Let this process and its children have so many connections. Raises UserError where the system does not."""
+def files(connections: int, soft: float, hard: float) -> float:
+    """Return how many files a process may have open from now on.
+
+    Args:
+        connections: that it may need.
+        soft: what it may have open now.
+        hard: what it may ask for.
+
+    Raises:
+        UserError: that is not enough.
+    """
     needed = connections + FILES_BESIDE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        if hard != resource.RLIM_INFINITY and hard < needed:
-            raise UserError(
-                f"{connections:,} connections in a process need {needed:,} open files, and the system allows {hard:,} "
-                "(`ulimit -Hn`): use more --processes or fewer --users (or --max-open)"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if hard < needed:
+        raise UserError(
+            f"{connections:,} connections in a process need {needed:,} open files, and the system allows {hard:,} "
+            "(`ulimit -Hn`): use more --processes, or fewer --users (or --max-open)"
+        )
+    return max(soft, needed)
+
+
+def _make_room(connections: int) -> None:
+    """Let this process and its children have so many connections."""
+    soft, hard = (math.inf if each < 0 else each for each in resource.getrlimit(resource.RLIMIT_NOFILE))
+    if (wanted := files(connections, soft, hard)) > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def run(settings: Settings, rate: WordRate, progress: Progress) -> list[Part]:
     """Send all requests; return each process's part. Raises UserError when a process died."""
-    make_room(-(-(settings.users or settings.max_open) // settings.processes))
+    _make_room(-(-(settings.users or settings.max_open) // settings.processes))
     if settings.processes == 1:
         part = Part(settings, begin_at=time.monotonic() + 0.05)
         return [run_loop(drive.run(part, Workload(settings, rate), _counting(progress)))]

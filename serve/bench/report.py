@@ -97,15 +97,16 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def write(result: Result, out: Path | None) -> list[Path]:
+def write(result: Result, out: Path | None, with_plot: bool = True) -> list[Path]:
     """Write the JSON and the plot; returns their paths. Raises UserError when they cannot be written."""
-    from serve.bench import plot
-
     base = out or Path(time.strftime("bench-%Y%m%d-%H%M%S"))
-    paths = [base.with_name(base.name + suffix) for suffix in (".json", ".svg")]
+    paths = [base.with_name(base.name + suffix) for suffix in ((".json", ".svg") if with_plot else (".json",))]
     try:
         paths[0].write_text(json.dumps(result.told, indent=2) + "\n", encoding="utf-8")
-        plot.write(result.records, result.told, paths[1])
+        if with_plot:
+            from serve.bench import plot
+
+            plot.write(result.records, result.told, paths[1])
     except OSError as error:
         raise UserError(f"--out: the results cannot be written: {error}") from None
     return paths

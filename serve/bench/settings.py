@@ -83,7 +83,7 @@ class Settings:
     slo: tuple[tuple[str, float], ...] = ()
     """Bounds in seconds, by name."""
     processes: int = 1
-    max_open: int = 4_096
+    max_open: int = 1_024
     """Requests of the open loop in flight; more wait in the client, which is counted."""
     cacert: str | None = None
 

@@ -36,7 +36,10 @@ async def warm(settings: Settings) -> Warm:
     Raises:
         UserError: nothing answers, or no request of the warm-up succeeds.
     """
-    client, key = Client(settings.target, settings.cacert), settings.callers[0].key
+    try:
+        client, key = Client(settings.target, settings.cacert), settings.callers[0].key
+    except OSError as error:
+        raise UserError(f"--cacert: {settings.cacert} cannot be read as certificates: {error}") from None
     try:
         model, server = await asyncio.wait_for(_model(client, settings, key), LIST_S)
         found = Warm(model, WordRate(), server)

@@ -88,8 +88,11 @@ class Link(asyncio.Protocol):
         """Whether the replica answers."""
         return time.monotonic() - self._heard < SILENT_S
 
-    async def stream(self, call: Any) -> AsyncGenerator[Any, None]:
+    async def stream(self, call: Any, on_end: Callable[[], None] = lambda: None) -> AsyncGenerator[Any, None]:
         """Send a call and yield what it is answered with. Closing it cancels the call.
+
+        Args:
+            on_end: called when the replica is done with the call, though what it said may not have been read yet.
 
         Raises:
             ReplicaLost: the replica, or the way to it, is no more; or it leaves and gave the call back.
@@ -100,7 +103,7 @@ class Link(asyncio.Protocol):
         if self.lost:
             raise ReplicaLost(self.replica_id)
         self._last_stream += 1
-        number, mailbox = self._last_stream, Mailbox()
+        number, mailbox = self._last_stream, Mailbox(on_end)
         frame = encode(Kind.CALL, number, call)
         self._streams[number] = mailbox
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from serve.wire import Chunk
@@ -24,7 +24,9 @@ class Ended(Exception):
 class Mailbox:
     """The messages of one stream, in order, and then how it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[], None] = lambda: None) -> None:
+        """`on_end` is called once, when nothing more will come, whether what came was read or not."""
+        self._on_end = on_end
         self._messages: deque[Any] = deque()
         self._end: Exception | None = None
         self._arrived: asyncio.Future[None] | None = None
@@ -43,8 +45,10 @@ class Mailbox:
 
     def end(self, how: Exception | None = None) -> None:
         """Say that nothing more comes, and what the reader is to be told after all messages; the first word counts."""
-        self._end = self._end or how or Ended()
-        self._wake()
+        if self._end is None:
+            self._end = how or Ended()
+            self._on_end()
+            self._wake()
 
     async def take(self) -> Any:
         """Return the next message: all chunks that wait, as one.

@@ -1,7 +1,7 @@
 """The replicas of one model as one gateway reaches them, and the calls that wait for one with room.
 
     pool.heard(states)                          # what replicas told of themselves: new ones are connected to at once
-    async with pool.seat(call) as member: …     # waits, in order, until a replica has room
+    async with pool.seat(call) as seat: …       # waits, in order, until a replica has room
 
 A connection that lives is the truth: a replica whose connection has ended is out at once, whatever was told of it, and
 one that is silent or leaves gets nothing new. Waiting costs nothing but memory: whatever changes lets the next ones go.
@@ -24,8 +24,9 @@ from serve.routing.choose import Candidate, Chooser
 from serve.wire import ReplicaState
 
 logger = logging.getLogger(__name__)
-WINDOW = 1.25
-"""Calls at a replica for each of its slots: one is at hand when a slot frees."""
+WINDOW = 2.0
+"""Calls at a replica for each of its slots, of all gateways: the next is at hand when a slot frees. Requests keep to
+fewer (serve/deploy/access.py); this bounds those that ask for many texts."""
 REFUSED_S = 0.3
 """How long a replica that sent a call back as too much gets no other, unless it tells of its load before."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 2.0
@@ -69,6 +70,22 @@ class Member:
         """Return what the chooser is shown of it."""
         link = self.link
         return Candidate(link.replica_id, self.version, link.slots, self.own, link.others)
+
+
+@dataclass
+class Seat:
+    """The room that one call has at a replica."""
+
+    pool: Pool
+    member: Member
+    held: bool = True
+
+    def release(self) -> None:
+        """Give the room back: the replica is done with the call. A second time does nothing."""
+        if self.held:
+            self.held = False
+            self.member.own -= 1
+            self.pool.changed()
 
 
 @dataclass
@@ -126,7 +143,7 @@ class Pool:
     @asynccontextmanager
     async def seat(
         self, call: Any, excluded: frozenset[str] = ANY, version: str | None = None, patience_s: float | None = None
-    ) -> AsyncIterator[Member]:
+    ) -> AsyncIterator[Seat]:
         """Wait for a replica that has room for the call, in turn, and hold the room.
 
         Args:
@@ -137,11 +154,12 @@ class Pool:
         Raises:
             NoReplica, Full, VersionGone: see them.
         """
-        member = await self._granted(call, excluded, version, self._patience_s if patience_s is None else patience_s)
+        patience_s = self._patience_s if patience_s is None else patience_s
+        seat = Seat(self, await self._granted(call, excluded, version, patience_s))
         try:
-            yield member
+            yield seat
         finally:
-            self._give_back(member)
+            seat.release()
 
     def refused(self, member: Member) -> None:
         """Take note that a replica sent a call back as too much."""
@@ -177,7 +195,7 @@ class Pool:
             return await waiting.granted
         except asyncio.CancelledError:
             if not waiting.granted.cancelled():  # it was let through in the very moment that its client left
-                self._give_back(waiting.granted.result())
+                Seat(self, waiting.granted.result()).release()
             raise
         finally:
             timer.cancel()
@@ -190,10 +208,6 @@ class Pool:
     def _end_patience(self, waiting: Waiting, patience_s: float) -> None:
         said = f"within {patience_s:g} s"
         _fail(waiting, Full(f"none had room {said}") if self.usable else NoReplica(f"none was there {said}"))
-
-    def _give_back(self, member: Member) -> None:
-        member.own -= 1
-        self.changed()
 
     def changed(self) -> None:
         """Forget the replicas that are lost, and let calls through where there is room."""

@@ -83,8 +83,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     _warn_of_emulation(spec)
     running = _running_address(spec.name)
     at = address.choose(spec.http, running)
-    if spec.http.tls:
-        tls.check(spec.http.tls.certificate, spec.http.tls.key)
+    certificate = tls.check(spec.http.tls.certificate, spec.http.tls.key) if spec.http.tls else None
     address.start_serve()
     environment = _replica_environment()
     secret = state_actor.start(spec.name, environment)
@@ -94,7 +93,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     there = scaling.there()
     targets = [_model_target(spec, model, environment, secret, code, nodes, there) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
-    targets.append(_gateway_target(spec, models, environment, secret, there, at))
+    targets.append(_gateway_target(spec, models, environment, secret, there, at, certificate))
     ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     try:
         waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
@@ -222,6 +221,7 @@ def _gateway_target(
     secret: bytes,
     there: Mapping[str, int],
     at: Address,
+    certificate: str | None,
 ) -> ray_serve.RunTarget:
     gateway: GatewaySpec = spec.gateway
     settings = GatewaySettings(
@@ -235,6 +235,7 @@ def _gateway_target(
         at.port,
         at.certificate,
         spec.http.tls.key if spec.http.tls else None,
+        certificate,
         spec.drain_s,
         gateway.max_request_s,
         Limits(reader_s=spec.http.slow_reader_s, connections=gateway.max_connections),

@@ -124,15 +124,15 @@ class RayBackend:
             pool = self._pool(model)
             while True:
                 patience_s = deadline - asyncio.get_running_loop().time()
-                async with pool.seat(call, excluded, version, patience_s) as member:
+                async with pool.seat(call, excluded, version, patience_s) as seat:
                     try:
-                        async with aclosing(member.link.stream(call)) as messages:
+                        async with aclosing(seat.member.link.stream(call, seat.release)) as messages:
                             async for message in messages:
                                 accepted()
                                 yield message
                         return
                     except Busy:
-                        pool.refused(member)
+                        pool.refused(seat.member)
 
     async def _answered(self, model: str, call: InferCall | EmbedCall) -> Any:
         left = TRIES

@@ -36,7 +36,7 @@ from serve.metrics.record import Record
 from serve.wire import GatewayState
 
 logger = logging.getLogger(__name__)
-CUT_BEFORE_S = 1.0
+CUT_BEFORE_S = 2.0
 """What a leaving gateway has not answered is cut so long before Serve would kill it, so that its last counts are
 written."""
 
@@ -56,6 +56,8 @@ class GatewaySettings:
     port: int = 0
     certificate: str | None = None
     key: str | None = None
+    certificate_digest: str | None = None
+    """A renewed certificate is another one, though its path is the same."""
     drain_s: float = 30.0
     max_request_s: float | None = None
     limits: Limits = field(default_factory=Limits)

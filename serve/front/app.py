@@ -43,8 +43,8 @@ class Front:
         except asyncio.CancelledError:
             if run.exchange.cut is None:
                 raise
-            if run.exchange.cut == "expired":
-                await run.say(_expired())
+            if run.exchange.cut != "gone":
+                await run.say(_expired() if run.exchange.cut == "expired" else _leaving())
         finally:
             run.exchange.task = None
             if timer is not None:
@@ -103,6 +103,11 @@ def _seconds(value: bytes) -> float:
         message = f"{TIMEOUT_HEADER.decode()} must be a number of seconds above 0 (given: {said!r})"
         raise ApiError(400, message, code="invalid_value", param=TIMEOUT_HEADER.decode())
     return seconds
+
+
+def _leaving() -> ApiError:
+    message = "the gateway ends, and has waited for this answer as long as it may; try again"
+    return ApiError(503, message, code="gateway_leaving", headers={"retry-after": "1"})
 
 
 def _expired() -> ApiError:

@@ -16,7 +16,8 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """What a client may name its request: nothing that would be something else in a log, a header or a page."""
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 """W3C Trace Context, version 00."""
-Cut = Literal["gone", "expired"]
+Cut = Literal["gone", "expired", "leaving"]
+"""The client has left, its time is over, or the gateway leaves and has waited as long as it may."""
 
 
 @dataclass

@@ -19,6 +19,8 @@ LOOK_S = 0.5
 QUIET_S = 16.0
 """A leaving gateway closes a connection that has been quiet for so long: clients' pools close theirs after 5 to 15 s,
 so that hardly any sends a request just then."""
+CUT_S = 0.5
+"""What is cut ends within this: nothing but its clean-up is left."""
 FILES_BESIDE = 512
 
 
@@ -43,7 +45,7 @@ class Server:
     @property
     def port(self) -> int:
         """Where it listens."""
-        return int(self._socket.getsockname()[1])
+        return self._port
 
     @property
     def open_requests(self) -> int:
@@ -64,6 +66,7 @@ class Server:
         """Listen. Raises OSError where nothing can."""
         _allow_files(self._limits.connections + FILES_BESIDE)
         self._socket = listening.listen(self._host, self._port)
+        self._port = int(self._socket.getsockname()[1])
         patience_s = self._limits.head_s if self._tls else None
         loop = asyncio.get_running_loop()
         self._date()
@@ -80,15 +83,15 @@ class Server:
         """Take no more connections, end what runs within `limit_s`, and close."""
         if self._server is None or self._watch is None:
             return
+        server, self._server = self._server, None
         await listening.until_empty(self._socket)
-        self._server.close()
+        server.close()
         self._socket.close()
         self._shared.leaving = True
         quiet_s = QUIET_S if await listening.answers(self._host, self._port) else 0.0
         await self._drained(quiet_s, limit_s)
+        await self._cut()
         self._watch.cancel()
-        for connection in self._shared.connections:
-            connection.transport.abort()
 
     async def _drained(self, quiet_s: float, limit_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -97,6 +100,17 @@ class Server:
             for connection in connections:
                 connection.leave(quiet_s, now)
             await asyncio.sleep(0.1)
+
+    async def _cut(self) -> None:
+        """Tell those whose answers are not complete, and close every connection."""
+        for connection in self._shared.connections:
+            if connection.exchange is not None and connection.is_answering:
+                connection.exchange.end("leaving")
+        end = asyncio.get_running_loop().time() + CUT_S
+        while self.open_requests and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.01)
+        for connection in self._shared.connections:
+            connection.transport.abort()
 
     async def _watched(self) -> None:
         loop = asyncio.get_running_loop()

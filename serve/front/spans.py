@@ -13,9 +13,12 @@ INSTALLED = importlib.util.find_spec("opentelemetry") is not None
 
 
 @contextmanager
-def of(exchange: Exchange) -> Iterator[None]:
-    """Run a request in a span below the client's; what it goes on to is told of this one."""
-    if not INSTALLED or (tracer := _tracer()) is None:
+def of(exchange: Exchange, provider: Any = None) -> Iterator[None]:
+    """Run a request in a span below the client's; what it goes on to is told of this one.
+
+    `provider`: OpenTelemetry's, the process's own when left out.
+    """
+    if not INSTALLED or (tracer := _tracer(provider)) is None:
         yield
         return
     from opentelemetry.trace import SpanKind
@@ -47,8 +50,8 @@ def _attributes(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def _tracer() -> Any | None:
+def _tracer(provider: Any) -> Any | None:
     from opentelemetry import trace
 
-    provider = trace.get_tracer_provider()
+    provider = provider or trace.get_tracer_provider()
     return None if isinstance(provider, trace.ProxyTracerProvider) else provider.get_tracer("tandem.gateway")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from pathlib import Path
 
@@ -48,8 +49,12 @@ def trusting(certificate: str) -> ssl.SSLContext:
     return made
 
 
-def check(certificate: str, key: str) -> None:
-    """Shake hands with ourselves in memory. Raises UserError for a certificate that clients could not accept."""
+def check(certificate: str, key: str) -> str:
+    """Shake hands with ourselves in memory, and return a digest of the certificate.
+
+    Raises:
+        UserError: clients could not accept it.
+    """
     server, client = context(certificate, key), trusting(certificate)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
@@ -63,6 +68,7 @@ def check(certificate: str, key: str) -> None:
         raise UserError(f"http.tls.certificate: {certificate}: {error.verify_message}") from error
     except ssl.SSLError as error:
         raise UserError(f"http.tls: {certificate} and {key}: {error.reason or error}") from error
+    return hashlib.sha256(Path(certificate).read_bytes()).hexdigest()[:16]
 
 
 def _is_done(end: ssl.SSLObject) -> bool:

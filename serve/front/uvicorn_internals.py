@@ -30,6 +30,8 @@ ENTRIES = (
         "uvicorn serves on a given socket inside a running loop, and stops accepting before it closes",
     ),
 )
+ASGI: Any = {"version": "3.0", "spec_version": "2.4"}
+"""A client that leaves is no matter of the routes: their task is cancelled. So nothing needs to listen for it."""
 REFUSED_BEYOND = 256
 """So many connections above the limit are told why they are refused; further ones are cut."""
 OVER_HEAD_S = 2.0
@@ -124,6 +126,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["asgi"] = ASGI
         self.header_bytes = 0
         if self.pace.head_since is None:
             self.pace.head_since = self.loop.time()

@@ -58,14 +58,18 @@ SERIES: dict[str, Series] = {
     "tandem_streams_resumed_total": Series("counter", ("model",), "Answers that went on at another replica."),
     "tandem_requests_running": Series("gauge", ("model",), "Sequences that the replicas work on."),
     "tandem_requests_waiting": Series("gauge", ("model",), "Requests that wait for a turn or a replica."),
-    "tandem_replicas": Series("gauge", ("model", "state"), "Replicas: ready, leaving, and as many as are wanted."),
+    "tandem_replicas": Series(
+        "gauge", ("model", "state"), "Replicas that take requests, and that finish what they have."
+    ),
     "tandem_cache_tokens_used": Series("gauge", ("model",), "Tokens in the KV caches of all replicas."),
     "tandem_cache_tokens_capacity": Series("gauge", ("model",), "Tokens that the KV caches of all replicas hold."),
     "tandem_tokens_per_second": Series("gauge", ("model",), "Tokens that the replicas generate a second now."),
     "tandem_gateways": Series("gauge", (), "Gateways that answer."),
+    "tandem_scaling_replicas_wanted": Series("gauge", ("model",), "Replicas that scaling wants."),
     "tandem_scaling_decisions_total": Series(
-        "counter", ("model", "direction", "reason"), "Changes of the number of replicas."
+        "counter", ("model", "direction"), "Changes of the number of replicas that scaling has decided."
     ),
+    "tandem_scaling_last_decision_info": Series("gauge", ("model", "reason"), "1 for the reason of the last change."),
 }
 OF_GATEWAYS = frozenset(name for name, series in SERIES.items() if series.kind != "gauge") - {
     "tandem_scaling_decisions_total"

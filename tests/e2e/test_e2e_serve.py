@@ -26,7 +26,8 @@ from serve import cli, endpoints
 from serve.api import routes
 from serve.api.callers import OPEN_PATHS
 from serve.spec import GatewaySpec, HttpSpec, KeysSpec, ServeSpec
-from tests.support import tiny_models
+from tests.conftest import free_port
+from tests.support import certificates, tiny_models
 from tracking import registry
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -171,6 +172,25 @@ def test_only_loopback_listens(endpoint: str) -> None:
     assert listening == {"127.0.0.1"}
 
 
+def test_requests_are_logged_without_what_they_ask(client: openai.OpenAI) -> None:
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "x-request-id": "mine-1"}
+    answer = client.with_options(default_headers=trace).completions.with_raw_response.create(
+        model="tiny", prompt="a secret", max_tokens=3, extra_body={"ignore_eos": True}
+    )
+    assert answer.headers["x-request-id"] == "mine-1"
+    logs = home.home() / "ray" / "session_latest" / "logs" / "serve"
+
+    def written() -> str:
+        return "".join(path.read_text() for path in logs.glob("access_tandem_*.jsonl"))
+
+    _until(lambda: '"mine-1"' in written(), 5, "no line of the request")
+    (line,) = [json.loads(each) for each in written().splitlines() if '"mine-1"' in each]
+    assert {"path": "/v1/completions", "status": 200, "model": "tiny", "generated_tokens": 3}.items() <= line.items()
+    assert line["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert 0 < line["ttft_ms"] <= line["duration_ms"]
+    assert "secret" not in written()
+
+
 def test_a_closed_connection_frees_its_slots(endpoint: str) -> None:
     # 32 texts of 1,000 tokens are many seconds of work; what is left of it must not be done.
     body = {"model": "tiny", "prompt": ["a"] * 32, "max_tokens": 1000, "ignore_eos": True, "stream": True}
@@ -297,6 +317,38 @@ def test_mistakes_reach_the_user(endpoint: str) -> None:
         endpoints.up(spec(None).model_copy(update={"http": HttpSpec(port=taken)}))
 
 
+def test_the_endpoint_goes_over_to_another_port_and_to_tls(endpoint: str, tmp_path: Path) -> None:
+    """No request at the old address fails before the new one is there."""
+    certificate, key = certificates.make(tmp_path, "elsewhere.example")
+    http = HttpSpec.model_validate({"port": free_port(), "tls": {"certificate": certificate, "key": key}})
+    answers: list[int] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=endpoint, timeout=60) as asking:
+            while not ended.is_set():
+                answers.append(asking.get("/v1/models").status_code)
+
+    def said(line: str) -> None:
+        if line.startswith("tandem: running"):
+            ended.set()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        outcome = endpoints.up(spec(None).model_copy(update={"http": http}), said)
+    finally:
+        ended.set()
+        asking.join()
+    assert set(answers) == {200}
+    assert outcome["endpoint"] == f"https://127.0.0.1:{http.port}"
+    status = CliRunner().invoke(cli.app, ["status"])
+    assert (status.exit_code, outcome["endpoint"] in status.output) == (0, True), status.output
+    asked = CliRunner().invoke(cli.app, ["chat", "--prompt", "hello"])
+    assert asked.exit_code == 0, asked.output
+    _until(lambda: _refused(endpoint), 20, "the old gateway goes on")
+
+
 def test_down_leaves_nothing(endpoint: str) -> None:
     done = CliRunner().invoke(cli.app, ["down"])
     assert "stopped tandem, tandem.tiny" in done.output
@@ -322,6 +374,14 @@ async def _keep_streaming(client: httpx.AsyncClient, stop: threading.Event) -> N
             lines = [line async for line in answer.aiter_lines()]
             assert answer.status_code == 200, lines
             assert "data: [DONE]" in lines, lines[-3:]
+
+
+def _refused(endpoint: str) -> bool:
+    try:
+        httpx.get(f"{endpoint}/health")
+    except httpx.ConnectError:
+        return True
+    return False
 
 
 def _busy(endpoint: str) -> dict[str, Any]:

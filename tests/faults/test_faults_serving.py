@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -116,6 +117,7 @@ def test_replicas_that_no_longer_answer_are_replaced_and_ended(
     both = spec(model, 2).model_dump(exclude_unset=True)
     both["models"]["own"] = {**own, "replicas": 2, "resources": {"cpus_per_replica": 0.5}}
     both["models"]["tiny"]["resources"] = {"cpus_per_replica": 0.5}
+    both["gateway"] = {"replicas": 2}
     endpoint = endpoints.up(ServeSpec.model_validate(both), print, tmp_path / "serve.yaml")["endpoint"]
     askings = [Asking(lambda: ask(endpoint)), Asking(lambda: infer(endpoint)), Asking(lambda: infer(endpoint))]
     before = {name: running(name) for name in ("tiny", "own")}
@@ -138,11 +140,51 @@ def test_replicas_that_no_longer_answer_are_replaced_and_ended(
     assert lost == []
     (gone,) = [pid for old, pid in before["own"].items() if old not in running("own")]
     assert not psutil.pid_exists(gone)
+    gateway_that_is_killed_leaves_the_port_to_the_other(endpoint)
     endpoints.up(spec(model, 1), print)
     wait_for(lambda: len(running()) == 1, 20)
     assert ask(endpoint) == 200
     controller_that_hangs_is_said_and_replaced(model)
     assert ask(endpoint) == 200
+
+
+def gateway_that_is_killed_leaves_the_port_to_the_other(endpoint: str) -> None:
+    """Its clients lose their connections, further ones are answered at once, and another gateway takes its place."""
+    before = gateways()
+    assert len(before) == 2
+    name, pid = next(iter(before.items()))
+    streaming = [urllib.request.urlopen(stream(endpoint), timeout=60) for _ in range(16)]
+    for each in streaming:
+        assert each.readline().startswith(b"data: ")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(pid), 5)  # the fault is there
+    assert [ask(endpoint) for _ in range(20)] == [200] * 20
+    whole = sum(ended_whole(each) for each in streaming)
+    print(f"{whole} of 16 streams went on")
+    assert 0 < whole < 16, "the kernel had given each gateway some"
+    print(f"another gateway after {wait_for(lambda: name not in gateways() and len(gateways()) == 2, 30):.1f} s")
+    assert [ask(endpoint) for _ in range(20)] == [200] * 20
+
+
+def gateways() -> dict[str, int]:
+    """Return the pids of the gateways that run, by the replica's id."""
+    replicas = endpoints._details()["applications"]["tandem"]["deployments"]["gateway"]["replicas"]
+    return {replica["replica_id"]: replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
+
+
+def stream(endpoint: str) -> urllib.request.Request:
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    return urllib.request.Request(
+        f"{endpoint}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+
+
+def ended_whole(answer: Any) -> bool:
+    """Read a stream to its end; a cut one raises, or lacks the last event."""
+    try:
+        return bool(answer.read().endswith(b"data: [DONE]\n\n"))
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def controller_that_hangs_is_said_and_replaced(model: Path) -> None:

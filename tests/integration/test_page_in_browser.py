@@ -19,6 +19,7 @@ from tests.support.browser import Browser, Page
 from tests.support.site import HOSTILE, Site, served
 
 pytestmark = pytest.mark.skipif(browser.installed() is None, reason="the page in a browser: Chromium is not installed")
+STATUS = "document.querySelector('#status')"
 LONG = {"type": "string", "minLength": 3000}
 """What takes the model seconds to write."""
 
@@ -127,7 +128,7 @@ def test_a_stream_is_seen_as_it_comes_and_stopped_at_once(page: Page, site: Site
     assert 20 < len(text) < 3000
     idle(site)
     assert "stopped by you" in page.run("document.querySelector('.assistant .facts').textContent")
-    assert page.run("document.querySelector('#status').textContent") == "Stopped."
+    assert page.run(f"{STATUS}.textContent") == "Stopped."
     assert page.run("document.querySelector('#log').getAttribute('aria-busy')") == "false"
 
 
@@ -233,7 +234,8 @@ def test_all_of_it_works_by_keyboard(page: Page, site: Site) -> None:
     tab_to(page, "prompt")
     page.type("def add")
     page.press("Enter", "Control")
-    text = page.wait("document.querySelector('#completion-figures').textContent && continuation.textContent")
+    page.wait(f"{STATUS}.textContent.startsWith('Done: ')")
+    text = page.run("document.querySelector('#continuation').textContent")
     tab_to(page, "take-over")
     page.press("Enter")
     assert page.run("document.querySelector('#prompt').value") == "def add" + text
@@ -268,6 +270,38 @@ def test_a_key_is_asked_for_where_the_endpoint_wants_one_and_kept_in_the_tab(sit
         page.wait("document.querySelector('#key-dialog').open && document.querySelector('#key-why').textContent")
         assert page.run("[sessionStorage.length, localStorage['tandem.key'] ?? null]") == [0, None]
         assert page.complaints() == []
+
+
+def test_what_came_before_a_stream_broke_is_kept_beside_the_error(site: Site, chromium: Browser) -> None:
+    with chromium.page(site.keyed) as page:
+        page.wait("document.querySelector('#key-dialog').open")
+        page.type(site.key("bob", tokens_per_day=100))
+        page.press("Enter")
+        page.wait("document.body.dataset.view === 'chat'")
+        put(page, response_format="json_schema", schema=LONG)
+        say(page, "write")
+        told = page.wait("document.querySelector('#log .error')?.textContent")
+        assert "budget of tokens (100 a day) is spent" in told
+        assert "insufficient_quota" in told
+        assert len(answered(page)[1]) > 20
+    idle(site)
+
+
+def test_events_are_read_however_the_bytes_are_cut(page: Page) -> None:
+    read = """async (texts) => {
+      const { events } = await import(new URL('page/stream.js', document.baseURI));
+      const whole = new TextEncoder().encode(texts);
+      const body = new ReadableStream({ start(out) {
+        for (const byte of whole) out.enqueue(new Uint8Array([byte]));
+        out.close();
+      } });
+      const found = [];
+      try { for await (const data of events(body)) found.push(data) } catch (error) { found.push(error.message) }
+      return found
+    }"""
+    whole = json.dumps("data: é😀\r\n\r\n: a remark\n\ndata:x\n\ndata: [DONE]\n\ndata: more\n\n")
+    assert page.run(f"({read})({whole})") == ["é😀", "x"]
+    assert page.run(f"({read})('data: a\\n\\ndata: b')") == ["a", "the connection ended before the answer did"]
 
 
 @pytest.fixture
@@ -346,6 +380,7 @@ def test_html_from_a_model_is_text(page: Page) -> None:
     say(page, HOSTILE)
     assert answered(page) == [HOSTILE, json.dumps(HOSTILE)]
     page.reload()
+    page.wait("document.body.dataset.view === 'chat'")
     assert answered(page) == [HOSTILE, json.dumps(HOSTILE)]
     pick(page, "flats", "#in-area")
     for name in ("area", "id", "rooms-0", "rooms-1", "rooms-2"):

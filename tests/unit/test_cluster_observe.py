@@ -47,8 +47,9 @@ def told() -> dict[str, set[str]]:
     record.error("m", "overloaded")
     record.keys.add("alice", "m", "prompt", 1)
     extra = [
-        Sample("tandem_replicas", {"model": "m", "state": "wanted"}, 1),
-        Sample("tandem_scaling_decisions_total", {"model": "m", "direction": "up", "reason": "rate"}, 1),
+        Sample("tandem_scaling_replicas_wanted", {"model": "m"}, 1),
+        Sample("tandem_scaling_decisions_total", {"model": "m", "direction": "up"}, 1),
+        Sample("tandem_scaling_last_decision_info", {"model": "m", "reason": "rate"}, 1),
     ]
     body, _ = write([record.snapshot(["m"])], [*of_replicas(["m"], [], Counter(), 1), *extra], None)
     families = text_string_to_metric_families(body.decode())

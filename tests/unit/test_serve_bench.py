@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import UserError
-from serve.bench import arrivals, figures, lengths, plot, settings
+from serve.bench import arrivals, figures, lengths, plot, processes, settings
 from serve.bench.answers import StreamedAnswer, WholeAnswer
 from serve.bench.lengths import Length
 from serve.bench.record import CUT, OK, RATE_LIMITED, Record
@@ -228,6 +228,15 @@ def test_callers_come_from_options_a_file_or_the_environment(tmp_path: Path) -> 
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         settings.check(made(**changes))
+
+
+def test_as_many_files_as_connections_need() -> None:
+    assert processes.files(936, soft=1_024, hard=math.inf) == 1_024
+    assert processes.files(2_000, soft=1_024, hard=4_096) == 2_064
+    with pytest.raises(
+        UserError, match=r"5,000 connections in a process need 5,064 open files.*allows 4,096.*--processes"
+    ):
+        processes.files(5_000, soft=1_024, hard=4_096)
 
 
 def test_secrets_are_in_no_result() -> None:

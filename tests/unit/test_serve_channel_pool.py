@@ -38,7 +38,7 @@ class Replica:
         if self.dies:
             for peer in self.server.peers:
                 peer._transport.abort()
-        if isinstance(call, InferCall):
+        if isinstance(call, InferCall) or call.prompt == "short":
             yield Inferred(Identity(self.version, None), [{"by": self.name}])
             return
         yield Opened(Identity(self.version, None), 1)
@@ -70,8 +70,8 @@ class Stage:
         self.pool.heard(replica.state() for replica in self.replicas.values())
 
     async def take(self, **wanted: Any) -> str:
-        member = await self.seats.enter_async_context(self.pool.seat(CALL, **wanted))
-        return member.link.replica_id
+        seat = await self.seats.enter_async_context(self.pool.seat(CALL, **wanted))
+        return seat.member.link.replica_id
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -100,8 +100,8 @@ def test_calls_go_where_there_is_least_to_do_up_to_a_little_more_than_the_slots(
     async def scenario(stage: Stage) -> None:
         await stage.add("a")
         await stage.add("b", slots=8)
-        taken = [await stage.take() for _ in range(15)]
-        assert (taken.count("a"), taken.count("b")) == (5, 10)  # 1.25 for each slot
+        taken = [await stage.take() for _ in range(24)]
+        assert (taken.count("a"), taken.count("b")) == (8, 16)  # 2 for each slot
         with pytest.raises(Full, match="room"):
             await stage.take(patience_s=0.01)
 
@@ -164,7 +164,7 @@ def test_excluded_replicas_and_other_versions_are_never_chosen() -> None:
     async def scenario(stage: Stage) -> None:
         for name, version in (("a", "1"), ("b", "2"), ("c", "2")):
             await stage.add(name, version)
-        assert [await stage.take(version="2", excluded=frozenset("b")) for _ in range(5)] == ["c"] * 5
+        assert [await stage.take(version="2", excluded=frozenset("b")) for _ in range(8)] == ["c"] * 8
         assert {await stage.take(excluded=frozenset("c")) for _ in range(4)} == {"a", "b"}
         with pytest.raises(VersionGone, match="version 3"):
             await stage.take(version="3")
@@ -285,8 +285,8 @@ def test_a_silent_replica_gets_no_new_calls(monkeypatch: pytest.MonkeyPatch) -> 
 def test_too_many_that_wait_are_refused_at_once() -> None:
     async def scenario(stage: Stage) -> None:
         stage.pool.allow(most=2, slots=4)
-        waiting = [asyncio.create_task(stage.take()) for _ in range(7)]  # what wakes a replica, and two more
-        await until(lambda: stage.pool.waiting == 7)
+        waiting = [asyncio.create_task(stage.take()) for _ in range(10)]  # what wakes a replica, and two more
+        await until(lambda: stage.pool.waiting == 10)
         with pytest.raises(Full, match="2 requests wait already"):
             await stage.take()
         for task in waiting:
@@ -392,6 +392,23 @@ def test_what_one_replica_sends_back_as_too_much_another_takes(monkeypatch: pyte
         busy.server.most = 8
         await until(stage.pool._members["a"].candidate)
         assert busy.calls == 0
+
+    run(scenario)
+
+
+def test_a_stream_that_nobody_reads_holds_no_room_when_its_replica_is_done() -> None:
+    """One request may ask for more texts than there is room for, and reads none before all have begun."""
+
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        backend.configure({"m": Queue(1, 9, 9)})
+        await stage.add("a", slots=1)
+        streams = [backend.attempt("m", GenerateCall("r", "short")) for _ in range(8)]
+        await asyncio.wait_for(asyncio.gather(*(anext(stream) for stream in streams)), WAIT_S)
+        assert [member.own for member in stage.pool._members.values()] == [0]
+        for stream in streams:
+            await stream.aclose()
+        assert [member.own for member in stage.pool._members.values()] == [0]
 
     run(scenario)
 

@@ -110,7 +110,7 @@ def test_what_nobody_expected_is_under_an_id_too(caplog: pytest.LogCaptureFixtur
     answer = asyncio.run(asked())
     assert answer.status_code == 500
     assert "secret" not in answer.text
-    found = re.search(r"under (failure-[0-9a-f]{32})", answer.text)
+    found = re.search(r"under (req-[0-9a-f]{24})", answer.text)
     assert found is not None
     (record,) = [record for record in caplog.records if record.getMessage().startswith(f"{found[1]}: GET {path}")]
     assert record.exc_info is not None

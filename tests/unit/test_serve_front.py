@@ -15,9 +15,10 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.api.events import EventStream
 from serve.front import client, listening
 from serve.front.access_log import AccessLog
 from serve.front.app import Front
@@ -72,7 +73,7 @@ def routes(ended: list[str], gate: asyncio.Event) -> Starlette:
             finally:
                 ended.append("stream")
 
-        return StreamingResponse(pieces(), media_type="text/event-stream")
+        return EventStream(pieces())
 
     async def large(request: Request) -> Response:
         async def pieces() -> AsyncIterator[bytes]:
@@ -82,7 +83,7 @@ def routes(ended: list[str], gate: asyncio.Event) -> Starlette:
             finally:
                 ended.append("large")
 
-        return StreamingResponse(pieces())
+        return EventStream(pieces())
 
     paths = {"/echo": echo, "/held": held, "/stream": stream, "/large": large}
     return Starlette(routes=[Route(path, handler, methods=["GET", "POST"]) for path, handler in paths.items()])
@@ -232,7 +233,7 @@ def test_an_idle_connection_ends_and_one_in_use_goes_on() -> None:
 def test_a_client_that_does_not_read_is_cut_and_what_it_held_is_freed() -> None:
     async def scenario() -> None:
         async with serving() as site:
-            _reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port, limit=1)
+            _, writer = await asyncio.open_connection("127.0.0.1", site.server.port, limit=1)
             writer.write(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
             await until(lambda: site.ended == ["large"])
             assert site.logged[0].cut == "gone"
@@ -340,9 +341,10 @@ def test_what_is_not_done_in_time_is_cut_by_a_server_that_leaves() -> None:
             streaming = asyncio.create_task(site.exchange(STREAM))
             await until(lambda: site.server.open_requests == 1)
             await site.server.leave(0.3)
-            with pytest.raises(ConnectionResetError):
-                await streaming
-            await until(lambda: site.ended == ["stream"])
+            _, _, said = (await streaming).partition(b"data: 1\n\n")
+            assert b'"code": "gateway_leaving"' in said
+            assert site.ended == ["stream"]
+            assert site.logged[0].cut == "leaving"
 
     run(scenario)
 

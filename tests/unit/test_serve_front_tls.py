@@ -10,7 +10,9 @@ from typing import NamedTuple
 import pytest
 
 from cluster.errors import UserError
+from serve.deploy import plan
 from serve.front import tls
+from serve.spec import ServeSpec
 from tests.support import certificates
 
 
@@ -61,3 +63,11 @@ def test_a_certificate_out_of_its_time_is_refused(days: tuple[int, int], said: s
 def test_a_key_with_a_password_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the key is encrypted"):
         tls.check(*certificates.make(tmp_path, "localhost", password=b"secret"))
+
+
+def test_paths_are_read_beside_the_spec() -> None:
+    files = {"certificate": "tls/c.pem", "key": "/keys/k.pem"}
+    spec = ServeSpec.model_validate({"models": {"m": {"model": "dir"}}, "http": {"tls": files}})
+    made = plan.absolute(spec, Path("/specs")).http.tls
+    assert made is not None
+    assert (made.certificate, made.key) == ("/specs/tls/c.pem", "/keys/k.pem")

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 from typer.testing import CliRunner
 
@@ -27,7 +28,7 @@ from serve.metrics.metrics import Metrics
 from serve.metrics.packing import pack, unpack
 from serve.metrics.record import MOST_KINDS, Record
 from serve.metrics.series import Sample
-from serve.metrics.watch import RouteNames, Watch, current
+from serve.metrics.watch import RouteNames, Watch, Watched, current
 from serve.wire import GatewayState
 
 
@@ -41,10 +42,10 @@ class Clock:
         return self.now
 
 
-def told(text: bytes, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+def told(text: bytes, name: str, parse: Any = plain) -> dict[tuple[tuple[str, str], ...], float]:
     return {
         tuple(sorted(sample.labels.items())): sample.value
-        for family in plain(text.decode())
+        for family in parse(text.decode())
         for sample in family.samples
         if sample.name == name
     }
@@ -190,9 +191,12 @@ def test_a_gateway_of_another_version_tells_what_this_one_knows() -> None:
 
 
 def test_other_parts_tell_their_samples_in_declared_series_only() -> None:
-    wanted = Sample("tandem_replicas", {"model": "m", "state": "wanted"}, 3)
-    body, _ = write((), [wanted], None)
-    assert told(body, "tandem_replicas") == {(("model", "m"), ("state", "wanted")): 3}
+    wanted = Sample("tandem_scaling_replicas_wanted", {"model": "m"}, 3)
+    last = Sample("tandem_scaling_last_decision_info", {"reason": "rate", "model": "m"}, 1)
+    for accept, parse in ((None, plain), ("application/openmetrics-text;version=1.0.0", openmetrics)):
+        body, _ = write((), [wanted, last], accept)
+        assert told(body, wanted.name, parse) == {(("model", "m"),): 3}
+        assert told(body, last.name, parse) == {(("model", "m"), ("reason", "rate")): 1}
     for sample in (Sample("tandem_new", {}, 1), Sample("tandem_replicas", {"model": "m"}, 1)):
         with pytest.raises(ValueError, match=sample.name):
             write((), [sample], None)
@@ -217,6 +221,24 @@ def test_routes_have_the_names_that_the_app_gives_them() -> None:
         ("/metrics", "/metrics"),
     ):
         assert names.name(path) == name
+
+
+def test_what_answers_before_the_routes_is_measured_once_where_both_are_watched() -> None:
+    record = Record("g")
+
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        current().error("deadline_exceeded")
+        await send({"type": "http.response.start", "status": 408, "headers": []})
+
+    async def send(message: Any) -> None:
+        pass
+
+    inner = Watched(early, lambda: record, [])
+    outer = Watched(inner, lambda: record, [])
+    asyncio.run(outer({"type": "http", "path": "/x"}, None, send))  # type: ignore[arg-type]
+    counters = record.snapshot([])["counters"]
+    assert counters["tandem_requests_total"] == [[["", "other", "408"], 1]]
+    assert counters["tandem_errors_total"] == [[["", "deadline_exceeded"], 1]]
 
 
 def test_outside_of_a_request_nothing_is_read() -> None:

@@ -15,10 +15,11 @@ from fastapi.routing import APIRoute
 from serve.api import inference_api, routes
 from serve.api.body import ApiError
 from serve.api.embeddings import parse as parse_embeddings
+from serve.api.gateway import Gateway
 from serve.api.openai_api import parse_chat, parse_completion
 from serve.api.openapi.document import OPERATIONS, document
 from serve.api.responses.parse import parse as parse_responses
-from tests.unit.test_serve_responses import FULL, JUNK, changed, places
+from tests.support.responses import FULL, JUNK, changed, places
 
 APP = routes.build(lambda: None)  # type: ignore[arg-type, return-value]
 ROUTES = [
@@ -132,16 +133,11 @@ def test_tensors_are_described() -> None:
     assert inference_api.parse(json.dumps(INFER).encode()).inputs["x"].shape == (1, 2)
 
 
-class Open:
-    """What the app asks of a gateway before a route: no keys, no origins."""
-
-    doorkeeper = None
-    cors_origins = ()
-
-
 def test_it_is_served() -> None:
+    gateway = Gateway(None, max_body_bytes=1, max_prompts=1)  # type: ignore[arg-type]
+
     async def fetched() -> httpx.Response:
-        transport = httpx.ASGITransport(routes.build(lambda: Open()))  # type: ignore[arg-type, return-value]
+        transport = httpx.ASGITransport(routes.build(lambda: gateway))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get("/openapi.json")
 

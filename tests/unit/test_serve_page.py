@@ -60,6 +60,15 @@ def test_what_is_not_in_the_list_is_not_there(path: str) -> None:
     run(scenario)
 
 
+def test_files_are_no_part_of_the_api() -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        told = (await client.get("/openapi.json")).json()["paths"]
+        assert "/health" in told
+        assert [path for path in told if path == "/" or path.startswith("/page")] == []
+
+    run(scenario)
+
+
 def test_a_browser_that_has_a_file_gets_none() -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         first = await client.get("/")

@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
+from serve.api import openai_messages
+from serve.api.embeddings import MOST_INPUTS
 from serve.api.inference_api import NamedPart, RequestBody
 from serve.api.openai_parameters import ASKS_WHEN_EMPTY, HARMLESS, NEUTRAL, OF_ROUTE
 from serve.api.openai_requests import AllowedTools, Body, ChatRequest, CompletionRequest, EmbeddingsRequest, NamedTool
@@ -25,13 +27,6 @@ READ_BY_TYPE: tuple[type[BaseModel], ...] = (
 NOTHING: Schema = {"$ref": REFERENCE.format(model="Nothing")}
 """Values that ask for nothing under any name."""
 TOKEN_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-TEXTS: list[Schema] = [
-    {"type": "string"},
-    {"type": "array", "items": {"type": "string"}, "minItems": 1},
-    TOKEN_IDS,
-    {"type": "array", "items": TOKEN_IDS, "minItems": 1},
-]
-"""The forms of serve/api/texts.py."""
 BOUNDS: dict[str, Schema] = {
     "top_p": {"minimum": 0, "maximum": 1},
     "top_k": {"minimum": -1},
@@ -68,6 +63,8 @@ def schemas() -> dict[str, Schema]:
         found[kind.__name__]["properties"] = {**dict(_beside(kind)), **{name: _bound(name, own[name]) for name in own}}
     for each in (*ROUTES, *READ_BY_TYPE):
         _take_empty(found, found[each.__name__])
+    found["Message"]["properties"] |= {name: {} for name in sorted(openai_messages.HARMLESS)}
+    found["Message"]["additionalProperties"] = {"anyOf": [NOTHING, {"enum": [False]}]}
     empty = [{"enum": [None, "", []]}, {"type": "object", "additionalProperties": NOTHING}]
     return {**found, "Nothing": {"anyOf": empty}}
 
@@ -85,8 +82,8 @@ def _read_by_hand() -> dict[tuple[str, str], Schema]:
     formats = [reference("TextFormat"), reference("SchemaFormat"), {"enum": [None, {}]}]
     tools = [{"type": "array", "items": reference("FunctionTool")}, {"type": "null"}]
     return {
-        ("CompletionRequest", "prompt"): {"anyOf": [*TEXTS, {"type": "null"}]},
-        ("EmbeddingsRequest", "input"): {"anyOf": TEXTS},
+        ("CompletionRequest", "prompt"): {"anyOf": [*_texts({"type": "string"}), {"type": "null"}]},
+        ("EmbeddingsRequest", "input"): {"anyOf": _texts({"type": "string", "minLength": 1}, MOST_INPUTS)},
         ("MessageItem", "content"): parts,
         ("ResultItem", "output"): parts,
         ("ResponsesRequest", "input"): {
@@ -96,6 +93,13 @@ def _read_by_hand() -> dict[tuple[str, str], Schema]:
         ("ResponsesRequest", "tool_choice"): {"anyOf": choices},
         ("TextSettings", "format"): {"anyOf": formats},
     }
+
+
+def _texts(text: Schema, most: int | None = None) -> list[Schema]:
+    """Return the forms of serve/api/texts.py: one text or several, as such or as token ids."""
+    bound = {"minItems": 1} if most is None else {"minItems": 1, "maxItems": most}
+    several = [{"type": "array", "items": each, **bound} for each in (text, TOKEN_IDS)]
+    return [text, TOKEN_IDS, *several]
 
 
 def _beside(kind: type[Body]) -> Iterator[tuple[str, Schema]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from serve.api.callers import OPEN_PATHS
 from serve.api.inference_api import LENGTH_HEADER
 from serve.api.openapi import answers, bodies
 from serve.api.openapi.bodies import reference
@@ -103,7 +104,7 @@ _KINDS = ("Error", "InferenceError")
 def _operation(method: str, path: str) -> dict[str, Any]:
     known = OPERATIONS.get((method, path))
     name = re.sub(r"\W+", "_", f"{method}{path}").strip("_")
-    told: dict[str, Any] = {"operationId": name, "security": [] if path == "/health" else [{}, {"key": []}]}
+    told: dict[str, Any] = {"operationId": name, "security": [] if path in OPEN_PATHS else [{}, {"key": []}]}
     if parameters := [_parameter(each) for each in re.findall(r"\{(\w+)\}", path)]:
         told["parameters"] = parameters
     if known is None:

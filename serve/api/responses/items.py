@@ -43,6 +43,8 @@ def conversation(instructions: str | None, given: Any) -> Conversation:
         raise invalid("input", "must not be empty")
     for at, item in enumerate(given):
         reader.read(item, f"input[{at}]")
+    if not reader.messages and not reader.thought:
+        raise invalid("input", "has no message")  # but reasoning without a word
     return reader.whole()
 
 

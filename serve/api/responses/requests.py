@@ -24,10 +24,8 @@ Included = Literal[
 ]
 """Only the first can be in an answer; the others are about items that no answer has."""
 MOST_METADATA = 16
-Metadata = Annotated[
-    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
-    Field(max_length=MOST_METADATA),
-]
+"""Pairs, as OpenAI has it; the lengths too."""
+Metadata = dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]]
 
 
 class MessageItem(Body):
@@ -141,7 +139,7 @@ class ResponsesRequest(Generating):
     max_output_tokens: int | None = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(default=None, ge=1)
     """Of OpenAI's own tools, of which an answer has none."""
-    metadata: Metadata | None = None
+    metadata: Metadata | None = Field(default=None, json_schema_extra={"maxProperties": MOST_METADATA})
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None

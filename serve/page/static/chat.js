@@ -64,11 +64,15 @@ async function answer() {
   const turn = { role: "assistant", content: "" };
   const mine = (running = new AbortController());
   draw();
-  const body = el("div", { class: "text" });
-  const waiting = el("article", { class: "turn assistant streaming", "aria-label": "Answer" }, heading("assistant"), body);
+  const [text, facts] = [document.createTextNode(""), el("p", { class: "facts" })];
+  const waiting = el("article", { class: "turn assistant streaming", "aria-label": "Answer" },
+    heading("assistant"), el("div", { class: "text" }, text), el("footer", {}, facts));
   find("log").append(waiting);
   busy(true);
-  const show = eachFrame(() => follow(() => (body.textContent = told.text)));
+  const show = eachFrame(() => follow(() => {
+    text.appendData(told.text.slice(text.length));
+    facts.textContent = figures(told).join(" · ");
+  }));
   let failure = null;
   try {
     await ask(asked, told, show, mine.signal);

@@ -72,7 +72,10 @@ async function complete() {
   last = told;
   find("completion-error").replaceChildren();
   busy(true);
-  const show = eachFrame(draw);
+  const show = eachFrame(() => {
+    told.figures = figures(told);
+    draw();
+  });
   let failure = null;
   try {
     draw();

@@ -45,6 +45,7 @@ export function askForKey(why = "") {
   asked ??= new Promise((resolve) => {
     const [dialog, field] = [find("key-dialog"), find("key-text")];
     find("key-why").textContent = why || "This endpoint answers only to those who have an API key.";
+    find("key-forget").hidden = !key();
     field.value = "";
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {

@@ -96,7 +96,7 @@ function row({ name, label, hint, lines }) {
 
 /** Say what holds in a mode where `max_tokens` is left empty, and hide what has no place there. */
 export function fitSettings(mode) {
-  find("hint-max_tokens").textContent = mode === "chat" ? "empty: the context’s end" : "empty: 16";
+  find("hint-max_tokens").textContent = mode === "chat" ? "empty: what fits" : "empty: 16";
   find("system-row").hidden = mode !== "chat";
 }
 
