@@ -36,6 +36,8 @@ class GatewaySettings:
 class GatewayDeployment:
     """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
 
+    _scales = False
+
     async def __init__(self, settings: GatewaySettings) -> None:  # type: ignore[misc]  # see above
         log_with_serve()
         self._backend = RayBackend(settings.name)
@@ -57,7 +59,7 @@ class GatewayDeployment:
         self._reporter.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        catalog = user_config["catalog"]
+        catalog, self._scales = user_config["catalog"], bool(user_config["scaling"])
         self._access.configure(queues_of(catalog), user_config["operator"])
         self.gateway.sleepers = frozenset(card["name"] for card in catalog if card["sleeps"])
         shown = [{key: value for key, value in card.items() if key not in ("queue", "sleeps")} for card in catalog]
@@ -69,7 +71,7 @@ class GatewayDeployment:
 
     def _state(self) -> GatewayState:
         pending = dict(self._backend.pending + Counter(self._access.waiting()))
-        return GatewayState(pending, self._access.work())
+        return GatewayState(pending, self._access.work(), scales=self._scales)
 
 
 def asgi_app() -> FastAPI:

@@ -31,28 +31,20 @@ ASK_TIMEOUT_S = 2.0
 class StateActor:
     """The actor: the last report of each sender, and the scaling that follows from them. Ray runs it on one loop."""
 
-    def __init__(self, name: str = "", came_back: bool = False) -> None:
-        """`came_back`: whether Ray has started it again, so that nobody will tell what was deployed."""
+    def __init__(self, name: str = "") -> None:
         self._reports: dict[str, tuple[float, Any]] = {}
         self._scaler = Scaler(name, self._fresh, ray_serve_internals.ControllerHandle())
-        self._to_ask = came_back
 
     def report(self, sender: str, value: Any) -> None:
         self._reports[sender] = (time.monotonic(), value)
-        if self._to_ask:
-            self._to_ask = False
-            self._scaler.start()
         self._scaler.heard(value)
 
     def leave(self, sender: str) -> None:
         self._reports.pop(sender, None)
 
-    async def deployed(self, scales: bool) -> None:
-        """Take note that `serve up` has changed what there is; `scales`: whether the number of anything may change."""
-        if scales:
-            self._scaler.start()
-        else:
-            await self._scaler.stop()
+    async def deployed(self) -> None:
+        """Take note that `serve up` has changed what there is."""
+        self._scaler.ask_anew()
 
     def read(self) -> list[Any]:
         """Return every fresh report, forgetting the others, and what scaling has decided."""
@@ -69,11 +61,9 @@ class ActorInRay(StateActor):
     """The same in its own process, where its log is the actor's."""
 
     def __init__(self, name: str) -> None:
-        import ray
-
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
         logging.getLogger("serve").setLevel(logging.INFO)
-        super().__init__(name, came_back=bool(ray.get_runtime_context().was_current_actor_reconstructed))
+        super().__init__(name)
 
 
 def start(name: str, environment: dict[str, Any]) -> None:
@@ -91,11 +81,11 @@ def start(name: str, environment: dict[str, Any]) -> None:
     ).remote(name)
 
 
-def deployed(name: str, scales: bool) -> None:
+def deployed(name: str) -> None:
     """Tell the state actor of `name` that what is deployed has changed. It need not answer."""
     actor = _find(name)
     if actor is not None:
-        actor.deployed.remote(scales)
+        actor.deployed.remote()
 
 
 def stop(name: str) -> None:
