@@ -206,3 +206,5 @@ class GatewayState:
     """Requests of clients that it answers now."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """What /metrics adds up over all gateways."""
+    scales: bool = False
+    """Whether the number of replicas of anything may change."""

@@ -98,7 +98,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     try:
         waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
     finally:  # what does run scales also where a model fails
-        state_actor.deployed(spec.name, scales=scaling.any_scales(spec))
+        state_actor.deployed(spec.name)
     waiting.until_listening(spec.name, at.port, at.certificate, LISTENING_S)
     for name in _own_apps(spec.name) - wanted:
         _tell(progress=f"{name}: removed, the spec does not name it any more")

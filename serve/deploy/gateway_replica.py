@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from serve.front.limits import Limits
 from serve.front.server import Server
 from serve.metrics.metrics import Metrics
 from serve.metrics.record import Record
+from serve.metrics.series import Sample
+from serve.scaling.decisions import ScalingState, scaling_samples
 from serve.wire import GatewayState
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ class GatewayDeployment:
     """A replica of the gateway. Its user_config is the catalog, so models come and go without a restart."""
 
     _server: Server | None = None
+    _scales = False
 
     async def __init__(self, settings: GatewaySettings, secret: bytes) -> None:  # type: ignore[misc]  # see above
         log_with_serve()
@@ -88,7 +92,7 @@ class GatewayDeployment:
             settings.cors_origins,
             self._access.admission,
             self._access.doorkeeper,
-            Metrics(Record(replica_id), Reader(settings.name).read),
+            Metrics(Record(replica_id), Reader(settings.name).read, _decided),
         )
         self.gateway.scaling = self._backend.scaling
         self._backend.went_on = self.gateway.metrics.record.resumed
@@ -98,7 +102,7 @@ class GatewayDeployment:
         self._log = AccessLog(folder / f"access_{settings.name}_{replica_id}.jsonl")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        catalog = user_config["catalog"]
+        catalog, self._scales = user_config["catalog"], bool(user_config["scaling"])
         queues = queues_of(catalog)
         self._access.configure(queues, user_config["operator"])
         self._backend.configure(queues)
@@ -144,4 +148,12 @@ class GatewayDeployment:
             address=f"{host}:{self._settings.port}" if listens else "",
             open_requests=self._server.open_requests if self._server else 0,
             metrics=self.gateway.metrics.told(self.gateway.catalog),
+            scales=self._scales,
         )
+
+
+def _decided(reports: Iterable[Any]) -> Iterator[Sample]:
+    """Give what scaling has decided, as metrics."""
+    for report in reports:
+        if isinstance(report, ScalingState):
+            yield from (Sample(*each) for each in scaling_samples(report.standings))

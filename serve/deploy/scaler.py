@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from serve.deploy.names import ENGINE, GATEWAY, model_app
 from serve.scaling.decider import Decider, Plan
 from serve.scaling.decisions import GATEWAY_ROW, ScalingState
+from serve.wire import GatewayState
 
 logger = logging.getLogger(__name__)
 
@@ -82,24 +83,28 @@ class Scaler:
         self._acting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look; ask Serve anew if it looks already."""
-        self._refresh_at = -math.inf
+        """Begin to look, unless it looks already."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
+    def ask_anew(self) -> None:
+        """Ask Serve at the next look, and not only when it is time: `serve up` has changed something."""
+        self._refresh_at = -math.inf
+
     async def stop(self) -> None:
-        """End, also what is on its way to Serve, and forget what may scale."""
+        """End, also what is on its way to Serve."""
         for task in filter(None, (self._task, self._acting)):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._task = self._acting = None
-        self._decider.know({}, {})
 
     def heard(self, report: Any) -> None:
-        """Look at once when a report has work for a model without replicas."""
-        if self._task is not None and self._decider.asleep(report):
-            self._wake.set()
+        """Begin with the first gateway that has something to scale; look at once where one has work for none."""
+        if isinstance(report, GatewayState) and report.scales:
+            self.start()
+            if self._decider.asleep(report):
+                self._wake.set()
 
     def state(self) -> ScalingState:
         """Return what was decided."""

@@ -32,11 +32,6 @@ def there() -> dict[str, int]:
     }
 
 
-def any_scales(spec: ServeSpec) -> bool:
-    """Tell whether the number of replicas of anything may change."""
-    return any(scaled.scales for scaled in (*spec.models.values(), spec.gateway))
-
-
 def plans(spec: ServeSpec, versions: Mapping[str, str]) -> dict[str, Any]:
     """Return what may scale and how, as the gateway's configuration keeps it; without fixed numbers. Pure.
 

@@ -38,36 +38,26 @@ class StateActor:
     Ray runs it on one loop.
     """
 
-    def __init__(self, name: str = "", secret: bytes = b"", came_back: bool = False) -> None:
-        """`secret`: by what gateways and replicas know each other.
-
-        `came_back`: whether Ray has started it again, so that nobody will tell what was deployed.
-        """
+    def __init__(self, name: str = "", secret: bytes = b"") -> None:
+        """`secret`: by what gateways and replicas know each other."""
         self._reports: dict[str, tuple[float, Any]] = {}
         self._secret = secret
         self._departed = Departed()
         self._scaler = Scaler(name, self._fresh, ray_serve_internals.ControllerHandle())
-        self._to_ask = came_back
 
     def secret(self) -> bytes:
         return self._secret
 
     def report(self, sender: str, value: Any) -> None:
         self._reports[sender] = (time.monotonic(), value)
-        if self._to_ask:
-            self._to_ask = False
-            self._scaler.start()
         self._scaler.heard(value)
 
     def leave(self, sender: str) -> None:
         self._forget(sender)
 
-    async def deployed(self, scales: bool) -> None:
-        """Take note that `serve up` has changed what there is; `scales`: whether the number of anything may change."""
-        if scales:
-            self._scaler.start()
-        else:
-            await self._scaler.stop()
+    async def deployed(self) -> None:
+        """Take note that `serve up` has changed what there is."""
+        self._scaler.ask_anew()
 
     def read(self) -> list[Any]:
         """Return every fresh report, forgetting the others, and what scaling has decided."""
@@ -90,11 +80,9 @@ class ActorInRay(StateActor):
     """The same in its own process, where its log is the actor's."""
 
     def __init__(self, name: str, secret: bytes) -> None:
-        import ray
-
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
         logging.getLogger("serve").setLevel(logging.INFO)
-        super().__init__(name, secret, came_back=bool(ray.get_runtime_context().was_current_actor_reconstructed))
+        super().__init__(name, secret)
 
 
 def start(name: str, environment: dict[str, Any]) -> bytes:
@@ -122,11 +110,11 @@ def start(name: str, environment: dict[str, Any]) -> bytes:
     return secret
 
 
-def deployed(name: str, scales: bool) -> None:
+def deployed(name: str) -> None:
     """Tell the state actor of `name` that what is deployed has changed. It need not answer."""
     actor = _find(name)
     if actor is not None:
-        actor.deployed.remote(scales)
+        actor.deployed.remote()
 
 
 def stop(name: str) -> None:
@@ -167,9 +155,9 @@ class Reporter:
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        actor = _find(self._name)
-        if actor is not None:
-            actor.leave.remote(self._sender)
+        self.tell()  # the last counts of one that leaves are kept
+        if self._actor is not None:
+            self._actor.leave.remote(self._sender)
 
     def tell(self) -> None:
         """Tell how it is now, before it is due."""

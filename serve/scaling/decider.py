@@ -117,10 +117,8 @@ class Decider:
         targets = {name: scaled.policy.steps.target for name, scaled in self._scaled.items()}
         return {name: target for name, target in targets.items() if target != self._scaled[name].there}
 
-    def asleep(self, report: Any) -> bool:
+    def asleep(self, report: GatewayState) -> bool:
         """Tell whether a gateway has work for a model that has no replicas."""
-        if not isinstance(report, GatewayState):
-            return False
         sleeping = (name for name, scaled in self._scaled.items() if scaled.policy.steps.target == 0)
         return any((work := report.work.get(name)) and work.waiting + work.running > 0 for name in sleeping)
 

@@ -16,6 +16,7 @@ import httpx
 import openai
 import psutil
 import pytest
+import ray
 from typer.testing import CliRunner
 
 from cluster import connect, home
@@ -25,6 +26,7 @@ from cluster.precision import resolve, this_cpu
 from serve import cli, endpoints
 from serve.api import routes
 from serve.api.callers import OPEN_PATHS
+from serve.deploy import state_actor
 from serve.spec import GatewaySpec, HttpSpec, KeysSpec, ServeSpec
 from tests.conftest import free_port
 from tests.support import certificates, tiny_models
@@ -230,12 +232,15 @@ def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
     try:
         _until(lambda: _replicas() == 2, 90, "no second replica")
         _until(lambda: len(_serving(endpoint)) == 2, 60, "the second replica gets no work")
+        connect.init_ray()
+        ray.kill(ray.get_actor("state:tandem", namespace=state_actor.NAMESPACE), no_restart=False)
+        _until(lambda: _scaling(endpoint).get("changes") == [], 60, "the state actor that came back does not scale")
+        assert _scaling(endpoint)["wanted"] == 2, "it goes on from the number that there is"
     finally:
         stop.set()
         load.join()
     _until(lambda: _replicas() == 1, 60, "the second replica stays")
-    changes = _busy(endpoint)["scaling"]["changes"]
-    assert [(change["before"], change["after"]) for change in changes][-2:] == [(1, 2), (2, 1)]
+    assert [(change["before"], change["after"]) for change in _scaling(endpoint)["changes"]] == [(2, 1)]
     shown = CliRunner().invoke(cli.app, ["status"]).output
     assert re.search(r"tiny: 1 replica wanted: down: 1 was enough", shown), shown
 
@@ -248,7 +253,7 @@ def test_none_while_it_is_quiet_and_the_first_request_waits_for_one(endpoint: st
     assert CliRunner().invoke(cli.app, ["status"]).exit_code == 0
     text = client.completions.create(model="tiny", prompt="def", max_tokens=5, temperature=0).choices[0].text
     assert text
-    assert _busy(endpoint)["scaling"]["changes"][-1]["kind"] == "wake"
+    assert _scaling(endpoint)["changes"][-1]["kind"] == "wake"
 
 
 def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, tmp_path: Path) -> None:
@@ -386,6 +391,12 @@ def _refused(endpoint: str) -> bool:
 
 def _busy(endpoint: str) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{endpoint}/status", timeout=30).json()["tiny"]
+    return found
+
+
+def _scaling(endpoint: str) -> dict[str, Any]:
+    """Return what is told of scaling; nothing while nobody decides."""
+    found: dict[str, Any] = _busy(endpoint).get("scaling", {})
     return found
 
 

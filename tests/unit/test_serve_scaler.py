@@ -78,8 +78,9 @@ def test_load_adds_and_quiet_removes() -> None:
         standing = scaler.state().standings["m"]
         assert [change.after for change in standing.changes] == serve.set == [2, 1]
         assert standing.refused == ""
-        await scaler.stop()
-        assert scaler.state().standings == {}
+        serve.plans = {}
+        scaler.ask_anew()
+        await until(lambda: scaler.state().standings == {})
 
     run(serve, scenario)
 
@@ -125,11 +126,11 @@ def test_a_request_at_zero_is_looked_at_when_it_is_heard_of() -> None:
     async def scenario() -> None:
         reports: dict[str, Any] = {}
         scaler = Scaler("x", lambda: reports, serve, slow)
-        scaler.start()
+        scaler.heard(GatewayState({}, scales=True))
         for _ in range(3):
             scaler._wake.set()  # the first looks, which an hour's pace leaves out
             await asyncio.sleep(0.01)
-        reports["g"] = GatewayState({"m": 1}, {"m": Work(9, 0, 9, 0)})
+        reports["g"] = GatewayState({"m": 1}, {"m": Work(9, 0, 9, 0)}, scales=True)
         scaler.heard(reports["g"])
         await until(lambda: serve.set == [1])
         await scaler.stop()

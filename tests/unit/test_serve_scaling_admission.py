@@ -109,5 +109,4 @@ gateway: {replicas: {min: 1, max: 4, target_ongoing: 10}}
     assert (plan.version, plan.slots, plan.requests) == ("abc", 7, None)
     assert (plan.bounds.least, plan.bounds.most, plan.bounds.hold_s, plan.bounds.up_after_s) == (0, 3, 9, 2)
     assert Plan.read(told[GATEWAY_ROW]).requests == 10
-    assert scaling.any_scales(spec(text))
-    assert not scaling.any_scales(spec("models: {m: {model: d, replicas: 2}}"))
+    assert scaling.plans(spec("models: {m: {model: d, replicas: 2}}"), {"m": "1"}) == {}
