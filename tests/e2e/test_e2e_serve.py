@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -268,6 +271,45 @@ def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, t
     assert answer.headers["x-tandem-model-version"] == str(second.version) == "2"
 
 
+def test_mistakes_reach_the_user(endpoint: str) -> None:
+    with pytest.raises(UserError, match=r"no alias 'champoin'.*champion"):
+        endpoints.up(spec(None, model="models:/tiny@champoin"))
+    taken = urlsplit(connect.job_client().get_address()).port
+    with pytest.raises(UserError, match=f"http.port {taken} on 127.0.0.1 is taken"):
+        endpoints.up(spec(None).model_copy(update={"http": HttpSpec(port=taken)}))
+
+
+def test_the_endpoint_goes_over_to_another_port_and_to_tls(endpoint: str, tmp_path: Path) -> None:
+    """No request at the old address fails before the new one is there."""
+    certificate, key = certificates.make(tmp_path, "elsewhere.example")
+    http = HttpSpec.model_validate({"port": free_port(), "tls": {"certificate": certificate, "key": key}})
+    answers: list[int] = []
+    there_when_it_went: list[bool] = []
+
+    def ask() -> None:
+        context = ssl.create_default_context(cafile=certificate)
+        context.check_hostname = False
+        with httpx.Client(base_url=endpoint, timeout=60) as asking, httpx.Client(verify=context, timeout=60) as other:
+            try:
+                while True:
+                    answers.append(asking.get("/v1/models").status_code)
+            except httpx.TransportError:
+                there_when_it_went.append(other.get(f"https://127.0.0.1:{http.port}/v1/models").status_code == 200)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    outcome = endpoints.up(spec(None).model_copy(update={"http": http}), print)
+    asking.join(60)
+    assert set(answers) == {200}
+    assert there_when_it_went == [True]
+    assert outcome["endpoint"] == f"https://127.0.0.1:{http.port}"
+    status = CliRunner().invoke(cli.app, ["status"])
+    assert (status.exit_code, outcome["endpoint"] in status.output) == (0, True), status.output
+    asked = CliRunner().invoke(cli.app, ["chat", "--prompt", "hello"])
+    assert asked.exit_code == 0, asked.output
+    _until(lambda: _refused(endpoint), 20, "the old gateway goes on")
+
+
 def made(*arguments: str) -> str:
     """Make a key as its owner would, and return it."""
     done = CliRunner().invoke(cli.app, ["keys", "make", *arguments])
@@ -282,10 +324,9 @@ def bearer(key: str) -> dict[str, str]:
 def test_keys_are_asked_for_and_what_they_use_is_counted_to_the_token(endpoint: str) -> None:
     alice, short, gone = made("alice"), made("short", "--tokens-per-day", "60"), made("gone")
     assert CliRunner().invoke(cli.app, ["keys", "revoke", "gone"]).exit_code == 0
-    endpoints.up(
-        spec(None).model_copy(update={"keys": KeysSpec(required="always"), "gateway": GatewaySpec(replicas=2)})
-    )
-    with httpx.Client(base_url=endpoint, timeout=60) as http:
+    guarded = {"keys": KeysSpec(required="always"), "gateway": GatewaySpec(replicas=2)}
+    at = endpoints.up(spec(None).model_copy(update=guarded))["endpoint"]
+    with httpx.Client(base_url=at, timeout=60) as http:
         _until(lambda: http.get("/v1/models").status_code == 401, 20, "a gateway without keys is still there")
         wrong = (gone, alice.lower(), alice[:-1], alice + "x", "sk-other", short[: len(short) // 2])
         refusals = {http.get("/v1/models", headers=bearer(key)).text for key in wrong}
@@ -296,12 +337,22 @@ def test_keys_are_asked_for_and_what_they_use_is_counted_to_the_token(endpoint: 
                 status = http.request(sorted(route.methods)[0], path, headers=headers).status_code  # type: ignore[attr-defined]
                 assert status == (200 if path in OPEN_PATHS else 401), path
         used = [_asked(http, alice, max_tokens) for max_tokens in (3, 17, 40)]
+        killed = _gateways()[0]
+        os.kill(killed, signal.SIGKILL)
+        _until(lambda: killed not in _gateways() and len(_gateways()) == 2, 30, "the killed gateway is not replaced")
+    with httpx.Client(base_url=at, timeout=60) as http:
+        used += [_asked(http, alice, max_tokens) for max_tokens in (5, 7)]
         cut = http.post("/v1/completions", headers=bearer(short), json={**LONG, "stream": True}).text
         assert '"code":"insufficient_quota"' in cut.replace(" ", "")
         assert http.post("/v1/completions", headers=bearer(short), json=LONG).status_code == 429
-    _until(lambda: _used("alice") == [("tiny", 3, sum(used))], 5, "what was used is not what was counted")
+    _until(lambda: _used("alice") == [("tiny", 5, sum(used))], 10, "what was used is not what was counted")
     everything = [path for path in home.home().rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
     assert [path for path in everything if alice.rsplit("-", 1)[1].encode() in path.read_bytes()] == []
+
+
+def _gateways() -> list[int]:
+    replicas = endpoints._details()["applications"]["tandem"]["deployments"]["gateway"]["replicas"]
+    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
 
 def _asked(http: httpx.Client, key: str, max_tokens: int) -> int:
@@ -312,46 +363,6 @@ def _asked(http: httpx.Client, key: str, max_tokens: int) -> int:
 def _used(key: str) -> list[tuple[str, int, int]]:
     rows = json.loads(CliRunner().invoke(cli.app, ["usage", "--key", key, "--json"]).output)
     return [(row["model"], row["requests"], row["prompt_tokens"] + row["generated_tokens"]) for row in rows]
-
-
-def test_mistakes_reach_the_user(endpoint: str) -> None:
-    with pytest.raises(UserError, match=r"no alias 'champoin'.*champion"):
-        endpoints.up(spec(None, model="models:/tiny@champoin"))
-    taken = urlsplit(connect.job_client().get_address()).port
-    with pytest.raises(UserError, match=f"http.port {taken} on 127.0.0.1 is taken"):
-        endpoints.up(spec(None).model_copy(update={"http": HttpSpec(port=taken)}))
-
-
-def test_the_endpoint_goes_over_to_another_port_and_to_tls(endpoint: str, tmp_path: Path) -> None:
-    """No request at the old address fails before the new one is there."""
-    certificate, key = certificates.make(tmp_path, "elsewhere.example")
-    http = HttpSpec.model_validate({"port": free_port(), "tls": {"certificate": certificate, "key": key}})
-    answers: list[int] = []
-    ended = threading.Event()
-
-    def ask() -> None:
-        with httpx.Client(base_url=endpoint, timeout=60) as asking:
-            while not ended.is_set():
-                answers.append(asking.get("/v1/models").status_code)
-
-    def said(line: str) -> None:
-        if line.startswith("tandem: running"):
-            ended.set()
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        outcome = endpoints.up(spec(None).model_copy(update={"http": http}), said)
-    finally:
-        ended.set()
-        asking.join()
-    assert set(answers) == {200}
-    assert outcome["endpoint"] == f"https://127.0.0.1:{http.port}"
-    status = CliRunner().invoke(cli.app, ["status"])
-    assert (status.exit_code, outcome["endpoint"] in status.output) == (0, True), status.output
-    asked = CliRunner().invoke(cli.app, ["chat", "--prompt", "hello"])
-    assert asked.exit_code == 0, asked.output
-    _until(lambda: _refused(endpoint), 20, "the old gateway goes on")
 
 
 def test_down_leaves_nothing(endpoint: str) -> None:
