@@ -237,10 +237,11 @@ class Pool:
                 return
 
     def _version_is_gone(self, version: str | None) -> bool:
-        """Whether there are replicas, but none of this version, and none is known."""
-        known = {member.version for member in self._members.values()}
-        known |= {state.version for state in self._reported.values()}
-        return version is not None and self.usable and version not in known
+        """Whether there are replicas that take calls, but none of this version, and none of it may come (back)."""
+        if version is None or not self.usable:
+            return False
+        known = {member.version for member in self._members.values() if not member.link.leaving}
+        return version not in known | {state.version for state in self._reported.values() if not state.leaving}
 
     # -- replicas ----------------------------------------------------------------------------------------------------
 

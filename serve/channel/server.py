@@ -34,6 +34,8 @@ MOST_UNKNOWN = 256
 """Connections at a time that have not shown that they know the secret."""
 SLOW_S = 15.0
 """A gateway that reads nothing for so long is cut; its clients' requests go on elsewhere."""
+GONE_S = 20.0
+"""A gateway that has not even sent a ping for so long is gone with its machine: its requests are ended."""
 BUFFER_BYTES = 1 << 20
 """What may wait for a gateway to read it, beside one message of each stream."""
 TELL_LOAD_S = 0.25
@@ -132,6 +134,8 @@ class Peer(asyncio.Protocol):
         self._known, self._told = False, 0
         self._may_write = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
+        self._heard = False
 
     # -- the connection ----------------------------------------------------------------------------------------------
 
@@ -149,6 +153,8 @@ class Peer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_timer()
+        if self._watching is not None:
+            self._watching.cancel()
         self._may_write.set()
         for task in self.tasks.values():
             task.cancel()
@@ -157,6 +163,7 @@ class Peer(asyncio.Protocol):
         self._server.changed()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = True
         try:
             for body in self._splitter.feed(data):
                 self._take(decode(body))
@@ -219,6 +226,7 @@ class Peer(asyncio.Protocol):
         self._known = True
         self._stop_timer()
         self._splitter.most_bytes = MOST_BYTES
+        self._watch()
         server = self._server
         self._out.send(encode(Kind.WELCOME, 0, [own, server.replica_id, server.slots, server.leaving]))
         self.tell_load()
@@ -261,6 +269,13 @@ class Peer(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _watch(self) -> None:
+        if not self._heard:
+            self._cut(f"it has said nothing for {GONE_S:g} s")
+            return
+        self._heard = False
+        self._watching = asyncio.get_running_loop().call_later(GONE_S, self._watch)
 
     def _cut(self, why: str) -> None:
         peer = self._transport.get_extra_info("peername")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
 import torch
 
-from serve.api import routes
-from serve.api.gateway import Gateway
 from serve.engines.protocol import EngineLoad
 from serve.engines.replica import GenerativeReplica
-from serve.routing.resuming import Message, resumed
+from serve.routing.resuming import Message
 from serve.wire import GenerateCall, Identity, Refused, Tools
-from tests.support import in_process, tiny_models, tool_templates
-from tests.support.lossy import Joined, Served, check, joined, serving
+from tests.support import tiny_models, tool_templates
+from tests.support.lossy import Joined, check, joined, serving
 
 WORDS = {
     "type": "object",
@@ -28,7 +25,8 @@ WORDS = {
     "additionalProperties": False,
 }
 CALLED = {"name": "f", "description": "", "parameters": WORDS}
-SEEDED = {"temperature": 0.9, "seed": 5, "ignore_eos": True}
+SEEDED = {"temperature": 0.9, "top_k": 8, "seed": 5, "ignore_eos": True}
+"""Of few tokens: with 300 nearly alike, a draw lies within rounding of the border between two now and then."""
 PROMPT = tuple(range(5, 45))
 
 
@@ -43,9 +41,10 @@ def one_thread() -> Iterator[None]:
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0, "ignore_eos": True},
-    "seeded": SEEDED,
-    "top_p": {**SEEDED, "top_p": 0.8},
-    "top_k, min_p": {**SEEDED, "top_k": 20, "min_p": 0.01},
+    "seeded": {**SEEDED, "temperature": 0.5, "top_k": 0},
+    "top_k": SEEDED,
+    "top_p": {**SEEDED, "top_p": 0.3},
+    "min_p": {**SEEDED, "top_k": 20, "min_p": 0.3},
     "penalties": {
         **{**SEEDED, "temperature": 0.3},
         **{"presence_penalty": 1.5, "frequency_penalty": 1.0, "repetition_penalty": 1.3},
@@ -53,7 +52,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy with penalties": {"temperature": 0, "frequency_penalty": 2.0, "ignore_eos": True},
     "logit_bias": {**SEEDED, "logit_bias": {40: 8.0, 41: 8.0, 42: -100.0}},
     "logprobs": {**SEEDED, "logprobs": 3},
-    "no seed": {"temperature": 1.0, "seed": 2**61 + 3, "ignore_eos": True},
+    "a seed as the gateway draws them": {**SEEDED, "seed": 2**61 + 3},
 }
 
 
@@ -185,47 +184,6 @@ def test_a_text_that_was_whole_ends_at_once() -> None:
                 assert whole.text.endswith(rest.text)
 
     asyncio.run(scenario())
-
-
-class Lossy(in_process.InProcess):
-    """A gateway's backend whose streams are resumed."""
-
-    def __init__(self, served: Served) -> None:
-        super().__init__(served.replicas[0])
-        self._served = served
-
-    def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
-        return resumed(self._served.attempt, call)
-
-
-def test_answers_of_several_texts_are_those_of_a_sound_endpoint() -> None:
-    body = {"model": "tiny", "prompt": "the quick", "n": 2, "seed": 5, "max_tokens": 16, "ignore_eos": True}
-
-    async def scenario() -> None:
-        async with serving(tiny_models.tokenizer()) as served:
-            gateway = Gateway(Lossy(served), max_body_bytes=20_000, max_prompts=3)
-            gateway.catalog = {"tiny": in_process.CARD}
-            transport = httpx.ASGITransport(routes.build(lambda: gateway))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-                sound = (await client.post("/v1/completions", json=body)).json()
-                served.dies_at([4, 9, 14])
-                lossy = (await client.post("/v1/completions", json=body)).json()
-                assert (lossy["choices"], lossy["usage"]) == (sound["choices"], sound["usage"])
-                assert served.tries == 2 + 3
-                served.dies_at([5, 12, 7])
-                streamed = (await client.post("/v1/completions", json={**body, "stream": True})).text
-                assert served.tries == 2 + 3
-                assert _texts(streamed) == [choice["text"] for choice in sound["choices"]]
-
-    asyncio.run(scenario())
-
-
-def _texts(stream: str) -> list[str]:
-    texts = ["", ""]
-    for line in stream.split("\n\n")[:-2]:
-        (choice,) = json.loads(line.removeprefix("data: "))["choices"]
-        texts[choice["index"]] += choice["text"]
-    return texts
 
 
 class Forgetful:

@@ -391,6 +391,24 @@ def test_one_that_is_silent_is_found_and_comes_back(monkeypatch: pytest.MonkeyPa
     run(scenario)
 
 
+def test_a_gateway_that_is_gone_without_a_word_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PING_S", 0.02)
+    monkeypatch.setattr(server, "GONE_S", 0.1)
+
+    async def scenario(engine: Engine, at: Server, link: Link) -> None:
+        engine.go_on.clear()
+        stream = link.stream(call("a", 5))
+        await anext(stream)
+        await asyncio.sleep(0.25)
+        assert at.running == 1
+        assert link._pinging is not None
+        link._pinging.cancel()  # as if its machine were off
+        await until(lambda: not at.peers and engine.open == 0)
+        await stream.aclose()
+
+    run(scenario)
+
+
 def test_what_a_reader_did_not_take_comes_as_one() -> None:
     async def scenario(engine: Engine, at: Server, link: Link) -> None:
         stream = link.stream(call("a", 500))

@@ -297,13 +297,26 @@ def test_too_many_that_wait_are_refused_at_once() -> None:
     run(scenario)
 
 
+def test_a_version_whose_last_replica_leaves_is_gone() -> None:
+    async def scenario(stage: Stage) -> None:
+        old = await stage.add("a", "1")
+        await stage.add("b", "2")
+        old.server.refuse_more()
+        stage.hear()
+        await until(lambda: stage.pool._members["a"].link.leaving)
+        with pytest.raises(VersionGone):
+            await stage.take(version="1")
+
+    run(scenario)
+
+
 def test_those_that_have_waited_long_without_a_replica_are_told_why() -> None:
     async def scenario(stage: Stage) -> None:
         long = asyncio.create_task(stage.take())
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.5)
         short = asyncio.create_task(stage.take())
         await until(lambda: stage.pool.waiting == 2)
-        stage.pool.give_up(0.02, "it is not deployed")
+        stage.pool.give_up(0.4, "it is not deployed")
         with pytest.raises(NoReplica, match="not deployed"):
             await long
         assert not short.done()

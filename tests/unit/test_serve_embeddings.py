@@ -158,6 +158,7 @@ def test_the_route_takes_every_form_of_input_and_both_encodings(directory: Path)
         ({"input": ["a", [1]]}, "input", "given"),
         ({"input": [1, -1]}, "input", "given"),
         ({"input": [5000]}, "input", "outside the vocabulary"),
+        ({"input": [0]}, "input", "no direction"),  # padding
         ({"input": ["a", "b " * 200]}, "input[1]", "context is 128"),
         ({"input": ["a"] * 2049}, "input", "at most 2048"),
         ({"input": "a", "dimensions": 32}, "dimensions", "64 numbers"),

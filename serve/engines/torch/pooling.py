@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from serve.engines.protocol import EngineError, Pooling
+from serve.engines.protocol import EngineError, Pooling, RequestError
 from serve.engines.torch.scheduler import Sequence, Step
+
+Failure = EngineError | RequestError
 
 
 class Embedded(NamedTuple):
@@ -28,7 +30,7 @@ class Pooled:
 
     pooling: Pooling
     loop: asyncio.AbstractEventLoop
-    events: deque[Embedded | EngineError] = field(default_factory=deque)
+    events: deque[Embedded | Failure] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
     """The event was sent or nobody listens any more."""
@@ -45,7 +47,7 @@ class Pooled:
 
 
 @torch.inference_mode()
-def advance(step: Step, hidden: torch.Tensor) -> list[tuple[Sequence, Embedded | EngineError]]:
+def advance(step: Step, hidden: torch.Tensor) -> list[tuple[Sequence, Embedded | Failure]]:
     """Add what a step computed to the texts that become embeddings, and return what to say of those that ended.
 
     Args:
@@ -53,7 +55,7 @@ def advance(step: Step, hidden: torch.Tensor) -> list[tuple[Sequence, Embedded |
     """
     if not len(hidden):
         return []
-    ended: list[tuple[Sequence, Embedded | EngineError]] = []
+    ended: list[tuple[Sequence, Embedded | Failure]] = []
     at = 0
     for sequence, start, end, completes in step.chunks:
         if not sequence.pooled:
@@ -66,10 +68,12 @@ def advance(step: Step, hidden: torch.Tensor) -> list[tuple[Sequence, Embedded |
     return ended
 
 
-def _result(pooled: Pooled) -> Embedded | EngineError:
+def _result(pooled: Pooled) -> Embedded | Failure:
     """Return the vector at length 1. The mean has the direction of the sum."""
     assert pooled.vector is not None
     length = float(pooled.vector.norm())
+    if length == 0:  # padding tokens alone, in most models
+        return RequestError("input", "a text's hidden states are all 0, so that its vector has no direction")
     if not 0 < length < float("inf"):
         return EngineError(f"the model produced hidden states that make up a vector of length {length}")
     return Embedded((pooled.vector / length).cpu().numpy())
