@@ -69,9 +69,7 @@ def _drop_requests_to_connect(listening: socket.socket) -> None:
     try:
         listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(_Program(len(program), program)))
     except OSError as error:  # a sandbox's kernel: connections of the very moment of closing are reset
-        logger.warning(
-            "the kernel takes no filter, so that a connection may be lost when this ends: %s", error.strerror
-        )
+        logger.warning("the kernel takes no filter: a connection may be lost when this ends: %s", error.strerror)
 
 
 async def answers(host: str, port: int) -> bool:

@@ -146,8 +146,7 @@ def test_a_request_that_does_not_come_to_its_end_is_ended(sent: bytes, expected:
             answer = (await site.exchange(sent)).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
             assert (error(answer) if answer else None) == expected
             assert [each.status for each in site.logged] == ([408] if expected else [])
-            assert site.server.connections == 0
-            assert site.server.open_requests == 0
+            await until(lambda: site.server.connections == site.server.open_requests == 0)
 
     run(scenario)
 
