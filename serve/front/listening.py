@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import select
 import socket
 import sys
 
+logger = logging.getLogger(__name__)
 BACKLOG = 4096
 SO_ATTACH_FILTER = 26
 SETTLE_S = 0.05
@@ -64,7 +66,10 @@ def _drop_requests_to_connect(listening: socket.socket) -> None:
         _Instruction(answer, 0, 0, 0),
         _Instruction(answer, 0, 0, 0xFFFFFFFF),
     )
-    listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(_Program(len(program), program)))
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(_Program(len(program), program)))
+    except OSError as error:  # a sandbox's kernel: connections of the very moment of closing are reset
+        logger.warning("the kernel takes no filter: a connection may be lost when this ends: %s", error.strerror)
 
 
 async def answers(host: str, port: int) -> bool:

@@ -36,6 +36,7 @@ ASGI: Any = {"version": "3.0", "spec_version": "2.4"}
 REFUSED_BEYOND = 256
 """So many connections above the limit are told why they are refused; further ones are cut."""
 OVER_HEAD_S = 2.0
+LINGER_S = 1.0
 MOST_AHEAD = 8
 """Requests that are read while the first of them is answered."""
 
@@ -191,6 +192,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def watch(self, now: float, passed_s: float) -> None:
         """Look at the client's pace, and cut it where it is too slow."""
+        if self.refusal is not None and not self.transport.is_closing():
+            return  # it is closed in a moment
         if self.flow.read_paused:
             self.pace.hold(passed_s)
         if self.transport.is_closing() and self.pace.closing_since is None:
@@ -219,12 +222,24 @@ class LimitedProtocol(HttpToolsProtocol):
         was = self.running[0][0] if self.running else None
         said = was or exchange.begin("", self.client[0] if self.client else "", ())
         self.transport.write(refusal.raw(said.request_id))
-        self.transport.close()
+        self._close_when_read()
         said.status = refusal.status
         if was is not None:
             self.end("gone")  # it is logged where it ends
         else:
             self.shared.log(said)
+
+    def _close_when_read(self) -> None:
+        """Close when the client has, or in a while: to close before all it sends is read would reset the connection.
+
+        The reset could reach the client before it has read the answer. Over TLS nothing can be half closed.
+        """
+        if self.transport.can_write_eof():
+            self.flow.resume_reading()
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
 
     def end(self, why: Cut) -> None:
         """End the requests that are not answered yet. With `gone` nobody is there to be told."""
