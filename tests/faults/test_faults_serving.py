@@ -26,6 +26,7 @@ from serve import cli, endpoints
 from serve.spec import HttpSpec, ServeSpec
 from tests.conftest import free_port
 from tests.support import blocking_engine, tiny_models
+from tests.support.controller import controller_pid
 from tests.support.own_cluster import own_cluster
 
 ENDED_S = 20.0
@@ -189,7 +190,7 @@ def ended_whole(answer: Any) -> bool:
 
 def controller_that_hangs_is_said_and_replaced(model: Path) -> None:
     """Stop Serve's controller by a signal: requests go on, `status` says so, `up` has another one take over."""
-    before, pid = running(), controller_pid()
+    before, pid = running(), controller_pid(running())
     endpoint = endpoints.endpoint()
     os.kill(pid, signal.SIGSTOP)
     wait_for_stop(pid)  # the fault is there
@@ -203,14 +204,6 @@ def controller_that_hangs_is_said_and_replaced(model: Path) -> None:
     assert any("controller has not answered" in line for line in said), said
     assert not psutil.pid_exists(pid)
     assert running() == before, "models went on"
-
-
-def controller_pid() -> int:
-    """Return the pid of this cluster's controller, which is a child of the same raylet as a replica."""
-    (replica,) = running().values()
-    session = psutil.Process(replica).environ()["TANDEM_HOME"]
-    found = [p for p in psutil.process_iter() if p.name().startswith("ray::ServeCont")]
-    return next(p.pid for p in found if p.environ().get("TANDEM_HOME") == session)
 
 
 def wait_for_stop(pid: int) -> None:
