@@ -327,16 +327,17 @@ def test_the_endpoint_goes_over_to_another_port_and_to_tls(endpoint: str, tmp_pa
     def ask() -> None:
         with httpx.Client(base_url=endpoint, timeout=60) as asking:
             while not ended.is_set():
-                answers.append(asking.get("/v1/models").status_code)
-
-    def said(line: str) -> None:
-        if line.startswith("tandem: running"):
-            ended.set()
+                try:
+                    answers.append(asking.get("/health").status_code)
+                except httpx.ConnectError:
+                    return  # nobody listens there any more
+                except httpx.HTTPError:
+                    answers.append(0)
 
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        outcome = endpoints.up(spec(None).model_copy(update={"http": http}), said)
+        outcome = endpoints.up(spec(None).model_copy(update={"http": http}), print)
     finally:
         ended.set()
         asking.join()
