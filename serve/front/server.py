@@ -19,6 +19,8 @@ LOOK_S = 0.5
 QUIET_S = 16.0
 """A leaving gateway closes a connection that has been quiet for so long: clients' pools close theirs after 5 to 15 s,
 so that hardly any sends a request just then."""
+ALONE_QUIET_S = 1.0
+"""The same where nobody else listens there: whoever asks on and on is told `connection: close` first."""
 CUT_S = 0.5
 """What is cut ends within this: nothing but its clean-up is left."""
 FILES_BESIDE = 512
@@ -88,7 +90,7 @@ class Server:
         server.close()
         self._socket.close()
         self._shared.leaving = True
-        quiet_s = QUIET_S if await listening.answers(self._host, self._port) else 0.0
+        quiet_s = QUIET_S if await listening.answers(self._host, self._port) else ALONE_QUIET_S
         await self._drained(quiet_s, limit_s)
         await self._cut()
         self._watch.cancel()
