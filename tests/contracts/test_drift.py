@@ -34,7 +34,7 @@ ALLOWED = {
 }
 """Nothing else outside the adapters: to be added to only with a reason."""
 DOCUMENTED = {"os._exit"}
-NAMED_TUPLES = {"_replace", "_asdict"}
+NAMED_TUPLES = {"_replace", "_asdict", "_fields"}
 """Their documented methods, named so that no field hides them."""
 HOOKS = {"_init_weights"}
 """What transformers asks of a model class of one's own."""
