@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ RUN = 128
 """Weights summed together on the way to the one that is drawn."""
 RUNS = 2**40
 """Runs are named from here on, beyond any token."""
+ELEMENTS = 2**17
+"""Weights that are worked on together, so that they stay in a core's cache: with 2**20, three times as slow."""
+ONE, GOLDEN = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)
+MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(12))
 
 
 class RequestSampler:
@@ -102,9 +107,8 @@ def choose(logits: torch.Tensor, samplers: Sequence[RequestSampler]) -> list[int
     best_tokens = rows.argmax(axis=-1)
     finite = np.isfinite(rows[np.arange(len(rows)), best_tokens]).tolist()
     chosen = best_tokens.tolist()
-    for row, sampler in enumerate(samplers):
-        if finite[row] and not sampler.params.greedy:
-            chosen[row] = _draw(rows[row], sampler)
+    for row, token in _drawn(rows, [(row, each) for row, each in enumerate(samplers) if finite[row]]):
+        chosen[row] = token
     accepted = _where_finite(chosen, finite)
     for sampler, choice in zip(samplers, accepted, strict=True):
         if choice is not None and sampler.changes_logits:
@@ -125,20 +129,43 @@ def _changed(logits: np.ndarray, samplers: Sequence[RequestSampler]) -> np.ndarr
     return logits
 
 
-def _draw(logits: np.ndarray, sampler: RequestSampler) -> int:
-    """Draw a token from the distribution of a row [vocab]."""
-    weights = weights_of(logits, sampler.params.temperature)
-    number = sampler.draw()
-    if not _is_truncated(sampler.params):
-        return _drawn_by_runs(weights, number)
-    kept = kept_tokens(weights, sampler.params)
-    return int(kept[_first(weights[kept], number, kept)])
+def _drawn(rows: np.ndarray, samplers: Sequence[tuple[int, RequestSampler]]) -> Iterator[tuple[int, int]]:
+    """Draw a token for each row of logits [rows, vocab] whose request draws at all; gives (row, token).
+
+    Rows of which nothing is left out are drawn together, half a megabyte at a time: that costs what a search of their
+    cumulative sums did, one by one (2.6 ms for 64 rows of 8,192); a row alone costs 46 µs more than that.
+    """
+    plain = []
+    for row, sampler in samplers:
+        if sampler.params.greedy:
+            continue
+        if _is_truncated(sampler.params):
+            weights = weights_of(rows[row], sampler.params.temperature)
+            kept = kept_tokens(weights, sampler.params)
+            yield row, int(kept[_first(weights[None, kept], _numbers([sampler]), kept)[0]])
+        else:
+            plain.append((row, sampler))
+    together = max(1, ELEMENTS // rows.shape[1])
+    for some in (plain[at : at + together] for at in range(0, len(plain), together)):
+        weights = _weights(rows[[row for row, _ in some]], [sampler.params.temperature for _, sampler in some])
+        drawn = _drawn_by_runs(weights, _numbers([sampler for _, sampler in some]))
+        yield from zip((row for row, _ in some), drawn.tolist(), strict=True)
+
+
+def _numbers(samplers: Sequence[RequestSampler]) -> np.ndarray:
+    return np.array([sampler.draw() for sampler in samplers], np.uint64)
 
 
 def weights_of(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Return the probabilities of a row of logits [vocab], not normalised: the best weighs 1."""
+    return _weights(logits[None], [temperature])[0]
+
+
+def _weights(logits: np.ndarray, temperatures: Sequence[float]) -> np.ndarray:
+    """Return the same of rows [n, vocab], each at its temperature."""
+    inverse = np.array([min(1 / temperature, 1e38) for temperature in temperatures], np.float32)[:, None]
     with np.errstate(over="ignore"):  # next to nothing as temperature: all but the best weigh 0
-        scaled = (logits - logits.max()) * np.float32(min(1 / temperature, 1e38))
+        scaled = (logits - logits.max(axis=1, keepdims=True)) * inverse
     return np.exp(scaled, out=scaled)
 
 
@@ -181,39 +208,47 @@ def _is_truncated(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
-def _drawn_by_runs(weights: np.ndarray, number: int) -> int:
-    """Return an index of weights [vocab], drawn by them: first a run of them by its sum, then one of the run.
-
-    Two short races instead of a long one: at 8,192 weights a quarter of the time.
-    """
-    whole = len(weights) // RUN * RUN
-    sums = np.append(weights[:whole].reshape(-1, RUN).sum(axis=1), weights[whole:].sum())
-    run = _first(sums, number, np.arange(len(sums)) + RUNS)
-    start = run * RUN
-    return start + _first(weights[start : start + RUN], number, np.arange(start, min(start + RUN, len(weights))))
-
-
-def _first(weights: np.ndarray, number: int, names: np.ndarray) -> int:
-    """Return the index that comes first in a race where each waits an exponential time of its weight as rate.
-
-    That draws by the weights (Gumbel-max in other words; Maddison, Tarlow and Minka 2014). Each waits by a number of
-    its own, a hash of `number` and its name, so that neither the order nor the others' rounding matters: two replicas,
-    or two batches, that round a weight otherwise choose alike, but where two waits are as good as equal. A cumulative
-    sum has a border for each token, and every border moves with every rounding.
+def _drawn_by_runs(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return an index for each row of weights [n, vocab], drawn by them: first a run by its sum, then one of the run.
 
     Args:
-        weights: [n], at least one above 0; one of 0 is never first.
-        number: 64 bits.
-        names: [n], whole numbers that tell the weights apart, wherever they stand.
+        numbers: 64 bits of chance for each row, uint64 [n].
+    """
+    count, vocab = weights.shape
+    whole = vocab // RUN * RUN
+    sums = weights[:, :whole].reshape(count, -1, RUN).sum(axis=2)
+    if whole < vocab:
+        sums = np.concatenate([sums, weights[:, whole:].sum(axis=1, keepdims=True)], axis=1)
+    start = RUN * _first(sums, numbers, np.arange(sums.shape[1]) + RUNS)
+    tokens = start[:, None] + np.arange(RUN)
+    inside = np.take_along_axis(weights, np.minimum(tokens, vocab - 1), axis=1) * (tokens < vocab)
+    return start + _first(inside, numbers, tokens)
+
+
+def _first(weights: np.ndarray, numbers: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Return for each row the index that comes first in a race: each waits an exponential time, its weight the rate.
+
+    That draws by the weights (Gumbel-max in other words; Maddison, Tarlow and Minka 2014). Each waits by a number of
+    its own, a hash of the row's number and its name, so that neither the order nor the others' rounding matters: two
+    replicas, or two batches, that round a weight otherwise choose alike, but where two waits are as good as equal. A
+    cumulative sum has a border for each token, and every border moves with every rounding.
+
+    Args:
+        weights: [n, k], in each row at least one above 0; one of 0 is never first.
+        numbers: 64 bits of chance for each row, uint64 [n].
+        names: [k] or [n, k], whole numbers that tell the weights apart, wherever they stand.
     """
     with np.errstate(divide="ignore"):
-        waits = -np.log(_uniforms(number, names)) / weights.astype(np.float64)
-    return int(waits.argmin())
+        waits = -np.log(_uniforms(numbers[:, None], names)) / weights
+    return waits.argmin(axis=1)
 
 
-def _uniforms(number: int, names: np.ndarray) -> np.ndarray:
-    """Return a uniform number in (0, 1) for each name [n], float64: SplitMix64 (Steele, Lea and Flood 2014)."""
-    mixed = np.uint64(number) + (names.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(12)).astype(np.float64) * 2.0**-52 + 2.0**-53
+def _uniforms(numbers: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Return a uniform number in (0, 1) for each number with each name, float64.
+
+    By SplitMix64 (Steele, Lea and Flood 2014); arrays of uint64 wrap around without a word.
+    """
+    mixed = numbers + (names.astype(np.uint64) + ONE) * GOLDEN
+    mixed = (mixed ^ (mixed >> SHIFTS[0])) * MIX[0]
+    mixed = (mixed ^ (mixed >> SHIFTS[1])) * MIX[1]
+    return ((mixed ^ (mixed >> SHIFTS[2])) >> SHIFTS[3]).astype(np.float64) * 2.0**-52 + 2.0**-53
