@@ -17,10 +17,9 @@ from serve.api.body import ApiError
 from serve.api.callers import Caller
 from serve.fair.turns import Busy, Turn, Turns
 from serve.front import exchange
-from serve.keys.ledger import Entry
 from serve.keys.limiter import Limiter, Rate, Verdict
 from serve.keys.limits import PRIORITIES, Limits
-from serve.keys.meter import Meter
+from serve.keys.meter import Counted, Hold, Meter
 from serve.metrics import watch
 from serve.metrics.watch import Watch
 from serve.scaling.work import Item, ModelWork
@@ -64,7 +63,7 @@ class Ticket:
     caller: Caller
     model: str
     turn: Turn
-    entry: Entry | None
+    entry: Counted | None
     reserved: int
     headers: dict[str, str]
     item: Item
@@ -101,6 +100,12 @@ class Ticket:
         self.item.started(tokens)
         exchange.current().prompt_tokens = tokens
         self._count(tokens, 0)
+
+    def predicted(self, rows: int) -> None:
+        """Count rows of predictions against the key's limits, as a token each."""
+        self.used += rows
+        if self.entry is not None:
+            self.admission.count(self.caller, self.entry, rows, 0)
 
     def answer(self, generated: int) -> None:
         """Count an answer's tokens, `generated` in all so far, before they are sent.
@@ -154,15 +159,25 @@ class Admission:
 
         Args:
             named: whether the request says itself how much it may generate.
-            rows: of one for predictions: what counts as its work.
+            rows: of one for predictions: what counts as its work, and against the key's limits as a token each.
 
         Raises:
             ApiError: 429 with Retry-After, or for a spent budget without.
         """
+        exchange.current().model = model
+        hold = await self._check_budget(caller, prompt if rows is None else rows, most)
+        try:
+            return await self._admitted(caller, model, prompt, most, named, rows, hold)
+        except BaseException:
+            if hold is not None:
+                hold.end()
+            raise
+
+    async def _admitted(
+        self, caller: Caller, model: str, prompt: int, most: int, named: bool, rows: int | None, hold: Hold | None
+    ) -> Ticket:
         noted = exchange.current()
-        noted.model = model
-        await self._check_budget(caller)
-        verdict = await self._rates.begin(caller.key, caller.limits, prompt + most)
+        verdict = await self._rates.begin(caller.key, caller.limits, prompt + most if rows is None else rows)
         headers = rate_headers(verdict)
         if verdict.refused_by is not None:
             raise _limited(verdict, caller.limits, headers)
@@ -179,12 +194,12 @@ class Admission:
             raise
         if not most:  # vectors and predictions tell nothing before they are there
             item.started()
-        entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
+        entry = self._meter.begin(caller.key, model, hold) if self._meter and caller.key else None
         watched = watch.current()
         watched.admitted(time.perf_counter() - asked)
         return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, item, watched)
 
-    def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
+    def count(self, caller: Caller, entry: Counted, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""
         assert self._meter is not None
         left = self._meter.left_now(caller.key, caller.limits) if generated else None
@@ -200,17 +215,25 @@ class Admission:
         """Let the next one go."""
         self._turns(ticket.model).end(ticket.turn)
         self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
+        if ticket.entry is not None and ticket.entry.hold is not None:
+            ticket.entry.hold.end()
 
-    async def _check_budget(self, caller: Caller) -> None:
+    async def _check_budget(self, caller: Caller, prompt: int, most: int) -> Hold | None:
+        """Hold back of the key's budget what a request needs first; None: the key has none. Raises ApiError."""
         if self._meter is None or not caller.key:
-            return
+            return None
         try:
             left = await self._meter.left(caller.key, caller.limits)
         except Exception as error:  # whatever the database's driver raises
             message = "what this key has used cannot be read now; try again"
             raise ApiError(503, message, code="keys_unavailable", headers={"retry-after": "2"}) from error
-        if left is not None and left <= 0:
+        if left is None:
+            return None
+        if left <= 0:
             raise spent(caller)
+        if left <= self._meter.held(caller.key):
+            raise _promised(caller)
+        return self._meter.hold(caller.key, prompt, most)
 
 
 def estimate(body_bytes: int, max_tokens: int | None, texts: int) -> tuple[int, int, bool]:
@@ -257,9 +280,19 @@ def _busy(model: str, busy: Busy, headers: dict[str, str]) -> ApiError:
 
 def spent(caller: Caller) -> ApiError:
     """Return the 429 of a spent budget, which clients shall not try again."""
-    named = [f"{value:,} a {unit}" for unit, value in _budgets(caller.limits) if value is not None]
-    message = f"the key's budget of tokens ({', '.join(named)}) is spent"
+    message = f"{_budget(caller)} is spent"
     return ApiError(429, message, code="insufficient_quota", headers={"x-should-retry": "false"})
+
+
+def _promised(caller: Caller) -> ApiError:
+    """Return the 429 of a budget whose rest is held back for requests that run or wait."""
+    message = f"{_budget(caller)} is held by this key's other requests as far as it is left; try again in 1 s"
+    return ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": "1"})
+
+
+def _budget(caller: Caller) -> str:
+    named = [f"{value:,} a {unit}" for unit, value in _budgets(caller.limits) if value is not None]
+    return f"the key's budget of tokens ({', '.join(named)})"
 
 
 def _budgets(limits: Limits) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
