@@ -102,6 +102,7 @@ class Meter:
         """What running and waiting requests of keys with budgets hold back; no key without any."""
         self._looking = asyncio.Lock()
         self._exchanging = asyncio.Lock()
+        self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -112,7 +113,8 @@ class Meter:
         """Write the last counts, and leave nothing to settle."""
         if self._task is not None:
             self._task.cancel()
-        self._ledger.close()
+        async with self._exchanging:  # what is being written now is written first
+            self._ledger.close()
         await asyncio.to_thread(self._settle)
 
     # -- counting --------------------------------------------------------------------------------------------------
@@ -194,7 +196,21 @@ class Meter:
         return list(self._spent)
 
     async def _exchange(self, keys: list[str]) -> None:
-        """Write what has changed, then learn what keys have used: the answer has this gateway's part up to now."""
+        """Write what has changed, then learn what keys have used: the answer has this gateway's part up to now.
+
+        It goes on when its caller is cancelled: its thread would do so too, unseen, and write after those that follow.
+        """
+        task = asyncio.ensure_future(self._exchanged(keys))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have left
+
+    async def _exchanged(self, keys: list[str]) -> None:
         async with self._exchanging:
             totals, day = self._ledger.flushable(), today()
             own = {key: self._own.get(key, 0) for key in keys}

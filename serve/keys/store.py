@@ -139,14 +139,21 @@ class Store:
     # -- usage -----------------------------------------------------------------------------------------------------
 
     def write_usage(self, ledger: str, totals: Sequence[Used]) -> None:
-        """Write the totals of a ledger that counts on. Writing the same again changes nothing."""
+        """Write the totals of a ledger that counts on, or of one that was closed meanwhile, whose last ones are there.
+
+        Writing the same again, or earlier totals after later ones, changes nothing.
+        """
         if totals:
             with self._engine.begin() as connection:
-                self._put(connection, ledger, totals, add=False)
+                tables.lock(connection, ledger)
+                is_closed = sa.select(tables.closed.c.ledger).where(tables.closed.c.ledger == ledger)
+                if connection.execute(is_closed).first() is None:
+                    self._put(connection, ledger, totals, add=False)
 
     def close_ledger(self, ledger: str, totals: Sequence[Used]) -> None:
         """Add a ledger's last totals to what is closed; a second time changes nothing."""
         with self._engine.begin() as connection:
+            tables.lock(connection, ledger)
             mark = tables.upsert(self._engine, tables.closed).values(ledger=ledger).on_conflict_do_nothing()
             if connection.execute(mark.returning(tables.closed.c.ledger)).first() is None:
                 return
@@ -196,11 +203,18 @@ class Store:
             return
         insert = tables.upsert(self._engine, tables.usage)
         new = {name: insert.excluded[name] for name in ("requests", "prompt_tokens", "generated_tokens")}
-        values = {name: tables.usage.c[name] + value for name, value in new.items()} if add else new
+        old = tables.usage.c
+        values = {
+            name: old[name] + value if add else tables.greater(self._engine, old[name], value)
+            for name, value in new.items()
+        }
         identity = [tables.usage.c[name] for name in ("ledger", "key", "model", "day")]
         connection.execute(
             insert.on_conflict_do_update(index_elements=identity, set_=values),
-            [{**vars(used), "ledger": ledger, "day": used.day.isoformat()} for used in totals],
+            [
+                {**vars(used), "ledger": ledger, "day": used.day.isoformat()}
+                for used in sorted(totals, key=lambda used: (used.key, used.model, used.day))  # rows lock in one order
+            ],
         )
 
 

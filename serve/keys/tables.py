@@ -16,6 +16,9 @@ BUSY_S = 10
 CREATION_LOCK = 0x7A4D_0001
 """PostgreSQL's advisory lock: its CREATE TABLE IF NOT EXISTS fails when two run at once."""
 
+LEDGER_LOCK = 0x7A4D
+"""First part of the advisory lock of one ledger; the second is made of its name."""
+
 metadata = sa.MetaData()
 
 keys = sa.Table(
@@ -81,6 +84,17 @@ def connect(url: str) -> sa.Engine:
 def upsert(engine: sa.Engine, table: sa.Table) -> Any:
     """Return an INSERT of the engine's dialect, which has `on_conflict_do_update`."""
     return (postgresql if engine.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def lock(connection: sa.Connection, ledger: str) -> None:
+    """Let no other transaction write or close this ledger until this one ends. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK, sa.func.hashtext(ledger))))
+
+
+def greater(engine: sa.Engine, one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """Return the greater of two values in the engine's dialect."""
+    return (sa.func.greatest if engine.dialect.name == "postgresql" else sa.func.max)(one, other)
 
 
 def shown(url: str) -> str:
