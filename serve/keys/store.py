@@ -6,6 +6,7 @@ nothing when it is done twice; a ledger that has ended is added to the closed on
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Store:
     def __init__(self, url: str | None = None) -> None:
         """Raises UserError when the database cannot be opened."""
         self._engine = tables.connect(place.check_url(url or place.default_url()))
+        self._reading = self._engine.execution_options(**{tables.ONLY_READS: True})
 
     def close(self) -> None:
         """Close the connections."""
@@ -80,8 +82,10 @@ class Store:
         """Make a new secret for a key; those before it are valid for `grace_s` more seconds.
 
         Raises:
-            UserError: there is no such key, or it is revoked.
+            UserError: there is no such key, or it is revoked, or `grace_s` is no time.
         """
+        if not 0 <= grace_s < math.inf:
+            raise UserError(f"a grace of {grace_s} s is none: give seconds, 0 or more")
         made, now = secret.make(), time.time()
         with self._engine.begin() as connection:
             self._check_live(connection, name)
@@ -113,7 +117,7 @@ class Store:
 
     def all(self) -> list[Key]:
         """Return all keys by name, revoked ones too."""
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             found = connection.execute(sa.select(tables.keys).order_by(tables.keys.c.name)).all()
             held: dict[str, list[KeySecret]] = {}
             for row in connection.execute(sa.select(tables.secrets).order_by(tables.secrets.c.created)):
@@ -125,7 +129,7 @@ class Store:
         joined = sa.join(tables.secrets, tables.keys, tables.secrets.c.key == tables.keys.c.name)
         secret_columns = (tables.secrets.c.digest, tables.secrets.c.created.label("made"), tables.secrets.c.expires)
         wanted = sa.select(tables.keys, *secret_columns).select_from(joined).where(tables.secrets.c.id == secret_id)
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             row = connection.execute(wanted).first()
         return None if row is None else _key(row, (KeySecret(secret_id, row.digest, row.made, row.expires),))
 
@@ -175,7 +179,7 @@ class Store:
             (until, columns.day <= str(until)),
         ):
             wanted = wanted if given is None else wanted.where(condition)
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             rows = connection.execute(wanted).all()
         return [
             Used(
@@ -195,7 +199,7 @@ class Store:
         tokens = sa.func.sum(columns.prompt_tokens + columns.generated_tokens)
         wanted = sa.select(columns.key, tokens.label("tokens")).group_by(columns.key)
         wanted = wanted.where(columns.key.in_(list(names)), columns.day >= since.isoformat())
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             return {row.key: int(row.tokens) for row in connection.execute(wanted)}
 
     def _put(self, connection: sa.Connection, ledger: str, totals: Sequence[Used], *, add: bool) -> None:

@@ -19,6 +19,9 @@ CREATION_LOCK = 0x7A4D_0001
 LEDGER_LOCK = 0x7A4D
 """First part of the advisory lock of one ledger; the second is made of its name."""
 
+ONLY_READS = "tandem_only_reads"
+"""Execution option of connections that write nothing."""
+
 metadata = sa.MetaData()
 
 keys = sa.Table(
@@ -122,8 +125,10 @@ def _sqlite(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and then writes would fail, not wait, where another one writes meanwhile.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # A transaction that reads first and then writes would fail, not wait, where another one writes meanwhile. One
+        # that only reads waits for none, and none waits for it.
+        only_reads = connection.get_execution_options().get(ONLY_READS, False)
+        connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -131,7 +136,7 @@ def _sqlite(url: str) -> sa.Engine:
 def _postgresql(url: str) -> sa.Engine:
     try:
         return sa.create_engine(
-            url, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_S}
+            url, pool_size=2, max_overflow=4, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_S}
         )
     except ModuleNotFoundError:
         raise UserError("keys in PostgreSQL need its driver: pip install 'tandem-ray[postgres]'") from None

@@ -195,6 +195,30 @@ class TestStore:
             Store(f"sqlite:///{path}")
 
 
+def test_reading_waits_for_no_writer(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'keys.db'}")
+    made = store.create("alice", Limits())
+    writer = sqlite3.connect(tmp_path / "keys.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    found = store.find(made.id)
+    assert found is not None
+    assert [key.name for key in store.all()] == [found.name] == ["alice"]
+    assert store.usage() == []
+    assert store.tokens_since(["alice"], DAY) == {}
+    writer.close()
+    store.close()
+
+
+@pytest.mark.parametrize("grace_s", [-1.0, float("nan"), float("inf")])
+def test_what_is_no_time_is_no_grace(tmp_path: Path, grace_s: float) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'keys.db'}")
+    store.create("alice", Limits())
+    with pytest.raises(UserError, match="a grace of"):
+        store.rotate("alice", grace_s)
+    assert len(store.all()[0].secrets) == 1
+    store.close()
+
+
 class TestUsage:
     USED = Used("alice", "chat", DAY, 1, 10, 5)
 
