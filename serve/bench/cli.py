@@ -154,9 +154,10 @@ def _settings(given: dict[str, Any]) -> Settings:
         raise UserError(f"--route: {given['route']!r} is none; there are chat and completions")
     if given["users"] is None and given["rate"] is None:
         given = {**given, "users": max(8, given["processes"])}
+    url, certificate = (given["url"], None) if given["url"] else _own_endpoint()
     return settings.check(
         settings.Settings(
-            target=settings.target(given["url"] or _own_endpoint(), given["allow_remote"]),
+            target=settings.target(url, given["allow_remote"]),
             model=given["model"] or "",
             route=routes[given["route"]],
             prompt_tokens=lengths.parse(given["prompt_tokens"], "--prompt-tokens"),
@@ -168,11 +169,13 @@ def _settings(given: dict[str, Any]) -> Settings:
             token_ids=settings.token_ids(given["token_ids"]),
             slo=settings.slo(given["slo"]),
             cacert=str(given["cacert"]) if given["cacert"] else None,
+            certificate=certificate,
         )
     )
 
 
-def _own_endpoint() -> str:
+def _own_endpoint() -> tuple[str, str | None]:
+    """Return the address of the endpoint that was brought up from here, and the file of its own certificate."""
     from serve import endpoints
 
-    return endpoints.endpoint()
+    return endpoints.reached()

@@ -54,7 +54,7 @@ class Driver:
     """One process's client."""
 
     def __init__(self, part: Part, workload: Workload, told: Told) -> None:
-        self.client = Client(part.settings.target, part.settings.cacert)
+        self.client = Client(part.settings.target, part.settings.cacert, part.settings.certificate)
         self._part, self._workload, self._told = part, workload, told
         self._settings = part.settings
         self._running: set[asyncio.Future[Record]] = set()

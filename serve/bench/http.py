@@ -14,6 +14,7 @@ import httptools
 
 from serve.bench.answers import Answer, StreamedAnswer, WholeAnswer
 from serve.bench.settings import Target
+from serve.front.client import trust
 
 
 class Lost(Exception):
@@ -120,12 +121,17 @@ class Connection(asyncio.Protocol):
             self._over.set_exception(error)
 
 
+def _tls(cacert: str | None, certificate: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=cacert) if cacert else trust(certificate)
+
+
 class Client:
     """Connections to one target."""
 
-    def __init__(self, target: Target, cacert: str | None = None) -> None:
+    def __init__(self, target: Target, cacert: str | None = None, certificate: str | None = None) -> None:
+        """`cacert` and `certificate`: as in Settings. Raises OSError or UserError for files that are none."""
         self._target = target
-        self._tls = ssl.create_default_context(cafile=cacert) if target.tls else None
+        self._tls = _tls(cacert, certificate) if target.tls else None
         self._idle: list[Connection] = []
 
     def head(self, method: str, path: str, length: int, key: str | None, session: str | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,9 @@ class Settings:
     max_open: int = 1_024
     """Requests of the open loop in flight; more wait in the client, which is counted."""
     cacert: str | None = None
+    """Certificates that sign the server's; None: those that the machine trusts."""
+    certificate: str | None = None
+    """The server's very own, trusted under whatever name it is reached: an endpoint's that was brought up from here."""
 
     def told(self) -> dict[str, Any]:
         """Return the settings for the results, without secrets."""
@@ -96,7 +100,7 @@ class Settings:
 
 
 def target(url: str, allow_remote: bool) -> Target:
-    """Read where to send requests; loopback alone unless `allow_remote`. Raises UserError."""
+    """Read where to send requests; an address of this machine unless `allow_remote`. Raises UserError."""
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
@@ -106,7 +110,7 @@ def target(url: str, allow_remote: bool) -> Target:
         raise UserError(f"--url: {url!r} is no address of an endpoint; write it as http://127.0.0.1:8000")
     if parts.username is not None:
         raise UserError("--url: it has a user's name or a password in it; give keys by --keys-file")
-    if not allow_remote and not is_loopback(parts.hostname):
+    if not allow_remote and not is_own(parts.hostname):
         raise UserError(
             f"--url: {parts.hostname} is not this machine, and load on a machine of others may be an attack; "
             "with --allow-remote it is sent all the same"
@@ -115,12 +119,21 @@ def target(url: str, allow_remote: bool) -> Target:
     return Target(parts.hostname, port or (443 if parts.scheme == "https" else 80), path, parts.scheme == "https")
 
 
-def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine by its name alone: nothing is looked up."""
+def is_own(host: str) -> bool:
+    """Say whether a host is this machine: `localhost` or one of its addresses. No other name is looked up."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    if address.is_loopback or address.is_unspecified:
+        return address.is_loopback
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as asks:
+            asks.connect((host, 9))  # sends nothing: what would go to an own address would come from it too
+            return ipaddress.ip_address(asks.getsockname()[0]) == address
+    except OSError:
+        return False
 
 
 def slo(text: str | None) -> tuple[tuple[str, float], ...]:

@@ -37,7 +37,8 @@ async def warm(settings: Settings) -> Warm:
         UserError: nothing answers, or no request of the warm-up succeeds.
     """
     try:
-        client, key = Client(settings.target, settings.cacert), settings.callers[0].key
+        client = Client(settings.target, settings.cacert, settings.certificate)
+        key = settings.callers[0].key
     except OSError as error:
         raise UserError(f"--cacert: {settings.cacert} cannot be read as certificates: {error}") from None
     try:
@@ -77,7 +78,7 @@ async def _learn(client: Client, settings: Settings, key: str | None, found: War
     for words in (FEW, MANY):
         status, _, answer = await client.post(PATHS[settings.route], Workload(settings).probe(words), key)
         usage = answer.get("usage") if isinstance(answer, dict) else None
-        if status != 200 or not usage:
+        if status != 200 or not usage or not isinstance(usage.get("prompt_tokens"), int):
             found.said.append(f"prompts are taken to have a token a word: a request for their usage got {status}")
             return
         counted.append((words, int(usage["prompt_tokens"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def gateway(directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def scripted(write: Write) -> Iterator[str]:
+def scripted(write: Write, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Answer each request with the bytes that `write` returns for its path and body, then close the connection."""
     ready = threading.Event()
     known: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = []
@@ -71,7 +72,7 @@ def scripted(write: Write) -> Iterator[str]:
         writer.close()
 
     async def inside() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
         stop = asyncio.Event()
         known.append((asyncio.get_running_loop(), stop, server.sockets[0].getsockname()[1]))
         ready.set()
@@ -83,7 +84,7 @@ def scripted(write: Write) -> Iterator[str]:
     try:
         assert ready.wait(10)
         loop, stop, port = known[0]
-        yield f"http://127.0.0.1:{port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{port}"
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)

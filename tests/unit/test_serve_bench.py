@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import socket
 from array import array
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,18 @@ def test_only_this_machine_is_loaded_unless_asked() -> None:
     for url in ("127.0.0.1:8000", "ftp://localhost", "http://:8000", "http://localhost:x", "http://me:pw@localhost"):
         with pytest.raises(UserError, match="--url"):
             settings.target(url, allow_remote=False)
+
+
+def test_an_address_of_this_machine_is_this_machine() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks:
+        try:
+            asks.connect(("192.0.2.1", 9))  # sends nothing: it asks which address it would come from
+        except OSError:
+            pytest.skip("this machine has no address beside loopback")
+        own = asks.getsockname()[0]
+    assert settings.target(f"http://{own}:8000", allow_remote=False).host == own
+    for other in ("192.0.2.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "2001:db8::1", "::", "here.example"):
+        assert not settings.is_own(other)
 
 
 def test_bounds_are_read_in_seconds() -> None:

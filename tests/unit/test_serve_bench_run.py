@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from serve import cli
-from tests.support import bench_servers, tiny_models
+from serve import cli, endpoints
+from serve.front import tls as front_tls
+from tests.support import bench_servers, certificates, tiny_models
 
 SHORT = ["--prompt-tokens", "12", "--answer-tokens", "3", "--seconds", "30", "--warmup", "1"]
 LONGER = ["--prompt-tokens", "120"]
@@ -121,6 +122,25 @@ ANSWERS = {
     "closed": None,
     "nonsense": b"SSH-2.0-x\r\n\r\n",
 }
+
+
+def test_the_endpoint_from_here_is_reached_by_its_own_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, key = certificates.make(tmp_path, "some.other.name")
+
+    def write(request: str) -> bytes:
+        return answer(MODELS) if request.startswith("/v1/models") else answer(b'{"usage": {"completion_tokens": 1}}')
+
+    with bench_servers.scripted(write, front_tls.context(own, key)) as url:
+        monkeypatch.setattr(endpoints, "reached", lambda: (url, own))  # what `serve up` has written
+        options = ["--requests", "2", "--users", "1", "--no-stream", "--no-plot", "--out", str(tmp_path / "out")]
+        done = CliRunner().invoke(cli.app, ["bench", *options])
+        assert done.exit_code == 0, done.output
+        assert json.loads((tmp_path / "out.json").read_text())["requests"]["completed"] == 2
+        other = invoke(tmp_path, url, "--requests", "2", "--no-stream")
+        assert other.exit_code != 0
+        assert "does not answer" in str(other.exception or other.output)
 
 
 def test_each_way_to_fail_is_counted_apart(bench: Any, tmp_path: Path) -> None:
