@@ -149,7 +149,7 @@ class Link(asyncio.Protocol):
             self._on_change()
         try:
             for body in self._splitter.feed(data):
-                self._take(decode(body))
+                self._take(decode(body, self.ready.done()))
         except (FrameError, Denied) as error:
             logger.warning("the connection to replica %s ends: %s", self.replica_id or "?", error)
             if not self.ready.done():

@@ -86,10 +86,13 @@ def encode(kind: Kind, stream: int = 0, content: Any = None) -> bytes:
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
-def decode(body: bytes | memoryview) -> Frame:
-    """Return the frame whose bytes after the length these are. Raises FrameError."""
+def decode(body: bytes | memoryview, known: bool = True) -> Frame:
+    """Return the frame whose bytes after the length these are. Raises FrameError.
+
+    `known`: whether who sent it has shown that it knows the secret; else it may send msgpack's own types only.
+    """
     try:
-        kind, stream, content = codec.unpack(body)
+        kind, stream, content = codec.unpack(body) if known else codec.unpack_plain(body)
         if type(kind) is not int or type(stream) is not int:
             raise FrameError("a frame without kind and stream")
         return Frame(kind, stream, _chunk(*content) if kind == Kind.CHUNK else content)

@@ -166,7 +166,7 @@ class Peer(asyncio.Protocol):
         self._heard = True
         try:
             for body in self._splitter.feed(data):
-                self._take(decode(body))
+                self._take(decode(body, self._known))
         except (FrameError, Denied) as error:
             self._cut(str(error))
 

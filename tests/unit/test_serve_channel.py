@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import uvloop
@@ -299,8 +300,9 @@ def test_one_that_knows_no_secret_learns_none_and_gets_no_calls() -> None:
 @pytest.mark.parametrize(
     "first",
     [b"GET / HTTP/1.1\r\n\r\n", encode(Kind.CALL, 1, call("x")), encode(Kind.PING), b"\xff\xff\xff\xff",
-     encode(Kind.PROOF, 0, [handshake.VERSION, b"n", b"p"]), encode(Kind.PROOF, 0, ["0:old", b"n", b"p"])],
-    ids=["http", "call", "ping", "huge", "wrong proof", "other version"],
+     encode(Kind.PROOF, 0, [handshake.VERSION, b"n", b"p"]), encode(Kind.PROOF, 0, ["0:old", b"n", b"p"]),
+     b"\x00\x00\x00\x11" + msgpack.packb([2, 0, msgpack.ExtType(2, msgpack.packb(["S0", [-1], b""]))])],
+    ids=["http", "call", "ping", "huge", "wrong proof", "other version", "array that numpy divides by nothing for"],
 )  # fmt: skip
 def test_a_stranger_is_cut_and_reaches_no_engine(first: bytes) -> None:
     async def scenario(engine: Engine, at: Server, link: Link) -> None:
