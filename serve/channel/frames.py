@@ -29,7 +29,7 @@ class Kind(IntEnum):
     PROOF = 2
     """Gateway: version, nonce, proof that it knows the secret."""
     WELCOME = 3
-    """Replica: its own proof, id, slots, whether it leaves."""
+    """Replica: its own proof, slots, whether it leaves."""
     CALL = 4
     """Gateway: a call begins a stream."""
     CANCEL = 5

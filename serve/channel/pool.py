@@ -269,10 +269,7 @@ class Pool:
     async def _connect(self, state: ReplicaState) -> None:
         replica_id = state.replica_id
         try:
-            link = await connect(state.address, self._secret, self.changed)
-            if link.replica_id != replica_id:
-                link.close()
-                raise ConnectionError(f"{state.address} is replica {link.replica_id} now")
+            link = await connect(state.address, self._secret, replica_id, self.changed)
         except (OSError, Denied, ValueError) as error:
             self._try_later(replica_id, state.address, error)
         else:
