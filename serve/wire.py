@@ -56,6 +56,8 @@ class Identity:
 
     version: str
     run_id: str | None
+    build: str = ""
+    """Digest of all that an answer depends on (serve/deploy/plan.py); clients are told the version only."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ class ReplicaState:
     """Sequences that it works on at the same time."""
     leaving: bool = False
     """Whether it finishes what it has and takes no more."""
+    build: str = ""
+    """That of its answers' `Identity`: an answer that has begun goes on at no replica of another one."""
 
 
 @dataclass(frozen=True)
