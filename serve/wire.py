@@ -113,6 +113,8 @@ class Refused:
     message: str
     code: str
     param: str | None = None
+    lost: bool = False
+    """Whether it is the engine that failed under a text: another replica may go on with it."""
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class RayBackend:
             build: what it must be a replica of (`Identity.build`); None: any.
 
         Raises:
-            ReplicaLost: the replica was lost, or leaves and gave the request back.
+            ReplicaLost: the replica was lost, leaves and gave the request back, or its engine failed under a text.
             ApiError: there is no replica, none with room in time, or its code failed.
         """
         deadline = asyncio.get_running_loop().time() + self._patience_s
@@ -129,6 +129,8 @@ class RayBackend:
                         async with aclosing(seat.member.link.stream(call, seat.release)) as messages:
                             async for message in messages:
                                 accepted()
+                                if isinstance(message, Refused) and message.lost:
+                                    raise ReplicaLost(seat.member.link.replica_id, refused=message)
                                 yield message
                         return
                     except Busy:

@@ -119,18 +119,25 @@ class Progress:
         return self._go_on(message)
 
     def lose(self, lost: ReplicaLost) -> Refused | None:
-        """Note a loss; return what the client is told where the text ends with it."""
+        """Note a loss; return what the client is told where the text ends with it.
+
+        An engine that fails is a loss like that of its replica: the request itself may be sound.
+        """
         if self.ended:
             return None
         self.excluded.add(lost.replica_id)
         if not lost.moved:
             self._lost += 1
             self._fruitless += 1
+        said = None
         if not self._counted:
-            return self._refused("the replica that worked on this request was lost, and did not tell its tokens")
-        if self._fruitless >= MOST_FRUITLESS or self._lost >= MOST_LOST:
-            return self._refused(f"{self._lost} replicas were lost while they worked on this request")
-        return None
+            said = "the replica that worked on this request was lost, and did not tell its tokens"
+        elif self._fruitless >= MOST_FRUITLESS or self._lost >= MOST_LOST:
+            said = f"{self._lost} replicas were lost while they worked on this request"
+        if said is None:
+            return None
+        told = self._refused(said)
+        return told if lost.refused is None else lost.refused
 
     def _open(self, opened: Opened) -> Opened | Refused | None:
         if self._identity is None:

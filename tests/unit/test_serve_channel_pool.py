@@ -18,7 +18,7 @@ from serve.deploy.access import Queue
 from serve.deploy.backend import RayBackend
 from serve.routing.choose import LeastBusy
 from serve.routing.lost import ReplicaLost
-from serve.wire import GenerateCall, Identity, InferCall, Inferred, Load, Opened, ReplicaState
+from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
 
 SECRET = b"s" * 32
 WAIT_S = 5.0
@@ -31,7 +31,7 @@ class Replica:
     def __init__(self, name: str, version: str = "1", slots: int = 4, build: str | None = None) -> None:
         self.name, self.version, self.calls = name, version, 0
         self.build = build or f"build {version}"
-        self.dies = False
+        self.dies = self.breaks = False
         self.server = Server(name, slots, SECRET, self._answer)
 
     async def _answer(self, call: Any) -> AsyncGenerator[Any, None]:
@@ -43,6 +43,13 @@ class Replica:
             yield Inferred(Identity(self.version, None, self.build), [{"by": self.name}])
             return
         yield Opened(Identity(self.version, None, self.build), 1)
+        if call.prompt == "two tokens":
+            for number in range(len(call.generated), 2):
+                if self.breaks and number == 1:
+                    yield Refused(500, f"the engine of {self.name} failed", "engine_failed", lost=True)
+                    return
+                yield Chunk(self.name, number + 1, "stop" if number else None, ids=(number,))
+            return
         await asyncio.sleep(3600)
 
     def state(self) -> ReplicaState:
@@ -396,6 +403,32 @@ def test_an_attempt_tells_that_its_replica_was_lost_and_pending_ends_with_the_fi
             peer._transport.abort()
             with pytest.raises(ReplicaLost):
                 await anext(messages)
+
+    run(scenario)
+
+
+def test_a_text_whose_engine_fails_goes_on_at_another_replica() -> None:
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        went_on: list[str] = []
+        backend.went_on = went_on.append
+        text = GenerateCall("r", "two tokens")
+
+        async def told() -> list[Any]:
+            return [each async for each in backend.generate("m", text)][1:]
+
+        first = await stage.add("a")
+        first.breaks = True
+        assert (await told())[-1] == Refused(500, "the engine of a failed", "engine_failed", lost=True)
+        other = stage.replicas["b"] = Replica("b")
+        await other.server.start("127.0.0.1")
+        stage.pool._members["a"].own += 1  # so that the next text begins at the other one
+        other.breaks, first.breaks = True, False
+        stage.hear()
+        await until(lambda: "b" in stage.pool._members)
+        assert await told() == [Chunk("b", 1, ids=(0,)), Chunk("a", 2, "stop", ids=(1,))]
+        assert went_on == ["m", "m"]
+        stage.pool._members["a"].own -= 1
 
     run(scenario)
 

@@ -96,6 +96,23 @@ def test_a_request_that_ends_replicas_ends_two_at_one_place(attempts: list[list[
     assert len(replicas.asked) == len(attempts)
 
 
+FAILED = Refused(500, "the engine failed", "engine_failed", lost=True)
+
+
+def test_a_text_goes_on_where_another_engine_lives() -> None:
+    replicas = Replicas([V1, piece(1, 7), ReplicaLost("a", refused=FAILED)], [V1, piece(2, 8, reason="stop")])
+    assert told(replicas) == [V1, piece(1, 7), piece(2, 8, reason="stop")]
+    assert replicas.asked[1] == ((7,), frozenset({"a"}), "b1")
+
+
+@pytest.mark.parametrize("first", [[], [V1, piece(1, 7)], [V1, piece(2, 7)]], ids=["at once", "later", "not counted"])
+def test_a_request_that_breaks_engines_breaks_two_and_is_told_of_it(first: list[Message | Exception]) -> None:
+    broken = [ReplicaLost(name, refused=FAILED) for name in "ab"]
+    replicas = Replicas([*first, broken[0]], [broken[1]])
+    assert told(replicas) == [*first, FAILED]
+    assert len(replicas.asked) <= 2
+
+
 def test_losses_with_progress_between_them_are_bounded() -> None:
     attempts: list[list[Message | Exception]] = [[V1, piece(at, at), ReplicaLost(str(at))] for at in range(1, 9)]
     replicas = Replicas(*attempts)
