@@ -177,6 +177,9 @@ class Peer(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._may_write.set()
         self._stop_timer()
+        if self._server.leaving:
+            self.tell(Kind.LEAVING)
+        self.tell_load()  # what was not told while nothing could be: perhaps nothing changes any more
 
     # -- frames ------------------------------------------------------------------------------------------------------
 

@@ -220,6 +220,27 @@ def test_a_gateway_hears_what_a_replica_does_for_others() -> None:
 # -- leaving ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_gateway_that_did_not_read_was_not_told_it_is_told_when_it_reads() -> None:
+    async def scenario(engine: Engine, at: Server, link: Link) -> None:
+        engine.go_on.clear()
+        (reads_not,) = at.peers
+        other = await connect(at.address, SECRET, "r1", lambda: None)
+        stream = other.stream(call("a", 3))
+        await anext(stream)
+        await until(lambda: link.others == 1)
+        reads_not.pause_writing()
+        await stream.aclose()
+        await until(lambda: at.running == 0 and at._telling is None)
+        at.refuse_more()
+        await asyncio.sleep(0.01)
+        assert (link.others, link.leaving) == (1, False)
+        reads_not.resume_writing()
+        await until(lambda: (link.others, link.leaving) == (0, True))
+        other.close()
+
+    run(scenario)
+
+
 def test_one_that_leaves_finishes_what_runs_and_gives_back_what_comes() -> None:
     async def scenario(engine: Engine, at: Server, link: Link) -> None:
         engine.go_on.clear()
