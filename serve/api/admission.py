@@ -63,6 +63,8 @@ class Ticket:
     admission: Admission
     caller: Caller
     model: str
+    turns: Turns
+    """Those that the turn is of: the model's name may be gone, or another model's, before the request ends."""
     turn: Turn
     entry: Entry | None
     reserved: int
@@ -113,7 +115,7 @@ class Ticket:
             self.item.generated(generated)
             exchange.current().generated(generated)
             self._count(0, more)
-            self.admission.charge(self, more)
+            self.turns.charge(self.turn, more)
 
     def end(self, answered: bool = True) -> None:
         """Give back what was held. A second time does nothing."""
@@ -169,8 +171,8 @@ class Admission:
         item = self._work(model).begin(prompt if rows is None else rows, most if named else None)
         asked = time.perf_counter()
         try:
-            priority = PRIORITIES.index(caller.limits.priority)
-            turn = await self._turns(model).take(caller.key, priority, prompt, noted.patience_s(self._patience_s))
+            priority, turns = PRIORITIES.index(caller.limits.priority), self._turns(model)
+            turn = await turns.take(caller.key, priority, prompt, noted.patience_s(self._patience_s))
         except BaseException as error:
             item.end(answered=False)
             self._rates.end(caller.key, verdict.reserved, 0)
@@ -182,7 +184,7 @@ class Admission:
         entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
         watched = watch.current()
         watched.admitted(time.perf_counter() - asked)
-        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, item, watched)
+        return Ticket(self, caller, model, turns, turn, entry, verdict.reserved, headers, item, watched)
 
     def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""
@@ -192,14 +194,12 @@ class Admission:
             raise spent(caller)
         self._meter.count(caller.key, entry, prompt, generated)
 
-    def charge(self, ticket: Ticket, tokens: int) -> None:
-        """Take generated tokens from the key's share of the model."""
-        self._turns(ticket.model).charge(ticket.turn, tokens)
-
     def end(self, ticket: Ticket) -> None:
         """Let the next one go."""
-        self._turns(ticket.model).end(ticket.turn)
-        self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
+        try:
+            ticket.turns.end(ticket.turn)
+        finally:
+            self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
 
     async def _check_budget(self, caller: Caller) -> None:
         if self._meter is None or not caller.key:

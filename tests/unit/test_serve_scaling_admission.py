@@ -86,6 +86,27 @@ def test_a_request_for_a_model_without_replicas_is_reported_soon() -> None:
     asyncio.run(scenario())
 
 
+def test_a_stream_of_a_model_that_is_taken_out_goes_on_to_its_end() -> None:
+    async def scenario() -> None:
+        access, once = Access("x", "g", None, 0.05), Caller("k", Limits(concurrency=1))
+        access.configure({"m": Queue(1, 9, 9)}, None)
+        ticket = await access.admission.begin(once, "m", *estimate(40, 20, 1))
+        ticket.prompt(10)
+        access.configure({}, None)
+        ticket.answer(5)
+        access.configure({"m": Queue(1, 9, 9)}, None)  # the name is back
+        with pytest.raises(ApiError, match="at the same time"):
+            await access.admission.begin(once, "m", *estimate(40, 20, 1))
+        ticket.end()
+        assert access.waiting().get("m", 0) == 0
+        assert access.work().get("m") in (None, Work(0, 0, 0, 0)), "the new model has nothing of the old one's"
+        for _ in range(2):
+            with await access.admission.begin(once, "m", *estimate(40, 20, 1)):
+                assert access.admission._turns("m").running == 1
+
+    asyncio.run(scenario())
+
+
 def spec(text: str) -> ServeSpec:
     return specfile.loads(text, ServeSpec)
 
