@@ -194,8 +194,9 @@ class Pool:
                 raise Full(f"{self._most} requests wait already")
             return await waiting.granted
         except asyncio.CancelledError:
-            if not waiting.granted.cancelled():  # it was let through in the very moment that its client left
-                Seat(self, waiting.granted.result()).release()
+            granted = waiting.granted
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                Seat(self, granted.result()).release()  # it was let through in the moment that its client left
             raise
         finally:
             timer.cancel()

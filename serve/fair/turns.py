@@ -107,10 +107,8 @@ class Turns:
 
     def end(self, turn: Turn) -> None:
         """Take a turn back: its request has ended."""
-        self.running -= 1
-        self._queue.end(turn.key, turn.priority)
         self._pace.left(self._clock())
-        self._let_through()
+        self._give_back(turn.key, turn.priority)
 
     def retry_after_s(self) -> int:
         """Return when what waits now will have been let through, in whole seconds."""
@@ -119,13 +117,19 @@ class Turns:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _give_back(self, key: str, priority: int) -> None:
+        self.running -= 1
+        self._queue.end(key, priority)
+        self._let_through()
+
     async def _granted(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
         timer = asyncio.get_running_loop().call_later(patience_s, self._give_up, entry, patience_s)
         try:
             await entry.request
         except asyncio.CancelledError:
-            if not entry.request.cancelled():  # it was let through in the very moment that its client left
-                self.end(Turn(entry.key, entry.priority))
+            request = entry.request
+            if request.done() and not request.cancelled() and request.exception() is None:
+                self._give_back(entry.key, entry.priority)  # it was let through in the moment that its client left
             self._queue.remove(entry)
             raise
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -135,6 +136,23 @@ def test_a_client_that_leaves_frees_its_place_in_the_queue_or_its_turn() -> None
         with contextlib.suppress(asyncio.CancelledError):
             await late
         assert (turns.running, turns.waiting) == (0, 0)
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_as_its_patience_ends_gives_back_no_turn_that_it_never_had() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 10, 10)
+        turn = await take(turns, "a")
+        leaver = asyncio.create_task(take(turns, "b", patience_s=0.01))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.01, leaver.cancel)
+        time.sleep(0.03)  # both timers are due in the same iteration of the loop
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        assert (turns.running, turns.waiting) == (1, 0)
+        turns.end(turn)
+        assert turns.running == 0
 
     run(scenario)
 
