@@ -12,7 +12,7 @@ A pop walks at most two rounds of the keys that wait, whatever they owe, and one
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
@@ -41,6 +41,8 @@ class Waiting(Generic[Request]):
     cost: float
     """Tokens that are known now: the prompt's."""
     deadline: float
+    number: int = 0
+    """Of all that came to this queue."""
     gone: bool = False
     """It was taken, has expired, or its client has left."""
 
@@ -49,11 +51,10 @@ class Waiting(Generic[Request]):
 class _Flow(Generic[Request]):
     """What one key has in one class."""
 
-    waiting: deque[Waiting[Request]] = field(default_factory=deque)
+    waiting: OrderedDict[int, Waiting[Request]] = field(default_factory=OrderedDict)
+    """By number, in the order of their coming. Any of them may leave at any time, at the same cost."""
     deficit: float = 0.0
     running: int = 0
-    count: int = 0
-    """Of those in `waiting`, how many are not gone."""
 
 
 class FairQueue(Generic[Request]):
@@ -65,7 +66,7 @@ class FairQueue(Generic[Request]):
         """By class, the keys that wait, in the order of their turns."""
         self._idle: list[dict[str, _Flow[Request]]] = [{} for _ in range(classes)]
         """By class, the keys with something running and nothing waiting."""
-        self._count = 0
+        self._count = self._last_number = 0
 
     def __len__(self) -> int:
         return self._count
@@ -73,7 +74,7 @@ class FairQueue(Generic[Request]):
     def waiting_of(self, key: str, priority: int) -> int:
         """Return how many requests of a key wait."""
         flow = self._flows[priority].get(key)
-        return flow.count if flow else 0
+        return len(flow.waiting) if flow else 0
 
     def push(self, request: Request, key: str, priority: int, cost: float, deadline: float) -> Waiting[Request]:
         """Let a request wait. Raises Full."""
@@ -81,13 +82,13 @@ class FairQueue(Generic[Request]):
             raise Full("all", self._count)
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key) or idle.pop(key, None) or _Flow()
-        if flow.count >= self._most_per_key:
-            raise Full("key", flow.count)
+        if len(flow.waiting) >= self._most_per_key:
+            raise Full("key", len(flow.waiting))
         active.setdefault(key, flow)
-        entry = Waiting(request, key, priority, cost, deadline)
-        flow.waiting.append(entry)
-        flow.count += 1
         self._count += 1
+        self._last_number += 1
+        entry = Waiting(request, key, priority, cost, deadline, self._last_number)
+        flow.waiting[entry.number] = entry
         return entry
 
     def remove(self, entry: Waiting[Request]) -> None:
@@ -120,7 +121,7 @@ class FairQueue(Generic[Request]):
         """Remove and yield what has waited past its deadline."""
         for flows in self._flows:
             for flow in list(flows.values()):
-                for entry in [each for each in flow.waiting if not each.gone and each.deadline <= now]:
+                for entry in [each for each in flow.waiting.values() if each.deadline <= now]:
                     self.remove(entry)
                     yield entry
 
@@ -128,13 +129,11 @@ class FairQueue(Generic[Request]):
 
     def _next(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> Waiting[Request]:
         key, flow = self._turn(flows)
-        while flow.waiting[0].gone:
-            flow.waiting.popleft()
-        entry = flow.waiting[0]
+        entry = next(iter(flow.waiting.values()))
         flow.deficit -= entry.cost
         flow.running += 1
         self._leave(entry)
-        if flow.deficit <= 0 and flow.count:
+        if flow.deficit <= 0 and flow.waiting:
             flow.deficit += QUANTUM
             flows.move_to_end(key)
         self._settle(key, priority)
@@ -165,14 +164,13 @@ class FairQueue(Generic[Request]):
     def _leave(self, entry: Waiting[Request]) -> None:
         entry.gone = True
         self._count -= 1
-        self._flows[entry.priority][entry.key].count -= 1
+        del self._flows[entry.priority][entry.key].waiting[entry.number]
 
     def _settle(self, key: str, priority: int) -> None:
         """Move a key with nothing waiting out of the turns, and forget it when nothing of it runs either."""
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key)
-        if flow and not flow.count:
-            flow.waiting.clear()
+        if flow and not flow.waiting:
             idle[key] = active.pop(key)
         flow = idle.get(key)
         if flow and not flow.running:

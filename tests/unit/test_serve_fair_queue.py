@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import Counter
 
 import pytest
@@ -134,6 +135,17 @@ def test_what_leaves_is_not_served_and_frees_its_place() -> None:
     assert len(waiting) == waiting.waiting_of("a", 1) == 1
     push(waiting, "b", 2)
     assert sorted((entry.key, entry.request) for entry in iter(waiting.pop, None)) == [("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_what_has_left_is_not_kept_while_its_class_waits() -> None:
+    waiting, left = queue(), []
+    push(waiting, "a", priority=2)
+    for _ in range(100):
+        entry = waiting.push(7, "a", 2, 1, deadline=10.0)
+        waiting.remove(entry)
+        left.append(weakref.ref(entry))
+        del entry
+    assert [ref for ref in left if ref() is not None] == []
 
 
 def test_what_has_waited_too_long_is_handed_out_as_such() -> None:
