@@ -17,6 +17,8 @@ from serve.fair.queue import FairQueue, Full, Waiting
 
 PACE_S = 10.0
 """Time constant of the rate at which requests leave."""
+LEAST_SEEN = 5
+"""Requests that must have left before it is believed; until then none is refused for how long it would wait."""
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
 
 
@@ -29,26 +31,47 @@ class Busy(Exception):
 
 
 class Pace:
-    """How many requests leave a second, over the last while."""
+    """How many requests leave a second while others wait, over the last while of such waiting.
+
+    Time in which none waits is left out: as many leave then as come, and not as many as could.
+    """
 
     def __init__(self) -> None:
-        self._per_s = 0.0
+        self._left = self._time_s = 0.0
+        """How many left and how long it took; what is PACE_S of waiting ago counts 1/e."""
+        self._seen = 0
         self._at: float | None = None
-        self._count = 0
+        """Until when it is counted; None while none waits."""
+
+    def waits(self, now: float, some: bool) -> None:
+        """Take note whether requests wait from now on."""
+        if not some:
+            self._pass(now)
+            self._at = None
+        elif self._at is None:
+            self._at = now
 
     def left(self, now: float) -> None:
         """Take note of one that has left."""
-        self._at = now if self._at is None else self._at
-        self._count += 1
-        passed = now - self._at
-        if passed >= PACE_S / 20:
-            self._per_s += (self._count / passed - self._per_s) * (1 - math.exp(-passed / PACE_S))
-            self._at, self._count = now, 0
+        self._pass(now)
+        if self._at is not None:
+            self._left += 1
+            self._seen += 1
 
     @property
     def per_s(self) -> float | None:
-        """Requests a second; None until some have left."""
-        return self._per_s or None
+        """Requests a second, until the last one left; None until some have left while others waited.
+
+        While none leaves it stays: a model that wakes from zero replicas will be as fast as it was.
+        """
+        return self._left / self._time_s if self._seen >= LEAST_SEEN and self._time_s else None
+
+    def _pass(self, now: float) -> None:
+        if self._at is not None:
+            kept = math.exp((self._at - now) / PACE_S)
+            self._left *= kept
+            self._time_s = self._time_s * kept + PACE_S * (1 - kept)
+            self._at = now
 
 
 @dataclass(frozen=True)
@@ -130,13 +153,17 @@ class Turns:
             request = entry.request
             if request.done() and not request.cancelled() and request.exception() is None:
                 self._give_back(entry.key, entry.priority)  # it was let through in the moment that its client left
-            self._queue.remove(entry)
+            self._remove(entry)
             raise
         finally:
             timer.cancel()
 
-    def _give_up(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
+    def _remove(self, entry: Waiting[asyncio.Future[None]]) -> None:
         self._queue.remove(entry)
+        self._pace.waits(self._clock(), bool(self._queue))
+
+    def _give_up(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
+        self._remove(entry)
         if not entry.request.done():
             entry.request.set_exception(self._busy(f"its turn did not come within {patience_s:g} s"))
 
@@ -147,6 +174,7 @@ class Turns:
                 continue
             self.running += 1
             entry.request.set_result(None)
+        self._pace.waits(self._clock(), bool(self._queue))
 
     def _expected_s(self) -> float:
         """Return how long a request that comes now would wait."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve.fair.turns import Busy, Pace, Turn, Turns
+from serve.fair.turns import LEAST_SEEN, PACE_S, Busy, Pace, Turn, Turns
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -83,17 +85,17 @@ def test_who_would_wait_too_long_is_told_at_once() -> None:
 
     async def scenario() -> None:
         nonlocal now
-        turns = Turns(1, 100, 100, clock=lambda: now)
+        turns = Turns(1, 300, 300, clock=lambda: now)
         turn = await take(turns)
+        waiting = deque(asyncio.create_task(take(turns, patience_s=1e6)) for _ in range(220))
+        await asyncio.sleep(0)
         for _ in range(200):  # one a second leaves
             now += 1
             turns.end(turn)
-            turn = await take(turns)
-        waiting = [asyncio.create_task(take(turns, patience_s=1e6)) for _ in range(20)]
-        await asyncio.sleep(0)
-        with pytest.raises(Busy, match=r"20 requests wait, about 2[01] s") as busy:
+            turn = await waiting.popleft()
+        with pytest.raises(Busy, match=r"20 requests wait, about 19 s") as busy:
             await take(turns, patience_s=10)
-        assert busy.value.retry_after_s in (20, 21)
+        assert busy.value.retry_after_s == 20
         for task in waiting:
             task.cancel()
 
@@ -157,9 +159,49 @@ def test_a_client_that_leaves_as_its_patience_ends_gives_back_no_turn_that_it_ne
     run(scenario)
 
 
-def test_the_pace_follows_what_leaves() -> None:
+def test_the_pace_follows_what_leaves_while_others_wait() -> None:
     pace = Pace()
-    assert pace.per_s is None
-    for at in range(500):
+    pace.waits(0.0, True)
+    for at in range(1, 500):
+        assert (pace.per_s is None) == (at <= LEAST_SEEN)
         pace.left(at * 0.2)
-    assert pace.per_s == pytest.approx(5, rel=0.05)
+        assert at < 50 or pace.per_s == pytest.approx(5, rel=0.05)
+    pace.left(99.8 + PACE_S)
+    assert pace.per_s == pytest.approx(5 / math.e + 1 / PACE_S, rel=0.05)
+
+
+def test_time_in_which_none_waits_does_not_slow_the_pace() -> None:
+    pace = Pace()
+    for minute in range(100):
+        pace.waits(60.0 * minute, True)
+        pace.left(60.0 * minute + 0.5)
+        pace.waits(60.0 * minute + 0.5, False)
+        pace.left(60.0 * minute + 30)
+    assert pace.per_s == pytest.approx(2, rel=0.05)
+
+
+def test_a_first_burst_after_quiet_hours_is_not_refused() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        turns = Turns(20, 256, 128, clock=lambda: now)
+        for _ in range(30):  # one a minute, each takes a second
+            turn = await take(turns)
+            now += 1
+            turns.end(turn)
+            now += 59
+        tasks = [asyncio.create_task(take(turns, patience_s=60)) for _ in range(60)]
+        served = 0
+        while served < 60:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not [task for task in tasks if task.done() and task.exception()]
+            running, now = [task.result() for task in tasks[served:] if task.done()], now + 1
+            served += len(running)
+            for turn in running:
+                turns.end(turn)
+        assert now == 30 * 60 + 3
+        assert turns._pace.per_s == pytest.approx(20, rel=0.1)
+
+    run(scenario)
