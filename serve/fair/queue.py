@@ -66,26 +66,53 @@ class FairQueue(Generic[Request]):
         """By class, the keys that wait, in the order of their turns."""
         self._idle: list[dict[str, _Flow[Request]]] = [{} for _ in range(classes)]
         """By class, the keys with something running and nothing waiting."""
-        self._count = self._last_number = 0
+        self._of_class = [0] * classes
+        """By class, how many requests wait."""
+        self._last_number = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(self._of_class)
 
     def waiting_of(self, key: str, priority: int) -> int:
         """Return how many requests of a key wait."""
         flow = self._flows[priority].get(key)
         return len(flow.waiting) if flow else 0
 
+    def ahead(self, key: str, priority: int) -> int:
+        """Return how many go before a request that comes for a key now, where requests ask for about as many tokens.
+
+        That is what waits in better classes, and of its own class a round of all keys for each request of its key.
+        """
+        flows = self._flows[priority]
+        active = len(flows) + (key not in flows)
+        rounds = (self.waiting_of(key, priority) + 1) * active - 1
+        return sum(self._of_class[:priority]) + min(rounds, self._of_class[priority])
+
+    def last_in_line(self, key: str, priority: int) -> Waiting[Request] | None:
+        """Return who gives its place in a full queue to a request that comes for a key; None: nobody does.
+
+        The newest of the longest queue in the worst class, unless the key's own would then be as long (longest-queue
+        drop: B. Suter et al., "Buffer management schemes for supporting TCP in gigabit routers", 1999).
+        """
+        worst = max((at for at, count in enumerate(self._of_class) if count), default=-1)
+        if worst < priority:
+            return None
+        longest = max(self._flows[worst].values(), key=lambda flow: len(flow.waiting))
+        if worst == priority and len(longest.waiting) <= self.waiting_of(key, priority) + 1:
+            return None
+        return longest.waiting[next(reversed(longest.waiting))]
+
     def push(self, request: Request, key: str, priority: int, cost: float, deadline: float) -> Waiting[Request]:
         """Let a request wait. Raises Full."""
-        if self._count >= self._most:
-            raise Full("all", self._count)
+        own = self.waiting_of(key, priority)
+        if own >= self._most_per_key:
+            raise Full("key", own)
+        if len(self) >= self._most:
+            raise Full("all", len(self))
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key) or idle.pop(key, None) or _Flow()
-        if len(flow.waiting) >= self._most_per_key:
-            raise Full("key", len(flow.waiting))
         active.setdefault(key, flow)
-        self._count += 1
+        self._of_class[priority] += 1
         self._last_number += 1
         entry = Waiting(request, key, priority, cost, deadline, self._last_number)
         flow.waiting[entry.number] = entry
@@ -163,7 +190,7 @@ class FairQueue(Generic[Request]):
 
     def _leave(self, entry: Waiting[Request]) -> None:
         entry.gone = True
-        self._count -= 1
+        self._of_class[entry.priority] -= 1
         del self._flows[entry.priority][entry.key].waiting[entry.number]
 
     def _settle(self, key: str, priority: int) -> None:

@@ -2,7 +2,8 @@
 
 As many are let through as the replicas work on at once and a little more, so that the next is at hand when a slot
 frees; whatever else there is waits here, where it can be put in order, and not in front of a replica, where it cannot.
-A request that would wait past its deadline, as fast as requests leave now, is refused at once instead of at the end.
+A request that would wait past its deadline, by what goes before it and as fast as requests leave, is refused at once
+instead of at the end. Where no more may wait, the key with most of them in the worst class gives a place up.
 """
 
 from __future__ import annotations
@@ -109,17 +110,11 @@ class Turns:
         Raises:
             Busy: as many wait as may, or the turn would not come, or did not come, in time.
         """
-        wait_s = self._expected_s()
+        wait_s = self._expected_s(key, priority)
         if wait_s > patience_s:
-            raise self._busy(
-                f"{len(self._queue)} requests wait, about {wait_s:.0f} s of work, more than this one may wait"
-            )
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            entry = self._queue.push(granted, key, priority, cost, self._clock() + patience_s)
-        except Full as full:
-            whose = "of this key " if full.whose == "key" else ""
-            raise self._busy(f"{full.waiting} requests {whose}wait already") from None
+            ahead = self._queue.ahead(key, priority)
+            raise self._busy(f"{ahead} requests go first, about {wait_s:.0f} s of work, more than it may wait", wait_s)
+        entry = self._push(key, priority, cost, self._clock() + patience_s, wait_s)
         self._let_through()
         await self._granted(entry, patience_s)
         return Turn(key, priority)
@@ -132,11 +127,6 @@ class Turns:
         """Take a turn back: its request has ended."""
         self._pace.left(self._clock())
         self._give_back(turn.key, turn.priority)
-
-    def retry_after_s(self) -> int:
-        """Return when what waits now will have been let through, in whole seconds."""
-        wait_s = self._expected_s()
-        return LEAST_RETRY_S if not math.isfinite(wait_s) else max(LEAST_RETRY_S, min(MOST_RETRY_S, math.ceil(wait_s)))
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -158,14 +148,32 @@ class Turns:
         finally:
             timer.cancel()
 
+    def _push(
+        self, key: str, priority: int, cost: float, deadline: float, wait_s: float
+    ) -> Waiting[asyncio.Future[None]]:
+        """Let a request wait, in the place of another one where no more may and it has more right to wait."""
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            return self._queue.push(granted, key, priority, cost, deadline)
+        except Full as full:
+            last = self._queue.last_in_line(key, priority) if full.whose == "all" else None
+            if last is None:
+                whose = "of this key " if full.whose == "key" else ""
+                raise self._busy(f"{full.waiting} requests {whose}wait already", wait_s) from None
+        self._refuse(last, "its place was given to a key that has fewer requests waiting, or goes first")
+        return self._queue.push(granted, key, priority, cost, deadline)
+
     def _remove(self, entry: Waiting[asyncio.Future[None]]) -> None:
         self._queue.remove(entry)
         self._pace.waits(self._clock(), bool(self._queue))
 
     def _give_up(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
+        self._refuse(entry, f"its turn did not come within {patience_s:g} s")
+
+    def _refuse(self, entry: Waiting[asyncio.Future[None]], reason: str) -> None:
         self._remove(entry)
         if not entry.request.done():
-            entry.request.set_exception(self._busy(f"its turn did not come within {patience_s:g} s"))
+            entry.request.set_exception(self._busy(reason, self._expected_s(entry.key, entry.priority)))
 
     def _let_through(self) -> None:
         while self.running < self.window and (entry := self._queue.pop()) is not None:
@@ -176,12 +184,15 @@ class Turns:
             entry.request.set_result(None)
         self._pace.waits(self._clock(), bool(self._queue))
 
-    def _expected_s(self) -> float:
-        """Return how long a request that comes now would wait."""
+    def _expected_s(self, key: str, priority: int) -> float:
+        """Return how long a request that comes for a key now would wait.
+
+        The first that waits is never refused for it: by its leaving a pace that was wrong is put right.
+        """
         if self.running < self.window and not self._queue:
             return 0.0
         per_s = self._pace.per_s
-        return len(self._queue) / per_s if per_s else 0.0
+        return self._queue.ahead(key, priority) / per_s if per_s else 0.0
 
-    def _busy(self, reason: str) -> Busy:
-        return Busy(reason, self.retry_after_s())
+    def _busy(self, reason: str, wait_s: float) -> Busy:
+        return Busy(reason, max(LEAST_RETRY_S, math.ceil(min(MOST_RETRY_S, wait_s))))

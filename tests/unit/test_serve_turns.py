@@ -93,7 +93,7 @@ def test_who_would_wait_too_long_is_told_at_once() -> None:
             now += 1
             turns.end(turn)
             turn = await waiting.popleft()
-        with pytest.raises(Busy, match=r"20 requests wait, about 19 s") as busy:
+        with pytest.raises(Busy, match=r"20 requests go first, about 19 s") as busy:
             await take(turns, patience_s=10)
         assert busy.value.retry_after_s == 20
         for task in waiting:
@@ -102,19 +102,58 @@ def test_who_would_wait_too_long_is_told_at_once() -> None:
     run(scenario)
 
 
-def test_a_full_queue_is_refused() -> None:
+def test_a_key_with_little_to_do_is_not_refused_for_what_another_has_waiting() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        turns = Turns(1, 300, 300, clock=lambda: now)
+        turn = await take(turns, "big")
+        waiting = deque(asyncio.create_task(take(turns, "big", patience_s=1e6)) for _ in range(120))
+        await asyncio.sleep(0)
+        for _ in range(100):  # one a second leaves
+            now += 1
+            turns.end(turn)
+            turn = await waiting.popleft()
+        for key, priority in (("big", 1), ("big", 2), ("small", 2)):
+            with pytest.raises(Busy, match=r"20 requests go first, about 19 s"):
+                await turns.take(key, priority, 10, patience_s=10)
+        small = [asyncio.create_task(take(turns, "small", patience_s=10)) for _ in range(5)]
+        high = [asyncio.create_task(turns.take("high", 0, 10, patience_s=5)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert (turns.waiting, any(task.done() for task in small + high)) == (30, False)
+        with pytest.raises(Busy, match=r"16 requests go first"):
+            await take(turns, "small", patience_s=10)
+        for task in (*waiting, *small, *high):
+            task.cancel()
+
+    run(scenario)
+
+
+def test_a_full_queue_is_refused_but_for_who_has_less_in_it() -> None:
     async def scenario() -> None:
         turns = Turns(0, 3, 2)
-        tasks = [asyncio.create_task(take(turns, "a")) for _ in range(2)]
+        first, second = [asyncio.create_task(take(turns, "a")) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Busy, match="2 requests of this key wait"):
             await take(turns, "a")
-        tasks.append(asyncio.create_task(take(turns, "b")))
+        third = asyncio.create_task(take(turns, "b"))
         await asyncio.sleep(0)
+        fourth = asyncio.create_task(take(turns, "c"))
+        with pytest.raises(Busy, match="its place was given") as busy:
+            await second
+        assert busy.value.retry_after_s == 1
         with pytest.raises(Busy, match="3 requests wait already"):
-            await take(turns, "c")
-        for task in tasks:
+            await take(turns, "d")
+        with pytest.raises(Busy, match="3 requests wait already"):
+            await turns.take("d", 2, 10, 5)
+        better = asyncio.create_task(turns.take("d", 0, 10, 5))
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in (first, third, fourth, better)].count(True) == 1
+        assert (turns.waiting, better.done()) == (3, False)
+        for task in (first, third, fourth, better):
             task.cancel()
+        await asyncio.gather(first, third, fourth, better, return_exceptions=True)
 
     run(scenario)
 
