@@ -26,7 +26,7 @@ from serve.wire import ReplicaState
 logger = logging.getLogger(__name__)
 WINDOW = 2.0
 """Calls at a replica for each of its slots, of all gateways: the next is at hand when a slot frees. Requests keep to
-fewer (serve/deploy/access.py); this bounds those that ask for many texts."""
+fewer (serve/deploy/access.py); this bounds a request for more texts than those."""
 REFUSED_S = 0.3
 """How long a replica that sent a call back as too much gets no other, unless it tells of its load before."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 2.0

@@ -41,6 +41,8 @@ class Waiting(Generic[Request]):
     cost: float
     """Tokens that are known now: the prompt's."""
     deadline: float
+    weight: int = 1
+    """Texts that it asks for."""
     number: int = 0
     """Of all that came to this queue."""
     gone: bool = False
@@ -55,6 +57,8 @@ class _Flow(Generic[Request]):
     """By number, in the order of their coming. Any of them may leave at any time, at the same cost."""
     deficit: float = 0.0
     running: int = 0
+    weight: int = 0
+    """Of what waits, together."""
 
 
 class FairQueue(Generic[Request]):
@@ -68,6 +72,7 @@ class FairQueue(Generic[Request]):
         """By class, the keys with something running and nothing waiting."""
         self._of_class = [0] * classes
         """By class, how many requests wait."""
+        self._weight_of_class = [0] * classes
         self._last_number = 0
 
     def __len__(self) -> int:
@@ -79,14 +84,15 @@ class FairQueue(Generic[Request]):
         return len(flow.waiting) if flow else 0
 
     def ahead(self, key: str, priority: int) -> int:
-        """Return how many go before a request that comes for a key now, where requests ask for about as many tokens.
+        """Return how many texts go before a request that comes for a key now, where all are about as many tokens.
 
-        That is what waits in better classes, and of its own class a round of all keys for each request of its key.
+        That is what waits in better classes, and of its own class a round of all keys for each text of its key.
         """
         flows = self._flows[priority]
-        active = len(flows) + (key not in flows)
-        rounds = (self.waiting_of(key, priority) + 1) * active - 1
-        return sum(self._of_class[:priority]) + min(rounds, self._of_class[priority])
+        flow = flows.get(key)
+        active = len(flows) + (flow is None)
+        rounds = ((flow.weight if flow else 0) + 1) * active - 1
+        return sum(self._weight_of_class[:priority]) + min(rounds, self._weight_of_class[priority])
 
     def last_in_line(self, key: str, priority: int) -> Waiting[Request] | None:
         """Return who gives its place in a full queue to a request that comes for a key; None: nobody does.
@@ -102,7 +108,9 @@ class FairQueue(Generic[Request]):
             return None
         return longest.waiting[next(reversed(longest.waiting))]
 
-    def push(self, request: Request, key: str, priority: int, cost: float, deadline: float) -> Waiting[Request]:
+    def push(
+        self, request: Request, key: str, priority: int, cost: float, deadline: float, weight: int = 1
+    ) -> Waiting[Request]:
         """Let a request wait. Raises Full."""
         own = self.waiting_of(key, priority)
         if own >= self._most_per_key:
@@ -112,10 +120,10 @@ class FairQueue(Generic[Request]):
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key) or idle.pop(key, None) or _Flow()
         active.setdefault(key, flow)
-        self._of_class[priority] += 1
         self._last_number += 1
-        entry = Waiting(request, key, priority, cost, deadline, self._last_number)
+        entry = Waiting(request, key, priority, cost, deadline, weight, self._last_number)
         flow.waiting[entry.number] = entry
+        self._count(flow, entry, 1)
         return entry
 
     def remove(self, entry: Waiting[Request]) -> None:
@@ -124,11 +132,15 @@ class FairQueue(Generic[Request]):
             self._leave(entry)
             self._settle(entry.key, entry.priority)
 
-    def pop(self) -> Waiting[Request] | None:
-        """Take the request whose turn it is and charge its key what is known of its cost; None when none waits."""
+    def pop(self, room: float = math.inf) -> Waiting[Request] | None:
+        """Take the request whose turn it is and charge its key what is known of its cost.
+
+        Returns:
+            None when none waits, or when that one is heavier than `room`: lighter ones do not pass it.
+        """
         for priority, flows in enumerate(self._flows):
             if flows:
-                return self._next(priority, flows)
+                return self._next(priority, flows, room)
         return None
 
     def charge(self, key: str, priority: int, tokens: float) -> None:
@@ -154,9 +166,11 @@ class FairQueue(Generic[Request]):
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
-    def _next(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> Waiting[Request]:
+    def _next(self, priority: int, flows: OrderedDict[str, _Flow[Request]], room: float) -> Waiting[Request] | None:
         key, flow = self._turn(flows)
         entry = next(iter(flow.waiting.values()))
+        if entry.weight > room:
+            return None
         flow.deficit -= entry.cost
         flow.running += 1
         self._leave(entry)
@@ -190,8 +204,14 @@ class FairQueue(Generic[Request]):
 
     def _leave(self, entry: Waiting[Request]) -> None:
         entry.gone = True
-        self._of_class[entry.priority] -= 1
-        del self._flows[entry.priority][entry.key].waiting[entry.number]
+        flow = self._flows[entry.priority][entry.key]
+        del flow.waiting[entry.number]
+        self._count(flow, entry, -1)
+
+    def _count(self, flow: _Flow[Request], entry: Waiting[Request], sign: int) -> None:
+        self._of_class[entry.priority] += sign
+        self._weight_of_class[entry.priority] += sign * entry.weight
+        flow.weight += sign * entry.weight
 
     def _settle(self, key: str, priority: int) -> None:
         """Move a key with nothing waiting out of the turns, and forget it when nothing of it runs either."""

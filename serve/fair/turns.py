@@ -2,6 +2,7 @@
 
 As many are let through as the replicas work on at once and a little more, so that the next is at hand when a slot
 frees; whatever else there is waits here, where it can be put in order, and not in front of a replica, where it cannot.
+A request for several texts takes as many places, since each of them is a call to a replica.
 A request that would wait past its deadline, by what goes before it and as fast as requests leave, is refused at once
 instead of at the end. Where no more may wait, the key with most of them in the worst class gives a place up.
 """
@@ -32,7 +33,7 @@ class Busy(Exception):
 
 
 class Pace:
-    """How many requests leave a second while others wait, over the last while of such waiting.
+    """How many texts leave a second while others wait, over the last while of such waiting.
 
     Time in which none waits is left out: as many leave then as come, and not as many as could.
     """
@@ -52,16 +53,16 @@ class Pace:
         elif self._at is None:
             self._at = now
 
-    def left(self, now: float) -> None:
-        """Take note of one that has left."""
+    def left(self, now: float, texts: int = 1) -> None:
+        """Take note of a request that has left."""
         self._pass(now)
         if self._at is not None:
-            self._left += 1
+            self._left += texts
             self._seen += 1
 
     @property
     def per_s(self) -> float | None:
-        """Requests a second, until the last one left; None until some have left while others waited.
+        """Texts a second, until the last one left; None until some have left while others waited.
 
         While none leaves it stays: a model that wakes from zero replicas will be as fast as it was.
         """
@@ -81,6 +82,7 @@ class Turn:
 
     key: str
     priority: int
+    weight: int = 1
 
 
 class Turns:
@@ -88,8 +90,9 @@ class Turns:
 
     def __init__(self, window: int, most: int, most_per_key: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.window = window
-        """Requests that may be on their way or at work at the same time."""
+        """Texts that may be on their way or at work at the same time."""
         self.running = 0
+        """Texts that are."""
         self._clock = clock
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(most, most_per_key)
         self._pace = Pace()
@@ -104,8 +107,12 @@ class Turns:
         self.window = window
         self._let_through()
 
-    async def take(self, key: str, priority: int, cost: float, patience_s: float) -> Turn:
-        """Wait for a turn, `patience_s` at most. `cost`: tokens that are known to be needed.
+    async def take(self, key: str, priority: int, cost: float, patience_s: float, weight: int = 1) -> Turn:
+        """Wait for a turn, `patience_s` at most.
+
+        Args:
+            cost: tokens that are known to be needed.
+            weight: texts that are asked for. One heavier than the window goes when nothing else runs.
 
         Raises:
             Busy: as many wait as may, or the turn would not come, or did not come, in time.
@@ -113,26 +120,26 @@ class Turns:
         wait_s = self._expected_s(key, priority)
         if wait_s > patience_s:
             ahead = self._queue.ahead(key, priority)
-            raise self._busy(f"{ahead} requests go first, about {wait_s:.0f} s of work, more than it may wait", wait_s)
-        entry = self._push(key, priority, cost, self._clock() + patience_s, wait_s)
+            raise self._busy(f"{ahead} texts go first, about {wait_s:.0f} s of work, more than it may wait", wait_s)
+        entry = self._push(Turn(key, priority, weight), cost, self._clock() + patience_s, wait_s)
         self._let_through()
         await self._granted(entry, patience_s)
-        return Turn(key, priority)
+        return Turn(key, priority, weight)
 
     def charge(self, turn: Turn, tokens: float) -> None:
-        """Take generated tokens from the key's share."""
+        """Take tokens from the key's share, beyond what `take` was told."""
         self._queue.charge(turn.key, turn.priority, tokens)
 
     def end(self, turn: Turn) -> None:
         """Take a turn back: its request has ended."""
-        self._pace.left(self._clock())
-        self._give_back(turn.key, turn.priority)
+        self._pace.left(self._clock(), turn.weight)
+        self._give_back(turn)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _give_back(self, key: str, priority: int) -> None:
-        self.running -= 1
-        self._queue.end(key, priority)
+    def _give_back(self, turn: Turn) -> None:
+        self.running -= turn.weight
+        self._queue.end(turn.key, turn.priority)
         self._let_through()
 
     async def _granted(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
@@ -142,26 +149,26 @@ class Turns:
         except asyncio.CancelledError:
             request = entry.request
             if request.done() and not request.cancelled() and request.exception() is None:
-                self._give_back(entry.key, entry.priority)  # it was let through in the moment that its client left
+                # It was let through in the very moment that its client left.
+                self._give_back(Turn(entry.key, entry.priority, entry.weight))
             self._remove(entry)
             raise
         finally:
             timer.cancel()
 
-    def _push(
-        self, key: str, priority: int, cost: float, deadline: float, wait_s: float
-    ) -> Waiting[asyncio.Future[None]]:
+    def _push(self, turn: Turn, cost: float, deadline: float, wait_s: float) -> Waiting[asyncio.Future[None]]:
         """Let a request wait, in the place of another one where no more may and it has more right to wait."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        key, priority = turn.key, turn.priority
         try:
-            return self._queue.push(granted, key, priority, cost, deadline)
+            return self._queue.push(granted, key, priority, cost, deadline, turn.weight)
         except Full as full:
             last = self._queue.last_in_line(key, priority) if full.whose == "all" else None
             if last is None:
                 whose = "of this key " if full.whose == "key" else ""
                 raise self._busy(f"{full.waiting} requests {whose}wait already", wait_s) from None
         self._refuse(last, "its place was given to a key that has fewer requests waiting, or goes first")
-        return self._queue.push(granted, key, priority, cost, deadline)
+        return self._queue.push(granted, key, priority, cost, deadline, turn.weight)
 
     def _remove(self, entry: Waiting[asyncio.Future[None]]) -> None:
         self._queue.remove(entry)
@@ -176,13 +183,17 @@ class Turns:
             entry.request.set_exception(self._busy(reason, self._expected_s(entry.key, entry.priority)))
 
     def _let_through(self) -> None:
-        while self.running < self.window and (entry := self._queue.pop()) is not None:
+        while self.running < self.window and (entry := self._queue.pop(self._room())) is not None:
             if entry.request.done():  # its client has just left
                 self._queue.end(entry.key, entry.priority)
                 continue
-            self.running += 1
+            self.running += entry.weight
             entry.request.set_result(None)
         self._pace.waits(self._clock(), bool(self._queue))
+
+    def _room(self) -> float:
+        """Return how heavy the next may be: what is heavier than the window goes alone."""
+        return self.window - self.running if self.running else math.inf
 
     def _expected_s(self, key: str, priority: int) -> float:
         """Return how long a request that comes for a key now would wait.

@@ -140,6 +140,18 @@ def test_what_goes_before_a_request_depends_on_its_key_and_class() -> None:
     assert waiting.ahead("new", 2) == 5 + 12 + 1
 
 
+def test_a_request_for_several_texts_counts_as_many_and_is_not_passed_while_there_is_no_room() -> None:
+    waiting = queue()
+    waiting.push(0, "a", 1, 10, 10.0, weight=8)
+    push(waiting, "b", 2)
+    assert (len(waiting), waiting.ahead("b", 1), waiting.ahead("a", 1), waiting.ahead("new", 2)) == (3, 5, 10, 10)
+    entry = waiting.push(1, "better", 0, 10, 10.0)
+    assert waiting.pop(7) is entry
+    assert waiting.pop(7) is None
+    assert [each.key for each in iter(lambda: waiting.pop(8), None)] == ["a", "b", "b"]
+    assert waiting.ahead("new", 2) == 0
+
+
 def test_a_full_queue_takes_its_place_from_the_longest_of_the_worst_class() -> None:
     waiting = queue()
     assert waiting.last_in_line("new", 2) is None

@@ -66,6 +66,27 @@ def test_who_is_refused_leaves_no_work() -> None:
     asyncio.run(scenario())
 
 
+def test_a_key_pays_the_tokens_that_its_prompt_has_and_not_the_bytes_of_its_body() -> None:
+    async def scenario() -> None:
+        order: list[str] = []
+        entrance = admission(ModelWork(), window=1)
+
+        async def one(key: str) -> None:
+            with await entrance.begin(Caller(key, Limits()), "m", *estimate(40, 20, 1)) as ticket:
+                order.append(key)
+                ticket.prompt(10)
+                await asyncio.sleep(0)
+
+        with await entrance.begin(Caller("image", Limits()), "m", *estimate(400_000, 20, 1)) as ticket:
+            waiting = [asyncio.create_task(one(key)) for key in ("image", "text", "text", "text")]
+            await asyncio.sleep(0)
+            ticket.prompt(20)
+        await asyncio.gather(*waiting)
+        assert order.index("image") <= 1
+
+    asyncio.run(scenario())
+
+
 def test_a_request_for_a_model_without_replicas_is_reported_soon() -> None:
     async def scenario() -> None:
         asked: list[str] = []

@@ -93,7 +93,7 @@ def test_who_would_wait_too_long_is_told_at_once() -> None:
             now += 1
             turns.end(turn)
             turn = await waiting.popleft()
-        with pytest.raises(Busy, match=r"20 requests go first, about 19 s") as busy:
+        with pytest.raises(Busy, match=r"20 texts go first, about 19 s") as busy:
             await take(turns, patience_s=10)
         assert busy.value.retry_after_s == 20
         for task in waiting:
@@ -116,13 +116,13 @@ def test_a_key_with_little_to_do_is_not_refused_for_what_another_has_waiting() -
             turns.end(turn)
             turn = await waiting.popleft()
         for key, priority in (("big", 1), ("big", 2), ("small", 2)):
-            with pytest.raises(Busy, match=r"20 requests go first, about 19 s"):
+            with pytest.raises(Busy, match=r"20 texts go first, about 19 s"):
                 await turns.take(key, priority, 10, patience_s=10)
         small = [asyncio.create_task(take(turns, "small", patience_s=10)) for _ in range(5)]
         high = [asyncio.create_task(turns.take("high", 0, 10, patience_s=5)) for _ in range(5)]
         await asyncio.sleep(0)
         assert (turns.waiting, any(task.done() for task in small + high)) == (30, False)
-        with pytest.raises(Busy, match=r"16 requests go first"):
+        with pytest.raises(Busy, match=r"16 texts go first"):
             await take(turns, "small", patience_s=10)
         for task in (*waiting, *small, *high):
             task.cancel()
@@ -154,6 +154,48 @@ def test_a_full_queue_is_refused_but_for_who_has_less_in_it() -> None:
         for task in (first, third, fourth, better):
             task.cancel()
         await asyncio.gather(first, third, fourth, better, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_request_for_several_texts_takes_as_many_places() -> None:
+    async def scenario() -> None:
+        turns = Turns(4, 10, 10)
+        three = await turns.take("a", 1, 10, 5, weight=3)
+        two, one = (asyncio.create_task(turns.take("a", 1, 10, 5, weight=weight)) for weight in (2, 1))
+        await asyncio.sleep(0.01)
+        assert (turns.running, two.done(), one.done()) == (3, False, False)
+        turns.end(three)
+        await asyncio.gather(two, one)
+        assert turns.running == 3
+        leaver = asyncio.create_task(turns.take("a", 1, 10, 5, weight=2))
+        await asyncio.sleep(0)
+        turns.end(await two)  # lets it through
+        leaver.cancel()  # before it could see that
+        await asyncio.gather(leaver, return_exceptions=True)
+        assert turns.running == 1
+
+    run(scenario)
+
+
+def test_a_request_for_more_texts_than_the_window_goes_alone_and_is_not_starved() -> None:
+    async def scenario() -> None:
+        turns = Turns(4, 10, 10)
+        small = [await take(turns), await take(turns)]
+        heavy = asyncio.create_task(turns.take("b", 1, 10, 5, weight=9))
+        await asyncio.sleep(0)
+        later = [asyncio.create_task(take(turns)) for _ in range(4)]
+        await asyncio.sleep(0)
+        turns.end(small[0])
+        await asyncio.sleep(0.01)
+        assert (turns.running, heavy.done()) == (1, False)
+        turns.end(small[1])
+        turn = await heavy
+        await asyncio.sleep(0.01)
+        assert (turns.running, any(task.done() for task in later)) == (9, False)
+        turns.end(turn)
+        await asyncio.gather(*later)
+        assert turns.running == 4
 
     run(scenario)
 
