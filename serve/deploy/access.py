@@ -100,6 +100,8 @@ class Access:
         for gone in (set(self._turns) | set(self._work)) - set(queues):
             self._turns.pop(gone, None)
             self._work.pop(gone, None)
+        for name, turns in self._turns.items():
+            turns.bound(queues[name].most, queues[name].most_per_key)
         if self._keys:
             self._keys.operator = operator
 

@@ -65,7 +65,7 @@ class FairQueue(Generic[Request]):
     """The requests that wait for one model at one gateway. Class 0 is served first, always."""
 
     def __init__(self, most: int, most_per_key: int, classes: int = 3) -> None:
-        self._most, self._most_per_key = most, most_per_key
+        self.bound(most, most_per_key)
         self._flows: list[OrderedDict[str, _Flow[Request]]] = [OrderedDict() for _ in range(classes)]
         """By class, the keys that wait, in the order of their turns."""
         self._idle: list[dict[str, _Flow[Request]]] = [{} for _ in range(classes)]
@@ -77,6 +77,10 @@ class FairQueue(Generic[Request]):
 
     def __len__(self) -> int:
         return sum(self._of_class)
+
+    def bound(self, most: int, most_per_key: int) -> None:
+        """Say how many may wait from now on; those that wait already stay."""
+        self._most, self._most_per_key = most, most_per_key
 
     def waiting_of(self, key: str, priority: int) -> int:
         """Return how many requests of a key wait."""

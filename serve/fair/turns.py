@@ -107,6 +107,10 @@ class Turns:
         self.window = window
         self._let_through()
 
+    def bound(self, most: int, most_per_key: int) -> None:
+        """Change how many may wait; those that wait already stay."""
+        self._queue.bound(most, most_per_key)
+
     async def take(self, key: str, priority: int, cost: float, patience_s: float, weight: int = 1) -> Turn:
         """Wait for a turn, `patience_s` at most.
 

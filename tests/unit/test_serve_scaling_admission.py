@@ -66,6 +66,25 @@ def test_who_is_refused_leaves_no_work() -> None:
     asyncio.run(scenario())
 
 
+def test_another_max_queued_acts_in_a_running_gateway() -> None:
+    async def scenario() -> None:
+        access = Access("x", "g", None, 5.0)
+        access.configure({"m": Queue(1, 9, 9)}, None)
+        running = [await access.admission.begin(ANYONE, "m", *estimate(4, 2, 1)) for _ in range(2)]
+        for most in (3, 1):
+            access.configure({"m": Queue(1, most, most)}, None)
+            waiting = [asyncio.create_task(access.admission.begin(ANYONE, "m", *estimate(4, 2, 1))) for _ in range(5)]
+            await asyncio.sleep(0.01)
+            assert access.waiting() == {"m": most}
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        for ticket in running:
+            ticket.end()
+
+    asyncio.run(scenario())
+
+
 def test_a_key_pays_the_tokens_that_its_prompt_has_and_not_the_bytes_of_its_body() -> None:
     async def scenario() -> None:
         order: list[str] = []
