@@ -164,19 +164,19 @@ class Turns:
         """Let a request wait, in the place of another one where no more may and it has more right to wait."""
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         key, priority = turn.key, turn.priority
-        try:
-            return self._queue.push(granted, key, priority, cost, deadline, turn.weight)
-        except Full as full:
-            last = self._queue.last_in_line(key, priority) if full.whose == "all" else None
-            if last is None:
-                whose = "of this key " if full.whose == "key" else ""
-                raise self._busy(f"{full.waiting} requests {whose}wait already", wait_s) from None
-        self._refuse(last, "its place was given to a key that has fewer requests waiting, or goes first")
-        return self._queue.push(granted, key, priority, cost, deadline, turn.weight)
+        while True:
+            try:
+                return self._queue.push(granted, key, priority, cost, deadline, turn.weight)
+            except Full as full:
+                last = self._queue.last_in_line(key, priority) if full.whose == "all" else None
+                if last is None:
+                    whose = "of this key " if full.whose == "key" else ""
+                    raise self._busy(f"{full.waiting} requests {whose}wait already", wait_s) from None
+            self._refuse(last, "its place was given to a key that has fewer requests waiting, or goes first")
 
     def _remove(self, entry: Waiting[asyncio.Future[None]]) -> None:
         self._queue.remove(entry)
-        self._pace.waits(self._clock(), bool(self._queue))
+        self._let_through()  # those that may have waited behind it for room
 
     def _give_up(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
         self._refuse(entry, f"its turn did not come within {patience_s:g} s")

@@ -200,6 +200,46 @@ def test_a_request_for_more_texts_than_the_window_goes_alone_and_is_not_starved(
     run(scenario)
 
 
+def test_when_a_heavy_request_leaves_those_behind_it_go() -> None:
+    async def scenario() -> None:
+        turns = Turns(4, 10, 10)
+        await take(turns)
+        heavy = asyncio.create_task(turns.take("b", 1, 10, 5, weight=9))
+        await asyncio.sleep(0)
+        later = asyncio.create_task(take(turns))
+        await asyncio.sleep(0.01)
+        assert not later.done()
+        heavy.cancel()
+        await later
+        impatient = asyncio.create_task(turns.take("b", 1, 10, 0.02, weight=9))
+        await asyncio.sleep(0)
+        last = asyncio.create_task(take(turns))
+        with pytest.raises(Busy, match="did not come"):
+            await impatient
+        await last
+        assert (turns.running, turns.waiting) == (3, 0)
+
+    run(scenario)
+
+
+def test_a_smaller_bound_is_kept_as_soon_as_better_requests_come() -> None:
+    async def scenario() -> None:
+        turns = Turns(0, 10, 10)
+        tasks = [asyncio.create_task(take(turns)) for _ in range(5)]
+        await asyncio.sleep(0)
+        turns.bound(2, 2)
+        assert turns.waiting == 5
+        better = asyncio.create_task(turns.take("b", 0, 10, 5))
+        await asyncio.sleep(0.01)
+        assert ([task.done() for task in tasks], better.done()) == ([False] + [True] * 4, False)
+        assert turns.waiting == 2
+        for task in (*tasks, better):
+            task.cancel()
+        await asyncio.gather(*tasks, better, return_exceptions=True)
+
+    run(scenario)
+
+
 def test_a_client_that_leaves_frees_its_place_in_the_queue_or_its_turn() -> None:
     async def scenario() -> None:
         turns = Turns(1, 10, 10)
