@@ -63,7 +63,11 @@ class Ticket:
     admission: Admission
     caller: Caller
     model: str
+    turns: Turns
+    """Those that the turn is of: the model's name may be gone, or another model's, before the request ends."""
     turn: Turn
+    charged: int
+    """Tokens that its key has paid for the prompt: an estimate, until a replica has read it."""
     entry: Entry | None
     reserved: int
     headers: dict[str, str]
@@ -100,6 +104,8 @@ class Ticket:
         """Count the prompt's tokens: a replica has taken it."""
         self.item.started(tokens)
         exchange.current().prompt_tokens = tokens
+        self.turns.charge(self.turn, tokens - self.charged)
+        self.charged = tokens
         self._count(tokens, 0)
 
     def answer(self, generated: int) -> None:
@@ -113,7 +119,7 @@ class Ticket:
             self.item.generated(generated)
             exchange.current().generated(generated)
             self._count(0, more)
-            self.admission.charge(self, more)
+            self.turns.charge(self.turn, more)
 
     def end(self, answered: bool = True) -> None:
         """Give back what was held. A second time does nothing."""
@@ -148,13 +154,21 @@ class Admission:
         self._work = work or defaultdict[str, ModelWork](ModelWork).__getitem__
 
     async def begin(
-        self, caller: Caller, model: str, prompt: int, most: int, named: bool = True, rows: int | None = None
+        self,
+        caller: Caller,
+        model: str,
+        prompt: int,
+        most: int,
+        named: bool = True,
+        rows: int | None = None,
+        texts: int = 1,
     ) -> Ticket:
         """Admit a request of about `prompt` tokens that may generate `most`; waits for its turn.
 
         Args:
             named: whether the request says itself how much it may generate.
             rows: of one for predictions: what counts as its work.
+            texts: of one that generates: each is a call to a replica, and takes a place among what runs.
 
         Raises:
             ApiError: 429 with Retry-After, or for a spent budget without.
@@ -169,8 +183,7 @@ class Admission:
         item = self._work(model).begin(prompt if rows is None else rows, most if named else None)
         asked = time.perf_counter()
         try:
-            priority = PRIORITIES.index(caller.limits.priority)
-            turn = await self._turns(model).take(caller.key, priority, prompt, noted.patience_s(self._patience_s))
+            turns, turn = await self._turn(caller, model, prompt, texts, noted.patience_s(self._patience_s))
         except BaseException as error:
             item.end(answered=False)
             self._rates.end(caller.key, verdict.reserved, 0)
@@ -182,7 +195,11 @@ class Admission:
         entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
         watched = watch.current()
         watched.admitted(time.perf_counter() - asked)
-        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, item, watched)
+        return Ticket(self, caller, model, turns, turn, prompt, entry, verdict.reserved, headers, item, watched)
+
+    async def _turn(self, caller: Caller, model: str, prompt: int, texts: int, patience_s: float) -> tuple[Turns, Turn]:
+        turns, priority = self._turns(model), PRIORITIES.index(caller.limits.priority)
+        return turns, await turns.take(caller.key, priority, prompt, patience_s, texts)
 
     def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""
@@ -192,14 +209,12 @@ class Admission:
             raise spent(caller)
         self._meter.count(caller.key, entry, prompt, generated)
 
-    def charge(self, ticket: Ticket, tokens: int) -> None:
-        """Take generated tokens from the key's share of the model."""
-        self._turns(ticket.model).charge(ticket.turn, tokens)
-
     def end(self, ticket: Ticket) -> None:
         """Let the next one go."""
-        self._turns(ticket.model).end(ticket.turn)
-        self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
+        try:
+            ticket.turns.end(ticket.turn)
+        finally:
+            self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
 
     async def _check_budget(self, caller: Caller) -> None:
         if self._meter is None or not caller.key:

@@ -26,7 +26,7 @@ from serve.wire import ReplicaState
 logger = logging.getLogger(__name__)
 WINDOW = 2.0
 """Calls at a replica for each of its slots, of all gateways: the next is at hand when a slot frees. Requests keep to
-fewer (serve/deploy/access.py); this bounds those that ask for many texts."""
+fewer (serve/deploy/access.py); this bounds a request for more texts than those."""
 REFUSED_S = 0.3
 """How long a replica that sent a call back as too much gets no other, unless it tells of its load before."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 2.0
@@ -195,8 +195,9 @@ class Pool:
                 raise Full(f"{self._most} requests wait already")
             return await waiting.granted
         except asyncio.CancelledError:
-            if not waiting.granted.cancelled():  # it was let through in the very moment that its client left
-                Seat(self, waiting.granted.result()).release()
+            granted = waiting.granted
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                Seat(self, granted.result()).release()  # it was let through in the moment that its client left
             raise
         finally:
             timer.cancel()

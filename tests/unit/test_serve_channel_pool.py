@@ -140,6 +140,19 @@ def test_those_that_wait_go_in_turn_when_room_comes() -> None:
     run(scenario)
 
 
+def test_a_client_that_leaves_as_its_call_is_refused_has_left() -> None:
+    async def scenario(stage: Stage) -> None:
+        waiting = asyncio.create_task(stage.take())
+        await until(lambda: stage.pool.waiting == 1)
+        stage.pool.give_up(0.0, "no replica comes")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert stage.pool.waiting == 0
+
+    run(scenario)
+
+
 def test_one_let_through_as_its_client_leaves_gives_its_room_back() -> None:
     async def scenario(stage: Stage) -> None:
         await stage.add("a", slots=1)
