@@ -82,7 +82,7 @@ def throughput(bench: Bench) -> None:
         told = bench.send(users=STREAMS, requests=STREAMS, seed=number, stream=True)
         if number:  # the first round warms both
             rates["engine"].append(engine)
-            rates["http"].append(told["rates"]["completion_tokens_per_second"])
+            rates["http"].append(told["rates_with_drain"]["completion_tokens_per_second"])  # as the engine's is
             client += told["client"]["cpu_share"]
     ratio = statistics.median(http / engine for http, engine in zip(rates["http"], rates["engine"], strict=True))
     note = f"{statistics.median(rates['http']):,.0f} of {statistics.median(rates['engine']):,.0f} tokens/s; "

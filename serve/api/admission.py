@@ -11,16 +11,15 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from serve.api.body import ApiError
 from serve.api.callers import Caller
 from serve.fair.turns import Busy, Turn, Turns
 from serve.front import exchange
-from serve.keys.ledger import Entry
 from serve.keys.limiter import Limiter, Rate, Verdict
 from serve.keys.limits import PRIORITIES, Limits
-from serve.keys.meter import Meter
+from serve.keys.meter import Counted, Hold, Meter
 from serve.metrics import watch
 from serve.metrics.watch import Watch
 from serve.scaling.work import Item, ModelWork
@@ -68,7 +67,7 @@ class Ticket:
     turn: Turn
     charged: int
     """Tokens that its key has paid for the prompt: an estimate, until a replica has read it."""
-    entry: Entry | None
+    entry: Counted | None
     reserved: int
     headers: dict[str, str]
     item: Item
@@ -108,6 +107,12 @@ class Ticket:
         self.charged = tokens
         self._count(tokens, 0)
 
+    def predicted(self, rows: int) -> None:
+        """Count rows of predictions against the key's limits, as a token each."""
+        self.used += rows
+        if self.entry is not None:
+            self.admission.count(self.caller, self.entry, rows, 0)
+
     def answer(self, generated: int) -> None:
         """Count an answer's tokens, `generated` in all so far, before they are sent.
 
@@ -133,6 +138,21 @@ class Ticket:
         if self.entry is not None:
             self.admission.count(self.caller, self.entry, prompt, generated)
         self.watch.tokens(self.caller.key, prompt, generated)
+
+
+class _Wanted(NamedTuple):
+    """What a request asks for, as far as it is known before a replica has read it."""
+
+    prompt: int
+    most: int
+    named: bool
+    rows: int | None
+    texts: int
+
+    @property
+    def read(self) -> int:
+        """Tokens of what is sent; a row of predictions counts as one."""
+        return self.prompt if self.rows is None else self.rows
 
 
 class Admission:
@@ -167,41 +187,51 @@ class Admission:
 
         Args:
             named: whether the request says itself how much it may generate.
-            rows: of one for predictions: what counts as its work.
+            rows: of one for predictions: what counts as its work, and against the key's limits as a token each.
             texts: of one that generates: each is a call to a replica, and takes a place among what runs.
 
         Raises:
             ApiError: 429 with Retry-After, or for a spent budget without.
         """
-        noted = exchange.current()
-        noted.model = model
-        await self._check_budget(caller)
-        verdict = await self._rates.begin(caller.key, caller.limits, prompt + most)
+        exchange.current().model = model
+        wanted = _Wanted(prompt, most, named, rows, texts)
+        hold = await self._check_budget(caller, wanted.read, most)
+        try:
+            return await self._admitted(caller, model, wanted, hold)
+        except BaseException:
+            if hold is not None:
+                hold.end()
+            raise
+
+    async def _admitted(self, caller: Caller, model: str, wanted: _Wanted, hold: Hold | None) -> Ticket:
+        verdict = await self._rates.begin(caller.key, caller.limits, wanted.read + wanted.most)
         headers = rate_headers(verdict)
         if verdict.refused_by is not None:
             raise _limited(verdict, caller.limits, headers)
-        item = self._work(model).begin(prompt if rows is None else rows, most if named else None)
+        item = self._work(model).begin(wanted.read, wanted.most if wanted.named else None)
         asked = time.perf_counter()
         try:
-            turns, turn = await self._turn(caller, model, prompt, texts, noted.patience_s(self._patience_s))
+            turns, turn = await self._turn(caller, model, wanted)
         except BaseException as error:
             item.end(answered=False)
             self._rates.end(caller.key, verdict.reserved, 0)
             if isinstance(error, Busy):
                 raise _busy(model, error, headers) from None
             raise
-        if not most:  # vectors and predictions tell nothing before they are there
+        if not wanted.most:  # vectors and predictions tell nothing before they are there
             item.started()
-        entry = self._meter.begin(caller.key, model) if self._meter and caller.key else None
+        entry = self._meter.begin(caller.key, model, hold) if self._meter and caller.key else None
         watched = watch.current()
         watched.admitted(time.perf_counter() - asked)
-        return Ticket(self, caller, model, turns, turn, prompt, entry, verdict.reserved, headers, item, watched)
+        reserved = verdict.reserved
+        return Ticket(self, caller, model, turns, turn, wanted.prompt, entry, reserved, headers, item, watched)
 
-    async def _turn(self, caller: Caller, model: str, prompt: int, texts: int, patience_s: float) -> tuple[Turns, Turn]:
+    async def _turn(self, caller: Caller, model: str, wanted: _Wanted) -> tuple[Turns, Turn]:
         turns, priority = self._turns(model), PRIORITIES.index(caller.limits.priority)
-        return turns, await turns.take(caller.key, priority, prompt, patience_s, texts)
+        patience_s = exchange.current().patience_s(self._patience_s)
+        return turns, await turns.take(caller.key, priority, wanted.prompt, patience_s, wanted.texts)
 
-    def count(self, caller: Caller, entry: Entry, prompt: int, generated: int) -> None:
+    def count(self, caller: Caller, entry: Counted, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""
         assert self._meter is not None
         left = self._meter.left_now(caller.key, caller.limits) if generated else None
@@ -215,17 +245,25 @@ class Admission:
             ticket.turns.end(ticket.turn)
         finally:
             self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
+            if ticket.entry is not None and ticket.entry.hold is not None:
+                ticket.entry.hold.end()
 
-    async def _check_budget(self, caller: Caller) -> None:
+    async def _check_budget(self, caller: Caller, prompt: int, most: int) -> Hold | None:
+        """Hold back of the key's budget what a request needs first; None: the key has none. Raises ApiError."""
         if self._meter is None or not caller.key:
-            return
+            return None
         try:
             left = await self._meter.left(caller.key, caller.limits)
         except Exception as error:  # whatever the database's driver raises
             message = "what this key has used cannot be read now; try again"
             raise ApiError(503, message, code="keys_unavailable", headers={"retry-after": "2"}) from error
-        if left is not None and left <= 0:
+        if left is None:
+            return None
+        if left <= 0:
             raise spent(caller)
+        if left <= self._meter.held(caller.key):
+            raise _promised(caller)
+        return self._meter.hold(caller.key, prompt, most)
 
 
 def estimate(body_bytes: int, max_tokens: int | None, texts: int) -> tuple[int, int, bool]:
@@ -272,9 +310,19 @@ def _busy(model: str, busy: Busy, headers: dict[str, str]) -> ApiError:
 
 def spent(caller: Caller) -> ApiError:
     """Return the 429 of a spent budget, which clients shall not try again."""
-    named = [f"{value:,} a {unit}" for unit, value in _budgets(caller.limits) if value is not None]
-    message = f"the key's budget of tokens ({', '.join(named)}) is spent"
+    message = f"{_budget(caller)} is spent"
     return ApiError(429, message, code="insufficient_quota", headers={"x-should-retry": "false"})
+
+
+def _promised(caller: Caller) -> ApiError:
+    """Return the 429 of a budget whose rest is held back for requests that run or wait."""
+    message = f"{_budget(caller)} is held by this key's other requests as far as it is left; try again in 1 s"
+    return ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": "1"})
+
+
+def _budget(caller: Caller) -> str:
+    named = [f"{value:,} a {unit}" for unit, value in _budgets(caller.limits) if value is not None]
+    return f"the key's budget of tokens ({', '.join(named)})"
 
 
 def _budgets(limits: Limits) -> tuple[tuple[str, int | None], tuple[str, int | None]]:

@@ -176,6 +176,7 @@ class Gateway:
         rows = max(map(len, parsed.inputs.values()), default=1)
         with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))
+            ticket.predicted(rows)
         answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
 

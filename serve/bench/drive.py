@@ -129,6 +129,8 @@ class Driver:
     def _never_sent(self, number: int, caller: Caller, at: float) -> None:
         """Count an arrival for which there was no room in the client until the end."""
         found = Record(number, caller.name, at, self._now(), detail="never sent: --max-open were in flight")
+        asked = self._workload.request(number)
+        found.asked_prompt, found.asked_answer = asked.prompt_tokens, asked.answer_tokens
         found.ended = self._now()
         self._part.records.append(found)
         self._told(found)
@@ -145,7 +147,7 @@ class Driver:
         asked = self._workload.request(number)
         now = self._now()
         found = Record(number, caller.name, now if at is None else at, now)
-        found.most_tokens = asked.prompt_tokens + asked.answer_tokens
+        found.asked_prompt, found.asked_answer = asked.prompt_tokens, asked.answer_tokens
         try:
             await asyncio.wait_for(self._exchange(asked, caller, found), self._settings.timeout_s)
         except asyncio.TimeoutError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,35 +45,77 @@ def max_min(demands: Sequence[float], capacity: float) -> list[float]:
 
 
 def meets(found: Record, slo: Mapping[str, float]) -> bool:
-    """Say whether an answer is whole and within all bounds; a value that cannot be known keeps its bound.
+    """Say whether an answer is whole and within all bounds. One that is not known is not kept.
 
-    That is: an answer of one token has no time per further token.
+    An answer of one token has no further one, so none was late; where the server tells no usage nobody knows. An answer
+    without text counts from its end.
     """
     if found.outcome != record.OK:
         return False
-    values = {"ttft": found.ttft, "tpot": found.tpot, "e2e": found.e2e}
-    return all(values[name] is None or values[name] <= bound for name, bound in slo.items())  # type: ignore[operator]
+    no_further = found.completion_tokens is not None and found.completion_tokens < 2
+    values = {
+        "ttft": found.e2e if found.ttft is None else found.ttft,
+        "tpot": 0.0 if no_further else found.tpot,
+        "e2e": found.e2e,
+    }
+    return all((value := values[name]) is not None and value <= bound for name, bound in slo.items())
+
+
+class Window(NamedTuple):
+    """The time in which the load was there, of which rates are."""
+
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return max(self.end - self.begin, 1e-9)
+
+    def share(self, found: Record) -> float:
+        """Return the part of a request's time that lies in it: less than 1 for those that its end found running."""
+        if found.ended <= self.end:
+            return 1.0
+        return 0.0 if found.sent >= self.end else (self.end - found.sent) / (found.ended - found.sent)
+
+
+def window(records: Sequence[Record], open_loop: bool) -> Window:
+    """Return the time from the first beginning until the load grew less.
+
+    In the open loop until the last arrival; in the closed one until a user has its answer after the last beginning:
+    from then on fewer wait than there are users.
+    """
+    begin = min((each.intended for each in records), default=0.0)
+    last = max((each.intended for each in records), default=0.0)
+    if not open_loop:
+        last = min((each.ended for each in records if each.ended >= last), default=last)
+    return Window(begin, last)
 
 
 def summary(records: Sequence[Record], slo: Mapping[str, float], open_loop: bool) -> dict[str, Any]:
     """Return all figures of a run."""
     good = [each for each in records if each.outcome == record.OK]
-    begun, ended = min((r.intended for r in records), default=0.0), max((r.ended for r in records), default=0.0)
-    duration_s = max(ended - begun, 1e-9)
+    sending = window(records, open_loop)
+    ended = max((each.ended for each in records), default=sending.end)
+    whole = Window(sending.begin, ended)
     callers = sorted({each.caller for each in records})
     told: dict[str, Any] = {
-        "duration_s": round(duration_s, 3),
+        "duration_s": round(whole.seconds, 3),
+        "sending_s": round(sending.seconds, 3),
+        "drain_s": round(ended - sending.end, 3),
         "requests": counts(records),
-        "rates": rates(records, duration_s),
+        "rates": rates(records, sending),
+        "rates_with_drain": rates(records, whole),
         "latency_ms": latencies(good, open_loop),
         "longest_gap_ms": max((round(1e3 * max(each.gaps), 3) for each in records if each.gaps), default=None),
     }
     if slo:
-        met = sum(meets(each, slo) for each in records)
+        within = [each for each in records if meets(each, slo)]
+        met, good_share = len(within), sum(map(sending.share, within))
         told["slo"] = {"bounds_s": dict(slo), "met": met, "share": round(met / max(1, len(records)), 4),
-                       "goodput_requests_per_second": round(met / duration_s, 3)}  # fmt: skip
+                       "goodput_requests_per_second": round(good_share / sending.seconds, 3)}  # fmt: skip
     if len(callers) > 1:
-        told["callers"] = {name: _of_caller(name, records, duration_s, open_loop) for name in callers}
+        told["callers"] = {name: _of_caller(name, records, sending, open_loop) for name in callers}
         told["fairness"] = fairness(records, callers, open_loop)
     return told
 
@@ -98,18 +140,24 @@ def counts(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def rates(records: Sequence[Record], duration_s: float) -> dict[str, Any]:
-    """Return what was done in a second; tokens are the server's count, also of answers that were cut."""
-    completed = sum(each.outcome == record.OK for each in records)
-    prompt = sum(each.prompt_tokens or 0 for each in records)
-    completion = sum(each.completion_tokens or 0 for each in records)
+def rates(records: Sequence[Record], of: Window) -> dict[str, Any]:
+    """Return what was done in a second of a window; tokens are the server's count, also of answers that were cut.
+
+    A request that the window's end found running counts by the part of its time before that. Counts of tokens are of
+    the whole run.
+    """
+    shares = [of.share(each) for each in records]
+    completed = sum(share for each, share in zip(records, shares, strict=True) if each.outcome == record.OK)
+    prompt, completion = (
+        [getattr(each, f"{kind}_tokens") or 0 for each in records] for kind in ("prompt", "completion")
+    )
     uncounted = sum(each.outcome == record.OK and each.completion_tokens is None for each in records)
     return {
-        "requests_per_second": round(completed / duration_s, 3),
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "prompt_tokens_per_second": round(prompt / duration_s, 1),
-        "completion_tokens_per_second": round(completion / duration_s, 1),
+        "requests_per_second": round(completed / of.seconds, 3),
+        "prompt_tokens": sum(prompt),
+        "completion_tokens": sum(completion),
+        "prompt_tokens_per_second": round(float(np.dot(prompt, shares)) / of.seconds, 1),
+        "completion_tokens_per_second": round(float(np.dot(completion, shares)) / of.seconds, 1),
         "answers_without_usage": uncounted,
     }
 
@@ -127,22 +175,28 @@ def latencies(good: Sequence[Record], open_loop: bool) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def fairness(records: Sequence[Record], callers: Sequence[str], open_loop: bool) -> dict[str, Any]:
+def fairness(records: Sequence[Record], callers: Sequence[str], open_loop: bool) -> dict[str, float | str]:
     """Return Jain's index over the tokens that each key got, and in the open loop over its part of its fair share.
 
-    The fair share is max-min over what each key asked for, of what all were served.
+    The fair share is max-min over what each key asked for, of what all were served. Where a file's own texts are sent,
+    what was asked for is known of the answers alone, and so it is their tokens that are compared.
     """
     served = [float(sum(each.tokens for each in records if each.caller == name)) for name in callers]
-    found = {"jain_of_tokens": round(jain(served), 4)}
+    found: dict[str, float | str] = {"jain_of_tokens": round(jain(served), 4)}
     if open_loop:
-        asked = [float(sum(each.most_tokens for each in records if each.caller == name)) for name in callers]
+        answers_alone = any(each.asked_prompt is None for each in records)
+        if answers_alone:
+            served = [float(sum(r.completion_tokens or 0 for r in records if r.caller == name)) for name in callers]
+        asked = [float(sum(r.asked_answer + (0 if answers_alone else r.asked_prompt or 0) for r in records
+                           if r.caller == name)) for name in callers]  # fmt: skip
         fair = max_min(asked, sum(served))
         parts = [got / due if due else 1.0 for got, due in zip(served, fair, strict=True)]
         found["jain_of_max_min_shares"] = round(jain(parts), 4)
+        found["shares_are_of"] = "tokens of answers" if answers_alone else "tokens"
     return found
 
 
-def _of_caller(name: str, records: Sequence[Record], duration_s: float, open_loop: bool) -> dict[str, Any]:
+def _of_caller(name: str, records: Sequence[Record], sending: Window, open_loop: bool) -> dict[str, Any]:
     own = [each for each in records if each.caller == name]
     good = [each for each in own if each.outcome == record.OK]
-    return {"requests": counts(own), "rates": rates(own, duration_s), "latency_ms": latencies(good, open_loop)}
+    return {"requests": counts(own), "rates": rates(own, sending), "latency_ms": latencies(good, open_loop)}

@@ -32,8 +32,10 @@ class Record:
     completion_tokens: int | None = None
     events: int = 0
     """Events with text, or what may be text."""
-    most_tokens: int = 0
-    """Tokens that were asked for: of the prompt as it was meant, and of the answer."""
+    asked_prompt: int | None = 0
+    """Tokens of the prompt as it was wished; None of a file's own text."""
+    asked_answer: int = 0
+    """Tokens of the answer that was asked for."""
     resent: bool = False
     """Whether a connection that had been kept open was closed under it, so that it was sent again."""
     gaps: array[float] = field(default_factory=lambda: array("f"))

@@ -148,7 +148,8 @@ def sentences(told: dict[str, Any]) -> list[str]:
         f"{counts['rejected_429']:,} rejected with 429, failed: {', '.join(failed) or 'none'}",
         *(f"  {kind}: {words}" for kind, words in counts["said"].items()),
         f"{rates['requests_per_second']:,.1f} requests/s, {rates['completion_tokens_per_second']:,.0f} generated and "
-        f"{rates['prompt_tokens_per_second']:,.0f} prompt tokens/s",
+        f"{rates['prompt_tokens_per_second']:,.0f} prompt tokens/s in the {told['sending_s']:.1f} s until the load "
+        f"grew less; what then ran took {told['drain_s']:.1f} s more",
         f"the client used {', '.join(f'{share:.0%}' for share in client['cpu_share'])} of a CPU",
     ]
     if "slo" in told:
@@ -158,7 +159,10 @@ def sentences(told: dict[str, Any]) -> list[str]:
             f"goodput ({bounds}): {slo['goodput_requests_per_second']:,.2f} requests/s, {slo['share']:.1%} of all"
         )
     if "fairness" in told:
-        lines.append(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in told["fairness"].items()))
+        indices = {name: value for name, value in told["fairness"].items() if name != "shares_are_of"}
+        of = told["fairness"].get("shares_are_of", "tokens")
+        said = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in indices.items()]
+        lines.append(", ".join(said) + ("" if of == "tokens" else f" (shares are of {of})"))
     if rates["answers_without_usage"]:
         lines.append(f"{rates['answers_without_usage']} answers told no usage: their tokens are in no rate")
     return [*lines, *([f"note: {client['warning']}"] if client["warning"] else [])]

@@ -48,8 +48,8 @@ class Asked:
     """One request's body and what it is meant to be."""
 
     body: bytes
-    prompt_tokens: int
-    """As it was wished; of a file's own text none are known, and this is 0."""
+    prompt_tokens: int | None
+    """As it was wished; None of a file's own text."""
     answer_tokens: int
     session: str | None
 
@@ -71,10 +71,9 @@ class Workload:
         answer_tokens = row.get("max_tokens") or settings.answer_tokens.draw(chance)
         session = None
         if "messages" in row or "prompt" in row:
-            prompt, prompt_tokens = row.get("messages", row.get("prompt")), 0
+            prompt, prompt_tokens = row.get("messages", row.get("prompt")), None
         elif settings.sessions:
-            session, prompt = self._of_session(number)
-            prompt_tokens = 0
+            session, prompt, prompt_tokens = self._of_session(number)
         else:
             prompt = self._text(self._parts(chance, prompt_tokens))
             prompt_tokens += settings.prefix_tokens
@@ -104,17 +103,20 @@ class Workload:
         beside = self._rate.beside if prefix else 0  # the template's tokens are there once
         return [prefix, self._some(chance, max(1, tokens + round(beside)))]
 
-    def _of_session(self, number: int) -> tuple[str, Any]:
-        """Return a conversation's name and prompt: its earlier turns again, and one more."""
+    def _of_session(self, number: int) -> tuple[str, Any, int]:
+        """Return a conversation's name, its prompt (its earlier turns again, and one more) and the prompt's tokens."""
         settings = self._settings
         turn, session = divmod(number, settings.sessions)
         talk, turn = divmod(turn, settings.turns)
         name = f"bench-{settings.seed}-{session}-{talk}"
         parts = [list(self._prefixes[session % len(self._prefixes)])] if self._prefixes else []
+        tokens = settings.prefix_tokens
         for earlier in range(turn + 1):
             chance = random.Random(f"turn {name} {earlier}")
-            parts.append(self._some(chance, settings.prompt_tokens.draw(chance)))
-        return name, self._text(parts)
+            drawn = settings.prompt_tokens.draw(chance)
+            tokens += drawn
+            parts.append(self._some(chance, drawn + (round(self._rate.beside) if parts else 0)))  # they are there once
+        return name, self._text(parts), tokens
 
     def _some(self, chance: random.Random, tokens: int) -> list[Any]:
         """Return so many token ids, or words that make so many tokens."""

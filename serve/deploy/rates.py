@@ -2,7 +2,9 @@
 
 A gateway has one question on its way at a time; what comes meanwhile goes with the next one. So one request alone costs
 a round trip, and a thousand at once cost one too. While the actor cannot be reached, each gateway decides by itself,
-with the whole limit: a key may then have its limit once per gateway.
+with the whole limit: a key may then have its limit once per gateway. What is in flight at this gateway is known here
+all the time, so that neither side goes on from numbers of before. Tokens that were reserved at the actor, and whose
+request ends while it is away, are not given back: its bucket fills by itself within a minute.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -72,6 +75,9 @@ class SharedRates:
         self._asks: list[tuple[Ask, asyncio.Future[Verdict]]] = []
         self._ends: list[End] = []
         self._running: Counter[str] = Counter()
+        """Requests of each key with limits that were admitted here and have not ended, whoever admitted them."""
+        self._told = 0.0
+        """When the actor last heard of them; 0: it must hear them next."""
         self._alone = Limiter()
         self._away_until = 0.0
         self._wake = asyncio.Event()
@@ -94,9 +100,12 @@ class SharedRates:
         answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._asks.append((Ask(key, limits, tokens), answer))
         self._wake.set()
-        verdict = await answer
-        self._running[key] += verdict.refused_by is None
-        return verdict
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.result().refused_by is None:
+                self.end(key, answer.result().reserved, 0)
+            raise
 
     def end(self, key: str, reserved: int, used: int) -> None:
         """Take note that a request has ended."""
@@ -105,15 +114,14 @@ class SharedRates:
             self._ends.append(End(key, reserved, used))
 
     async def _run(self) -> None:
-        beat = 0.0
         while True:
             if not self._asks:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), BEAT_S)
             self._wake.clear()
             now = time.monotonic()
-            running = dict(+self._running) if now - beat >= BEAT_S else None
-            beat = beat if running is None else now
+            running = dict(+self._running) if now - self._told >= BEAT_S else None
+            self._told = self._told if running is None else now
             if self._asks or self._ends or running:
                 await self._exchange(self._taken(), running)
 
@@ -129,14 +137,18 @@ class SharedRates:
             if time.monotonic() >= self._away_until:
                 logger.warning("rates are counted by this gateway alone for a while: %s", type(error).__name__)
                 self._away_until = time.monotonic() + AWAY_S
-            self._actor = None
-            self._decide_alone(asks)
+            self._actor, self._told = None, 0.0
+            self._decide_alone(asks, ends)
             return
-        for (_, answer), verdict in zip(asks, verdicts, strict=True):
+        for (ask, answer), verdict in zip(asks, verdicts, strict=True):
             if not answer.done():
-                answer.set_result(verdict)
+                self._answer(ask, answer, verdict)
             elif verdict.refused_by is None:  # its client has left meanwhile
-                self._ends.append(End(_.key, verdict.reserved, 0))
+                self._ends.append(End(ask.key, verdict.reserved, 0))
+
+    def _answer(self, ask: Ask, answer: asyncio.Future[Verdict], verdict: Verdict) -> None:
+        self._running[ask.key] += verdict.refused_by is None
+        answer.set_result(verdict)
 
     async def _asked(self, ends: list[End], asks: list[Ask], running: dict[str, int] | None) -> list[Verdict]:
         import ray
@@ -147,11 +159,14 @@ class SharedRates:
         asked = self._actor.exchange.remote(self._gateway, ends, asks, running)
         return list(await asyncio.wait_for(asked, ASK_TIMEOUT_S))
 
-    def _decide_alone(self, asks: list[tuple[Ask, asyncio.Future[Verdict]]]) -> None:
+    def _decide_alone(self, asks: list[tuple[Ask, asyncio.Future[Verdict]]], ends: Sequence[End] = ()) -> None:
         now = time.monotonic()
+        for end in ends:
+            self._alone.end(now, "", *end)
+        self._alone.heard(now, "", dict(+self._running))
         for ask, answer in asks:
             if not answer.done():
-                answer.set_result(self._alone.begin(now, "", *ask))
+                self._answer(ask, answer, self._alone.begin(now, "", *ask))
 
 
 def start(name: str, environment: dict[str, Any]) -> None:

@@ -112,6 +112,8 @@ class Limiter:
     def heard(self, now: float, gateway: str, running: dict[str, int]) -> None:
         """Take what a gateway says is in flight there for true, and forget gateways that say nothing any more."""
         self._heard[gateway] = now
+        for key in running:
+            self._keys.setdefault(key, _Key())
         for key, state in self._keys.items():
             state.running.pop(gateway, None)
             if running.get(key):

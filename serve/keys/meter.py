@@ -1,9 +1,13 @@
 """Counts what keys use, keeps it in the store, and knows when a budget is spent: one per gateway replica.
 
 Counting is a store into the ledger's memory. Every `FLUSH_S` what has changed is written to the database, and what keys
-with budgets have used over all gateways is read back. So a budget may be overdrawn by what a key's requests at *other*
-gateways generate within that time; what is used here is known at once. Counts themselves are exact: a gateway that is
-killed leaves its ledger, which the next one on that machine settles; a machine that is lost takes `FLUSH_S` of counts.
+with budgets have used over all gateways is read back. Counts themselves are exact: a gateway that is killed leaves its
+ledger, which the next one on that machine settles; a machine that is lost takes `FLUSH_S` of counts.
+
+What a request is expected to use (the estimate of its prompt, and the first tokens of its answer) is held back from the
+key's budget from its admission until it is counted, in this gateway. So here a budget is overdrawn by one request's
+prompt, by what prompts have beyond their estimates, and by a chunk of each running answer. Other gateways do not see
+what is held back: each may admit prompts up to what is left, and answers there go on for `FLUSH_S` after it is spent.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 1.0
 FORGET_S = 60.0
-"""A key's budget is followed for so long after its last request."""
+"""A key's budget is followed for so long after its last request has ended."""
+FIRST_TOKENS = 64
+"""Of an answer, at most, are held back when its request is admitted."""
 SETTLE_S = 15.0
 """How often the ledgers of gateways that have died are looked for."""
 
@@ -45,6 +51,42 @@ class _Spent:
     asked: float
 
 
+class Hold:
+    """What is held back of a key's budget for one request, until it is counted or the request ends."""
+
+    __slots__ = ("_all", "answer", "key", "prompt")
+
+    def __init__(self, held: dict[str, set[Hold]], key: str, prompt: int, answer: int) -> None:
+        self._all, self.key, self.prompt, self.answer = held, key, prompt, answer
+        held.setdefault(key, set()).add(self)
+
+    @property
+    def tokens(self) -> int:
+        """What is still held back."""
+        return self.prompt + self.answer
+
+    def counted(self, prompt: int, generated: int) -> None:
+        """Take note of what was counted for the request."""
+        if prompt:
+            self.prompt = 0
+        self.answer = max(0, self.answer - generated)
+
+    def end(self) -> None:
+        """Hold nothing any more. A second time does nothing."""
+        if (of_key := self._all.get(self.key)) is not None:
+            of_key.discard(self)
+            if not of_key:
+                del self._all[self.key]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Where the tokens of one request are counted."""
+
+    entry: Entry
+    hold: Hold | None = None
+
+
 class Meter:
     """The ledger of this process, its way to the store, and the budgets of the keys that are used here."""
 
@@ -56,7 +98,11 @@ class Meter:
         self._own: dict[str, int] = {}
         """Tokens that each key has used at this gateway, ever."""
         self._spent: dict[str, _Spent] = {}
+        self._held: dict[str, set[Hold]] = {}
+        """What running and waiting requests of keys with budgets hold back; no key without any."""
+        self._looking = asyncio.Lock()
         self._exchanging = asyncio.Lock()
+        self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -67,20 +113,23 @@ class Meter:
         """Write the last counts, and leave nothing to settle."""
         if self._task is not None:
             self._task.cancel()
-        self._ledger.close()
+        async with self._exchanging:  # what is being written now is written first
+            self._ledger.close()
         await asyncio.to_thread(self._settle)
 
     # -- counting --------------------------------------------------------------------------------------------------
 
-    def begin(self, key: str, model: str) -> Entry:
+    def begin(self, key: str, model: str, hold: Hold | None = None) -> Counted:
         """Count a request that was admitted, and return where its tokens are counted."""
         entry = self._ledger.entry(key, model, today())
         entry.add(requests=1)
-        return entry
+        return Counted(entry, hold)
 
-    def count(self, key: str, entry: Entry, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
+    def count(self, key: str, at: Counted, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
         """Count tokens, before they are sent."""
-        entry.add(prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+        at.entry.add(prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+        if at.hold is not None:
+            at.hold.counted(prompt_tokens, generated_tokens)
         self._own[key] = self._own.get(key, 0) + prompt_tokens + generated_tokens
 
     # -- budgets ---------------------------------------------------------------------------------------------------
@@ -92,15 +141,26 @@ class Meter:
         """
         if limits.tokens_per_day is None and limits.tokens_per_month is None:
             return None
-        known = self._spent.get(key)
-        if known is None or known.day != today():
-            await self._exchange([key])
-        else:
-            known.asked = self._clock()
+        if not self._is_known(key):
+            async with self._looking:  # those who waited for it find it known
+                if not self._is_known(key):
+                    await self._exchange([key])
+        self._spent[key].asked = self._clock()
         return self.left_now(key, limits)
 
+    def held(self, key: str) -> int:
+        """Return how many tokens are held back for the key's requests at this gateway."""
+        return sum(hold.tokens for hold in self._held.get(key, ()))
+
+    def hold(self, key: str, prompt: int, most: int) -> Hold:
+        """Hold back what a request needs first, of about `prompt` tokens that may generate `most`; follow its key.
+
+        The caller ends it with the request.
+        """
+        return Hold(self._held, key, prompt, min(most, FIRST_TOKENS))
+
     def left_now(self, key: str, limits: Limits) -> int | None:
-        """Return the same from what is known; a key that `left` was not asked for is not limited."""
+        """Return what `left` does, from what is known: a key is known while a request of it holds something."""
         known = self._spent.get(key)
         if known is None:
             return None
@@ -123,14 +183,34 @@ class Meter:
                 logger.warning("usage could not be written: %s; it is kept here", type(error).__name__)
             await asyncio.sleep(FLUSH_S)
 
+    def _is_known(self, key: str) -> bool:
+        return key in self._spent and self._spent[key].day == today()
+
     def _recent(self) -> list[str]:
-        """Return the keys with budgets that were asked for lately, and forget the others."""
-        oldest = self._clock() - FORGET_S
+        """Return the keys with budgets that have requests or were asked for lately, and forget the others."""
+        now = self._clock()
+        for key in self._held.keys() & self._spent.keys():
+            self._spent[key].asked = now
+        oldest = now - FORGET_S
         self._spent = {key: spent for key, spent in self._spent.items() if spent.asked >= oldest}
         return list(self._spent)
 
     async def _exchange(self, keys: list[str]) -> None:
-        """Write what has changed, then learn what keys have used: the answer has this gateway's part up to now."""
+        """Write what has changed, then learn what keys have used: the answer has this gateway's part up to now.
+
+        It goes on when its caller is cancelled: its thread would do so too, unseen, and write after those that follow.
+        """
+        task = asyncio.ensure_future(self._exchanged(keys))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have left
+
+    async def _exchanged(self, keys: list[str]) -> None:
         async with self._exchanging:
             totals, day = self._ledger.flushable(), today()
             own = {key: self._own.get(key, 0) for key in keys}

@@ -6,6 +6,7 @@ nothing when it is done twice; a ledger that has ended is added to the closed on
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Store:
     def __init__(self, url: str | None = None) -> None:
         """Raises UserError when the database cannot be opened."""
         self._engine = tables.connect(place.check_url(url or place.default_url()))
+        self._reading = self._engine.execution_options(**{tables.ONLY_READS: True})
 
     def close(self) -> None:
         """Close the connections."""
@@ -80,8 +82,10 @@ class Store:
         """Make a new secret for a key; those before it are valid for `grace_s` more seconds.
 
         Raises:
-            UserError: there is no such key, or it is revoked.
+            UserError: there is no such key, or it is revoked, or `grace_s` is no time.
         """
+        if not 0 <= grace_s < math.inf:
+            raise UserError(f"a grace of {grace_s} s is none: give seconds, 0 or more")
         made, now = secret.make(), time.time()
         with self._engine.begin() as connection:
             self._check_live(connection, name)
@@ -113,7 +117,7 @@ class Store:
 
     def all(self) -> list[Key]:
         """Return all keys by name, revoked ones too."""
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             found = connection.execute(sa.select(tables.keys).order_by(tables.keys.c.name)).all()
             held: dict[str, list[KeySecret]] = {}
             for row in connection.execute(sa.select(tables.secrets).order_by(tables.secrets.c.created)):
@@ -125,7 +129,7 @@ class Store:
         joined = sa.join(tables.secrets, tables.keys, tables.secrets.c.key == tables.keys.c.name)
         secret_columns = (tables.secrets.c.digest, tables.secrets.c.created.label("made"), tables.secrets.c.expires)
         wanted = sa.select(tables.keys, *secret_columns).select_from(joined).where(tables.secrets.c.id == secret_id)
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             row = connection.execute(wanted).first()
         return None if row is None else _key(row, (KeySecret(secret_id, row.digest, row.made, row.expires),))
 
@@ -139,14 +143,21 @@ class Store:
     # -- usage -----------------------------------------------------------------------------------------------------
 
     def write_usage(self, ledger: str, totals: Sequence[Used]) -> None:
-        """Write the totals of a ledger that counts on. Writing the same again changes nothing."""
+        """Write the totals of a ledger that counts on, or of one that was closed meanwhile, whose last ones are there.
+
+        Writing the same again, or earlier totals after later ones, changes nothing.
+        """
         if totals:
             with self._engine.begin() as connection:
-                self._put(connection, ledger, totals, add=False)
+                tables.lock(connection, ledger)
+                is_closed = sa.select(tables.closed.c.ledger).where(tables.closed.c.ledger == ledger)
+                if connection.execute(is_closed).first() is None:
+                    self._put(connection, ledger, totals, add=False)
 
     def close_ledger(self, ledger: str, totals: Sequence[Used]) -> None:
         """Add a ledger's last totals to what is closed; a second time changes nothing."""
         with self._engine.begin() as connection:
+            tables.lock(connection, ledger)
             mark = tables.upsert(self._engine, tables.closed).values(ledger=ledger).on_conflict_do_nothing()
             if connection.execute(mark.returning(tables.closed.c.ledger)).first() is None:
                 return
@@ -168,7 +179,7 @@ class Store:
             (until, columns.day <= str(until)),
         ):
             wanted = wanted if given is None else wanted.where(condition)
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             rows = connection.execute(wanted).all()
         return [
             Used(
@@ -188,7 +199,7 @@ class Store:
         tokens = sa.func.sum(columns.prompt_tokens + columns.generated_tokens)
         wanted = sa.select(columns.key, tokens.label("tokens")).group_by(columns.key)
         wanted = wanted.where(columns.key.in_(list(names)), columns.day >= since.isoformat())
-        with self._engine.begin() as connection:
+        with self._reading.begin() as connection:
             return {row.key: int(row.tokens) for row in connection.execute(wanted)}
 
     def _put(self, connection: sa.Connection, ledger: str, totals: Sequence[Used], *, add: bool) -> None:
@@ -196,11 +207,18 @@ class Store:
             return
         insert = tables.upsert(self._engine, tables.usage)
         new = {name: insert.excluded[name] for name in ("requests", "prompt_tokens", "generated_tokens")}
-        values = {name: tables.usage.c[name] + value for name, value in new.items()} if add else new
+        old = tables.usage.c
+        values = {
+            name: old[name] + value if add else tables.greater(self._engine, old[name], value)
+            for name, value in new.items()
+        }
         identity = [tables.usage.c[name] for name in ("ledger", "key", "model", "day")]
         connection.execute(
             insert.on_conflict_do_update(index_elements=identity, set_=values),
-            [{**vars(used), "ledger": ledger, "day": used.day.isoformat()} for used in totals],
+            [
+                {**vars(used), "ledger": ledger, "day": used.day.isoformat()}
+                for used in sorted(totals, key=lambda used: (used.key, used.model, used.day))  # rows lock in one order
+            ],
         )
 
 

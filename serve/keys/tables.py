@@ -16,6 +16,12 @@ BUSY_S = 10
 CREATION_LOCK = 0x7A4D_0001
 """PostgreSQL's advisory lock: its CREATE TABLE IF NOT EXISTS fails when two run at once."""
 
+LEDGER_LOCK = 0x7A4D
+"""First part of the advisory lock of one ledger; the second is made of its name."""
+
+ONLY_READS = "tandem_only_reads"
+"""Execution option of connections that write nothing."""
+
 metadata = sa.MetaData()
 
 keys = sa.Table(
@@ -83,6 +89,17 @@ def upsert(engine: sa.Engine, table: sa.Table) -> Any:
     return (postgresql if engine.dialect.name == "postgresql" else sqlite).insert(table)
 
 
+def lock(connection: sa.Connection, ledger: str) -> None:
+    """Let no other transaction write or close this ledger until this one ends. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK, sa.func.hashtext(ledger))))
+
+
+def greater(engine: sa.Engine, one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """Return the greater of two values in the engine's dialect."""
+    return (sa.func.greatest if engine.dialect.name == "postgresql" else sa.func.max)(one, other)
+
+
 def shown(url: str) -> str:
     """Return the URL as messages may have it."""
     return sa.make_url(url).render_as_string(hide_password=True)
@@ -108,8 +125,10 @@ def _sqlite(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and then writes would fail, not wait, where another one writes meanwhile.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # A transaction that reads first and then writes would fail, not wait, where another one writes meanwhile. One
+        # that only reads waits for none, and none waits for it.
+        only_reads = connection.get_execution_options().get(ONLY_READS, False)
+        connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -117,7 +136,7 @@ def _sqlite(url: str) -> sa.Engine:
 def _postgresql(url: str) -> sa.Engine:
     try:
         return sa.create_engine(
-            url, pool_size=2, max_overflow=2, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_S}
+            url, pool_size=2, max_overflow=4, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_S}
         )
     except ModuleNotFoundError:
         raise UserError("keys in PostgreSQL need its driver: pip install 'tandem-ray[postgres]'") from None

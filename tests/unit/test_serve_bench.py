@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from serve.bench import arrivals, figures, lengths, plot, processes, settings
 from serve.bench.answers import StreamedAnswer, WholeAnswer
 from serve.bench.lengths import Length
-from serve.bench.record import CUT, OK, RATE_LIMITED, Record
+from serve.bench.record import CUT, OK, RATE_LIMITED, UNFINISHED, Record
 from serve.bench.settings import Caller, Settings
 from serve.bench.workload import WORDS, WordRate, Workload, measured
 
@@ -120,6 +120,13 @@ def test_turns_of_a_session_repeat_those_before_them() -> None:
     assert not texts[2].startswith(texts[0])
 
 
+def test_the_wished_length_of_a_turn_is_that_of_all_before_it() -> None:
+    own = made(sessions=1, turns=3, prefixes=1, prefix_tokens=20, route="completions")
+    asked = [Workload(own, WordRate(1.0, 5.0)).request(number) for number in range(3)]
+    assert [each.prompt_tokens for each in asked] == [28, 36, 44]
+    assert [len(json.loads(each.body)["prompt"].split()) + 5 for each in asked] == [28, 36, 44]
+
+
 def test_the_rate_of_words_is_learnt_from_two_prompts() -> None:
     rate = measured((8, 22), (40, 70))
     assert (rate.per_word, rate.beside) == (1.5, 10.0)
@@ -137,6 +144,7 @@ def test_a_file_gives_prompts_and_lengths_in_its_order(tmp_path: Path) -> None:
     assert bodies[0]["messages"] == [{"role": "user", "content": "one"}] == bodies[3]["messages"]
     assert len(bodies[1]["messages"][0]["content"].split()) == 3
     assert bodies[2]["messages"] == [{"role": "user"}]
+    assert [Workload(made(file=str(path))).request(at).prompt_tokens for at in range(3)] == [None, 3, None]
 
 
 @pytest.mark.parametrize(
@@ -290,10 +298,10 @@ def test_fairness_indices() -> None:
 
 def test_the_open_loop_compares_with_max_min_shares() -> None:
     big = [
-        ended(number, "big", most_tokens=100, prompt_tokens=0, completion_tokens=number < 30 and 100)
+        ended(number, "big", asked_answer=100, prompt_tokens=0, completion_tokens=number < 30 and 100)
         for number in range(100)
     ]
-    small = [ended(number, "small", most_tokens=100, prompt_tokens=0, completion_tokens=100) for number in range(10)]
+    small = [ended(number, "small", asked_answer=100, prompt_tokens=0, completion_tokens=100) for number in range(10)]
     told = figures.fairness(big + small, ["big", "small"], open_loop=True)
     assert told["jain_of_max_min_shares"] == 1.0  # the small one had all that it asked for
     assert told["jain_of_tokens"] == pytest.approx(40**2 / (2 * (30**2 + 10**2)))
@@ -306,6 +314,53 @@ def test_goodput_counts_whole_answers_within_all_bounds() -> None:
     assert not figures.meets(ended(last=2.6), bounds)
     assert not figures.meets(ended(outcome=CUT), bounds)
     assert figures.meets(ended(completion_tokens=1), bounds)
+    assert not figures.meets(ended(completion_tokens=None), bounds), "nobody knows its time per token"
+    assert figures.meets(ended(completion_tokens=None), {"ttft": 0.5})
+    nothing = ended(completion_tokens=0, first=None, last=None, ended=1.4)
+    assert figures.meets(nothing, bounds)
+    assert not figures.meets(nothing, {"ttft": 0.3})
+
+
+def test_one_that_takes_long_at_the_end_changes_no_rate() -> None:
+    """A request a second for 60 s, each answered within a second, and one that hangs until it is cut off."""
+    even = [ended(at, intended=float(at), sent=float(at), ended=at + 0.5) for at in range(60)]
+    hangs = ended(60, intended=58.5, sent=58.5, ended=90.0, outcome=UNFINISHED, completion_tokens=None)
+    alone, both = (figures.summary(records, {"e2e": 1.0}, open_loop=True) for records in (even, [*even, hangs]))
+    assert (alone["sending_s"], alone["drain_s"]) == (59.0, 0.5)
+    assert (both["sending_s"], both["drain_s"], both["duration_s"]) == (59.0, 31.0, 90.0)
+    for told in (alone, both):
+        assert told["rates"]["requests_per_second"] == 1.0  # the last one began as the window ended: none of it is in
+        assert told["rates"]["completion_tokens_per_second"] == 11.0
+        assert told["slo"]["goodput_requests_per_second"] == 1.0
+        assert told["rates"]["completion_tokens"] == 660
+    assert both["rates_with_drain"]["requests_per_second"] == pytest.approx(60 / 90, abs=1e-3)
+
+
+def test_the_closed_loops_load_grows_less_when_a_user_has_no_next_request() -> None:
+    records = [ended(at, intended=0.0, sent=0.0, ended=2.0 + at / 2) for at in range(3)]
+    told = figures.summary(records, {}, open_loop=False)
+    assert (told["sending_s"], told["drain_s"]) == (2.0, 1.0)
+    tokens = 11 * (1 + 2 / 2.5 + 2 / 3)  # of the two others what they had of their time
+    assert told["rates"]["completion_tokens_per_second"] == pytest.approx(tokens / 2, abs=0.05)
+    assert figures.summary([], {}, open_loop=False)["rates"]["requests_per_second"] == 0
+
+
+def test_shares_compare_what_is_known_to_have_been_asked() -> None:
+    """Equal service at 10:1 of the load is fair, whether or not the length of prompts is known."""
+    for asked in (1_000, None):
+        served = [
+            ended(at, who, asked_prompt=asked, asked_answer=20, prompt_tokens=1_000, completion_tokens=20)
+            for who in ("big", "small")
+            for at in range(100)
+        ]
+        refused = [
+            ended(at, "big", outcome=RATE_LIMITED, asked_prompt=asked, asked_answer=20, prompt_tokens=None,
+                  completion_tokens=None)
+            for at in range(900)
+        ]  # fmt: skip
+        told = figures.fairness([*served, *refused], ["big", "small"], open_loop=True)
+        assert told["jain_of_max_min_shares"] == 1.0
+        assert told["shares_are_of"] == ("tokens" if asked else "tokens of answers")
 
 
 def test_a_summary_counts_by_what_became_of_requests() -> None:
@@ -322,11 +377,13 @@ def test_a_summary_counts_by_what_became_of_requests() -> None:
     assert counted["failed_otherwise"] == {"http 500": 1}
     assert counted["said"] == {CUT: "gone", RATE_LIMITED: "busy"}
     assert told["duration_s"] == 4.0
-    assert told["rates"]["completion_tokens_per_second"] == 22 / 4
+    assert (told["sending_s"], told["drain_s"]) == (3.0, 1.0)
+    assert told["rates"]["completion_tokens_per_second"] == pytest.approx((11 + 11 * 1.75 / 2.75) / 3, abs=0.05)
+    assert told["rates_with_drain"]["completion_tokens_per_second"] == 22 / 4
     assert told["rates"]["answers_without_usage"] == 1
     assert told["longest_gap_ms"] == pytest.approx(900, abs=0.01)
     assert told["slo"]["met"] == 2
-    assert told["slo"]["goodput_requests_per_second"] == 0.5
+    assert told["slo"]["goodput_requests_per_second"] == pytest.approx(2 / 3, abs=1e-3)
     assert "callers" not in told
 
 

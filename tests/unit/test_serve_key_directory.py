@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 
 import pytest
 
+from serve.keys import directory as directory_module
 from serve.keys import secret
-from serve.keys.directory import FRESH_S, STALE_S, Directory, NotAdmitted, StoreAway
+from serve.keys.directory import FRESH_S, MOST_ASKED, REFRESH_S, STALE_S, Directory, NotAdmitted, StoreAway
 from serve.keys.limits import Limits
 from serve.keys.store import Key, KeySecret
 
@@ -80,12 +82,95 @@ def test_a_revoked_key_is_refused_soon_after() -> None:
         await kept.after(0)
         assert kept.key is not None
         kept.key = replace(kept.key, revoked=time.time())
-        await kept.after(FRESH_S)  # asks behind the scenes
+        await kept.after(REFRESH_S)  # asks behind the scenes
         await asyncio.sleep(0.05)
         with pytest.raises(NotAdmitted):
             await kept.after(0)
 
     asyncio.run(revoked())
+
+
+@pytest.mark.parametrize("uses", [(), (0.5, 0.9)])
+def test_a_revoked_key_is_let_in_for_no_longer_than_said(uses: tuple[float, ...]) -> None:
+    kept = Kept()
+
+    async def revoked() -> None:
+        await kept.after(0)
+        assert kept.key is not None
+        kept.key = replace(kept.key, revoked=time.time())
+        for seconds in uses:
+            await kept.after(seconds)
+        with pytest.raises(NotAdmitted):
+            await kept.after(FRESH_S - sum(uses))
+
+    asyncio.run(revoked())
+
+
+def test_made_up_keys_keep_no_known_one_waiting() -> None:
+    kept, goes_on = Kept(), threading.Event()
+    find = kept.find
+
+    def slow(number: str) -> Key | None:
+        if number != kept.made.id:
+            goes_on.wait(10)
+        return find(number)
+
+    async def flooded() -> None:
+        kept.directory = directory = Directory(slow, lambda: kept.now)
+        await kept.after(0)
+        flood = [asyncio.create_task(directory.identify(secret.make().text)) for _ in range(MOST_ASKED)]
+        await asyncio.sleep(0)
+        assert (await asyncio.wait_for(kept.after(5 * FRESH_S), 5)).name == "alice"
+        with pytest.raises(StoreAway):
+            await directory.identify(secret.make().text)
+        goes_on.set()
+        assert {type(each) for each in await asyncio.gather(*flood, return_exceptions=True)} == {NotAdmitted}
+        with pytest.raises(NotAdmitted):
+            await directory.identify(secret.make().text)
+
+    try:
+        asyncio.run(flooded())
+    finally:
+        goes_on.set()
+
+
+def test_those_who_come_at_once_with_a_new_key_ask_once() -> None:
+    kept = Kept()
+
+    async def at_once() -> None:
+        first, *others = [asyncio.create_task(kept.after(0)) for _ in range(2 * MOST_ASKED)]
+        await asyncio.sleep(0)
+        first.cancel()
+        assert {key.name for key in await asyncio.gather(*others)} == {"alice"}
+
+    asyncio.run(at_once())
+    assert kept.asked == 1
+
+
+def test_a_store_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "FRESH_S", 0.05)
+    kept, goes_on = Kept(), threading.Event()
+
+    def hangs(number: str) -> Key | None:
+        if kept.asked:
+            goes_on.wait(10)
+        return kept.find(number)
+
+    async def waited() -> None:
+        kept.directory = Directory(hangs, lambda: kept.now)
+        await kept.after(0)
+        await kept.after(REFRESH_S)
+        [known] = kept.directory._known.values()
+        assert known.is_late
+        ask = kept.directory._ask(kept.made.id)
+        with pytest.raises(StopIteration):
+            ask.send(None)  # it answers without waiting
+        goes_on.set()
+
+    try:
+        asyncio.run(waited())
+    finally:
+        goes_on.set()
 
 
 def test_one_not_used_for_long_is_asked_for_before_it_is_let_in() -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -194,6 +195,30 @@ class TestStore:
             Store(f"sqlite:///{path}")
 
 
+def test_reading_waits_for_no_writer(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'keys.db'}")
+    made = store.create("alice", Limits())
+    writer = sqlite3.connect(tmp_path / "keys.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    found = store.find(made.id)
+    assert found is not None
+    assert [key.name for key in store.all()] == [found.name] == ["alice"]
+    assert store.usage() == []
+    assert store.tokens_since(["alice"], DAY) == {}
+    writer.close()
+    store.close()
+
+
+@pytest.mark.parametrize("grace_s", [-1.0, float("nan"), float("inf")])
+def test_what_is_no_time_is_no_grace(tmp_path: Path, grace_s: float) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'keys.db'}")
+    store.create("alice", Limits())
+    with pytest.raises(UserError, match="a grace of"):
+        store.rotate("alice", grace_s)
+    assert len(store.all()[0].secrets) == 1
+    store.close()
+
+
 class TestUsage:
     USED = Used("alice", "chat", DAY, 1, 10, 5)
 
@@ -210,6 +235,30 @@ class TestUsage:
             store.close_ledger("one", [last])
         store.close_ledger("two", [last])
         assert store.usage() == [replace(last, requests=2, prompt_tokens=20, generated_tokens=14)]
+
+    def test_earlier_totals_after_later_ones_change_nothing(self, store: Store) -> None:
+        more = replace(self.USED, requests=2, generated_tokens=50)
+        store.write_usage("one", [more])
+        store.write_usage("one", [self.USED])
+        assert store.usage() == [more]
+
+    def test_a_closed_ledger_is_written_no_more(self, store: Store) -> None:
+        store.write_usage("one", [self.USED])
+        store.close_ledger("one", [self.USED])
+        store.write_usage("one", [self.USED])
+        assert store.usage() == [self.USED]
+
+    def test_a_ledger_that_is_written_and_closed_at_once_counts_once(self, url: str, store: Store) -> None:
+        others = [Store(url) for _ in range(2)]
+        with ThreadPoolExecutor(3) as threads:
+            for name in map(str, range(20)):
+                writing = [threads.submit(each.write_usage, name, [self.USED]) for each in others]
+                closing = threads.submit(store.close_ledger, name, [self.USED])
+                for done in (*writing, closing):
+                    done.result(30)
+        assert store.usage() == [replace(self.USED, requests=20, prompt_tokens=200, generated_tokens=100)]
+        for each in others:
+            each.close()
 
     def test_by_key_day_and_month(self, store: Store) -> None:
         other = replace(self.USED, key="bob", day=date(2026, 4, 1))

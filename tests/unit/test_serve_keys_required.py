@@ -146,6 +146,19 @@ def test_tokens_are_counted_of_whole_answers_and_of_streams(with_keys) -> None:
     with_keys(scenario)
 
 
+def test_predictions_count_a_token_a_row(with_keys) -> None:
+    async def scenario(endpoint: Endpoint) -> None:
+        key = endpoint.key(tokens_per_minute=100, tokens_per_day=100)
+        tensor = {"name": "image", "shape": [3, 2], "datatype": "FP32", "data": [[0.123456789] * 2] * 3}
+        ask = {"inputs": [tensor], "id": "x" * 1_000}
+        answer = await endpoint.client.post("/v2/models/digits/infer", json=ask, headers=key)
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "97"
+        assert await endpoint.used() == (1, 3, 0)
+
+    with_keys(scenario)
+
+
 def test_rates_are_refused_with_a_time_and_told_in_headers(with_keys) -> None:
     async def scenario(endpoint: Endpoint) -> None:
         key = endpoint.key(requests_per_minute=2, tokens_per_minute=10_000)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,59 @@ def test_a_store_that_is_away_loses_nothing(store: Store, tmp_path: Path) -> Non
         assert [used.key for used in store.usage()] == ["alice", "bob"]
 
     with_meters(broken, tmp_path / "usage", scenario)
+
+
+class Gated(Store):
+    """A store whose first write waits until the test lets it go on."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+
+    def write_usage(self, ledger: str, totals: Sequence[Used]) -> None:
+        if not self.reached.is_set():
+            self.reached.set()
+            assert self.goes_on.wait(10)
+        super().write_usage(ledger, totals)
+
+    def tokens(self) -> int:
+        return sum(used.tokens for used in self.usage())
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> Gated:
+    return Gated(f"sqlite:///{tmp_path / 'keys.db'}")
+
+
+def test_a_client_that_leaves_while_its_budget_is_read_takes_back_no_counts(gated: Gated, tmp_path: Path) -> None:
+    async def scenario(one: Meter, _: Meter) -> None:
+        use(one, 10)
+        asks = asyncio.create_task(one.left("alice", DAILY))
+        await asyncio.to_thread(gated.reached.wait, 10)
+        asks.cancel()
+        await asyncio.wait({asks})
+        use(one, 90)
+        later = asyncio.create_task(one._exchange([]))
+        await asyncio.sleep(0.02)
+        assert not later.done(), "writes are one after another"
+        gated.goes_on.set()
+        await later
+        assert gated.tokens() == 100
+
+    with_meters(gated, tmp_path / "usage", scenario)
+
+
+def test_a_gateway_that_stops_while_it_writes_counts_once(gated: Gated, tmp_path: Path) -> None:
+    async def inside() -> None:
+        meter = Meter(gated, tmp_path / "usage")
+        use(meter, 101)
+        meter.start()
+        await asyncio.to_thread(gated.reached.wait, 10)
+        stops = asyncio.create_task(meter.stop())
+        await asyncio.sleep(0.02)
+        gated.goes_on.set()
+        await stops
+
+    asyncio.run(inside())  # which waits for threads
+    assert gated.tokens() == 101
+    assert list((tmp_path / "usage").iterdir()) == []
