@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -17,6 +18,7 @@ from fastapi.responses import JSONResponse, Response
 
 from serve.api import content, embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
+from serve.api.aside import parsed
 from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
 from serve.api.events import EventStream
@@ -94,17 +96,18 @@ class Gateway:
 
     async def chat_completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        generation = openai_api.parse_chat(body, exchange.current().call_id)
+        generation = await parsed(size, openai_api.parse_chat, body, exchange.current().call_id)
         return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        generation = openai_api.parse_completion(body, exchange.current().call_id, self._max_prompts)
+        call_id = exchange.current().call_id
+        generation = await parsed(size, openai_api.parse_completion, body, call_id, self._max_prompts)
         return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def responses(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        wanted = parse(body, exchange.current().call_id)
+        wanted = await parsed(size, parse, body, exchange.current().call_id)
         try:
             generation = in_session(wanted.generation, session_of(request, body))
             return await self._generate(generation, card, size, of(request), ResponseForm(wanted))
@@ -113,7 +116,7 @@ class Gateway:
 
     async def embeddings(self, request: Request) -> Response:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
-        wanted = embeddings.parse(body, exchange.current().call_id)
+        wanted = await parsed(size, embeddings.parse, body, exchange.current().call_id)
         with await self._admission.begin(of(request), card.name, *estimate(size, 0, 1)) as ticket:
             vectors = accepted(await self._backend.embed(card.name, wanted.call))
             ticket.prompt(vectors.prompt_tokens)
@@ -134,7 +137,7 @@ class Gateway:
     ) -> tuple[dict[str, Any], ModelCard, int]:
         """Return the body, the card of the model that it names, and how many bytes it has."""
         raw = await self._read(request)
-        body = parse_json(raw)
+        body = await parsed(len(raw), parse_json, raw)
         card = self._card(model_name(body), of(request))
         if not can(card):
             message = f"{card.name!r} is a model for {card.task}: call /v2/models/{card.name}/infer"
@@ -171,12 +174,13 @@ class Gateway:
             message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
             raise ApiError(400, message, code="unsupported_task", param="model")
         raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
-        parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
-        call = InferCall(f"infer-{exchange.current().call_id}", parsed.inputs)  # the client's own `id` may be anyone's
-        rows = max(map(len, parsed.inputs.values()), default=1)
+        read = partial(inference_api.parse, model=name, version=card.version)
+        wanted = await parsed(len(raw), read, raw, ", ".join(lengths) if lengths else None)
+        call = InferCall(f"infer-{exchange.current().call_id}", wanted.inputs)  # the client's own `id` may be anyone's
+        rows = max(map(len, wanted.inputs.values()), default=1)
         with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))
-        answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
+        answer = inference_api.answer(name, result.identity.version, wanted, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
 
     async def metadata(self, name: str, version: str | None, caller: Caller) -> dict[str, Any]:
