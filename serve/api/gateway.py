@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from serve.api import content, embeddings, inference_api, openai_api
+from serve.api import embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
 from serve.api.aside import parsed
-from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
+from serve.api.bodies import Bodies
+from serve.api.body import ApiError, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
 from serve.api.events import EventStream
 from serve.api.openai_api import Generation, in_session
@@ -85,7 +86,7 @@ class Gateway:
         """What it counts, and how it is told."""
         self._admission = admission or everyone()
         self._backend = backend
-        self._max_body_bytes = max_body_bytes
+        self._bodies = Bodies(max_body_bytes)
         self._max_prompts = max_prompts
         self.catalog: Mapping[str, ModelCard] = {}
         self.sleepers: frozenset[str] = frozenset()
@@ -136,13 +137,14 @@ class Gateway:
         self, request: Request, can: Callable[[ModelCard], bool]
     ) -> tuple[dict[str, Any], ModelCard, int]:
         """Return the body, the card of the model that it names, and how many bytes it has."""
-        raw = await self._read(request)
-        body = await parsed(len(raw), parse_json, raw)
+        async with self._bodies.of(request) as raw:
+            size = len(raw)
+            body = await parsed(size, parse_json, raw)
         card = self._card(model_name(body), of(request))
         if not can(card):
             message = f"{card.name!r} is a model for {card.task}: call /v2/models/{card.name}/infer"
             raise ApiError(400, message, code="unsupported_task", param="model")
-        return body, card, len(raw)
+        return body, card, size
 
     async def _generate(
         self, generation: Generation, card: ModelCard, size: int, caller: Caller, form: Form | None = None
@@ -173,12 +175,14 @@ class Gateway:
         if card.generates:
             message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
             raise ApiError(400, message, code="unsupported_task", param="model")
-        raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
+        lengths = request.headers.getlist(inference_api.LENGTH_HEADER)
         read = partial(inference_api.parse, model=name, version=card.version)
-        wanted = await parsed(len(raw), read, raw, ", ".join(lengths) if lengths else None)
+        async with self._bodies.of(request) as raw:
+            size = len(raw)
+            wanted = await parsed(size, read, raw, ", ".join(lengths) if lengths else None)
         call = InferCall(f"infer-{exchange.current().call_id}", wanted.inputs)  # the client's own `id` may be anyone's
         rows = max(map(len, wanted.inputs.values()), default=1)
-        with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1), rows=rows) as ticket:
+        with await self._admission.begin(of(request), name, *estimate(size, 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))
         answer = inference_api.answer(name, result.identity.version, wanted, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
@@ -193,7 +197,8 @@ class Gateway:
 
     async def index(self, request: Request) -> list[dict[str, Any]]:
         """Return the models and which are ready, as Triton's model repository lists them."""
-        ready_only = inference_api.parse_index(await self._read(request))
+        async with self._bodies.of(request) as raw:
+            ready_only = inference_api.parse_index(raw)
         waiting = await self.unready()
         states = {name: "UNAVAILABLE" if name in waiting else "READY" for name in self.catalog}
         cards = [card for card in self._cards(of(request)) if not (ready_only and card.name in waiting)]
@@ -244,12 +249,6 @@ class Gateway:
             message = f"{name!r} has no version {version!r:.60} here; served: {card.version}"
             raise ApiError(404, message, code="model_not_found", param="model")
         return card
-
-    async def _read(self, request: Request) -> bytes:
-        check_content_type(request.headers.get("content-type"))
-        content.check_length(request.headers.get("content-length"), self._max_body_bytes)
-        coding = ", ".join(request.headers.getlist("content-encoding"))
-        return await content.read(request.stream(), coding, self._max_body_bytes)
 
 
 def session_of(request: Request, body: Mapping[str, Any]) -> str | None:
