@@ -216,6 +216,13 @@ class Gateway:
         ready = {replica.model for replica in replicas}
         return [name for name in self.catalog if name not in ready and name not in self.sleepers]
 
+    async def health(self) -> tuple[dict[str, Any], bool]:
+        """Return what anyone may know, and whether every model is ready. Where keys are asked, names need one."""
+        waiting, served = await self.unready(), list(self.catalog)
+        told = {"status": "starting" if waiting else "ok", "served": len(served), "ready": len(served) - len(waiting)}
+        names = {"not_ready": waiting} if waiting else {"models": served}
+        return told if self.doorkeeper else told | names, not waiting
+
     async def status(self, caller: Caller) -> dict[str, Any]:
         """Return how busy every model is: what its replicas run, what waits, and each replica's part."""
         replicas, pending = await self._backend.states()

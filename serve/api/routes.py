@@ -148,10 +148,8 @@ def _add_status(app: FastAPI, find: Find) -> None:
 
     @get("/health")
     async def health() -> JSONResponse:
-        waiting = await find().unready()
-        if waiting:
-            return JSONResponse({"status": "starting", "not_ready": waiting}, 503)
-        return JSONResponse({"status": "ok", "models": list(find().catalog)})
+        told, is_ready = await find().health()
+        return JSONResponse(told, 200 if is_ready else 503)
 
     @get("/status")
     async def status(request: Request) -> dict[str, Any]:
