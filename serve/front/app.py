@@ -41,6 +41,7 @@ class Front:
             with spans.of(run.exchange) if spans.wanted() else _NO_SPAN:
                 await self._app(scope, receive, run.send)
         except ApiError as error:
+            run.exchange.refusal = error.code
             await run.say(error)
         except asyncio.CancelledError:
             if run.exchange.cut is None:
