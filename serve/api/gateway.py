@@ -82,6 +82,8 @@ class Gateway:
         self.cors_origins = cors_origins
         self.doorkeeper = doorkeeper
         """Who asks for keys; None where none are needed."""
+        self.host: str | None = None
+        """The one name or address that it listens on; None: all of the node's."""
         self.metrics = metrics or Metrics(Record("gateway"))
         """What it counts, and how it is told."""
         self._admission = admission or everyone()

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serve.api import callers, middleware
+from serve.api import callers, middleware, origins
 from serve.api.body import ApiError, shaped
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
@@ -40,6 +40,7 @@ def build(find: Find) -> FastAPI:
     _add_page(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
+    app.add_middleware(origins.KnownPages, guarded=find, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
     app.add_middleware(middleware.SlashAtTheEnd)
     app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)

@@ -96,6 +96,7 @@ class GatewayDeployment:
             self._access.doorkeeper,
             Metrics(Record(replica_id), Reader(settings.name).read, _decided),
         )
+        self.gateway.host = None if settings.host in ANY else settings.host
         self.gateway.scaling = self._backend.scaling
         self._backend.went_on = self.gateway.metrics.record.resumed
         self._reporter = Reporter(settings.name, replica_id, self._state)
