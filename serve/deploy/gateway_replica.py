@@ -133,7 +133,8 @@ class GatewayDeployment:
 
     async def _listen(self) -> Server:
         settings = self._settings
-        app = Front(routes.build(lambda: self.gateway), self._ended, settings.max_request_s)
+        routed = routes.build(lambda: self.gateway)
+        app = Front(routed, self._ended, settings.max_request_s, lambda: settings.cors_origins)
         server = Server(app, settings.host, settings.port, settings.limits, settings.secure(), self._ended)
         try:
             await server.start()
