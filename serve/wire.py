@@ -56,6 +56,8 @@ class Identity:
 
     version: str
     run_id: str | None
+    build: str = ""
+    """Digest of all that an answer depends on (serve/deploy/plan.py); clients are told the version only."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Refused:
     message: str
     code: str
     param: str | None = None
+    lost: bool = False
+    """Whether it is the engine that failed under a text: another replica may go on with it."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ class ReplicaState:
     """Sequences that it works on at the same time."""
     leaving: bool = False
     """Whether it finishes what it has and takes no more."""
+    build: str = ""
+    """That of its answers' `Identity`: an answer that has begun goes on at no replica of another one."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from serve.api.body import ApiError
 from serve.api.callers import Caller
@@ -62,7 +62,11 @@ class Ticket:
     admission: Admission
     caller: Caller
     model: str
+    turns: Turns
+    """Those that the turn is of: the model's name may be gone, or another model's, before the request ends."""
     turn: Turn
+    charged: int
+    """Tokens that its key has paid for the prompt: an estimate, until a replica has read it."""
     entry: Counted | None
     reserved: int
     headers: dict[str, str]
@@ -99,6 +103,8 @@ class Ticket:
         """Count the prompt's tokens: a replica has taken it."""
         self.item.started(tokens)
         exchange.current().prompt_tokens = tokens
+        self.turns.charge(self.turn, tokens - self.charged)
+        self.charged = tokens
         self._count(tokens, 0)
 
     def predicted(self, rows: int) -> None:
@@ -118,7 +124,7 @@ class Ticket:
             self.item.generated(generated)
             exchange.current().generated(generated)
             self._count(0, more)
-            self.admission.charge(self, more)
+            self.turns.charge(self.turn, more)
 
     def end(self, answered: bool = True) -> None:
         """Give back what was held. A second time does nothing."""
@@ -132,6 +138,21 @@ class Ticket:
         if self.entry is not None:
             self.admission.count(self.caller, self.entry, prompt, generated)
         self.watch.tokens(self.caller.key, prompt, generated)
+
+
+class _Wanted(NamedTuple):
+    """What a request asks for, as far as it is known before a replica has read it."""
+
+    prompt: int
+    most: int
+    named: bool
+    rows: int | None
+    texts: int
+
+    @property
+    def read(self) -> int:
+        """Tokens of what is sent; a row of predictions counts as one."""
+        return self.prompt if self.rows is None else self.rows
 
 
 class Admission:
@@ -153,51 +174,62 @@ class Admission:
         self._work = work or defaultdict[str, ModelWork](ModelWork).__getitem__
 
     async def begin(
-        self, caller: Caller, model: str, prompt: int, most: int, named: bool = True, rows: int | None = None
+        self,
+        caller: Caller,
+        model: str,
+        prompt: int,
+        most: int,
+        named: bool = True,
+        rows: int | None = None,
+        texts: int = 1,
     ) -> Ticket:
         """Admit a request of about `prompt` tokens that may generate `most`; waits for its turn.
 
         Args:
             named: whether the request says itself how much it may generate.
             rows: of one for predictions: what counts as its work, and against the key's limits as a token each.
+            texts: of one that generates: each is a call to a replica, and takes a place among what runs.
 
         Raises:
             ApiError: 429 with Retry-After, or for a spent budget without.
         """
         exchange.current().model = model
-        hold = await self._check_budget(caller, prompt if rows is None else rows, most)
+        wanted = _Wanted(prompt, most, named, rows, texts)
+        hold = await self._check_budget(caller, wanted.read, most)
         try:
-            return await self._admitted(caller, model, prompt, most, named, rows, hold)
+            return await self._admitted(caller, model, wanted, hold)
         except BaseException:
             if hold is not None:
                 hold.end()
             raise
 
-    async def _admitted(
-        self, caller: Caller, model: str, prompt: int, most: int, named: bool, rows: int | None, hold: Hold | None
-    ) -> Ticket:
-        noted = exchange.current()
-        verdict = await self._rates.begin(caller.key, caller.limits, prompt + most if rows is None else rows)
+    async def _admitted(self, caller: Caller, model: str, wanted: _Wanted, hold: Hold | None) -> Ticket:
+        verdict = await self._rates.begin(caller.key, caller.limits, wanted.read + wanted.most)
         headers = rate_headers(verdict)
         if verdict.refused_by is not None:
             raise _limited(verdict, caller.limits, headers)
-        item = self._work(model).begin(prompt if rows is None else rows, most if named else None)
+        item = self._work(model).begin(wanted.read, wanted.most if wanted.named else None)
         asked = time.perf_counter()
         try:
-            priority = PRIORITIES.index(caller.limits.priority)
-            turn = await self._turns(model).take(caller.key, priority, prompt, noted.patience_s(self._patience_s))
+            turns, turn = await self._turn(caller, model, wanted)
         except BaseException as error:
             item.end(answered=False)
             self._rates.end(caller.key, verdict.reserved, 0)
             if isinstance(error, Busy):
                 raise _busy(model, error, headers) from None
             raise
-        if not most:  # vectors and predictions tell nothing before they are there
+        if not wanted.most:  # vectors and predictions tell nothing before they are there
             item.started()
         entry = self._meter.begin(caller.key, model, hold) if self._meter and caller.key else None
         watched = watch.current()
         watched.admitted(time.perf_counter() - asked)
-        return Ticket(self, caller, model, turn, entry, verdict.reserved, headers, item, watched)
+        reserved = verdict.reserved
+        return Ticket(self, caller, model, turns, turn, wanted.prompt, entry, reserved, headers, item, watched)
+
+    async def _turn(self, caller: Caller, model: str, wanted: _Wanted) -> tuple[Turns, Turn]:
+        turns, priority = self._turns(model), PRIORITIES.index(caller.limits.priority)
+        patience_s = exchange.current().patience_s(self._patience_s)
+        return turns, await turns.take(caller.key, priority, wanted.prompt, patience_s, wanted.texts)
 
     def count(self, caller: Caller, entry: Counted, prompt: int, generated: int) -> None:
         """Count tokens of a key. Raises ApiError (429) for generated ones when its budget was spent before them."""
@@ -207,16 +239,14 @@ class Admission:
             raise spent(caller)
         self._meter.count(caller.key, entry, prompt, generated)
 
-    def charge(self, ticket: Ticket, tokens: int) -> None:
-        """Take generated tokens from the key's share of the model."""
-        self._turns(ticket.model).charge(ticket.turn, tokens)
-
     def end(self, ticket: Ticket) -> None:
         """Let the next one go."""
-        self._turns(ticket.model).end(ticket.turn)
-        self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
-        if ticket.entry is not None and ticket.entry.hold is not None:
-            ticket.entry.hold.end()
+        try:
+            ticket.turns.end(ticket.turn)
+        finally:
+            self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
+            if ticket.entry is not None and ticket.entry.hold is not None:
+                ticket.entry.hold.end()
 
     async def _check_budget(self, caller: Caller, prompt: int, most: int) -> Hold | None:
         """Hold back of the key's budget what a request needs first; None: the key has none. Raises ApiError."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from serve.api import strict_json
 
+_encoder = json.JSONEncoder(ensure_ascii=False, default=str)
+
 
 class ApiError(Exception):
     """An answer that is an error, in OpenAI's shape."""
@@ -80,9 +82,13 @@ def model_not_found(name: str, known: list[str]) -> ApiError:
 
 
 def shown(value: Any) -> str:
-    """Return a value as JSON, short enough for a message."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """Return a value as JSON, short enough for a message. No more of it is read than is shown."""
+    text = ""
+    for piece in _encoder.iterencode(value):
+        text += piece
+        if len(text) > 80:
+            return text[:77] + "..."
+    return text
 
 
 def _not_json(why: str) -> ApiError:

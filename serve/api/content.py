@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 
 from serve.api.body import ApiError
 
@@ -11,11 +11,14 @@ CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """Content codings that are read, and zlib's window bits for them."""
 
 
-async def read(parts: AsyncIterable[bytes], coding: str | None, most: int) -> bytes:
+async def read(
+    parts: AsyncIterable[bytes], coding: str | None, most: int, grow: Callable[[int], None] = lambda size: None
+) -> bytes:
     """Read a body of at most `most` bytes, giving up as soon as it is larger: the server in front accepts any size.
 
     Args:
         coding: the header Content-Encoding.
+        grow: is told how many bytes are held, and raises where they are too many.
 
     Raises:
         ApiError: 413 too large, packed or unpacked; 415 a coding that is not read; 400 broken.
@@ -28,6 +31,7 @@ async def read(parts: AsyncIterable[bytes], coding: str | None, most: int) -> by
         raw += part if unpack is None else unpack.feed(part)
         if max(taken, len(raw)) > most:
             raise _too_large(most)
+        grow(len(raw))
     if unpack is not None:
         unpack.finish()
     return bytes(raw)

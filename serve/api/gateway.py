@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from serve.api import content, embeddings, inference_api, openai_api
+from serve.api import embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
-from serve.api.body import ApiError, check_content_type, model_name, model_not_found, parse_json
+from serve.api.aside import parsed
+from serve.api.bodies import Bodies
+from serve.api.body import ApiError, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
 from serve.api.events import EventStream
 from serve.api.openai_api import Generation, in_session
@@ -79,11 +82,13 @@ class Gateway:
         self.cors_origins = cors_origins
         self.doorkeeper = doorkeeper
         """Who asks for keys; None where none are needed."""
+        self.host: str | None = None
+        """The one name or address that it listens on; None: all of the node's."""
         self.metrics = metrics or Metrics(Record("gateway"))
         """What it counts, and how it is told."""
         self._admission = admission or everyone()
         self._backend = backend
-        self._max_body_bytes = max_body_bytes
+        self._bodies = Bodies(max_body_bytes)
         self._max_prompts = max_prompts
         self.catalog: Mapping[str, ModelCard] = {}
         self.sleepers: frozenset[str] = frozenset()
@@ -94,17 +99,18 @@ class Gateway:
 
     async def chat_completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        generation = openai_api.parse_chat(body, exchange.current().call_id)
+        generation = await parsed(size, openai_api.parse_chat, body, exchange.current().call_id)
         return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def completions(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        generation = openai_api.parse_completion(body, exchange.current().call_id, self._max_prompts)
+        call_id = exchange.current().call_id
+        generation = await parsed(size, openai_api.parse_completion, body, call_id, self._max_prompts)
         return await self._generate(in_session(generation, session_of(request, body)), card, size, of(request))
 
     async def responses(self, request: Request) -> Response:
         body, card, size = await self._generative(request)
-        wanted = parse(body, exchange.current().call_id)
+        wanted = await parsed(size, parse, body, exchange.current().call_id)
         try:
             generation = in_session(wanted.generation, session_of(request, body))
             return await self._generate(generation, card, size, of(request), ResponseForm(wanted))
@@ -113,7 +119,7 @@ class Gateway:
 
     async def embeddings(self, request: Request) -> Response:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
-        wanted = embeddings.parse(body, exchange.current().call_id)
+        wanted = await parsed(size, embeddings.parse, body, exchange.current().call_id)
         with await self._admission.begin(of(request), card.name, *estimate(size, 0, 1)) as ticket:
             vectors = accepted(await self._backend.embed(card.name, wanted.call))
             ticket.prompt(vectors.prompt_tokens)
@@ -133,20 +139,21 @@ class Gateway:
         self, request: Request, can: Callable[[ModelCard], bool]
     ) -> tuple[dict[str, Any], ModelCard, int]:
         """Return the body, the card of the model that it names, and how many bytes it has."""
-        raw = await self._read(request)
-        body = parse_json(raw)
+        async with self._bodies.of(request) as raw:
+            size = len(raw)
+            body = await parsed(size, parse_json, raw)
         card = self._card(model_name(body), of(request))
         if not can(card):
             message = f"{card.name!r} is a model for {card.task}: call /v2/models/{card.name}/infer"
             raise ApiError(400, message, code="unsupported_task", param="model")
-        return body, card, len(raw)
+        return body, card, size
 
     async def _generate(
         self, generation: Generation, card: ModelCard, size: int, caller: Caller, form: Form | None = None
     ) -> Response:
         """Answer in a form, that of OpenAI's choices where none is given."""
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
-        with await self._admission.begin(caller, card.name, *wanted) as ticket:
+        with await self._admission.begin(caller, card.name, *wanted, texts=len(generation.calls)) as ticket:
             trace = exchange.current().trace
             calls = [replace(call, trace=trace) for call in generation.calls]
             streams = [cuts.in_words(self._backend.generate(card.name, call)) for call in calls]
@@ -170,14 +177,17 @@ class Gateway:
         if card.generates:
             message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
             raise ApiError(400, message, code="unsupported_task", param="model")
-        raw, lengths = await self._read(request), request.headers.getlist(inference_api.LENGTH_HEADER)
-        parsed = inference_api.parse(raw, ", ".join(lengths) if lengths else None, model=name, version=card.version)
-        call = InferCall(f"infer-{exchange.current().call_id}", parsed.inputs)  # the client's own `id` may be anyone's
-        rows = max(map(len, parsed.inputs.values()), default=1)
-        with await self._admission.begin(of(request), name, *estimate(len(raw), 0, 1), rows=rows) as ticket:
+        lengths = request.headers.getlist(inference_api.LENGTH_HEADER)
+        read = partial(inference_api.parse, model=name, version=card.version)
+        async with self._bodies.of(request) as raw:
+            size = len(raw)
+            wanted = await parsed(size, read, raw, ", ".join(lengths) if lengths else None)
+        call = InferCall(f"infer-{exchange.current().call_id}", wanted.inputs)  # the client's own `id` may be anyone's
+        rows = max(map(len, wanted.inputs.values()), default=1)
+        with await self._admission.begin(of(request), name, *estimate(size, 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))
             ticket.predicted(rows)
-        answer = inference_api.answer(name, result.identity.version, parsed, result.predictions)
+        answer = inference_api.answer(name, result.identity.version, wanted, result.predictions)
         return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
 
     async def metadata(self, name: str, version: str | None, caller: Caller) -> dict[str, Any]:
@@ -190,7 +200,8 @@ class Gateway:
 
     async def index(self, request: Request) -> list[dict[str, Any]]:
         """Return the models and which are ready, as Triton's model repository lists them."""
-        ready_only = inference_api.parse_index(await self._read(request))
+        async with self._bodies.of(request) as raw:
+            ready_only = inference_api.parse_index(raw)
         waiting = await self.unready()
         states = {name: "UNAVAILABLE" if name in waiting else "READY" for name in self.catalog}
         cards = [card for card in self._cards(of(request)) if not (ready_only and card.name in waiting)]
@@ -207,6 +218,13 @@ class Gateway:
         replicas, _ = await self._backend.states()
         ready = {replica.model for replica in replicas}
         return [name for name in self.catalog if name not in ready and name not in self.sleepers]
+
+    async def health(self) -> tuple[dict[str, Any], bool]:
+        """Return what anyone may know, and whether every model is ready. Where keys are asked, names need one."""
+        waiting, served = await self.unready(), list(self.catalog)
+        told = {"status": "starting" if waiting else "ok", "served": len(served), "ready": len(served) - len(waiting)}
+        names = {"not_ready": waiting} if waiting else {"models": served}
+        return told if self.doorkeeper else told | names, not waiting
 
     async def status(self, caller: Caller) -> dict[str, Any]:
         """Return how busy every model is: what its replicas run, what waits, and each replica's part."""
@@ -241,12 +259,6 @@ class Gateway:
             message = f"{name!r} has no version {version!r:.60} here; served: {card.version}"
             raise ApiError(404, message, code="model_not_found", param="model")
         return card
-
-    async def _read(self, request: Request) -> bytes:
-        check_content_type(request.headers.get("content-type"))
-        content.check_length(request.headers.get("content-length"), self._max_body_bytes)
-        coding = ", ".join(request.headers.getlist("content-encoding"))
-        return await content.read(request.stream(), coding, self._max_body_bytes)
 
 
 def session_of(request: Request, body: Mapping[str, Any]) -> str | None:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from serve.api import mistakes, tensor_data
 from serve.api.body import ApiError, parse_json, shown
+from serve.api.openai_requests import first_unknown
 from serve.api.tensor_data import DataError
 from serve.tensors import DATATYPES, OutputTensor, output
 
@@ -33,10 +34,20 @@ OFF = {
 """Parameters of other servers' that are not supported → the values that ask for nothing."""
 
 
-class NamedPart(BaseModel):
+class _Known(BaseModel):
+    """A part of a request that has no unknown names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, value: Any) -> Any:
+        return first_unknown(cls, value) if isinstance(value, dict) else value
+
+
+class NamedPart(_Known):
     """An output that is asked for, by its name."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     name: Annotated[str, Field(min_length=1)]
     parameters: dict[str, Any] | None = None
 
@@ -49,10 +60,9 @@ class InputTensor(NamedPart):
     data: list[Any] | None = None
 
 
-class RequestBody(BaseModel):
+class RequestBody(_Known):
     """The JSON of a request for predictions."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
     id: str | None = None
     model_name: str | None = None
     model_version: str | None = None

@@ -18,6 +18,8 @@ EXPOSED = (
     "x-tandem-run-id",
     "x-request-id",
     "retry-after",
+    "x-should-retry",
+    *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
     "inference-header-content-length",
 )
 """Headers of an answer that scripts of another origin may read."""

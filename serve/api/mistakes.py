@@ -21,7 +21,7 @@ SENTENCES = {
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
-    "too_long": "is too long",
+    "too_long": "must be a list of at most {max_length} items",
     "less_than": "is too large",
     "literal_error": "must be {expected}",
     "greater_than_equal": "must be at least {ge:g}",

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve.engines.protocol import MOST_ALTERNATIVES
 
 FUNCTION_NAME = r"^[A-Za-z0-9_.-]{1,128}$"
+MOST_MESSAGES = 10_000
+"""Messages of a conversation, items of an input, and parts of one content."""
+MOST_TOOLS = 1000
+"""Tools of a request, and calls of one message."""
+MOST_NAMES = 100
+"""Names of an object that may ask for nothing."""
+Item = TypeVar("Item")
+First = Annotated[list[Item], Field(fail_fast=True)]
+"""A list of which the first mistake is told, for all of them could be millions."""
+Many = Annotated[list[Item], Field(max_length=MOST_MESSAGES, fail_fast=True)]
+Tools = Annotated[list[Item], Field(max_length=MOST_TOOLS, fail_fast=True)]
 
 
 def is_empty(value: Any) -> bool:
     """Say whether a value asks for nothing under any name; an object of such values does not either."""
     if isinstance(value, dict):
-        return all(map(is_empty, value.values()))
+        return len(value) <= MOST_NAMES and all(map(is_empty, value.values()))
     return value is None or (isinstance(value, (str, list)) and not value)
+
+
+def first_unknown(kind: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
+    """Return the value without the unknown names behind the first of them, which is the one that is told."""
+    known = {field.alias or name for name, field in kind.model_fields.items()}
+    first = next((name for name in value if name not in known), None)
+    return {name: part for name, part in value.items() if name in known or name == first}
+
+
+def _first_mistake(value: Any) -> Any:
+    """Return an object of numbers, or what is no number in it, alone: each mistake more would cost time."""
+    wrong = (
+        ((name, part) for name, part in value.items() if type(part) not in (int, float))
+        if isinstance(value, dict)
+        else ()
+    )
+    return dict([found]) if (found := next(iter(wrong), None)) else value
 
 
 class Body(BaseModel):
@@ -29,7 +57,7 @@ class Body(BaseModel):
         if not isinstance(value, dict):
             return value
         known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {name: part for name, part in value.items() if name in known or not is_empty(part)}
+        return first_unknown(cls, {name: part for name, part in value.items() if name in known or not is_empty(part)})
 
 
 class StreamOptions(Body):
@@ -61,9 +89,9 @@ class ToolCall(Body):
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Many[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Tools[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -92,7 +120,7 @@ class NamedTool(Body):
 
 class ToolSubset(Body):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1)]
+    tools: Annotated[Tools[NamedTool], Field(min_length=1)]
 
 
 class AllowedTools(Body):
@@ -125,10 +153,10 @@ class Generating(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_first_mistake)] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | First[str] | None = None
+    stop_token_ids: First[int] | None = None
     ignore_eos: bool | None = None
 
 
@@ -140,11 +168,11 @@ class Request(Generating):
 
 
 class ChatRequest(Request):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Many[Message], Field(min_length=1)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
-    tools: list[Tool] | None = None
+    tools: Tools[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from serve.api import callers, middleware
+from serve.api import callers, middleware, origins
 from serve.api.body import ApiError, shaped
 from serve.api.gateway import Gateway
 from serve.api.inference_api import EXTENSIONS
@@ -40,6 +40,7 @@ def build(find: Find) -> FastAPI:
     _add_page(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
+    app.add_middleware(origins.KnownPages, guarded=find, answer=_shaped)
     app.add_middleware(middleware.Failures, answer=_unexpected)
     app.add_middleware(middleware.SlashAtTheEnd)
     app.add_middleware(middleware.CrossOrigin, origins=lambda: find().cors_origins)
@@ -148,10 +149,8 @@ def _add_status(app: FastAPI, find: Find) -> None:
 
     @get("/health")
     async def health() -> JSONResponse:
-        waiting = await find().unready()
-        if waiting:
-            return JSONResponse({"status": "starting", "not_ready": waiting}, 503)
-        return JSONResponse({"status": "ok", "models": list(find().catalog)})
+        told, is_ready = await find().health()
+        return JSONResponse(told, 200 if is_ready else 503)
 
     @get("/status")
     async def status(request: Request) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """JSON that every parser reads alike, from bodies and from texts inside them (the arguments of calls). Pure.
 
 Refused is what parsers read in different ways (a key given twice, NaN, numbers beyond measure), and what could not go
-on from here: half a surrogate pair, and nesting that some later step would fail on.
+on from here: half a surrogate pair, nesting that some later step would fail on, and so many parts that whoever reads
+them would be busy for seconds. Long lists of numbers, texts and nulls are quick to read, and may have any length.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from cluster.unique_keys import unique
 
 MOST_DEPTH = 100
 """Most lists and objects inside each other. A schema of OpenAI's may have ten levels of objects."""
+MOST_OF = {"{": (50_000, "objects"), ":": (250_000, "names"), "[": (500_000, "lists")}
+"""Most parts of a text, by the character that each has one of."""
 TOO_DEEP = f"it is nested too deeply: at most {MOST_DEPTH} lists and objects may be inside each other"
 
 
@@ -23,6 +26,7 @@ def read(text: str) -> Any:
     Raises:
         ValueError: says what is wrong, as the end of a sentence.
     """
+    _check_parts(text)
     try:
         value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=unique)
         if "\\u" in text:
@@ -37,6 +41,16 @@ def read(text: str) -> Any:
     if text.count("[") + text.count("{") > MOST_DEPTH and _depth(value) > MOST_DEPTH:
         raise ValueError(TOO_DEEP)
     return value
+
+
+def _check_parts(text: str) -> None:
+    """Raise ValueError for too many parts, before any of them is made."""
+    if all(text.count(mark) <= most for mark, (most, _) in MOST_OF.items()):
+        return
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])  # of strings
+    for mark, (most, name) in MOST_OF.items():
+        if outside.count(mark) > most:
+            raise ValueError(f"it has more than {most} {name}")
 
 
 def _depth(value: Any) -> int:

@@ -1,6 +1,6 @@
 """The gateway's end: one connection to each replica, for all calls.
 
-    connection = await connect(address, secret, on_change)
+    connection = await connect(address, secret, replica_id, on_change)
     async for message in connection.stream(call): …
 
 Closing a stream cancels its call. A connection that ends, however, raises ReplicaLost in every stream that it had.
@@ -38,19 +38,22 @@ class CallFailed(Exception):
     """The replica's code failed on the call; its log has the reason."""
 
 
-async def connect(address: str, secret: bytes, on_change: Callable[[], None], timeout_s: float = CONNECT_S) -> Link:
+async def connect(
+    address: str, secret: bytes, replica_id: str, on_change: Callable[[], None], timeout_s: float = CONNECT_S
+) -> Link:
     """Connect to the replica at `address`, `host:port`.
 
     Args:
+        replica_id: the replica that is meant: no other one at that address, or behind it, is connected to.
         on_change: called whenever it may take more calls than before, or no more.
 
     Raises:
-        OSError: it cannot be reached, in time.
+        OSError: it cannot be reached, in time, or closed the connection: it is another replica.
         Denied: it does not know the secret, or speaks another version.
     """
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
-    link = Link(secret, on_change)
+    link = Link(secret, replica_id, on_change)
     try:
         await asyncio.wait_for(loop.create_connection(lambda: link, host.strip("[]"), int(port)), timeout_s)
         await asyncio.wait_for(asyncio.shield(link.ready), timeout_s)
@@ -66,11 +69,11 @@ async def connect(address: str, secret: bytes, on_change: Callable[[], None], ti
 class Link(asyncio.Protocol):
     """A connection to one replica. Its methods are called on one event loop."""
 
-    def __init__(self, secret: bytes, on_change: Callable[[], None]) -> None:
+    def __init__(self, secret: bytes, replica_id: str, on_change: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         """Done when both ends know each other."""
-        self.replica_id, self.slots, self.leaving = "", 1, False
+        self.replica_id, self.slots, self.leaving = replica_id, 1, False
         self.others = 0
         """Calls that the replica has of other gateways, as it told last."""
         self.lost = False
@@ -149,9 +152,9 @@ class Link(asyncio.Protocol):
             self._on_change()
         try:
             for body in self._splitter.feed(data):
-                self._take(decode(body))
+                self._take(decode(body, self.ready.done()))
         except (FrameError, Denied) as error:
-            logger.warning("the connection to replica %s ends: %s", self.replica_id or "?", error)
+            logger.warning("the connection to replica %s ends: %s", self.replica_id, error)
             if not self.ready.done():
                 self.ready.set_exception(error)
                 self.ready.exception()
@@ -176,10 +179,10 @@ class Link(asyncio.Protocol):
 
     def _greet(self, frame: Frame) -> None:
         if not self._expected:
-            content, self._expected = handshake.answer_hello(frame, self._secret, self._nonce)
+            content, self._expected = handshake.answer_hello(frame, self._secret, self.replica_id, self._nonce)
             self._out.send(encode(Kind.PROOF, 0, content))
             return
-        self.replica_id, self.slots, self.leaving = handshake.check_welcome(frame, self._expected)
+        self.slots, self.leaving = handshake.check_welcome(frame, self._expected)
         self._splitter.most_bytes = MOST_BYTES
         self.ready.set_result(None)
 

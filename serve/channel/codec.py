@@ -93,6 +93,11 @@ def unpack(data: bytes | memoryview) -> Any:
     return _unpack(data, 0)
 
 
+def unpack_plain(data: bytes | memoryview) -> Any:
+    """The same from somebody unknown: nothing but msgpack's own types, so that no class and no array is built."""
+    return _unpack(data, PLAIN_ONLY)
+
+
 def _unpack(data: bytes | memoryview, depth: int) -> Any:
     try:
         return msgpack.unpackb(
@@ -125,7 +130,8 @@ def _array(value: Any) -> Any:
     if value.dtype.kind not in ARRAY_KINDS:
         raise TypeError(f"a numpy array of {value.dtype} cannot be sent: use numbers, text or bytes")
     code = ARRAY if isinstance(value, np.ndarray) else SCALAR
-    return msgpack.ExtType(code, pack([value.dtype.str, list(value.shape), value.tobytes()]))
+    data = value.tobytes() if value.dtype.itemsize else b""  # numpy makes one character of an empty text
+    return msgpack.ExtType(code, pack([value.dtype.str, list(value.shape), data]))
 
 
 def _revive(depth: int, code: int, data: bytes) -> Any:
@@ -142,6 +148,8 @@ def _revive(depth: int, code: int, data: bytes) -> Any:
 
 
 def _revived_array(code: int, datatype: str, shape: list[int], data: bytes) -> Any:
+    if type(datatype) is not str or not all(type(each) is int and each >= 0 for each in shape):
+        raise CodecError("an array whose shape is none")  # -1 means "as many as there are" to numpy, which divides
     dtype = np.dtype(datatype)
     if dtype.kind not in ARRAY_KINDS or len(data) != math.prod(shape) * dtype.itemsize:
         raise CodecError("an array whose datatype and shape are not those of its bytes")
@@ -153,5 +161,10 @@ def _too_deep(code: int, data: bytes) -> Any:
     raise CodecError("extensions are nested too deeply")
 
 
+def _not_plain(code: int, data: bytes) -> Any:
+    raise CodecError(f"an extension {code} from somebody who has not shown that it knows the secret")
+
+
 _HOOKS: list[Callable[[int, bytes], Any]] = [partial(_revive, depth) for depth in range(1, MOST_DEPTH + 1)]
-_HOOKS.append(_too_deep)
+_HOOKS += [_too_deep, _not_plain]
+PLAIN_ONLY = MOST_DEPTH + 1

@@ -29,7 +29,7 @@ class Kind(IntEnum):
     PROOF = 2
     """Gateway: version, nonce, proof that it knows the secret."""
     WELCOME = 3
-    """Replica: its own proof, id, slots, whether it leaves."""
+    """Replica: its own proof, slots, whether it leaves."""
     CALL = 4
     """Gateway: a call begins a stream."""
     CANCEL = 5
@@ -86,10 +86,13 @@ def encode(kind: Kind, stream: int = 0, content: Any = None) -> bytes:
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
-def decode(body: bytes | memoryview) -> Frame:
-    """Return the frame whose bytes after the length these are. Raises FrameError."""
+def decode(body: bytes | memoryview, known: bool = True) -> Frame:
+    """Return the frame whose bytes after the length these are. Raises FrameError.
+
+    `known`: whether who sent it has shown that it knows the secret; else it may send msgpack's own types only.
+    """
     try:
-        kind, stream, content = codec.unpack(body)
+        kind, stream, content = codec.unpack(body) if known else codec.unpack_plain(body)
         if type(kind) is not int or type(stream) is not int:
             raise FrameError("a frame without kind and stream")
         return Frame(kind, stream, _chunk(*content) if kind == Kind.CHUNK else content)

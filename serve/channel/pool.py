@@ -26,7 +26,7 @@ from serve.wire import ReplicaState
 logger = logging.getLogger(__name__)
 WINDOW = 2.0
 """Calls at a replica for each of its slots, of all gateways: the next is at hand when a slot frees. Requests keep to
-fewer (serve/deploy/access.py); this bounds those that ask for many texts."""
+fewer (serve/deploy/access.py); this bounds a request for more texts than those."""
 REFUSED_S = 0.3
 """How long a replica that sent a call back as too much gets no other, unless it tells of its load before."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 2.0
@@ -42,7 +42,7 @@ class Full(Exception):
 
 
 class VersionGone(Exception):
-    """No replica of the version that the call must go to is left."""
+    """No replica of the version and settings that the call must go to is left."""
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Member:
 
     link: Link
     version: str
+    build: str
     own: int = 0
     """Calls of this gateway that it has, or is about to get."""
     refused_until: float = 0.0
@@ -94,18 +95,18 @@ class Waiting:
 
     call: Any
     excluded: frozenset[str]
-    version: str | None
+    build: str | None
     granted: asyncio.Future[Member]
     since: float = field(default_factory=time.monotonic)
 
     @property
     def goes_on(self) -> bool:
         """Whether its client has the beginning of the answer: it is not to be sent away, and goes first."""
-        return self.version is not None
+        return self.build is not None
 
     def suiting(self, members: Iterable[Member]) -> list[Member]:
         """Return the usable replicas that it may go to; one that it was lost with only where that is all there is."""
-        known = [each for each in members if each.usable and self.version in (None, each.version)]
+        known = [each for each in members if each.usable and self.build in (None, each.build)]
         return [each for each in known if each.link.replica_id not in self.excluded] or known
 
 
@@ -142,20 +143,20 @@ class Pool:
 
     @asynccontextmanager
     async def seat(
-        self, call: Any, excluded: frozenset[str] = ANY, version: str | None = None, patience_s: float | None = None
+        self, call: Any, excluded: frozenset[str] = ANY, build: str | None = None, patience_s: float | None = None
     ) -> AsyncIterator[Seat]:
         """Wait for a replica that has room for the call, in turn, and hold the room.
 
         Args:
             excluded: replicas that it must not be while there is another: it was lost with them.
-            version: the version that it must be of, since an answer of it has begun; None: any.
+            build: what it must be a replica of (`Identity.build`), since an answer of it has begun; None: any.
             patience_s: how long it may wait, where that is less than the pool's.
 
         Raises:
             NoReplica, Full, VersionGone: see them.
         """
         patience_s = self._patience_s if patience_s is None else patience_s
-        seat = Seat(self, await self._granted(call, excluded, version, patience_s))
+        seat = Seat(self, await self._granted(call, excluded, build, patience_s))
         try:
             yield seat
         finally:
@@ -179,9 +180,9 @@ class Pool:
         now = time.monotonic()
         return (each for each in self._waiting.values() if now - max(each.since, self._last_seen) >= longer_than_s)
 
-    async def _granted(self, call: Any, excluded: frozenset[str], version: str | None, patience_s: float) -> Member:
+    async def _granted(self, call: Any, excluded: frozenset[str], build: str | None, patience_s: float) -> Member:
         loop = asyncio.get_running_loop()
-        waiting = Waiting(call, excluded, version, loop.create_future())
+        waiting = Waiting(call, excluded, build, loop.create_future())
         self._last_number += 1
         number = self._last_number
         self._waiting[number] = waiting
@@ -194,8 +195,9 @@ class Pool:
                 raise Full(f"{self._most} requests wait already")
             return await waiting.granted
         except asyncio.CancelledError:
-            if not waiting.granted.cancelled():  # it was let through in the very moment that its client left
-                Seat(self, waiting.granted.result()).release()
+            granted = waiting.granted
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                Seat(self, granted.result()).release()  # it was let through in the moment that its client left
             raise
         finally:
             timer.cancel()
@@ -231,17 +233,17 @@ class Pool:
                 member.own += 1
                 waiting.granted.set_result(member)
                 del self._waiting[number]
-            elif self._version_is_gone(waiting.version):
-                _fail(waiting, VersionGone(f"no replica of version {waiting.version} is left"))
-            elif not ready and not any(each.version for each in self._waiting.values()):
+            elif self._is_gone(waiting.build):
+                _fail(waiting, VersionGone("no replica of its version and settings is left"))
+            elif not ready and not any(each.goes_on for each in self._waiting.values()):
                 return
 
-    def _version_is_gone(self, version: str | None) -> bool:
-        """Whether there are replicas that take calls, but none of this version, and none of it may come (back)."""
-        if version is None or not self.usable:
+    def _is_gone(self, build: str | None) -> bool:
+        """Whether there are replicas that take calls, but none of this build, and none of it may come (back)."""
+        if build is None or not self.usable:
             return False
-        known = {member.version for member in self._members.values() if not member.link.leaving}
-        return version not in known | {state.version for state in self._reported.values() if not state.leaving}
+        known = {member.build for member in self._members.values() if not member.link.leaving}
+        return build not in known | {state.build for state in self._reported.values() if not state.leaving}
 
     # -- replicas ----------------------------------------------------------------------------------------------------
 
@@ -269,15 +271,12 @@ class Pool:
     async def _connect(self, state: ReplicaState) -> None:
         replica_id = state.replica_id
         try:
-            link = await connect(state.address, self._secret, self.changed)
-            if link.replica_id != replica_id:
-                link.close()
-                raise ConnectionError(f"{state.address} is replica {link.replica_id} now")
+            link = await connect(state.address, self._secret, replica_id, self.changed)
         except (OSError, Denied, ValueError) as error:
             self._try_later(replica_id, state.address, error)
         else:
             self._retry_at.pop(replica_id, None)
-            self._members[replica_id] = Member(link, state.version)
+            self._members[replica_id] = Member(link, state.version, state.build)
         finally:
             del self._connecting[replica_id]
         self.changed()

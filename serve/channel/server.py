@@ -166,7 +166,7 @@ class Peer(asyncio.Protocol):
         self._heard = True
         try:
             for body in self._splitter.feed(data):
-                self._take(decode(body))
+                self._take(decode(body, self._known))
         except (FrameError, Denied) as error:
             self._cut(str(error))
 
@@ -177,6 +177,9 @@ class Peer(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._may_write.set()
         self._stop_timer()
+        if self._server.leaving:
+            self.tell(Kind.LEAVING)
+        self.tell_load()  # what was not told while nothing could be: perhaps nothing changes any more
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
@@ -222,13 +225,13 @@ class Peer(asyncio.Protocol):
             raise FrameError(f"a frame of kind {frame.kind} from a gateway")
 
     def _welcome(self, frame: Frame) -> None:
-        own = handshake.check_proof(frame, self._server.secret, self._nonce)
+        server = self._server
+        own = handshake.check_proof(frame, server.secret, server.replica_id, self._nonce)
         self._known = True
         self._stop_timer()
         self._splitter.most_bytes = MOST_BYTES
         self._watch()
-        server = self._server
-        self._out.send(encode(Kind.WELCOME, 0, [own, server.replica_id, server.slots, server.leaving]))
+        self._out.send(encode(Kind.WELCOME, 0, [own, server.slots, server.leaving]))
         self.tell_load()
 
     def _begin(self, stream: int, call: Any) -> None:

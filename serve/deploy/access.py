@@ -91,10 +91,17 @@ class Access:
             self._store.close()
 
     def configure(self, queues: Mapping[str, Queue], operator: str | None) -> None:
-        """Take the queues of the models that are served now, and the secret of the cluster's own commands."""
+        """Take the queues of the models that are served now, and the secret of the cluster's own commands.
+
+        Requests of a model that is gone end with its turns and its work, which they have; a name that comes back
+        begins with new ones.
+        """
         self._queues = queues
-        for gone in set(self._turns) - set(queues):
-            del self._turns[gone]
+        for gone in (set(self._turns) | set(self._work)) - set(queues):
+            self._turns.pop(gone, None)
+            self._work.pop(gone, None)
+        for name, turns in self._turns.items():
+            turns.bound(queues[name].most, queues[name].most_per_key)
         if self._keys:
             self._keys.operator = operator
 

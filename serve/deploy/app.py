@@ -26,18 +26,17 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.schema import LoggingConfig
 
-from cluster import connect, devices, topology
+from cluster import connect, topology
 from cluster.errors import UserError
-from cluster.precision import decide
 from cluster.topology import Node
 from serve import served
 from serve.deploy import (
     address,
+    checks,
     controller,
     plan,
     rates,
     ray_serve_internals,
-    room,
     scaling,
     state_actor,
     waiting,
@@ -55,8 +54,7 @@ from serve.endpoints import MARK
 from serve.front import tls
 from serve.front.limits import Limits
 from serve.keys import place
-from serve.keys.store import Store
-from serve.spec import GatewaySpec, ModelServeSpec, ServeSpec
+from serve.spec import GatewaySpec, ServeSpec
 
 REPLICA_ENV = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 DOWN_TIMEOUT_S = 60.0
@@ -79,8 +77,9 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     for model in (model for model in models if "warning" in model.details):
         _tell(progress=f"warning: models.{model.name}: {model.details['warning']}")
     nodes = topology.nodes()
-    _refuse_what_never_fits(spec, nodes)
-    _warn_of_emulation(spec)
+    checks.refuse_what_never_fits(spec, nodes)
+    for sentence in checks.emulated(spec):
+        _tell(progress=sentence)
     running = _running_address(spec.name)
     at = address.choose(spec.http, running)
     certificate = tls.check(spec.http.tls.certificate, spec.http.tls.key) if spec.http.tls else None
@@ -88,9 +87,12 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     environment = _replica_environment()
     secret = state_actor.start(spec.name, environment)
     if spec.asks_for_keys:
-        _open_keys(spec, nodes)
+        if not checks.keys(spec, nodes):
+            _tell(progress="warning: there are no keys yet, so that nobody can call: `tandem serve keys make NAME`")
         rates.start(spec.name, environment)
     there = scaling.there()
+    for sentence in checks.drained_first(spec, nodes, there):
+        _tell(progress=sentence)
     targets = [_model_target(spec, model, environment, secret, code, nodes, there) for model in models]
     wanted = {target.name for target in targets} | {spec.name}
     targets.append(_gateway_target(spec, models, environment, secret, there, at, certificate))
@@ -169,21 +171,6 @@ def _tell(**message: Any) -> None:
 # -- applications ----------------------------------------------------------------------------------------------------
 
 
-def _open_keys(spec: ServeSpec, nodes: list[Node]) -> None:
-    """Try the store of keys before gateways need it. Raises UserError where it cannot be used."""
-    alive = [node for node in nodes if node.alive]
-    if spec.keys.store is None and len(alive) > 1:
-        raise UserError(
-            f"keys.store: a file serves one machine, and the cluster has {len(alive)} nodes: name a PostgreSQL "
-            "database that all of them reach"
-        )
-    store = Store(spec.keys.store)
-    live = sum(key.revoked is None for key in store.all())
-    store.close()
-    if not live:
-        _tell(progress="warning: there are no keys yet, so that nobody can call: `tandem serve keys make NAME`")
-
-
 def _model_target(
     spec: ServeSpec,
     model: ServedModel,
@@ -204,7 +191,7 @@ def _model_target(
             "runtime_env": {**warm.executable(model, settings), **merged(environment, settings.runtime_env)},
         },
         logging_config=LoggingConfig(enable_access_log=False),  # the gateway keeps one
-        max_surge_percent=_surge(settings, nodes),
+        max_surge_percent=100 if checks.fits_beside(settings, nodes) else 0,
         num_replicas=scaling.begin(settings, there.get(app)),
         **_lifecycle(spec),
     )
@@ -278,21 +265,6 @@ def _lifecycle(spec: ServeSpec) -> dict[str, Any]:
     }
 
 
-def _surge(settings: ModelServeSpec, nodes: list[Node]) -> int:
-    """Replace replicas one for one where the cluster has room, so that an update has no gap; else stop them first."""
-    wanted = settings.resources
-    return 100 if room.fits_now(settings.at_start, wanted.cpus_per_replica, wanted.gpus_per_replica, nodes) else 0
-
-
-def _refuse_what_never_fits(spec: ServeSpec, nodes: list[Node]) -> None:
-    """Raise UserError for replicas that this cluster can never hold, before anything is deployed."""
-    wanted = [(f"models.{name}", m.at_start, m.resources) for name, m in spec.models.items()]
-    asked = [(name, count, each.cpus_per_replica, each.gpus_per_replica) for name, count, each in wanted]
-    asked.append(("gateway", spec.gateway.at_start, spec.gateway.cpus_per_replica, 0.0))
-    if wrong := [sentence for each in asked if (sentence := room.never(*each, nodes))]:
-        raise UserError("\n".join(wrong))
-
-
 def _card(model: ServedModel, spec: ServeSpec) -> dict[str, Any]:
     fields, settings = asdict(model), spec.models[model.name]
     card = {key: fields[key] for key in ("name", "task", "version", "generates", "created", "details")}
@@ -328,17 +300,6 @@ def _running_address(name: str) -> Address | None:
 
 def _own_apps(name: str) -> set[str]:
     return {app for app in ray_serve.status().applications if app == name or app.startswith(f"{name}.")}
-
-
-def _warn_of_emulation(spec: ServeSpec) -> None:
-    """Say which models will be slow because a node that may hold a replica emulates the bf16 they ask for."""
-    for name, model in spec.models.items():
-        if model.precision == "bf16":
-            wanted = model.resources
-            nodes = devices.able_to_hold(wanted.cpus_per_replica, wanted.gpus_per_replica)
-            found = devices.ask(nodes, on_gpu=wanted.gpus_per_replica > 0)
-            if warning := decide(model.precision, found).warning:
-                _tell(progress=f"{name}: warning: {warning}")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ class RayBackend:
     async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
         """Stream one text; where its replica is lost, another one goes on with it."""
 
-        def attempt(call: GenerateCall, excluded: frozenset[str], version: str | None) -> AsyncGenerator[Message, None]:
-            return self.attempt(model, call, excluded, version)
+        def attempt(call: GenerateCall, excluded: frozenset[str], build: str | None) -> AsyncGenerator[Message, None]:
+            return self.attempt(model, call, excluded, build)
 
         async with aclosing(resumed(attempt, call, partial(self.went_on, model))) as messages:
             async for message in messages:
@@ -107,16 +107,16 @@ class RayBackend:
         model: str,
         call: GenerateCall | InferCall | EmbedCall,
         excluded: frozenset[str] = ANY,
-        version: str | None = None,
+        build: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Stream the answer of one replica; closing it ends the replica's work.
 
         Args:
             excluded: replicas that it must not be.
-            version: the version that it must be of; None: any.
+            build: what it must be a replica of (`Identity.build`); None: any.
 
         Raises:
-            ReplicaLost: the replica was lost, or leaves and gave the request back.
+            ReplicaLost: the replica was lost, leaves and gave the request back, or its engine failed under a text.
             ApiError: there is no replica, none with room in time, or its code failed.
         """
         deadline = asyncio.get_running_loop().time() + self._patience_s
@@ -124,11 +124,13 @@ class RayBackend:
             pool = self._pool(model)
             while True:
                 patience_s = deadline - asyncio.get_running_loop().time()
-                async with pool.seat(call, excluded, version, patience_s) as seat:
+                async with pool.seat(call, excluded, build, patience_s) as seat:
                     try:
                         async with aclosing(seat.member.link.stream(call, seat.release)) as messages:
                             async for message in messages:
                                 accepted()
+                                if isinstance(message, Refused) and message.lost:
+                                    raise ReplicaLost(seat.member.link.replica_id, refused=message)
                                 yield message
                         return
                     except Busy:

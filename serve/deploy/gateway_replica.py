@@ -30,8 +30,10 @@ from serve.deploy.where import ANY
 from serve.front import tls
 from serve.front.access_log import AccessLog
 from serve.front.app import Front
+from serve.front.exchange import Exchange
 from serve.front.limits import Limits
 from serve.front.server import Server
+from serve.metrics import watch
 from serve.metrics.metrics import Metrics
 from serve.metrics.record import Record
 from serve.metrics.series import Sample
@@ -94,6 +96,7 @@ class GatewayDeployment:
             self._access.doorkeeper,
             Metrics(Record(replica_id), Reader(settings.name).read, _decided),
         )
+        self.gateway.host = None if settings.host in ANY else settings.host
         self.gateway.scaling = self._backend.scaling
         self._backend.went_on = self.gateway.metrics.record.resumed
         self._reporter = Reporter(settings.name, replica_id, self._state)
@@ -130,14 +133,20 @@ class GatewayDeployment:
 
     async def _listen(self) -> Server:
         settings = self._settings
-        app = Front(routes.build(lambda: self.gateway), self._log.add, settings.max_request_s)
-        server = Server(app, settings.host, settings.port, settings.limits, settings.secure(), self._log.add)
+        routed = routes.build(lambda: self.gateway)
+        app = Front(routed, self._ended, settings.max_request_s, lambda: settings.cors_origins)
+        server = Server(app, settings.host, settings.port, settings.limits, settings.secure(), self._ended)
         try:
             await server.start()
         except OSError as error:
             raise UserError(address.cannot_listen(settings.host, settings.port, error)) from None
         logger.info("listens on %s:%d; access log: %s", settings.host, settings.port, self._log.path)
         return server
+
+    def _ended(self, ended: Exchange) -> None:
+        """Log and count a request."""
+        watch.count_refused(self.gateway.metrics.record, ended)
+        self._log.add(ended)
 
     def _state(self) -> GatewayState:
         listens = self._server is not None and self._server.is_listening

@@ -71,6 +71,7 @@ class ModelDeployment:
             self._server.address,
             self._model.max_batch,
             self._server.leaving,
+            self._model.build(),
         )
 
 
@@ -91,7 +92,7 @@ def load_replica(model: ServedModel) -> Replica:
     engine = table.get(model.engine)
     setup = table.ReplicaSetup(
         directory=Path(model.directory),
-        identity=Identity(model.version, model.run_id),
+        identity=Identity(model.version, model.run_id, model.build()),
         task=model.task,
         options=engine.options.model_validate(model.options),
         precision=model.precision,

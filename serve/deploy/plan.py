@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from jobs.tasks import Task
 
 
+BESIDE_ANSWERS = {"name", "max_batch", "threads", "created", "details"}
+"""What may differ between replicas that give the same answers: how many at a time, how fast, and what is told of it."""
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One model, resolved: all that a replica needs to load it and the gateway to describe it."""
@@ -50,7 +54,15 @@ class ServedModel:
 
     def digest(self) -> str:
         """Digest what a running replica cannot change: when it differs, replicas are replaced."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(asdict(self))
+
+    def build(self) -> str:
+        """Digest what an answer depends on: only where it is the same may another replica go on with one."""
+        return _digest({name: value for name, value in asdict(self).items() if name not in BESIDE_ANSWERS})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def absolute(spec: ServeSpec, folder: Path) -> ServeSpec:

@@ -6,7 +6,9 @@ A request that waits behind others for a replica that runs is no case for this: 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from serve.api.body import ApiError
@@ -86,12 +88,44 @@ def why_none(application: Any | None) -> Why:
     return Why(said, hopeful=bool(coming) or deploying)
 
 
-async def ask_why(application: str) -> Why:
-    """Ask Serve's controller for the reason; one that does not answer is a reason as well."""
+class Question:
+    """A question that may hang: open once at a time, in a thread of its own; whoever asks meanwhile shares it.
+
+    So it fills no pool of threads that others need, and holds up no end of the process.
+    """
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask = ask
+        self._open: Future[Any] | None = None
+
+    async def answer(self, timeout_s: float) -> Any:
+        """Return the answer. Raises what the question raises, and asyncio.TimeoutError where it takes longer."""
+        if self._open is None or self._open.done():
+            self._open = Future()
+            self._open.set_running_or_notify_cancel()  # those that wait no longer cancel it for nobody
+            threading.Thread(target=self._answer, args=(self._open,), daemon=True).start()
+        return await asyncio.wait_for(asyncio.wrap_future(self._open), timeout_s)
+
+    def _answer(self, future: Future[Any]) -> None:
+        try:
+            future.set_result(self._ask())
+        except BaseException as error:  # whoever waits is told
+            future.set_exception(error)
+
+
+def _serve_status() -> Any:
     from ray import serve as ray_serve
 
+    return ray_serve.status()
+
+
+_STATUS = Question(_serve_status)
+
+
+async def ask_why(application: str) -> Why:
+    """Ask Serve's controller for the reason; one that does not answer is a reason as well."""
     try:
-        status = await asyncio.wait_for(asyncio.to_thread(ray_serve.status), STATUS_TIMEOUT_S)
+        status = await _STATUS.answer(STATUS_TIMEOUT_S)
     except Exception:  # whatever keeps Serve from answering, the client gets an answer
         return Why("Ray Serve's controller does not answer", hopeful=False)
     return why_none(status.applications.get(application))

@@ -21,6 +21,7 @@ from serve.deploy import ray_serve_internals
 from serve.deploy.scaler import Scaler
 from serve.metrics.departed import Departed
 
+logger = logging.getLogger(__name__)
 NAMESPACE = "tandem"
 REPORT_INTERVAL_S = 0.5
 SOON_S = 0.05
@@ -146,6 +147,7 @@ class Reporter:
         self._sender = sender
         self._state = state
         self._actor: Any = None
+        self._failing = False
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -160,10 +162,14 @@ class Reporter:
             self._actor.leave.remote(self._sender)
 
     def tell(self) -> None:
-        """Tell how it is now, before it is due."""
-        self._actor = self._actor or _find(self._name)
-        if self._actor is not None:
+        """Tell how it is now, before it is due. What fails is for the log: the next report may succeed."""
+        if self._actor is None:
+            return
+        try:
             self._actor.report.remote(self._sender, self._state())
+            self._failing = False
+        except Exception:  # of whatever the state is made of, the user's own engine among it, and of Ray
+            self._failed()
 
     def soon(self) -> None:
         """Report at once, and not only when it is time: somebody waits for a replica that is not there."""
@@ -171,11 +177,24 @@ class Reporter:
 
     async def _run(self) -> None:
         while True:
+            await self._find()
             self.tell()
             await asyncio.sleep(SOON_S)  # however many ask
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), REPORT_INTERVAL_S - SOON_S)
             self._asked.clear()
+
+    async def _find(self) -> None:
+        if self._actor is None:
+            try:
+                self._actor = await asyncio.to_thread(_find, self._name)  # it blocks while Ray is in trouble
+            except Exception:  # a cluster in trouble
+                self._failed()
+
+    def _failed(self) -> None:
+        if not self._failing:  # once, and not twice a second
+            logger.exception("%s cannot tell how it is; it goes on trying", self._sender)
+        self._failing = True
 
 
 class Reader:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol
 
 from serve.engines import inputs as sent
@@ -113,7 +114,7 @@ class GenerativeReplica:
         except RequestError as error:
             yield Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
-            yield _failed(call.request_id, error)
+            yield replace(_failed(call.request_id, error), lost=True)
 
     def _resumes(self, request: GenerationRequest) -> bool:
         return isinstance(self._engine, ResumingEngine) and self._engine.resumes(request)

@@ -12,7 +12,7 @@ A pop walks at most two rounds of the keys that wait, whatever they owe, and one
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
@@ -41,6 +41,10 @@ class Waiting(Generic[Request]):
     cost: float
     """Tokens that are known now: the prompt's."""
     deadline: float
+    weight: int = 1
+    """Texts that it asks for."""
+    number: int = 0
+    """Of all that came to this queue."""
     gone: bool = False
     """It was taken, has expired, or its client has left."""
 
@@ -49,45 +53,81 @@ class Waiting(Generic[Request]):
 class _Flow(Generic[Request]):
     """What one key has in one class."""
 
-    waiting: deque[Waiting[Request]] = field(default_factory=deque)
+    waiting: OrderedDict[int, Waiting[Request]] = field(default_factory=OrderedDict)
+    """By number, in the order of their coming. Any of them may leave at any time, at the same cost."""
     deficit: float = 0.0
     running: int = 0
-    count: int = 0
-    """Of those in `waiting`, how many are not gone."""
+    weight: int = 0
+    """Of what waits, together."""
 
 
 class FairQueue(Generic[Request]):
     """The requests that wait for one model at one gateway. Class 0 is served first, always."""
 
     def __init__(self, most: int, most_per_key: int, classes: int = 3) -> None:
-        self._most, self._most_per_key = most, most_per_key
+        self.bound(most, most_per_key)
         self._flows: list[OrderedDict[str, _Flow[Request]]] = [OrderedDict() for _ in range(classes)]
         """By class, the keys that wait, in the order of their turns."""
         self._idle: list[dict[str, _Flow[Request]]] = [{} for _ in range(classes)]
         """By class, the keys with something running and nothing waiting."""
-        self._count = 0
+        self._of_class = [0] * classes
+        """By class, how many requests wait."""
+        self._weight_of_class = [0] * classes
+        self._last_number = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(self._of_class)
+
+    def bound(self, most: int, most_per_key: int) -> None:
+        """Say how many may wait from now on; those that wait already stay."""
+        self._most, self._most_per_key = most, most_per_key
 
     def waiting_of(self, key: str, priority: int) -> int:
         """Return how many requests of a key wait."""
         flow = self._flows[priority].get(key)
-        return flow.count if flow else 0
+        return len(flow.waiting) if flow else 0
 
-    def push(self, request: Request, key: str, priority: int, cost: float, deadline: float) -> Waiting[Request]:
+    def ahead(self, key: str, priority: int) -> int:
+        """Return how many texts go before a request that comes for a key now, where all are about as many tokens.
+
+        That is what waits in better classes, and of its own class a round of all keys for each text of its key.
+        """
+        flows = self._flows[priority]
+        flow = flows.get(key)
+        active = len(flows) + (flow is None)
+        rounds = ((flow.weight if flow else 0) + 1) * active - 1
+        return sum(self._weight_of_class[:priority]) + min(rounds, self._weight_of_class[priority])
+
+    def last_in_line(self, key: str, priority: int) -> Waiting[Request] | None:
+        """Return who gives its place in a full queue to a request that comes for a key; None: nobody does.
+
+        The newest of the longest queue in the worst class, unless the key's own would then be as long (longest-queue
+        drop: B. Suter et al., "Buffer management schemes for supporting TCP in gigabit routers", 1999).
+        """
+        worst = max((at for at, count in enumerate(self._of_class) if count), default=-1)
+        if worst < priority:
+            return None
+        longest = max(self._flows[worst].values(), key=lambda flow: len(flow.waiting))
+        if worst == priority and len(longest.waiting) <= self.waiting_of(key, priority) + 1:
+            return None
+        return longest.waiting[next(reversed(longest.waiting))]
+
+    def push(
+        self, request: Request, key: str, priority: int, cost: float, deadline: float, weight: int = 1
+    ) -> Waiting[Request]:
         """Let a request wait. Raises Full."""
-        if self._count >= self._most:
-            raise Full("all", self._count)
+        own = self.waiting_of(key, priority)
+        if own >= self._most_per_key:
+            raise Full("key", own)
+        if len(self) >= self._most:
+            raise Full("all", len(self))
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key) or idle.pop(key, None) or _Flow()
-        if flow.count >= self._most_per_key:
-            raise Full("key", flow.count)
         active.setdefault(key, flow)
-        entry = Waiting(request, key, priority, cost, deadline)
-        flow.waiting.append(entry)
-        flow.count += 1
-        self._count += 1
+        self._last_number += 1
+        entry = Waiting(request, key, priority, cost, deadline, weight, self._last_number)
+        flow.waiting[entry.number] = entry
+        self._count(flow, entry, 1)
         return entry
 
     def remove(self, entry: Waiting[Request]) -> None:
@@ -96,11 +136,15 @@ class FairQueue(Generic[Request]):
             self._leave(entry)
             self._settle(entry.key, entry.priority)
 
-    def pop(self) -> Waiting[Request] | None:
-        """Take the request whose turn it is and charge its key what is known of its cost; None when none waits."""
+    def pop(self, room: float = math.inf) -> Waiting[Request] | None:
+        """Take the request whose turn it is and charge its key what is known of its cost.
+
+        Returns:
+            None when none waits, or when that one is heavier than `room`: lighter ones do not pass it.
+        """
         for priority, flows in enumerate(self._flows):
             if flows:
-                return self._next(priority, flows)
+                return self._next(priority, flows, room)
         return None
 
     def charge(self, key: str, priority: int, tokens: float) -> None:
@@ -120,21 +164,21 @@ class FairQueue(Generic[Request]):
         """Remove and yield what has waited past its deadline."""
         for flows in self._flows:
             for flow in list(flows.values()):
-                for entry in [each for each in flow.waiting if not each.gone and each.deadline <= now]:
+                for entry in [each for each in flow.waiting.values() if each.deadline <= now]:
                     self.remove(entry)
                     yield entry
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
-    def _next(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> Waiting[Request]:
+    def _next(self, priority: int, flows: OrderedDict[str, _Flow[Request]], room: float) -> Waiting[Request] | None:
         key, flow = self._turn(flows)
-        while flow.waiting[0].gone:
-            flow.waiting.popleft()
-        entry = flow.waiting[0]
+        entry = next(iter(flow.waiting.values()))
+        if entry.weight > room:
+            return None
         flow.deficit -= entry.cost
         flow.running += 1
         self._leave(entry)
-        if flow.deficit <= 0 and flow.count:
+        if flow.deficit <= 0 and flow.waiting:
             flow.deficit += QUANTUM
             flows.move_to_end(key)
         self._settle(key, priority)
@@ -164,15 +208,20 @@ class FairQueue(Generic[Request]):
 
     def _leave(self, entry: Waiting[Request]) -> None:
         entry.gone = True
-        self._count -= 1
-        self._flows[entry.priority][entry.key].count -= 1
+        flow = self._flows[entry.priority][entry.key]
+        del flow.waiting[entry.number]
+        self._count(flow, entry, -1)
+
+    def _count(self, flow: _Flow[Request], entry: Waiting[Request], sign: int) -> None:
+        self._of_class[entry.priority] += sign
+        self._weight_of_class[entry.priority] += sign * entry.weight
+        flow.weight += sign * entry.weight
 
     def _settle(self, key: str, priority: int) -> None:
         """Move a key with nothing waiting out of the turns, and forget it when nothing of it runs either."""
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key)
-        if flow and not flow.count:
-            flow.waiting.clear()
+        if flow and not flow.waiting:
             idle[key] = active.pop(key)
         flow = idle.get(key)
         if flow and not flow.running:

@@ -2,7 +2,9 @@
 
 As many are let through as the replicas work on at once and a little more, so that the next is at hand when a slot
 frees; whatever else there is waits here, where it can be put in order, and not in front of a replica, where it cannot.
-A request that would wait past its deadline, as fast as requests leave now, is refused at once instead of at the end.
+A request for several texts takes as many places, since each of them is a call to a replica.
+A request that would wait past its deadline, by what goes before it and as fast as requests leave, is refused at once
+instead of at the end. Where no more may wait, the key with most of them in the worst class gives a place up.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from serve.fair.queue import FairQueue, Full, Waiting
 
 PACE_S = 10.0
 """Time constant of the rate at which requests leave."""
+LEAST_SEEN = 5
+"""Requests that must have left before it is believed; until then none is refused for how long it would wait."""
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
 
 
@@ -29,26 +33,47 @@ class Busy(Exception):
 
 
 class Pace:
-    """How many requests leave a second, over the last while."""
+    """How many texts leave a second while others wait, over the last while of such waiting.
+
+    Time in which none waits is left out: as many leave then as come, and not as many as could.
+    """
 
     def __init__(self) -> None:
-        self._per_s = 0.0
+        self._left = self._time_s = 0.0
+        """How many left and how long it took; what is PACE_S of waiting ago counts 1/e."""
+        self._seen = 0
         self._at: float | None = None
-        self._count = 0
+        """Until when it is counted; None while none waits."""
 
-    def left(self, now: float) -> None:
-        """Take note of one that has left."""
-        self._at = now if self._at is None else self._at
-        self._count += 1
-        passed = now - self._at
-        if passed >= PACE_S / 20:
-            self._per_s += (self._count / passed - self._per_s) * (1 - math.exp(-passed / PACE_S))
-            self._at, self._count = now, 0
+    def waits(self, now: float, some: bool) -> None:
+        """Take note whether requests wait from now on."""
+        if not some:
+            self._pass(now)
+            self._at = None
+        elif self._at is None:
+            self._at = now
+
+    def left(self, now: float, texts: int = 1) -> None:
+        """Take note of a request that has left."""
+        self._pass(now)
+        if self._at is not None:
+            self._left += texts
+            self._seen += 1
 
     @property
     def per_s(self) -> float | None:
-        """Requests a second; None until some have left."""
-        return self._per_s or None
+        """Texts a second, until the last one left; None until some have left while others waited.
+
+        While none leaves it stays: a model that wakes from zero replicas will be as fast as it was.
+        """
+        return self._left / self._time_s if self._seen >= LEAST_SEEN and self._time_s else None
+
+    def _pass(self, now: float) -> None:
+        if self._at is not None:
+            kept = math.exp((self._at - now) / PACE_S)
+            self._left *= kept
+            self._time_s = self._time_s * kept + PACE_S * (1 - kept)
+            self._at = now
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,7 @@ class Turn:
 
     key: str
     priority: int
+    weight: int = 1
 
 
 class Turns:
@@ -64,8 +90,9 @@ class Turns:
 
     def __init__(self, window: int, most: int, most_per_key: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.window = window
-        """Requests that may be on their way or at work at the same time."""
+        """Texts that may be on their way or at work at the same time."""
         self.running = 0
+        """Texts that are."""
         self._clock = clock
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(most, most_per_key)
         self._pace = Pace()
@@ -80,76 +107,107 @@ class Turns:
         self.window = window
         self._let_through()
 
-    async def take(self, key: str, priority: int, cost: float, patience_s: float) -> Turn:
-        """Wait for a turn, `patience_s` at most. `cost`: tokens that are known to be needed.
+    def bound(self, most: int, most_per_key: int) -> None:
+        """Change how many may wait; those that wait already stay."""
+        self._queue.bound(most, most_per_key)
+
+    async def take(self, key: str, priority: int, cost: float, patience_s: float, weight: int = 1) -> Turn:
+        """Wait for a turn, `patience_s` at most.
+
+        Args:
+            cost: tokens that are known to be needed.
+            weight: texts that are asked for. One heavier than the window goes when nothing else runs.
 
         Raises:
             Busy: as many wait as may, or the turn would not come, or did not come, in time.
         """
-        wait_s = self._expected_s()
+        wait_s = self._expected_s(key, priority)
         if wait_s > patience_s:
-            raise self._busy(
-                f"{len(self._queue)} requests wait, about {wait_s:.0f} s of work, more than this one may wait"
-            )
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            entry = self._queue.push(granted, key, priority, cost, self._clock() + patience_s)
-        except Full as full:
-            whose = "of this key " if full.whose == "key" else ""
-            raise self._busy(f"{full.waiting} requests {whose}wait already") from None
+            ahead = self._queue.ahead(key, priority)
+            raise self._busy(f"{ahead} texts go first, about {wait_s:.0f} s of work, more than it may wait", wait_s)
+        entry = self._push(Turn(key, priority, weight), cost, self._clock() + patience_s, wait_s)
         self._let_through()
         await self._granted(entry, patience_s)
-        return Turn(key, priority)
+        return Turn(key, priority, weight)
 
     def charge(self, turn: Turn, tokens: float) -> None:
-        """Take generated tokens from the key's share."""
+        """Take tokens from the key's share, beyond what `take` was told."""
         self._queue.charge(turn.key, turn.priority, tokens)
 
     def end(self, turn: Turn) -> None:
         """Take a turn back: its request has ended."""
-        self.running -= 1
-        self._queue.end(turn.key, turn.priority)
-        self._pace.left(self._clock())
-        self._let_through()
-
-    def retry_after_s(self) -> int:
-        """Return when what waits now will have been let through, in whole seconds."""
-        wait_s = self._expected_s()
-        return LEAST_RETRY_S if not math.isfinite(wait_s) else max(LEAST_RETRY_S, min(MOST_RETRY_S, math.ceil(wait_s)))
+        self._pace.left(self._clock(), turn.weight)
+        self._give_back(turn)
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _give_back(self, turn: Turn) -> None:
+        self.running -= turn.weight
+        self._queue.end(turn.key, turn.priority)
+        self._let_through()
 
     async def _granted(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
         timer = asyncio.get_running_loop().call_later(patience_s, self._give_up, entry, patience_s)
         try:
             await entry.request
         except asyncio.CancelledError:
-            if not entry.request.cancelled():  # it was let through in the very moment that its client left
-                self.end(Turn(entry.key, entry.priority))
-            self._queue.remove(entry)
+            request = entry.request
+            if request.done() and not request.cancelled() and request.exception() is None:
+                # It was let through in the very moment that its client left.
+                self._give_back(Turn(entry.key, entry.priority, entry.weight))
+            self._remove(entry)
             raise
         finally:
             timer.cancel()
 
-    def _give_up(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
+    def _push(self, turn: Turn, cost: float, deadline: float, wait_s: float) -> Waiting[asyncio.Future[None]]:
+        """Let a request wait, in the place of another one where no more may and it has more right to wait."""
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        key, priority = turn.key, turn.priority
+        while True:
+            try:
+                return self._queue.push(granted, key, priority, cost, deadline, turn.weight)
+            except Full as full:
+                last = self._queue.last_in_line(key, priority) if full.whose == "all" else None
+                if last is None:
+                    whose = "of this key " if full.whose == "key" else ""
+                    raise self._busy(f"{full.waiting} requests {whose}wait already", wait_s) from None
+            self._refuse(last, "its place was given to a key that has fewer requests waiting, or goes first")
+
+    def _remove(self, entry: Waiting[asyncio.Future[None]]) -> None:
         self._queue.remove(entry)
+        self._let_through()  # those that may have waited behind it for room
+
+    def _give_up(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
+        self._refuse(entry, f"its turn did not come within {patience_s:g} s")
+
+    def _refuse(self, entry: Waiting[asyncio.Future[None]], reason: str) -> None:
+        self._remove(entry)
         if not entry.request.done():
-            entry.request.set_exception(self._busy(f"its turn did not come within {patience_s:g} s"))
+            entry.request.set_exception(self._busy(reason, self._expected_s(entry.key, entry.priority)))
 
     def _let_through(self) -> None:
-        while self.running < self.window and (entry := self._queue.pop()) is not None:
+        while self.running < self.window and (entry := self._queue.pop(self._room())) is not None:
             if entry.request.done():  # its client has just left
                 self._queue.end(entry.key, entry.priority)
                 continue
-            self.running += 1
+            self.running += entry.weight
             entry.request.set_result(None)
+        self._pace.waits(self._clock(), bool(self._queue))
 
-    def _expected_s(self) -> float:
-        """Return how long a request that comes now would wait."""
+    def _room(self) -> float:
+        """Return how heavy the next may be: what is heavier than the window goes alone."""
+        return self.window - self.running if self.running else math.inf
+
+    def _expected_s(self, key: str, priority: int) -> float:
+        """Return how long a request that comes for a key now would wait.
+
+        The first that waits is never refused for it: by its leaving a pace that was wrong is put right.
+        """
         if self.running < self.window and not self._queue:
             return 0.0
         per_s = self._pace.per_s
-        return len(self._queue) / per_s if per_s else 0.0
+        return self._queue.ahead(key, priority) / per_s if per_s else 0.0
 
-    def _busy(self, reason: str) -> Busy:
-        return Busy(reason, self.retry_after_s())
+    def _busy(self, reason: str, wait_s: float) -> Busy:
+        return Busy(reason, max(LEAST_RETRY_S, math.ceil(min(MOST_RETRY_S, wait_s))))

@@ -6,13 +6,15 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import ApiError, shaped
+from serve.api.middleware import CrossOrigin
 from serve.front import cuts, exchange, spans
 from serve.front.exchange import Exchange
 
@@ -23,12 +25,24 @@ TIMEOUT_HEADER = b"x-tandem-timeout-s"
 class Front:
     """Runs each request of `app`, and logs it when it has ended."""
 
-    def __init__(self, app: ASGIApp, log: Callable[[Exchange], None], most_s: float | None = None) -> None:
-        """`most_s`: how long a request may take in all; clients may ask for less."""
-        self._app, self._log, self._most_s = app, log, most_s
+    def __init__(
+        self,
+        app: ASGIApp,
+        log: Callable[[Exchange], None],
+        most_s: float | None = None,
+        origins: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """Make the front of `app`.
+
+        Args:
+            log: takes each request when it has ended.
+            most_s: how long a request may take in all; clients may ask for less.
+            origins: whose pages may read what is answered here in place of the routes.
+        """
+        self._app, self._log, self._most_s, self._origins = app, log, most_s, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        run = _Run(scope[exchange.SCOPE_KEY], scope["path"], send)
+        run = _Run(scope, receive, send, self._origins)
         exchange.enter(run.exchange)
         timer = None
         try:
@@ -41,6 +55,7 @@ class Front:
             with spans.of(run.exchange) if spans.wanted() else _NO_SPAN:
                 await self._app(scope, receive, run.send)
         except ApiError as error:
+            run.exchange.refusal = error.code
             await run.say(error)
         except asyncio.CancelledError:
             if run.exchange.cut is None:
@@ -57,8 +72,9 @@ class Front:
 class _Run:
     """One request's answer on its way."""
 
-    def __init__(self, running: Exchange, path: str, send: Send) -> None:
-        self.exchange, self._path, self._send = running, path, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send, origins: Callable[[], Sequence[str]]) -> None:
+        self.exchange: Exchange = scope[exchange.SCOPE_KEY]
+        self._scope, self._receive, self._send, self._origins = scope, receive, send, origins
         self._is_events = self._ended = False
 
     async def send(self, message: Message) -> None:
@@ -76,14 +92,13 @@ class _Run:
         """End the answer with an error, wherever it is."""
         if self._ended:
             return
-        body = json.dumps(shaped(self._path, error)).encode()
+        content = shaped(self._scope["path"], error)
         if self.exchange.status is None:
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
-            await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
-            await self.send({"type": "http.response.body", "body": body})
+            answer = JSONResponse(content, error.status, headers=error.headers)
+            await CrossOrigin(answer, self._origins)(self._scope, self._receive, self.send)
         elif self._is_events:
-            await self.send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+            event = f"data: {json.dumps(content)}\n\n".encode()
+            await self.send({"type": "http.response.body", "body": event})
         else:
             raise error  # in the middle of a whole answer: the connection is closed
 

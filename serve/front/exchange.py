@@ -47,6 +47,10 @@ class Exchange:
     """When it is ended, on the clock of `began`."""
     cut: Cut | None = None
     """Why it was ended before its time."""
+    refusal: str | None = None
+    """The code of the error that the server told in place of the routes."""
+    is_counted: bool = False
+    """Whether the metrics have it."""
     task: asyncio.Task[Any] | None = None
 
     @property

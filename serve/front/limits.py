@@ -19,6 +19,9 @@ class Limits:
     """Longest pause in a body, and the time after which its rate counts."""
     body_bytes_per_s: float = 512.0
     """Slowest rate of a body, over all of it."""
+    whole_body_s: float = 30.0
+    whole_body_bytes_per_s: float = 64 * 1024.0
+    """A whole body may take so long, and a second more for so many of its bytes."""
     idle_s: float = 75.0
     """From an answer to the next request's first byte."""
     reader_s: float = 60.0
@@ -67,5 +70,7 @@ def overdue(pace: Pace, now: float, answering: bool, limits: Limits) -> Overdue 
 
 def _body_is_slow(pace: Pace, since: float, now: float, limits: Limits) -> bool:
     if now - max(since, pace.body_moved) > limits.body_s:
+        return True
+    if now - since > limits.whole_body_s + pace.body_bytes / limits.whole_body_bytes_per_s:
         return True
     return now - since > limits.body_s and pace.body_bytes < limits.body_bytes_per_s * (now - since)

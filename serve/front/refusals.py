@@ -50,8 +50,9 @@ def too_slow(what: Overdue, limits: Limits) -> Refusal:
     if what == "head":
         return Refusal(408, f"the request's head did not come within {limits.head_s:g} s", "request_timeout")
     message = (
-        f"the request's body came too slowly: no pause may be longer than {limits.body_s:g} s, and "
-        f"{limits.body_bytes_per_s:g} bytes a second are the least"
+        f"the request's body came too slowly: no pause may be longer than {limits.body_s:g} s, "
+        f"{limits.body_bytes_per_s:g} bytes a second are the least, and in all it may take {limits.whole_body_s:g} s "
+        f"and a second for each {limits.whole_body_bytes_per_s:g} bytes"
     )
     return Refusal(408, message, "request_timeout")
 

@@ -223,7 +223,7 @@ class LimitedProtocol(HttpToolsProtocol):
         said = was or exchange.begin("", self.client[0] if self.client else "", ())
         self.transport.write(refusal.raw(said.request_id))
         self._close_when_read()
-        said.status = refusal.status
+        said.status, said.refusal = refusal.status, refusal.code
         if was is not None:
             self.end("gone")  # it is logged where it ends
         else:
@@ -268,7 +268,7 @@ class LimitedProtocol(HttpToolsProtocol):
     async def _too_many(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer in place of the routes."""
         said, begun = refusals.TOO_MANY, scope[exchange.SCOPE_KEY]
-        begun.status = said.status
+        begun.status, begun.refusal = said.status, said.code
         self.shared.log(begun)
         await send({"type": "http.response.start", "status": said.status, "headers": said.headers()})
         await send({"type": "http.response.body", "body": said.body()})

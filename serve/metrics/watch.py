@@ -14,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.front import cuts, exchange
+from serve.front.exchange import Exchange
 from serve.metrics.record import ModelRecord, Record
 
 CLIENT_LEFT = 499
@@ -114,10 +115,23 @@ class Watched:
             raise
         finally:
             _current.reset(token)
-            if status == CLIENT_LEFT and (said := cuts.told(exchange.current().cut)):
+            ended = exchange.current()
+            if status == CLIENT_LEFT and ended.refusal and ended.status:
+                status = ended.status
+                watch.error(ended.refusal)
+            elif status == CLIENT_LEFT and (said := cuts.told(ended.cut)):
                 status = said.status
                 watch.error(said.code)
             watch.end(self._routes.name(scope["path"]), status)
+            ended.is_counted = True
+
+
+def count_refused(record: Record, ended: Exchange) -> None:
+    """Count a request that the server answered in place of the routes: what they answered is counted already."""
+    if not ended.is_counted:
+        record.request("", NO_ROUTE, ended.status or CLIENT_LEFT)
+        if ended.refusal:
+            record.error("", ended.refusal)
 
 
 class RouteNames:

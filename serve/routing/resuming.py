@@ -2,7 +2,7 @@
 
     resumed(attempt, call)
         attempt(call)  →  Opened, chunks …  ReplicaLost
-        attempt(the call with the tokens that were handed on, the lost replica left out, the same version)
+        attempt(the call with the tokens that were handed on, the lost replica left out, the same build)
                        →  Opened (kept back), chunks …  the last one, with a finish reason
 
 Every call has a seed, so that what the second replica draws is what the first one would have drawn. In fp32 the text is
@@ -35,13 +35,13 @@ class Attempt(Protocol):
     """One way to a replica; closing what it returns frees the replica's slot."""
 
     def __call__(
-        self, call: GenerateCall, excluded: frozenset[str], version: str | None
+        self, call: GenerateCall, excluded: frozenset[str], build: str | None
     ) -> AsyncGenerator[Message, None]:
         """Stream a call from a replica: Opened and chunks, or Refused.
 
         Args:
             excluded: ids of the replicas that it must not be: this call was lost with them or sent away by them.
-            version: the version that it must be of; None: any.
+            build: what it must be a replica of (`Identity.build`); None: any.
 
         Raises:
             ReplicaLost: the replica or the way to it was lost, or it sent the call away.
@@ -65,7 +65,7 @@ async def resumed(
     progress = Progress(seeded(call, secrets.randbits(SEED_BITS)))
     while not progress.ended:
         try:
-            tried = attempt(progress.call, frozenset(progress.excluded), progress.version)
+            tried = attempt(progress.call, frozenset(progress.excluded), progress.build)
             async with aclosing(tried) as messages:
                 async for message in messages:
                     handed_on = progress.take(message)
@@ -78,7 +78,7 @@ async def resumed(
             refusal = progress.lose(lost)
             if refusal is not None:
                 yield refusal
-            elif progress.version is not None:
+            elif progress.build is not None:
                 went_on()
 
 
@@ -103,9 +103,9 @@ class Progress:
         return replace(self._call, generated=(*self._call.generated, *self._ids))
 
     @property
-    def version(self) -> str | None:
-        """What the next attempt must be of: an answer is of one version from its first byte, the headers, on."""
-        return None if self._identity is None else self._identity.version
+    def build(self) -> str | None:
+        """What the next attempt must be of: an answer is of one build from its first byte, the headers, on."""
+        return None if self._identity is None else self._identity.build
 
     def take(self, message: Message) -> Message | None:
         """Note a message; return what is to be handed on to the client."""
@@ -119,18 +119,25 @@ class Progress:
         return self._go_on(message)
 
     def lose(self, lost: ReplicaLost) -> Refused | None:
-        """Note a loss; return what the client is told where the text ends with it."""
+        """Note a loss; return what the client is told where the text ends with it.
+
+        An engine that fails is a loss like that of its replica: the request itself may be sound.
+        """
         if self.ended:
             return None
         self.excluded.add(lost.replica_id)
         if not lost.moved:
             self._lost += 1
             self._fruitless += 1
+        said = None
         if not self._counted:
-            return self._refused("the replica that worked on this request was lost, and did not tell its tokens")
-        if self._fruitless >= MOST_FRUITLESS or self._lost >= MOST_LOST:
-            return self._refused(f"{self._lost} replicas were lost while they worked on this request")
-        return None
+            said = "the replica that worked on this request was lost, and did not tell its tokens"
+        elif self._fruitless >= MOST_FRUITLESS or self._lost >= MOST_LOST:
+            said = f"{self._lost} replicas were lost while they worked on this request"
+        if said is None:
+            return None
+        told = self._refused(said)
+        return told if lost.refused is None else lost.refused
 
     def _open(self, opened: Opened) -> Opened | Refused | None:
         if self._identity is None:
@@ -138,7 +145,8 @@ class Progress:
             return opened
         if opened.identity != self._identity:
             here, there = self._identity.version, opened.identity.version
-            return self._refused(f"the replica of version {here} was lost, and there is only version {there} now")
+            other = f"version {there}" if here != there else "that version with other settings"
+            return self._refused(f"the replica of version {here} was lost, and there is only {other} now")
         return None
 
     def _go_on(self, chunk: Chunk) -> Chunk | Refused:

@@ -58,9 +58,7 @@ class Served:
         assert self.tries == len(dies_at) + 1
         return messages
 
-    def attempt(
-        self, call: GenerateCall, excluded: frozenset[str], version: str | None
-    ) -> AsyncGenerator[Message, None]:
+    def attempt(self, call: GenerateCall, excluded: frozenset[str], build: str | None) -> AsyncGenerator[Message, None]:
         self.tries += 1
         return self.replicas[(self.tries - 1) % len(self.replicas)].generate(call)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import uvloop
@@ -20,6 +21,8 @@ from serve.routing.lost import ReplicaLost
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Opened
 
 SECRET = b"s" * 32
+ENDLESS = msgpack.packb([2, 0, msgpack.ExtType(2, msgpack.packb(["S0", [-1], b""]))])
+"""An array of as many items as there are, each of no bytes: numpy divides by them."""
 WAIT_S = 5.0
 
 
@@ -76,7 +79,7 @@ async def replica(slots: int = 64) -> Any:
     """A replica and one gateway's connection to it."""
     engine = Engine()
     at = Server("r1", slots, SECRET, engine.answer)
-    link = await connect(await at.start("127.0.0.1"), SECRET, lambda: None)
+    link = await connect(await at.start("127.0.0.1"), SECRET, "r1", lambda: None)
     try:
         yield engine, at, link
     finally:
@@ -202,7 +205,7 @@ def test_more_than_it_takes_is_sent_back() -> None:
 def test_a_gateway_hears_what_a_replica_does_for_others() -> None:
     async def scenario(engine: Engine, at: Server, link: Link) -> None:
         engine.go_on.clear()
-        other = await connect(at.address, SECRET, lambda: None)
+        other = await connect(at.address, SECRET, "r1", lambda: None)
         stream = other.stream(call("a", 2))
         await anext(stream)
         await until(lambda: link.others == 1)
@@ -215,6 +218,27 @@ def test_a_gateway_hears_what_a_replica_does_for_others() -> None:
 
 
 # -- leaving ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_gateway_that_did_not_read_was_not_told_it_is_told_when_it_reads() -> None:
+    async def scenario(engine: Engine, at: Server, link: Link) -> None:
+        engine.go_on.clear()
+        (reads_not,) = at.peers
+        other = await connect(at.address, SECRET, "r1", lambda: None)
+        stream = other.stream(call("a", 3))
+        await anext(stream)
+        await until(lambda: link.others == 1)
+        reads_not.pause_writing()
+        await stream.aclose()
+        await until(lambda: at.running == 0 and at._telling is None)
+        at.refuse_more()
+        await asyncio.sleep(0.01)
+        assert (link.others, link.leaving) == (1, False)
+        reads_not.resume_writing()
+        await until(lambda: (link.others, link.leaving) == (0, True))
+        other.close()
+
+    run(scenario)
 
 
 def test_one_that_leaves_finishes_what_runs_and_gives_back_what_comes() -> None:
@@ -254,7 +278,7 @@ def test_one_without_work_leaves_at_once() -> None:
     async def scenario(engine: Engine, at: Server, link: Link) -> None:
         await asyncio.wait_for(at.leave(60), WAIT_S)
         with pytest.raises(OSError, match="onnect"):
-            await connect(at.address, SECRET, lambda: None)
+            await connect(at.address, SECRET, "r1", lambda: None)
 
     run(scenario)
 
@@ -265,7 +289,7 @@ def test_one_without_work_leaves_at_once() -> None:
 def test_a_wrong_secret_opens_nothing() -> None:
     async def scenario(engine: Engine, at: Server, link: Link) -> None:
         with pytest.raises(OSError):  # noqa: PT011  # closed without a word
-            await connect(at.address, b"t" * 32, lambda: None)
+            await connect(at.address, b"t" * 32, "r1", lambda: None)
         assert len(at.peers) == 1
 
     run(scenario)
@@ -279,7 +303,7 @@ def test_one_that_knows_no_secret_learns_none_and_gets_no_calls() -> None:
         nonlocal heard
         writer.write(encode(Kind.HELLO, 0, [handshake.VERSION, b"n" * 16]))
         heard += await reader.read(4096)
-        writer.write(encode(Kind.WELCOME, 0, [b"p" * 32, "r1", 8, False]))
+        writer.write(encode(Kind.WELCOME, 0, [b"p" * 32, 8, False]))
         heard += await reader.read(4096)
         writer.close()
 
@@ -287,7 +311,7 @@ def test_one_that_knows_no_secret_learns_none_and_gets_no_calls() -> None:
         listening = await asyncio.start_server(stranger, "127.0.0.1", 0)
         host, port = listening.sockets[0].getsockname()
         with pytest.raises(Denied, match="secret"):
-            await connect(f"{host}:{port}", SECRET, lambda: None)
+            await connect(f"{host}:{port}", SECRET, "r1", lambda: None)
         listening.close()
 
     asyncio.run(inside())
@@ -296,11 +320,54 @@ def test_one_that_knows_no_secret_learns_none_and_gets_no_calls() -> None:
     assert SECRET not in heard
 
 
+def test_one_in_between_gets_no_call_by_the_proofs_of_another_replica() -> None:
+    """Somebody listens where r1 was, hands all on to r2, which lives, and puts r1's name into what comes back."""
+
+    async def scenario(engine: Engine, at: Server, link: Link) -> None:
+        other = Server("r2", 8, SECRET, engine.answer)
+        address = await other.start("127.0.0.1")
+        heard = [b"", b""]
+
+        async def relayed(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await reader.read(65536):
+                    heard[number] += data
+                    writer.write(data)
+            writer.close()
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            on_reader, on_writer = await asyncio.open_connection(*address.split(":"))
+            await asyncio.gather(relayed(0, reader, on_writer), relayed(1, on_reader, writer))
+
+        listening = await asyncio.start_server(relay, "127.0.0.1", 0)
+        host, port = listening.sockets[0].getsockname()
+        with pytest.raises((OSError, Denied)):
+            await connect(f"{host}:{port}", SECRET, "r1", lambda: None)
+        assert [[decode(body).kind for body in Splitter().feed(each)] for each in heard] == [[Kind.PROOF], [Kind.HELLO]]
+        through = await connect(f"{host}:{port}", SECRET, "r2", lambda: None)  # the one that it really is
+        assert await text_of(through.stream(call("b", 1))) == "b:0 "
+        through.close()
+        listening.close()
+        await other.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("end", ["gateway", "replica"])
+def test_a_proof_is_of_one_end_one_replica_and_both_nonces(end: str) -> None:
+    said = handshake.proof(SECRET, end, "r1", b"a", b"b")
+    others = [("r1", b"a", b"c"), ("r1", b"b", b"a"), ("r2", b"a", b"b"), ("r1a", b"", b"b"), ("r1", b"ab", b"")]
+    different = {handshake.proof(SECRET, end, *each) for each in others}
+    different |= {handshake.proof(SECRET, "nobody", "r1", b"a", b"b"), handshake.proof(b"t", end, "r1", b"a", b"b")}
+    assert len(different | {said}) == 8
+
+
 @pytest.mark.parametrize(
     "first",
     [b"GET / HTTP/1.1\r\n\r\n", encode(Kind.CALL, 1, call("x")), encode(Kind.PING), b"\xff\xff\xff\xff",
-     encode(Kind.PROOF, 0, [handshake.VERSION, b"n", b"p"]), encode(Kind.PROOF, 0, ["0:old", b"n", b"p"])],
-    ids=["http", "call", "ping", "huge", "wrong proof", "other version"],
+     encode(Kind.PROOF, 0, [handshake.VERSION, b"n", b"p"]), encode(Kind.PROOF, 0, ["0:old", b"n", b"p"]),
+     len(ENDLESS).to_bytes(4, "big") + ENDLESS],
+    ids=["http", "call", "ping", "huge", "wrong proof", "other version", "endless array"],
 )  # fmt: skip
 def test_a_stranger_is_cut_and_reaches_no_engine(first: bytes) -> None:
     async def scenario(engine: Engine, at: Server, link: Link) -> None:
@@ -333,7 +400,7 @@ def test_spoilt_bytes_end_the_connection_and_not_the_replica() -> None:
         assert link._transport is not None
         link._transport.write(b"\x00\x00\x00\x01\xc1")
         await until(lambda: link.lost)
-        again = await connect(at.address, SECRET, lambda: None)
+        again = await connect(at.address, SECRET, "r1", lambda: None)
         assert await text_of(again.stream(call("b", 1))) == "b:0 "
         again.close()
 
@@ -362,7 +429,7 @@ def test_a_gateway_that_does_not_read_is_not_written_to_and_cut(monkeypatch: pyt
         await until(lambda: not peer._may_write.is_set())
         stopped_at = made
         at.answer = answer
-        other = await connect(at.address, SECRET, lambda: None)
+        other = await connect(at.address, SECRET, "r1", lambda: None)
         assert await text_of(other.stream(call("b", 1))) == "b:0 "
         assert made <= stopped_at + 1
         await until(lambda: peer not in at.peers)

@@ -44,6 +44,8 @@ ARRAYS = [
     np.array(7.5, np.float32),
     np.array(["ab", "c"]),
     np.asfortranarray(np.arange(6).reshape(2, 3)),
+    np.ndarray((3,), "S0", b""),
+    np.ndarray((2, 0), "U0", b""),
 ]
 
 
@@ -68,7 +70,9 @@ def test_arrays_keep_datatype_shape_and_values_and_may_be_written_into(array: np
     assert out.flags.writeable
 
 
-@pytest.mark.parametrize("scalar", [np.float32(0.1), np.int64(-3), np.bool_(True), np.str_("é"), np.float64(0.2)])
+@pytest.mark.parametrize(
+    "scalar", [np.float32(0.1), np.int64(-3), np.bool_(True), np.str_("é"), np.str_(""), np.float64(0.2)]
+)
 def test_numbers_of_numpy_stay_what_they_are(scalar: Any) -> None:
     out = crossed([scalar])[0]
     assert (type(out), out) == (type(scalar), scalar)
@@ -133,6 +137,46 @@ def test_spoilt_frames_are_frames_or_errors(seed: int) -> None:
 def test_hostile_frames_are_errors(body: bytes) -> None:
     with pytest.raises(FrameError):
         decode(body)
+
+
+HOSTILE_SHAPES: list[Any] = [
+    [-1],
+    [-1, 0],
+    [0, -1],
+    [-2, -2],
+    [1.0],
+    [True],
+    [None],
+    "",
+    {},
+    None,
+    3,
+    [2**62, 4],
+    [0] * 99,
+]
+
+
+@pytest.mark.parametrize("datatype", ["S0", "U0", "<f8", "<f4,", "V0", "(2,0)i4", "m8[0s]", "", [], 3, b"S0"])
+@pytest.mark.parametrize("shape", HOSTILE_SHAPES, ids=repr)
+@pytest.mark.parametrize("code", [codec.ARRAY, codec.SCALAR])
+def test_hostile_arrays_are_errors_or_values(code: int, datatype: Any, shape: Any) -> None:
+    for data in (b"", b"12345678", "", None):
+        with contextlib.suppress(CodecError):
+            unpack(msgpack.packb(msgpack.ExtType(code, msgpack.packb([datatype, shape, data]))))
+
+
+def test_an_array_of_as_many_as_there_are_ends_no_process() -> None:
+    array = msgpack.ExtType(codec.ARRAY, msgpack.packb(["S0", [-1], b""]))  # numpy would divide by the item's 0 bytes
+    with pytest.raises(FrameError, match="shape"):
+        decode(msgpack.packb([2, 0, array]))
+
+
+@pytest.mark.parametrize("value", [*VALUES, ARRAYS[0], (1,), 2**80], ids=lambda value: type(value).__name__)
+def test_from_somebody_unknown_nothing_but_plain_values_is_taken(value: Any) -> None:
+    with pytest.raises(FrameError, match="extension"):
+        decode(encode(Kind.PROOF, 0, value)[HEADER_BYTES:], known=False)
+    plain = ["1", 2, b"3", True, None, {"4": 5.0}]
+    assert decode(encode(Kind.PROOF, 0, plain)[HEADER_BYTES:], known=False) == (Kind.PROOF, 0, plain)
 
 
 def test_extensions_inside_each_other_do_not_exhaust_the_stack() -> None:

@@ -18,7 +18,7 @@ from serve.deploy.access import Queue
 from serve.deploy.backend import RayBackend
 from serve.routing.choose import LeastBusy
 from serve.routing.lost import ReplicaLost
-from serve.wire import GenerateCall, Identity, InferCall, Inferred, Load, Opened, ReplicaState
+from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
 
 SECRET = b"s" * 32
 WAIT_S = 5.0
@@ -28,9 +28,10 @@ CALL = GenerateCall("r", "x", max_tokens=1)
 class Replica:
     """A replica that accepts every call and answers when it is let."""
 
-    def __init__(self, name: str, version: str = "1", slots: int = 4) -> None:
+    def __init__(self, name: str, version: str = "1", slots: int = 4, build: str | None = None) -> None:
         self.name, self.version, self.calls = name, version, 0
-        self.dies = False
+        self.build = build or f"build {version}"
+        self.dies = self.breaks = False
         self.server = Server(name, slots, SECRET, self._answer)
 
     async def _answer(self, call: Any) -> AsyncGenerator[Any, None]:
@@ -39,15 +40,22 @@ class Replica:
             for peer in self.server.peers:
                 peer._transport.abort()
         if isinstance(call, InferCall) or call.prompt == "short":
-            yield Inferred(Identity(self.version, None), [{"by": self.name}])
+            yield Inferred(Identity(self.version, None, self.build), [{"by": self.name}])
             return
-        yield Opened(Identity(self.version, None), 1)
+        yield Opened(Identity(self.version, None, self.build), 1)
+        if call.prompt == "two tokens":
+            for number in range(len(call.generated), 2):
+                if self.breaks and number == 1:
+                    yield Refused(500, f"the engine of {self.name} failed", "engine_failed", lost=True)
+                    return
+                yield Chunk(self.name, number + 1, "stop" if number else None, ids=(number,))
+            return
         await asyncio.sleep(3600)
 
     def state(self) -> ReplicaState:
         server = self.server
         return ReplicaState(
-            "m", self.name, self.version, Load(0, 0, 0.0), {}, server.address, server.slots, server.leaving
+            "m", self.name, self.version, Load(0, 0, 0.0), {}, server.address, server.slots, server.leaving, self.build
         )
 
 
@@ -59,8 +67,8 @@ class Stage:
         self.replicas: dict[str, Replica] = {}
         self.seats = AsyncExitStack()
 
-    async def add(self, name: str, version: str = "1", slots: int = 4) -> Replica:
-        replica = self.replicas[name] = Replica(name, version, slots)
+    async def add(self, name: str, version: str = "1", slots: int = 4, build: str | None = None) -> Replica:
+        replica = self.replicas[name] = Replica(name, version, slots, build)
         await replica.server.start("127.0.0.1")
         self.hear()
         await until(lambda: name in self.pool._members)
@@ -132,6 +140,19 @@ def test_those_that_wait_go_in_turn_when_room_comes() -> None:
     run(scenario)
 
 
+def test_a_client_that_leaves_as_its_call_is_refused_has_left() -> None:
+    async def scenario(stage: Stage) -> None:
+        waiting = asyncio.create_task(stage.take())
+        await until(lambda: stage.pool.waiting == 1)
+        stage.pool.give_up(0.0, "no replica comes")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert stage.pool.waiting == 0
+
+    run(scenario)
+
+
 def test_one_let_through_as_its_client_leaves_gives_its_room_back() -> None:
     async def scenario(stage: Stage) -> None:
         await stage.add("a", slots=1)
@@ -164,12 +185,22 @@ def test_excluded_replicas_and_other_versions_are_never_chosen() -> None:
     async def scenario(stage: Stage) -> None:
         for name, version in (("a", "1"), ("b", "2"), ("c", "2")):
             await stage.add(name, version)
-        assert [await stage.take(version="2", excluded=frozenset("b")) for _ in range(8)] == ["c"] * 8
+        assert [await stage.take(build="build 2", excluded=frozenset("b")) for _ in range(8)] == ["c"] * 8
         assert {await stage.take(excluded=frozenset("c")) for _ in range(4)} == {"a", "b"}
-        with pytest.raises(VersionGone, match="version 3"):
-            await stage.take(version="3")
+        with pytest.raises(VersionGone, match="no replica of its version and settings"):
+            await stage.take(build="build 3")
         with pytest.raises(Full):
-            await stage.take(version="2", excluded=frozenset("b"), patience_s=0.01)
+            await stage.take(build="build 2", excluded=frozenset("b"), patience_s=0.01)
+
+    run(scenario)
+
+
+def test_one_of_the_same_version_with_other_settings_is_another_one() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.add("fp32", "1", build="x")
+        await stage.add("int8", "1", build="y")
+        assert {await stage.take() for _ in range(2)} == {"fp32", "int8"}
+        assert [await stage.take(build="x") for _ in range(4)] == ["fp32"] * 4
 
     run(scenario)
 
@@ -177,9 +208,9 @@ def test_excluded_replicas_and_other_versions_are_never_chosen() -> None:
 def test_a_call_goes_back_to_the_replica_it_was_lost_with_where_there_is_no_other() -> None:
     async def scenario(stage: Stage) -> None:
         await stage.add("a")
-        assert await stage.take(version="1", excluded=frozenset("a")) == "a"
+        assert await stage.take(build="build 1", excluded=frozenset("a")) == "a"
         await stage.add("b")
-        assert await stage.take(version="1", excluded=frozenset("a")) == "b"
+        assert await stage.take(build="build 1", excluded=frozenset("a")) == "b"
 
     run(scenario)
 
@@ -193,13 +224,13 @@ def test_answers_that_have_begun_go_first_and_are_not_sent_away() -> None:
         stage.pool.allow(most=1, slots=1)
         order: list[str] = []
 
-        async def wait(name: str, version: str | None) -> None:
-            async with stage.pool.seat(CALL, version=version):
+        async def wait(name: str, build: str | None) -> None:
+            async with stage.pool.seat(CALL, build=build):
                 order.append(name)
 
         waiting = [asyncio.create_task(wait("new", None))]
         await until(lambda: stage.pool.waiting == 1)
-        waiting.append(asyncio.create_task(wait("begun", "1")))
+        waiting.append(asyncio.create_task(wait("begun", "build 1")))
         await until(lambda: stage.pool.waiting == 2)
         with pytest.raises(Full, match="1 requests wait already"):
             await stage.take()
@@ -217,7 +248,7 @@ def test_a_version_that_is_started_again_is_waited_for() -> None:
         await first.server.close()
         del stage.replicas["a"]
         await until(lambda: not stage.pool.usable)
-        waiting = asyncio.create_task(stage.take(version="1"))
+        waiting = asyncio.create_task(stage.take(build="build 1"))
         await until(lambda: stage.pool.waiting == 1)
         await stage.add("b", "1")
         assert await waiting == "b"
@@ -305,7 +336,7 @@ def test_a_version_whose_last_replica_leaves_is_gone() -> None:
         stage.hear()
         await until(lambda: stage.pool._members["a"].link.leaving)
         with pytest.raises(VersionGone):
-            await stage.take(version="1")
+            await stage.take(build="build 1")
 
     run(scenario)
 
@@ -389,6 +420,32 @@ def test_an_attempt_tells_that_its_replica_was_lost_and_pending_ends_with_the_fi
     run(scenario)
 
 
+def test_a_text_whose_engine_fails_goes_on_at_another_replica() -> None:
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        went_on: list[str] = []
+        backend.went_on = went_on.append
+        text = GenerateCall("r", "two tokens")
+
+        async def told() -> list[Any]:
+            return [each async for each in backend.generate("m", text)][1:]
+
+        first = await stage.add("a")
+        first.breaks = True
+        assert (await told())[-1] == Refused(500, "the engine of a failed", "engine_failed", lost=True)
+        other = stage.replicas["b"] = Replica("b")
+        await other.server.start("127.0.0.1")
+        stage.pool._members["a"].own += 1  # so that the next text begins at the other one
+        other.breaks, first.breaks = True, False
+        stage.hear()
+        await until(lambda: "b" in stage.pool._members)
+        assert await told() == [Chunk("b", 1, ids=(0,)), Chunk("a", 2, "stop", ids=(1,))]
+        assert went_on == ["m", "m"]
+        stage.pool._members["a"].own -= 1
+
+    run(scenario)
+
+
 def test_what_one_replica_sends_back_as_too_much_another_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "REFUSED_S", 0.05)
 
@@ -440,7 +497,7 @@ def test_what_clients_are_told() -> None:
             await backend.infer("m", InferCall("r", {}))
         assert (full.value.status, full.value.code, full.value.headers) == (429, "overloaded", {"retry-after": "1"})
         with pytest.raises(ApiError) as gone:
-            await anext(backend.attempt("m", CALL, version="9"))
+            await anext(backend.attempt("m", CALL, build="build 9"))
         assert (gone.value.status, gone.value.code) == (503, "replica_lost")
 
     run(scenario)

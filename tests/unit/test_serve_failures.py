@@ -77,6 +77,7 @@ def test_a_client_gets_a_sentence_and_an_id_and_the_log_has_the_reason_under_it(
         assert refused.message.endswith(f"its log has the reason, under call-{number}")
         assert "secret" not in refused.message
         assert f"request call-{number}: {INSIDE}" in caplog.messages
+    assert [refused.lost for refused in refusals] == [True, False, False]  # a text can go on at another replica
 
 
 @pytest.mark.parametrize("layers", [1, 2])

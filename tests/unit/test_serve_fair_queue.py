@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import Counter
 
 import pytest
@@ -125,6 +126,48 @@ def test_a_key_may_fill_its_own_bound_and_leaves_room_for_others() -> None:
     push(waiting, "c")
 
 
+def test_what_goes_before_a_request_depends_on_its_key_and_class() -> None:
+    waiting = queue()
+    assert waiting.ahead("new", 1) == 0
+    push(waiting, "a", 10)
+    push(waiting, "b", 2)
+    push(waiting, "better", 5, priority=0)
+    push(waiting, "worse", 50, priority=2)
+    assert waiting.ahead("new", 1) == 5 + 2  # one each of a and b
+    assert waiting.ahead("b", 1) == 5 + 3 * 2 - 1
+    assert waiting.ahead("a", 1) == 5 + 12  # not more than there is
+    assert waiting.ahead("new", 0) == 1
+    assert waiting.ahead("new", 2) == 5 + 12 + 1
+
+
+def test_a_request_for_several_texts_counts_as_many_and_is_not_passed_while_there_is_no_room() -> None:
+    waiting = queue()
+    waiting.push(0, "a", 1, 10, 10.0, weight=8)
+    push(waiting, "b", 2)
+    assert (len(waiting), waiting.ahead("b", 1), waiting.ahead("a", 1), waiting.ahead("new", 2)) == (3, 5, 10, 10)
+    entry = waiting.push(1, "better", 0, 10, 10.0)
+    assert waiting.pop(7) is entry
+    assert waiting.pop(7) is None
+    assert [each.key for each in iter(lambda: waiting.pop(8), None)] == ["a", "b", "b"]
+    assert waiting.ahead("new", 2) == 0
+
+
+def test_a_full_queue_takes_its_place_from_the_longest_of_the_worst_class() -> None:
+    waiting = queue()
+    assert waiting.last_in_line("new", 2) is None
+    newest = push(waiting, "long", 5)[-1]
+    push(waiting, "short", 3)
+    assert waiting.last_in_line("new", 1) is newest
+    assert waiting.last_in_line("short", 1) is newest  # 4 and 4
+    push(waiting, "short")
+    assert waiting.last_in_line("short", 1) is None  # 5 and 4 is no better than 4 and 5
+    assert waiting.last_in_line("long", 1) is None
+    assert waiting.last_in_line("new", 2) is None
+    assert waiting.last_in_line("short", 0) is newest
+    low = push(waiting, "low", priority=2)[-1]
+    assert waiting.last_in_line("long", 1) is low
+
+
 def test_what_leaves_is_not_served_and_frees_its_place() -> None:
     waiting = queue(most=3)
     first, _, last = push(waiting, "a", 3)
@@ -134,6 +177,17 @@ def test_what_leaves_is_not_served_and_frees_its_place() -> None:
     assert len(waiting) == waiting.waiting_of("a", 1) == 1
     push(waiting, "b", 2)
     assert sorted((entry.key, entry.request) for entry in iter(waiting.pop, None)) == [("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_what_has_left_is_not_kept_while_its_class_waits() -> None:
+    waiting, left = queue(), []
+    push(waiting, "a", priority=2)
+    for _ in range(100):
+        entry = waiting.push(7, "a", 2, 1, deadline=10.0)
+        waiting.remove(entry)
+        left.append(weakref.ref(entry))
+        del entry
+    assert [ref for ref in left if ref() is not None] == []
 
 
 def test_what_has_waited_too_long_is_handed_out_as_such() -> None:

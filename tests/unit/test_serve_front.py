@@ -91,11 +91,15 @@ def routes(ended: list[str], gate: asyncio.Event) -> Starlette:
 
 @asynccontextmanager
 async def serving(
-    limits: Limits = LIMITS, port: int = 0, gate: asyncio.Event | None = None, tls: Any = None
+    limits: Limits = LIMITS,
+    port: int = 0,
+    gate: asyncio.Event | None = None,
+    tls: Any = None,
+    origins: tuple[str, ...] = (),
 ) -> AsyncIterator[Site]:
     logged: list[Exchange] = []
     ended: list[str] = []
-    app = Front(routes(ended, gate or asyncio.Event()), logged.append)
+    app = Front(routes(ended, gate or asyncio.Event()), logged.append, origins=lambda: origins)
     server = Server(app, "127.0.0.1", port, limits, tls, logged.append)
     await server.start()
     try:
@@ -440,5 +444,30 @@ def test_full_logs_are_kept_up_to_a_number(tmp_path: Path, monkeypatch: pytest.M
             await log.stop()
         kept = {path.name: json.loads(path.read_text())["request_id"] for path in tmp_path.iterdir()}
         assert kept == {f"access.jsonl.{age}": f"r{8 - age}" for age in range(1, 6)}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("origins", "asking", "expected"),
+    [
+        (("https://a.example",), "https://a.example", "https://a.example"),
+        (("*",), "https://a.example", "*"),
+        (("https://a.example",), "https://b.example", None),
+        ((), "https://a.example", None),
+    ],
+)
+def test_pages_that_may_ask_read_what_the_front_says(
+    origins: tuple[str, ...], asking: str, expected: str | None
+) -> None:
+    async def scenario() -> None:
+        async with serving(origins=origins) as site, httpx.AsyncClient(base_url=site.url) as client:
+            for wanted, status in (("0.1", 408), ("soon", 400)):
+                sent = {"origin": asking, "x-tandem-timeout-s": wanted}
+                answer = await client.get("/held", headers=sent)
+                assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+                assert answer.headers.get("access-control-allow-origin") == expected
+                told = answer.headers.get("access-control-expose-headers", "")
+                assert expected is None or "retry-after" in told.split(", ")
 
     run(scenario)

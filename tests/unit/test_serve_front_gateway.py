@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from serve.front.app import Front
 from serve.front.exchange import Exchange
 from serve.front.limits import Limits
 from serve.front.server import Server
+from serve.metrics import watch
 from serve.wire import Chunk, GenerateCall, Identity, Opened
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -65,6 +67,52 @@ def run(scenario: Scenario) -> None:
             await server.leave(0.1)
 
     asyncio.run(inside())
+
+
+def test_what_the_server_refuses_is_counted() -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n"
+    refused = {
+        b"nonsense\r\n\r\n": ("other", 400, "invalid_request"),
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n": ("other", 414, "url_too_long"),
+        b"GET / HTTP/1.1\r\nx: " + b"a" * 50_000: ("other", 431, "headers_too_large"),
+        b"GET / HT": ("other", 408, "request_timeout"),
+        head + b"\r\n{": ("/v1/completions", 408, "request_timeout"),
+        head + b"x-tandem-timeout-s: x\r\n\r\n": ("other", 400, "invalid_value"),
+    }
+
+    async def answer(port: int, sent: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        answered = await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+        await writer.wait_closed()
+        return answered
+
+    async def scenario() -> None:
+        gateway = Gateway(Recording(), max_body_bytes=1000, max_prompts=2)  # type: ignore[arg-type]  # generates alone
+        count = partial(watch.count_refused, gateway.metrics.record)
+        limits = Limits(head_s=0.3, body_s=0.3, connections=1)
+        server = Server(Front(routes.build(lambda: gateway), count), "127.0.0.1", 0, limits, log=count)
+        await server.start()
+        for sent, (_, status, _) in refused.items():
+            assert (await answer(server.port, sent)).split()[1] == str(status).encode(), sent
+            while server.connections:
+                await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        assert b" 503 " in await answer(server.port, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        writer.write(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        writer.close()
+        await server.leave(0.1)
+        counted = gateway.metrics.record.snapshot(())["counters"]
+        told = [(route, status) for route, status, _ in refused.values()]
+        told += [("other", 503), ("/v2/health/live", 200)]
+        requests = {(route, int(status)): count for (_, route, status), count in counted["tandem_requests_total"]}
+        assert requests == Counter(told)
+        errors = {kind: count for (_, kind), count in counted["tandem_errors_total"]}
+        assert errors == Counter([*(code for *_, code in refused.values()), "too_many_connections"])
+
+    asyncio.run(scenario())
 
 
 def test_ids_and_traces_reach_the_engine_and_tokens_the_log() -> None:

@@ -26,6 +26,10 @@ LIMITS = Limits(head_s=10, body_s=10, body_bytes_per_s=500, reader_s=60)
         (Pace(body_since=100, body_moved=105, body_bytes=7000), 112, True, None),
         (Pace(body_since=100, body_moved=111, body_bytes=5000), 112, True, "body"),  # 417 a second
         (Pace(body_since=100, body_moved=109, body_bytes=1), 110, True, None),  # a rate counts after the pause's time
+        (Pace(body_since=100, body_moved=129, body_bytes=15_500), 130, True, None),
+        (Pace(body_since=100, body_moved=130, body_bytes=15_500), 130.3, True, "body"),
+        (Pace(body_since=100, body_moved=257, body_bytes=8 * 2**20), 258, True, None),  # 128 s for 8 MiB
+        (Pace(body_since=100, body_moved=258, body_bytes=8 * 2**20), 258.1, True, "body"),
         (Pace(unread_since=100), 160, True, None),
         (Pace(unread_since=100), 160.1, True, "reader"),
         (Pace(closing_since=100), 110.1, False, "closing"),

@@ -16,9 +16,12 @@ import pytest
 import uvicorn
 
 from serve.api import content, routes
+from serve.api.admission import rate_headers, spent
 from serve.api.body import ApiError, parse_json
+from serve.api.callers import ANYONE
 from serve.api.gateway import Gateway
 from serve.api.routes import not_found
+from serve.keys.limiter import Rate, Verdict
 from tests.support import in_process, predictive, tiny_models
 from tests.support.in_process import CARD, InProcess
 from tests.support.predictive import MOST, Predicting, Scenario
@@ -64,7 +67,7 @@ def test_no_origin_is_let_in_by_default(serve: Any) -> None:
     async def scenario(client: httpx.AsyncClient, backend: Predicting) -> None:
         for answer in (await preflight(client, GOOD), await client.get("/health", headers={"origin": GOOD})):
             assert not [name for name in answer.headers if name.startswith("access-control")]
-        assert (await preflight(client, GOOD)).status_code == 405
+        assert (await preflight(client, GOOD)).status_code == 403
 
     serve(scenario)
 
@@ -90,7 +93,10 @@ def test_any_origin_where_the_spec_says_so(serve: Any) -> None:
     async def scenario(client: httpx.AsyncClient, backend: Predicting) -> None:
         answer = await client.post(INFER, json=BODY, headers={"origin": "https://any.example"})
         assert answer.headers["access-control-allow-origin"] == "*"
-        assert "x-tandem-model-version" in answer.headers["access-control-expose-headers"]
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        verdict = Verdict(None, 0.0, 0, Rate(5, 4, 1.0), Rate(5, 4, 1.0))
+        said = (*rate_headers(verdict), *spent(ANYONE).headers, "x-tandem-model-version", "retry-after")
+        assert set(said) <= set(exposed)
 
     serve(scenario, "*")
 

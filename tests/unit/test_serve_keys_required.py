@@ -28,8 +28,10 @@ HELLO = {"model": "tiny", "prompt": "def add", "max_tokens": 5, "temperature": 0
 class Endpoint:
     """The gateway with keys, and what it stands on."""
 
-    def __init__(self, client: httpx.AsyncClient, store: Store, meter: Meter) -> None:
-        self.client, self.store, self.meter = client, store, meter
+    def __init__(
+        self, client: httpx.AsyncClient, store: Store, meter: Meter, turns: Turns, backend: in_process.InProcess
+    ) -> None:
+        self.client, self.store, self.meter, self.turns, self.backend = client, store, meter, turns, backend
 
     def key(self, name: str = "alice", **limits) -> dict[str, str]:
         """Make a key and return the header that carries it."""
@@ -69,7 +71,7 @@ def with_keys(directory: Path, tmp_path: Path) -> Callable[[Callable[[Endpoint],
             gateway.catalog = {CARD.name: CARD, "digits": in_process.DIGITS}
             transport = httpx.ASGITransport(routes.build(lambda: gateway), raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-                await scenario(Endpoint(client, store, meter))
+                await scenario(Endpoint(client, store, meter, turns, backend))
             await meter.stop()
             assert turns.running == turns.waiting == 0, "every turn was given back"
 
@@ -91,6 +93,17 @@ def test_every_route_but_health_and_static_files_asks_for_a_key(with_keys) -> No
             assert (await endpoint.client.get(path)).status_code == 401
         assert (await endpoint.client.get("/page/app.js")).status_code == 200
         assert (await endpoint.client.get("/health/")).status_code == 200
+
+    with_keys(scenario)
+
+
+def test_health_names_no_model_to_whom_has_no_key(with_keys) -> None:
+    async def scenario(endpoint: Endpoint) -> None:
+        answer = await endpoint.client.get("/health")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok", "served": 2, "ready": 2})
+        endpoint.backend.ready = False
+        answer = await endpoint.client.get("/health")
+        assert (answer.status_code, answer.json()) == (503, {"status": "starting", "served": 2, "ready": 0})
 
     with_keys(scenario)
 
@@ -251,5 +264,18 @@ def test_openais_client_understands_it(with_keys) -> None:
         other = openai.AsyncOpenAI(api_key="wrong", base_url="http://test/v1", http_client=endpoint.client)
         with pytest.raises(openai.AuthenticationError):
             await other.models.list()
+
+    with_keys(scenario)
+
+
+def test_each_text_that_a_request_asks_for_takes_a_place(with_keys) -> None:
+    async def scenario(endpoint: Endpoint) -> None:
+        for changes, texts in (({}, 1), ({"n": 2}, 2), ({"prompt": ["def add"] * 3}, 3)):
+            request = asyncio.create_task(endpoint.complete(endpoint.key(f"k{texts}"), **changes))
+            seen = set()
+            while not request.done():
+                seen.add(endpoint.turns.running)
+                await asyncio.sleep(0)
+            assert ((await request).status_code, seen) == (200, {0, texts})
 
     with_keys(scenario)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
+from ray import serve as ray_serve
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
     DeploymentStatus,
     DeploymentStatusOverview,
     DeploymentStatusTrigger,
+    ServeStatus,
 )
 from ray.serve.schema import ReplicaState as State
 
@@ -110,3 +113,44 @@ def test_one_that_is_deployed_and_scaled_to_nothing_is_no_hope() -> None:
     deployed = overview({})
     deployed.status = ApplicationStatus.RUNNING
     assert not readiness.why_none(deployed).hopeful
+
+
+def test_a_controller_that_hangs_is_asked_once_at_a_time_and_holds_up_no_other_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on, asked = threading.Event(), []
+
+    def status() -> ServeStatus:
+        asked.append(threading.current_thread())
+        goes_on.wait(10)
+        return ServeStatus(applications={})
+
+    monkeypatch.setattr(ray_serve, "status", status)
+    monkeypatch.setattr(readiness, "STATUS_TIMEOUT_S", 0.02)
+
+    async def scenario() -> None:
+        silent = Why("Ray Serve's controller does not answer", hopeful=False)
+        for _ in range(2):
+            assert set(await asyncio.gather(*(readiness.ask_why("m") for _ in range(100)))) == {silent}
+        await asyncio.wait_for(asyncio.to_thread(str), 5)
+        assert len(asked) == 1
+        goes_on.set()
+        asked[0].join(5)
+        assert (await readiness.ask_why("m")).reason == "it is not deployed"
+        assert len(asked) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_controller_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [RuntimeError("dead"), ServeStatus(applications={})]
+
+    def status() -> ServeStatus:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray_serve, "status", status)
+    reasons = [asyncio.run(readiness.ask_why("m")).reason for _ in range(2)]
+    assert reasons == ["Ray Serve's controller does not answer", "it is not deployed"]

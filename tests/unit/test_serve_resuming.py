@@ -14,7 +14,7 @@ from serve.routing.resuming import MOST_LOST, Message, Progress, resumed, seeded
 from serve.wire import Chunk, GenerateCall, Identity, Opened, Refused
 
 CALL = GenerateCall("r", "x", {"temperature": 0})
-V1, V2 = Opened(Identity("1", "run"), 3), Opened(Identity("2", "run"), 3)
+V1, V2 = Opened(Identity("1", "run", "b1"), 3), Opened(Identity("2", "run", "b2"), 3)
 LOST, MOVED = ReplicaLost("a"), ReplicaLost("a", moved=True)
 
 
@@ -32,9 +32,9 @@ class Replicas:
         self.closed = 0
 
     async def __call__(
-        self, call: GenerateCall, excluded: frozenset[str], version: str | None
+        self, call: GenerateCall, excluded: frozenset[str], build: str | None
     ) -> AsyncGenerator[Message, None]:
-        self.asked.append((call.generated, excluded, version))
+        self.asked.append((call.generated, excluded, build))
         self.seeds.append(call.sampling.get("seed"))
         try:
             for message in self._attempts.pop(0):
@@ -61,8 +61,8 @@ def test_the_next_replica_goes_on_after_the_tokens_that_were_handed_on() -> None
     assert told(replicas) == [V1, piece(2, 7, 8), piece(3, 9, text=""), piece(4, 6), piece(5, 5, reason="stop")]
     assert replicas.asked == [
         ((), frozenset(), None),
-        ((7, 8, 9), frozenset({"a"}), "1"),
-        ((7, 8, 9, 6), frozenset({"a", "b"}), "1"),
+        ((7, 8, 9), frozenset({"a"}), "b1"),
+        ((7, 8, 9, 6), frozenset({"a", "b"}), "b1"),
     ]
     assert replicas.closed == 3
 
@@ -76,7 +76,7 @@ def test_before_anything_was_handed_on_the_call_is_tried_again_at_any_version() 
 def test_an_accepted_call_without_a_token_begins_again_at_its_version() -> None:
     replicas = Replicas([V1, LOST], [V1, piece(1, 7, reason="length")])
     assert told(replicas) == [V1, piece(1, 7, reason="length")]
-    assert replicas.asked[1] == ((), frozenset({"a"}), "1")
+    assert replicas.asked[1] == ((), frozenset({"a"}), "b1")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,23 @@ def test_a_request_that_ends_replicas_ends_two_at_one_place(attempts: list[list[
     lost = 2
     assert last == Refused(503, f"{lost} replicas were lost while they worked on this request", "replica_lost")
     assert len(replicas.asked) == len(attempts)
+
+
+FAILED = Refused(500, "the engine failed", "engine_failed", lost=True)
+
+
+def test_a_text_goes_on_where_another_engine_lives() -> None:
+    replicas = Replicas([V1, piece(1, 7), ReplicaLost("a", refused=FAILED)], [V1, piece(2, 8, reason="stop")])
+    assert told(replicas) == [V1, piece(1, 7), piece(2, 8, reason="stop")]
+    assert replicas.asked[1] == ((7,), frozenset({"a"}), "b1")
+
+
+@pytest.mark.parametrize("first", [[], [V1, piece(1, 7)], [V1, piece(2, 7)]], ids=["at once", "later", "not counted"])
+def test_a_request_that_breaks_engines_breaks_two_and_is_told_of_it(first: list[Message | Exception]) -> None:
+    broken = [ReplicaLost(name, refused=FAILED) for name in "ab"]
+    replicas = Replicas([*first, broken[0]], [broken[1]])
+    assert told(replicas) == [*first, FAILED]
+    assert len(replicas.asked) <= 2
 
 
 def test_losses_with_progress_between_them_are_bounded() -> None:
@@ -115,6 +132,13 @@ def test_an_answer_is_of_one_version() -> None:
     said = "the replica of version 1 was lost, and there is only version 2 now"
     assert told(replicas) == [V1, piece(1, 7), Refused(503, said, "replica_lost")]
     assert replicas.closed == 2
+
+
+def test_an_answer_is_of_one_build_of_its_version() -> None:
+    other = Opened(Identity("1", "run", "of another precision"), 3)
+    replicas = Replicas([V1, piece(1, 7), LOST], [other, piece(2, 8, reason="stop")])
+    said = "the replica of version 1 was lost, and there is only that version with other settings now"
+    assert told(replicas) == [V1, piece(1, 7), Refused(503, said, "replica_lost")]
 
 
 def test_a_replica_that_begins_anew_is_not_listened_to() -> None:

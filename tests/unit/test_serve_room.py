@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.topology import Node
-from serve.deploy import room
+from serve.deploy import checks, room
+from serve.spec import ServeSpec
 
 
 def node(name: str = "a", total: float = 4, free: float = 4, gpus: float = 0, alive: bool = True) -> Node:
@@ -71,3 +72,21 @@ def test_replicas_on_their_way_lack_nothing() -> None:
 def test_a_cluster_that_shrank_is_said() -> None:
     found = room.lacking({"t.m": application(("STARTING", None), cpus=8)}, [node("a", free=1)])
     assert found["t.m"].startswith("no room for 1 replica with 8 CPUs, 1 CPU and 0 GPUs free: a replica runs on one")
+
+
+@pytest.mark.parametrize(
+    ("there", "free", "drain_s", "said"),
+    [
+        ({"tandem.m": 1}, 0, 300, True),
+        ({"tandem.m": 1}, 4, 300, False),  # room for both
+        ({}, 0, 300, False),  # nothing runs that could be drained
+        ({"tandem.m": 1}, 0, 30, False),  # a request may wait for that
+    ],
+)
+def test_an_update_without_room_says_that_it_drains_first(
+    there: dict[str, int], free: float, drain_s: float, said: bool
+) -> None:
+    spec = ServeSpec.model_validate({"models": {"m": {"model": "models:/m"}}, "drain_s": drain_s})
+    sentences = list(checks.drained_first(spec, [node(free=free)], there))
+    assert len(sentences) == said
+    assert all("drain_s (300 s)" in sentence and "max_wait_s (60 s)" in sentence for sentence in sentences)

@@ -66,6 +66,46 @@ def test_who_is_refused_leaves_no_work() -> None:
     asyncio.run(scenario())
 
 
+def test_another_max_queued_acts_in_a_running_gateway() -> None:
+    async def scenario() -> None:
+        access = Access("x", "g", None, 5.0)
+        access.configure({"m": Queue(1, 9, 9)}, None)
+        running = [await access.admission.begin(ANYONE, "m", *estimate(4, 2, 1)) for _ in range(2)]
+        for most in (3, 1):
+            access.configure({"m": Queue(1, most, most)}, None)
+            waiting = [asyncio.create_task(access.admission.begin(ANYONE, "m", *estimate(4, 2, 1))) for _ in range(5)]
+            await asyncio.sleep(0.01)
+            assert access.waiting() == {"m": most}
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        for ticket in running:
+            ticket.end()
+
+    asyncio.run(scenario())
+
+
+def test_a_key_pays_the_tokens_that_its_prompt_has_and_not_the_bytes_of_its_body() -> None:
+    async def scenario() -> None:
+        order: list[str] = []
+        entrance = admission(ModelWork(), window=1)
+
+        async def one(key: str) -> None:
+            with await entrance.begin(Caller(key, Limits()), "m", *estimate(40, 20, 1)) as ticket:
+                order.append(key)
+                ticket.prompt(10)
+                await asyncio.sleep(0)
+
+        with await entrance.begin(Caller("image", Limits()), "m", *estimate(400_000, 20, 1)) as ticket:
+            waiting = [asyncio.create_task(one(key)) for key in ("image", "text", "text", "text")]
+            await asyncio.sleep(0)
+            ticket.prompt(20)
+        await asyncio.gather(*waiting)
+        assert order.index("image") <= 1
+
+    asyncio.run(scenario())
+
+
 def test_a_request_for_a_model_without_replicas_is_reported_soon() -> None:
     async def scenario() -> None:
         asked: list[str] = []
@@ -82,6 +122,27 @@ def test_a_request_for_a_model_without_replicas_is_reported_soon() -> None:
                 assert access.work()[model].waiting == 30
             assert len(asked) == times
         await access.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_of_a_model_that_is_taken_out_goes_on_to_its_end() -> None:
+    async def scenario() -> None:
+        access, once = Access("x", "g", None, 0.05), Caller("k", Limits(concurrency=1))
+        access.configure({"m": Queue(1, 9, 9)}, None)
+        ticket = await access.admission.begin(once, "m", *estimate(40, 20, 1))
+        ticket.prompt(10)
+        access.configure({}, None)
+        ticket.answer(5)
+        access.configure({"m": Queue(1, 9, 9)}, None)  # the name is back
+        with pytest.raises(ApiError, match="at the same time"):
+            await access.admission.begin(once, "m", *estimate(40, 20, 1))
+        ticket.end()
+        assert access.waiting().get("m", 0) == 0
+        assert access.work().get("m") in (None, Work(0, 0, 0, 0)), "the new model has nothing of the old one's"
+        for _ in range(2):
+            with await access.admission.begin(once, "m", *estimate(40, 20, 1)):
+                assert access.admission._turns("m").running == 1
 
     asyncio.run(scenario())
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve.fair.turns import Busy, Pace, Turn, Turns
+from serve.fair.turns import LEAST_SEEN, PACE_S, Busy, Pace, Turn, Turns
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -82,36 +85,157 @@ def test_who_would_wait_too_long_is_told_at_once() -> None:
 
     async def scenario() -> None:
         nonlocal now
-        turns = Turns(1, 100, 100, clock=lambda: now)
+        turns = Turns(1, 300, 300, clock=lambda: now)
         turn = await take(turns)
+        waiting = deque(asyncio.create_task(take(turns, patience_s=1e6)) for _ in range(220))
+        await asyncio.sleep(0)
         for _ in range(200):  # one a second leaves
             now += 1
             turns.end(turn)
-            turn = await take(turns)
-        waiting = [asyncio.create_task(take(turns, patience_s=1e6)) for _ in range(20)]
-        await asyncio.sleep(0)
-        with pytest.raises(Busy, match=r"20 requests wait, about 2[01] s") as busy:
+            turn = await waiting.popleft()
+        with pytest.raises(Busy, match=r"20 texts go first, about 19 s") as busy:
             await take(turns, patience_s=10)
-        assert busy.value.retry_after_s in (20, 21)
+        assert busy.value.retry_after_s == 20
         for task in waiting:
             task.cancel()
 
     run(scenario)
 
 
-def test_a_full_queue_is_refused() -> None:
+def test_a_key_with_little_to_do_is_not_refused_for_what_another_has_waiting() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        turns = Turns(1, 300, 300, clock=lambda: now)
+        turn = await take(turns, "big")
+        waiting = deque(asyncio.create_task(take(turns, "big", patience_s=1e6)) for _ in range(120))
+        await asyncio.sleep(0)
+        for _ in range(100):  # one a second leaves
+            now += 1
+            turns.end(turn)
+            turn = await waiting.popleft()
+        for key, priority in (("big", 1), ("big", 2), ("small", 2)):
+            with pytest.raises(Busy, match=r"20 texts go first, about 19 s"):
+                await turns.take(key, priority, 10, patience_s=10)
+        small = [asyncio.create_task(take(turns, "small", patience_s=10)) for _ in range(5)]
+        high = [asyncio.create_task(turns.take("high", 0, 10, patience_s=5)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert (turns.waiting, any(task.done() for task in small + high)) == (30, False)
+        with pytest.raises(Busy, match=r"16 texts go first"):
+            await take(turns, "small", patience_s=10)
+        for task in (*waiting, *small, *high):
+            task.cancel()
+
+    run(scenario)
+
+
+def test_a_full_queue_is_refused_but_for_who_has_less_in_it() -> None:
     async def scenario() -> None:
         turns = Turns(0, 3, 2)
-        tasks = [asyncio.create_task(take(turns, "a")) for _ in range(2)]
+        first, second = [asyncio.create_task(take(turns, "a")) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Busy, match="2 requests of this key wait"):
             await take(turns, "a")
-        tasks.append(asyncio.create_task(take(turns, "b")))
+        third = asyncio.create_task(take(turns, "b"))
         await asyncio.sleep(0)
+        fourth = asyncio.create_task(take(turns, "c"))
+        with pytest.raises(Busy, match="its place was given") as busy:
+            await second
+        assert busy.value.retry_after_s == 1
         with pytest.raises(Busy, match="3 requests wait already"):
-            await take(turns, "c")
-        for task in tasks:
+            await take(turns, "d")
+        with pytest.raises(Busy, match="3 requests wait already"):
+            await turns.take("d", 2, 10, 5)
+        better = asyncio.create_task(turns.take("d", 0, 10, 5))
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in (first, third, fourth, better)].count(True) == 1
+        assert (turns.waiting, better.done()) == (3, False)
+        for task in (first, third, fourth, better):
             task.cancel()
+        await asyncio.gather(first, third, fourth, better, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_request_for_several_texts_takes_as_many_places() -> None:
+    async def scenario() -> None:
+        turns = Turns(4, 10, 10)
+        three = await turns.take("a", 1, 10, 5, weight=3)
+        two, one = (asyncio.create_task(turns.take("a", 1, 10, 5, weight=weight)) for weight in (2, 1))
+        await asyncio.sleep(0.01)
+        assert (turns.running, two.done(), one.done()) == (3, False, False)
+        turns.end(three)
+        await asyncio.gather(two, one)
+        assert turns.running == 3
+        leaver = asyncio.create_task(turns.take("a", 1, 10, 5, weight=2))
+        await asyncio.sleep(0)
+        turns.end(await two)  # lets it through
+        leaver.cancel()  # before it could see that
+        await asyncio.gather(leaver, return_exceptions=True)
+        assert turns.running == 1
+
+    run(scenario)
+
+
+def test_a_request_for_more_texts_than_the_window_goes_alone_and_is_not_starved() -> None:
+    async def scenario() -> None:
+        turns = Turns(4, 10, 10)
+        small = [await take(turns), await take(turns)]
+        heavy = asyncio.create_task(turns.take("b", 1, 10, 5, weight=9))
+        await asyncio.sleep(0)
+        later = [asyncio.create_task(take(turns)) for _ in range(4)]
+        await asyncio.sleep(0)
+        turns.end(small[0])
+        await asyncio.sleep(0.01)
+        assert (turns.running, heavy.done()) == (1, False)
+        turns.end(small[1])
+        turn = await heavy
+        await asyncio.sleep(0.01)
+        assert (turns.running, any(task.done() for task in later)) == (9, False)
+        turns.end(turn)
+        await asyncio.gather(*later)
+        assert turns.running == 4
+
+    run(scenario)
+
+
+def test_when_a_heavy_request_leaves_those_behind_it_go() -> None:
+    async def scenario() -> None:
+        turns = Turns(4, 10, 10)
+        await take(turns)
+        heavy = asyncio.create_task(turns.take("b", 1, 10, 5, weight=9))
+        await asyncio.sleep(0)
+        later = asyncio.create_task(take(turns))
+        await asyncio.sleep(0.01)
+        assert not later.done()
+        heavy.cancel()
+        await later
+        impatient = asyncio.create_task(turns.take("b", 1, 10, 0.02, weight=9))
+        await asyncio.sleep(0)
+        last = asyncio.create_task(take(turns))
+        with pytest.raises(Busy, match="did not come"):
+            await impatient
+        await last
+        assert (turns.running, turns.waiting) == (3, 0)
+
+    run(scenario)
+
+
+def test_a_smaller_bound_is_kept_as_soon_as_better_requests_come() -> None:
+    async def scenario() -> None:
+        turns = Turns(0, 10, 10)
+        tasks = [asyncio.create_task(take(turns)) for _ in range(5)]
+        await asyncio.sleep(0)
+        turns.bound(2, 2)
+        assert turns.waiting == 5
+        better = asyncio.create_task(turns.take("b", 0, 10, 5))
+        await asyncio.sleep(0.01)
+        assert ([task.done() for task in tasks], better.done()) == ([False] + [True] * 4, False)
+        assert turns.waiting == 2
+        for task in (*tasks, better):
+            task.cancel()
+        await asyncio.gather(*tasks, better, return_exceptions=True)
 
     run(scenario)
 
@@ -139,9 +263,66 @@ def test_a_client_that_leaves_frees_its_place_in_the_queue_or_its_turn() -> None
     run(scenario)
 
 
-def test_the_pace_follows_what_leaves() -> None:
+def test_a_client_that_leaves_as_its_patience_ends_gives_back_no_turn_that_it_never_had() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 10, 10)
+        turn = await take(turns, "a")
+        leaver = asyncio.create_task(take(turns, "b", patience_s=0.01))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.01, leaver.cancel)
+        time.sleep(0.03)  # both timers are due in the same iteration of the loop
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        assert (turns.running, turns.waiting) == (1, 0)
+        turns.end(turn)
+        assert turns.running == 0
+
+    run(scenario)
+
+
+def test_the_pace_follows_what_leaves_while_others_wait() -> None:
     pace = Pace()
-    assert pace.per_s is None
-    for at in range(500):
+    pace.waits(0.0, True)
+    for at in range(1, 500):
+        assert (pace.per_s is None) == (at <= LEAST_SEEN)
         pace.left(at * 0.2)
-    assert pace.per_s == pytest.approx(5, rel=0.05)
+        assert at < 50 or pace.per_s == pytest.approx(5, rel=0.05)
+    pace.left(99.8 + PACE_S)
+    assert pace.per_s == pytest.approx(5 / math.e + 1 / PACE_S, rel=0.05)
+
+
+def test_time_in_which_none_waits_does_not_slow_the_pace() -> None:
+    pace = Pace()
+    for minute in range(100):
+        pace.waits(60.0 * minute, True)
+        pace.left(60.0 * minute + 0.5)
+        pace.waits(60.0 * minute + 0.5, False)
+        pace.left(60.0 * minute + 30)
+    assert pace.per_s == pytest.approx(2, rel=0.05)
+
+
+def test_a_first_burst_after_quiet_hours_is_not_refused() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        turns = Turns(20, 256, 128, clock=lambda: now)
+        for _ in range(30):  # one a minute, each takes a second
+            turn = await take(turns)
+            now += 1
+            turns.end(turn)
+            now += 59
+        tasks = [asyncio.create_task(take(turns, patience_s=60)) for _ in range(60)]
+        served = 0
+        while served < 60:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not [task for task in tasks if task.done() and task.exception()]
+            running, now = [task.result() for task in tasks[served:] if task.done()], now + 1
+            served += len(running)
+            for turn in running:
+                turns.end(turn)
+        assert now == 30 * 60 + 3
+        assert turns._pace.per_s == pytest.approx(20, rel=0.1)
+
+    run(scenario)

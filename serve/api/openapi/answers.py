@@ -116,7 +116,13 @@ def _inference() -> dict[str, Schema]:
 def _health() -> dict[str, Schema]:
     model = shape(version=STRING, running=INTEGER, queued=INTEGER, tokens_per_second=NUMBER, replicas=listed(OBJECT))
     return {
-        "Health": shape(status=only("ok"), models=listed(STRING)),
-        "Starting": shape(status=only("starting"), not_ready=listed(STRING)),
+        "Health": _health_of("ok", "models"),
+        "Starting": _health_of("starting", "not_ready"),
         "Status": {"type": "object", "additionalProperties": model},
     }
+
+
+def _health_of(status: str, names: str) -> Schema:
+    """Return the schema of how ready the endpoint is; the names are told where no keys are asked for."""
+    told = shape(status=only(status), served=INTEGER, ready=INTEGER)
+    return {**told, "properties": {**told["properties"], names: listed(STRING)}}

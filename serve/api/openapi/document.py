@@ -64,14 +64,18 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
 ERRORS = {
     "400": "the request is at fault; `param` names what to change",
     "401": "a key is needed",
+    "403": "the key may not do this, or a page of this origin may not ask",
     "404": "there is no such model or version here",
+    "408": "the request did not come to its end, or its time was over; see Retry-After",
     "413": "the body is too large",
+    "414": "the URL is too long",
     "415": "the body's coding is not read",
     "429": "a limit of the key is reached, its budget is spent, or the model is busy; see Retry-After",
+    "431": "the headers are too many or too long",
     "500": "the server failed; its log has the reason under the id that is told",
     "503": "no replica is ready, or keys cannot be checked now",
 }
-OF_READING = ("401", "404", "500", "503")
+OF_READING = ("400", "401", "403", "404", "408", "414", "431", "500", "503")
 """Errors of routes without a body."""
 
 

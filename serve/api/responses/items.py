@@ -13,6 +13,7 @@ from typing import Any
 from serve.api.body import ApiError, shown
 from serve.api.openai_messages import ROLES, called, in_order
 from serve.api.openai_parameters import invalid, missing, part
+from serve.api.openai_requests import MOST_MESSAGES
 from serve.api.responses.requests import CallItem, MessageItem, MessagePart, ReasoningItem, ResultItem
 
 TEXTS = ("input_text", "output_text")
@@ -41,6 +42,8 @@ def conversation(instructions: str | None, given: Any) -> Conversation:
         raise invalid("input", f"must be a string or a list of items (given: {shown(given)})")
     if not given:
         raise invalid("input", "must not be empty")
+    if len(given) > MOST_MESSAGES:
+        raise invalid("input", f"must be a list of at most {MOST_MESSAGES} items (given: {len(given)})")
     for at, item in enumerate(given):
         reader.read(item, f"input[{at}]")
     if not reader.messages and not reader.thought:

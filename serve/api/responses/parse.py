@@ -16,7 +16,6 @@ from serve.api.openai_sampling import check, sampling
 from serve.api.responses.items import Conversation, conversation, kind_of, unsupported
 from serve.api.responses.requests import (
     LOGPROBS,
-    MOST_METADATA,
     ChosenFunction,
     ChosenFunctions,
     FunctionTool,
@@ -53,8 +52,6 @@ def parse(body: dict[str, Any], request_id: str) -> Wanted:
     """Parse the body of /v1/responses. Raises ApiError (400) naming the parameter at fault."""
     request = validate(ResponsesRequest, body)
     _check_stream_options(request)
-    if len(request.metadata or {}) > MOST_METADATA:
-        raise invalid("metadata", f"at most {MOST_METADATA} pairs are taken, {len(request.metadata or {})} were given")
     told = conversation(request.instructions, request.input)
     tools = _tools(request)
     call = GenerateCall(

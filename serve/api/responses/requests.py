@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
-from serve.api.openai_requests import Body, Function, Generating
+from serve.api.openai_requests import Body, First, Function, Generating, Many, Tools
 from serve.engines.protocol import MOST_ALTERNATIVES
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -25,7 +26,20 @@ Included = Literal[
 """Only the first can be in an answer; the others are about items that no answer has."""
 MOST_METADATA = 16
 """Pairs, as OpenAI has it; the lengths too."""
-Metadata = dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]]
+
+
+def _few(value: Any) -> Any:
+    """Raise for so many pairs that to read each would take time."""
+    if isinstance(value, dict) and len(value) > MOST_METADATA:
+        told = f"at most {MOST_METADATA} pairs are taken, {len(value)} were given"
+        raise PydanticCustomError("too_many_pairs", told)  # type: ignore[type-var]
+    return value
+
+
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
+    BeforeValidator(_few),
+]
 
 
 class MessageItem(Body):
@@ -33,7 +47,7 @@ class MessageItem(Body):
 
     type: Literal["message"] | None = None
     role: Literal["user", "system", "developer", "assistant"]
-    content: str | list[Any]
+    content: str | Many[Any]
     id: str | None = None
     status: Status | None = None
 
@@ -64,7 +78,7 @@ class ResultItem(Body):
 
     type: Literal["function_call_output"]
     call_id: NonEmpty
-    output: str | list[Any]
+    output: str | Many[Any]
     id: str | None = None
     status: Status | None = None
 
@@ -78,7 +92,7 @@ class ReasoningItem(Body):
     """What the model thought before it answered, in words."""
 
     type: Literal["reasoning"]
-    content: list[ReasoningPart] | None = None
+    content: Many[ReasoningPart] | None = None
     id: str | None = None
     status: Status | None = None
 
@@ -89,7 +103,7 @@ class FunctionTool(Function):
     type: Literal["function"]
     async_: Literal[False] | None = Field(default=None, alias="async")
     defer_loading: Literal[False] | None = None
-    allowed_callers: list[Literal["direct"]] | None = None
+    allowed_callers: First[Literal["direct"]] | None = None
     cache_control: Any = None
 
 
@@ -101,7 +115,7 @@ class ChosenFunction(Body):
 class ChosenFunctions(Body):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ChosenFunction], Field(min_length=1)]
+    tools: Annotated[Tools[ChosenFunction], Field(min_length=1)]
 
 
 class TextFormat(Body):
@@ -135,7 +149,7 @@ class ResponsesRequest(Generating):
 
     input: Any
     instructions: str | None = None
-    include: list[Included] | None = None
+    include: First[Included] | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     max_tool_calls: int | None = Field(default=None, ge=1)
     """Of OpenAI's own tools, of which an answer has none."""
@@ -146,7 +160,7 @@ class ResponsesRequest(Generating):
     stream_options: EventOptions | None = None
     text: TextSettings | None = None
     tool_choice: str | dict[str, Any] | None = None
-    tools: list[Any] | None = None
+    tools: Tools[Any] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
     user: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
