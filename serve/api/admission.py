@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from serve.api import refusals
 from serve.api.body import ApiError
 from serve.api.callers import Caller
 from serve.fair.turns import Busy, Turn, Turns
 from serve.front import exchange
-from serve.keys.limiter import Limiter, Rate, Verdict
+from serve.keys.limiter import Limiter, Verdict
 from serve.keys.limits import PRIORITIES, Limits
 from serve.keys.meter import Counted, Hold, Meter
 from serve.metrics import watch
@@ -205,9 +206,9 @@ class Admission:
 
     async def _admitted(self, caller: Caller, model: str, wanted: _Wanted, hold: Hold | None) -> Ticket:
         verdict = await self._rates.begin(caller.key, caller.limits, wanted.read + wanted.most)
-        headers = rate_headers(verdict)
+        headers = refusals.rate_headers(verdict)
         if verdict.refused_by is not None:
-            raise _limited(verdict, caller.limits, headers)
+            raise refusals.limited(verdict, caller.limits, headers)
         item = self._work(model).begin(wanted.read, wanted.most if wanted.named else None)
         asked = time.perf_counter()
         try:
@@ -216,7 +217,7 @@ class Admission:
             item.end(answered=False)
             self._rates.end(caller.key, verdict.reserved, 0)
             if isinstance(error, Busy):
-                raise _busy(model, error, headers) from None
+                raise refusals.busy(model, error, headers) from None
             raise
         if not wanted.most:  # vectors and predictions tell nothing before they are there
             item.started()
@@ -236,7 +237,7 @@ class Admission:
         assert self._meter is not None
         left = self._meter.left_now(caller.key, caller.limits) if generated else None
         if left is not None and left <= 0:
-            raise spent(caller)
+            raise refusals.spent(caller)
         self._meter.count(caller.key, entry, prompt, generated)
 
     def end(self, ticket: Ticket) -> None:
@@ -260,9 +261,9 @@ class Admission:
         if left is None:
             return None
         if left <= 0:
-            raise spent(caller)
+            raise refusals.spent(caller)
         if left <= self._meter.held(caller.key):
-            raise _promised(caller)
+            raise refusals.held(caller)
         return self._meter.hold(caller.key, prompt, most)
 
 
@@ -273,60 +274,6 @@ def estimate(body_bytes: int, max_tokens: int | None, texts: int) -> tuple[int, 
     """
     most = (UNNAMED_MAX_TOKENS if max_tokens is None else max_tokens) * texts
     return math.ceil(body_bytes / BYTES_PER_TOKEN), most, max_tokens is not None
-
-
-def rate_headers(verdict: Verdict) -> dict[str, str]:
-    """Return the headers by which OpenAI's clients know how much is left."""
-    rates = (("requests", verdict.requests), ("tokens", verdict.tokens))
-    return {name: value for kind, rate in rates if rate for name, value in _of_rate(kind, rate).items()}
-
-
-def _of_rate(kind: str, rate: Rate) -> dict[str, str]:
-    return {
-        f"x-ratelimit-limit-{kind}": str(rate.limit),
-        f"x-ratelimit-remaining-{kind}": str(rate.remaining),
-        f"x-ratelimit-reset-{kind}": f"{rate.reset_s:.3f}s",
-    }
-
-
-def _limited(verdict: Verdict, limits: Limits, headers: dict[str, str]) -> ApiError:
-    name = str(verdict.refused_by)
-    wait = max(1, math.ceil(verdict.retry_after_s))
-    message = f"the key's limit of {getattr(limits, name):,} {_WORDS[name]} is reached; try again in {wait} s"
-    return ApiError(429, message, code="rate_limit_exceeded", headers={**headers, "retry-after": str(wait)})
-
-
-_WORDS = {
-    "requests_per_minute": "requests a minute",
-    "tokens_per_minute": "tokens a minute",
-    "concurrency": "requests at the same time",
-}
-
-
-def _busy(model: str, busy: Busy, headers: dict[str, str]) -> ApiError:
-    message = f"{model!r} is busy: {busy.reason}; try again in {busy.retry_after_s} s"
-    return ApiError(429, message, code="overloaded", headers={**headers, "retry-after": str(busy.retry_after_s)})
-
-
-def spent(caller: Caller) -> ApiError:
-    """Return the 429 of a spent budget, which clients shall not try again."""
-    message = f"{_budget(caller)} is spent"
-    return ApiError(429, message, code="insufficient_quota", headers={"x-should-retry": "false"})
-
-
-def _promised(caller: Caller) -> ApiError:
-    """Return the 429 of a budget whose rest is held back for requests that run or wait."""
-    message = f"{_budget(caller)} is held by this key's other requests as far as it is left; try again in 1 s"
-    return ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": "1"})
-
-
-def _budget(caller: Caller) -> str:
-    named = [f"{value:,} a {unit}" for unit, value in _budgets(caller.limits) if value is not None]
-    return f"the key's budget of tokens ({', '.join(named)})"
-
-
-def _budgets(limits: Limits) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
-    return ("day", limits.tokens_per_day), ("month", limits.tokens_per_month)
 
 
 def everyone() -> Admission:

@@ -16,10 +16,10 @@ import pytest
 import uvicorn
 
 from serve.api import content, routes
-from serve.api.admission import rate_headers, spent
 from serve.api.body import ApiError, parse_json
 from serve.api.callers import ANYONE
 from serve.api.gateway import Gateway
+from serve.api.refusals import rate_headers, spent
 from serve.api.routes import not_found
 from serve.keys.limiter import Rate, Verdict
 from tests.support import in_process, predictive, tiny_models
