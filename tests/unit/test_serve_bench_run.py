@@ -130,7 +130,8 @@ def test_the_endpoint_from_here_is_reached_by_its_own_certificate(
     own, key = certificates.make(tmp_path, "some.other.name")
 
     def write(request: str) -> bytes:
-        return answer(MODELS) if request.startswith("/v1/models") else answer(b'{"usage": {"completion_tokens": 1}}')
+        body = MODELS if request.startswith("/v1/models") else b'{"usage": {"completion_tokens": 1}}'
+        return answer(body, "200 OK", "connection: close")
 
     with bench_servers.scripted(write, front_tls.context(own, key)) as url:
         monkeypatch.setattr(endpoints, "reached", lambda: (url, own))  # what `serve up` has written
