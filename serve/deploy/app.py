@@ -118,6 +118,7 @@ def down(name: str) -> dict[str, Any]:
     own = _own_apps(name)
     others = set(ray_serve.status().applications) - own
     state_actor.stop(name)
+    rates.stop(name)
     if others:
         for app in sorted(own):
             ray_serve.delete(app)

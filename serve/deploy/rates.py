@@ -184,6 +184,16 @@ def start(name: str, environment: dict[str, Any]) -> None:
     ).remote()
 
 
+def stop(name: str) -> None:
+    """End the actor of `name`, if there is one."""
+    import ray
+
+    try:
+        ray.kill(ray.get_actor(actor_name(name), namespace=NAMESPACE))
+    except ValueError:
+        return
+
+
 def actor_name(name: str) -> str:
     """Return the actor's name."""
     return f"rates:{name}"

@@ -373,7 +373,8 @@ def test_down_leaves_nothing(endpoint: str) -> None:
     assert endpoints.status() is None
     assert "nothing is served" in CliRunner().invoke(cli.app, ["status"]).output
     assert "nothing was served" in CliRunner().invoke(cli.app, ["down"]).output
-    left = [p.info["name"] for p in psutil.process_iter(["name"]) if "ray::Serve" in (p.info["name"] or "")]
+    names = ("ray::Serve", "ray::ActorInRay", "ray::RatesActor")
+    left = [p.info["name"] for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)]
     assert left == []
 
 
