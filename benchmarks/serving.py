@@ -153,7 +153,7 @@ def _of(told: dict[str, Any], caller: str) -> str:
 
 
 def step(bench: Bench) -> None:
-    spec = bench.llama(replicas={"min": 1, "max": 2, "target_ongoing": 8}, max_batch=16, **WIDE)
+    spec = bench.llama(replicas={"min": 1, "max": 2}, max_batch=16, **WIDE)
     bench.rig.up(spec)
     bench.send(users=1, requests=20)
     found: list[float | None] = []

@@ -41,12 +41,12 @@ async def run(part: Part, workload: Workload, told: Told = lambda _: None) -> Pa
     """Send this part's requests, and return it with their records, in the order in which they ended."""
     driver = Driver(part, workload, told)
     await asyncio.sleep(part.begin_at - time.monotonic())
-    cpu, began = time.process_time(), time.monotonic()
+    cpu, began = time.thread_time(), time.monotonic()
     try:
         await (driver.closed() if part.settings.users is not None else driver.opened())
     finally:
         driver.client.close()
-    part.cpu_s, part.wall_s = time.process_time() - cpu, time.monotonic() - began
+    part.cpu_s, part.wall_s = time.thread_time() - cpu, time.monotonic() - began
     return part
 
 
