@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.home import home
 from serve.api.admission import Admission, OwnRates, Rates
+from serve.api.body import model_not_found
 from serve.api.callers import Doorkeeper
 from serve.api.doorkeeper import KeyDoorkeeper
 from serve.deploy.rates import SharedRates
@@ -121,7 +122,9 @@ class Access:
 
     def _turns_of(self, model: str) -> Turns:
         if model not in self._turns:
-            queue = self._queues[model]
+            queue = self._queues.get(model)
+            if queue is None:  # `serve up` took the model out since the request was read
+                raise model_not_found(model, list(self._queues))
             self._turns[model] = Turns(window(queue, Standing(1, 1)), queue.most, queue.most_per_key)
         return self._turns[model]
 

@@ -78,6 +78,8 @@ class SharedRates:
         """Requests of each key with limits that were admitted here and have not ended, whoever admitted them."""
         self._told = 0.0
         """When the actor last heard of them; 0: it must hear them next."""
+        self._heard: dict[str, int] | None = {}
+        """What it heard then, None where that is not known: that nothing is in flight any more is told once, too."""
         self._alone = Limiter()
         self._away_until = 0.0
         self._wake = asyncio.Event()
@@ -122,7 +124,7 @@ class SharedRates:
             now = time.monotonic()
             running = dict(+self._running) if now - self._told >= BEAT_S else None
             self._told = self._told if running is None else now
-            if self._asks or self._ends or running:
+            if self._asks or self._ends or (running is not None and (running or self._heard != {})):
                 await self._exchange(self._taken(), running)
 
     def _taken(self) -> list[tuple[Ask, asyncio.Future[Verdict]]]:
@@ -137,9 +139,10 @@ class SharedRates:
             if time.monotonic() >= self._away_until:
                 logger.warning("rates are counted by this gateway alone for a while: %s", type(error).__name__)
                 self._away_until = time.monotonic() + AWAY_S
-            self._actor, self._told = None, 0.0
+            self._actor, self._told, self._heard = None, 0.0, None
             self._decide_alone(asks, ends)
             return
+        self._heard = self._heard if running is None else running
         for (ask, answer), verdict in zip(asks, verdicts, strict=True):
             if not answer.done():
                 self._answer(ask, answer, verdict)

@@ -47,7 +47,7 @@ ENTRIES = (
     Internal(
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
         "a gateway runs in the replica's own loop, which is uvloop's: two loops in two threads share one interpreter",
-        "a gateway answers fewer requests a second",
+        "a gateway's server shares its interpreter with one loop more; no difference in its rate has been measured",
         "Serve documents it",
     ),
     Internal(

@@ -72,13 +72,6 @@ class Chooser(Protocol):
         ...
 
 
-class LeastBusy:
-    """The chooser that only balances."""
-
-    def choose(self, model: str, call: Call, candidates: Sequence[Candidate]) -> Candidate:
-        return least_busy(candidates)
-
-
 class ByPrefix:
     """The chooser that remembers what each replica has read."""
 

@@ -16,7 +16,7 @@ from serve.channel.pool import Full, NoReplica, Pool, VersionGone
 from serve.channel.server import Server
 from serve.deploy.access import Queue
 from serve.deploy.backend import RayBackend
-from serve.routing.choose import LeastBusy
+from serve.routing.choose import ByPrefix
 from serve.routing.lost import ReplicaLost
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
 
@@ -63,7 +63,7 @@ class Stage:
     """Replicas that run, and the pool that hears of them."""
 
     def __init__(self) -> None:
-        self.pool = Pool("m", SECRET, LeastBusy(), patience_s=WAIT_S)
+        self.pool = Pool("m", SECRET, ByPrefix(), patience_s=WAIT_S)
         self.replicas: dict[str, Replica] = {}
         self.seats = AsyncExitStack()
 

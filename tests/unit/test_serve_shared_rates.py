@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve.deploy.rates import Ask, End, RatesActor, SharedRates
+from serve.deploy.rates import BEAT_S, Ask, End, RatesActor, SharedRates
 from serve.keys.limiter import Verdict
 from serve.keys.limits import Limits
 
@@ -101,5 +101,20 @@ def test_a_client_that_leaves_as_it_is_admitted_holds_nothing(is_away: bool) -> 
             with pytest.raises(asyncio.CancelledError):
                 await asks
         assert [await rates.refused_by() for _ in range(3)] == [None, None, "concurrency"]
+
+    with_rates(scenario)
+
+
+def test_a_gateway_that_is_idle_afterwards_tells_that_nothing_is_in_flight() -> None:
+    async def scenario(rates: Reached) -> None:
+        assert await rates.refused_by() is None
+        rates.is_away = True
+        rates.end("alice", 0, 5)
+        while rates._ends:
+            await asyncio.sleep(0.01)  # the exchange that would tell of the end fails
+        rates.is_away = False
+        await asyncio.sleep(2.5 * BEAT_S)
+        (verdict,) = rates.actor.exchange("another", [], [Ask("alice", Limits(concurrency=1), 10)], None)
+        assert verdict.refused_by is None
 
     with_rates(scenario)
