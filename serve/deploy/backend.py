@@ -20,7 +20,7 @@ from serve.channel.pool import ANY, Full, NoReplica, Pool, VersionGone
 from serve.deploy import readiness
 from serve.deploy.access import Queue, Standing
 from serve.deploy.names import model_app
-from serve.deploy.state_actor import Reader
+from serve.deploy.reporting import Reader
 from serve.routing.choose import ByPrefix, Chooser
 from serve.routing.lost import ReplicaLost
 from serve.routing.resuming import resumed

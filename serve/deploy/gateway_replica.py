@@ -25,7 +25,7 @@ from serve.deploy import address, ray_serve_internals
 from serve.deploy.access import Access, queues_of
 from serve.deploy.backend import RayBackend
 from serve.deploy.names import log_with_serve
-from serve.deploy.state_actor import Reader, Reporter
+from serve.deploy.reporting import Reader, Reporter
 from serve.deploy.where import ANY
 from serve.front import tls
 from serve.front.access_log import AccessLog

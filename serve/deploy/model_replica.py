@@ -17,7 +17,7 @@ from serve.channel.server import Call, Server
 from serve.deploy.names import log_with_serve
 from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
-from serve.deploy.state_actor import Reporter
+from serve.deploy.reporting import Reporter
 from serve.engines import table
 from serve.engines.replica import Replica
 from serve.wire import GenerateCall, Identity, InferCall, ReplicaState
