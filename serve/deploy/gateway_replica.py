@@ -108,7 +108,6 @@ class GatewayDeployment:
         catalog, self._scales = user_config["catalog"], bool(user_config["scaling"])
         queues = queues_of(catalog)
         self._access.configure(queues, user_config["operator"])
-        self._backend.configure(queues)
         self.gateway.sleepers = frozenset(card["name"] for card in catalog if card["sleeps"])
         shown = [{key: value for key, value in card.items() if key not in ("queue", "sleeps")} for card in catalog]
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
@@ -30,7 +31,7 @@ class ModelDeployment:
     """A replica of one model. Its user_config says how long it may take to leave; requests come by `serve.channel`."""
 
     async def __init__(self, name: str, model: ServedModel, secret: bytes, code: bytes | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        self._model, self._drain_s = model, DRAIN_S
+        self._model, self._drain_s, begun = model, DRAIN_S, time.monotonic()
         self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._code = None if code is None else Unpacked(code)
         log_with_serve()
@@ -38,6 +39,7 @@ class ModelDeployment:
         await self._replica.start()
         self._server = Server(self._replica_id, model.max_batch, secret, partial(answered, self._replica))
         await self._server.start(ray.util.get_node_ip_address())
+        self._start_s = time.monotonic() - begun
         self._reporter = Reporter(name, self._replica_id, self._state)
         self._reporter.start()
 
@@ -72,6 +74,7 @@ class ModelDeployment:
             self._model.max_batch,
             self._server.leaving,
             self._model.build(),
+            self._start_s,
         )
 
 

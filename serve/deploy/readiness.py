@@ -6,6 +6,7 @@ A request that waits behind others for a replica that runs is no case for this: 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -18,6 +19,9 @@ WAIT_S = 30.0
 CHECK_S = 1.0
 STATUS_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 10
+"""Where no replica of the model has told yet how long it takes to be ready."""
+PLACED_S = 2.0
+"""What passes between a replica's being wanted and its beginning to load."""
 
 
 class Why(NamedTuple):
@@ -58,10 +62,15 @@ async def watch(waits: Waits, reason: Reason, wait_s: float = WAIT_S, check_s: f
                 waits.give_up(wait_s, why.reason)
 
 
-def unavailable(model: str, why: str) -> ApiError:
-    """Return the answer for a model that no replica can answer for."""
+def unavailable(model: str, why: str, start_s: float | None = None) -> ApiError:
+    """Return the answer for a model that no replica can answer for.
+
+    Args:
+        start_s: how long a replica of it has taken to be ready; to be tried again when the next one could be.
+    """
     message = f"{model!r} has no replica that is ready: {why}"
-    return ApiError(503, message, code="not_ready", headers={"retry-after": str(RETRY_AFTER_S)})
+    retry_s = RETRY_AFTER_S if start_s is None else math.ceil(PLACED_S + start_s)
+    return ApiError(503, message, code="not_ready", headers={"retry-after": str(retry_s)})
 
 
 def why_none(application: Any | None) -> Why:
