@@ -12,8 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -81,7 +81,9 @@ class Clients:
     def __init__(self, endpoint: str, keys: dict[str, str]) -> None:
         self._endpoint, self._keys = endpoint, keys
         self.statuses: dict[str, Counter[str]] = {name: Counter() for name in keys}
-        self.most_open = self._open = 0
+        self._opened: Counter[str] = Counter()
+        self.most_open: Counter[str] = Counter()
+        """Streams that each key has had open at the same time."""
         self._lock, self._ended = threading.Lock(), threading.Event()
         self.began = time.monotonic()
         users = ["free", "free", "rated", *["narrow"] * (CONCURRENCY + 2)]
@@ -99,43 +101,33 @@ class Clients:
     def _ask(self, name: str) -> None:
         while not self._ended.wait(0.1):
             try:
-                told = self._stream(self._keys[name], 60 if name == "narrow" else 4)
+                told = self._stream(name)
             except httpx.HTTPError as error:
                 told = repr(error)
             with self._lock:
                 self.statuses[name][told] += 1
 
-    def _stream(self, key: str, tokens: int) -> str:
+    def _stream(self, name: str) -> str:
+        tokens = 60 if name == "narrow" else 4
         body = {"model": "tiny", "prompt": "a", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-        headers = {"authorization": f"Bearer {key}"}
+        headers = {"authorization": f"Bearer {self._keys[name]}"}
         with httpx.stream("POST", f"{self._endpoint}/v1/completions", json=body, headers=headers, timeout=90) as answer:
             if answer.status_code != 200:
                 return f"{answer.status_code} {json.loads(answer.read())['error']['code']}"
-            with self._counted(tokens):
+            with self._open(name):
                 lines = [line for line in answer.iter_lines() if line]
-        return "whole" if lines[-1] == "data: [DONE]" else lines[-1]
+        return "whole" if lines and lines[-1] == "data: [DONE]" else f"cut after {lines[-1:]}"
 
-    def _counted(self, tokens: int) -> Any:
-        return _Open(self) if tokens > 4 else _Open(None)
-
-    def opened(self, more: int) -> None:
-        """Take note that a stream of the key with the concurrency has begun, or ended."""
+    @contextmanager
+    def _open(self, name: str) -> Iterator[None]:
         with self._lock:
-            self._open += more
-            self.most_open = max(self.most_open, self._open)
-
-
-class _Open:
-    def __init__(self, clients: Clients | None) -> None:
-        self._clients = clients
-
-    def __enter__(self) -> None:
-        if self._clients:
-            self._clients.opened(1)
-
-    def __exit__(self, *_: object) -> None:
-        if self._clients:
-            self._clients.opened(-1)
+            self._opened[name] += 1
+            self.most_open[name] = max(self.most_open[name], self._opened[name])
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._opened[name] -= 1
 
 
 def generations() -> dict[str, succession.Generation]:
@@ -171,11 +163,11 @@ def test_a_newer_version_takes_over_while_requests_run(up: Callable[[Path], str]
     up(ROOT)
     assert generations() == before
     took_s = clients.end()
-    print(f"{took_s:.0f} s: {clients.statuses}, at most {clients.most_open} open at once")
+    print(f"{took_s:.0f} s: {clients.statuses}, open at once {clients.most_open}")
     assert set(clients.statuses["free"]) == {"whole"}
     assert clients.statuses["free"]["whole"] > 20
     assert set(clients.statuses["rated"]) == {"whole", "429 rate_limit_exceeded"}
     assert clients.statuses["rated"]["whole"] <= RATE + RATE * took_s / 60 + 1
     assert set(clients.statuses["narrow"]) == {"whole", "429 rate_limit_exceeded"}
-    assert clients.most_open == CONCURRENCY
+    assert clients.most_open["narrow"] == CONCURRENCY
     assert "replaced" not in up(ROOT), "nothing has changed since"
