@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from serve.deploy import succession
 from serve.deploy.shapes import Stranger, seal, shape_of, unseal
 from serve.deploy.succession import Generation, Moved, Say
-from serve.keys.limiter import Limiter, Rate, Verdict
+from serve.keys.limiter import NO_LIMITS, Limiter, Rate, RateLimits, Verdict
 from serve.keys.limits import Limits
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Ask(NamedTuple):
     """One request that wants to begin."""
 
     key: str
-    limits: Limits
+    limits: RateLimits
     tokens: int
     texts: int = 1
 
@@ -58,7 +58,7 @@ class End(NamedTuple):
     texts: int = 1
 
 
-SHAPE = shape_of(Ask, End, Verdict, Rate, Limits)
+SHAPE = shape_of(Ask, RateLimits, End, Verdict, Rate)
 """Of what gateways ask, and of what they are answered."""
 KNOWN_FORMAT = 1
 """Of what one actor hands over to the next."""
@@ -162,10 +162,11 @@ class SharedRates:
 
     async def begin(self, key: str, limits: Limits, tokens: int, texts: int = 1) -> Verdict:
         """Decide about one request for so many texts that could use `tokens` tokens."""
-        if (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency) == (None, None, None):
+        bounds = RateLimits.of(limits)
+        if bounds == NO_LIMITS:
             return Verdict(None, 0.0, 0, None, None)
         answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._asks.append((Ask(key, limits, tokens, texts), answer))
+        self._asks.append((Ask(key, bounds, tokens, texts), answer))
         self._wake.set()
         try:
             return await answer

@@ -22,6 +22,22 @@ LOOK_AGAIN_S = 1.0
 """When a request that its key's concurrency refuses may be tried again: how long the others run is not known."""
 
 
+class RateLimits(NamedTuple):
+    """Of a key's limits, those that are decided here; None: there is none."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrency: int | None
+
+    @classmethod
+    def of(cls, limits: Limits) -> RateLimits:
+        """Return them."""
+        return cls(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrency)
+
+
+NO_LIMITS = RateLimits(None, None, None)
+
+
 class Rate(NamedTuple):
     """How one rate stands: what `x-ratelimit-*` headers tell."""
 
@@ -83,7 +99,9 @@ class Limiter:
         self._keys: dict[str, _Key] = {}
         self._heard: dict[str, float] = {}
 
-    def begin(self, now: float, gateway: str, key: str, limits: Limits, tokens: int, texts: int = 1) -> Verdict:
+    def begin(
+        self, now: float, gateway: str, key: str, limits: Limits | RateLimits, tokens: int, texts: int = 1
+    ) -> Verdict:
         """Decide about one request for so many texts that could use `tokens` tokens, and reserve what it needs.
 
         One for more texts than the key's concurrency can never be admitted: it would have to wait for ever.

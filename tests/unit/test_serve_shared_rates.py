@@ -13,7 +13,7 @@ from serve.deploy import rates as rates_module
 from serve.deploy import succession
 from serve.deploy.rates import BEAT_S, SHAPE, Ask, RatesActor, SharedRates, StrangeShape
 from serve.deploy.shapes import seal, unseal
-from serve.keys.limiter import Verdict
+from serve.keys.limiter import RateLimits, Verdict
 from serve.keys.limits import Limits
 from tests.support.handles import Handle
 
@@ -137,7 +137,7 @@ def test_a_gateway_that_is_idle_afterwards_tells_that_nothing_is_in_flight() -> 
             await asyncio.sleep(0.01)  # the exchange that would tell of the end fails
         rates.is_away = False
         await asyncio.sleep(2.5 * BEAT_S)
-        (verdict,) = verdicts(FOUND[NAME].actor, Ask("alice", Limits(concurrency=1), 10))
+        (verdict,) = verdicts(FOUND[NAME].actor, Ask("alice", RateLimits(None, None, 1), 10))
         assert verdict.refused_by is None
 
     with_rates(scenario)
@@ -176,7 +176,7 @@ def test_limits_hold_while_another_actor_takes_over_and_the_first_one(is_ended: 
         for _ in range(3):
             rates.end("alice", 0, 5)
         assert [await rates.refused_by(minute) for _ in range(2)] == [None, "requests_per_minute"]
-        (verdict,) = verdicts(successor, Ask("alice", Limits(concurrency=1), 10))
+        (verdict,) = verdicts(successor, Ask("alice", RateLimits(None, None, 1), 10))
         assert verdict.refused_by == "concurrency", "it was decided there, and not by the gateway alone"
 
     with_rates(scenario)
@@ -215,7 +215,7 @@ def test_an_actor_that_does_not_know_the_questions_counts_what_is_in_flight_and_
         assert [await rates.refused_by() for _ in range(3)] == [None, None, "concurrency"], "it counts alone"
         while not len(actor._limiter):
             await asyncio.sleep(0.01)  # until its next beat
-        (verdict,) = verdicts(actor, Ask("alice", Limits(concurrency=2), 10))
+        (verdict,) = verdicts(actor, Ask("alice", RateLimits(None, None, 2), 10))
         assert verdict.refused_by == "concurrency"
         rates.stop()
 
