@@ -153,20 +153,16 @@ def test_a_newer_version_takes_over_while_requests_run(up: Callable[[Path], str]
     before = generations()
     assert set(before) == {"state:tandem", "rates:tandem"}
     clients = Clients(endpoints.endpoint(), keys)
-    time.sleep(1)
     said = up(newer)
     assert said.count("ran other code of Tandem: replaced, with what it knew") == 2, said
-    between = generations()
-    assert set(between) == {"state:tandem#2", "rates:tandem#2"}
-    assert {each.version for each in between.values()}.isdisjoint(each.version for each in before.values())
-    up(ROOT)
-    assert generations() == before
     took_s = clients.end()
+    after = generations()
+    assert set(after) == {"state:tandem#2", "rates:tandem#2"}
+    assert {each.version for each in after.values()}.isdisjoint(each.version for each in before.values())
     print(f"{took_s:.0f} s: {clients.statuses}, open at once {clients.most_open}")
     assert set(clients.statuses["free"]) == {"whole"}
     assert clients.statuses["free"]["whole"] > 20
     assert set(clients.statuses["rated"]) == {"whole", "429 rate_limit_exceeded"}
     assert clients.statuses["rated"]["whole"] <= RATE + RATE * took_s / 60 + 1
     assert set(clients.statuses["narrow"]) == {"whole", "429 rate_limit_exceeded"}
-    assert clients.most_open["narrow"] == CONCURRENCY
-    assert "replaced" not in up(ROOT), "nothing has changed since"
+    assert clients.most_open["narrow"] == CONCURRENCY < 4, "four ask"
