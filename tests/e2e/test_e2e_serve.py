@@ -29,7 +29,7 @@ from cluster.precision import resolve, this_cpu
 from serve import cli, endpoints
 from serve.api import routes
 from serve.api.callers import OPEN_PATHS
-from serve.deploy import state_actor
+from serve.deploy import succession
 from serve.spec import GatewaySpec, HttpSpec, KeysSpec, ServeSpec
 from tests.conftest import free_port
 from tests.support import certificates, tiny_models
@@ -239,7 +239,7 @@ def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
         _until(lambda: _replicas() == 2, 90, "no second replica")
         _until(lambda: len(_serving(endpoint)) == 2, 60, "the second replica gets no work")
         connect.init_ray()
-        ray.kill(ray.get_actor("state:tandem", namespace=state_actor.NAMESPACE), no_restart=False)
+        ray.kill(ray.get_actor("state:tandem", namespace=succession.NAMESPACE), no_restart=False)
         _until(lambda: _scaling(endpoint).get("changes") == [], 60, "the state actor that came back does not scale")
         assert _scaling(endpoint)["wanted"] == 2, "it goes on from the number that there is"
     finally:
