@@ -7,16 +7,19 @@ from typing import Any
 
 import ray
 
+from serve.tracing import destination
+
 PASSED_ON = ("MLFLOW_TRACKING_URI", "TANDEM_HOME", "HF_HOME", "HF_HUB_OFFLINE")
 
 
 def of_replicas() -> dict[str, Any]:
-    """Return what replicas need of this job's environment: Tandem's code, and the addresses it uses.
+    """Return what replicas need of this job's environment: Tandem's code, the addresses it uses, and where spans go.
 
     Not all of it: a job's environment differs each time, and each difference would restart every replica.
     """
     modules = ray.get_runtime_context().runtime_env.get("py_modules")
     env_vars = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    env_vars |= destination.passed_on(os.environ)
     return {"env_vars": env_vars, **({"py_modules": modules} if modules else {})}
 
 
