@@ -21,27 +21,35 @@ logger = logging.getLogger(__name__)
 def spans(scope: str, endpoint: str, instance: str, environ: Mapping[str, str] = os.environ) -> Spans | None:
     """Return what makes this process's spans; None: they go nowhere.
 
-    A tracer provider that somebody has set is taken as it is (Ray's `--tracing-startup-hook`, Serve's `tracing_config`,
-    code of the user's own); else one is made as OpenTelemetry's variables say.
+    A tracer provider that somebody has set is taken as it is (Ray's `--tracing-startup-hook`, Serve's own tracing, code
+    of the user's own); else one is made as OpenTelemetry's variables say.
 
     Args:
         scope: what makes them, `tandem.gateway` or `tandem.replica`.
         endpoint: the endpoint's name, which is their namespace.
         instance: id of the replica.
     """
-    if not _is_installed():
-        return None
-    from serve.tracing import spans as made
+    if _is_installed():
+        from serve.tracing import spans as made
 
-    if (found := made.set_by_others()) is not None:
-        return made.Spans(found, scope)
+        if (found := made.set_by_others()) is not None:
+            return made.Spans(found, scope)
     to, problems = destination(environ, installed())
     for problem in problems:
         logger.warning("%s", problem)
-    if not to:
-        return None
     service = {"service.name": scope.replace(".", "-"), "service.namespace": endpoint, "service.instance.id": instance}
-    return made.Spans(made.provider([_loaded(name) for name in to], service), scope, is_own=True)
+    return _made(scope, to, service) if to else None
+
+
+def _made(scope: str, exporters: Collection[str], service: Mapping[str, str]) -> Spans | None:
+    """Return spans of a provider of their own. An exporter's wrong settings keep no model from being served."""
+    from serve.tracing import spans as made
+
+    try:
+        return made.Spans(made.provider([_loaded(name) for name in exporters], service), scope, is_own=True)
+    except Exception as error:  # an exporter's own, which may be anybody's
+        logger.error("there are no spans: %s cannot be started: %r", ", ".join(exporters), error)
+        return None
 
 
 def told(environ: Mapping[str, str]) -> Iterator[str]:

@@ -145,6 +145,37 @@ trace.set_tracer_provider(theirs)
     ]
 
 
+def test_an_exporter_of_anybody_s_is_found_by_its_name_and_one_that_cannot_start_stops_nothing(tmp_path: Path) -> None:
+    about = tmp_path / "theirs-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[opentelemetry_traces_exporter]\nworking = theirs:Working\nbroken = theirs:Broken\n"
+    )
+    (tmp_path / "theirs.py").write_text("""
+class Working:
+    def export(self, spans):
+        print(*[span.name for span in spans])
+    def shutdown(self):
+        pass
+class Broken(Working):
+    def __init__(self):
+        raise OSError("no such certificate")
+""")
+    places = {"PYTHONPATH": str(tmp_path)}
+    assert in_a_process(ONE, {**places, "OTEL_TRACES_EXPORTER": "working"}) == "one\n"
+    code = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from serve.tracing import begin
+print(begin.spans("tandem.gateway", "mine", "r1"))
+"""
+    assert in_a_process(code, {**places, "OTEL_TRACES_EXPORTER": "broken"}).splitlines() == [
+        "there are no spans: broken cannot be started: OSError('no such certificate')",
+        "None",
+    ]
+
+
 def test_a_process_without_opentelemetry_has_no_spans() -> None:
     code = """
 import sys
