@@ -44,6 +44,8 @@ class Exchange:
     at: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
+    waited_s: float | None = None
+    """For its turn, once it had it."""
     first_token: float | None = None
     expires: float | None = None
     """When it is ended, on the clock of `began`."""

@@ -36,6 +36,7 @@ def _attributes(exchange: Exchange) -> dict[str, Any]:
         "gen_ai.usage.input_tokens": exchange.prompt_tokens,
         "gen_ai.usage.output_tokens": exchange.generated_tokens,
         "gen_ai.response.time_to_first_chunk": None if first is None else first - exchange.began,
+        "tandem.queue_seconds": exchange.waited_s,
         "tandem.request_id": exchange.request_id,
         "tandem.cut": exchange.cut,
     }

@@ -172,6 +172,7 @@ def test_a_text_s_spans_reach_from_the_client_to_the_engine_s_steps(folder: Path
             assert times == sorted(times)
             assert (queue.end_time, prefill.end_time) == (prefill.start_time, decode.start_time)
             assert told(gateway)["gen_ai.usage.output_tokens"] == 9
+            assert 0 <= told(gateway)["tandem.queue_seconds"] < 60
         everything = repr([(each.name, told(each), each.events) for spans in found.values() for each in spans])
         assert "marmalade" not in everything
         assert "range" not in everything
