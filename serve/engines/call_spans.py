@@ -12,7 +12,7 @@ the user's own) has the call's span alone. Names are those of OpenTelemetry's co
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +22,9 @@ from serve.engines.stats import RequestStats
 from serve.wire import Chunk, EmbedCall, GenerateCall, InferCall, Inferred, Opened, Refused, Vectors
 
 if TYPE_CHECKING:
+    from serve.channel.server import Answer, Call
     from serve.tracing.spans import Span, Spans
 
-Call = GenerateCall | InferCall | EmbedCall
-Answer = Callable[[Any], AsyncGenerator[Any, None]]
 PARAMETERS = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
 """Of what a client may ask for: numbers, nothing of a text."""
 
