@@ -161,7 +161,7 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
 
 def _environment() -> dict[str, str]:
     """Return what a deploy job is told of this process's environment."""
-    return {**destination.passed_on(os.environ), **served.environment()}
+    return {**destination.of_user(os.environ), **served.environment()}
 
 
 def _messages(log: str) -> list[dict[str, Any]]:

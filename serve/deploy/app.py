@@ -43,7 +43,7 @@ from serve.deploy.where import Address
 from serve.endpoints import MARK
 from serve.front import tls
 from serve.spec import ServeSpec
-from serve.tracing import begin
+from serve.tracing import begin, destination
 
 DOWN_TIMEOUT_S = 60.0
 """How long `down` waits for an `up` that is at work."""
@@ -64,7 +64,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     checks.refuse_what_never_fits(spec, nodes)
     for sentence in checks.emulated(spec):
         _tell(progress=sentence)
-    for sentence in begin.told(os.environ):
+    for sentence in begin.told(destination.of_replicas(os.environ)):
         _tell(progress=sentence)
     running = _running_address(spec.name)
     at = address.choose(spec.http, running)

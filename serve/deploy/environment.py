@@ -19,7 +19,7 @@ def of_replicas() -> dict[str, Any]:
     """
     modules = ray.get_runtime_context().runtime_env.get("py_modules")
     env_vars = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    env_vars |= destination.passed_on(os.environ)
+    env_vars |= destination.of_replicas(os.environ)
     return {"env_vars": env_vars, **({"py_modules": modules} if modules else {})}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ PASSED_ON = (
 )
 """Beginnings of the names of variables that say something of spans."""
 OF_OTHERS = ("OTEL_EXPORTER_OTLP_METRICS_", "OTEL_EXPORTER_OTLP_LOGS_")
+JOB = "TANDEM_SERVE_TRACING"
+"""The variable by which a deploy job is told of them, as JSON. Under their own names they would stay for good: Serve's
+controller inherits the variables of the job that starts it, and all later replicas those of the controller."""
 
 
 class Destination(NamedTuple):
@@ -32,8 +36,18 @@ class Destination(NamedTuple):
     problems: tuple[str, ...] = ()
 
 
-def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that gateways and replicas need to send spans."""
+def of_user(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a deploy job is told of the environment that `serve up` runs in."""
+    found = _of_spans(environ)
+    return {JOB: json.dumps(found)} if found else {}
+
+
+def of_replicas(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what gateways and replicas get of a deploy job's environment: the node's, and the user's over them."""
+    return {**_of_spans(environ), **json.loads(environ.get(JOB, "{}"))}
+
+
+def _of_spans(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value for name, value in environ.items() if name.startswith(PASSED_ON) and not name.startswith(OF_OTHERS)
     }

@@ -17,7 +17,7 @@ import pytest
 from serve.engines.call_spans import Part, parts
 from serve.engines.stats import RequestStats
 from serve.tracing import begin
-from serve.tracing.destination import Destination, destination, passed_on
+from serve.tracing.destination import Destination, destination, of_replicas, of_user
 from serve.tracing.spans import Spans, provider
 
 ALL = ("console", "otlp_proto_http", "otlp_proto_grpc")
@@ -77,7 +77,12 @@ def test_what_is_missing_is_said_with_the_way_out(environ: Mapping[str, str], sa
 def test_what_says_something_of_spans_is_passed_on_and_nothing_else() -> None:
     ours = {**AT, "OTEL_EXPORTER_OTLP_HEADERS": "a=b", "OTEL_TRACES_SAMPLER": "always_off", "OTEL_SERVICE_NAME": "x"}
     others = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "x", "PATH": "/", "MY_OTEL_": "x"}
-    assert passed_on({**ours, **others}) == ours
+    sent = of_user({**ours, **others})
+    assert len(sent) == 1, "Serve's controller would hand them on to all later replicas"
+    node = {"OTEL_SERVICE_NAME": "the node's", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
+    assert of_replicas({**others, **node, **sent}) == {**ours, "OTEL_BSP_SCHEDULE_DELAY": "1000"}
+    assert of_replicas({**others, **node}) == node
+    assert of_user(others) == of_replicas(others) == {}
 
 
 def test_nothing_begins_where_nobody_asks_or_nothing_can_be_sent(caplog: pytest.LogCaptureFixture) -> None:
