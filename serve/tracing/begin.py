@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata, util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serve.tracing.destination import destination
 
@@ -37,28 +37,25 @@ def spans(scope: str, endpoint: str, instance: str, environ: Mapping[str, str] =
     to, problems = destination(environ, installed())
     for problem in problems:
         logger.warning("%s", problem)
-    service = {"service.name": scope.replace(".", "-"), "service.namespace": endpoint, "service.instance.id": instance}
-    return _made(scope, to, service) if to else None
-
-
-def _made(scope: str, exporters: Collection[str], service: Mapping[str, str]) -> Spans | None:
-    """Return spans of a provider of their own. An exporter's wrong settings keep no model from being served."""
+    exporters = [exporter for name in to if (exporter := _started(name)) is not None]
+    if not exporters:
+        return None
     from serve.tracing import spans as made
 
-    try:
-        return made.Spans(made.provider([_loaded(name) for name in exporters], service), scope, is_own=True)
-    except Exception as error:  # an exporter's own, which may be anybody's
-        logger.error("there are no spans: %s cannot be started: %r", ", ".join(exporters), error)
-        return None
+    service = {"service.name": scope.replace(".", "-"), "service.namespace": endpoint, "service.instance.id": instance}
+    return made.Spans(made.provider(exporters, service), scope, is_own=True)
 
 
 def told(environ: Mapping[str, str]) -> Iterator[str]:
     """Say to whoever deploys where spans will go, and why not where they will not."""
     to, problems = destination(environ, installed())
+    broken = {name: why for name in to if (why := _broken(name))}
     for problem in problems:
         yield f"warning: {problem}"
-    if to:
-        yield f"each request's spans go to {', '.join(to)}, as OpenTelemetry's variables (OTEL_…) say"
+    for name, why in broken.items():
+        yield f"warning: there are no spans by {name}, which cannot be loaded: {why}"
+    if left := [name for name in to if name not in broken]:
+        yield f"each request's spans go to {', '.join(left)}, as OpenTelemetry's variables (OTEL_…) say"
 
 
 def installed() -> Collection[str]:
@@ -68,6 +65,24 @@ def installed() -> Collection[str]:
 
 def _is_installed() -> bool:
     return util.find_spec("opentelemetry") is not None and util.find_spec("opentelemetry.sdk") is not None
+
+
+def _broken(name: str) -> str:
+    """Say why an exporter cannot be loaded; empty where it can."""
+    try:
+        _loaded(name)
+    except Exception as error:  # of a package that may be anybody's
+        return repr(error)
+    return ""
+
+
+def _started(name: str) -> Any:
+    """Return an exporter; None where it cannot start: wrong settings of spans keep no model from being served."""
+    try:
+        return _loaded(name)()
+    except Exception as error:  # of a package that may be anybody's
+        logger.error("there are no spans by %s, which cannot start: %r", name, error)
+        return None
 
 
 def _loaded(name: str) -> type:

@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 LAST_S = 2.0
@@ -24,12 +24,12 @@ def set_by_others() -> trace.TracerProvider | None:
     return None if isinstance(found, trace.ProxyTracerProvider) else found
 
 
-def provider(exporters: Sequence[type], service: Mapping[str, str]) -> TracerProvider:
+def provider(exporters: Sequence[SpanExporter], service: Mapping[str, str]) -> TracerProvider:
     """Return a provider of this process's own; what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes first."""
     resource = Resource.create(service).merge(OTELResourceDetector().detect())
     made = TracerProvider(resource=resource, shutdown_on_exit=False)  # `Spans.end` waits less long
     for exporter in exporters:
-        made.add_span_processor(BatchSpanProcessor(exporter()))
+        made.add_span_processor(BatchSpanProcessor(exporter))
     return made
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from serve.engines.call_spans import Part, parts
 from serve.engines.stats import RequestStats
@@ -155,7 +156,7 @@ def test_an_exporter_of_anybody_s_is_found_by_its_name_and_one_that_cannot_start
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
     (about / "entry_points.txt").write_text(
-        "[opentelemetry_traces_exporter]\nworking = theirs:Working\nbroken = theirs:Broken\n"
+        "[opentelemetry_traces_exporter]\nworking = theirs:Working\nbroken = theirs:Broken\nhalf = theirs_not:Half\n"
     )
     (tmp_path / "theirs.py").write_text("""
 class Working:
@@ -173,10 +174,14 @@ class Broken(Working):
 import logging, sys
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 from serve.tracing import begin
+print(*begin.told({"OTEL_TRACES_EXPORTER": "half,working"}), sep="\\n")
 print(begin.spans("tandem.gateway", "mine", "r1"))
 """
     assert in_a_process(code, {**places, "OTEL_TRACES_EXPORTER": "broken"}).splitlines() == [
-        "there are no spans: broken cannot be started: OSError('no such certificate')",
+        "warning: there are no spans by half, which cannot be loaded: "
+        "ModuleNotFoundError(\"No module named 'theirs_not'\")",
+        "each request's spans go to working, as OpenTelemetry's variables (OTEL_…) say",
+        "there are no spans by broken, which cannot start: OSError('no such certificate')",
         "None",
     ]
 
@@ -197,14 +202,15 @@ print(begin.spans("tandem.gateway", "mine", "r1", environ), *begin.told(environ)
 def test_a_process_that_ends_waits_for_a_collector_that_hangs_no_longer_than_it_says() -> None:
     held = threading.Event()
 
-    class Hanging:
-        def export(self, spans: Any) -> None:
+    class Hanging(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
             held.wait(20)
+            return SpanExportResult.FAILURE
 
         def shutdown(self) -> None:
             held.wait(20)
 
-    spans = Spans(provider([Hanging], {"service.name": "x"}), "x", is_own=True)
+    spans = Spans(provider([Hanging()], {"service.name": "x"}), "x", is_own=True)
     with spans.span("one", None):
         pass
     began = time.monotonic()
