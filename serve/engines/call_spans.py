@@ -54,7 +54,7 @@ class CallSpans:
         ended = time.perf_counter()
         span.note({"gen_ai.operation.name": operation(call), "gen_ai.provider.name": "tandem"})
         span.note({"gen_ai.request.model": self._model, "tandem.request_id": call.request_id})
-        span.note({**seen.attributes(call), **_work(noted)})
+        span.note({**seen.attributes(call), **_work(noted, has_tokens=not isinstance(call, InferCall))})
         if seen.version is not None:  # what was asked for is valid
             span.note({**asked(call), "gen_ai.response.model": f"{self._model}@{seen.version}"})
         if seen.refused is not None and seen.refused.status >= 500:
@@ -130,14 +130,14 @@ def asked(call: Call) -> dict[str, Any]:
     return {"gen_ai.request.max_tokens": call.max_tokens, **named}
 
 
-def _work(noted: RequestStats) -> dict[str, Any]:
+def _work(noted: RequestStats, has_tokens: bool) -> dict[str, Any]:
     if noted.submitted is None:  # the engine tells nothing
         return {}
-    return {
-        "tandem.engine.steps": noted.steps,
+    of_tokens = {
         "tandem.engine.preemptions": noted.preemptions,
         "gen_ai.usage.cache_read.input_tokens": noted.cached_tokens,
     }
+    return {"tandem.engine.steps": noted.steps, **(of_tokens if has_tokens else {})}
 
 
 class Part(NamedTuple):
