@@ -97,6 +97,7 @@ class Exchange:
             "model": self.model,
             "prompt_tokens": self.prompt_tokens,
             "generated_tokens": self.generated_tokens,
+            "queue_ms": None if self.waited_s is None else round(1000 * self.waited_s, 1),
             "ttft_ms": None if self.first_token is None else round(1000 * (self.first_token - self.began), 1),
             "duration_ms": round(1000 * (ended - self.began), 1),
             "trace_id": self.trace.split("-")[1] if self.trace else None,
