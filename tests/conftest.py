@@ -93,8 +93,10 @@ def cluster() -> Iterator[Connection]:
             _disconnect()
             local.down(job_grace_s=5)
             left = processes.members(started.id, started.sessions, started.started_at)
+            kept = canaries.holders(place, canaries.ALL)
             shutil.rmtree(place, ignore_errors=True)
     assert not left, _describe(left)
+    assert not kept, "secrets that the tests used were written down"
 
 
 @pytest.fixture(scope="session")

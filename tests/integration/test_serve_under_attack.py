@@ -26,7 +26,7 @@ from tests.support import own_gateway, tiny_models
 from tests.support.own_gateway import Running, until
 
 LIMITS = Limits(head_s=2, body_s=2, idle_s=3, reader_s=2)
-OVERLOAD_S = 4.0
+OVERLOAD_S = 3.0
 """How long; the battery's 30 s take nothing but longer."""
 TIMES = 10
 WAIT_S = 2.0
