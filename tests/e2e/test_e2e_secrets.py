@@ -188,8 +188,7 @@ def test_no_file_has_any_of_them(asked: Site) -> None:
 
 def test_failures_are_logged_all_the_same(asked: Site) -> None:
     for reason in ("RuntimeError: there is no answer to …", "KeyError: '…", "the engine cannot read '…"):
-        (found,) = canaries.holders(home.home(), (reason,))
-        assert "/logs/serve/replica_tandem.quoting" in found
+        assert any("/logs/serve/replica_" in place for place in canaries.holders(home.home(), (reason,)))
 
 
 def test_no_command_line_and_no_view_of_the_cluster_has_any_of_them(asked: Site) -> None:
