@@ -3,7 +3,11 @@
 M. Shreedhar, G. Varghese, "Efficient Fair Queueing using Deficit Round Robin", SIGCOMM 1995, with one change that
 generation needs: what a request costs is known only when it has ended. So a key pays its prompt when its request goes,
 and every generated token when it comes (`charge`); its deficit may become negative, and it waits its rounds until it
-has earned that back. A key with nothing waiting and nothing running owes nothing and is owed nothing.
+has earned that back. Two rules keep a debt to what others went without. What is used while nobody waits is free. And
+rounds that the others are paid while a key has nothing waiting pay its debt off too, though it can save nothing up:
+otherwise a key with little to do, of which something always runs, would owe ever more and wait behind the one with
+much to do. (The same end as the lift of Y. Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024.)
+A key with nothing waiting and nothing running owes nothing and is owed nothing.
 
 Pure: the time is an argument, nothing is awaited, and a request is whatever the caller puts in. A push touches one key.
 A pop walks at most two rounds of the keys that wait, whatever they owe, and one key a pop when they owe about the same.
@@ -57,8 +61,11 @@ class _Flow(Generic[Request]):
     """By number, in the order of their coming. Any of them may leave at any time, at the same cost."""
     deficit: float = 0.0
     running: int = 0
+    """Texts that were let through and have not ended."""
     weight: int = 0
     """Of what waits, together."""
+    left_at: float = 0.0
+    """The rounds of its class when the last of what waited went."""
 
 
 class FairQueue(Generic[Request]):
@@ -73,6 +80,8 @@ class FairQueue(Generic[Request]):
         self._of_class = [0] * classes
         """By class, how many requests wait."""
         self._weight_of_class = [0] * classes
+        self._rounds = [0.0] * classes
+        """By class, how many rounds each key that waited all the time was paid."""
         self._last_number = 0
 
     def __len__(self) -> int:
@@ -122,8 +131,10 @@ class FairQueue(Generic[Request]):
         if len(self) >= self._most:
             raise Full("all", len(self))
         active, idle = self._flows[priority], self._idle[priority]
-        flow = active.get(key) or idle.pop(key, None) or _Flow()
-        active.setdefault(key, flow)
+        flow = active.get(key)
+        if flow is None:
+            flow = active[key] = idle.pop(key) if key in idle else _Flow()
+            self._pay_missed(flow, priority)
         self._last_number += 1
         entry = Waiting(request, key, priority, cost, deadline, weight, self._last_number)
         flow.waiting[entry.number] = entry
@@ -136,28 +147,33 @@ class FairQueue(Generic[Request]):
             self._leave(entry)
             self._settle(entry.key, entry.priority)
 
-    def pop(self, room: float = math.inf) -> Waiting[Request] | None:
+    def pop(self, room: float = math.inf, share: float = math.inf) -> Waiting[Request] | None:
         """Take the request whose turn it is and charge its key what is known of its cost.
+
+        Args:
+            share: how many texts of its key may run with it; keys that run more are passed over. One of a key with
+                nothing running may always go.
 
         Returns:
             None when none waits, or when that one is heavier than `room`: lighter ones do not pass it.
         """
         for priority, flows in enumerate(self._flows):
             if flows:
-                return self._next(priority, flows, room)
+                key = self._turn(priority, flows) if share == math.inf else _within(share, flows)
+                return self._take(priority, key, room) if key is not None else None
         return None
 
     def charge(self, key: str, priority: int, tokens: float) -> None:
-        """Take tokens that a running request has come to cost from its key."""
+        """Take tokens that a running request has come to cost from its key, where others of its class wait."""
         flow = self._find(key, priority)
-        if flow:
+        if flow and self._flows[priority]:
             flow.deficit -= tokens
 
-    def end(self, key: str, priority: int) -> None:
+    def end(self, key: str, priority: int, weight: int = 1) -> None:
         """Take note that a request that was taken has ended."""
         flow = self._find(key, priority)
         if flow:
-            flow.running -= 1
+            flow.running -= weight
             self._settle(key, priority)
 
     def expired(self, now: float) -> Iterator[Waiting[Request]]:
@@ -170,41 +186,53 @@ class FairQueue(Generic[Request]):
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
-    def _next(self, priority: int, flows: OrderedDict[str, _Flow[Request]], room: float) -> Waiting[Request] | None:
-        key, flow = self._turn(flows)
+    def _take(self, priority: int, key: str, room: float) -> Waiting[Request] | None:
+        flows = self._flows[priority]
+        flow = flows[key]
         entry = next(iter(flow.waiting.values()))
         if entry.weight > room:
             return None
         flow.deficit -= entry.cost
-        flow.running += 1
+        flow.running += entry.weight
         self._leave(entry)
         if flow.deficit <= 0 and flow.waiting:
-            flow.deficit += QUANTUM
-            flows.move_to_end(key)
+            self._pay(priority, key, flow)
         self._settle(key, priority)
         return entry
 
-    def _turn(self, flows: OrderedDict[str, _Flow[Request]]) -> tuple[str, _Flow[Request]]:
+    def _turn(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> str:
         """Pay keys their rounds until one can go, and return it."""
         visited = 0
         while True:
             key, flow = next(iter(flows.items()))
             if flow.deficit > 0:
-                return key, flow
-            flow.deficit += QUANTUM
-            flows.move_to_end(key)
+                return key
+            self._pay(priority, key, flow)
             visited += 1
             if visited == len(flows):
-                self._pay_rounds(flows)
+                self._pay_rounds(priority, flows)
                 visited = 0
 
-    def _pay_rounds(self, flows: OrderedDict[str, _Flow[Request]]) -> None:
+    def _pay(self, priority: int, key: str, flow: _Flow[Request]) -> None:
+        """End a key's turn: it earns what it may use in its next one."""
+        flows = self._flows[priority]
+        flow.deficit += QUANTUM
+        self._rounds[priority] += 1 / len(flows)
+        flows.move_to_end(key)
+
+    def _pay_rounds(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> None:
         """Where every key owes more than a round pays, pay as many rounds at once as leave that one short."""
         most = max(flow.deficit for flow in flows.values())
         rounds = math.floor(-most / QUANTUM)
         if rounds > 0:
+            self._rounds[priority] += rounds
             for flow in flows.values():
                 flow.deficit += rounds * QUANTUM
+
+    def _pay_missed(self, flow: _Flow[Request], priority: int) -> None:
+        """Pay a key that waits again the rounds of the time in which it did not, as far as it owes."""
+        missed = QUANTUM * (self._rounds[priority] - flow.left_at)
+        flow.deficit = max(flow.deficit, min(0.0, flow.deficit + missed))
 
     def _leave(self, entry: Waiting[Request]) -> None:
         entry.gone = True
@@ -222,6 +250,7 @@ class FairQueue(Generic[Request]):
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key)
         if flow and not flow.waiting:
+            flow.left_at = self._rounds[priority]
             idle[key] = active.pop(key)
         flow = idle.get(key)
         if flow and not flow.running:
@@ -229,3 +258,11 @@ class FairQueue(Generic[Request]):
 
     def _find(self, key: str, priority: int) -> _Flow[Request] | None:
         return self._flows[priority].get(key) or self._idle[priority].get(key)
+
+
+def _within(share: float, flows: OrderedDict[str, _Flow[Request]]) -> str | None:
+    """Return the first key that would run no more than its share with its next request."""
+    for key, flow in flows.items():
+        if not flow.running or flow.running + next(iter(flow.waiting.values())).weight <= share:
+            return key
+    return None

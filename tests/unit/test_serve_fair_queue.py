@@ -89,19 +89,69 @@ def test_a_key_that_owes_much_is_paid_in_one_step() -> None:
 
 def test_debts_last_while_something_runs_and_end_with_it() -> None:
     waiting = queue()
-    push(waiting, "a")
+    push(waiting, "a", 11)
     waiting.pop()
     waiting.charge("a", 1, 100 * QUANTUM)
-    push(waiting, "a", 10)
     push(waiting, "b", 10)
     assert [entry.key for _ in range(10) if (entry := waiting.pop())] == ["b"] * 10
-    for key, times in (("a", 1), ("b", 10)):
+    assert [entry.key for entry in iter(waiting.pop, None)] == ["a"] * 10
+    for key, times in (("a", 11), ("b", 10)):
         for _ in range(times):
             waiting.end(key, 1)
-    for entry in list(iter(waiting.pop, None)):
-        waiting.end(entry.key, 1)
     push(waiting, "a")
     assert [entry.key for entry in iter(waiting.pop, None)] == ["a"]
+
+
+def test_what_is_used_while_nobody_waits_is_free() -> None:
+    waiting = queue()
+    push(waiting, "long")
+    waiting.pop()
+    waiting.charge("long", 1, 1000 * QUANTUM)  # an hour alone
+    push(waiting, "long", 3, cost=QUANTUM)
+    push(waiting, "new", 3, cost=QUANTUM)
+    assert {entry.key for entry in list(iter(waiting.pop, None))[:3]} == {"long", "new"}
+
+
+def test_a_key_of_which_something_always_runs_does_not_fall_behind_the_one_that_has_more() -> None:
+    waiting = queue()
+    push(waiting, "big", 1000)
+    push(waiting, "small")
+    while (entry := waiting.pop()) and entry.key != "small":
+        waiting.end(entry.key, 1)
+    for _ in range(100):  # at each third end of a request another one of small comes; one of it runs already
+        for _ in range(2):
+            entry = waiting.pop()
+            assert entry is not None
+            waiting.charge(entry.key, 1, 2 * QUANTUM)
+            waiting.end(entry.key, 1)
+        push(waiting, "small")
+        order = []
+        while not order or order[-1].key != "small":
+            entry = waiting.pop()
+            assert entry is not None
+            order.append(entry)
+        assert len(order) <= 4
+        for entry in order:
+            waiting.charge(entry.key, 1, 2 * QUANTUM)
+            waiting.end(entry.key, 1)
+
+
+def test_a_key_that_runs_more_than_its_share_is_passed_over() -> None:
+    waiting = queue()
+    push(waiting, "big", 10)
+    assert [entry.key for _ in range(4) if (entry := waiting.pop())] == ["big"] * 4
+    assert waiting.pop(share=4) is None
+    push(waiting, "small", 3)
+    assert [entry and entry.key for entry in (waiting.pop(share=2) for _ in range(4))] == ["small"] * 2 + [None] * 2
+    waiting.push(7, "heavy", 1, 10, 10.0, weight=5)
+    assert waiting.pop(room=4, share=0.5) is None
+    entry = waiting.pop(room=5, share=0.5)
+    assert entry is not None
+    assert entry.key == "heavy"
+    assert waiting.pop(share=3) is not None  # small's third
+    waiting.end("heavy", 1, 5)
+    push(waiting, "better", 2, priority=0)
+    assert [entry and entry.key for entry in (waiting.pop(share=1) for _ in range(2))] == ["better", None]
 
 
 def test_a_better_class_goes_first_always() -> None:

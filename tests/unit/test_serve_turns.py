@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve.fair.turns import LEAST_SEEN, PACE_S, Busy, Pace, Turn, Turns
+from serve.fair.turns import LEAST_SEEN, PACE_S, RECENT_S, Busy, Pace, Turn, Turns
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -324,5 +324,62 @@ def test_a_first_burst_after_quiet_hours_is_not_refused() -> None:
                 turns.end(turn)
         assert now == 30 * 60 + 3
         assert turns._pace.per_s == pytest.approx(20, rel=0.1)
+
+    run(scenario)
+
+
+def test_a_part_of_the_slots_is_kept_for_who_runs_less_than_its_share() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        turns = Turns(13, 100, 100, clock=lambda: now, slots=10)
+        alone = [asyncio.create_task(take(turns, "big")) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        assert (turns.running, turns.waiting) == (13, 7)  # nothing is kept from the only one
+        small = asyncio.create_task(take(turns, "small"))
+        await asyncio.sleep(0)
+        ended = 0
+        while not small.done():
+            turns.end(alone[ended].result())
+            ended += 1
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert (ended, turns.running) == (1, 13)
+        for _ in range(5):
+            turns.end(alone[ended].result())
+            ended += 1
+            await asyncio.sleep(0)
+        assert (turns.running, turns.waiting) == (8, 7)
+        others = [asyncio.create_task(take(turns, "small")) for _ in range(7)]
+        await asyncio.sleep(0.01)
+        assert (turns.running, [task.done() for task in others]) == (12, [True] * 4 + [False] * 3)
+        third = await take(turns, "third")
+        assert turns.running == 13
+        now += RECENT_S + 1
+        turns.end(third)
+        await asyncio.sleep(0.01)
+        assert (turns.running, turns.waiting) == (13, 9)  # as long ago as that, nobody is one of several
+        for task in (*alone, *others):
+            task.cancel()
+        await asyncio.gather(*alone, *others, return_exceptions=True)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_of_few_slots_one_is_always_for_everybody(slots: int) -> None:
+    async def scenario() -> None:
+        turns = Turns(slots + 1, 100, 100, slots=slots)
+        turns.end(await take(turns, "small"))
+        for _ in range(3):
+            turn = await take(turns, "big")
+            waiting = [asyncio.create_task(take(turns, "big")) for _ in range(5)]
+            await asyncio.sleep(0)
+            assert turns.running == max(1, slots - 1)
+            for task in waiting:
+                task.cancel()
+            turns.end(turn)
+            await asyncio.sleep(0.01)
 
     run(scenario)

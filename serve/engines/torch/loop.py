@@ -31,6 +31,7 @@ from serve.engines.torch import pooling
 from serve.engines.torch.batch import Runner, build
 from serve.engines.torch.blocks import BLOCK, BlockPool
 from serve.engines.torch.completion import Completion, Event, advance
+from serve.engines.torch.pages import PageTaker
 from serve.engines.torch.pooling import Embedded, Pooled
 from serve.engines.torch.scheduler import Scheduler, Sequence
 
@@ -127,11 +128,14 @@ class StepLoop:
             ready.set_exception(error)
             return
         ready.set_result(None)
+        pages = PageTaker(self._runner.cache)
+        pages.start()
         try:
             while self._take_inbox():
                 self._step()
         finally:
             self._stopping = True
+            pages.stop()
             self._fail(self._everything(), "the engine was stopped")
             self._post.put(None)
 
