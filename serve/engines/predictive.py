@@ -185,7 +185,8 @@ class PredictiveEngine:
         except Exception as error:
             if len(instances) == 1:
                 return [error]
-            logger.warning("a batch of %d failed (%r); trying its instances one by one", len(instances), error)
+            kind = type(error).__name__  # what it says may quote an instance: whose request it is will have the rest
+            logger.warning("a batch of %d failed (%s); trying its instances one by one", len(instances), kind)
         return [self._predict([instance])[0] for instance in instances]
 
     def _answers(self, instances: list[Any]) -> list[Prediction]:
