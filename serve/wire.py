@@ -188,6 +188,8 @@ class ReplicaState:
     """Whether it finishes what it has and takes no more."""
     build: str = ""
     """That of its answers' `Identity`: an answer that has begun goes on at no replica of another one."""
+    start_s: float = 0.0
+    """Seconds that it took to be ready, from when its process was there."""
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,11 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     certificate = tls.check(spec.http.tls.certificate, spec.http.tls.key) if spec.http.tls else None
     address.start_serve()
     shared = environment.of_replicas()
-    secret = state_actor.start(spec.name, shared)
+    secret = state_actor.start(spec.name, shared, _say)
     if spec.asks_for_keys:
         if not checks.keys(spec, nodes):
             _tell(progress="warning: there are no keys yet, so that nobody can call: `tandem serve keys make NAME`")
-        rates.start(spec.name, shared)
+        rates.start(spec.name, shared, _say)
     there = scaling.there()
     for sentence in checks.drained_first(spec, nodes, there):
         _tell(progress=sentence)
@@ -132,11 +132,8 @@ def main(arguments: list[str]) -> int:
 def _in_turn(verb: str, argument: str, code: OwnCode | None) -> dict[str, Any]:
     spec = ServeSpec.model_validate_json(argument) if verb == "up" else None
 
-    def say(text: str) -> None:
-        _tell(progress=text)
-
-    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, say, _owner()):
-        controller.ensure_answers(say)
+    with turn(spec.start_timeout_s if spec else DOWN_TIMEOUT_S, _say, _owner()):
+        controller.ensure_answers(_say)
         with controller.watched(_give_up):
             return up(spec, code) if spec else down(argument)
 
@@ -150,6 +147,10 @@ def _give_up(sentence: str) -> None:
 def _owner() -> str:
     """Say who deploys, for whoever waits: the job, whose id `tandem jobs` knows."""
     return f"job {os.environ.get(served.JOB) or ray.get_runtime_context().get_job_id()}"
+
+
+def _say(text: str) -> None:
+    _tell(progress=text)
 
 
 def _tell(**message: Any) -> None:

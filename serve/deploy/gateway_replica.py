@@ -25,7 +25,7 @@ from serve.deploy import address, ray_serve_internals
 from serve.deploy.access import Access, queues_of
 from serve.deploy.backend import RayBackend
 from serve.deploy.names import log_with_serve
-from serve.deploy.state_actor import Reader, Reporter
+from serve.deploy.reporting import Reader, Reporter
 from serve.deploy.where import ANY
 from serve.front import tls
 from serve.front.access_log import AccessLog
@@ -110,7 +110,6 @@ class GatewayDeployment:
         catalog, self._scales = user_config["catalog"], bool(user_config["scaling"])
         queues = queues_of(catalog)
         self._access.configure(queues, user_config["operator"])
-        self._backend.configure(queues)
         self.gateway.sleepers = frozenset(card["name"] for card in catalog if card["sleeps"])
         shown = [{key: value for key, value in card.items() if key not in ("queue", "sleeps")} for card in catalog]
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
@@ -17,7 +18,7 @@ from serve.channel.server import Answer, Call, Server
 from serve.deploy.names import log_with_serve
 from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
-from serve.deploy.state_actor import Reporter
+from serve.deploy.reporting import Reporter
 from serve.engines import table
 from serve.engines.call_spans import CallSpans
 from serve.engines.replica import Replica
@@ -35,7 +36,7 @@ class ModelDeployment:
     """A replica of one model. Its user_config says how long it may take to leave; requests come by `serve.channel`."""
 
     async def __init__(self, name: str, model: ServedModel, secret: bytes, code: bytes | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        self._model, self._drain_s = model, DRAIN_S
+        self._model, self._drain_s, begun = model, DRAIN_S, time.monotonic()
         self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._code = None if code is None else Unpacked(code)
         log_with_serve()
@@ -45,6 +46,7 @@ class ModelDeployment:
         answer = traced(self._spans, model.name, partial(answered, self._replica))
         self._server = Server(self._replica_id, model.max_batch, secret, answer)
         await self._server.start(ray.util.get_node_ip_address())
+        self._start_s = time.monotonic() - begun
         self._reporter = Reporter(name, self._replica_id, self._state)
         self._reporter.start()
 
@@ -81,6 +83,7 @@ class ModelDeployment:
             self._model.max_batch,
             self._server.leaving,
             self._model.build(),
+            self._start_s,
         )
 
 
