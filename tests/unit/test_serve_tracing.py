@@ -186,6 +186,27 @@ print(begin.spans("tandem.gateway", "mine", "r1"))
     ]
 
 
+def test_the_routes_make_no_spans_of_their_own_for_a_provider_that_others_have_set() -> None:
+    code = """
+import asyncio, httpx
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+theirs = TracerProvider()
+theirs.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+trace.set_tracer_provider(theirs)
+from serve.api import routes
+from serve.api.gateway import Gateway
+gateway = Gateway(None, 1000, 2)
+app = httpx.ASGITransport(routes.build(lambda: gateway))
+async def main():
+    async with httpx.AsyncClient(transport=app, base_url="http://t") as client:
+        print((await client.get("/v2/health/live")).status_code)
+asyncio.run(main())
+"""
+    assert in_a_process(code, {}) == "200\n"
+
+
 def test_a_process_without_opentelemetry_has_no_spans() -> None:
     code = """
 import sys
