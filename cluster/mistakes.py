@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.redact import redacted
+
 Location = tuple[str | int, ...]
 
 TAKES = {
@@ -90,7 +92,7 @@ def _explain_one(at: Location, detail: Any, model: type[BaseModel], lines: Mappi
     if not at:
         return f"{place}: {message}"
     given = detail.get("input")
-    shown = "" if isinstance(given, dict | list | BaseModel) else f" (given: {_short(given)})"
+    shown = "" if isinstance(given, dict | list | BaseModel) else f" (given: {_short(redacted(given, str(at[-1])))})"
     close = _suggestion(str(given), detail["ctx"]["known"]) if detail["type"] == "unknown_word" else ""
     return f"{place}: `{'.'.join(map(str, at))}`: {message}{shown}{close}"
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from cluster.redact import MASK, is_secret
+
 KEYS = ("image_uri", "pip", "env_vars", "py_executable")
 """The keys of Ray's runtime environments that a model may set."""
 ELSEWHERE = {
@@ -32,6 +34,10 @@ RESERVED = (
     "TANDEM_",
 )
 """Variables, or beginnings of their names (`RAY_`), on which Tandem or Ray depend in a replica."""
+SHOWN = (
+    "would be a secret that Ray's dashboard and `ps` show: put it into the environment in which Ray is started on the "
+    "nodes; replicas have it from there"
+)
 _FILE = re.compile(r"(-[rc]|--requirement|--constraint|-e|--editable)[ =]*(\.|(?![ =/])[^:]*$)|\.{1,2}/")
 """Requirements that are a file or a folder beside the spec; absolute paths may be there on every node."""
 _TELLING = re.compile(r"No matching distribution|Could not find a version|ERROR:|manifest unknown|[Ee]rror:|not found")
@@ -77,6 +83,8 @@ def _wrong_variables(given: Any) -> Iterator[Mistake]:
             yield Mistake(place, "is no name of a variable", name)
         elif reserved := _reserved(name):
             yield Mistake(place, reserved, value)
+        elif is_secret(name):
+            yield Mistake(place, SHOWN, MASK)
         elif not isinstance(value, str) or "\0" in value:
             yield Mistake(place, "must be a text; put a number or a word like true in quotes", value)
 

@@ -14,7 +14,7 @@ import pytest
 
 from cluster import home, local, precision, processes
 from cluster.connect import Connection, connection
-from tests.support import machine
+from tests.support import canaries, machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,6 +84,8 @@ def cluster() -> Iterator[Connection]:
         patch.setenv("TANDEM_HOME", str(place))
         for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
+        for name, value in canaries.ENVIRONMENT.items():
+            patch.setenv(name, value)
         started = local.up(cpus=4, ray_port=free_port(), dashboard_port=free_port(), mlflow_port=free_port())
         try:
             yield connection()
@@ -91,8 +93,10 @@ def cluster() -> Iterator[Connection]:
             _disconnect()
             local.down(job_grace_s=5)
             left = processes.members(started.id, started.sessions, started.started_at)
+            kept = canaries.holders(place, canaries.ALL)
             shutil.rmtree(place, ignore_errors=True)
     assert not left, _describe(left)
+    assert not kept, "secrets that the tests used were written down"
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.names import check_key
+from cluster.redact import redacted
 from tracking.client import ask, connect, create_once
 from tracking.errors import ServerUnreachable, TrackingError
 from tracking.mlflow_internals import (
@@ -21,7 +22,6 @@ from tracking.mlflow_internals import (
     SPLIT_TAG,
 )
 from tracking.records import Point, metric_name
-from tracking.redact import redacted
 from tracking.spool import MAX_BATCH
 
 RUN_KEY_TAG = "tandem.run_key"

@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve import quotes
 from serve.front import exchange
 
 logger = logging.getLogger(__name__)
@@ -101,12 +102,26 @@ class Failures:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
             return  # in the middle of its own request: nobody is there to be answered
-        except Exception:
-            if begun or scope["type"] != "http":
-                raise  # too late for an answer: the connection is closed, so that nobody takes the part for the whole
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
             failure = exchange.current().request_id
-            logger.exception("%s: %s %.200s failed", failure, scope["method"], scope["path"])
+            _log(failure, scope, error)
+            if begun:  # too late for an answer: the connection is closed, so that nobody takes the part for the whole
+                raise AnswerCut(failure) from None
             await self._answer(scope["path"], failure)(scope, receive, send)
+
+
+class AnswerCut(Exception):
+    """The answer with this id ends in its middle; the log has the reason already."""
+
+
+def _log(failure: str, scope: Scope, error: Exception) -> None:
+    place = f"{failure}: {scope['method']} {scope['path']:.200} failed"
+    if quotes.may_quote(error):
+        logger.error("%s\n%s", place, quotes.failure(error, None))
+    else:
+        logger.error("%s", place, exc_info=error)
 
 
 class SlashAtTheEnd:

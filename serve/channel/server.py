@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, cast
 
+from serve import quotes
 from serve.channel import handshake
 from serve.channel.frames import MOST_BYTES, MOST_BYTES_UNKNOWN, Frame, FrameError, Kind, Splitter, decode, encode
 from serve.channel.handshake import Denied
@@ -253,8 +254,8 @@ class Peer(asyncio.Protocol):
                         await self._may_write.wait()
                     self._out.send(encode(Kind.MESSAGE, stream, message))
             self._end(stream, Kind.END)
-        except Exception:  # of the engine's code, which may be the user's own, or an answer that cannot be sent
-            logger.exception("request %s failed", call.request_id)
+        except Exception as error:  # of the engine's code, which may be the user's own, or what cannot be sent
+            logger.error("request %s failed\n%s", call.request_id, quotes.failure(error, call))
             self._end(stream, Kind.FAILED)
 
     def _end(self, stream: int, how: Kind) -> None:

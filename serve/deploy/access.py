@@ -125,7 +125,10 @@ class Access:
             queue = self._queues.get(model)
             if queue is None:  # `serve up` took the model out since the request was read
                 raise model_not_found(model, list(self._queues))
-            self._turns[model] = Turns(window(queue, Standing(1, 1)), queue.most, queue.most_per_key)
+            alone = Standing(1, 1)
+            self._turns[model] = Turns(
+                window(queue, alone), queue.most, queue.most_per_key, slots=slots_of(queue, alone)
+            )
         return self._turns[model]
 
     async def _follow(self, standing: Callable[[], Awaitable[Mapping[str, Standing]]]) -> None:
@@ -137,7 +140,8 @@ class Access:
                 found = {}
             for model, turns in self._turns.items():
                 if model in found and model in self._queues:
-                    turns.widen(window(self._queues[model], found[model]))
+                    queue = self._queues[model]
+                    turns.widen(window(queue, found[model]), slots_of(queue, found[model]))
             await asyncio.sleep(LOOK_S)
 
 
@@ -146,8 +150,12 @@ def window(queue: Queue, standing: Standing) -> int:
 
     Without a replica as many as for one: they are what wakes it.
     """
-    share = WINDOW * queue.slots * max(1, standing.replicas) / max(1, standing.gateways)
-    return max(1, math.ceil(share))
+    return max(1, math.ceil(WINDOW * slots_of(queue, standing)))
+
+
+def slots_of(queue: Queue, standing: Standing) -> float:
+    """Return how many requests of a model its replicas work on at once, as far as they are one gateway's."""
+    return queue.slots * max(1, standing.replicas) / max(1, standing.gateways)
 
 
 def queues_of(catalog: list[dict[str, Any]]) -> dict[str, Queue]:

@@ -38,6 +38,7 @@ from serve.metrics.metrics import Metrics
 from serve.metrics.record import Record
 from serve.metrics.series import Sample
 from serve.scaling.decisions import ScalingState, scaling_samples
+from serve.tracing import begin
 from serve.wire import GatewayState
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class GatewayDeployment:
         self._access.start(self._backend.standing, self._reporter.soon)
         folder = Path(ray_serve_internals.logs_directory())
         self._log = AccessLog(folder / f"access_{settings.name}_{replica_id}.jsonl")
+        self._spans = await asyncio.to_thread(begin.spans, "tandem.gateway", settings.name, replica_id)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         catalog, self._scales = user_config["catalog"], bool(user_config["scaling"])
@@ -129,11 +131,13 @@ class GatewayDeployment:
         await self._access.stop()
         await self._backend.stop()
         await self._log.stop()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.end)
 
     async def _listen(self) -> Server:
         settings = self._settings
         routed = routes.build(lambda: self.gateway)
-        app = Front(routed, self._ended, settings.max_request_s, lambda: settings.cors_origins)
+        app = Front(routed, self._ended, settings.max_request_s, lambda: settings.cors_origins, self._spans)
         server = Server(app, settings.host, settings.port, settings.limits, settings.secure(), self._ended)
         try:
             await server.start()

@@ -13,7 +13,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
 
+from serve import quotes
 from serve.engines import inputs as sent
+from serve.engines import stats
 from serve.engines.answer_text import AnswerText
 from serve.engines.chat_template import LeftOut, NoChatTemplate
 from serve.engines.embedding import vectors
@@ -114,7 +116,7 @@ class GenerativeReplica:
         except RequestError as error:
             yield Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
-            yield replace(_failed(call.request_id, error), lost=True)
+            yield replace(_failed(call, error), lost=True)
 
     def _resumes(self, request: GenerationRequest) -> bool:
         return isinstance(self._engine, ResumingEngine) and self._engine.resumes(request)
@@ -146,7 +148,8 @@ class GenerativeReplica:
         scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}
         wanted = self._tools.sampling(call) if call.tools else {}
         params = SamplingParams(**{**self._defaults, **call.sampling, **scoring, **wanted, "max_tokens": max_tokens})
-        request = GenerationRequest(call.request_id, ids, params, not is_chat(call), call.generated)
+        noted = stats.current()
+        request = GenerationRequest(call.request_id, ids, params, not is_chat(call), call.generated, noted)
         return request, AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
 
 
@@ -188,7 +191,7 @@ class PredictiveReplica:
         except ValueError as error:  # InputError, TaskError and RequestError are among them
             return Refused(400, str(error), "invalid_value", "inputs")
         except EngineError as error:
-            return _failed(call.request_id, error)
+            return _failed(call, error)
 
     async def embed(self, call: EmbedCall) -> Vectors | Refused:
         """Return a vector for each input, all of them or none."""
@@ -226,7 +229,7 @@ async def _embedded(engine: Any, call: EmbedCall, identity: Identity) -> Vectors
     except RequestError as error:
         return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
     except EngineError as error:
-        return _failed(call.request_id, error)
+        return _failed(call, error)
 
 
 async def _repeat(deltas: AsyncGenerator[Delta, None], answer: AnswerText) -> None:
@@ -237,8 +240,8 @@ async def _repeat(deltas: AsyncGenerator[Delta, None], answer: AnswerText) -> No
     await asyncio.to_thread(answer.chunk, await anext(deltas))
 
 
-def _failed(request_id: str, error: EngineError) -> Refused:
+def _failed(call: GenerateCall | InferCall | EmbedCall, error: EngineError) -> Refused:
     """Return what a client is told of an engine's failure; what failed inside is for the log."""
-    logger.error("request %s: %s", request_id, error)
-    said = f"the engine failed while it worked on this request; its log has the reason, under {request_id}"
+    logger.error("request %s: %s", call.request_id, quotes.unquoted(str(error), call))
+    said = f"the engine failed while it worked on this request; its log has the reason, under {call.request_id}"
     return Refused(500, said, "engine_failed")

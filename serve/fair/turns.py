@@ -3,6 +3,10 @@
 As many are let through as the replicas work on at once and a little more, so that the next is at hand when a slot
 frees; whatever else there is waits here, where it can be put in order, and not in front of a replica, where it cannot.
 A request for several texts takes as many places, since each of them is a call to a replica.
+
+Where several keys have asked for something of late, a part of the slots is kept for those that have used less than
+their share: a key with little to do finds a free slot then, and does not wait until one with much to do leaves one.
+
 A request that would wait past its deadline, by what goes before it and as fast as requests leave, is refused at once
 instead of at the end. Where no more may wait, the key with most of them in the worst class gives a place up.
 """
@@ -16,11 +20,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve.fair.queue import FairQueue, Full, Waiting
+from serve.fair.recent import RecentKeys
 
 PACE_S = 10.0
 """Time constant of the rate at which requests leave."""
 LEAST_SEEN = 5
 """Requests that must have left before it is believed; until then none is refused for how long it would wait."""
+RESERVE = 0.2
+"""Part of the slots that is kept, while several keys use a model, for those that are owed; of fewer than five, none. A
+key that comes to three tenths of what the replicas can do finds none of 16 free once in forty times (0.3 cubed)."""
+RECENT_S = 60.0
+"""A key that has asked for nothing for so long uses the model no more."""
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
 
 
@@ -88,23 +98,33 @@ class Turn:
 class Turns:
     """The turns of one model at one gateway. Its methods are called on one event loop."""
 
-    def __init__(self, window: int, most: int, most_per_key: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        window: int,
+        most: int,
+        most_per_key: int,
+        clock: Callable[[], float] = time.monotonic,
+        slots: float = 0,
+    ) -> None:
+        """`slots`: texts that the replicas work on at once, as far as they are this gateway's; 0: none is kept."""
         self.window = window
         """Texts that may be on their way or at work at the same time."""
+        self.slots = slots
         self.running = 0
         """Texts that are."""
         self._clock = clock
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(most, most_per_key)
         self._pace = Pace()
+        self._keys = RecentKeys(RECENT_S)
 
     @property
     def waiting(self) -> int:
         """Requests that wait."""
         return len(self._queue)
 
-    def widen(self, window: int) -> None:
-        """Change how many are let through."""
-        self.window = window
+    def widen(self, window: int, slots: float = 0) -> None:
+        """Change how many are let through, and how many the replicas work on at once."""
+        self.window, self.slots = window, slots
         self._let_through()
 
     def bound(self, most: int, most_per_key: int) -> None:
@@ -121,6 +141,7 @@ class Turns:
         Raises:
             Busy: as many wait as may, or the turn would not come, or did not come, in time.
         """
+        self._keys.saw(key, self._clock())
         wait_s = self._expected_s(key, priority)
         if wait_s > patience_s:
             ahead = self._queue.ahead(key, priority)
@@ -143,7 +164,7 @@ class Turns:
 
     def _give_back(self, turn: Turn) -> None:
         self.running -= turn.weight
-        self._queue.end(turn.key, turn.priority)
+        self._queue.end(turn.key, turn.priority, turn.weight)
         self._let_through()
 
     async def _granted(self, entry: Waiting[asyncio.Future[None]], patience_s: float) -> None:
@@ -187,17 +208,21 @@ class Turns:
             entry.request.set_exception(self._busy(reason, self._expected_s(entry.key, entry.priority)))
 
     def _let_through(self) -> None:
-        while self.running < self.window and (entry := self._queue.pop(self._room())) is not None:
+        contended = self._keys.count(self._clock()) > 1
+        while (entry := self._next(contended)) is not None:
             if entry.request.done():  # its client has just left
-                self._queue.end(entry.key, entry.priority)
+                self._queue.end(entry.key, entry.priority, entry.weight)
                 continue
             self.running += entry.weight
             entry.request.set_result(None)
         self._pace.waits(self._clock(), bool(self._queue))
 
-    def _room(self) -> float:
-        """Return how heavy the next may be: what is heavier than the window goes alone."""
-        return self.window - self.running if self.running else math.inf
+    def _next(self, contended: bool) -> Waiting[asyncio.Future[None]] | None:
+        kept = math.floor(RESERVE * self.slots) if contended else 0
+        if self.running >= (self.slots if kept else self.window):
+            return None
+        room = self.window - self.running if self.running else math.inf  # what is heavier than the window goes alone
+        return self._queue.pop(room, owed_only=kept > 0 and self.running >= self.slots - kept)
 
     def _expected_s(self, key: str, priority: int) -> float:
         """Return how long a request that comes for a key now would wait.

@@ -16,6 +16,9 @@ import sys
 
 logger = logging.getLogger(__name__)
 BACKLOG = 4096
+MOST_UNSENT_BYTES = 64 * 1024
+"""What the kernel takes of an answer beyond what it can send; it would take megabytes for a client that does not read.
+Then nobody would notice that the client does not, and each would hold a text's slot to its end."""
 SO_ATTACH_FILTER = 26
 SETTLE_S = 0.05
 """Handshakes that had begun end meanwhile."""
@@ -35,6 +38,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # the connections that it accepts have it too
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
         found.bind((host, port))
         found.listen(BACKLOG)
         found.setblocking(False)

@@ -35,6 +35,8 @@ ASGI: Any = {"version": "3.0", "spec_version": "2.4"}
 """A client that leaves is no matter of the routes: their task is cancelled. So nothing needs to listen for it."""
 REFUSED_BEYOND = 256
 """So many connections above the limit are told why they are refused; further ones are cut."""
+MOST_UNREAD_BYTES = 64 * 1024
+"""What waits of an answer here before its making waits; over TLS both event loops would take 512 KiB."""
 OVER_HEAD_S = 2.0
 LINGER_S = 1.0
 MOST_AHEAD = 8
@@ -94,6 +96,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(MOST_UNREAD_BYTES)
         self.pace.head_since = self.loop.time()
         over = len(self.connections) - self.limits.connections
         if over > REFUSED_BEYOND:

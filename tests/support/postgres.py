@@ -26,37 +26,45 @@ def missing() -> str | None:
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """Run a server on a socket in a temporary folder and yield its URL."""
-    with tempfile.TemporaryDirectory(prefix="pg") as folder, _running(Path(folder)) as url:  # a short path for a socket
+def server(password: str | None = None) -> Iterator[str]:
+    """Run a server on a socket in a temporary folder and yield its URL, which has no password in it.
+
+    Args:
+        password: what it asks for; None: it asks for none.
+    """
+    short = tempfile.TemporaryDirectory(prefix="pg")  # a socket's path may not be long
+    with short as folder, _running(Path(folder), password) as url:
         yield url
 
 
 @contextmanager
-def _running(folder: Path) -> Iterator[str]:
-    owner = _unprivileged()
+def _running(folder: Path, password: str | None) -> Iterator[str]:
+    owner, data, told = _unprivileged(), folder / "data", folder / "password"
+    told.write_text(password or "")
     if owner:
         os.chown(folder, *owner)
-    data = folder / "data"
-    _run([_binary("initdb"), "-D", data, "-U", USER, "-A", "trust", "-N", "-E", "UTF8", "--locale=C"], owner)
+        os.chown(told, *owner)
+    asks = ["-A", "scram-sha-256", f"--pwfile={told}"] if password else ["-A", "trust"]
+    _run([_binary("initdb"), "-D", data, "-U", USER, *asks, "-N", "-E", "UTF8", "--locale=C"], owner)
+    told.unlink()
     command = [_binary("postgres"), "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, **_as(owner))
     try:
-        _wait(folder, process)
+        _wait(folder, process, password)
         yield f"postgresql://{USER}@/postgres?host={folder}"
     finally:
         process.send_signal(signal.SIGQUIT)
         process.wait(20)
 
 
-def _wait(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def _wait(folder: Path, process: subprocess.Popen[bytes], password: str | None) -> None:
     import psycopg
 
     deadline = time.monotonic() + 30
     while True:
         try:
-            psycopg.connect(f"host={folder} user={USER} dbname=postgres").close()
+            psycopg.connect(host=str(folder), user=USER, dbname="postgres", password=password).close()
             return
         except psycopg.OperationalError:
             if process.poll() is not None or time.monotonic() > deadline:

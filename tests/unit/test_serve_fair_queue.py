@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from serve.fair.queue import QUANTUM, FairQueue, Full, Waiting
+from serve.fair.queue import QUANTUM, SAVED, FairQueue, Full, Waiting
 
 
 def queue(most: int = 10_000, most_per_key: int = 5_000) -> FairQueue[int]:
@@ -89,19 +89,87 @@ def test_a_key_that_owes_much_is_paid_in_one_step() -> None:
 
 def test_debts_last_while_something_runs_and_end_with_it() -> None:
     waiting = queue()
-    push(waiting, "a")
+    push(waiting, "a", 11)
     waiting.pop()
     waiting.charge("a", 1, 100 * QUANTUM)
-    push(waiting, "a", 10)
     push(waiting, "b", 10)
     assert [entry.key for _ in range(10) if (entry := waiting.pop())] == ["b"] * 10
-    for key, times in (("a", 1), ("b", 10)):
+    assert [entry.key for entry in iter(waiting.pop, None)] == ["a"] * 10
+    for key, times in (("a", 11), ("b", 10)):
         for _ in range(times):
             waiting.end(key, 1)
-    for entry in list(iter(waiting.pop, None)):
-        waiting.end(entry.key, 1)
     push(waiting, "a")
     assert [entry.key for entry in iter(waiting.pop, None)] == ["a"]
+
+
+def test_what_is_used_while_nobody_waits_is_free() -> None:
+    waiting = queue()
+    push(waiting, "long")
+    waiting.pop()
+    waiting.charge("long", 1, 1000 * QUANTUM)  # an hour alone
+    push(waiting, "long", 9, cost=QUANTUM)
+    push(waiting, "new", 9, cost=QUANTUM)
+    order = [entry.key for entry in iter(waiting.pop, None)]
+    assert order[:3] == ["new"] * 3  # of long, something runs
+    assert order[3:11].count("long") == pytest.approx(4, abs=1)
+
+
+def test_a_key_of_which_something_always_runs_does_not_fall_behind_the_one_that_has_more() -> None:
+    waiting = queue()
+    push(waiting, "big", 1000)
+    push(waiting, "small")
+    while (entry := waiting.pop()) and entry.key != "small":
+        waiting.end(entry.key, 1)
+    for _ in range(100):  # at each third end of a request another one of small comes; one of it runs already
+        for _ in range(2):
+            entry = waiting.pop()
+            assert entry is not None
+            waiting.charge(entry.key, 1, 2 * QUANTUM)
+            waiting.end(entry.key, 1)
+        push(waiting, "small")
+        order = []
+        while not order or order[-1].key != "small":
+            entry = waiting.pop()
+            assert entry is not None
+            order.append(entry)
+        assert len(order) <= 4
+        for entry in order:
+            waiting.charge(entry.key, 1, 2 * QUANTUM)
+            waiting.end(entry.key, 1)
+
+
+def test_a_key_that_is_owed_goes_first_and_the_others_are_passed_over_where_that_is_asked() -> None:
+    waiting = queue()
+    push(waiting, "big", 20, cost=SAVED)
+    assert [entry.key for _ in range(2) if (entry := waiting.pop())] == ["big"] * 2
+    assert waiting.pop(owed_only=True) is None
+    push(waiting, "small", 9, cost=QUANTUM)
+    assert [entry and entry.key for entry in (waiting.pop(owed_only=True) for _ in range(4))] == ["small"] * 3 + [None]
+    waiting.push(7, "heavy", 1, 10, 10.0, weight=5)
+    assert waiting.pop(room=4, owed_only=True) is None
+    entry = waiting.pop(room=5, owed_only=True)
+    assert entry is not None
+    assert entry.key == "heavy"
+    waiting.end("heavy", 1, 5)
+    push(waiting, "better", 9, priority=0, cost=SAVED)
+    assert [entry and entry.key for entry in (waiting.pop(owed_only=True) for _ in range(2))] == ["better", None]
+
+
+def test_keys_that_come_anew_again_and_again_do_not_starve_the_one_that_stays() -> None:
+    waiting, taken = queue(), Counter[str]()
+    push(waiting, "big", 1000)
+    for key in range(8):
+        push(waiting, f"serial {key}")
+    for _ in range(900):
+        entry = waiting.pop()
+        assert entry is not None
+        taken[entry.key] += 1
+        waiting.charge(entry.key, 1, 50)
+        waiting.end(entry.key, 1)
+        if entry.key != "big":  # with nothing of it running or waiting, it is a new one
+            push(waiting, entry.key)
+    assert taken["big"] == pytest.approx(100, abs=10)
+    assert all(taken[f"serial {key}"] == pytest.approx(100, abs=10) for key in range(8))
 
 
 def test_a_better_class_goes_first_always() -> None:
@@ -219,3 +287,16 @@ def test_random_use_keeps_its_counts() -> None:
             kept -= {id(entry) for entry in waiting.expired(random_.random())}
         assert len(waiting) == len(kept)
     assert len(list(iter(waiting.pop, None))) == len(kept)
+
+
+def test_keys_that_have_gone_are_forgotten_while_others_wait() -> None:
+    waiting = queue()
+    push(waiting, "big", 5000)
+    for key in range(2000):
+        push(waiting, f"once {key}")
+        for _ in range(2):
+            entry = waiting.pop()
+            assert entry is not None
+            waiting.charge(entry.key, 1, 100)
+            waiting.end(entry.key, 1)
+    assert len(waiting._idle[1]) < 20

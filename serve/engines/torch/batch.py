@@ -77,6 +77,11 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def cache(self) -> list[torch.Tensor]:
+        """The tensors that `prepare` allocated for keys and values; shapes are the runner's own."""
+        ...
+
     def release(self) -> None:
         """Free what only `prepare` and its check needed, such as the model's own copy of packed weights."""
         ...

@@ -33,7 +33,7 @@ class LayerShape:
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return zeros of the given shape. On CPU their memory is bounded now and taken page by page as tokens arrive.
+    """Return zeros of the given shape. On CPU their memory is bounded now and taken beside the first steps (pages.py).
 
     Zeros, because attention multiplies values beyond a text's end by a weight of zero, and 0 * nan is nan.
     """
@@ -86,8 +86,13 @@ class PagedCache(Cache):
         return keys, values
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Keys and values of every layer, [blocks, heads, BLOCK, width] each."""
+        return [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
+
+    @property
     def memory_bytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class ShapeProbe(Cache):

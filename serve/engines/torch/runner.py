@@ -49,6 +49,11 @@ class TorchRunner:
     def cache_memory_bytes(self) -> int:
         return self._cache.memory_bytes if self._cache else 0
 
+    @property
+    def cache(self) -> list[torch.Tensor]:
+        """See Runner; each layer's keys, then its values, are [blocks, heads, BLOCK, width]."""
+        return self._cache.tensors if self._cache else []
+
     def prepare(self, blocks: int, memory_bytes: int) -> int:
         """See Runner. Puts paged attention and packed weights in, and allocates the cache."""
         self._refuse_layer_types()

@@ -53,6 +53,7 @@ class NativeRunner:
         self._max_context = max_context
         self._kept: list[Any] = []
         """What the C structs point to."""
+        self.cache: list[torch.Tensor] = []
         self._engine: int | None = None
         self.cache_memory_bytes = 0
         self.weight_bytes = 0
@@ -147,6 +148,7 @@ class NativeRunner:
     def _layer(self, decoder: Decoder, layer: LayerWeights, width: int, blocks: int) -> CLayer:
         cosine, sine = decoder.rotary[layer.rotary] if layer.rotary else (None, None)
         cache = [library.allocate(blocks * decoder.kv_heads * width * BLOCK * 2) for _ in range(2)]
+        self.cache += cache
         return CLayer(
             qkv=self._packed(pack(fused_heads(layer, decoder.head_dim, width), self._weights)).struct,
             out=self._packed(pack(widened_out(layer, decoder.head_dim, width), self._weights)).struct,
@@ -160,8 +162,8 @@ class NativeRunner:
             key_norm=self._keep(layer.key_norm),
             cosine=self._keep(cosine),
             sine=self._keep(sine),
-            keys=self._keep(cache[0]),
-            values=self._keep(cache[1]),
+            keys=pointer(cache[0]),
+            values=pointer(cache[1]),
             window=layer.window,
         )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tracking.redact import MASK, is_secret, redacted
+from cluster.redact import MASK, is_secret, redacted
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,13 @@ def test_masks_nested_values_and_credentials_in_urls() -> None:
         "env": {"HF_TOKEN": "hf_abc", "LEVEL": "info"},
         "keys": [{"api_key": "x"}],
         "store": "postgresql://joe:pa55@db:5432/mlflow",
+        "other": "postgresql://joe@db/keys?host=/run&sslpassword=pa55&password=pa55",
         "wait_for_token": True,
     }
     assert redacted(spec) == {
         "env": {"HF_TOKEN": MASK, "LEVEL": "info"},
         "keys": [{"api_key": MASK}],
         "store": f"postgresql://{MASK}@db:5432/mlflow",
+        "other": f"postgresql://{MASK}@db/keys?host=/run&sslpassword={MASK}&password={MASK}",
         "wait_for_token": True,
     }

@@ -1,4 +1,4 @@
-"""Keep secrets out of what is logged: decide by the setting's name, and by credentials inside URLs."""
+"""Keep secrets out of what is logged and told: decide by the setting's name, and by credentials inside URLs."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _ALWAYS = {"secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey"}
 _KEY_OWNERS = {"api", "access", "private", "auth", "encryption", "signing", "ssh", "account", "service"}
 _VOCABULARY = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "decoder", "special", "per"}
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&]password=)[^&\s]+|(?<=[?&]sslpassword=)[^&\s]+")
 
 
 def is_secret(name: str) -> bool:
