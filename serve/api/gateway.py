@@ -18,23 +18,21 @@ from fastapi.responses import JSONResponse, Response
 
 from serve.api import embeddings, inference_api, openai_api
 from serve.api.admission import Admission, estimate, everyone
+from serve.api.answering import Forms, answered, identity_headers
 from serve.api.aside import parsed
 from serve.api.bodies import Bodies
 from serve.api.body import ApiError, model_name, model_not_found, parse_json
 from serve.api.callers import Caller, Doorkeeper, of
-from serve.api.events import EventStream
 from serve.api.openai_api import Generation, in_session
 from serve.api.responses.answer import ResponseForm
 from serve.api.responses.parse import parse
-from serve.api.streaming import Choices, Form, Stream, accepted, open_all
-from serve.front import cuts, exchange
+from serve.api.streaming import Choices, Stream, accepted
+from serve.front import exchange
 from serve.metrics import watch
 from serve.metrics.metrics import Metrics
 from serve.metrics.record import Record
 from serve.scaling.decisions import GATEWAY_ROW, Standing, as_json
-from serve.wire import EmbedCall, GenerateCall, Identity, InferCall, Inferred, Refused, ReplicaState, Vectors
-
-EVENT_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+from serve.wire import EmbedCall, GenerateCall, InferCall, Inferred, Refused, ReplicaState, Vectors
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Gateway:
         wanted = await parsed(size, parse, body, exchange.current().call_id)
         try:
             generation = in_session(wanted.generation, session_of(request, body))
-            return await self._generate(generation, card, size, of(request), ResponseForm(wanted))
+            return await self._generate(generation, card, size, of(request), lambda _: ResponseForm(wanted))
         except ApiError as error:
             raise wanted.placed(error) from None
 
@@ -125,7 +123,7 @@ class Gateway:
             vectors = accepted(await self._backend.embed(card.name, call))
             ticket.prompt(vectors.prompt_tokens)
         answer = embeddings.answer(f"{card.name}@{vectors.identity.version}", wanted, vectors)
-        return JSONResponse(answer, headers=_identity_headers(vectors.identity) | ticket.headers)
+        return JSONResponse(answer, headers=identity_headers(vectors.identity) | ticket.headers)
 
     def models(self, caller: Caller) -> dict[str, Any]:
         return {"object": "list", "data": [_listed(card) for card in self._cards(caller)]}
@@ -150,25 +148,12 @@ class Gateway:
         return body, card, size
 
     async def _generate(
-        self, generation: Generation, card: ModelCard, size: int, caller: Caller, form: Form | None = None
+        self, generation: Generation, card: ModelCard, size: int, caller: Caller, form: Forms | None = None
     ) -> Response:
         """Answer in a form, that of OpenAI's choices where none is given."""
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted, texts=len(generation.calls)) as ticket:
-            calls = [replace(call, **exchange.current().carried) for call in generation.calls]
-            streams = [cuts.in_words(self._backend.generate(card.name, call)) for call in calls]
-            opened = await open_all(streams)
-            headers = _identity_headers(opened[0].identity) | ticket.headers
-            form = form or Choices(generation, f"{card.name}@{opened[0].identity.version}")
-            prompt_tokens = sum(message.prompt_tokens for message in opened[:: generation.n])
-            ticket.watch.texts = len(streams)
-            ticket.prompt(prompt_tokens)
-            if generation.stream:
-                ticket.streams()
-                content = ticket.until_its_end(form.events(streams, prompt_tokens, ticket.answer))
-                headers |= EVENT_STREAM_HEADERS
-                return EventStream(content, headers=headers)
-            return JSONResponse(await form.whole(streams, prompt_tokens, ticket.answer), headers=headers)
+            return await answered(self._backend, card.name, generation, ticket, form or partial(Choices, generation))
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------
 
@@ -189,7 +174,7 @@ class Gateway:
             result = accepted(await self._backend.infer(name, call))
             ticket.predicted(rows)
         answer = inference_api.answer(name, result.identity.version, wanted, result.predictions)
-        return Response(answer.content, headers=_identity_headers(result.identity) | ticket.headers | answer.headers)
+        return Response(answer.content, headers=identity_headers(result.identity) | ticket.headers | answer.headers)
 
     async def metadata(self, name: str, version: str | None, caller: Caller) -> dict[str, Any]:
         card = self._card(name, caller, version)
@@ -293,8 +278,3 @@ def _model_status(card: ModelCard, replicas: list[ReplicaState], pending: int) -
             for replica in replicas
         ],
     }
-
-
-def _identity_headers(identity: Identity) -> dict[str, str]:
-    headers = {"x-tandem-model-version": identity.version}
-    return headers | ({"x-tandem-run-id": identity.run_id} if identity.run_id else {})

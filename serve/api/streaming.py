@@ -19,6 +19,10 @@ Count = Callable[[int], None]
 Result = TypeVar("Result")
 
 
+class OtherVersion(ApiError):
+    """The replica that worked on a text is lost, and those that are left are of another version or other settings."""
+
+
 class Form(Protocol):
     """How an answer goes to the client. `count` is told of all generated tokens so far, and may raise ApiError."""
 

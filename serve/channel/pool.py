@@ -5,8 +5,7 @@
 
 A connection that lives is the truth: a replica whose connection has ended is out at once, whatever was told of it, and
 one that is silent or leaves gets nothing new. Waiting costs nothing but memory: whatever changes lets the next ones go.
-How many may wait is bounded in front of this, where requests take turns (serve/fair): what is here has had its turn, a
-request for many texts with all of them.
+How many may wait is bounded in front of this, where requests take turns (serve/fair), with all of their texts.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class Waiting:
     excluded: frozenset[str]
     build: str | None
     granted: asyncio.Future[Member]
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle = field(init=False)
     """Ends its patience."""
     since: float = field(default_factory=time.monotonic)
 
@@ -200,8 +199,7 @@ class Pool:
                 Seat(self, granted.result()).release()  # it was let through in the moment that its client left
             raise
         finally:
-            if waiting.timer is not None:
-                waiting.timer.cancel()
+            waiting.timer.cancel()
             self._waiting.pop(number, None)
 
     def _end_patience(self, waiting: Waiting, patience_s: float) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from serve.api.body import ApiError
+from serve.api.streaming import OtherVersion
 from serve.channel.client import Busy, CallFailed
 from serve.channel.pool import ANY, Full, NoReplica, Pool, VersionGone
 from serve.deploy import readiness
@@ -220,7 +221,7 @@ def _as_api_errors(model: str, request_id: str, pool: Pool) -> Iterator[None]:
         raise ApiError(429, message, code="overloaded", headers={"retry-after": "1"}) from None
     except VersionGone as error:
         message = f"the replica of {model!r} that worked on this request was lost, and {error}"
-        raise ApiError(503, message, code="replica_lost", headers={"retry-after": "1"}) from None
+        raise OtherVersion(503, message, code="replica_lost", headers={"retry-after": "1"}) from None
     except CallFailed:
         logger.error("request %s: the replica's code failed; its log says how", request_id)
         message = f"{model!r} failed on this request; its replica's log has the reason, under {request_id:.80}"

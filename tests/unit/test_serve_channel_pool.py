@@ -35,7 +35,7 @@ class Replica:
     ) -> None:
         self.name, self.version, self.calls, self.start_s = name, version, 0, start_s
         self.build = build or f"build {version}"
-        self.dies = self.breaks = False
+        self.dies = self.breaks = self.stalls = False
         self.server = Server(name, slots, SECRET, self._answer)
 
     async def _answer(self, call: Any) -> AsyncGenerator[Any, None]:
@@ -52,6 +52,8 @@ class Replica:
                 if self.breaks and number == 1:
                     yield Refused(500, f"the engine of {self.name} failed", "engine_failed", lost=True)
                     return
+                if self.stalls and number == 1:
+                    await asyncio.sleep(3600)
                 yield Chunk(self.name, number + 1, "stop" if number else None, ids=(number,))
             return
         await asyncio.sleep(3600)
@@ -547,5 +549,37 @@ def test_what_comes_while_the_old_replica_leaves_and_the_new_one_is_not_there_ye
             assert (answered.status_code, answered.headers["x-tandem-model-version"]) == (200, "2")
             counted = gateway.metrics.record.snapshot(["m"])["counters"]
             assert counted["tandem_errors_total"] == [[["m", "not_ready"], 1]]
+
+    run(scenario)
+
+
+def test_an_answer_of_which_nothing_was_sent_is_given_anew_where_only_another_version_is_left() -> None:
+    async def scenario(stage: Stage) -> None:
+        gateway = Gateway(backend_of(stage), max_body_bytes=10_000, max_prompts=3)
+        gateway.catalog = {"m": ModelCard("m", "causal-lm", "1", True, 0, {})}
+        transport = httpx.ASGITransport(routes.build(lambda: gateway))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            def ask(stream: bool) -> asyncio.Task[httpx.Response]:
+                body = {"model": "m", "prompt": "two tokens", "n": 2, "max_tokens": 2, "stream": stream}
+                return asyncio.create_task(client.post("/v1/completions", json=body))
+
+            old = await stage.add("a", "1", slots=8)
+            old.stalls = True
+            asked = [ask(stream=False), ask(stream=True)]
+            await until(lambda: gateway.metrics.record.model("m").generated == 4)  # each text has its first token
+            await stage.add("b", "2", slots=8)
+            del stage.replicas["a"]
+            stage.hear()
+            await old.server.close()
+            whole, streamed = await asyncio.gather(*asked)
+            assert (whole.status_code, whole.headers["x-tandem-model-version"]) == (200, "2")
+            assert [choice["text"] for choice in whole.json()["choices"]] == ["bb", "bb"], "nothing of the other one"
+            assert whole.json()["usage"] == {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}
+            assert (streamed.status_code, streamed.headers["x-tandem-model-version"]) == (200, "1")
+            assert '"code":"replica_lost"' in streamed.text
+            counters = gateway.metrics.record.snapshot(["m"])["counters"]
+            assert counters["tandem_prompt_tokens_total"] == [[["m"], 2]], "once for each request"
+            assert counters["tandem_generated_tokens_total"] == [[["m"], 4 + 2]]
 
     run(scenario)
