@@ -20,7 +20,7 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
-from cluster import connect
+from cluster import connect, home
 from cluster.connect import Connection
 from serve import cli, endpoints
 from serve.deploy import succession
@@ -107,15 +107,18 @@ class Clients:
                 self.statuses[name][told] += 1
 
     def _stream(self, name: str) -> str:
-        tokens = 60 if name == "narrow" else 4
+        tokens = 200 if name == "narrow" else 4
         body = {"model": "tiny", "prompt": "a", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        body["stream_options"] = {"continuous_usage_stats": True}
         headers = {"authorization": f"Bearer {self._keys[name]}"}
         with httpx.stream("POST", f"{self._endpoint}/v1/completions", json=body, headers=headers, timeout=90) as answer:
             if answer.status_code != 200:
                 return f"{answer.status_code} {json.loads(answer.read())['error']['code']}"
-            with self._open(name):
-                lines = [line for line in answer.iter_lines() if line]
-        return "whole" if lines and lines[-1] == "data: [DONE]" else f"cut after {lines[-1:]}"
+            lines = (line for line in answer.iter_lines() if line)
+            with self._open(name):  # for its first half: what comes is read later than it was sent
+                middle = next(line for line in lines if told_tokens(line) >= tokens / 2)
+            last = [middle, *lines][-1]
+        return "whole" if last == "data: [DONE]" else f"cut after {last}"
 
     @contextmanager
     def _open(self, name: str) -> Iterator[None]:
@@ -127,6 +130,19 @@ class Clients:
         finally:
             with self._lock:
                 self._opened[name] -= 1
+
+
+def told_tokens(line: str) -> int:
+    """Return how many tokens a stream has had, as its event tells; its end and its errors count as all."""
+    event = {} if line == "data: [DONE]" else json.loads(line.removeprefix("data: "))
+    return int(event["usage"]["completion_tokens"]) if "usage" in event else 10**9
+
+
+def said_by_gateways(word: str) -> list[str]:
+    """Return the lines of the gateways' logs that have a word."""
+    logs = home.home() / "ray" / "session_latest" / "logs" / "serve"
+    lines = (line for path in logs.glob("*gateway*.log") for line in path.read_text().splitlines())
+    return [line for line in lines if word in line]
 
 
 def generations() -> dict[str, succession.Generation]:
@@ -159,6 +175,7 @@ def test_a_newer_version_takes_over_while_requests_run(up: Callable[[Path], str]
     after = generations()
     assert set(after) == {"state:tandem#2", "rates:tandem#2"}
     assert {each.version for each in after.values()}.isdisjoint(each.version for each in before.values())
+    print(*said_by_gateways("alone"), sep="\n")
     print(f"{took_s:.0f} s: {clients.statuses}, open at once {clients.most_open}")
     assert set(clients.statuses["free"]) == {"whole"}
     assert clients.statuses["free"]["whole"] > 20
