@@ -116,7 +116,7 @@ class Clients:
                 return f"{answer.status_code} {json.loads(answer.read())['error']['code']}"
             lines = (line for line in answer.iter_lines() if line)
             with self._open(name):  # for its first half: what comes is read later than it was sent
-                middle = next(line for line in lines if told_tokens(line) >= tokens / 2)
+                middle = next((line for line in lines if told_tokens(line) >= tokens / 2), "nothing")
             last = [middle, *lines][-1]
         return "whole" if last == "data: [DONE]" else f"cut after {last}"
 
