@@ -7,6 +7,7 @@ and a local one does not mind; `status` reads Serve's own REST API and asks the 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
 import time
@@ -24,6 +25,7 @@ from serve.engines import table
 from serve.front import client
 from serve.scaling.decisions import GATEWAY_ROW
 from serve.spec import ServeSpec
+from serve.tracing import destination
 
 Progress = Callable[[str], None]
 MARK = "@tandem "
@@ -136,7 +138,7 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
         shlex.join(["python", "-m", "serve.deploy.app", verb, *arguments]),
         submission_id=job_id,
         working_dir=working_dir,
-        env_vars={**ray_serve_internals.CONTROLLER_ENV, **served.environment(), served.JOB: job_id},
+        env_vars={**ray_serve_internals.CONTROLLER_ENV, **_environment(), served.JOB: job_id},
         metadata={"tandem.name": job_id, "tandem.phase": f"serve {verb}"},
     )
     jobs = connect.job_client()
@@ -155,6 +157,11 @@ def _run(verb: str, arguments: list[str], progress: Progress, working_dir: Path 
         if ended:
             raise UserError(f"job {job_id} failed: {_tail(jobs, job_id, log)}")
         time.sleep(POLL_S)
+
+
+def _environment() -> dict[str, str]:
+    """Return what a deploy job is told of this process's environment."""
+    return {**destination.of_user(os.environ), **served.environment()}
 
 
 def _messages(log: str) -> list[dict[str, Any]]:

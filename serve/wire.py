@@ -48,6 +48,8 @@ class GenerateCall:
     """What requests of one conversation have in common (`x-session-id`, `prompt_cache_key`): one replica for all."""
     trace: str | None = None
     """The W3C `traceparent` of the request."""
+    trace_state: str | None = None
+    """The `tracestate` beside it."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class InferCall:
 
     request_id: str
     inputs: dict[str, Any]
+    trace: str | None = None
+    trace_state: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class EmbedCall:
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     """How many numbers the client expects of a vector; None: as many as the model has."""
+    trace: str | None = None
+    trace_state: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,8 @@ class ReplicaState:
     """Whether it finishes what it has and takes no more."""
     build: str = ""
     """That of its answers' `Identity`: an answer that has begun goes on at no replica of another one."""
+    start_s: float = 0.0
+    """Seconds that it took to be ready, from when its process was there."""
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ UNNAMED_MAX_TOKENS = 256
 class Rates(Protocol):
     """Rates and concurrency, over all gateways."""
 
-    async def begin(self, key: str, limits: Limits, tokens: int) -> Verdict:
-        """Decide about one request that could use `tokens` tokens."""
+    async def begin(self, key: str, limits: Limits, tokens: int, texts: int) -> Verdict:
+        """Decide about one request for so many texts that could use `tokens` tokens."""
         ...
 
-    def end(self, key: str, reserved: int, used: int) -> None:
+    def end(self, key: str, reserved: int, used: int, texts: int) -> None:
         """Take note that it has ended."""
         ...
 
@@ -49,11 +49,11 @@ class OwnRates:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._limiter, self._clock = Limiter(), clock
 
-    async def begin(self, key: str, limits: Limits, tokens: int) -> Verdict:
-        return self._limiter.begin(self._clock(), "", key, limits, tokens)
+    async def begin(self, key: str, limits: Limits, tokens: int, texts: int) -> Verdict:
+        return self._limiter.begin(self._clock(), "", key, limits, tokens, texts)
 
-    def end(self, key: str, reserved: int, used: int) -> None:
-        self._limiter.end(self._clock(), "", key, reserved, used)
+    def end(self, key: str, reserved: int, used: int, texts: int) -> None:
+        self._limiter.end(self._clock(), "", key, reserved, used, texts)
 
 
 @dataclass
@@ -223,17 +223,17 @@ class Admission:
             raise
 
     async def _admitted(self, caller: Caller, model: str, wanted: _Wanted, hold: Hold | None) -> Ticket:
-        verdict = await self._rates.begin(caller.key, caller.limits, wanted.read + wanted.most)
+        verdict = await self._rates.begin(caller.key, caller.limits, wanted.read + wanted.most, wanted.texts)
         headers = refusals.rate_headers(verdict)
         if verdict.refused_by is not None:
-            raise refusals.limited(verdict, caller.limits, headers)
+            raise refusals.limited(verdict, caller.limits, headers, wanted.texts)
         item = self._work(model).begin(wanted.read, wanted.most if wanted.named else None)
         asked = time.perf_counter()
         try:
             turns, turn = await self._turn(caller, model, wanted)
         except BaseException as error:
             item.end(answered=False)
-            self._rates.end(caller.key, verdict.reserved, 0)
+            self._rates.end(caller.key, verdict.reserved, 0, wanted.texts)
             if isinstance(error, Busy):
                 raise refusals.busy(model, error, headers) from None
             raise
@@ -263,7 +263,7 @@ class Admission:
         try:
             ticket.give_turn_back()
         finally:
-            self._rates.end(ticket.caller.key, ticket.reserved, ticket.used)
+            self._rates.end(ticket.caller.key, ticket.reserved, ticket.used, ticket.turn.weight)
             if ticket.entry is not None and ticket.entry.hold is not None:
                 ticket.entry.hold.end()
 

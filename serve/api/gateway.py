@@ -121,7 +121,8 @@ class Gateway:
         body, card, size = await self._called(request, lambda c: c.generates or bool(c.details.get("embeddings")))
         wanted = await parsed(size, embeddings.parse, body, exchange.current().call_id)
         with await self._admission.begin(of(request), card.name, *estimate(size, 0, 1)) as ticket:
-            vectors = accepted(await self._backend.embed(card.name, wanted.call))
+            call = replace(wanted.call, **exchange.current().carried)
+            vectors = accepted(await self._backend.embed(card.name, call))
             ticket.prompt(vectors.prompt_tokens)
         answer = embeddings.answer(f"{card.name}@{vectors.identity.version}", wanted, vectors)
         return JSONResponse(answer, headers=_identity_headers(vectors.identity) | ticket.headers)
@@ -155,8 +156,7 @@ class Gateway:
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted, texts=len(generation.calls)) as ticket:
             exchange.current().when_worked(ticket.worked)
-            trace = exchange.current().trace
-            calls = [replace(call, trace=trace) for call in generation.calls]
+            calls = [replace(call, **exchange.current().carried) for call in generation.calls]
             streams = [cuts.in_words(self._backend.generate(card.name, call)) for call in calls]
             opened = await open_all(streams)
             headers = _identity_headers(opened[0].identity) | ticket.headers
@@ -183,7 +183,8 @@ class Gateway:
         async with self._bodies.of(request) as raw:
             size = len(raw)
             wanted = await parsed(size, read, raw, ", ".join(lengths) if lengths else None)
-        call = InferCall(f"infer-{exchange.current().call_id}", wanted.inputs)  # the client's own `id` may be anyone's
+        now = exchange.current()
+        call = InferCall(f"infer-{now.call_id}", wanted.inputs, **now.carried)  # the client's own `id` may be anyone's
         rows = max(map(len, wanted.inputs.values()), default=1)
         with await self._admission.begin(of(request), name, *estimate(size, 0, 1), rows=rows) as ticket:
             result = accepted(await self._backend.infer(name, call))

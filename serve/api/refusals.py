@@ -25,9 +25,16 @@ def _of_rate(kind: str, rate: Rate) -> dict[str, str]:
     }
 
 
-def limited(verdict: Verdict, limits: Limits, headers: dict[str, str]) -> ApiError:
-    """Return the 429 of a rate or of the concurrency, with what `rate_headers` said."""
+def limited(verdict: Verdict, limits: Limits, headers: dict[str, str], texts: int) -> ApiError:
+    """Return the 429 of a rate or of the concurrency, with what `rate_headers` said.
+
+    A request for more texts than its key may ever have in flight is a 400: to try it again would be in vain.
+    """
     name = str(verdict.refused_by)
+    if math.isinf(verdict.retry_after_s):
+        most = f"{getattr(limits, name):,} {_WORDS[name]}"
+        message = f"n asks for {texts} texts (n for each prompt), and the key's limit is {most}: ask for fewer at once"
+        return ApiError(400, message, code="invalid_value", param="n", headers=headers)
     wait = max(1, math.ceil(verdict.retry_after_s))
     message = f"the key's limit of {getattr(limits, name):,} {_WORDS[name]} is reached; try again in {wait} s"
     return ApiError(429, message, code="rate_limit_exceeded", headers={**headers, "retry-after": str(wait)})
@@ -36,7 +43,7 @@ def limited(verdict: Verdict, limits: Limits, headers: dict[str, str]) -> ApiErr
 _WORDS = {
     "requests_per_minute": "requests a minute",
     "tokens_per_minute": "tokens a minute",
-    "concurrency": "requests at the same time",
+    "concurrency": "texts at the same time",
 }
 
 

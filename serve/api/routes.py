@@ -26,11 +26,15 @@ from serve.page import serving
 Find = Callable[[], Gateway]
 STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
 """How the paths begin of what OpenAI stores."""
+UNUSED = ("docs_url", "redoc_url", "openapi_url")
+TELEMETRY = dict.fromkeys(("tracing", "metrics", "logs", "auto_configure"), False)
+"""FastAPI's own, where somebody has set providers for the whole process: the front's span would come twice, and its
+logs have exceptions' words, in which a prompt may be. Versions that have none take no note of it."""
 
 
 def build(find: Find) -> FastAPI:
     """Return the FastAPI app whose routes call the gateway that `find` returns."""
-    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(title="Tandem", **dict.fromkeys(UNUSED), redirect_slashes=False, telemetry=TELEMETRY)
     app.router.route_class = _Noted
     _add_openai(app, find)
     _add_inference_health(app, find)

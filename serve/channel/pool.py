@@ -5,6 +5,8 @@
 
 A connection that lives is the truth: a replica whose connection has ended is out at once, whatever was told of it, and
 one that is silent or leaves gets nothing new. Waiting costs nothing but memory: whatever changes lets the next ones go.
+How many may wait is bounded in front of this, where requests take turns (serve/fair): what is here has had its turn, a
+request for many texts with all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class NoReplica(Exception):
 
 
 class Full(Exception):
-    """There are replicas, and none had room in time, or too many calls wait already."""
+    """There are replicas, and none has had room for so long."""
 
 
 class VersionGone(Exception):
@@ -97,6 +99,8 @@ class Waiting:
     excluded: frozenset[str]
     build: str | None
     granted: asyncio.Future[Member]
+    timer: asyncio.TimerHandle | None = None
+    """Ends its patience."""
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -114,8 +118,8 @@ class Pool:
     """The replicas of one model. Its methods are called on one event loop."""
 
     def __init__(self, model: str, secret: bytes, chooser: Chooser, patience_s: float) -> None:
-        """`patience_s`: how long a call waits for room at most."""
-        self._last_seen = time.monotonic()
+        """`patience_s`: how long a call waits for room where no other gets any either."""
+        self._last_seen = self._last_granted = time.monotonic()
         self._model, self._secret, self._chooser, self._patience_s = model, secret, chooser, patience_s
         self._members: dict[str, Member] = {}
         self._reported: dict[str, ReplicaState] = {}
@@ -123,11 +127,8 @@ class Pool:
         self._retry_at: dict[str, tuple[float, float]] = {}
         self._waiting: dict[int, Waiting] = {}  # in the order of their coming
         self._last_number = 0
-        self._most, self._slots = 256, 1
-
-    def allow(self, most: int, slots: int) -> None:
-        """Say how many calls may wait here, and how many each replica works on."""
-        self._most, self._slots = most, slots
+        self.start_s: float | None = None
+        """How long a replica of this model took to be ready, of those that told last; None where none has told."""
 
     @property
     def usable(self) -> bool:
@@ -150,7 +151,8 @@ class Pool:
         Args:
             excluded: replicas that it must not be while there is another: it was lost with them.
             build: what it must be a replica of (`Identity.build`), since an answer of it has begun; None: any.
-            patience_s: how long it may wait, where that is less than the pool's.
+            patience_s: how long it may wait, where that is less than the pool's. A call that may go anywhere waits on
+                while those before it get room: its turn comes.
 
         Raises:
             NoReplica, Full, VersionGone: see them.
@@ -188,11 +190,9 @@ class Pool:
         self._waiting[number] = waiting
         if waiting.goes_on:
             self._waiting = {number: waiting, **self._waiting}
-        timer = loop.call_later(patience_s, self._end_patience, waiting, patience_s)
+        waiting.timer = loop.call_later(patience_s, self._end_patience, waiting, patience_s)
         try:
             self._let_through()
-            if not (waiting.granted.done() or waiting.goes_on) and len(self._waiting) > self._most_waiting():
-                raise Full(f"{self._most} requests wait already")
             return await waiting.granted
         except asyncio.CancelledError:
             granted = waiting.granted
@@ -200,14 +200,15 @@ class Pool:
                 Seat(self, granted.result()).release()  # it was let through in the moment that its client left
             raise
         finally:
-            timer.cancel()
+            if waiting.timer is not None:
+                waiting.timer.cancel()
             self._waiting.pop(number, None)
 
-    def _most_waiting(self) -> int:
-        """Without a replica, those count that it would have: they are what wakes it."""
-        return self._most if self.usable else self._most + window(self._slots)
-
     def _end_patience(self, waiting: Waiting, patience_s: float) -> None:
+        left_s = self._last_granted + patience_s - time.monotonic()
+        if left_s > 0 and self.usable and not (waiting.build or waiting.excluded):
+            waiting.timer = asyncio.get_running_loop().call_later(left_s, self._end_patience, waiting, patience_s)
+            return
         said = f"within {patience_s:g} s"
         _fail(waiting, Full(f"none had room {said}") if self.usable else NoReplica(f"none was there {said}"))
 
@@ -231,6 +232,7 @@ class Pool:
                 shown = [member.candidate() for member in fitting.values()]
                 member = fitting[self._chooser.choose(self._model, waiting.call, shown).replica_id]
                 member.own += 1
+                self._last_granted = time.monotonic()
                 waiting.granted.set_result(member)
                 del self._waiting[number]
             elif self._is_gone(waiting.build):
@@ -250,6 +252,7 @@ class Pool:
     def heard(self, states: Iterable[ReplicaState]) -> None:
         """Take what the model's replicas told of themselves, and connect to those that are new."""
         self._reported = {state.replica_id: state for state in states}
+        self.start_s = max((state.start_s for state in self._reported.values()), default=None) or self.start_s
         self._retry_at = {known: retry for known, retry in self._retry_at.items() if known in self._reported}
         now = time.monotonic()
         for replica_id, state in self._reported.items():

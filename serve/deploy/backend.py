@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
@@ -18,9 +18,9 @@ from serve.api.body import ApiError
 from serve.channel.client import Busy, CallFailed
 from serve.channel.pool import ANY, Full, NoReplica, Pool, Seat, VersionGone
 from serve.deploy import readiness
-from serve.deploy.access import Queue, Standing
+from serve.deploy.access import Standing
 from serve.deploy.names import model_app
-from serve.deploy.state_actor import Reader
+from serve.deploy.reporting import Reader
 from serve.front import exchange
 from serve.routing.choose import ByPrefix, Chooser
 from serve.routing.lost import ReplicaLost
@@ -58,7 +58,6 @@ class RayBackend:
         self._chooser = chooser or ByPrefix()
         self._reports = Reader(name)
         self._pools: dict[str, Pool] = {}
-        self._queues: Mapping[str, Queue] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.pending: Counter[str] = Counter()
         """Requests of this gateway that no replica has accepted yet, by model."""
@@ -76,12 +75,6 @@ class RayBackend:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for pool in self._pools.values():
             await pool.close()
-
-    def configure(self, queues: Mapping[str, Queue]) -> None:
-        """Take how many requests may wait for each model."""
-        self._queues = queues
-        for model in queues.keys() & self._pools.keys():
-            self._pools[model].allow(queues[model].most, queues[model].slots)
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -121,8 +114,8 @@ class RayBackend:
             ApiError: there is no replica, none with room in time, or its code failed.
         """
         deadline = asyncio.get_running_loop().time() + self._patience_s
-        with self._pending(model) as accepted, _as_api_errors(model, call.request_id):
-            pool = self._pool(model)
+        pool = self._pool(model)
+        with self._pending(model) as accepted, _as_api_errors(model, call.request_id, pool):
             while True:
                 patience_s = deadline - asyncio.get_running_loop().time()
                 async with pool.seat(call, excluded, build, patience_s) as seat:
@@ -193,8 +186,6 @@ class RayBackend:
     def _pool(self, model: str) -> Pool:
         if model not in self._pools:
             pool = self._pools[model] = Pool(model, self._secret, self._chooser, self._patience_s)
-            if queue := self._queues.get(model):
-                pool.allow(queue.most, queue.slots)
             reason = partial(readiness.ask_why, model_app(self._name, model))
             self._tasks.append(asyncio.create_task(readiness.watch(pool, reason)))
         return self._pools[model]
@@ -236,11 +227,11 @@ def _lost(model: str) -> ApiError:
 
 
 @contextmanager
-def _as_api_errors(model: str, request_id: str) -> Iterator[None]:
+def _as_api_errors(model: str, request_id: str, pool: Pool) -> Iterator[None]:
     try:
         yield
     except NoReplica as error:
-        raise readiness.unavailable(model, str(error)) from None
+        raise readiness.unavailable(model, str(error), pool.start_s) from None
     except Full as error:
         message = f"{model!r} has as many requests as it takes: {error}; try again in 1 s"
         raise ApiError(429, message, code="overloaded", headers={"retry-after": "1"}) from None

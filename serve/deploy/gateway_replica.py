@@ -25,7 +25,7 @@ from serve.deploy import address, ray_serve_internals
 from serve.deploy.access import Access, queues_of
 from serve.deploy.backend import RayBackend
 from serve.deploy.names import log_with_serve
-from serve.deploy.state_actor import Reader, Reporter
+from serve.deploy.reporting import Reader, Reporter
 from serve.deploy.where import ANY
 from serve.front import tls
 from serve.front.access_log import AccessLog
@@ -38,6 +38,7 @@ from serve.metrics.metrics import Metrics
 from serve.metrics.record import Record
 from serve.metrics.series import Sample
 from serve.scaling.decisions import ScalingState, scaling_samples
+from serve.tracing import begin
 from serve.wire import GatewayState
 
 logger = logging.getLogger(__name__)
@@ -103,12 +104,12 @@ class GatewayDeployment:
         self._access.start(self._backend.standing, self._reporter.soon)
         folder = Path(ray_serve_internals.logs_directory())
         self._log = AccessLog(folder / f"access_{settings.name}_{replica_id}.jsonl")
+        self._spans = await asyncio.to_thread(begin.spans, "tandem.gateway", settings.name, replica_id)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         catalog, self._scales = user_config["catalog"], bool(user_config["scaling"])
         queues = queues_of(catalog)
         self._access.configure(queues, user_config["operator"])
-        self._backend.configure(queues)
         self.gateway.sleepers = frozenset(card["name"] for card in catalog if card["sleeps"])
         shown = [{key: value for key, value in card.items() if key not in ("queue", "sleeps")} for card in catalog]
         self.gateway.catalog = {card["name"]: ModelCard(**card) for card in shown}
@@ -130,11 +131,13 @@ class GatewayDeployment:
         await self._access.stop()
         await self._backend.stop()
         await self._log.stop()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.end)
 
     async def _listen(self) -> Server:
         settings = self._settings
         routed = routes.build(lambda: self.gateway)
-        app = Front(routed, self._ended, settings.max_request_s, lambda: settings.cors_origins)
+        app = Front(routed, self._ended, settings.max_request_s, lambda: settings.cors_origins, self._spans)
         server = Server(app, settings.host, settings.port, settings.limits, settings.secure(), self._ended)
         try:
             await server.start()

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve as ray_serve
 
-from serve.channel.server import Call, Server
+from serve.channel.server import Answer, Call, Server
 from serve.deploy.names import log_with_serve
 from serve.deploy.own_code import Unpacked
 from serve.deploy.plan import ServedModel
-from serve.deploy.state_actor import Reporter
+from serve.deploy.reporting import Reporter
 from serve.engines import table
+from serve.engines.call_spans import CallSpans
 from serve.engines.replica import Replica
+from serve.tracing import begin
 from serve.wire import GenerateCall, Identity, InferCall, ReplicaState
+
+if TYPE_CHECKING:
+    from serve.tracing.spans import Spans
 
 DRAIN_S = 300.0
 """Until `serve up` has said how long."""
@@ -30,14 +36,17 @@ class ModelDeployment:
     """A replica of one model. Its user_config says how long it may take to leave; requests come by `serve.channel`."""
 
     async def __init__(self, name: str, model: ServedModel, secret: bytes, code: bytes | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        self._model, self._drain_s = model, DRAIN_S
+        self._model, self._drain_s, begun = model, DRAIN_S, time.monotonic()
         self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._code = None if code is None else Unpacked(code)
         log_with_serve()
         self._replica: Any = await asyncio.to_thread(load_replica, model)
         await self._replica.start()
-        self._server = Server(self._replica_id, model.max_batch, secret, partial(answered, self._replica))
+        self._spans = await asyncio.to_thread(begin.spans, "tandem.replica", name, self._replica_id)
+        answer = traced(self._spans, model.name, partial(answered, self._replica))
+        self._server = Server(self._replica_id, model.max_batch, secret, answer)
         await self._server.start(ray.util.get_node_ip_address())
+        self._start_s = time.monotonic() - begun
         self._reporter = Reporter(name, self._replica_id, self._state)
         self._reporter.start()
 
@@ -58,6 +67,8 @@ class ModelDeployment:
         await self._server.leave(self._drain_s)
         self._reporter.stop()
         await self._replica.stop()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.end)
         if self._code is not None:
             self._code.remove()
 
@@ -72,7 +83,13 @@ class ModelDeployment:
             self._model.max_batch,
             self._server.leaving,
             self._model.build(),
+            self._start_s,
         )
+
+
+def traced(spans: Spans | None, model: str, answer: Answer) -> Answer:
+    """Return what answers a call within a span; `answer` itself where nobody wants to see any."""
+    return answer if spans is None else partial(CallSpans(spans, model).traced, answer)
 
 
 async def answered(replica: Any, call: Call) -> AsyncGenerator[Any, None]:

@@ -6,18 +6,26 @@ A request that waits behind others for a replica that runs is no case for this: 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from serve.api.body import ApiError
+from serve.deploy import ray_serve_internals
 
 WAIT_S = 30.0
 """A model that has had no replica for so long answers 503, unless one is being started for it and nothing failed."""
+HOPELESS_S = 10.0
+"""For so long no replica must have been on its way: the one that takes the room of one that has just gone is seen by
+Serve only when its process is there."""
 CHECK_S = 1.0
 STATUS_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 10
+"""Where no replica of the model has told yet how long it takes to be ready."""
+PLACED_S = 2.0
+"""What passes between a replica's being wanted and its beginning to load."""
 
 
 class Why(NamedTuple):
@@ -48,28 +56,48 @@ class Waits(Protocol):
         ...
 
 
-async def watch(waits: Waits, reason: Reason, wait_s: float = WAIT_S, check_s: float = CHECK_S) -> None:
+async def watch(
+    waits: Waits,
+    reason: Reason,
+    wait_s: float = WAIT_S,
+    check_s: float = CHECK_S,
+    hopeless_s: float = HOPELESS_S,
+) -> None:
     """Refuse, as long as this runs, the calls of a model that have waited too long for a replica to appear."""
+    clock = asyncio.get_running_loop().time
+    hopeless_since: float | None = None
     while True:
         await asyncio.sleep(check_s)
-        if not waits.usable and waits.overdue(wait_s):
-            why = await reason()
-            if not why.hopeful:
-                waits.give_up(wait_s, why.reason)
+        if waits.usable or not waits.overdue(wait_s - hopeless_s):
+            hopeless_since = None
+            continue
+        why = await reason()
+        if why.hopeful:
+            hopeless_since = None
+            continue
+        hopeless_since = clock() if hopeless_since is None else hopeless_since
+        if clock() - hopeless_since >= hopeless_s:
+            waits.give_up(wait_s, why.reason)
 
 
-def unavailable(model: str, why: str) -> ApiError:
-    """Return the answer for a model that no replica can answer for."""
+def unavailable(model: str, why: str, start_s: float | None = None) -> ApiError:
+    """Return the answer for a model that no replica can answer for.
+
+    Args:
+        start_s: how long a replica of it has taken to be ready; to be tried again when the next one could be.
+    """
     message = f"{model!r} has no replica that is ready: {why}"
-    return ApiError(503, message, code="not_ready", headers={"retry-after": str(RETRY_AFTER_S)})
+    retry_s = RETRY_AFTER_S if start_s is None else math.ceil(PLACED_S + start_s)
+    return ApiError(503, message, code="not_ready", headers={"retry-after": str(retry_s)})
 
 
-def why_none(application: Any | None) -> Why:
+def why_none(application: Any | None, placed: int = 0) -> Why:
     """Say why an application has no replica that answers. Pure.
 
     Args:
         application: the `ApplicationStatusOverview` of Ray Serve; None where there is none of that name. What was
             raised stays in `serve status`: it may name files, which are none of a client's business.
+        placed: its replicas that start and have found room: that they waited for it is still told meanwhile.
     """
     if application is None:
         return Why("it is not deployed", hopeful=False)
@@ -79,13 +107,24 @@ def why_none(application: Any | None) -> Why:
         return Why("its replicas do not answer", hopeful=True)  # they are about to tell of themselves, or to be ended
     if any("failed to start" in each.message or each.status.value == "DEPLOY_FAILED" for each in overviews):
         return Why("its replicas fail while they start; `tandem serve status` on the server has the reason", False)
-    if any("scheduled" in each.message for each in overviews):
+    if waits_for_room(application) and not placed:
         said = "the cluster has no room for its replicas; `tandem serve status` on the server says what is missing"
         return Why(said, hopeful=bool(counts.get("STOPPING")))  # those that leave make room
     coming = counts.get("STARTING") or counts.get("UPDATING") or counts.get("RECOVERING") or counts.get("STOPPING")
     said = "its replicas are starting" if counts.get("STARTING") else "it is being started"
     deploying = str(getattr(application.status, "value", application.status)) == "DEPLOYING"
     return Why(said, hopeful=bool(coming) or deploying)
+
+
+def waits_for_room(application: Any) -> bool:
+    """Whether Serve says of an application's replicas that they have found no room; it does not say when they have."""
+    return any("scheduled" in each.message for each in application.deployments.values())
+
+
+def count_placed(application: Mapping[str, Any]) -> int:
+    """Return how many replicas start on a node, from what Serve's REST API tells of an application. Pure."""
+    replicas = (each for deployment in application["deployments"].values() for each in deployment["replicas"])
+    return sum(str(each["state"]) == "STARTING" and bool(each.get("node_id")) for each in replicas)
 
 
 class Question:
@@ -120,12 +159,16 @@ def _serve_status() -> Any:
 
 
 _STATUS = Question(_serve_status)
+_DETAILS = Question(ray_serve_internals.running_applications)
 
 
 async def ask_why(application: str) -> Why:
     """Ask Serve's controller for the reason; one that does not answer is a reason as well."""
     try:
-        status = await _STATUS.answer(STATUS_TIMEOUT_S)
+        found = (await _STATUS.answer(STATUS_TIMEOUT_S)).applications.get(application)
+        if found is None or not waits_for_room(found):
+            return why_none(found)
+        details = await _DETAILS.answer(STATUS_TIMEOUT_S)
     except Exception:  # whatever keeps Serve from answering, the client gets an answer
         return Why("Ray Serve's controller does not answer", hopeful=False)
-    return why_none(status.applications.get(application))
+    return why_none(found, count_placed(details[application]) if application in details else 0)

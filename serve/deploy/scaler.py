@@ -110,6 +110,14 @@ class Scaler:
         """Return what was decided."""
         return self._decider.state()
 
+    def memory(self) -> dict[str, Any]:
+        """Return as plain data what was learned, for whoever goes on with scaling."""
+        return self._decider.memory()
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from what another one had learned."""
+        self._decider.recall(memory)
+
     async def _run(self) -> None:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cluster.errors import UserError
-from serve.deploy.state_actor import NAMESPACE
+from serve.deploy.succession import NAMESPACE
 
 NAME = "turn"
 POLL_S = 0.5

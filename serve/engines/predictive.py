@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from serve.engines import stats
 from serve.engines.precision import dtype_for
 from serve.engines.protocol import EngineError, EngineLoad, RequestError
 from serve.engines.replica import PredictiveReplica
+from serve.engines.stats import RequestStats
 from serve.engines.table import ReplicaSetup, TaskOptions
 
 if TYPE_CHECKING:
@@ -30,7 +33,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Prediction = dict[str, Any]
-Waiting = tuple[Any, "asyncio.Future[Prediction]"]
+
+
+class Waiting(NamedTuple):
+    """An instance that waits for its prediction."""
+
+    instance: Any
+    future: asyncio.Future[Prediction]
+    stats: RequestStats | None
 
 
 def load(setup: ReplicaSetup) -> PredictiveReplica:
@@ -88,9 +98,9 @@ class PredictiveEngine:
         if batcher is None or executor is None:
             return
         batcher.cancel()
-        for _, future in [*self._running, *self._waiting]:
-            if not future.done():
-                future.set_exception(EngineError("the engine was stopped"))
+        for waiting in [*self._running, *self._waiting]:
+            if not waiting.future.done():
+                waiting.future.set_exception(EngineError("the engine was stopped"))
         self._waiting.clear()
         await asyncio.to_thread(executor.shutdown)
 
@@ -108,7 +118,10 @@ class PredictiveEngine:
         if not self.healthy():
             raise EngineError("the engine is not running")
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self._waiting.append((instance, future))
+        noted = stats.current()
+        if noted is not None:
+            noted.submit()
+        self._waiting.append(Waiting(instance, future, noted))
         self._arrived.set()
         return await future
 
@@ -136,7 +149,7 @@ class PredictiveEngine:
         batch: list[Waiting] = []
         while self._waiting and len(batch) < self.max_batch:
             waiting = self._waiting.popleft()
-            if not waiting[1].done():
+            if not waiting.future.done():
                 batch.append(waiting)
         if self._waiting:
             self._arrived.set()
@@ -147,14 +160,17 @@ class PredictiveEngine:
     async def _answer(self, batch: list[Waiting]) -> None:
         if not batch:
             return
-        instances = [instance for instance, _ in batch]
-        loop = asyncio.get_running_loop()
+        instances = [waiting.instance for waiting in batch]
+        began, loop = time.perf_counter(), asyncio.get_running_loop()
         results: list[Prediction | Exception]
         try:
             results = await loop.run_in_executor(self._executor, self._predict, instances)
         except Exception as error:  # the thread itself is broken: nobody may be left waiting
             results = [EngineError(f"prediction failed: {error!r}") for _ in batch]
-        for (_, future), result in zip(batch, results, strict=True):
+        ended = time.perf_counter()
+        for (_, future, noted), result in zip(batch, results, strict=True):
+            if noted is not None:
+                noted.ran(began, ended)
             if future.done():
                 continue
             if isinstance(result, Exception):

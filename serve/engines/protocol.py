@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cluster.errors import UserError
+from serve.engines.stats import RequestStats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,6 +127,8 @@ class GenerationRequest:
     generated: tuple[int, ...] = ()
     """Tokens that another engine of the same model has chosen after the prompt; the text goes on after them. Only a
     ResumingEngine is given any."""
+    stats: RequestStats | None = field(default=None, compare=False)
+    """What an engine notes of its work on it, where somebody wants to know."""
 
 
 class TokenLogprobs(NamedTuple):

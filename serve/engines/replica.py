@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from serve import quotes
 from serve.engines import inputs as sent
+from serve.engines import stats
 from serve.engines.answer_text import AnswerText
 from serve.engines.chat_template import LeftOut, NoChatTemplate
 from serve.engines.embedding import vectors
@@ -147,7 +148,8 @@ class GenerativeReplica:
         scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}
         wanted = self._tools.sampling(call) if call.tools else {}
         params = SamplingParams(**{**self._defaults, **call.sampling, **scoring, **wanted, "max_tokens": max_tokens})
-        request = GenerationRequest(call.request_id, ids, params, not is_chat(call), call.generated)
+        noted = stats.current()
+        request = GenerationRequest(call.request_id, ids, params, not is_chat(call), call.generated, noted)
         return request, AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
 
 

@@ -3,11 +3,13 @@
 M. Shreedhar, G. Varghese, "Efficient Fair Queueing using Deficit Round Robin", SIGCOMM 1995, with one change that
 generation needs: what a request costs is known only when it has ended. So a key pays its prompt when its request goes,
 and every generated token when it comes (`charge`); its deficit may become negative, and it waits its rounds until it
-has earned that back. Two rules keep a debt to what others went without. What is used while nobody waits is free. And
-rounds that the others are paid while a key has nothing waiting pay its debt off too, though it can save nothing up:
-otherwise a key with little to do, of which something always runs, would owe ever more and wait behind the one with
-much to do. (The same end as the lift of Y. Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024.)
-A key with nothing waiting and nothing running owes nothing and is owed nothing.
+has earned that back. What is used while nobody waits is free, and when nobody waits any more, nobody owes or is owed.
+
+A round is paid to all keys when none of those that wait may go, and a key with nothing waiting earns it too, and may
+save up some: otherwise one with little to do, of which something always runs, would owe ever more and wait behind the
+one with much to do. A key with more than a round saved is owed: it goes before the others, as new flows do in
+FlowQueue-CoDel (RFC 8290). No round is paid meanwhile, so what goes first is bounded by what was saved, however many
+keys come and go.
 
 Pure: the time is an argument, nothing is awaited, and a request is whatever the caller puts in. A push touches one key.
 A pop walks at most two rounds of the keys that wait, whatever they owe, and one key a pop when they owe about the same.
@@ -15,6 +17,7 @@ A pop walks at most two rounds of the keys that wait, whatever they owe, and one
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -25,6 +28,9 @@ Request = TypeVar("Request")
 
 QUANTUM = 256.0
 """Tokens that a key earns a round: about one short answer. A smaller one is as fair and costs more rounds."""
+SAVED = 4 * QUANTUM
+"""What a key may have earned and not used, and what it begins with when nothing of it runs: a burst of so many tokens
+goes first."""
 
 
 class Full(Exception):
@@ -59,13 +65,19 @@ class _Flow(Generic[Request]):
 
     waiting: OrderedDict[int, Waiting[Request]] = field(default_factory=OrderedDict)
     """By number, in the order of their coming. Any of them may leave at any time, at the same cost."""
-    deficit: float = 0.0
+    deficit: float = SAVED
     running: int = 0
     """Texts that were let through and have not ended."""
     weight: int = 0
     """Of what waits, together."""
-    left_at: float = 0.0
-    """The rounds of its class when the last of what waited went."""
+    round: int = 0
+    """The last round that it was paid."""
+    period: int = 0
+    """The time of its class, without a moment in which nobody waits, that its deficit is of."""
+
+    @property
+    def owed(self) -> bool:
+        return self.deficit > QUANTUM
 
 
 class FairQueue(Generic[Request]):
@@ -75,13 +87,18 @@ class FairQueue(Generic[Request]):
         self.bound(most, most_per_key)
         self._flows: list[OrderedDict[str, _Flow[Request]]] = [OrderedDict() for _ in range(classes)]
         """By class, the keys that wait, in the order of their turns."""
-        self._idle: list[dict[str, _Flow[Request]]] = [{} for _ in range(classes)]
-        """By class, the keys with something running and nothing waiting."""
+        self._owed: list[OrderedDict[str, None]] = [OrderedDict() for _ in range(classes)]
+        """By class, those of them that were owed when they began to wait, in the order of their turns."""
+        self._idle: list[OrderedDict[str, _Flow[Request]]] = [OrderedDict() for _ in range(classes)]
+        """By class, the keys with nothing waiting: something of them runs, or they have not earned all they may save.
+        The one that has waited last comes last."""
+        self._period = [0] * classes
+        """By class, how many times nobody waited any more."""
         self._of_class = [0] * classes
         """By class, how many requests wait."""
         self._weight_of_class = [0] * classes
-        self._rounds = [0.0] * classes
-        """By class, how many rounds each key that waited all the time was paid."""
+        self._round = [0] * classes
+        """By class, how many rounds were paid."""
         self._last_number = 0
 
     def __len__(self) -> int:
@@ -134,7 +151,9 @@ class FairQueue(Generic[Request]):
         flow = active.get(key)
         if flow is None:
             flow = active[key] = idle.pop(key) if key in idle else _Flow()
-            self._pay_missed(flow, priority)
+            self._earn(flow, priority)
+            if flow.owed:
+                self._owed[priority][key] = None
         self._last_number += 1
         entry = Waiting(request, key, priority, cost, deadline, weight, self._last_number)
         flow.waiting[entry.number] = entry
@@ -147,27 +166,33 @@ class FairQueue(Generic[Request]):
             self._leave(entry)
             self._settle(entry.key, entry.priority)
 
-    def pop(self, room: float = math.inf, share: float = math.inf) -> Waiting[Request] | None:
+    def pop(self, room: float = math.inf, owed_only: bool = False) -> Waiting[Request] | None:
         """Take the request whose turn it is and charge its key what is known of its cost.
 
         Args:
-            share: how many texts of its key may run with it; keys that run more are passed over. One of a key with
-                nothing running may always go.
+            owed_only: pass over keys that are not owed.
 
         Returns:
             None when none waits, or when that one is heavier than `room`: lighter ones do not pass it.
         """
         for priority, flows in enumerate(self._flows):
             if flows:
-                key = self._turn(priority, flows) if share == math.inf else _within(share, flows)
+                key = self._first_owed(priority)
+                if key is None and not owed_only:
+                    key = self._turn(priority, flows)
                 return self._take(priority, key, room) if key is not None else None
         return None
 
     def charge(self, key: str, priority: int, tokens: float) -> None:
-        """Take tokens that a running request has come to cost from its key, where others of its class wait."""
+        """Take tokens that a running request has come to cost from its key, where others of its class wait.
+
+        Fewer than none: a prompt that had been taken for more is paid back.
+        """
         flow = self._find(key, priority)
-        if flow and self._flows[priority]:
-            flow.deficit -= tokens
+        back = tokens < 0 and flow is not None and flow.period == self._period[priority]
+        if flow and (self._flows[priority] or back):
+            self._earn(flow, priority)
+            flow.deficit = min(SAVED, flow.deficit - tokens)
 
     def end(self, key: str, priority: int, weight: int = 1) -> None:
         """Take note that a request that was taken has ended."""
@@ -192,47 +217,45 @@ class FairQueue(Generic[Request]):
         entry = next(iter(flow.waiting.values()))
         if entry.weight > room:
             return None
+        if key in self._owed[priority]:
+            self._owed[priority].move_to_end(key)
         flow.deficit -= entry.cost
         flow.running += entry.weight
         self._leave(entry)
         if flow.deficit <= 0 and flow.waiting:
-            self._pay(priority, key, flow)
+            flows.move_to_end(key)
         self._settle(key, priority)
         return entry
 
-    def _turn(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> str:
-        """Pay keys their rounds until one can go, and return it."""
-        visited = 0
-        while True:
-            key, flow = next(iter(flows.items()))
-            if flow.deficit > 0:
+    def _first_owed(self, priority: int) -> str | None:
+        """Return the first key that is owed, if there is one."""
+        flows, owed = self._flows[priority], self._owed[priority]
+        while owed:
+            key = next(iter(owed))
+            if flows[key].owed:
                 return key
-            self._pay(priority, key, flow)
-            visited += 1
-            if visited == len(flows):
-                self._pay_rounds(priority, flows)
-                visited = 0
+            del owed[key]
+        return None
 
-    def _pay(self, priority: int, key: str, flow: _Flow[Request]) -> None:
-        """End a key's turn: it earns what it may use in its next one."""
-        flows = self._flows[priority]
-        flow.deficit += QUANTUM
-        self._rounds[priority] += 1 / len(flows)
-        flows.move_to_end(key)
+    def _turn(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> str:
+        """Return the next key that may go, where none is owed; pay as many rounds as it takes until one may."""
+        while True:
+            for _ in range(len(flows)):
+                key, flow = next(iter(flows.items()))
+                self._earn(flow, priority)
+                if flow.deficit > 0:
+                    return key
+                flows.move_to_end(key)
+            most = max(flow.deficit for flow in flows.values())
+            self._round[priority] += max(1, math.floor(-most / QUANTUM))
 
-    def _pay_rounds(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> None:
-        """Where every key owes more than a round pays, pay as many rounds at once as leave that one short."""
-        most = max(flow.deficit for flow in flows.values())
-        rounds = math.floor(-most / QUANTUM)
-        if rounds > 0:
-            self._rounds[priority] += rounds
-            for flow in flows.values():
-                flow.deficit += rounds * QUANTUM
-
-    def _pay_missed(self, flow: _Flow[Request], priority: int) -> None:
-        """Pay a key that waits again the rounds of the time in which it did not, as far as it owes."""
-        missed = QUANTUM * (self._rounds[priority] - flow.left_at)
-        flow.deficit = max(flow.deficit, min(0.0, flow.deficit + missed))
+    def _earn(self, flow: _Flow[Request], priority: int) -> None:
+        """Pay a key the rounds that it was not paid yet; one that is of an earlier period begins anew."""
+        if flow.period != self._period[priority]:
+            flow.period, flow.deficit = self._period[priority], 0.0 if flow.running else SAVED
+        else:
+            flow.deficit = min(SAVED, flow.deficit + QUANTUM * (self._round[priority] - flow.round))
+        flow.round = self._round[priority]
 
     def _leave(self, entry: Waiting[Request]) -> None:
         entry.gone = True
@@ -246,23 +269,23 @@ class FairQueue(Generic[Request]):
         flow.weight += sign * entry.weight
 
     def _settle(self, key: str, priority: int) -> None:
-        """Move a key with nothing waiting out of the turns, and forget it when nothing of it runs either."""
+        """Move a key with nothing waiting out of the turns, and forget those that would begin as new ones do."""
         active, idle = self._flows[priority], self._idle[priority]
         flow = active.get(key)
         if flow and not flow.waiting:
-            flow.left_at = self._rounds[priority]
             idle[key] = active.pop(key)
-        flow = idle.get(key)
-        if flow and not flow.running:
-            del idle[key]
+            self._owed[priority].pop(key, None)
+            if not active:
+                self._period[priority] += 1
+        for known in (key, *itertools.islice(idle, 2)):
+            if known in idle and self._as_new(idle[known], priority):
+                del idle[known]
+
+    def _as_new(self, flow: _Flow[Request], priority: int) -> bool:
+        if flow.running:
+            return False
+        self._earn(flow, priority)
+        return flow.deficit >= SAVED
 
     def _find(self, key: str, priority: int) -> _Flow[Request] | None:
         return self._flows[priority].get(key) or self._idle[priority].get(key)
-
-
-def _within(share: float, flows: OrderedDict[str, _Flow[Request]]) -> str | None:
-    """Return the first key that would run no more than its share with its next request."""
-    for key, flow in flows.items():
-        if not flow.running or flow.running + next(iter(flow.waiting.values())).weight <= share:
-            return key
-    return None

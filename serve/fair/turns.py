@@ -4,8 +4,8 @@ As many are let through as the replicas work on at once and a little more, so th
 frees; whatever else there is waits here, where it can be put in order, and not in front of a replica, where it cannot.
 A request for several texts takes as many places, since each of them is a call to a replica.
 
-Where several keys have asked for something of late, a part of the slots is kept for those that run less than their
-share of them: a key with little to do finds a free slot then, and does not wait until one with much to do leaves one.
+Where several keys have asked for something of late, a part of the slots is kept for those that have used less than
+their share: a key with little to do finds a free slot then, and does not wait until one with much to do leaves one.
 
 A request that would wait past its deadline, by what goes before it and as fast as requests leave, is refused at once
 instead of at the end. Where no more may wait, the key with most of them in the worst class gives a place up.
@@ -27,8 +27,8 @@ PACE_S = 10.0
 LEAST_SEEN = 5
 """Requests that must have left before it is believed; until then none is refused for how long it would wait."""
 RESERVE = 0.2
-"""Part of the slots that is kept, while several keys use a model, for those that run less than their share. A key that
-comes to three tenths of what the replicas can do finds none of 16 free once in a hundred times (0.3 to the fourth)."""
+"""Part of the slots that is kept, while several keys use a model, for those that are owed; of fewer than five, none. A
+key that comes to three tenths of what the replicas can do finds none of 16 free once in forty times (0.3 cubed)."""
 RECENT_S = 60.0
 """A key that has asked for nothing for so long uses the model no more."""
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
@@ -208,7 +208,8 @@ class Turns:
             entry.request.set_exception(self._busy(reason, self._expected_s(entry.key, entry.priority)))
 
     def _let_through(self) -> None:
-        while self.running < self.window and (entry := self._queue.pop(self._room(), self._share())) is not None:
+        contended = self._keys.count(self._clock()) > 1
+        while (entry := self._next(contended)) is not None:
             if entry.request.done():  # its client has just left
                 self._queue.end(entry.key, entry.priority, entry.weight)
                 continue
@@ -216,15 +217,12 @@ class Turns:
             entry.request.set_result(None)
         self._pace.waits(self._clock(), bool(self._queue))
 
-    def _room(self) -> float:
-        """Return how heavy the next may be: what is heavier than the window goes alone."""
-        return self.window - self.running if self.running else math.inf
-
-    def _share(self) -> float:
-        """Return how many texts a key may run with the next one: what is left of the slots may be kept for some."""
-        keys = self._keys.count(self._clock())
-        kept = math.ceil(RESERVE * self.slots) if keys > 1 else 0
-        return math.inf if not kept or self.running < max(1, self.slots - kept) else self.slots / keys
+    def _next(self, contended: bool) -> Waiting[asyncio.Future[None]] | None:
+        kept = math.floor(RESERVE * self.slots) if contended else 0
+        if self.running >= (self.slots if kept else self.window):
+            return None
+        room = self.window - self.running if self.running else math.inf  # what is heavier than the window goes alone
+        return self._queue.pop(room, owed_only=kept > 0 and self.running >= self.slots - kept)
 
     def _expected_s(self, key: str, priority: int) -> float:
         """Return how long a request that comes for a key now would wait.

@@ -8,15 +8,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import ApiError, shaped
 from serve.api.middleware import CrossOrigin
-from serve.front import cuts, exchange, spans
+from serve.front import cuts, exchange
 from serve.front.exchange import Exchange
+from serve.front.spans import of
+
+if TYPE_CHECKING:
+    from serve.tracing.spans import Spans
 
 _NO_SPAN = nullcontext()
 TIMEOUT_HEADER = b"x-tandem-timeout-s"
@@ -31,6 +35,7 @@ class Front:
         log: Callable[[Exchange], None],
         most_s: float | None = None,
         origins: Callable[[], Sequence[str]] = tuple,
+        spans: Spans | None = None,
     ) -> None:
         """Make the front of `app`.
 
@@ -38,8 +43,9 @@ class Front:
             log: takes each request when it has ended.
             most_s: how long a request may take in all; clients may ask for less.
             origins: whose pages may read what is answered here in place of the routes.
+            spans: make a span of each request; None: nobody wants any.
         """
-        self._app, self._log, self._most_s, self._origins = app, log, most_s, origins
+        self._app, self._log, self._most_s, self._origins, self._spans = app, log, most_s, origins, spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         run = _Run(scope, receive, send, self._origins)
@@ -52,7 +58,7 @@ class Front:
                 run.exchange.expires = run.exchange.began + limit_s
                 left = max(0.0, run.exchange.expires - time.monotonic())
                 timer = asyncio.get_running_loop().call_later(left, run.exchange.end, "expired")
-            with spans.of(run.exchange) if spans.wanted() else _NO_SPAN:
+            with _NO_SPAN if self._spans is None else of(self._spans, run.exchange):
                 await self._app(scope, receive, run.send)
         except ApiError as error:
             run.exchange.refusal = error.code

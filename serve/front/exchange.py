@@ -33,6 +33,8 @@ class Exchange:
     client: str = ""
     trace: str | None = None
     """The `traceparent` that goes on to a model's replica."""
+    trace_state: str | None = None
+    """The `tracestate` beside it, as the client sent it."""
     template: str | None = None
     """The route's path, without the names in it."""
     status: int | None = None
@@ -43,6 +45,8 @@ class Exchange:
     at: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
+    waited_s: float | None = None
+    """For its turn, once it had it."""
     first_token: float | None = None
     expires: float | None = None
     """When it is ended, on the clock of `began`."""
@@ -59,6 +63,11 @@ class Exchange:
     def call_id(self) -> str:
         """An id for what an engine is asked: a client's own may come twice at the same time."""
         return self.request_id if self.is_made else f"{self.request_id}.{secrets.token_hex(4)}"
+
+    @property
+    def carried(self) -> dict[str, Any]:
+        """What a call to a replica is told of the trace."""
+        return {"trace": self.trace, "trace_state": self.trace_state}
 
     def patience_s(self, most_s: float) -> float:
         """Return how long this request may wait for its turn, at most `most_s`."""
@@ -99,6 +108,7 @@ class Exchange:
             "model": self.model,
             "prompt_tokens": self.prompt_tokens,
             "generated_tokens": self.generated_tokens,
+            "queue_ms": None if self.waited_s is None else round(1000 * self.waited_s, 1),
             "ttft_ms": None if self.first_token is None else round(1000 * (self.first_token - self.began), 1),
             "duration_ms": round(1000 * (ended - self.began), 1),
             "trace_id": self.trace.split("-")[1] if self.trace else None,
@@ -122,12 +132,16 @@ def enter(exchange: Exchange) -> None:
 
 def begin(method: str, client: str, headers: Iterable[tuple[bytes, bytes]]) -> Exchange:
     """Return the exchange of a request: its id is the client's if that is sane, else made here."""
-    exchange = Exchange(method=method, client=client)
+    exchange, states = Exchange(method=method, client=client), list[str]()
     for name, value in headers:
         if name == b"x-request-id" and exchange.is_made and REQUEST_ID.fullmatch(value):
             exchange.request_id, exchange.is_made = value.decode("ascii"), False
         elif name == b"traceparent":
             exchange.trace = traceparent(value)
+        elif name == b"tracestate":
+            states.append(value.decode("latin-1").strip())
+    if exchange.trace is not None:  # without one it has no meaning
+        exchange.trace_state = ",".join(filter(None, states)) or None
     return exchange
 
 

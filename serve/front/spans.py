@@ -1,48 +1,33 @@
-"""A span for each request, where OpenTelemetry is installed and somebody has set where spans go."""
+"""A request's span in the gateway: below the client's, with what the front and the routes know of the request."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve.front.exchange import Exchange
 
-INSTALLED = importlib.util.find_spec("opentelemetry") is not None
-if INSTALLED:
-    from opentelemetry import trace
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-
-def wanted() -> bool:
-    """Tell whether spans go anywhere."""
-    return INSTALLED and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+if TYPE_CHECKING:
+    from serve.tracing.spans import Spans
 
 
 @contextmanager
-def of(exchange: Exchange, provider: Any = None) -> Iterator[None]:
-    """Run a request in a span below the client's; what it goes on to is told of this one.
-
-    `provider`: OpenTelemetry's, the process's own when left out.
-    """
-    provider = provider or trace.get_tracer_provider()
-    propagator = TraceContextTextMapPropagator()
-    parent = propagator.extract({"traceparent": exchange.trace} if exchange.trace else {})
-    tracer = provider.get_tracer("tandem.gateway")
-    with tracer.start_as_current_span(exchange.method, context=parent, kind=trace.SpanKind.SERVER) as span:
-        carrier: dict[str, str] = {}
-        propagator.inject(carrier)
-        exchange.trace = carrier.get("traceparent", exchange.trace)
+def of(spans: Spans, exchange: Exchange) -> Iterator[None]:
+    """Run a request in a span; what it goes on to is told of this one."""
+    with spans.span(exchange.method, exchange.trace, exchange.trace_state) as span:
+        exchange.trace, exchange.trace_state = span.carried
         try:
             yield
         finally:
-            span.update_name(f"{exchange.method} {exchange.template or ''}".strip())
-            span.set_attributes({name: value for name, value in _attributes(exchange).items() if value is not None})
+            span.note(_attributes(exchange), f"{exchange.method} {exchange.template or ''}".strip())
+            if (exchange.status or 0) >= 500:
+                span.failed(exchange.refusal or str(exchange.status))
 
 
 def _attributes(exchange: Exchange) -> dict[str, Any]:
     """Name what is known as OpenTelemetry's conventions do. Nothing of the prompt, nor of the answer."""
+    first = exchange.first_token
     return {
         "http.request.method": exchange.method,
         "http.route": exchange.template,
@@ -50,5 +35,8 @@ def _attributes(exchange: Exchange) -> dict[str, Any]:
         "gen_ai.request.model": exchange.model,
         "gen_ai.usage.input_tokens": exchange.prompt_tokens,
         "gen_ai.usage.output_tokens": exchange.generated_tokens,
+        "gen_ai.response.time_to_first_chunk": None if first is None else first - exchange.began,
+        "tandem.queue_seconds": exchange.waited_s,
         "tandem.request_id": exchange.request_id,
+        "tandem.cut": exchange.cut,
     }

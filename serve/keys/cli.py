@@ -34,7 +34,7 @@ Models = Annotated[
 ]
 PerMinute = Annotated[int | None, typer.Option(help="Requests that may begin within a minute.")]
 TokensPerMinute = Annotated[int | None, typer.Option(help="Tokens of prompts and answers within a minute.")]
-Concurrency = Annotated[int | None, typer.Option(help="Requests in flight at the same time.")]
+Concurrency = Annotated[int | None, typer.Option(help="Texts in flight at the same time: `n` for each prompt.")]
 PerDay = Annotated[int | None, typer.Option(help="Budget of tokens a day (UTC).")]
 PerMonth = Annotated[int | None, typer.Option(help="Budget of tokens a calendar month (UTC).")]
 Priority = Annotated[str | None, typer.Option(help="high, normal or low: who is served first when requests wait.")]

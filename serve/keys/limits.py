@@ -26,7 +26,7 @@ class Limits(Strict):
     tokens_per_minute: Count | None = None
     """Tokens of prompts and answers within a minute."""
     concurrency: Count | None = None
-    """Requests in flight at the same time."""
+    """Texts in flight at the same time: a request has `n` for each of its prompts."""
     tokens_per_day: Count | None = None
     """Budget of tokens, prompts and answers, a day in UTC."""
     tokens_per_month: Count | None = None

@@ -6,6 +6,7 @@ A scraper comes every 10 to 60 s. What a gateway counted after the last visit wo
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,15 @@ class Departed:
         """Keep what a sender told last, where it is a gateway that counted something."""
         if isinstance(report, GatewayState) and report.metrics:
             self._left.append((now, LeftGateway(report.metrics)))
+
+    def told(self, now: float) -> list[tuple[float, dict[str, Any]]]:
+        """Return each one's age in seconds and numbers, as plain data for whoever takes over."""
+        return [(now - at, left.metrics) for at, left in self._left]
+
+    def take(self, now: float, told: Iterable[tuple[float, dict[str, Any]]]) -> None:
+        """Take what `told` returned elsewhere, in front of what is here already."""
+        taken = ((now - age_s, LeftGateway(metrics)) for age_s, metrics in told)
+        self._left = deque([*taken, *self._left], maxlen=MOST)
 
     def read(self, now: float) -> list[LeftGateway]:
         """Return those of the last minutes, and forget the others."""

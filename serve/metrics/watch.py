@@ -44,6 +44,7 @@ class Watch:
         """Take note that the request got its turn at the model."""
         self._numbers = self._record.model(self.model)
         self._numbers.queue.observe(waited_s)
+        exchange.current().waited_s = waited_s
 
     def tokens(self, key: str, prompt: int, generated: int) -> None:
         """Count tokens; the first generated ones are the first token's time."""

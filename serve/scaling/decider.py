@@ -85,6 +85,8 @@ class Decider:
         self._speeds: dict[tuple[str, str], float] = {}
         self._told: dict[str, dict[str, Work]] = {}
         """What each gateway told last of each model."""
+        self._recalled: dict[str, dict[str, Any]] = {}
+        """By name, what another decider had decided before; taken up when it is known what may scale."""
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -125,6 +127,19 @@ class Decider:
     def state(self) -> ScalingState:
         """Return what is told of it."""
         return ScalingState({name: _standing(scaled) for name, scaled in self._scaled.items()})
+
+    def memory(self) -> dict[str, Any]:
+        """Return what was learned and decided, as plain data."""
+        told = {
+            name: {"ups": each.ups, "downs": each.downs, "changes": [tuple(change) for change in each.changes]}
+            for name, each in self._scaled.items()
+        }
+        return {"speeds": [(*place, speed) for place, speed in self._speeds.items()], "told": self._recalled | told}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from what another decider had learned; before `know`."""
+        self._speeds.update({(name, version): speed for name, version, speed in memory["speeds"]})
+        self._recalled = dict(memory["told"])
 
     # -- looks -----------------------------------------------------------------------------------------------------
 
@@ -170,6 +185,9 @@ class Decider:
         begun = _Scaled(plan, policy, there)
         if known is not None:
             begun.ups, begun.downs, begun.changes = known.ups, known.downs, known.changes
+        elif (told := self._recalled.pop(name, None)) is not None:
+            begun.ups, begun.downs = told["ups"], told["downs"]
+            begun.changes.extend(Change(*change) for change in told["changes"])
         return begun
 
     def _since(self, gateways: Mapping[str, GatewayState]) -> dict[str, Work]:

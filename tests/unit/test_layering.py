@@ -16,7 +16,11 @@ ALLOWED = {
     "jobs": {"cluster", "tracking"},
     "serve": {"cluster", "tracking", "jobs"},
 }
-ONLY_IN = {"mlflow": "tracking/", "deepspeed": "jobs/worker/deepspeed_internals.py"}
+ONLY_IN = {
+    "mlflow": "tracking/",
+    "deepspeed": "jobs/worker/deepspeed_internals.py",
+    "opentelemetry": "serve/tracing/spans.py",
+}
 
 
 @cache

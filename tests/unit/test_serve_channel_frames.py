@@ -28,7 +28,7 @@ VALUES = [
     wire.Refused(400, "no", "invalid_value", "messages"),
     wire.InferCall("r", {"texts": ["a", ["b"]], "files": [b"\x00", b""]}),
     wire.Inferred(IDENTITY, [{"label": "a", "scores": {"a": 0.5, "b": float("inf")}, "raw": b"x", "t": (1, (2,))}]),
-    wire.EmbedCall("r", ("a", (1, 2)), 8),
+    wire.EmbedCall("r", ("a", (1, 2)), 8, "t", "a=1"),
 ]
 CHUNKS = [
     wire.Chunk("hé", 3, None, ids=(1, 70_000, 3)),

@@ -7,14 +7,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
+import httpx
 import pytest
 import uvloop
 
+from serve.api import routes
 from serve.api.body import ApiError
+from serve.api.gateway import Gateway, ModelCard
 from serve.channel import pool as pools
 from serve.channel.pool import Full, NoReplica, Pool, VersionGone
 from serve.channel.server import Server
-from serve.deploy.access import Queue
 from serve.deploy.backend import RayBackend
 from serve.routing.choose import ByPrefix
 from serve.routing.lost import ReplicaLost
@@ -28,8 +30,10 @@ CALL = GenerateCall("r", "x", max_tokens=1)
 class Replica:
     """A replica that accepts every call and answers when it is let."""
 
-    def __init__(self, name: str, version: str = "1", slots: int = 4, build: str | None = None) -> None:
-        self.name, self.version, self.calls = name, version, 0
+    def __init__(
+        self, name: str, version: str = "1", slots: int = 4, build: str | None = None, start_s: float = 0.0
+    ) -> None:
+        self.name, self.version, self.calls, self.start_s = name, version, 0, start_s
         self.build = build or f"build {version}"
         self.dies = self.breaks = False
         self.server = Server(name, slots, SECRET, self._answer)
@@ -55,7 +59,8 @@ class Replica:
     def state(self) -> ReplicaState:
         server = self.server
         return ReplicaState(
-            "m", self.name, self.version, Load(0, 0, 0.0), {}, server.address, server.slots, server.leaving, self.build
+            *("m", self.name, self.version, Load(0, 0, 0.0), {}, server.address, server.slots, server.leaving),
+            *(self.build, self.start_s),
         )
 
 
@@ -67,8 +72,8 @@ class Stage:
         self.replicas: dict[str, Replica] = {}
         self.seats = AsyncExitStack()
 
-    async def add(self, name: str, version: str = "1", slots: int = 4, build: str | None = None) -> Replica:
-        replica = self.replicas[name] = Replica(name, version, slots, build)
+    async def add(self, name: str, version: str = "1", slots: int = 4, **more: Any) -> Replica:
+        replica = self.replicas[name] = Replica(name, version, slots, **more)
         await replica.server.start("127.0.0.1")
         self.hear()
         await until(lambda: name in self.pool._members)
@@ -215,13 +220,12 @@ def test_a_call_goes_back_to_the_replica_it_was_lost_with_where_there_is_no_othe
     run(scenario)
 
 
-def test_answers_that_have_begun_go_first_and_are_not_sent_away() -> None:
+def test_answers_that_have_begun_go_first() -> None:
     async def scenario(stage: Stage) -> None:
         await stage.add("a", slots=1)
         held = [stage.pool.seat(CALL) for _ in range(2)]
         for seat in held:
             await seat.__aenter__()
-        stage.pool.allow(most=1, slots=1)
         order: list[str] = []
 
         async def wait(name: str, build: str | None) -> None:
@@ -232,8 +236,6 @@ def test_answers_that_have_begun_go_first_and_are_not_sent_away() -> None:
         await until(lambda: stage.pool.waiting == 1)
         waiting.append(asyncio.create_task(wait("begun", "build 1")))
         await until(lambda: stage.pool.waiting == 2)
-        with pytest.raises(Full, match="1 requests wait already"):
-            await stage.take()
         await held[0].__aexit__(None, None, None)
         await asyncio.gather(*waiting)
         assert order == ["begun", "new"]
@@ -313,17 +315,26 @@ def test_a_silent_replica_gets_no_new_calls(monkeypatch: pytest.MonkeyPatch) -> 
     run(scenario)
 
 
-def test_too_many_that_wait_are_refused_at_once() -> None:
+def test_a_request_for_many_texts_is_answered_by_and_by() -> None:
+    """However many: while some of them get room, the others wait on, beyond what a call waits where nothing moves."""
+
     async def scenario(stage: Stage) -> None:
-        stage.pool.allow(most=2, slots=4)
-        waiting = [asyncio.create_task(stage.take()) for _ in range(10)]  # what wakes a replica, and two more
-        await until(lambda: stage.pool.waiting == 10)
-        with pytest.raises(Full, match="2 requests wait already"):
-            await stage.take()
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        assert stage.pool.waiting == 0
+        await stage.add("a", slots=1)
+        done = 0
+
+        async def text() -> None:
+            nonlocal done
+            async with stage.pool.seat(CALL, patience_s=0.1):
+                await asyncio.sleep(0.04)
+                done += 1
+
+        await asyncio.gather(*(text() for _ in range(12)))  # two at a time: 0.24 s
+        assert done == 12
+        held = [await stage.take() for _ in range(2)]
+        assert held == ["a", "a"]
+        waiting = [asyncio.create_task(stage.take(patience_s=0.1)) for _ in range(3)]
+        refused = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(each) for each in refused] == ["none had room within 0.1 s"] * 3
 
     run(scenario)
 
@@ -362,7 +373,6 @@ def test_those_that_have_waited_long_without_a_replica_are_told_why() -> None:
 def backend_of(stage: Stage) -> RayBackend:
     """Return a backend over the stage's pool, which hears of replicas by the stage alone."""
     backend = RayBackend("x", SECRET, patience_s=WAIT_S)
-    backend.configure({"m": Queue(4, 2, 2)})
     backend._pools["m"] = stage.pool
     return backend
 
@@ -471,7 +481,6 @@ def test_a_stream_that_nobody_reads_holds_no_room_when_its_replica_is_done() -> 
 
     async def scenario(stage: Stage) -> None:
         backend = backend_of(stage)
-        backend.configure({"m": Queue(1, 9, 9)})
         await stage.add("a", slots=1)
         streams = [backend.attempt("m", GenerateCall("r", "short")) for _ in range(8)]
         await asyncio.wait_for(asyncio.gather(*(anext(stream) for stream in streams)), WAIT_S)
@@ -499,5 +508,44 @@ def test_what_clients_are_told() -> None:
         with pytest.raises(ApiError) as gone:
             await anext(backend.attempt("m", CALL, build="build 9"))
         assert (gone.value.status, gone.value.code) == (503, "replica_lost")
+
+    run(scenario)
+
+
+def test_what_comes_while_the_old_replica_leaves_and_the_new_one_is_not_there_yet() -> None:
+    """It waits, and is answered, or told to come again when a replica could be there, as the last one has shown."""
+
+    async def scenario(stage: Stage) -> None:
+        backend = backend_of(stage)
+        gateway = Gateway(backend, max_body_bytes=10_000, max_prompts=3)
+        gateway.catalog = {"m": ModelCard("m", "causal-lm", "1", True, 0, {})}
+        transport = httpx.ASGITransport(routes.build(lambda: gateway))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            def ask() -> asyncio.Task[httpx.Response]:
+                return asyncio.create_task(
+                    client.post("/v1/completions", json={"model": "m", "prompt": "two tokens", "max_tokens": 2})
+                )
+
+            old = await stage.add("a", "1", start_s=6.2)
+            assert (await ask()).status_code == 200
+            old.server.refuse_more()
+            await until(lambda: not stage.pool.usable)
+            backend._patience_s = 0.05
+            refused = await ask()
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "9")
+            error = refused.json()["error"]
+            assert (error["type"], error["code"]) == ("server_error", "not_ready")
+            assert error["message"] == "'m' has no replica that is ready: none was there within 0.05 s"
+            backend._patience_s = WAIT_S
+            waits = ask()
+            await until(lambda: stage.pool.waiting == 1)
+            del stage.replicas["a"]
+            await old.server.close()
+            await stage.add("b", "2")
+            answered = await waits
+            assert (answered.status_code, answered.headers["x-tandem-model-version"]) == (200, "2")
+            counted = gateway.metrics.record.snapshot(["m"])["counters"]
+            assert counted["tandem_errors_total"] == [[["m", "not_ready"], 1]]
 
     run(scenario)

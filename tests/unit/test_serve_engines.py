@@ -15,7 +15,7 @@ import pytest
 
 from cluster import shipping
 from cluster.errors import UserError
-from serve.deploy import app, plan, warm
+from serve.deploy import environment, plan, warm
 from serve.deploy.model_replica import load_replica
 from serve.deploy.own_code import CodeWanted, OwnCode, Unpacked
 from serve.engines import table
@@ -219,9 +219,9 @@ def test_a_replica_imports_what_came_with_it(tmp_path: Path, monkeypatch: pytest
 def test_a_models_own_environment_leaves_tandem_its_code() -> None:
     everywhere = {"env_vars": {"A": "1", "B": "1"}, "py_modules": ["gcs://tandem.zip"]}
     own = {"env_vars": {"B": "2"}, "pip": ["x"]}
-    assert app.merged(everywhere, own) == {
+    assert environment.merged(everywhere, own) == {
         "env_vars": {"A": "1", "B": "2"},
         "py_modules": ["gcs://tandem.zip"],
         "pip": ["x"],
     }
-    assert app.merged({"env_vars": {}}, {}) == {"env_vars": {}}
+    assert environment.merged({"env_vars": {}}, {}) == {"env_vars": {}}

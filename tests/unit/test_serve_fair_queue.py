@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from serve.fair.queue import QUANTUM, FairQueue, Full, Waiting
+from serve.fair.queue import QUANTUM, SAVED, FairQueue, Full, Waiting
 
 
 def queue(most: int = 10_000, most_per_key: int = 5_000) -> FairQueue[int]:
@@ -107,9 +107,11 @@ def test_what_is_used_while_nobody_waits_is_free() -> None:
     push(waiting, "long")
     waiting.pop()
     waiting.charge("long", 1, 1000 * QUANTUM)  # an hour alone
-    push(waiting, "long", 3, cost=QUANTUM)
-    push(waiting, "new", 3, cost=QUANTUM)
-    assert {entry.key for entry in list(iter(waiting.pop, None))[:3]} == {"long", "new"}
+    push(waiting, "long", 9, cost=QUANTUM)
+    push(waiting, "new", 9, cost=QUANTUM)
+    order = [entry.key for entry in iter(waiting.pop, None)]
+    assert order[:3] == ["new"] * 3  # of long, something runs
+    assert order[3:11].count("long") == pytest.approx(4, abs=1)
 
 
 def test_a_key_of_which_something_always_runs_does_not_fall_behind_the_one_that_has_more() -> None:
@@ -136,22 +138,38 @@ def test_a_key_of_which_something_always_runs_does_not_fall_behind_the_one_that_
             waiting.end(entry.key, 1)
 
 
-def test_a_key_that_runs_more_than_its_share_is_passed_over() -> None:
+def test_a_key_that_is_owed_goes_first_and_the_others_are_passed_over_where_that_is_asked() -> None:
     waiting = queue()
-    push(waiting, "big", 10)
-    assert [entry.key for _ in range(4) if (entry := waiting.pop())] == ["big"] * 4
-    assert waiting.pop(share=4) is None
-    push(waiting, "small", 3)
-    assert [entry and entry.key for entry in (waiting.pop(share=2) for _ in range(4))] == ["small"] * 2 + [None] * 2
+    push(waiting, "big", 20, cost=SAVED)
+    assert [entry.key for _ in range(2) if (entry := waiting.pop())] == ["big"] * 2
+    assert waiting.pop(owed_only=True) is None
+    push(waiting, "small", 9, cost=QUANTUM)
+    assert [entry and entry.key for entry in (waiting.pop(owed_only=True) for _ in range(4))] == ["small"] * 3 + [None]
     waiting.push(7, "heavy", 1, 10, 10.0, weight=5)
-    assert waiting.pop(room=4, share=0.5) is None
-    entry = waiting.pop(room=5, share=0.5)
+    assert waiting.pop(room=4, owed_only=True) is None
+    entry = waiting.pop(room=5, owed_only=True)
     assert entry is not None
     assert entry.key == "heavy"
-    assert waiting.pop(share=3) is not None  # small's third
     waiting.end("heavy", 1, 5)
-    push(waiting, "better", 2, priority=0)
-    assert [entry and entry.key for entry in (waiting.pop(share=1) for _ in range(2))] == ["better", None]
+    push(waiting, "better", 9, priority=0, cost=SAVED)
+    assert [entry and entry.key for entry in (waiting.pop(owed_only=True) for _ in range(2))] == ["better", None]
+
+
+def test_keys_that_come_anew_again_and_again_do_not_starve_the_one_that_stays() -> None:
+    waiting, taken = queue(), Counter[str]()
+    push(waiting, "big", 1000)
+    for key in range(8):
+        push(waiting, f"serial {key}")
+    for _ in range(900):
+        entry = waiting.pop()
+        assert entry is not None
+        taken[entry.key] += 1
+        waiting.charge(entry.key, 1, 50)
+        waiting.end(entry.key, 1)
+        if entry.key != "big":  # with nothing of it running or waiting, it is a new one
+            push(waiting, entry.key)
+    assert taken["big"] == pytest.approx(100, abs=10)
+    assert all(taken[f"serial {key}"] == pytest.approx(100, abs=10) for key in range(8))
 
 
 def test_a_better_class_goes_first_always() -> None:
@@ -269,3 +287,16 @@ def test_random_use_keeps_its_counts() -> None:
             kept -= {id(entry) for entry in waiting.expired(random_.random())}
         assert len(waiting) == len(kept)
     assert len(list(iter(waiting.pop, None))) == len(kept)
+
+
+def test_keys_that_have_gone_are_forgotten_while_others_wait() -> None:
+    waiting = queue()
+    push(waiting, "big", 5000)
+    for key in range(2000):
+        push(waiting, f"once {key}")
+        for _ in range(2):
+            entry = waiting.pop()
+            assert entry is not None
+            waiting.charge(entry.key, 1, 100)
+            waiting.end(entry.key, 1)
+    assert len(waiting._idle[1]) < 20

@@ -23,6 +23,7 @@ from serve.front.exchange import Exchange
 from serve.front.limits import Limits
 from serve.front.server import Server
 from serve.metrics import watch
+from serve.tracing.spans import Spans
 from serve.wire import Chunk, GenerateCall, Identity, Opened
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -120,11 +121,11 @@ def test_ids_and_traces_reach_the_engine_and_tokens_the_log() -> None:
         backend.gate.set()
         async with httpx.AsyncClient(base_url=url) as client:
             for path in ("/v1/completions", "/v1/completions/"):
-                sent = {"x-request-id": "mine", "traceparent": TRACE}
+                sent = {"x-request-id": "mine", "traceparent": TRACE, "tracestate": "a=1"}
                 assert (await client.post(path, json=ASKED, headers=sent)).headers["x-request-id"] == "mine"
             await client.get("/v1/models/none")
             await client.get("/nothing")
-        assert [call.trace for call in backend.calls] == [TRACE] * 2
+        assert [(call.trace, call.trace_state) for call in backend.calls] == [(TRACE, "a=1")] * 2
         first, second = (call.request_id for call in backend.calls)
         assert first.startswith("cmpl-mine.")
         assert first != second, "two at the same time would be one to the engine"
@@ -183,12 +184,12 @@ def test_a_response_whose_time_is_over_ends_in_its_own_form() -> None:
     run(scenario)
 
 
-def test_a_span_is_below_the_client_s_and_the_engine_s_will_be_below_it() -> None:
+def test_a_span_is_below_the_client_s_and_tells_nothing_of_the_prompt() -> None:
     kept = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(kept))
     done = Exchange("mine", method="POST", trace=TRACE)
-    with spans.of(done, provider):
+    with spans.of(Spans(provider, "tandem.gateway"), done):
         done.template, done.status, done.model, done.prompt_tokens = "/v1/completions", 200, "chat", 7
     (span,) = kept.get_finished_spans()
     assert span.name == "POST /v1/completions"
@@ -203,4 +204,10 @@ def test_a_span_is_below_the_client_s_and_the_engine_s_will_be_below_it() -> Non
         "gen_ai.usage.input_tokens": 7,
         "tandem.request_id": "mine",
     }
-    assert not spans.wanted(), "nobody has said where spans go"
+    kept.clear()
+    failed = Exchange("mine", method="POST")
+    with pytest.raises(ValueError, match="words"), spans.of(Spans(provider, "tandem.gateway"), failed):
+        raise ValueError("words of the prompt")
+    (span,) = kept.get_finished_spans()
+    assert (dict(span.attributes or {})["error.type"], span.status.is_ok) == ("ValueError", False)
+    assert "words" not in span.to_json()

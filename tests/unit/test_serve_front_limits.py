@@ -94,7 +94,9 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     ],
 )
 def test_a_traceparent_is_valid_or_was_not_sent(sent: str, expected: str | None) -> None:
-    assert exchange.begin("GET", "", [(b"traceparent", sent.encode())]).trace == expected
+    states = [(b"tracestate", b"a=1, b=2"), (b"tracestate", b"c=3 ")]
+    begun = exchange.begin("GET", "", [states[0], (b"traceparent", sent.encode()), states[1]])
+    assert begun.carried == {"trace": expected, "trace_state": expected and "a=1, b=2,c=3"}
 
 
 @pytest.mark.parametrize(

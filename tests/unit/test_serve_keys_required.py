@@ -199,6 +199,22 @@ def test_concurrency_is_that_of_the_key(with_keys) -> None:
     with_keys(scenario)
 
 
+def test_concurrency_counts_texts_and_more_than_it_allows_is_no_429(with_keys) -> None:
+    async def scenario(endpoint: Endpoint) -> None:
+        key = endpoint.key(concurrency=3)
+        answers = await asyncio.gather(*(endpoint.complete(key, max_tokens=30, n=2) for _ in range(2)))
+        assert sorted(answer.status_code for answer in answers) == [200, 429]
+        assert (await endpoint.complete(key, n=3)).status_code == 200, "what the first held came back whole"
+        never = await endpoint.complete(endpoint.key("bob", concurrency=2), n=3)
+        assert never.status_code == 400
+        assert (never.json()["error"]["param"], never.json()["error"]["code"]) == ("n", "invalid_value")
+        assert "3 texts" in never.json()["error"]["message"]
+        assert "limit is 2 texts at the same time" in never.json()["error"]["message"]
+        assert "retry-after" not in never.headers
+
+    with_keys(scenario)
+
+
 def test_a_budget_ends_a_stream_in_the_middle_and_what_comes_after(with_keys) -> None:
     async def scenario(endpoint: Endpoint) -> None:
         key = endpoint.key(tokens_per_day=20)

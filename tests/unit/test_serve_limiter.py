@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
-from serve.keys.limiter import GATEWAY_SILENT_S, Limiter
+from serve.keys.limiter import GATEWAY_SILENT_S, LOOK_AGAIN_S, Limiter
 from serve.keys.limits import Limits
 
 
@@ -70,6 +73,38 @@ def test_a_limiter_that_starts_anew_learns_what_is_in_flight() -> None:
     limiter.begin(0.0, "g0", "k", limits, 0)
     limiter.heard(0.5, "g0", {"k": 3})
     assert limiter.begin(0.6, "g0", "k", limits, 0).refused_by == "concurrency"
+
+
+def test_a_request_for_several_texts_takes_as_many_places() -> None:
+    limiter, limits = Limiter(), Limits(concurrency=4)
+    assert limiter.begin(0.0, "g0", "k", limits, 0, texts=3).refused_by is None
+    second = limiter.begin(0.0, "g1", "k", limits, 0, texts=2)
+    assert (second.refused_by, second.retry_after_s) == ("concurrency", LOOK_AGAIN_S)
+    assert limiter.begin(0.0, "g1", "k", limits, 0).refused_by is None
+    limiter.end(1.0, "g0", "k", 0, 0, texts=3)
+    assert limiter.begin(1.0, "g1", "k", limits, 0, texts=3).refused_by is None
+
+
+def test_more_texts_than_the_key_may_ever_have_are_refused_for_ever() -> None:
+    verdict = Limiter().begin(0.0, "g", "k", Limits(concurrency=4), 0, texts=5)
+    assert (verdict.refused_by, verdict.retry_after_s) == ("concurrency", math.inf)
+
+
+def test_another_limiter_goes_on_from_what_this_one_knows() -> None:
+    """With a clock of its own, and over bytes that any version can read."""
+    limits = Limits(requests_per_minute=6, tokens_per_minute=600, concurrency=3)
+    before, after = Limiter(), Limiter()
+    assert before.begin(100.0, "g0", "k", limits, 500, texts=2).refused_by is None
+    after.take(0.0, json.loads(json.dumps(before.told(105.0))))
+    (first, second) = (after.begin(0.0, gateway, "k", limits, 10) for gateway in ("g0", "g1"))
+    assert (first.refused_by, second.refused_by) == (None, "concurrency")
+    assert first.tokens is not None
+    assert first.requests is not None
+    assert (first.tokens.remaining, first.requests.remaining) == (140, 4)
+    after.heard(GATEWAY_SILENT_S - 4.9 + 0.1, "g1", {})  # g0 was heard 5 s before, and as it asked
+    assert after.begin(0.5, "g1", "k", limits, 10, texts=2).refused_by == "concurrency"
+    after.heard(GATEWAY_SILENT_S + 0.6, "g1", {})
+    assert after.begin(GATEWAY_SILENT_S + 0.6, "g1", "k", limits, 10, texts=2).refused_by is None
 
 
 def test_limits_that_change_keep_the_share_that_is_left() -> None:

@@ -35,15 +35,15 @@ class Waits:
         self.refused_with = why
 
 
-def watched(waits: Waits, *reasons: Why) -> list[Why]:
+def watched(waits: Waits, *reasons: Why, hopeless_s: float = 0.0) -> list[Why]:
     """Watch for a moment; return the reasons that were not asked for."""
     left = list(reasons)
 
     async def reason() -> Why:
-        return left.pop(0)
+        return left.pop(0) if left else Why("starting", True)
 
     async def run() -> None:
-        watching = asyncio.create_task(readiness.watch(waits, reason, wait_s=1, check_s=0.002))
+        watching = asyncio.create_task(readiness.watch(waits, reason, 1, 0.002, hopeless_s))
         for _ in range(200):
             await asyncio.sleep(0.001)
             if not left:
@@ -65,6 +65,13 @@ def test_while_one_is_on_its_way_they_wait() -> None:
     waits = Waits()
     assert watched(waits, Why("starting", True), Why("starting", True), Why("it fails", False)) == []
     assert waits.refused_with == "it fails"
+
+
+def test_a_moment_without_hope_between_one_that_goes_and_one_that_comes_refuses_nobody() -> None:
+    waits, gap = Waits(), [Why("no room", False)] * 2
+    leaving, starting = Why("no room", True), Why("starting", True)
+    assert watched(waits, leaving, *gap, starting, *gap, starting, hopeless_s=60) == []
+    assert waits.refused_with is None
 
 
 def test_with_a_replica_nobody_is_asked() -> None:
@@ -107,6 +114,16 @@ def test_the_reason_tells_no_paths_and_whether_waiting_is_worth_it(
     assert said in why.reason
     assert why.hopeful == hopeful
     assert "/secret" not in why.reason
+
+
+def test_a_replica_that_has_found_room_is_waited_for_whatever_was_said_before() -> None:
+    """Serve's message stays when a replica that had waited for room has it."""
+    waited = overview({State.STARTING: 1}, "1 replicas that have taken more than 30s to be scheduled.")
+    starting = {"state": "STARTING", "node_id": None}
+    details = {"deployments": {"engine": {"replicas": [starting, {"state": "STOPPING", "node_id": "n"}]}}}
+    assert not readiness.why_none(waited, readiness.count_placed(details)).hopeful
+    starting["node_id"] = "n"
+    assert readiness.why_none(waited, readiness.count_placed(details)) == Why("its replicas are starting", True)
 
 
 def test_one_that_is_deployed_and_scaled_to_nothing_is_no_hope() -> None:

@@ -90,18 +90,18 @@ def test_a_key_pays_the_tokens_that_its_prompt_has_and_not_the_bytes_of_its_body
         order: list[str] = []
         entrance = admission(ModelWork(), window=1)
 
-        async def one(key: str) -> None:
-            with await entrance.begin(Caller(key, Limits()), "m", *estimate(40, 20, 1)) as ticket:
+        async def one(key: str, sent: int = 40) -> None:
+            with await entrance.begin(Caller(key, Limits()), "m", *estimate(sent, 20, 1)) as ticket:
                 order.append(key)
                 ticket.prompt(10)
                 await asyncio.sleep(0)
 
-        with await entrance.begin(Caller("image", Limits()), "m", *estimate(400_000, 20, 1)) as ticket:
-            waiting = [asyncio.create_task(one(key)) for key in ("image", "text", "text", "text")]
+        with await entrance.begin(Caller("first", Limits()), "m", *estimate(40, 20, 1)):
+            waiting = [asyncio.create_task(one("image", 400_000))]
+            waiting += [asyncio.create_task(one(key)) for key in ("image", "text", "text", "text", "text")]
             await asyncio.sleep(0)
-            ticket.prompt(20)
         await asyncio.gather(*waiting)
-        assert order.index("image") <= 1
+        assert order[:4] == ["image", "text", "image", "text"]
 
     asyncio.run(scenario())
 

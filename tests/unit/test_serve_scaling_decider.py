@@ -193,6 +193,23 @@ def test_speed_is_known_again_when_a_version_comes_back() -> None:
     assert made.state().standings["m"].speed == pytest.approx(SPEED, rel=0.05)
 
 
+def test_another_decider_goes_on_from_what_this_one_has_learned() -> None:
+    endpoint = Endpoint(decider(), ready=1)
+    while endpoint.look(per_s=2.5 * SPEED) < 3:
+        pass
+    before = endpoint.decider.state().standings["m"]
+    after = Decider()
+    after.recall(endpoint.decider.memory())
+    after.know({"m": plan()}, {"m": 3})
+    told = after.state().standings["m"]
+    assert before.speed
+    assert (told.speed, told.changes, told.ups) == (before.speed, before.changes, before.ups)
+    assert told.wanted == 3
+    again = Decider()
+    again.recall(after.memory())
+    assert again.memory() == after.memory(), "what nobody has asked for yet is not forgotten"
+
+
 def test_replicas_that_leave_are_not_counted_as_ready() -> None:
     made = decider(there=1)
     told = {"g": gateway(0, 0, waiting=1, running=40, pending=1), "a": replica(SLOTS, leaving=True), "b": replica(1)}

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from serve.deploy import state_actor
-from serve.deploy.state_actor import Reader, StateActor
+from serve.deploy.reporting import REPORT_INTERVAL_S, Reader
+from serve.deploy.shapes import seal
+from serve.deploy.state_actor import SHAPE, StateActor
 
 
 class Handle:
@@ -16,14 +18,15 @@ class Handle:
 
     def __init__(self) -> None:
         self.actor, self.asked = StateActor(), 0
-        self.actor.report("r", "well")
+        self.actor.report("r", SHAPE, seal("well"))
         self.read = self
 
     async def _answer(self) -> list[Any]:
         await asyncio.sleep(0.01)
-        return self.actor.read()
+        return self.actor.read(SHAPE)
 
-    def remote(self) -> Any:
+    def remote(self, shape: str) -> Any:
+        assert shape == SHAPE
         self.asked += 1
         return self._answer()
 
@@ -31,7 +34,7 @@ class Handle:
 @pytest.fixture
 def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
     found = Handle()
-    monkeypatch.setattr(state_actor, "_find", lambda name: found)
+    monkeypatch.setattr(state_actor, "find", lambda name: found)
     return found
 
 
@@ -59,7 +62,7 @@ def test_it_is_asked_again_when_replicas_have_told_again(handle: Handle) -> None
     async def later() -> None:
         reader = Reader("x")
         await reader.read()
-        await asyncio.sleep(state_actor.REPORT_INTERVAL_S / 2 + 0.01)
+        await asyncio.sleep(REPORT_INTERVAL_S / 2 + 0.01)
         await reader.read()
 
     asyncio.run(later())

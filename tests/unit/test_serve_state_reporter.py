@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from serve.deploy import state_actor
-from serve.deploy.state_actor import Reporter
+from serve.deploy import reporting, state_actor
+from serve.deploy.reporting import Reporter
+from serve.deploy.shapes import unseal
 
 
 class Handle:
@@ -22,7 +23,7 @@ class Handle:
         self.left: list[str] = []
         self.found_by: list[threading.Thread] = []
         self.failures = failures
-        self.report = self.Method(lambda sender, value: self.told.append(value))
+        self.report = self.Method(lambda sender, shape, sealed: self.told.append(unseal(sealed)))
         self.leave = self.Method(self.left.append)
 
     class Method:
@@ -38,9 +39,9 @@ class Handle:
 
 def told(monkeypatch: pytest.MonkeyPatch, handle: Handle, state: Callable[[], Any], count: int) -> None:
     """Run a reporter until it has told so often, or a second has passed."""
-    monkeypatch.setattr(state_actor, "_find", handle.find)
-    monkeypatch.setattr(state_actor, "SOON_S", 0.001)
-    monkeypatch.setattr(state_actor, "REPORT_INTERVAL_S", 0.002)
+    monkeypatch.setattr(state_actor, "find", handle.find)
+    monkeypatch.setattr(reporting, "SOON_S", 0.001)
+    monkeypatch.setattr(reporting, "REPORT_INTERVAL_S", 0.002)
 
     async def inside() -> None:
         reporter = Reporter("x", "replica-1", state)

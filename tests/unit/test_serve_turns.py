@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from serve.fair.queue import SAVED
 from serve.fair.turns import LEAST_SEEN, PACE_S, RECENT_S, Busy, Pace, Turn, Turns
 
 
@@ -328,58 +329,54 @@ def test_a_first_burst_after_quiet_hours_is_not_refused() -> None:
     run(scenario)
 
 
-def test_a_part_of_the_slots_is_kept_for_who_runs_less_than_its_share() -> None:
+def test_a_part_of_the_slots_is_kept_for_who_has_used_less_than_its_share() -> None:
     now = 0.0
 
     async def scenario() -> None:
         nonlocal now
         turns = Turns(13, 100, 100, clock=lambda: now, slots=10)
-        alone = [asyncio.create_task(take(turns, "big")) for _ in range(20)]
+        big = [asyncio.create_task(take(turns, "big", cost=SAVED)) for _ in range(20)]
         await asyncio.sleep(0.01)
         assert (turns.running, turns.waiting) == (13, 7)  # nothing is kept from the only one
         small = asyncio.create_task(take(turns, "small"))
-        await asyncio.sleep(0)
-        ended = 0
-        while not small.done():
-            turns.end(alone[ended].result())
-            ended += 1
+        for ended in range(4):
             await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        assert (ended, turns.running) == (1, 13)
-        for _ in range(5):
-            turns.end(alone[ended].result())
-            ended += 1
-            await asyncio.sleep(0)
+            assert not small.done()
+            turns.end(big[ended].result())
+        await small  # before what waits longer, and the next of big not before two more have ended
+        for ended in range(4, 6):
+            assert (turns.running, turns.waiting) == (14 - ended, 7)
+            turns.end(big[ended].result())
+            await asyncio.sleep(0.01)
         assert (turns.running, turns.waiting) == (8, 7)
-        others = [asyncio.create_task(take(turns, "small")) for _ in range(7)]
+        more = [asyncio.create_task(take(turns, "small")) for _ in range(3)]
         await asyncio.sleep(0.01)
-        assert (turns.running, [task.done() for task in others]) == (12, [True] * 4 + [False] * 3)
-        third = await take(turns, "third")
-        assert turns.running == 13
+        assert (turns.running, [task.done() for task in more]) == (10, [True, True, False])
+        turns.charge(more[0].result(), SAVED)
+        turns.end(big[6].result())
+        await asyncio.sleep(0.01)
+        assert (turns.running, more[2].done()) == (9, False)  # it is owed no more
         now += RECENT_S + 1
-        turns.end(third)
+        turns.end(big[7].result())
         await asyncio.sleep(0.01)
-        assert (turns.running, turns.waiting) == (13, 9)  # as long ago as that, nobody is one of several
-        for task in (*alone, *others):
+        assert turns.running == 13  # as long ago as that, nobody is one of several
+        for task in (*big, *more):
             task.cancel()
-        await asyncio.gather(*alone, *others, return_exceptions=True)
+        await asyncio.gather(*big, *more, return_exceptions=True)
 
     run(scenario)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3])
-def test_of_few_slots_one_is_always_for_everybody(slots: int) -> None:
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_of_few_slots_none_is_kept(slots: int) -> None:
     async def scenario() -> None:
         turns = Turns(slots + 1, 100, 100, slots=slots)
         turns.end(await take(turns, "small"))
-        for _ in range(3):
-            turn = await take(turns, "big")
-            waiting = [asyncio.create_task(take(turns, "big")) for _ in range(5)]
-            await asyncio.sleep(0)
-            assert turns.running == max(1, slots - 1)
-            for task in waiting:
-                task.cancel()
-            turns.end(turn)
-            await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(take(turns, "big", cost=SAVED)) for _ in range(9)]
+        await asyncio.sleep(0.01)
+        assert turns.running == slots + 1
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     run(scenario)

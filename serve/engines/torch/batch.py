@@ -79,7 +79,7 @@ class Runner(Protocol):
 
     @property
     def cache(self) -> list[torch.Tensor]:
-        """The tensors that `prepare` allocated for keys and values, of any shapes."""
+        """The tensors that `prepare` allocated for keys and values; shapes are the runner's own."""
         ...
 
     def release(self) -> None:

@@ -27,7 +27,7 @@ import torch
 
 from serve.engines.protocol import EngineError, EngineLoad
 from serve.engines.rate import Rate
-from serve.engines.torch import pooling
+from serve.engines.torch import pooling, steps
 from serve.engines.torch.batch import Runner, build
 from serve.engines.torch.blocks import BLOCK, BlockPool
 from serve.engines.torch.completion import Completion, Event, advance
@@ -58,6 +58,8 @@ class StepLoop:
         self._outbox: list[tuple[Sequence, Said]] = []
         self._post: SimpleQueue[list[tuple[Sequence, Said]] | None] = SimpleQueue()
         self._rate = Rate()
+        self._noted = 0
+        """How many sequences there are of whose steps somebody wants to know."""
         self._thread: threading.Thread | None = None
         self._output_thread = threading.Thread(target=self._carry, name="tandem-outputs", daemon=True)
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -154,6 +156,7 @@ class StepLoop:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
     def _add(self, sequence: Sequence) -> None:
+        self._noted += sequence.request.stats is not None
         self._scheduler.add(sequence)
 
     def _step(self) -> None:
@@ -169,8 +172,10 @@ class StepLoop:
 
     def _advance(self) -> int:
         """Run one step and return how many tokens it generated."""
-        times = [time.perf_counter()]
+        times, noted, preempted = [time.perf_counter()], self._noted, self._scheduler.preemptions
         step = self._scheduler.next_step()
+        if noted and self._scheduler.preemptions > preempted:
+            steps.note_preempted(self._scheduler.waiting, self._scheduler.preemptions - preempted)
         if step is None:
             return 0
         batch = build(step)
@@ -184,6 +189,8 @@ class StepLoop:
         for sequence, event in [*chosen, *pooling.advance(step, outputs.hidden)]:
             self._say(sequence, event)
         times.append(time.perf_counter())
+        if noted:
+            steps.note(step, times[0], times[-1])
         for part, start, end in zip(("schedule", "forward", "sample"), times, times[1:], strict=False):
             self.seconds[part] += end - start
         return len(chosen)
@@ -198,6 +205,7 @@ class StepLoop:
         """Take a sequence out and free its blocks."""
         if not sequence.context.closed:
             sequence.context.closed = True
+            self._noted -= sequence.request.stats is not None
             self._scheduler.remove(sequence)
 
     def _step_failed(self, error: Exception) -> None:

@@ -51,7 +51,7 @@ class TorchRunner:
 
     @property
     def cache(self) -> list[torch.Tensor]:
-        """See Runner: one tensor each for a layer's keys and its values."""
+        """See Runner; each layer's keys, then its values, are [blocks, heads, BLOCK, width]."""
         return self._cache.tensors if self._cache else []
 
     def prepare(self, blocks: int, memory_bytes: int) -> int:

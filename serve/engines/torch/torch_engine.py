@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from serve.engines import stats
 from serve.engines.grammar import Constraint, Grammars
 from serve.engines.precision import best_device, dtype_for
 from serve.engines.protocol import Delta, EngineLoad, GenerationRequest, Pooling, RequestError
@@ -145,6 +146,8 @@ class TorchEngine:
         text = SequenceText(request, self._decode)
         if request.generated:
             await asyncio.to_thread(resume, sequence, text, self._eos)
+        if request.stats is not None:
+            request.stats.submit()
         self._steps.submit(sequence)
         try:
             async for event in events(sequence.context):
@@ -166,8 +169,10 @@ class TorchEngine:
         if not 0 < len(prompt_token_ids) <= self.max_context:
             raise RequestError("input", f"has {len(prompt_token_ids)} tokens; 1 to {self.max_context} can be embedded")
         self._check_vocabulary("input", prompt_token_ids)
-        pooled = Pooled(self._options.pooling, asyncio.get_running_loop())
-        sequence = Sequence(GenerationRequest(request_id, prompt_token_ids), 0, pooled, pooled=True)
+        pooled, noted = Pooled(self._options.pooling, asyncio.get_running_loop()), stats.current()
+        if noted is not None:
+            noted.submit()
+        sequence = Sequence(GenerationRequest(request_id, prompt_token_ids, stats=noted), 0, pooled, pooled=True)
         async with self._embedding_slots:
             self._steps.submit(sequence)
             try:
