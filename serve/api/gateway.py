@@ -155,6 +155,7 @@ class Gateway:
         """Answer in a form, that of OpenAI's choices where none is given."""
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted, texts=len(generation.calls)) as ticket:
+            exchange.current().when_worked(ticket.worked)
             calls = [replace(call, **exchange.current().carried) for call in generation.calls]
             streams = [cuts.in_words(self._backend.generate(card.name, call)) for call in calls]
             opened = await open_all(streams)
