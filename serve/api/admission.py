@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from serve.api import refusals
@@ -77,6 +77,9 @@ class Ticket:
     generated: int = 0
     _ended: bool = False
     _streams: bool = False
+    _worked: set[str] = field(default_factory=set)
+    """Of its calls, those that replicas are done with."""
+    _has_turn: bool = True
 
     def __enter__(self) -> Ticket:
         return self
@@ -126,6 +129,21 @@ class Ticket:
             exchange.current().generated(generated)
             self._count(0, more)
             self.turns.charge(self.turn, more)
+
+    def worked(self, call_id: str) -> None:
+        """Take note that a replica is done with one of the texts; with the last one the turn is another request's.
+
+        A client that reads slowly holds no place of those that could be worked on.
+        """
+        self._worked.add(call_id)
+        if len(self._worked) >= self.turn.weight:
+            self.give_turn_back()
+
+    def give_turn_back(self) -> None:
+        """Let the next request go. A second time does nothing."""
+        if self._has_turn:
+            self._has_turn = False
+            self.turns.end(self.turn)
 
     def end(self, answered: bool = True) -> None:
         """Give back what was held. A second time does nothing."""
@@ -243,7 +261,7 @@ class Admission:
     def end(self, ticket: Ticket) -> None:
         """Let the next one go."""
         try:
-            ticket.turns.end(ticket.turn)
+            ticket.give_turn_back()
         finally:
             self._rates.end(ticket.caller.key, ticket.reserved, ticket.used, ticket.turn.weight)
             if ticket.entry is not None and ticket.entry.hold is not None:

@@ -153,6 +153,7 @@ class Gateway:
         """Answer in a form, that of OpenAI's choices where none is given."""
         wanted = estimate(size, generation.calls[0].max_tokens, len(generation.calls))
         with await self._admission.begin(caller, card.name, *wanted, texts=len(generation.calls)) as ticket:
+            exchange.current().when_worked(ticket.worked)
             return await answered(self._backend, card.name, generation, ticket, form or partial(Choices, generation))
 
     # -- Open Inference Protocol ------------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from typing import Any
 from serve.api.body import ApiError
 from serve.api.streaming import OtherVersion
 from serve.channel.client import Busy, CallFailed
-from serve.channel.pool import ANY, Full, NoReplica, Pool, VersionGone
+from serve.channel.pool import ANY, Full, NoReplica, Pool, Seat, VersionGone
 from serve.deploy import readiness
 from serve.deploy.access import Standing
 from serve.deploy.names import model_app
 from serve.deploy.reporting import Reader
+from serve.front import exchange
 from serve.routing.choose import ByPrefix, Chooser
 from serve.routing.lost import ReplicaLost
 from serve.routing.resuming import resumed
@@ -119,10 +120,12 @@ class RayBackend:
             while True:
                 patience_s = deadline - asyncio.get_running_loop().time()
                 async with pool.seat(call, excluded, build, patience_s) as seat:
+                    done = _Done(seat, call.request_id)
                     try:
-                        async with aclosing(seat.member.link.stream(call, seat.release)) as messages:
+                        async with aclosing(seat.member.link.stream(call, done)) as messages:
                             async for message in messages:
                                 accepted()
+                                done.begun = True
                                 if isinstance(message, Refused) and message.lost:
                                     raise ReplicaLost(seat.member.link.replica_id, refused=message)
                                 yield message
@@ -203,6 +206,20 @@ class RayBackend:
                 states.setdefault(report.model, []).append(report)
         for model, told in states.items():
             self._pool(model).heard(told)
+
+
+class _Done:
+    """Called when a replica is done with a call, however far its answer has been read: others may have its places."""
+
+    def __init__(self, seat: Seat, call_id: str) -> None:
+        self.begun = False
+        self._seat, self._call_id, self._exchange = seat, call_id, exchange.current()
+
+    def __call__(self) -> None:
+        self._seat.release()
+        link = self._seat.member.link
+        if self.begun and not (link.lost or link.leaving):  # else it may go on elsewhere
+            self._exchange.worked(self._call_id)
 
 
 def _lost(model: str) -> ApiError:

@@ -7,7 +7,8 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -56,6 +57,7 @@ class Exchange:
     is_counted: bool = False
     """Whether the metrics have it."""
     task: asyncio.Task[Any] | None = None
+    _when_worked: weakref.WeakMethod[Callable[[str], None]] | None = None
 
     @property
     def call_id(self) -> str:
@@ -76,6 +78,15 @@ class Exchange:
         if self.task is not None and self.cut is None:
             self.cut = why
             self.task.cancel()
+
+    def when_worked(self, tell: Callable[[str], None]) -> None:
+        """Have a method called, while its object is there, with the id of each call that a replica is done with."""
+        self._when_worked = weakref.WeakMethod(tell)
+
+    def worked(self, call_id: str) -> None:
+        """Take note that a replica is done with a call, though the client may not have read all of it yet."""
+        if self._when_worked is not None and (tell := self._when_worked()) is not None:
+            tell(call_id)
 
     def generated(self, tokens: int) -> None:
         """Take note of all tokens that were generated so far."""

@@ -66,7 +66,8 @@ class Running:
 
     def logged(self) -> list[dict[str, Any]]:
         """Return the lines of the access log."""
-        return [json.loads(line) for line in (self.setup.folder / ACCESS_LOG).read_text().splitlines()]
+        log = self.setup.folder / ACCESS_LOG
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def rss_mib(self) -> float:
         """Return the memory of the gateway's process."""
@@ -158,7 +159,7 @@ async def _serve_http(setup: Setup, hearing: Connection, telling: Connection) ->
     from serve.api import routes
     from serve.api.admission import Admission, OwnRates
     from serve.api.gateway import Gateway, ModelCard
-    from serve.deploy.access import Queue, Standing, window
+    from serve.deploy.access import Queue, Standing, slots_of, window
     from serve.fair.turns import Turns
     from serve.front.access_log import AccessLog
     from serve.front.app import Front
@@ -167,7 +168,11 @@ async def _serve_http(setup: Setup, hearing: Connection, telling: Connection) ->
     from serve.metrics import watch
 
     queues = {model: Queue(slots, setup.max_queued, setup.max_queued) for model, slots in setup.slots.items()}
-    turns = {model: Turns(window(each, Standing(1, 1)), each.most, each.most_per_key) for model, each in queues.items()}
+    alone = Standing(1, 1)
+    turns = {
+        model: Turns(window(each, alone), each.most, each.most_per_key, slots=slots_of(each, alone))
+        for model, each in queues.items()
+    }
     backend = _backend(setup, turns)
     gateway = Gateway(backend, 2**20, 64, admission=Admission(OwnRates(), None, turns.__getitem__, setup.max_wait_s))
     gateway.catalog = {model: ModelCard(model, "causal-lm", "1", True, 1700000000, {}) for model in setup.slots}
