@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from serve.api.admission import Ticket
 from serve.api.events import EventStream
 from serve.api.openai_api import Generation
-from serve.api.streaming import Form, OtherVersion, Stream, open_all
+from serve.api.streaming import Form, OtherVersion, Stream, close_all, open_all
 from serve.front import cuts, exchange
 from serve.wire import GenerateCall, Identity, Opened
 
@@ -27,8 +27,8 @@ Forms = Callable[[str], Form]
 class Generates(Protocol):
     """Where texts come from."""
 
-    def generate(self, model: str, call: GenerateCall) -> Stream:
-        """Stream one text."""
+    def generate(self, model: str, call: GenerateCall, build: str | None = None) -> Stream:
+        """Stream one text; `build`: what replicas it must be of (`Identity.build`), None: any."""
         ...
 
 
@@ -44,8 +44,7 @@ async def answered(backend: Generates, model: str, generation: Generation, ticke
 
 async def _answer(backend: Generates, model: str, generation: Generation, counted: Counted, form: Forms) -> Response:
     calls = [replace(call, **exchange.current().carried) for call in generation.calls]
-    streams = [cuts.in_words(backend.generate(model, call)) for call in calls]
-    opened = await open_all(streams)
+    streams, opened = await _opened(backend, model, calls)
     prompt_tokens = _prompt_tokens(opened, generation)
     ticket = counted.ticket
     headers = identity_headers(opened[0].identity) | ticket.headers
@@ -57,6 +56,19 @@ async def _answer(backend: Generates, model: str, generation: Generation, counte
         content = ticket.until_its_end(shaped.events(streams, prompt_tokens, counted.answer))
         return EventStream(content, headers=headers | EVENT_STREAM_HEADERS)
     return JSONResponse(await shaped.whole(streams, prompt_tokens, counted.answer), headers=headers)
+
+
+async def _opened(backend: Generates, model: str, calls: Sequence[GenerateCall]) -> tuple[list[Stream], list[Opened]]:
+    """Begin the texts of an answer: the first one where there is room, the others at replicas of the same build."""
+    first = cuts.in_words(backend.generate(model, calls[0]))
+    opened = await open_all([first])
+    build = opened[0].identity.build or None
+    others = [cuts.in_words(backend.generate(model, call, build)) for call in calls[1:]]
+    try:
+        return [first, *others], opened + await open_all(others)
+    except BaseException:
+        await close_all([first])
+        raise
 
 
 class Counted:

@@ -51,7 +51,7 @@ class ModelCard:
 class Backend(Protocol):
     """Where the models are. Every method raises ApiError for an answer that is an error."""
 
-    def generate(self, model: str, call: GenerateCall) -> Stream:
+    def generate(self, model: str, call: GenerateCall, build: str | None = None) -> Stream:
         """Stream one text: Opened first. Closing the iterator frees what the request held."""
         ...
 

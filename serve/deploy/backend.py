@@ -79,13 +79,13 @@ class RayBackend:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
-        """Stream one text; where its replica is lost, another one goes on with it."""
+    async def generate(self, model: str, call: GenerateCall, build: str | None = None) -> AsyncGenerator[Message, None]:
+        """Stream one text, from replicas of `build` alone where that is named; a lost one's text goes on elsewhere."""
 
         def attempt(call: GenerateCall, excluded: frozenset[str], build: str | None) -> AsyncGenerator[Message, None]:
             return self.attempt(model, call, excluded, build)
 
-        async with aclosing(resumed(attempt, call, partial(self.went_on, model))) as messages:
+        async with aclosing(resumed(attempt, call, partial(self.went_on, model), build)) as messages:
             async for message in messages:
                 yield message
 
@@ -114,7 +114,8 @@ class RayBackend:
             ReplicaLost: the replica was lost, leaves and gave the request back, or its engine failed under a text.
             ApiError: there is no replica, none with room in time, or its code failed.
         """
-        deadline = asyncio.get_running_loop().time() + self._patience_s
+        most_s = self._patience_s if build is not None else exchange.current().patience_s(self._patience_s)
+        deadline = asyncio.get_running_loop().time() + most_s
         pool = self._pool(model)
         with self._pending(model) as accepted, _as_api_errors(model, call.request_id, pool):
             while True:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SCOPE_KEY = "tandem.exchange"
+LEAST_WAIT_S = 1.0
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """What a client may name its request: nothing that would be something else in a log, a header or a page."""
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -70,8 +71,12 @@ class Exchange:
         return {"trace": self.trace, "trace_state": self.trace_state}
 
     def patience_s(self, most_s: float) -> float:
-        """Return how long this request may wait for its turn, at most `most_s`."""
-        return most_s if self.expires is None else max(0.0, min(most_s, self.expires - time.monotonic()))
+        """Return how long this request may still wait: for its turn and then for a replica at most `most_s` in all.
+
+        One that has had its turn may wait for LEAST_WAIT_S in any case.
+        """
+        left_s = min(most_s, max(LEAST_WAIT_S, most_s - (self.waited_s or 0.0)))
+        return left_s if self.expires is None else max(0.0, min(left_s, self.expires - time.monotonic()))
 
     def end(self, why: Cut) -> None:
         """End what works on the answer, so that all it holds is freed."""

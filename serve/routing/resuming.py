@@ -56,13 +56,15 @@ def seeded(call: GenerateCall, seed: int) -> GenerateCall:
 
 
 async def resumed(
-    attempt: Attempt, call: GenerateCall, went_on: Callable[[], None] = lambda: None
+    attempt: Attempt, call: GenerateCall, went_on: Callable[[], None] = lambda: None, build: str | None = None
 ) -> AsyncGenerator[Message, None]:
     """Stream a call from as many replicas as it takes; see the module. It does not raise ReplicaLost.
 
-    `went_on` is called each time that a text which had begun is asked of another replica.
+    Args:
+        went_on: called each time that a text which had begun is asked of another replica.
+        build: what the first one must be a replica of already; None: any.
     """
-    progress = Progress(seeded(call, secrets.randbits(SEED_BITS)))
+    progress = Progress(seeded(call, secrets.randbits(SEED_BITS)), build)
     while not progress.ended:
         try:
             tried = attempt(progress.call, frozenset(progress.excluded), progress.build)
@@ -78,15 +80,15 @@ async def resumed(
             refusal = progress.lose(lost)
             if refusal is not None:
                 yield refusal
-            elif progress.build is not None:
+            elif progress.begun:
                 went_on()
 
 
 class Progress:
     """What the client has of one text, and what follows from the loss of a replica. Pure."""
 
-    def __init__(self, call: GenerateCall) -> None:
-        self._call = call
+    def __init__(self, call: GenerateCall, build: str | None = None) -> None:
+        self._call, self._build = call, build
         self._identity: Identity | None = None
         self._ids: list[int] = []
         self._counted = True
@@ -103,9 +105,14 @@ class Progress:
         return replace(self._call, generated=(*self._call.generated, *self._ids))
 
     @property
+    def begun(self) -> bool:
+        """Whether a replica had accepted it."""
+        return self._identity is not None
+
+    @property
     def build(self) -> str | None:
         """What the next attempt must be of: an answer is of one build from its first byte, the headers, on."""
-        return None if self._identity is None else self._identity.build
+        return self._build if self._identity is None else self._identity.build
 
     def take(self, message: Message) -> Message | None:
         """Note a message; return what is to be handed on to the client."""

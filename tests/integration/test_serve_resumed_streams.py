@@ -32,7 +32,7 @@ class Lossy(in_process.InProcess):
         super().__init__(served.replicas[0])
         self._served = served
 
-    def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Message, None]:
+    def generate(self, model: str, call: GenerateCall, build: str | None = None) -> AsyncGenerator[Message, None]:
         return resumed(self._served.attempt, call)
 
 

@@ -42,7 +42,9 @@ class InProcess:
         self.failure: ApiError | None = None
         self.ready = True
 
-    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+    async def generate(
+        self, model: str, call: GenerateCall, build: str | None = None
+    ) -> AsyncGenerator[Opened | Chunk | Refused, None]:
         sent = 0
         async for message in self.replica.generate(call):
             if self.failure and sent == 3:

@@ -42,7 +42,9 @@ class Predicting:
         self.replicas = replicas
         self.failure: Exception | None = None
 
-    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+    async def generate(
+        self, model: str, call: GenerateCall, build: str | None = None
+    ) -> AsyncGenerator[Opened | Chunk | Refused, None]:
         for text in ("a", "b"):
             yield Chunk(text, 1)
 

@@ -86,7 +86,9 @@ class Models:
         self.texts: dict[str, GenerativeReplica] = {}
         self.others: dict[str, PredictiveReplica] = {}
 
-    def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Opened | Chunk | Refused, None]:
+    def generate(
+        self, model: str, call: GenerateCall, build: str | None = None
+    ) -> AsyncGenerator[Opened | Chunk | Refused, None]:
         return self.texts[model].generate(call)
 
     async def infer(self, model: str, call: InferCall) -> Inferred | Refused:

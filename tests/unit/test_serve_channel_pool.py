@@ -583,3 +583,20 @@ def test_an_answer_of_which_nothing_was_sent_is_given_anew_where_only_another_ve
             assert counters["tandem_generated_tokens_total"] == [[["m"], 4 + 2]]
 
     run(scenario)
+
+
+def test_the_texts_of_an_answer_are_of_one_version_while_two_are_served() -> None:
+    async def scenario(stage: Stage) -> None:
+        gateway = Gateway(backend_of(stage), max_body_bytes=10_000, max_prompts=3)
+        gateway.catalog = {"m": ModelCard("m", "causal-lm", "1", True, 0, {})}
+        transport = httpx.ASGITransport(routes.build(lambda: gateway))
+        await stage.add("a", "1", slots=8)
+        await stage.add("b", "2", slots=8)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"model": "m", "prompt": "two tokens", "n": 3, "max_tokens": 2}
+            for _ in range(4):
+                answer = await client.post("/v1/completions", json=body)
+                replica = {"1": "a", "2": "b"}[answer.headers["x-tandem-model-version"]]
+                assert [choice["text"] for choice in answer.json()["choices"]] == [2 * replica] * 3
+
+    run(scenario)

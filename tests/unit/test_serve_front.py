@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from serve.api.events import EventStream
 from serve.front import client, listening
 from serve.front.access_log import AccessLog
 from serve.front.app import Front
-from serve.front.exchange import Exchange
+from serve.front.exchange import LEAST_WAIT_S, Exchange
 from serve.front.limits import Limits
 from serve.front.server import Server
 from tests.support import certificates
@@ -471,3 +472,15 @@ def test_pages_that_may_ask_read_what_the_front_says(
                 assert expected is None or "retry-after" in told.split(", ")
 
     run(scenario)
+
+
+def test_a_request_waits_for_its_turn_and_for_a_replica_within_one_time() -> None:
+    exchange = Exchange()
+    assert exchange.patience_s(60) == 60
+    exchange.waited_s = 45.0
+    assert exchange.patience_s(60) == 15
+    exchange.waited_s = 59.9
+    assert exchange.patience_s(60) == LEAST_WAIT_S
+    assert exchange.patience_s(0.5) == 0.5
+    exchange.expires = time.monotonic() - 1
+    assert exchange.patience_s(60) == 0

@@ -38,7 +38,7 @@ class Recording:
         self.closed = 0
         self.gate = asyncio.Event()
 
-    async def generate(self, model: str, call: GenerateCall) -> AsyncGenerator[Any, None]:
+    async def generate(self, model: str, call: GenerateCall, build: str | None = None) -> AsyncGenerator[Any, None]:
         self.calls.append(call)
         try:
             yield Opened(Identity("1", None), 7)
