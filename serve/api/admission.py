@@ -11,15 +11,15 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from serve.api import refusals
 from serve.api.body import ApiError
 from serve.api.callers import Caller
+from serve.api.own_rates import OwnRates, Rates
 from serve.fair.turns import Busy, Turn, Turns
 from serve.front import exchange
-from serve.keys.limiter import Limiter, Verdict
-from serve.keys.limits import PRIORITIES, Limits
+from serve.keys.limits import PRIORITIES
 from serve.keys.meter import Counted, Hold, Meter
 from serve.metrics import watch
 from serve.metrics.watch import Watch
@@ -29,31 +29,6 @@ BYTES_PER_TOKEN = 4
 """How prompts are estimated before a replica has encoded them, as OpenAI's limits do."""
 UNNAMED_MAX_TOKENS = 256
 """What a request that names no `max_tokens` is taken to generate."""
-
-
-class Rates(Protocol):
-    """Rates and concurrency, over all gateways."""
-
-    async def begin(self, key: str, limits: Limits, tokens: int, texts: int) -> Verdict:
-        """Decide about one request for so many texts that could use `tokens` tokens."""
-        ...
-
-    def end(self, key: str, reserved: int, used: int, texts: int) -> None:
-        """Take note that it has ended."""
-        ...
-
-
-class OwnRates:
-    """The rates of a gateway that is the only one."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limiter, self._clock = Limiter(), clock
-
-    async def begin(self, key: str, limits: Limits, tokens: int, texts: int) -> Verdict:
-        return self._limiter.begin(self._clock(), "", key, limits, tokens, texts)
-
-    def end(self, key: str, reserved: int, used: int, texts: int) -> None:
-        self._limiter.end(self._clock(), "", key, reserved, used, texts)
 
 
 @dataclass

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.home import home
-from serve.api.admission import Admission, OwnRates, Rates
+from serve.api.admission import Admission
 from serve.api.body import model_not_found
 from serve.api.callers import Doorkeeper
 from serve.api.doorkeeper import KeyDoorkeeper
+from serve.api.own_rates import OwnRates, Rates
 from serve.deploy.rates import SharedRates
 from serve.fair.turns import Turns
 from serve.keys.directory import Directory

@@ -157,8 +157,9 @@ def _gateway(setup: Setup, hearing: Connection, telling: Connection) -> None:
 
 async def _serve_http(setup: Setup, hearing: Connection, telling: Connection) -> None:
     from serve.api import routes
-    from serve.api.admission import Admission, OwnRates
+    from serve.api.admission import Admission
     from serve.api.gateway import Gateway, ModelCard
+    from serve.api.own_rates import OwnRates
     from serve.deploy.access import Queue, Standing, slots_of, window
     from serve.fair.turns import Turns
     from serve.front.access_log import AccessLog

@@ -14,9 +14,10 @@ from typing import Any
 import uvicorn
 
 from serve.api import routes
-from serve.api.admission import Admission, OwnRates
+from serve.api.admission import Admission
 from serve.api.doorkeeper import KeyDoorkeeper
 from serve.api.gateway import Gateway, ModelCard
+from serve.api.own_rates import OwnRates
 from serve.engines import sampling_defaults
 from serve.engines.replica import GenerativeReplica, PredictiveReplica
 from serve.engines.torch.torch_engine import TorchEngine

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.api.admission import Admission, OwnRates, estimate
+from serve.api.admission import Admission, estimate
 from serve.api.body import ApiError
 from serve.api.callers import Caller
+from serve.api.own_rates import OwnRates
 from serve.fair.turns import Turns
 from serve.keys.limits import Limits
 from serve.keys.meter import FIRST_TOKENS, FORGET_S, Meter

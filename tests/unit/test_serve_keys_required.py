@@ -12,8 +12,9 @@ import openai
 import pytest
 
 from serve.api import routes
-from serve.api.admission import Admission, OwnRates
+from serve.api.admission import Admission
 from serve.api.doorkeeper import KeyDoorkeeper
+from serve.api.own_rates import OwnRates
 from serve.fair.turns import Turns
 from serve.keys.directory import Directory
 from serve.keys.limits import Limits

@@ -13,10 +13,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from serve.api import routes
-from serve.api.admission import Admission, OwnRates
+from serve.api.admission import Admission
 from serve.api.body import ApiError
 from serve.api.doorkeeper import KeyDoorkeeper
 from serve.api.gateway import Gateway
+from serve.api.own_rates import OwnRates
 from serve.fair.turns import Turns
 from serve.keys.directory import Directory
 from serve.keys.limits import Limits

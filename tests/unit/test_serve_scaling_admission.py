@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import pytest
 
 from cluster import specfile
-from serve.api.admission import Admission, OwnRates, estimate
+from serve.api.admission import Admission, estimate
 from serve.api.body import ApiError
 from serve.api.callers import Caller
+from serve.api.own_rates import OwnRates
 from serve.deploy import scaling
 from serve.deploy.access import Access, Queue, Standing
 from serve.fair.turns import Turns

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from serve.api.admission import Admission, OwnRates
+from serve.api.admission import Admission
 from serve.api.callers import ANYONE
+from serve.api.own_rates import OwnRates
 from serve.fair.turns import Turns
 from serve.front.exchange import Exchange
 
