@@ -140,7 +140,11 @@ def fairness(bench: Bench) -> None:
         **{"rate": 11 * small_rate, "requests": 100_000, "seconds": 15},
     )
     share = both["fairness"]["jain_of_max_min_shares"]
-    note = f"big {_of(both, 'big')}, small {_of(both, 'small')}; tokens alone {both['fairness']['jain_of_tokens']:.3f}"
+    rate = both["rates"]["requests_per_second"]
+    note = (
+        f"big {_of(both, 'big')}, small {_of(both, 'small')}; tokens alone {both['fairness']['jain_of_tokens']:.3f}; "
+    )
+    note += f"{rate:.0f} requests/s, {capacity:.0f} with the big one alone"
     bench.verdicts.judge("fairness of two keys at 10:1, Jain of max-min shares", share, ">= 0.95", "", note)
     p95 = alone["latency_ms"]["ttft"]["p95"], both["callers"]["small"]["latency_ms"]["ttft"]["p95"]
     note = f"{p95[0]:.0f} ms alone, {p95[1]:.0f} ms beside the big one"
