@@ -134,10 +134,10 @@ def fairness(bench: Bench) -> None:
         "requests_per_second"
     ]
     small_rate = 0.3 * capacity
-    alone = bench.send(keys={"small": own["small"]}, rate=small_rate, requests=10_000, seconds=10)
+    alone = bench.send(keys={"small": own["small"]}, rate=small_rate, requests=10_000, seconds=20)
     both = bench.send(
         keys={"big": (keys["big"], 10.0), "small": (keys["small"], 1.0)},
-        **{"rate": 11 * small_rate, "requests": 100_000, "seconds": 15},
+        **{"rate": 11 * small_rate, "requests": 100_000, "seconds": 40},
     )
     share = both["fairness"]["jain_of_max_min_shares"]
     rate = both["rates"]["requests_per_second"]

@@ -29,8 +29,7 @@ Request = TypeVar("Request")
 QUANTUM = 256.0
 """Tokens that a key earns a round: about one short answer. A smaller one is as fair and costs more rounds."""
 SAVED = 4 * QUANTUM
-"""What a key may have earned and not used, and what it begins with when nothing of it runs: a burst of so many tokens
-goes first."""
+"""What a key may have earned and not used, until something else is said (`FairQueue.saved`)."""
 
 
 class Full(Exception):
@@ -65,14 +64,14 @@ class _Flow(Generic[Request]):
 
     waiting: OrderedDict[int, Waiting[Request]] = field(default_factory=OrderedDict)
     """By number, in the order of their coming. Any of them may leave at any time, at the same cost."""
-    deficit: float = SAVED
+    deficit: float = 0.0
     running: int = 0
     """Texts that were let through and have not ended."""
     weight: int = 0
     """Of what waits, together."""
     round: int = 0
     """The last round that it was paid."""
-    period: int = 0
+    period: int = -1
     """The time of its class, without a moment in which nobody waits, that its deficit is of."""
 
     @property
@@ -85,6 +84,8 @@ class FairQueue(Generic[Request]):
 
     def __init__(self, most: int, most_per_key: int, classes: int = 3) -> None:
         self.bound(most, most_per_key)
+        self.saved = SAVED
+        """Tokens that a key may have earned and not used, and that it begins with when nothing of it runs."""
         self._flows: list[OrderedDict[str, _Flow[Request]]] = [OrderedDict() for _ in range(classes)]
         """By class, the keys that wait, in the order of their turns."""
         self._owed: list[OrderedDict[str, None]] = [OrderedDict() for _ in range(classes)]
@@ -123,6 +124,11 @@ class FairQueue(Generic[Request]):
         active = len(flows) + (flow is None)
         rounds = ((flow.weight if flow else 0) + 1) * active - 1
         return sum(self._weight_of_class[:priority]) + min(rounds, self._weight_of_class[priority])
+
+    def is_owed(self, key: str, priority: int) -> bool:
+        """Tell whether a key of which something waits has more than a round saved."""
+        flow = self._flows[priority].get(key)
+        return flow is not None and flow.owed
 
     def last_in_line(self, key: str, priority: int) -> Waiting[Request] | None:
         """Return who gives its place in a full queue to a request that comes for a key; None: nobody does.
@@ -166,19 +172,19 @@ class FairQueue(Generic[Request]):
             self._leave(entry)
             self._settle(entry.key, entry.priority)
 
-    def pop(self, room: float = math.inf, owed_only: bool = False) -> Waiting[Request] | None:
+    def pop(self, room: float = math.inf, kept_for: float | None = None) -> Waiting[Request] | None:
         """Take the request whose turn it is and charge its key what is known of its cost.
 
         Args:
-            owed_only: pass over keys that are not owed.
+            kept_for: pass over keys that are not owed, and over those of which so many texts run.
 
         Returns:
             None when none waits, or when that one is heavier than `room`: lighter ones do not pass it.
         """
         for priority, flows in enumerate(self._flows):
             if flows:
-                key = self._first_owed(priority)
-                if key is None and not owed_only:
+                key = self._first_owed(priority, math.inf if kept_for is None else kept_for)
+                if key is None and kept_for is None:
                     key = self._turn(priority, flows)
                 return self._take(priority, key, room) if key is not None else None
         return None
@@ -192,7 +198,7 @@ class FairQueue(Generic[Request]):
         back = tokens < 0 and flow is not None and flow.period == self._period[priority]
         if flow and (self._flows[priority] or back):
             self._earn(flow, priority)
-            flow.deficit = min(SAVED, flow.deficit - tokens)
+            flow.deficit = min(self.saved, flow.deficit - tokens)
 
     def end(self, key: str, priority: int, weight: int = 1) -> None:
         """Take note that a request that was taken has ended."""
@@ -227,15 +233,12 @@ class FairQueue(Generic[Request]):
         self._settle(key, priority)
         return entry
 
-    def _first_owed(self, priority: int) -> str | None:
-        """Return the first key that is owed, if there is one."""
+    def _first_owed(self, priority: int, most_running: float) -> str | None:
+        """Return the first key that is owed and runs fewer texts than that, if there is one."""
         flows, owed = self._flows[priority], self._owed[priority]
-        while owed:
-            key = next(iter(owed))
-            if flows[key].owed:
-                return key
+        for key in list(itertools.takewhile(lambda key: not flows[key].owed, owed)):
             del owed[key]
-        return None
+        return next((key for key in owed if flows[key].owed and flows[key].running < most_running), None)
 
     def _turn(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> str:
         """Return the next key that may go, where none is owed; pay as many rounds as it takes until one may."""
@@ -252,9 +255,9 @@ class FairQueue(Generic[Request]):
     def _earn(self, flow: _Flow[Request], priority: int) -> None:
         """Pay a key the rounds that it was not paid yet; one that is of an earlier period begins anew."""
         if flow.period != self._period[priority]:
-            flow.period, flow.deficit = self._period[priority], 0.0 if flow.running else SAVED
+            flow.period, flow.deficit = self._period[priority], 0.0 if flow.running else self.saved
         else:
-            flow.deficit = min(SAVED, flow.deficit + QUANTUM * (self._round[priority] - flow.round))
+            flow.deficit = min(self.saved, flow.deficit + QUANTUM * (self._round[priority] - flow.round))
         flow.round = self._round[priority]
 
     def _leave(self, entry: Waiting[Request]) -> None:
@@ -285,7 +288,7 @@ class FairQueue(Generic[Request]):
         if flow.running:
             return False
         self._earn(flow, priority)
-        return flow.deficit >= SAVED
+        return flow.deficit >= self.saved
 
     def _find(self, key: str, priority: int) -> _Flow[Request] | None:
         return self._flows[priority].get(key) or self._idle[priority].get(key)

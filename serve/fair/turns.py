@@ -19,16 +19,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serve.fair.queue import FairQueue, Full, Waiting
+from serve.fair.queue import QUANTUM, FairQueue, Full, Waiting
 from serve.fair.recent import RecentKeys
+from serve.fair.reserve import Reserve
 
 PACE_S = 10.0
 """Time constant of the rate at which requests leave."""
 LEAST_SEEN = 5
 """Requests that must have left before it is believed; until then none is refused for how long it would wait."""
-RESERVE = 0.2
-"""Part of the slots that is kept, while several keys use a model, for those that are owed; of fewer than five, none. A
-key that comes to three tenths of what the replicas can do finds none of 16 free once in forty times (0.3 cubed)."""
+SAVED_S, LEAST_SAVED = 2.0, 2 * QUANTUM
+"""A key may save up what the model does in so many seconds, or so many tokens if more: such a burst goes first."""
+MOST_RUNNING = 0.6
+"""Part of the slots; a key that runs so many texts gets none of those that are kept, whatever it is owed."""
 RECENT_S = 60.0
 """A key that has asked for nothing for so long uses the model no more."""
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
@@ -43,7 +45,7 @@ class Busy(Exception):
 
 
 class Pace:
-    """How many texts leave a second while others wait, over the last while of such waiting.
+    """How many texts (or tokens) leave a second while others wait, over the last while of such waiting.
 
     Time in which none waits is left out: as many leave then as come, and not as many as could.
     """
@@ -63,8 +65,8 @@ class Pace:
         elif self._at is None:
             self._at = now
 
-    def left(self, now: float, texts: int = 1) -> None:
-        """Take note of a request that has left."""
+    def left(self, now: float, texts: float = 1) -> None:
+        """Take note of a request that has left, or of tokens that have."""
         self._pass(now)
         if self._at is not None:
             self._left += texts
@@ -114,8 +116,9 @@ class Turns:
         """Texts that are."""
         self._clock = clock
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(most, most_per_key)
-        self._pace = Pace()
-        self._keys = RecentKeys(RECENT_S)
+        self._pace, self._speed = Pace(), Pace()
+        """Of texts, and of tokens."""
+        self._keys, self._reserve = RecentKeys(RECENT_S), Reserve()
 
     @property
     def waiting(self) -> int:
@@ -147,12 +150,16 @@ class Turns:
             ahead = self._queue.ahead(key, priority)
             raise self._busy(f"{ahead} texts go first, about {wait_s:.0f} s of work, more than it may wait", wait_s)
         entry = self._push(Turn(key, priority, weight), cost, self._clock() + patience_s, wait_s)
+        is_owed = self._contended() and self._queue.is_owed(key, priority)
         self._let_through()
+        if is_owed:
+            self._reserve.asked(self.slots, entry.request.done())
         await self._granted(entry, patience_s)
         return Turn(key, priority, weight)
 
     def charge(self, turn: Turn, tokens: float) -> None:
         """Take tokens from the key's share, beyond what `take` was told."""
+        self._speed.left(self._clock(), tokens)
         self._queue.charge(turn.key, turn.priority, tokens)
 
     def end(self, turn: Turn) -> None:
@@ -208,21 +215,30 @@ class Turns:
             entry.request.set_exception(self._busy(reason, self._expected_s(entry.key, entry.priority)))
 
     def _let_through(self) -> None:
-        contended = self._keys.count(self._clock()) > 1
+        contended = self._contended()
         while (entry := self._next(contended)) is not None:
             if entry.request.done():  # its client has just left
                 self._queue.end(entry.key, entry.priority, entry.weight)
                 continue
             self.running += entry.weight
+            self._speed.left(self._clock(), entry.cost)
             entry.request.set_result(None)
-        self._pace.waits(self._clock(), bool(self._queue))
+        for pace in (self._pace, self._speed):
+            pace.waits(self._clock(), bool(self._queue))
+        if self._speed.per_s is not None:
+            self._queue.saved = max(LEAST_SAVED, SAVED_S * self._speed.per_s)
+
+    def _contended(self) -> bool:
+        """Tell whether several keys use the model."""
+        return self._keys.count(self._clock()) > 1
 
     def _next(self, contended: bool) -> Waiting[asyncio.Future[None]] | None:
-        kept = math.floor(RESERVE * self.slots) if contended else 0
+        kept = self._reserve.of(self.slots) if contended else 0
         if self.running >= (self.slots if kept else self.window):
             return None
         room = self.window - self.running if self.running else math.inf  # what is heavier than the window goes alone
-        return self._queue.pop(room, owed_only=kept > 0 and self.running >= self.slots - kept)
+        is_kept = kept > 0 and self.running >= self.slots - kept
+        return self._queue.pop(room, kept_for=MOST_RUNNING * self.slots if is_kept else None)
 
     def _expected_s(self, key: str, priority: int) -> float:
         """Return how long a request that comes for a key now would wait.

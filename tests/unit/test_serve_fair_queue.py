@@ -142,17 +142,19 @@ def test_a_key_that_is_owed_goes_first_and_the_others_are_passed_over_where_that
     waiting = queue()
     push(waiting, "big", 20, cost=SAVED)
     assert [entry.key for _ in range(2) if (entry := waiting.pop())] == ["big"] * 2
-    assert waiting.pop(owed_only=True) is None
+    assert waiting.pop(kept_for=99) is None
     push(waiting, "small", 9, cost=QUANTUM)
-    assert [entry and entry.key for entry in (waiting.pop(owed_only=True) for _ in range(4))] == ["small"] * 3 + [None]
+    assert [entry and entry.key for entry in (waiting.pop(kept_for=99) for _ in range(4))] == ["small"] * 3 + [None]
     waiting.push(7, "heavy", 1, 10, 10.0, weight=5)
-    assert waiting.pop(room=4, owed_only=True) is None
-    entry = waiting.pop(room=5, owed_only=True)
+    assert waiting.pop(room=4, kept_for=99) is None
+    entry = waiting.pop(room=5, kept_for=99)
     assert entry is not None
     assert entry.key == "heavy"
     waiting.end("heavy", 1, 5)
+    push(waiting, "new", 3, cost=1)
+    assert [entry and entry.key for entry in (waiting.pop(kept_for=2) for _ in range(3))] == ["new"] * 2 + [None]
     push(waiting, "better", 9, priority=0, cost=SAVED)
-    assert [entry and entry.key for entry in (waiting.pop(owed_only=True) for _ in range(2))] == ["better", None]
+    assert [entry and entry.key for entry in (waiting.pop(kept_for=99) for _ in range(2))] == ["better", None]
 
 
 def test_keys_that_come_anew_again_and_again_do_not_starve_the_one_that_stays() -> None:
