@@ -33,7 +33,6 @@ from serve.tracing.spans import Spans
 from serve.wire import Identity, Load, ReplicaState
 from tests.support import predictive, tiny_models
 
-pytestmark = pytest.mark.instructions
 SECRET = b"s" * 32
 TRACE, ABOVE = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 HEADERS = {"traceparent": f"00-{TRACE}-{ABOVE}-01", "tracestate": "vendor=1,other=2"}
