@@ -100,7 +100,7 @@ class Asking:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.language_model(tmp_path_factory.mktemp("tiny"), context=256)
+    return tiny_models.language_model(tmp_path_factory.mktemp("tiny"), context=2048)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def gateways() -> dict[str, int]:
 
 
 def stream(endpoint: str) -> urllib.request.Request:
-    body = {"model": "tiny", "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     return urllib.request.Request(
         f"{endpoint}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )

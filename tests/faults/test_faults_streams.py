@@ -23,7 +23,7 @@ from tests.support import tiny_models
 from tests.support.controller import controller_pid
 
 STREAMS = 50
-TOKENS = 250
+TOKENS = 450
 HIDDEN = 192
 """Size of the models: their texts take some seconds, so that a fault comes in the middle of all of them."""
 
