@@ -204,6 +204,7 @@ def test_the_controller_may_be_killed(endpoint: str, undisturbed: list[Text]) ->
 
 
 def test_a_gateway_that_is_killed_costs_its_clients_an_error_they_may_try_again(endpoint: str) -> None:
+    wait_for(lambda: len(gateways()) == 1, 60, "a controller that has come back does not know the gateway")
     (victim,) = gateways()
     texts = streams(endpoint, lambda: killed(victim))
     assert not any(text.ended for text in texts)
