@@ -14,7 +14,7 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -53,11 +53,14 @@ class PageTaker:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)  # this thread's alone
         try:
+            madvise = _madvise()
             for tensor in self._tensors:
                 for at, size in pieces(tensor.data_ptr(), tensor.nbytes, mmap.PAGESIZE, PIECE_BYTES):
                     if self._stopping.is_set():
                         return
-                    _populate(at, size)
+                    if madvise(at, size, POPULATE_WRITE):
+                        code = ctypes.get_errno()
+                        raise OSError(code, os.strerror(code))
         except OSError as error:
             level = logging.DEBUG if error.errno == errno.EINVAL else logging.WARNING  # an older kernel; no memory
             logger.log(level, "the cache's memory is taken as it is written: %s", error)
@@ -69,10 +72,8 @@ def pieces(address: int, size: int, page: int, piece: int) -> list[tuple[int, in
     return [(at, min(piece, end - at)) for at in range(start, end, piece)]
 
 
-def _populate(address: int, size: int) -> None:
-    """Make pages present and writable; raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if libc.madvise(address, size, POPULATE_WRITE):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+def _madvise() -> Callable[[int, int, int], int]:
+    """Return the C library's madvise(address, bytes, advice): 0, or the reason is in errno."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise
