@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from cluster import garbage
 from cluster.errors import UserError
 from serve.bench import drive
 from serve.bench.drive import Part
@@ -76,6 +77,7 @@ def run(settings: Settings, rate: WordRate, progress: Progress) -> list[Part]:
     """Send all requests; return each process's part. Raises UserError when a process died."""
     _make_room(-(-(settings.users or settings.max_open) // settings.processes))
     if settings.processes == 1:
+        garbage.settle()
         part = Part(settings, begin_at=time.monotonic() + 0.05)
         return [run_loop(drive.run(part, Workload(settings, rate), _counting(progress)))]
     context = multiprocessing.get_context("spawn")
@@ -140,6 +142,7 @@ def _work(part: Part, rate: WordRate, pipe: Any) -> None:
             counted[:], told_at[0] = [0, 0], time.monotonic()
 
     workload = Workload(part.settings, rate)
+    garbage.settle()
     pipe.send("ready")
     part.begin_at = pipe.recv()
     done = run_loop(drive.run(part, workload, told))

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import serve as ray_serve
 
+from cluster import garbage
 from cluster.errors import UserError
 from serve.api import routes
 from serve.api.gateway import Gateway, ModelCard
@@ -105,6 +106,7 @@ class GatewayDeployment:
         folder = Path(ray_serve_internals.logs_directory())
         self._log = AccessLog(folder / f"access_{settings.name}_{replica_id}.jsonl")
         self._spans = await asyncio.to_thread(begin.spans, "tandem.gateway", settings.name, replica_id)
+        garbage.settle()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         catalog, self._scales = user_config["catalog"], bool(user_config["scaling"])

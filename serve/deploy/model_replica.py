@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve as ray_serve
 
+from cluster import garbage
 from serve.channel.server import Answer, Call, Server
 from serve.deploy.names import log_with_serve
 from serve.deploy.own_code import Unpacked
@@ -46,6 +47,7 @@ class ModelDeployment:
         answer = traced(self._spans, model.name, partial(answered, self._replica))
         self._server = Server(self._replica_id, model.max_batch, secret, answer)
         await self._server.start(ray.util.get_node_ip_address())
+        await asyncio.to_thread(garbage.settle)
         self._start_s = time.monotonic() - begun
         self._reporter = Reporter(name, self._replica_id, self._state)
         self._reporter.start()

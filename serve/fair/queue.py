@@ -78,6 +78,10 @@ class _Flow(Generic[Request]):
     def owed(self) -> bool:
         return self.deficit > QUANTUM
 
+    def may_go_first(self, most_running: float) -> bool:
+        """Tell whether it is owed and runs fewer texts than that."""
+        return self.owed and self.running < most_running
+
 
 class FairQueue(Generic[Request]):
     """The requests that wait for one model at one gateway. Class 0 is served first, always."""
@@ -125,10 +129,10 @@ class FairQueue(Generic[Request]):
         rounds = ((flow.weight if flow else 0) + 1) * active - 1
         return sum(self._weight_of_class[:priority]) + min(rounds, self._weight_of_class[priority])
 
-    def is_owed(self, key: str, priority: int) -> bool:
-        """Tell whether a key of which something waits has more than a round saved."""
+    def is_owed(self, key: str, priority: int, most_running: float = math.inf) -> bool:
+        """Tell whether a key of which something waits has more than a round saved and runs fewer texts than that."""
         flow = self._flows[priority].get(key)
-        return flow is not None and flow.owed
+        return flow is not None and flow.may_go_first(most_running)
 
     def last_in_line(self, key: str, priority: int) -> Waiting[Request] | None:
         """Return who gives its place in a full queue to a request that comes for a key; None: nobody does.
@@ -238,7 +242,7 @@ class FairQueue(Generic[Request]):
         flows, owed = self._flows[priority], self._owed[priority]
         for key in list(itertools.takewhile(lambda key: not flows[key].owed, owed)):
             del owed[key]
-        return next((key for key in owed if flows[key].owed and flows[key].running < most_running), None)
+        return next((key for key in owed if flows[key].may_go_first(most_running)), None)
 
     def _turn(self, priority: int, flows: OrderedDict[str, _Flow[Request]]) -> str:
         """Return the next key that may go, where none is owed; pay as many rounds as it takes until one may."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SHORT_OF = 0.02
+SHORT_OF = 0.005
 """Of the requests of such keys, so many may find no slot free. One that finds none has one more kept; each that finds
 one has this part of a slot less kept: the two balance where this part of them finds none."""
 MOST = 0.4

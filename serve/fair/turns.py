@@ -150,7 +150,7 @@ class Turns:
             ahead = self._queue.ahead(key, priority)
             raise self._busy(f"{ahead} texts go first, about {wait_s:.0f} s of work, more than it may wait", wait_s)
         entry = self._push(Turn(key, priority, weight), cost, self._clock() + patience_s, wait_s)
-        is_owed = self._contended() and self._queue.is_owed(key, priority)
+        is_owed = self._contended() and self._queue.is_owed(key, priority, MOST_RUNNING * self.slots)
         self._let_through()
         if is_owed:
             self._reserve.asked(self.slots, entry.request.done())

@@ -153,6 +153,7 @@ def test_a_key_that_is_owed_goes_first_and_the_others_are_passed_over_where_that
     waiting.end("heavy", 1, 5)
     push(waiting, "new", 3, cost=1)
     assert [entry and entry.key for entry in (waiting.pop(kept_for=2) for _ in range(3))] == ["new"] * 2 + [None]
+    assert [waiting.is_owed("new", 1, most_running) for most_running in (2, 3)] == [False, True]
     push(waiting, "better", 9, priority=0, cost=SAVED)
     assert [entry and entry.key for entry in (waiting.pop(kept_for=99) for _ in range(2))] == ["better", None]
 
