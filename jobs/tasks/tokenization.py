@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.tasks import TaskError, TaskOptions, TaskSetupError
+from jobs.tasks import TaskError, TaskOptions, TaskSetupError, unigram
 from jobs.tasks.chat_template import CHATML
 
 END_OF_TEXT = "<|endoftext|>"
@@ -132,14 +132,16 @@ def obtain(options: TokenizerOptions, findings: TextFindings | None) -> tuple[An
 
 
 def train(kind: str, vocab_size: int, texts: Iterable[str]) -> Any:
-    """Train a fast tokenizer on `texts`: `bpe` (byte-level, any text round-trips), `char` or `word` (lower case).
+    """Train a fast tokenizer on `texts`: `bpe` (byte-level, any text round-trips), `char`, `word` or `unigram`.
+
+    Words are in lower case.
 
     The special tokens of a chat are reserved from the start, so fine-tuning never resizes the embedding.
     """
-    make = {"bpe": _train_bpe, "char": _train_char, "word": _train_word}.get(kind)
-    if make is None:
-        raise TaskError(f"tokenizer.train is {kind!r}; it can be 'bpe', 'char' or 'word'")
-    return _wrap(make(texts, vocab_size))
+    kinds = {"bpe": _train_bpe, "char": _train_char, "word": _train_word, "unigram": _train_unigram}
+    if kind not in kinds:
+        raise TaskError(f"tokenizer.train is {kind!r}; it can be {', '.join(map(repr, kinds))}")
+    return _wrap(kinds[kind](texts, vocab_size))
 
 
 def located(source: str, base: Path) -> Path | str:
@@ -311,6 +313,10 @@ def _train_word(texts: Iterable[str], vocab_size: int) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def _train_unigram(texts: Iterable[str], vocab_size: int) -> Any:
+    return unigram.train(texts, vocab_size, SPECIAL_TOKENS)
 
 
 def _wrap(tokenizer: Any) -> Any:
