@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jobs.tasks import Batch, Columns, TaskSetupError, tokenization, unigram
+from jobs.tasks import IGNORED, Batch, Columns, TaskSetupError, tokenization, unigram
 from jobs.tasks.chat_template import special_texts
 from jobs.tasks.document_tokens import unknown_ids
 from jobs.tasks.tokenization import END_OF_TEXT, TextFindings, TokenizerOptions
@@ -129,13 +129,35 @@ def batch_of(rows: Columns) -> Batch:
     """
     import torch
 
-    from jobs.tasks import IGNORED
-
     read, filled = _trimmed(rows["source"], rows["source_length"])
     learned, labelled = _trimmed(rows["target"], rows["targets"])
     labels = torch.from_numpy(learned).masked_fill(~torch.from_numpy(labelled), IGNORED)
     mask = torch.from_numpy(filled.astype(np.int64))
     return {"input_ids": torch.from_numpy(read), "attention_mask": mask, "labels": labels}
+
+
+def of_like_length(batch: Batch, groups: int) -> list[tuple[Batch, int]]:
+    """Split a batch into so many parts of pairs of like length, each as wide as its longest, with its weight.
+
+    The weight is 1, and 0 for a part that stands in where there are fewer pairs than parts: under ZeRO-3 all ranks
+    must make the same number of forward passes.
+
+    Args:
+        batch: as `batch_of` makes it: tensors (B, …), B at least 1.
+    """
+    import torch
+
+    if groups == 1:
+        return [(batch, 1)]
+    read, learned = batch["attention_mask"].sum(1), (batch["labels"] != IGNORED).sum(1)
+    order = (learned * (int(read.max()) + 1) + read).argsort()
+    parts = []
+    for rows in torch.tensor_split(order, groups):
+        part, weight = (rows, 1) if len(rows) else (order[:1], 0)
+        widths = {"input_ids": int(read[part].max()), "labels": max(1, int(learned[part].max()))}
+        widths["attention_mask"] = widths["input_ids"]
+        parts.append(({name: column[part, : widths[name]] for name, column in batch.items()}, weight))
+    return parts
 
 
 def _padded(texts: Sequence[Sequence[int]], width: int, padding: int) -> np.ndarray:
