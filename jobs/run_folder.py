@@ -14,7 +14,8 @@ storage/runs/<name>-<spec digest>-<k>/
     logs/, stacks/   what each rank printed; where it hung        workers → post-mortem page
     pulses/          each rank's sign of life                     workers → driver
     faults/, rows/   proof of injected faults; rows of each step  workers → tests
-    checkpoints/     model/  evaluations.json  sums.json          workers → driver
+    checkpoints/     model/  evaluations.json                     workers → driver
+    sums.json        gathered.npz: what was measured last         workers → driver
     ray/             Ray Train's own state
     guard.log        what the guard printed
 """
@@ -295,13 +296,22 @@ class RunFolder:
         path = self.path / "evaluations.json"
         return read(path) if path.is_file() else None
 
-    def sums(self) -> dict[str, float]:
-        """Return what the last evaluation added up, for the task to draw; empty where nothing was held out."""
-        return read(self.path / "sums.json")
+    def sums(self) -> dict[str, Any]:
+        """Return what the last evaluation added up and gathered, for the task to draw; empty without one."""
+        import numpy as np
 
-    def write_sums(self, sums: Mapping[str, float]) -> None:
-        """Note what the last evaluation added up."""
-        write(self.path / "sums.json", dict(sums))
+        kept = self.path / "gathered.npz"
+        arrays = dict(np.load(kept, allow_pickle=False)) if kept.is_file() else {}
+        return {**read(self.path / "sums.json"), **arrays}
+
+    def write_sums(self, sums: Mapping[str, Any]) -> None:
+        """Note what the last evaluation added up and gathered."""
+        import numpy as np
+
+        arrays = {key: value for key, value in sums.items() if isinstance(value, np.ndarray)}
+        if arrays:
+            np.savez(self.path / "gathered.npz", **arrays)
+        write(self.path / "sums.json", {key: value for key, value in sums.items() if key not in arrays})
 
     def write_evaluations(self, evaluations: dict[str, dict[str, float]]) -> None:
         """Note the metrics on held-out rows: the last thing that the workers do."""

@@ -73,7 +73,9 @@ class Preparation:
 
     def _said_of_split(self) -> list[str]:
         if self._train and self._held_out:
-            return stream.said_of_overlap(self._survey, self._held_out_survey)
+            short = self._held_out_survey.uncut
+            said = [f"{short} of the held-out examples are too short to be predicted: left out"] if short else []
+            return said + stream.said_of_overlap(self._survey, self._held_out_survey)
         return stream.said_of_split(self._survey, self._spec.data) if self._train else []
 
     def _learn(self) -> list[str]:
@@ -117,7 +119,7 @@ class Preparation:
         elif self._train:
             yield from stream.told_apart(self._train, self._survey, self._spec.data)
         if self._held_out:
-            yield from (("eval", example) for _, example in self._held_out.again(self._held_out_survey))
+            yield from (("eval", example) for example in self._held_out.ends(self._held_out_survey))
 
     def _files(self, encoded: list[chunks.Encoded], counted: list[str]) -> dict[str, Any]:
         """Return the files with rows; what was asked for must have left some that count."""

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from cluster.errors import UserError
 from jobs.data import splitting
 from jobs.data.examples import BadRow, BadRows, Example, Source, bounded, printable
+from jobs.data.grouping import grouped
 from jobs.spec import DataSpec
 from jobs.tasks import Task, TaskError, is_ours
 from jobs.tasks.messages import is_blank
@@ -51,6 +52,10 @@ class Survey:
     """How many examples are copies of an earlier one with another answer."""
     unused: Mapping[str, int] = field(default_factory=dict)
     """Columns that have no effect → in how many examples they hold something."""
+    cut_each: str = ""
+    """What is held out of every example, in words; "" where whole examples are."""
+    uncut: int = 0
+    """How many examples are too short for that."""
 
 
 @dataclass
@@ -70,8 +75,8 @@ class Stream:
             UserError: none can be used, or there is one bad row too many.
         """
         contents, answers, left_out, empty, unused = array("Q"), array("Q"), set(), list[str](), Counter[str]()
-        size, smallest, can_be_cut = 0, 0, True
-        for number, example in enumerate(self.source.examples(self.limit, bad, empty)):
+        size, smallest, can_be_cut, uncut = 0, 0, True, 0
+        for number, example in enumerate(self._read(bad, empty)):
             content = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
             if isinstance(content, BadRow):
                 left_out.add(number)
@@ -84,12 +89,16 @@ class Stream:
                 answers.extend([] if answer is None else [splitting.content_of([str(content), answer])])
             bytes_ = size_of(example)
             size, smallest = size + bytes_, min(smallest or bytes_, bytes_)
+            if self.task.cuts_each:
+                uncut += self.task.cut(example, 0.0) is None
+                continue
             can_be_cut = can_be_cut and len(contents) < splitting.FEW and self.task.cut(example, 1.0) is not None
         if not contents:
             raise UserError(f"data: {self.source.name}: none of its {bad.count} examples can be used; {bad.first[0]}")
         hashes = np.array(contents, dtype=np.uint64)
         more = len(np.unique(np.array(answers, dtype=np.uint64))) - len(np.unique(hashes)) if answers else 0
-        return Survey(hashes, size, smallest, can_be_cut, frozenset(left_out), tuple(empty), more, unused)
+        kept = (self.task.cuts_each, uncut)
+        return Survey(hashes, size, smallest, can_be_cut, frozenset(left_out), tuple(empty), more, unused, *kept)
 
     def again(self, survey: Survey) -> Iterator[tuple[int, Example]]:
         """Yield the examples that can be used once more, with their numbers.
@@ -98,7 +107,7 @@ class Stream:
             UserError: there are more, or fewer, than at first.
         """
         index = 0
-        for number, example in enumerate(self.source.examples(self.limit, BadRows(seen_before=True))):
+        for number, example in enumerate(self._read(BadRows(seen_before=True))):
             if number in survey.left_out:
                 continue
             if index < len(survey.contents):
@@ -107,8 +116,21 @@ class Stream:
         if index != len(survey.contents):
             raise UserError(f"data: {self.source.name} has changed while it was read; submit the job again")
 
+    def ends(self, survey: Survey) -> Iterator[Example]:
+        """Yield, of each example that can be used, the end that is to be predicted; of most tasks that is all of it."""
+        for _, example in self.again(survey):
+            if not self.task.cuts_each:
+                yield example
+            elif parts := self.task.cut(example, 0.0):
+                yield Example(parts[1], example.where)
+
+    def _read(self, bad: BadRows, empty: list[str] | None = None) -> Iterator[Example]:
+        rows, grouping = self.source.examples(self.limit, bad, empty), self.task.grouping()
+        return rows if grouping is None else grouped(rows, grouping, self.task.check, bad)
+
     def _admit(self, example: Example) -> int:
-        self.task.check(example)
+        if self.task.grouping() is None:
+            self.task.check(example)
         content = self.task.content(example)
         if isinstance(content, str) and is_blank(content):
             raise TaskError("the text is empty")
@@ -134,6 +156,8 @@ def told_apart(stream: Stream, survey: Survey, data: DataSpec) -> Iterator[tuple
 def way_of(survey: Survey, data: DataSpec) -> splitting.Way:
     """Decide how this data is split."""
     count = len(survey.contents)
+    if survey.cut_each:
+        return "cut" if data.eval_fraction else "nothing"
     distinct = count - splitting.copies(survey.contents)
     how = splitting.way(count, distinct, survey.smallest, survey.can_be_cut, data.eval_fraction)
     asked_for = "eval_fraction" in data.model_fields_set
@@ -144,6 +168,8 @@ def said_of_split(survey: Survey, data: DataSpec) -> list[str]:
     """Say what was chosen: how a few examples were told apart, and that copies were kept together."""
     how, count, twice = way_of(survey, data), len(survey.contents), splitting.copies(survey.contents)
     said = []
+    if survey.cut_each:
+        return _said_of_ends(survey, data)
     if how == "nothing" and data.eval_fraction:
         said.append(f"nothing is held out: there is 1 example{', many times over' if count > 1 else ''}")
     if how == "cut":
@@ -156,6 +182,18 @@ def said_of_split(survey: Survey, data: DataSpec) -> list[str]:
         beside = ", and are kept on its side of the split" if how == "whole" else ""
         said.append(f"{twice} of {count} examples are copies of an earlier one{beside}")
     return said
+
+
+def _said_of_ends(survey: Survey, data: DataSpec) -> list[str]:
+    if not data.eval_fraction:
+        return []
+    if "eval_fraction" in data.model_fields_set:
+        raise UserError(
+            f"data.eval_fraction {data.eval_fraction:g}: this task holds out {survey.cut_each}, and no share; leave it "
+            "out, or set it to 0 to hold nothing out"
+        )
+    short = f"; {survey.uncut} of {len(survey.contents)} are too short, and are learned whole" if survey.uncut else ""
+    return [f"held out: {survey.cut_each}{short}"]
 
 
 def said_of_content(survey: Survey) -> list[str]:
@@ -189,6 +227,9 @@ def said_of_overlap(train: Survey, held_out: Survey) -> list[str]:
 def _cut(stream: Stream, survey: Survey, fraction: float) -> Iterator[tuple[Split, Example]]:
     for _, example in stream.again(survey):
         parts = stream.task.cut(example, 1 - fraction)
+        if parts is None and survey.cut_each:
+            yield "train", example
+            continue
         assert parts is not None, "the survey said that it can be cut"
         for part in parts:
             if any(not str(value).strip() for key, value in part.items() if value is not example[key]):
@@ -221,4 +262,10 @@ def split_chunks(examples: Iterable[tuple[Split, Example]]) -> Iterator[tuple[Sp
 
 def size_of(example: Example) -> int:
     """Return about how many bytes an example takes."""
-    return sum(len(v) if isinstance(v, str | bytes) else getattr(v, "nbytes", 200) for v in example.values())
+    return sum(_bytes_of(value) for value in example.values())
+
+
+def _bytes_of(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 200 + 32 * len(value) if isinstance(value, list) else int(getattr(value, "nbytes", 200))

@@ -52,18 +52,18 @@ def train_phase(job: Job) -> dict[str, Any]:
 def evaluate_phase(job: Job) -> dict[str, Any]:
     """Measure a model on held-out data. Shares need no collective, so plain tasks do it, one for each worker."""
 
-    from jobs.worker.evaluate import check_finite, evaluate_share
+    from jobs.worker.evaluate import check_finite, evaluate_share, joined
 
     prepared = _prepare(job)
     workers = job.spec.resources.fewest
     progress.report("measure", 0, workers)
     arguments = (job.spec, str(job.parent), prepared, job.precision)
     shares = [_begin(job, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]
-    parts: list[dict[str, float]] = []
+    parts: list[dict[str, Any]] = []
     for done, share in enumerate(shares, 1):
         parts.append(_result(job, share))
         progress.report("measure", done, workers)
-    totals = {key: sum(part.get(key, 0.0) for part in parts) for key in parts[0]}
+    totals = joined(parts)
     task = prepared.task(job.spec)
     metrics = task.summarise(totals)
     progress.say(figures.evaluated(metrics))
@@ -119,7 +119,7 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
         raise _cause(error) from error
 
 
-def _begin(job: Job, rank: int, function: Callable[..., dict[str, float]], *arguments: Any) -> Any:
+def _begin(job: Job, rank: int, function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
     """Start a Ray task with the resources and the environment of one of the job's workers, under a watchdog."""
     import ray
 

@@ -15,7 +15,7 @@ from tracking import manifest, outbox, registry
 from tracking.errors import ServerUnreachable
 
 
-def log_figures(job: Job, task: Task, sums: Mapping[str, float]) -> None:
+def log_figures(job: Job, task: Task, sums: Mapping[str, Any]) -> None:
     """Have the pictures that the task draws of an evaluation kept with the run."""
     for name, content in task.figures(sums).items() if sums else ():
         job.track(lambda run, name=name, content=content: run.log_bytes(content, name))  # type: ignore[misc]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from jobs.tasks.grouping import Grouping
+
 Columns = dict[str, "np.ndarray"]
 """Encoded rows: arrays that share their first axis, one entry of it per row."""
 
@@ -88,6 +90,13 @@ class Task:
     counted: ClassVar[Mapping[str, str]] = {}
     """Arrays that `encode` returns only to be added up and said in the log: name → what it counts ("texts cut")."""
 
+    gathered: ClassVar[tuple[str, ...]] = ()
+    """What `measure` returns of each row instead of a sum: (B, …), gathered over batches and ranks to (N, …)."""
+
+    cuts_each: ClassVar[str] = ""
+    """What `cut` holds out of every example, in words, where the end of each is held out and no whole ones:
+    "the last interaction of each user"."""
+
     options: Any
     """The task's own `Options`."""
 
@@ -124,7 +133,17 @@ class Task:
         """Raise TaskError if a raw example lacks what `encode` needs; quick, and possible before `fit`."""
 
     def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Cut an example in two, the first with the share `at` of it, to hold the end out; None where it is a whole."""
+        """Cut an example in two, the first with the share `at` of it, to hold the end out; None where it is a whole.
+
+        A task that `cuts_each` decides itself where; None means that an example is too short for it then.
+        """
+        return None
+
+    def grouping(self) -> Grouping | None:
+        """Say which rows of the data together are one example; None where each is one.
+
+        `check` is given each row then, and everything else the example that they make.
+        """
         return None
 
     def content(self, example: Mapping[str, Any]) -> Any:
@@ -235,18 +254,27 @@ class Task:
         """Return sums over the batch, to be added over batches and ranks; `loss` and `targets` are among them.
 
         Scalars (), or arrays of any fixed shape, which reach `summarise` and `figures` flattened: `confusion.0`, ….
+        What `gathered` names is not added but kept row by row, and reaches them as an array (N, …) of numpy.
         """
         raise NotImplementedError
 
-    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Turn added-up sums into the task's `metrics`; `loss` is always one. Needs no `fit` and no `load`."""
         raise NotImplementedError
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, bytes]:
+    def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
         """Draw what the sums say: name of a file → PNG. Logged with the run's last evaluation."""
         return {}
 
     # -- use --------------------------------------------------------------------------------------------------------
+
+    def instance(self, example: Mapping[str, Any]) -> Any:
+        """Return what `predict` takes of a raw example, whose answer need not be there.
+
+        Raises:
+            TaskError: it lacks something, or the task makes no predictions of examples.
+        """
+        raise TaskError(f"task {self.name!r} does not say what of an example it predicts from")
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Answer a list of inputs, one dictionary each. Generating tasks raise TaskError: an engine serves them."""
@@ -256,7 +284,8 @@ class Task:
         """Describe the input tensors of `predict`, as in the Open Inference Protocol.
 
         What a client sends is checked against it: datatype and shape, whose first dimension, -1, is the batch. Where
-        files may come in place of numbers, `"parameters": {"content_types": ["np", "base64"]}` says so.
+        files may come in place of numbers, `"parameters": {"content_types": ["np", "base64"]}` says so, and where it
+        may be left out, `"parameters": {"optional": True}`: an instance is a mapping then, without it.
         """
         raise NotImplementedError
 

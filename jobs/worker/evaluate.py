@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +68,10 @@ def measure(
     rank: int = 0,
     world_size: int = 1,
     during: During = unwatched,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return the task's sums over this rank's share (every W-th) of `limit` rows drawn by `seed` (all for None).
+
+    What the task has gathered instead is an array (n, …) of this rank's rows; `joined` puts the ranks' together.
 
     Each rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones with no weight.
     """
@@ -76,6 +79,7 @@ def measure(
     passes = math.ceil(math.ceil(len(measured) / world_size) / micro_batch)
     mine = measured[rank::world_size]
     totals: dict[str, torch.Tensor] = {}
+    kept: dict[str, list[np.ndarray]] = {}
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -84,10 +88,39 @@ def measure(
             taken = rows.take(chosen if len(chosen) else np.zeros(1, dtype=np.int64))
             with during("pass"):
                 for key, value in task.measure(model, to_device(task.collate(taken), device)).items():
+                    if key in task.gathered:
+                        kept.setdefault(key, []).append(_array(value)[: len(chosen)])
+                        continue
                     added = value.detach().double().cpu()
                     totals[key] = totals.get(key, torch.zeros_like(added)) + (added if len(chosen) else 0)
     model.train(was_training)
-    return flat(totals)
+    return {**flat(totals), **{key: np.concatenate(parts) for key, parts in kept.items()}}
+
+
+def _array(value: torch.Tensor) -> np.ndarray:
+    """Return a tensor as numpy has it: bf16 becomes fp32."""
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add the sums of W shares up; what was gathered is put together in the order of the rows.
+
+    Args:
+        parts: what `measure` returns for rank 0, 1, …, W - 1.
+    """
+    whole = {key: value for key, value in parts[0].items() if not isinstance(value, np.ndarray)}
+    whole |= {key: sum(part.get(key, 0.0) for part in parts) for key in whole}
+    names = dict.fromkeys(key for part in parts for key, value in part.items() if isinstance(value, np.ndarray))
+    return {**whole, **{key: interleaved([part[key] for part in parts if key in part]) for key in names}}
+
+
+def interleaved(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Put W shares (n, …), of which each holds every W-th row, together (N, …)."""
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole
 
 
 def sample(count: int, limit: int | None, seed: int) -> np.ndarray:
@@ -123,7 +156,7 @@ def evaluate_share(
     world_size: int,
     during: During = unwatched,
     say: Say = unsaid,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Load the model and return the sums over one share of the held-out rows: phase `evaluate`, as a Ray task."""
     from jobs import noise
     from jobs.data.prepare import rows_of

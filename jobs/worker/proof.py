@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from cluster.precision import Precision
+from jobs.checkpoint import resume
 from jobs.data.rows import Rows
 from jobs.tasks import Task
-from jobs.worker.evaluate import check_finite, measure
+from jobs.worker.evaluate import check_finite, joined, measure
 from jobs.worker.export import DTYPES, check_loss
 from jobs.worker.setup import Worker
 
@@ -47,7 +50,7 @@ def of_trained(worker: Worker) -> Measured:
     return Measured(loss, worker.rows, TRAINING_ROWS, seed, micro_batch, "some training rows")
 
 
-def measure_live(worker: Worker, rows: Rows, limit: int | None) -> dict[str, float]:
+def measure_live(worker: Worker, rows: Rows, limit: int | None) -> dict[str, Any]:
     """Return the sums over `limit` rows, each rank measuring its share on the model in training. Collective."""
     engine = worker.engine
     sums = measure(
@@ -61,7 +64,10 @@ def measure_live(worker: Worker, rows: Rows, limit: int | None) -> dict[str, flo
         rank=engine.rank,
         world_size=engine.world_size,
     )
-    return dict(zip(sums, engine.all_sum(*sums.values()), strict=True))
+    kept = {key: value for key, value in sums.items() if isinstance(value, np.ndarray)}
+    added = {key: value for key, value in sums.items() if key not in kept}
+    whole = dict(zip(added, engine.all_sum(*added.values()), strict=True))
+    return {**whole, **joined(resume.gathered(kept))} if worker.task.gathered else whole
 
 
 def _micro_batch(worker: Worker) -> int:

@@ -29,14 +29,17 @@ def rows(inputs: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]) -> list
     Raises:
         InputError: missing, unknown, or of another datatype, shape or range.
     """
-    names = [part["name"] for part in wanted]
-    if set(inputs) != set(names):
-        raise InputError(f"the inputs must be {', '.join(names)}; given: {', '.join(inputs)}")
-    fitted = {part["name"]: _fitted(inputs[part["name"]], part) for part in wanted}
+    names, several = [part["name"] for part in wanted], len(wanted) > 1
+    optional = {part["name"] for part in wanted if (part.get("parameters") or {}).get("optional")}
+    if not set(names) - optional <= set(inputs) <= set(names):
+        said = ", ".join(f"{name} (optional)" if name in optional else name for name in names)
+        raise InputError(f"the inputs must be {said}; given: {', '.join(inputs)}")
+    names = [name for name in names if name in inputs]
+    fitted = {part["name"]: _fitted(inputs[part["name"]], part) for part in wanted if part["name"] in inputs}
     sizes = {name: len(value) for name, value in fitted.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(f"the first dimension is the batch size and must be the same for all inputs; given: {sizes}")
-    if len(names) == 1:
+    if not several:
         return list(fitted[names[0]])
     return [dict(zip(names, row, strict=True)) for row in zip(*fitted.values(), strict=True)]
 

@@ -1,0 +1,63 @@
+"""Rows of a source, gathered into the examples of a task that learns from groups of them (jobs/tasks/grouping.py).
+
+All rows of a source are in memory while they are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from jobs.data.examples import BadRow, BadRows, Example, bounded
+from jobs.tasks import TaskError
+from jobs.tasks.grouping import Grouping, moments
+from jobs.tasks.labels import column_of
+
+
+def grouped(
+    rows: Iterable[Example], grouping: Grouping, check: Callable[[Mapping[str, Any]], None], bad: BadRows
+) -> Iterator[Example]:
+    """Yield an example for each group, in the order of their first rows; rows that cannot be used go to `bad`.
+
+    Args:
+        check: the task's own; it is given each row.
+
+    Raises:
+        UserError: there is one bad row too many.
+    """
+    groups: dict[tuple[Any, ...], list[Example]] = {}
+    for row in rows:
+        key = bounded(partial(_key, row, grouping, check), row.where)
+        if isinstance(key, BadRow):
+            bad.add(key)
+        else:
+            groups.setdefault(key, []).append(row)
+    for key in list(groups):
+        members = groups.pop(key)
+        example = bounded(partial(_example, members, grouping), members[0].where)
+        if isinstance(example, BadRow):
+            bad.add(example)
+        else:
+            yield example
+
+
+def _key(row: Example, grouping: Grouping, check: Callable[[Mapping[str, Any]], None]) -> tuple[Any, ...]:
+    check(row)
+    key = tuple(column_of(row, name, "…_column") for name in grouping.by)
+    if grouping.order is not None:
+        moments([column_of(row, grouping.order, "…_column")])
+    for name, value in zip(grouping.by, key, strict=True):
+        if value is None or value == "" or not isinstance(value, str | int | float):
+            raise TaskError(f"column {name!r} holds {value!r:.60}, which names no group")
+    return key
+
+
+def _example(members: list[Example], grouping: Grouping) -> Example:
+    if grouping.order is not None:
+        order = moments([row[grouping.order] for row in members])
+        members = [members[at] for at in sorted(range(len(members)), key=order.__getitem__)]
+    columns = dict.fromkeys(column for row in members for column in row)
+    lists = {name: [row.get(name) for row in members] for name in columns if name not in grouping.by}
+    more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+    return Example({**{name: members[0][name] for name in grouping.by}, **lists}, f"{members[0].where}{more}")
