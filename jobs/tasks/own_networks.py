@@ -1,4 +1,4 @@
-"""What tasks with networks of ours share: these are saved, loaded and served like any other, in the Hugging Face layout.
+"""What tasks with networks of ours share: in the Hugging Face layout, these are saved, loaded and served like others.
 
 A network is a class that derives from `jobs.tasks.own_model.OwnModel`, with a config of its own; a task names those it
 has in `networks`. What their configs must know of the data (how many items, how many columns) the task says.
