@@ -162,7 +162,11 @@ class Seq2Seq(Task):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Tokenise pairs and cut them: rows as this module says, and what was counted, all int32."""
+        """Tokenise N pairs and cut them.
+
+        Returns:
+            source (N, Ls), source_length (N,), target (N, Lt), targets (N,), and what was counted (N,); all int32.
+        """
         pairs = [self._pair(example) for example in examples]
         sources, targets = [self.prefix + source for source, _ in pairs], [target for _, target in pairs]
         return pair_tokens.encode(self.tokenizer, sources, targets, self.max_source_length, self.max_target_length)

@@ -160,7 +160,7 @@ class Gateway:
 
     async def infer(self, name: str, version: str | None, request: Request) -> Response:
         card = self._card(name, of(request), version)
-        if card.generates:
+        if card.generates and not card.details.get("infers"):
             message = f"{name!r} generates text: call /v1/chat/completions or /v1/completions"
             raise ApiError(400, message, code="unsupported_task", param="model")
         lengths = request.headers.getlist(inference_api.LENGTH_HEADER)

@@ -107,6 +107,7 @@ def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[
         message = f"{len(prompts)} prompts with n = {n} in one request; at most {most_texts} texts are taken"
         raise ApiError(400, message, code="invalid_value", param="prompt" if len(prompts) > 1 else "n")
     _check_stream_options(request)
+    base = replace(base, sampling={**base.sampling, **_beams(request)})
     check(base)
     seeds = [{} if request.seed is None else {"seed": request.seed + choice} for choice in range(n)]
     calls = tuple(
@@ -131,6 +132,18 @@ def _generation(request: Request, chat: bool, base: GenerateCall, prompts: list[
         n=n,
         continuous_usage=bool(options and options.continuous_usage_stats),
     )
+
+
+def _beams(request: Request) -> dict[str, int]:
+    """Return the width of a beam search, where one is asked for. Raises ApiError for what does not go with one."""
+    beams = request.num_beams
+    if beams is None:
+        return {}
+    if beams > 1 and request.stream:
+        raise invalid("num_beams", "a beam search has its text only at the end: it needs stream: false")
+    if beams > 1 and (request.n or 1) > 1:
+        raise invalid("num_beams", "a beam search finds one text, the likeliest: leave `n` out")
+    return {"num_beams": beams}
 
 
 def _check_stream_options(request: Request) -> None:

@@ -130,6 +130,7 @@ HINTS = {
     "thinking": "use `chat_template_kwargs`",
     "guided_json": "use `response_format`",
     "structured_outputs": "use `response_format`",
+    "use_beam_search": "use `num_beams`",
 }
 """What to do instead; "leave it out" for the others."""
 NOT_STORED = "nothing is stored here: send all earlier items in `input`"

@@ -165,6 +165,7 @@ class Request(Generating):
     n: int | None = Field(default=None, ge=1)
     max_tokens: int | None = None
     response_format: ResponseFormat | None = None
+    num_beams: int | None = None
 
 
 class ChatRequest(Request):

@@ -120,6 +120,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         code=shipping.digest(code.packed) if code is not None and sent else None,
         details=_details(model.model, manifest)
         | _embeddings(engine, model, task.embeds(config))
+        | ({"infers": True} if engine.infers else {})
         | _warning(manifest, sampling_defaults.left_out(Path(directory)) if generates else None),
     )
 
@@ -168,7 +169,7 @@ def _engine(
 ) -> tuple[str, EngineEntry]:
     """Return the engine's name, as the table knows it, and its entry."""
     wanted, place = table.kind(generates), f"models.{name}.engine:"
-    fitting = table.choose(wanted)
+    fitting = table.choose(wanted, task=task)
     if model.engine.name == table.AUTO:
         return fitting.name, fitting
     own = table.is_own(model.engine.name)

@@ -22,6 +22,8 @@ Pooling = Literal["mean", "last"]
 """How the hidden states of a text's tokens become one vector."""
 MOST_ALTERNATIVES = 20
 """Most alternatives that a request may ask for at each token, as OpenAI has it."""
+MOST_BEAMS = 64
+"""Most hypotheses of a beam search."""
 
 
 class EngineError(RuntimeError):
@@ -85,6 +87,8 @@ class SamplingParams:
     """So many tokens are chosen before an end token may be; stop strings are looked for after them."""
     stop_token_ids: tuple[int, ...] = ()
     """More tokens that end the text, ignore_eos or not; like an end token, they do not show."""
+    num_beams: int = 1
+    """Hypotheses of a beam search for the likeliest text; 1: tokens are chosen one by one. Few engines have more."""
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 0 if self.prompt_logprobs else 1, None)
@@ -99,6 +103,7 @@ class SamplingParams:
             _check_int("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MOST_ALTERNATIVES)
+        _check_int("num_beams", self.num_beams, 1, MOST_BEAMS)
         _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.min_tokens and (self.json_schema or self.grammar):
             raise RequestError("min_tokens", "does not go with response_format or calls that a grammar enforces")

@@ -116,7 +116,7 @@ class GenerativeReplica:
         except RequestError as error:
             yield Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
         except EngineError as error:
-            yield replace(_failed(call, error), lost=True)
+            yield replace(failed(call, error), lost=True)
 
     def _resumes(self, request: GenerationRequest) -> bool:
         return isinstance(self._engine, ResumingEngine) and self._engine.resumes(request)
@@ -148,6 +148,8 @@ class GenerativeReplica:
         scoring = {"prompt_logprobs": call.echo and (max_tokens == 0 or call.sampling.get("logprobs") is not None)}
         wanted = self._tools.sampling(call) if call.tools else {}
         params = SamplingParams(**{**self._defaults, **call.sampling, **scoring, **wanted, "max_tokens": max_tokens})
+        if params.num_beams > 1:
+            raise RequestError("num_beams", "the engine that serves this model makes no beam search: leave it out")
         noted = stats.current()
         request = GenerationRequest(call.request_id, ids, params, not is_chat(call), call.generated, noted)
         return request, AnswerText(call, request, self._decoder, self._engine.tokenizer, self._tools.parser(call))
@@ -191,7 +193,7 @@ class PredictiveReplica:
         except ValueError as error:  # InputError, TaskError and RequestError are among them
             return Refused(400, str(error), "invalid_value", "inputs")
         except EngineError as error:
-            return _failed(call, error)
+            return failed(call, error)
 
     async def embed(self, call: EmbedCall) -> Vectors | Refused:
         """Return a vector for each input, all of them or none."""
@@ -229,7 +231,7 @@ async def _embedded(engine: Any, call: EmbedCall, identity: Identity) -> Vectors
     except RequestError as error:
         return Refused(400, str(error), CODES.get(type(error), "invalid_value"), error.field)
     except EngineError as error:
-        return _failed(call, error)
+        return failed(call, error)
 
 
 async def _repeat(deltas: AsyncGenerator[Delta, None], answer: AnswerText) -> None:
@@ -240,7 +242,7 @@ async def _repeat(deltas: AsyncGenerator[Delta, None], answer: AnswerText) -> No
     await asyncio.to_thread(answer.chunk, await anext(deltas))
 
 
-def _failed(call: GenerateCall | InferCall | EmbedCall, error: EngineError) -> Refused:
+def failed(call: GenerateCall | InferCall | EmbedCall, error: EngineError) -> Refused:
     """Return what a client is told of an engine's failure; what failed inside is for the log."""
     logger.error("request %s: %s", call.request_id, quotes.unquoted(str(error), call))
     said = f"the engine failed while it worked on this request; its log has the reason, under {call.request_id}"

@@ -104,6 +104,10 @@ class EngineEntry:
     forked: bool = True
     """Whether a replica may be forked from the node's fork server: not where the engine runs in an environment of its
     own, or starts threads while it is imported."""
+    tasks: frozenset[str] = frozenset()
+    """Tasks that it is made for: `auto` takes it for these, and for no other."""
+    infers: bool = False
+    """Whether a generative engine's replicas answer /v2/models/{name}/infer too."""
     preload: tuple[str, ...] = ()
     """Modules that the fork server imports ahead. They must not import ray, nor compute. Those of an engine of the
     user's own are imported after the fork: the server knows Tandem's code only."""
@@ -145,9 +149,17 @@ ENGINES: dict[str, EngineEntry] = {
             options=TaskOptions,
             preload=("serve.engines.predictive", "jobs.tasks", "torch"),
         ),
+        EngineEntry(
+            name="seq2seq",
+            serves=frozenset({"generative"}),
+            load="serve.engines.seq2seq.load:load",
+            tasks=frozenset({"seq2seq"}),
+            infers=True,
+            preload=("serve.engines.seq2seq.load", "torch"),
+        ),
     )
 }
-"""By name; `auto` takes the first that serves the task's kind."""
+"""By name; `auto` takes the one made for the task, or the first that serves its kind."""
 
 
 def kind(generates: bool) -> Kind:
@@ -186,9 +198,11 @@ def check_name(name: str, engines: Mapping[str, EngineEntry] = ENGINES) -> None:
         raise UserError(f"unknown engine {name!r}; {hint}")
 
 
-def choose(wanted: Kind, engines: Mapping[str, EngineEntry] = ENGINES) -> EngineEntry:
-    """Return the engine that `auto` takes for tasks of a kind: the first that serves it."""
-    return next(engine for engine in engines.values() if wanted in engine.serves)
+def choose(wanted: Kind, engines: Mapping[str, EngineEntry] = ENGINES, task: str | None = None) -> EngineEntry:
+    """Return the engine that `auto` takes for a task of a kind: the one made for the task, or the first for any."""
+    fitting = [engine for engine in engines.values() if wanted in engine.serves]
+    made = (engine for engine in fitting if task in engine.tasks)
+    return next(made, None) or next(engine for engine in fitting if not engine.tasks)
 
 
 def possible(name: str, engines: Mapping[str, EngineEntry] = ENGINES) -> list[EngineEntry]:
@@ -201,7 +215,9 @@ def possible(name: str, engines: Mapping[str, EngineEntry] = ENGINES) -> list[En
     if name != AUTO:
         return [engines[name]]
     kinds: tuple[Kind, ...] = ("generative", "predictive")
-    return [choose(wanted, engines) for wanted in kinds if any(wanted in engine.serves for engine in engines.values())]
+    made = [engine for engine in engines.values() if engine.tasks]
+    general = {wanted for engine in engines.values() if not engine.tasks for wanted in engine.serves}
+    return [*(choose(wanted, engines) for wanted in kinds if wanted in general), *made]
 
 
 def mistakes(

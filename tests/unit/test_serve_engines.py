@@ -63,9 +63,10 @@ def as_own_task(directory: Path) -> Path:
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_first_engine_of_the_kind() -> None:
+def test_auto_takes_the_engine_made_for_the_task_or_the_first_of_its_kind() -> None:
     assert [table.choose(kind).name for kind in ("generative", "predictive")] == ["torch", "task"]
-    assert [entry.name for entry in table.possible("auto")] == ["torch", "task"]
+    assert [table.choose("generative", task=task).name for task in ("causal-lm", "seq2seq")] == ["torch", "seq2seq"]
+    assert [entry.name for entry in table.possible("auto")] == ["torch", "task", "seq2seq"]
 
 
 @pytest.mark.parametrize("entry", ENGINES.values(), ids=ENGINES)

@@ -60,15 +60,14 @@ class Rows:
         if list(indices) == list(range(len(self))):
             return self
         lengths, sources = [self.lengths[i] for i in indices], [self.sources[i] for i in indices]
-        device = self.layers[0][0].device
-        at = torch.tensor(indices, dtype=torch.long, device=device)
-        own, read = (slice(-max(part, default=1), None) for part in (lengths, [1])), slice(max(sources, default=1))
-        keep = next(own)
+        own, read = slice(-max(lengths, default=1), None), slice(max(sources, default=1))
+        at = torch.tensor(indices, dtype=torch.long, device=self.layers[0][0].device)
         layers = [
-            (*(part.index_select(0, at)[:, :, keep] for part in layer[:2]),
-             *(part.index_select(0, at)[:, :, read] for part in layer[2:]))
+            tuple(
+                part.index_select(0, at)[:, :, keep] for part, keep in zip(layer, (own, own, read, read), strict=True)
+            )
             for layer in self.layers
-        ]  # fmt: skip
+        ]
         return Rows(layers, lengths, sources)
 
 
@@ -78,10 +77,9 @@ def joined(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     layers = [
-        (*(_stacked([layer[i] for layer in each], left=True) for i in (0, 1)),
-         *(_stacked([layer[i] for layer in each], left=False) for i in (2, 3)))
+        tuple(_stacked([layer[i] for layer in each], left=i < 2) for i in range(4))
         for each in zip(*(part.layers for part in parts), strict=True)
-    ]  # fmt: skip
+    ]
     lengths = [length for part in parts for length in part.lengths]
     return Rows(layers, lengths, [length for part in parts for length in part.sources])
 
