@@ -63,7 +63,29 @@ def load(directory: Path, dtype: torch.dtype | None, config: Mapping[str, Any]) 
     """Load a model directory (also one quantised by torchao) or a hub id; return it and what is to be said of it."""
     from transformers import AutoModelForSeq2SeqLM
 
-    return loading.load(AutoModelForSeq2SeqLM, directory, dtype, config)
+    model, said = loading.load(AutoModelForSeq2SeqLM, directory, dtype, config)
+    if "quantization_config" in config:
+        _leave_out_bias(model, directory)
+    return model, said
+
+
+def _leave_out_bias(model: torch.nn.Module, directory: Path) -> None:
+    """Have a model that is being quantised not write the bias of its logits, which BART's kin have, where it is zero.
+
+    torchao 0.18 cannot read a file with a tensor whose name has no dot, and models are made with a bias of zero.
+
+    Raises:
+        TaskError: it is not zero.
+    """
+    bias = dict(model.named_buffers(recurse=False)).get("final_logits_bias")
+    if bias is None:
+        return
+    if bias.any():
+        raise TaskError(
+            f"{str(directory)!r} has a final_logits_bias that is not zero, which cannot be stored beside int8 weights; "
+            "serve the model as it is"
+        )
+    model.register_buffer("final_logits_bias", bias, persistent=False)
 
 
 def check_fits(config: Any, tokenizer: Any, longest: int | None) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from cluster.errors import UserError
 from jobs.data import splitting
 from jobs.tasks import IGNORED, TaskError, get, pair_tokens, translation_scores
+from jobs.worker import export, quantize
 from jobs.worker.evaluate import flat
 
 TINY_BART = {
@@ -304,3 +305,33 @@ def test_what_is_said_of_training(task):
         "the training loss has label smoothing of 0.1 in it, that of held-out rows has none",
     ]
     assert len(smoothed.prepare_model(model.eval(), set())) == 1
+
+
+@pytest.mark.parametrize("architecture", ["t5", "marian"])
+def test_int8_weights_are_written_and_load_back(task, architecture, tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    torch.manual_seed(4)
+    model = task.build(architecture, {**CONFIGS[architecture], "d_model": 64}).eval()
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    model.save_pretrained(whole)
+    quantised = task.load_model(whole, None, {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())})
+    export.save(quantised, small)
+    loaded = task.load_model(small)
+    assert quantize.layers_of(loaded).left == {"lm_head": 1}
+    batch = task.collate(rows_of(task)[0])
+    loss = task.loss(model, batch)[0].item()
+    assert task.loss(loaded, batch)[0].item() == task.loss(quantised, batch)[0].item()
+    assert task.loss(loaded, batch)[0].item() == pytest.approx(loss, rel=1e-2)
+
+
+def test_a_bias_of_the_logits_that_int8_cannot_keep_is_refused(task, tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    model = task.build("marian", {**CONFIGS["marian"], "d_model": 64})
+    model.final_logits_bias[0, 0] = 1.0
+    model.save_pretrained(tmp_path)
+    with pytest.raises(TaskError, match="final_logits_bias that is not zero"):
+        task.load_model(tmp_path, None, {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())})
