@@ -31,22 +31,18 @@ from jobs.tasks import (
     document_tokens,
     generation,
     isolation,
-    loading,
+    language_models,
     packing,
     scores,
     tokenization,
 )
-from jobs.tasks.architectures import LENGTHS, check_builds, config_for, positions
+from jobs.tasks.architectures import LENGTHS, positions
 from jobs.tasks.conversations import conversation_of, messages_of
 from jobs.tasks.examples import ExampleReader
 from jobs.tasks.tokenization import TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
     import torch
-
-
-TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-"""The name of transformers' own table of the causal architectures."""
 
 
 class CausalLMOptions(TaskOptions):
@@ -198,32 +194,26 @@ class CausalLM(Task):
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """Raise TaskError for an unknown architecture, an entry that its config has not, or what makes no model."""
-        from transformers import AutoModelForCausalLM
-
-        check_builds(AutoModelForCausalLM, architecture, config_for(architecture, dict(config), TABLE, "causal"))
+        language_models.check(architecture, config)
 
     def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
         """Raise TaskError for a model that is no causal one, is too short, or has no place for an entry of `config`."""
-        self._check_length(loading.check_parent(directory, config, TABLE, "causal").get_text_config())
+        self._check_length(language_models.check_parent(directory, config).get_text_config())
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
-        """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        resolved = config_for(architecture, dict(config), TABLE, "causal", self._config_defaults())
+        """Make `architecture` (lstm, or a model type of transformers: llama, qwen3, …) from a config, in fp32."""
+        resolved = language_models.config_of(architecture, config, self._config_defaults())
         self._check_fits(resolved)
-        model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
+        model: Any = language_models.build(resolved)
         model.generation_config = generation.fresh(self.tokenizer)
-        return model
+        built: torch.nn.Module = model
+        return built
 
     def load_model(
         self, directory: Path, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
     ) -> torch.nn.Module:
         """Load a model directory (also one quantised by torchao) or a hub id, in evaluation mode."""
-        from transformers import AutoModelForCausalLM
-
-        model, self.said = loading.load(AutoModelForCausalLM, directory, dtype, config or {})
+        model, self.said = language_models.load(directory, dtype, config or {})
         if self.tokenizer is not None:
             self._check_fits(model.config.get_text_config())
             if self.options.tokenizer.is_given:
