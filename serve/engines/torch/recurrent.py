@@ -115,7 +115,7 @@ class RecurrentRunner:
 
 
 def segments(batch: Batch) -> list[Segment]:
-    """Cut each sequence's new tokens where its blocks end; a sequence's segments are in their order."""
+    """Cut the new tokens [T] of each sequence where its blocks end; a sequence's segments are in their order."""
     found = []
     starts, context, blocks = batch.query_start.tolist(), batch.context.tolist(), batch.blocks.tolist()
     for own, first, last, end in zip(blocks, starts, starts[1:], context, strict=False):
