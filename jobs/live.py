@@ -12,6 +12,7 @@ DESCRIPTIONS = {
     "read": "reading the data",
     "fit": "fitting the tokenizer or the labels",
     "encode": "encoding",
+    "reference": "asking the reference",
     "start": "starting the workers",
     "train": "training",
     "evaluate": "evaluating",

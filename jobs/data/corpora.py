@@ -1,4 +1,4 @@
-"""Corpora that every machine has: the interpreter's own library, its docstrings, scikit-learn's digits."""
+"""Corpora that every machine has: the interpreter's own library, its docstrings (as preferences too), digits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import platform
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -48,23 +48,40 @@ def _read_library() -> Rows:
         yield Example({"text": text, "path": path.name}, str(path))
 
 
-def _read_docstrings() -> Rows:
-    """Yield conversations: the user gives a function's signature, the assistant the first line of its docstring."""
-    seen = set()
+def _functions() -> Iterator[tuple[str, str, str]]:
+    """Yield of each function of the library where it stands, its signature, and its docstring, which may be empty."""
     for path in _library_files():
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):  # the library ships a few files that are broken on purpose
             continue
         for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            summary = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ").strip()
-            signature = f"def {node.name}({ast.unparse(node.args)}):"
-            if 10 <= len(summary) <= 300 and len(signature) <= 200 and (signature, summary) not in seen:
-                seen.add((signature, summary))
-                turns = [{"role": "user", "content": signature}, {"role": "assistant", "content": summary}]
-                yield Example({"messages": turns}, f"{path}:{node.lineno}")
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                signature = f"def {node.name}({ast.unparse(node.args)}):"
+                yield f"{path}:{node.lineno}", signature, ast.get_docstring(node) or ""
+
+
+def _read_docstrings() -> Rows:
+    """Yield conversations: the user gives a function's signature, the assistant the first line of its docstring."""
+    seen = set()
+    for where, signature, docstring in _functions():
+        summary = docstring.split("\n\n")[0].replace("\n", " ").strip()
+        if 10 <= len(summary) <= 300 and len(signature) <= 200 and (signature, summary) not in seen:
+            seen.add((signature, summary))
+            turns = [{"role": "user", "content": signature}, {"role": "assistant", "content": summary}]
+            yield Example({"messages": turns}, where)
+
+
+def _read_preferences() -> Rows:
+    """Yield preferences for brief answers: of a docstring the first sentence is chosen, more of it is rejected."""
+    seen = set()
+    for where, signature, docstring in _functions():
+        text = " ".join(docstring.split())
+        sentence, end, rest = text[:300].partition(". ")
+        brief, long = f"{sentence}{end}".strip(), text[: len(sentence) + 120].rpartition(" ")[0]
+        if 10 <= len(brief) <= 120 and len(rest) >= 30 and len(signature) <= 200 and (signature, brief) not in seen:
+            seen.add((signature, brief))
+            yield Example({"prompt": signature, "chosen": brief, "rejected": long}, where)
 
 
 def _digits() -> Source:
@@ -87,5 +104,6 @@ def _digits() -> Source:
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "python-stdlib": _library_source("python-stdlib", _read_library),
     "python-stdlib-docstrings": _library_source("python-stdlib-docstrings", _read_docstrings),
+    "python-stdlib-preferences": _library_source("python-stdlib-preferences", _read_preferences),
     "sklearn-digits": _digits,
 }

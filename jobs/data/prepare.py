@@ -56,6 +56,9 @@ class Prepared:
     """What decides the rows: name of a part → digest (jobs/data/identity.py)."""
     rows: str = ""
     """SHA-256 (hex) of the encoded rows."""
+    reference: str = ""
+    """The folder, within `directory`, of the columns that a model has made of the rows (jobs/driver/reference.py); ""
+    where there are none."""
 
     @property
     def task_directory(self) -> Path:
@@ -141,4 +144,6 @@ def _publish(partial_: Path, directory: Path, meta: Mapping[str, Any]) -> None:
 
 def rows_of(prepared: Prepared, files: list[str]) -> rows.Rows:
     """Open the rows of some of the data set's files."""
-    return rows.Rows([Path(prepared.directory) / file for file in files])
+    directory = Path(prepared.directory)
+    beside = [directory / prepared.reference / file for file in files] if prepared.reference else []
+    return rows.Rows([directory / file for file in files], beside)

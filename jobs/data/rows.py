@@ -26,8 +26,11 @@ class Rows:
     A column that only some of the files have is 0 in the rows of the others.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], beside: Sequence[Path] = ()) -> None:
+        """Map the files; `beside` has a file with more columns of the same rows for each, or is empty."""
         self._shards = [_map(path) for path in files]
+        for shard, path in zip(self._shards, beside, strict=False):
+            shard.update(_map(path))
         self._fills: Columns = {}
         """Of each column, what a row has in it where its file has none."""
         for shard in self._shards:

@@ -10,22 +10,17 @@ from typing import Any
 
 from cluster import connect
 from cluster.errors import UserError
-from cluster.results import result_of
 from jobs import lineage, progress
 from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import figures, publish, storage, warm
+from jobs.driver import figures, publish, reference, shares, storage
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.stopping import Stopped
 from jobs.worker import loop, setup, zero
 from jobs.worker.config import WorkerConfig
-
-
-class TaskHung(RuntimeError):
-    """A task of a phase that has no worker group hung."""
 
 
 def train_phase(job: Job) -> dict[str, Any]:
@@ -45,7 +40,9 @@ def train_phase(job: Job) -> dict[str, Any]:
     if evaluations is None:
         raise Stopped
     progress.say(figures.trained(evaluations))
-    publish.log_figures(job, prepared.task(job.spec), job.folder.sums())
+    task = prepared.task(job.spec)
+    job.folder.add_remarks(task.verdict(evaluations.get("final", {})))
+    publish.log_figures(job, task, job.folder.sums())
     return publish.publish(job, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
 
 
@@ -58,16 +55,17 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     workers = job.spec.resources.fewest
     progress.report("measure", 0, workers)
     arguments = (job.spec, str(job.parent), prepared, job.precision)
-    shares = [_begin(job, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]
+    begun = [shares.begin(job, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]
     parts: list[dict[str, Any]] = []
-    for done, share in enumerate(shares, 1):
-        parts.append(_result(job, share))
+    for done, share in enumerate(begun, 1):
+        parts.append(shares.result(job, share))
         progress.report("measure", done, workers)
     totals = joined(parts)
     task = prepared.task(job.spec)
     metrics = task.summarise(totals)
     progress.say(figures.evaluated(metrics))
     check_finite(metrics["loss"], f"{job.spec.model.source} on the held-out rows")
+    job.folder.add_remarks(task.verdict(metrics))
     publish.log_figures(job, task, totals)
     job.track(lambda run: run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}))
     return {"evaluation": metrics, "model": job.spec.model.source}
@@ -80,7 +78,7 @@ def quantize_phase(job: Job) -> dict[str, Any]:
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
     arguments = (job.spec, str(job.parent), prepared, job.precision, str(job.folder.model))
-    report = _result(job, _begin(job, 0, quantize, *arguments))
+    report = shares.result(job, shares.begin(job, 0, quantize, *arguments))
     progress.report("quantize", 1, 1)
     progress.say(figures.quantised(report))
     job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
@@ -117,40 +115,6 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
         if job.stop.asked:
             raise Stopped from error
         raise _cause(error) from error
-
-
-def _begin(job: Job, rank: int, function: Callable[..., dict[str, Any]], *arguments: Any) -> Any:
-    """Start a Ray task with the resources and the environment of one of the job's workers, under a watchdog."""
-    import ray
-
-    from jobs.worker.watched import watched
-
-    wanted = job.spec.resources
-    options = {
-        "num_cpus": wanted.cpus_per_worker,
-        "num_gpus": wanted.gpus_per_worker,
-        "max_retries": job.spec.max_failures,
-        "runtime_env": {"env_vars": warm.WORKER},
-    }
-    remote = ray.remote(**options)(watched)
-    return remote.remote(job.folder, job.spec.failures.hang_after_s, rank, function, *arguments)
-
-
-def _result(job: Job, reference: Any) -> Any:
-    """Return what a task returned.
-
-    Raises:
-        TaskHung: it hung, each time that Ray began it.
-    """
-    import ray
-
-    try:
-        return result_of(reference)
-    except ray.exceptions.WorkerCrashedError as error:
-        if job.folder.hung_attempts():
-            tried = f"{job.spec.max_failures + 1} times in a row"
-            raise TaskHung(f"it did nothing within its limit, {tried} (failures.hang_after_s)") from error
-        raise
 
 
 def _cause(error: Exception) -> Exception:
@@ -194,6 +158,7 @@ def _prepare(job: Job) -> Prepared:
         prepared = prepare.prepare(
             job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before
         )
+    prepared = reference.added(job, prepared)
     if before is None:
         job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"

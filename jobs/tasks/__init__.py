@@ -128,6 +128,11 @@ class Task:
             TaskError: they do not.
         """
 
+    @classmethod
+    def metrics_of(cls, options: TaskOptions) -> Mapping[str, Better]:
+        """Return those of `metrics` that a task with these options has."""
+        return cls.metrics
+
     # -- data -------------------------------------------------------------------------------------------------------
 
     def check(self, example: Mapping[str, Any]) -> None:
@@ -245,6 +250,17 @@ class Task:
         """
         return []
 
+    def refers(self) -> bool:
+        """Return whether the loss compares with a reference: then `reference` is asked for, before anything learns."""
+        return False
+
+    def reference(self, model: torch.nn.Module, rows: Columns) -> Columns:
+        """Return columns that the model makes of B rows, each (B, …), which are kept with them for `collate`.
+
+        The model is the one that the job starts from; where a model is only measured, the one that it was made from.
+        """
+        raise NotImplementedError
+
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,6 +278,10 @@ class Task:
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Turn added-up sums into the task's `metrics`; `loss` is always one. Needs no `fit` and no `load`."""
         raise NotImplementedError
+
+    def verdict(self, metrics: Mapping[str, float]) -> list[str]:
+        """Return sentences for the job's log and the model on what its last evaluation says."""
+        return []
 
     def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
         """Draw what the sums say: name of a file → PNG. Logged with the run's last evaluation."""

@@ -21,7 +21,12 @@ DECIDED = {
 
 
 def config_for(
-    architecture: str, config: dict[str, Any], table: str, kind: str, defaults: dict[str, Any] | None = None
+    architecture: str,
+    config: dict[str, Any],
+    table: str,
+    kind: str,
+    defaults: dict[str, Any] | None = None,
+    ours: Iterable[str] = (),
 ) -> Any:
     """Make the transformers config, refusing an unknown architecture or key: transformers itself ignores a typo.
 
@@ -30,11 +35,12 @@ def config_for(
         defaults: entries that it goes before; those that the architecture has no place for are left out.
         table: the name of transformers' own table of the architectures that can do the task.
         kind: what these are called in the message: "causal".
+        ours: architectures of our own that are known to transformers and can do the task.
     """
     from transformers import AutoConfig
     from transformers.models.auto import modeling_auto
 
-    known = getattr(modeling_auto, table)
+    known = [*ours, *getattr(modeling_auto, table)]
     if architecture not in known:
         hint = close(architecture, known)
         raise TaskError(f"model.architecture: {architecture!r} is no {kind} architecture of transformers{hint}")

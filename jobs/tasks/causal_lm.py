@@ -1,6 +1,6 @@
-"""Task `causal-lm`: predict the next token. Pre-training on text, fine-tuning on conversations.
+"""Task `causal-lm`: predict the next token. Pre-training on text, fine-tuning on conversations, or on preferences.
 
-Rows (all int32, S = sequence_length):
+Rows of preferences are described in preference_rows.py; the others (all int32, S = sequence_length):
     input_ids     (N, S+1)  text: a row overlaps the next by one token, so each token is predicted exactly once
     targets       (N,)      predictions that count towards the loss
     labels        (N, S+1)  packed rows only: the token where it is learned, else -100
@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
-from cluster.strict import Text
 from jobs.tasks import (
     IGNORED,
     Batch,
@@ -31,41 +29,30 @@ from jobs.tasks import (
     document_tokens,
     generation,
     isolation,
-    loading,
+    language_models,
     packing,
+    preference_learning,
+    preference_loss,
+    preference_rows,
     scores,
     tokenization,
 )
-from jobs.tasks.architectures import LENGTHS, check_builds, config_for, positions
-from jobs.tasks.conversations import conversation_of, messages_of
-from jobs.tasks.examples import ExampleReader
-from jobs.tasks.tokenization import TextFindings, TokenizerOptions
+from jobs.tasks.architectures import LENGTHS, positions
+from jobs.tasks.causal_lm_options import CausalLMOptions
+from jobs.tasks.conversations import conversation_of
+from jobs.tasks.examples import ExampleReader, PreferenceReader
+from jobs.tasks.preferences import preference_of
+from jobs.tasks.tokenization import TextFindings
 
 if TYPE_CHECKING:
     import torch
 
 
-TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-"""The name of transformers' own table of the causal architectures."""
-
-
-class CausalLMOptions(TaskOptions):
-    """How text becomes rows."""
-
-    text_column: Text | None = None
-    """The column that holds the text. Left out: `text`, where an example is no conversation; given, it is the text of
-    every example, whatever else stands beside it."""
-    sequence_length: int = Field(256, ge=2, le=2**22)
-    """Tokens per row (S)."""
-    documents: Literal["together", "separate"] = "together"
-    """together: texts follow each other in one stream, cut into rows. separate: no text sees another in its row."""
-    pack: bool = True
-    """Several conversations (or separate documents) share a row; false: each is a row of its own, padded."""
-    tokenizer: TokenizerOptions = TokenizerOptions()
-
-
 class CausalLM(Task):
-    """Any transformers causal architecture."""
+    """Writes on from a text, or answers in a conversation, token by token.
+
+    It knows what was in its training data, by chance and by frequency, and says what is likely, not what is true.
+    """
 
     name: ClassVar[str] = "causal-lm"
     Options: ClassVar[type[TaskOptions]] = CausalLMOptions
@@ -76,9 +63,14 @@ class CausalLM(Task):
         "perplexity": "min",
         "accuracy": "max",
         "bits_per_byte": "min",
+        **preference_loss.METRICS,
     }
     learned_files: ClassVar[tuple[str, ...]] = tokenization.FILES
-    counted: ClassVar[Mapping[str, str]] = {**chat_rows.COUNTED, **document_tokens.COUNTED}
+    counted: ClassVar[Mapping[str, str]] = {
+        **chat_rows.COUNTED,
+        **document_tokens.COUNTED,
+        **preference_rows.COUNTED,
+    }
     version: ClassVar[int] = 4
 
     options: CausalLMOptions
@@ -86,7 +78,10 @@ class CausalLM(Task):
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         self.tokenizer: Any = None
-        self._reader = ExampleReader(self.options.text_column)
+        self._pairs = preference_learning.of(self.options)
+        self._reader = PreferenceReader() if self._pairs else ExampleReader(self.options.text_column)
+        if self._pairs:
+            vars(self)["unit"] = self._pairs.unit  # the class says what the loss counts otherwise
         self._for_data = options is not None
         """False where only a model directory is loaded: then rows have no length yet."""
         self._parent: Path | str | None = None
@@ -99,30 +94,33 @@ class CausalLM(Task):
 
     @classmethod
     def check_options(cls, options: TaskOptions, starts_from: str | None) -> None:
-        """Refuse to train a tokenizer for weights that were learned with another."""
+        """Refuse to train a tokenizer for weights that were learned with another, and a comparison with no model."""
         tokenization.check_origin(options, starts_from)
+        assert isinstance(options, CausalLMOptions)
+        preference_learning.check_origin(options.objective, starts_from)
+
+    @classmethod
+    def metrics_of(cls, options: TaskOptions) -> Mapping[str, Better]:
+        """Return those of the objective: of preferences, or of tokens."""
+        assert isinstance(options, CausalLMOptions)
+        of_pairs = options.objective != "likelihood"
+        wanted = preference_learning.metrics(options.objective) if of_pairs else scores.OF_TOKENS
+        return {name: better for name, better in cls.metrics.items() if name in wanted}
 
     def check(self, example: Mapping[str, Any]) -> None:
-        """Raise TaskError for an example that is neither text nor a conversation with an answer."""
-        if self._reader.is_conversation(example):
-            conversation_of(example)
-        else:
-            self._reader.text(example)
+        """Raise TaskError for an example that the objective cannot learn from."""
+        self._reader.check(example)
 
     def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Cut a text after the share `at` of its characters; a conversation is a whole."""
-        if self._reader.is_conversation(example):
-            return None
-        text = self._reader.text(example)
-        end = int(len(text) * at)
-        return {**example, self._reader.column: text[:end]}, {**example, self._reader.column: text[end:]}
+        """Cut a text after the share `at` of its characters; conversations and preferences are whole."""
+        return self._reader.cut(example, at)
 
     def content(self, example: Mapping[str, Any]) -> Any:
-        """Return the messages, or the text."""
-        return messages_of(example) if self._reader.is_conversation(example) else self._reader.text(example)
+        """Return the messages, or the text; of a preference, both conversations."""
+        return self._reader.content(example)
 
     def unused(self, example: Mapping[str, Any]) -> list[str]:
-        """Return the columns that are no part of the text or the conversation."""
+        """Return the columns that are no part of the text, the conversation or the preference."""
         return self._reader.unused(example)
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
@@ -161,12 +159,14 @@ class CausalLM(Task):
         """Tokenise and pack, each example by its own shape: texts into windows, conversations whole by best fit.
 
         Returns:
-            input_ids (N, S+1) and targets (N,); of conversations and separate documents labels and position_ids
-            (N, S+1) too; and what was counted. All int32.
+            Of preferences, what preference_rows.py says. Else input_ids (N, S+1) and targets (N,); of conversations and
+            separate documents labels and position_ids (N, S+1) too; and what was counted. All int32.
         """
+        end, width = tokenization.end_of_text(self.tokenizer), self.options.sequence_length + 1
+        if self._pairs:
+            return preference_rows.encode(self.tokenizer, [*map(preference_of, examples)], width)
         texts = [self._reader.text(example) for example in examples if not self._reader.is_conversation(example)]
         conversations = [conversation_of(example) for example in examples if self._reader.is_conversation(example)]
-        end, width = tokenization.end_of_text(self.tokenizer), self.options.sequence_length + 1
         pieces, counts = chat_rows.encode(self.tokenizer, conversations, width) if conversations else ([], {})
         documents, counted = document_tokens.encode(self.tokenizer, texts)
         counts |= counted
@@ -182,9 +182,13 @@ class CausalLM(Task):
 
         For a model that would let packed pieces see each other: a row for each piece, as wide as the longest.
 
+        Of preferences, what `preference_rows.collate` returns.
+
         Args:
             rows: input_ids (B, S+1) and targets (B,); packed ones labels and position_ids (B, S+1) too. All int32.
         """
+        if self._pairs:
+            return preference_rows.collate(rows)
         if "labels" not in rows:
             return packing.windows_batch(rows)
         rows = packing.complete(rows)
@@ -198,32 +202,26 @@ class CausalLM(Task):
 
     def check_model(self, architecture: str, config: Mapping[str, Any]) -> None:
         """Raise TaskError for an unknown architecture, an entry that its config has not, or what makes no model."""
-        from transformers import AutoModelForCausalLM
-
-        check_builds(AutoModelForCausalLM, architecture, config_for(architecture, dict(config), TABLE, "causal"))
+        language_models.check(architecture, config)
 
     def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
         """Raise TaskError for a model that is no causal one, is too short, or has no place for an entry of `config`."""
-        self._check_length(loading.check_parent(directory, config, TABLE, "causal").get_text_config())
+        self._check_length(language_models.check_parent(directory, config).get_text_config())
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
-        """Make `architecture` (a transformers model type: llama, qwen3, gpt2, …) from a config, in fp32."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        resolved = config_for(architecture, dict(config), TABLE, "causal", self._config_defaults())
+        """Make `architecture` (lstm, or a model type of transformers: llama, qwen3, …) from a config, in fp32."""
+        resolved = language_models.config_of(architecture, config, self._config_defaults())
         self._check_fits(resolved)
-        model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
+        model: Any = language_models.build(resolved)
         model.generation_config = generation.fresh(self.tokenizer)
-        return model
+        built: torch.nn.Module = model
+        return built
 
     def load_model(
         self, directory: Path, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
     ) -> torch.nn.Module:
         """Load a model directory (also one quantised by torchao) or a hub id, in evaluation mode."""
-        from transformers import AutoModelForCausalLM
-
-        model, self.said = loading.load(AutoModelForCausalLM, directory, dtype, config or {})
+        model, self.said = language_models.load(directory, dtype, config or {})
         if self.tokenizer is not None:
             self._check_fits(model.config.get_text_config())
             if self.options.tokenizer.is_given:
@@ -245,6 +243,8 @@ class CausalLM(Task):
         return [*filter(None, [said]), *self._told_apart(model, columns)]
 
     def _told_apart(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
+        if self._pairs:
+            return self._pairs.remarks(self._config)
         if "position_ids" not in columns or not self.options.pack:
             return []
         seen = isolation.leak(model, self.options.sequence_length)
@@ -260,7 +260,7 @@ class CausalLM(Task):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the cross-entropy over the targets: () fp32 nats, and their number () int64.
+        """Sum the cross-entropy over the targets: () fp32 nats, and their number () int64. Preferences: over the pairs.
 
         A mixture's balancing loss is in it where the config asks for that (jobs/tasks/balance.py); `measure` has none.
 
@@ -269,17 +269,24 @@ class CausalLM(Task):
         """
         from jobs.tasks.cross_entropy import cross_entropy_sum
 
+        if self._pairs:
+            return self._pairs.loss(model, batch)
         output, labels = self._forward(model, batch), batch["labels"]
         targets = (labels != IGNORED).sum()
         extra = balance.added(self._config, output) if self._config is not None else 0.0
         return cross_entropy_sum(output.logits, labels) + extra * targets, targets
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets: four scalars ()."""
+        """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets: four scalars ().
+
+        Of preferences, what `preference_loss.sums` returns.
+        """
         import torch
 
         from jobs.tasks.cross_entropy import cross_entropy_sum
 
+        if self._pairs:
+            return self._pairs.measure(model, batch)
         logits = self._forward(model, batch).logits
         labels = batch["labels"]
         counted = labels != IGNORED
@@ -294,8 +301,24 @@ class CausalLM(Task):
         }
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Return loss (nats per token), perplexity, accuracy, and bits_per_byte = loss_sum / (ln 2 · bytes)."""
-        return scores.of_tokens(sums)
+        """Return loss (nats per token), perplexity, accuracy, and bits_per_byte = loss_sum / (ln 2 · bytes).
+
+        Of preferences, what `preference_loss.summary` returns.
+        """
+        return preference_loss.summary(sums) if "preferred" in sums else scores.of_tokens(sums)
+
+    def refers(self) -> bool:
+        """Return whether the objective compares with a reference."""
+        return self._pairs is not None and self._pairs.refers
+
+    def reference(self, model: torch.nn.Module, rows: Columns) -> Columns:
+        """Return `reference` (B, 2) float32: the log-probability of both answers of B pairs, in nats."""
+        assert self._pairs is not None, "other objectives compare with nothing"
+        return self._pairs.reference(model, rows)
+
+    def verdict(self, metrics: Mapping[str, float]) -> list[str]:
+        """Say where the chosen answers have become unlikely."""
+        return preference_loss.collapse(metrics)
 
     # -- use --------------------------------------------------------------------------------------------------------
 

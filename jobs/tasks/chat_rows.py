@@ -11,7 +11,7 @@ import numpy as np
 from jobs.tasks import IGNORED, chat_template
 from jobs.tasks.chat_template import Rendered
 from jobs.tasks.conversations import Conversation, is_learned
-from jobs.tasks.messages import REASONING, Message
+from jobs.tasks.messages import REASONING
 from jobs.tasks.packing import Piece
 
 COUNTED = {
@@ -46,37 +46,46 @@ def encode(tokenizer: Any, conversations: Sequence[Conversation], width: int) ->
     Raises:
         TaskSetupError, TaskError: as `chat_template.render`.
     """
-    rendered = [chat_template.render(tokenizer, conversation) for conversation in conversations]
-    texts = [part.text for parts in rendered for part in parts]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
-    tokens = iter(zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True))
     special = chat_template.special_ids(tokenizer)
     counts = dict.fromkeys(COUNTED, 0)
     pieces: list[Piece] = []
-    for conversation, parts in zip(conversations, rendered, strict=True):
-        whole = [_piece(part, *next(tokens)) for part in parts]
+    for conversation, (parts, whole) in zip(conversations, tokenised(tokenizer, conversations), strict=True):
         cut = [(ids[:width], labels[:width]) for ids, labels in whole]
-        kept = [piece for piece in cut if _targets(piece)]
+        kept = [piece for piece in cut if targets(piece)]
         pieces += kept
         counts["left_out"] += not kept
-        counts["answers_cut"] += bool(kept) and sum(map(_targets, kept)) < sum(map(_targets, whole))
+        counts["answers_cut"] += bool(kept) and sum(map(targets, kept)) < sum(map(targets, whole))
         counts["divided"] += len(parts) > 1
-        counts["unended"] += any(not _ends(piece, special) for piece in whole)
-        counts["stripped"] += any(_is_stripped(message, parts) for message in conversation.messages)
+        counts["unended"] += any(not ends(piece, special) for piece in whole)
+        counts["stripped"] += is_stripped(conversation, parts)
     for what, is_so in chat_template.peculiarities(tokenizer).items():
         counts[what] = len(conversations) * is_so
     written = chat_template.special_texts(tokenizer)
     counts["padded"] = sum(conversation.padded for conversation in conversations)
-    counts["special"] = sum(_holds(conversation, written) for conversation in conversations)
+    counts["special"] = sum(holds(conversation, written) for conversation in conversations)
     return pieces, {name: np.array([count], dtype=np.int32) for name, count in counts.items()}
 
 
-def _is_stripped(message: Message, parts: Sequence[Rendered]) -> bool:
+def tokenised(tokenizer: Any, conversations: Sequence[Conversation]) -> list[tuple[list[Rendered], list[Piece]]]:
+    """Return of each conversation its texts, one or one for each answer, and their tokens with labels.
+
+    Raises:
+        TaskSetupError, TaskError: as `chat_template.render`.
+    """
+    rendered = [chat_template.render(tokenizer, conversation) for conversation in conversations]
+    texts = [part.text for parts in rendered for part in parts]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False) if texts else {}
+    tokens = iter(zip(encoded.get("input_ids", ()), encoded.get("offset_mapping", ()), strict=True))
+    return [(parts, [_piece(part, *next(tokens)) for part in parts]) for parts in rendered]
+
+
+def is_stripped(conversation: Conversation, parts: Sequence[Rendered]) -> bool:
     """Tell whether an answer is learned, but not as it was given."""
-    return is_learned(message) and not any(message["content"] in part.text for part in parts)
+    answers = [message["content"] for message in conversation.messages if is_learned(message)]
+    return any(not any(answer in part.text for part in parts) for answer in answers)
 
 
-def _holds(conversation: Conversation, written: re.Pattern[str]) -> bool:
+def holds(conversation: Conversation, written: re.Pattern[str]) -> bool:
     """Tell whether a message's own text holds what `written` finds."""
     texts = (str(m[key]) for m in conversation.messages for key in ("content", *REASONING) if key in m)
     return any(map(written.search, texts))
@@ -93,11 +102,12 @@ def _learned(offset: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
     return any(start < last and (end > first or start == end == first) for first, last in spans)
 
 
-def _targets(piece: Piece) -> int:
+def targets(piece: Piece) -> int:
+    """Return how many tokens are learned; the first one never is."""
     return sum(label != IGNORED for label in piece[1][1:])
 
 
-def _ends(piece: Piece, special: frozenset[int]) -> bool:
+def ends(piece: Piece, special: frozenset[int]) -> bool:
     """Tell whether each run of learned tokens ends in a special one."""
     labels = piece[1]
     last = [a for a, b in zip(labels, [*labels[1:], IGNORED], strict=True) if a != IGNORED and b == IGNORED]

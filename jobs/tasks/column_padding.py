@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_TURNS = ("messages", "conversations", "prompt", "completion")
+_TURNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 
 
 def without_padding(example: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -45,7 +45,7 @@ _SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("instru
 _WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 COLUMNS = frozenset(key for shape in _SHAPES for key in shape)
 """Columns that make a conversation, some of them two together."""
-_NOT_HONOURED = ("rejected", "chosen", "context", "functions", "documents", "images", "image", "videos", "audio",
+NOT_HONOURED = ("rejected", "chosen", "context", "functions", "documents", "images", "image", "videos", "audio",
                  "audios", "chat_template_kwargs", "chat_template", "weight", "train", "loss_weight", "sample_weight",
                  "loss_mask", "completion_mask", "system_prompt", *REASONING)  # fmt: skip
 """Columns beside a conversation that would change it."""
@@ -89,7 +89,10 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
         TaskError: another shape, an unknown role, something that is not honoured, or no answer to learn from.
     """
     if _is_preference(example):
-        raise TaskError("'chosen' and 'rejected' are a preference, which no task here learns; take both columns out")
+        raise TaskError(
+            "'chosen' and 'rejected' are a preference, which task.objective dpo, ipo or orpo learns; for this one take "
+            "both columns out"
+        )
     shape = _shape(example)
     if shape is None and (half := _half(example)) is not None:
         raise TaskError(f"column {half[1]!r} holds null, and with {half[0]!r} it would be a conversation")
@@ -101,7 +104,7 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
     _check_beside(example, shape)
     given, example = example, without_padding(example)
     messages = [check_role(message) for message in _READERS[shape[0]](example)]
-    messages = _with_system(example, messages)
+    messages = with_system(example, messages)
     answers = [m for m in messages if m["role"] == "assistant"]
     if not answers:
         raise TaskError("a conversation without an assistant message has no answer to learn from")
@@ -110,7 +113,7 @@ def conversation_of(example: Mapping[str, Any]) -> Conversation:
         raise TaskError("all answers of the conversation have weight 0: there is no answer to learn from")
     if any(is_blank(m["content"]) and "tool_calls" not in m for m in learned):
         raise TaskError("an answer is empty: there is nothing to learn from it")
-    return Conversation(messages, _tools(example), example is not given)
+    return Conversation(messages, tools_of(example), example is not given)
 
 
 def is_learned(message: Message) -> bool:
@@ -136,7 +139,7 @@ def _is_preference(example: Mapping[str, Any]) -> bool:
 def _check_beside(example: Mapping[str, Any], shape: tuple[str, ...]) -> None:
     if shape == ("messages",) and not is_nothing(example.get("conversations")):
         raise TaskError("an example has both 'messages' and 'conversations'; keep one")
-    refused = [key for key in _NOT_HONOURED if not is_nothing(example.get(key))]
+    refused = [key for key in NOT_HONOURED if not is_nothing(example.get(key))]
     if not is_nothing(example.get("history")) and not isinstance(_asked(example, shape), str):
         refused.append("history")
     if not is_nothing(example.get("input")) and shape != ("instruction", "output") and "instruction" in example:
@@ -159,22 +162,24 @@ def _asked(example: Mapping[str, Any], shape: tuple[str, ...]) -> Any:
     return example[shape[0]] if len(shape) == 2 else None
 
 
-def _turns(turns: Any, column: str) -> Sequence[Any]:
+def turns_of(turns: Any, column: str) -> Sequence[Any]:
+    """Return a list of messages as it is; raise TaskError for anything else."""
     if not isinstance(turns, list | tuple):
         raise TaskError(f"column {column!r} holds {type(turns).__name__} instead of a list of messages")
     return turns
 
 
 def _messages(example: Mapping[str, Any]) -> list[Message]:
-    return [read_message(turn) for turn in _turns(from_json(example["messages"], "messages"), "messages")]
+    return [read_message(turn) for turn in turns_of(from_json(example["messages"], "messages"), "messages")]
 
 
 def _sharegpt(example: Mapping[str, Any]) -> list[Message]:
-    turns = _turns(from_json(example["conversations"], "conversations"), "conversations")
-    return [_sharegpt_turn(turn) for turn in turns]
+    turns = turns_of(from_json(example["conversations"], "conversations"), "conversations")
+    return [sharegpt_turn(turn) for turn in turns]
 
 
-def _sharegpt_turn(turn: Any) -> Message:
+def sharegpt_turn(turn: Any) -> Message:
+    """Read a message of `from` and `value`, or of `role` and `content`; raise TaskError for another."""
     if isinstance(turn, Mapping) and "from" not in turn and "role" in turn:
         return read_message(turn)
     message = read_message(turn, "from", "value")
@@ -193,39 +198,43 @@ def _sharegpt_turn(turn: Any) -> Message:
 def _completion(example: Mapping[str, Any]) -> list[Message]:
     """Read prompt and completion: texts, or lists of messages. What the prompt answers itself is context."""
     prompt, answer = example["prompt"], example["completion"]
-    before = [*_history(example), _user(prompt, "prompt")] if isinstance(prompt, str) else _read(prompt, "prompt")
+    before = [*history_of(example), user(prompt, "prompt")] if isinstance(prompt, str) else _read(prompt, "prompt")
     if not isinstance(prompt, str):
         before = [{**m, LEARNED: False} if m["role"] == "assistant" else m for m in before]
-    return [*before, *([_assistant(answer, "completion")] if isinstance(answer, str) else _read(answer, "completion"))]
+    return [*before, *([assistant(answer, "completion")] if isinstance(answer, str) else _read(answer, "completion"))]
 
 
 def _alpaca(example: Mapping[str, Any]) -> list[Message]:
+    return [*instruction_of(example), assistant(example["output"], "output")]
+
+
+def instruction_of(example: Mapping[str, Any]) -> list[Message]:
+    """Return what Alpaca's `history`, `instruction` and `input` ask; raise TaskError for what is no text."""
     given = example.get("input")
     parts = [text_of(example["instruction"], "instruction"), "" if given is None else text_of(given, "input")]
-    asked = _user("\n\n".join(filter(None, parts)), "instruction")
-    return [*_history(example), asked, _assistant(example["output"], "output")]
+    return [*history_of(example), user("\n\n".join(filter(None, parts)), "instruction")]
 
 
 _READERS = {"messages": _messages, "conversations": _sharegpt, "prompt": _completion, "instruction": _alpaca}
 
 
-def _history(example: Mapping[str, Any]) -> list[Message]:
-    """Return the earlier turns that Alpaca's `history` holds: pairs of a question and its answer."""
+def history_of(example: Mapping[str, Any]) -> list[Message]:
+    """Return the earlier turns that Alpaca's `history` holds: pairs of a question and its answer, or TaskError."""
     history = from_json(example.get("history") or [], "history")
     turns = []
-    for pair in _turns(history, "history"):
+    for pair in turns_of(history, "history"):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise TaskError(f"'history' holds {pair!r:.80}; expected pairs of a question and its answer")
-        turns += [_user(pair[0], "history"), _assistant(pair[1], "history")]
+        turns += [user(pair[0], "history"), assistant(pair[1], "history")]
     return turns
 
 
 def _read(turns: Any, column: str) -> list[Message]:
-    return [read_message(turn) for turn in _turns(turns, column)]
+    return [read_message(turn) for turn in turns_of(turns, column)]
 
 
-def _with_system(example: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """Put what the column `system` says first."""
+def with_system(example: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """Put what the column `system` says first; raise TaskError where the messages say something else."""
     if is_nothing(example.get("system")):
         return messages
     system = text_of(example["system"], "system")
@@ -235,8 +244,8 @@ def _with_system(example: Mapping[str, Any], messages: list[Message]) -> list[Me
     return messages if there else [{"role": "system", "content": system}, *messages]
 
 
-def _tools(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the column `tools`, a list or its JSON, as OpenAI writes tools."""
+def tools_of(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the column `tools`, a list or its JSON, as OpenAI writes tools; raise TaskError for what is none."""
     given = from_json(example.get("tools") or [], "tools")
     if is_nothing(given):
         return None
@@ -255,11 +264,13 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {key: value for key, value in function.items() if key != "type"}}
 
 
-def _user(content: Any, where: str) -> Message:
+def user(content: Any, where: str) -> Message:
+    """Return a question; raise TaskError for what is no text."""
     return {"role": "user", "content": _plain(content, where)}
 
 
-def _assistant(content: Any, where: str) -> Message:
+def assistant(content: Any, where: str) -> Message:
+    """Return an answer; raise TaskError for what is no text."""
     return {"role": "assistant", "content": _plain(content, where)}
 
 

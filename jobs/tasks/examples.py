@@ -1,4 +1,4 @@
-"""Examples of text and conversations: which of the two one is, and its text."""
+"""Examples of text, conversations and preferences: which of the former two one is, and what of it is learned from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.architectures import close
-from jobs.tasks.conversations import COLUMNS, conversation_of, is_conversation, unused
+from jobs.tasks.conversations import COLUMNS, conversation_of, is_conversation, messages_of, unused
 from jobs.tasks.messages import is_nothing, text_of
+from jobs.tasks.preferences import preference_of
+from jobs.tasks.preferences import unused as unused_of_preference
 
 _QUESTIONS = {"instruction", "prompt", "question", "query", "user", "human"}
 _ANSWERS = {"response", "answer", "output", "completion", "assistant", "gpt"}
@@ -25,6 +27,25 @@ class ExampleReader:
     def is_conversation(self, example: Mapping[str, Any]) -> bool:
         """Tell a conversation from a text: a column of the text that was named makes every example a text."""
         return not self._is_given and is_conversation(example)
+
+    def check(self, example: Mapping[str, Any]) -> None:
+        """Raise TaskError for an example that is neither text nor a conversation with an answer."""
+        if self.is_conversation(example):
+            conversation_of(example)
+        else:
+            self.text(example)
+
+    def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Cut a text after the share `at` of its characters; a conversation is a whole."""
+        if self.is_conversation(example):
+            return None
+        text = self.text(example)
+        end = int(len(text) * at)
+        return {**example, self.column: text[:end]}, {**example, self.column: text[end:]}
+
+    def content(self, example: Mapping[str, Any]) -> Any:
+        """Return the messages, or the text."""
+        return messages_of(example) if self.is_conversation(example) else self.text(example)
 
     def text(self, example: Mapping[str, Any]) -> str:
         """Return the text of an example that is no conversation.
@@ -53,6 +74,34 @@ class ExampleReader:
         if not self.is_conversation(example):
             return self.text(example)
         return "".join(message["content"] for message in conversation_of(example).messages)
+
+
+class PreferenceReader(ExampleReader):
+    """Reads each example as two answers to one prompt."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def check(self, example: Mapping[str, Any]) -> None:
+        """Raise TaskError for an example that is no preference."""
+        preference_of(example)
+
+    def cut(self, example: Mapping[str, Any], at: float) -> None:
+        """Return None: a preference is a whole."""
+
+    def content(self, example: Mapping[str, Any]) -> Any:
+        """Return the prompt with each of its answers."""
+        pair = preference_of(example)
+        return [pair.chosen.messages, pair.rejected.messages]
+
+    def unused(self, example: Mapping[str, Any]) -> list[str]:
+        """Return the columns beside a preference that hold something and have no effect."""
+        return unused_of_preference(example)
+
+    def words(self, example: Mapping[str, Any]) -> str:
+        """Return what a tokenizer may learn from: all that is said in both."""
+        pair = preference_of(example)
+        return "".join(m["content"] for each in (pair.chosen, pair.rejected) for m in each.messages)
 
 
 def _shapes(example: Mapping[str, Any]) -> str:

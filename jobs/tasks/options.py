@@ -40,8 +40,8 @@ def in_their_place(
     options, mistakes = _one_place(given, under_data, context.get("overridden", ()))
     try:
         kind = get(name, context.get("folder"))
-        mistakes += _metric_mistakes(values.get("checkpoint"), kind.metrics)
         checked = kind.Options.model_validate(options)
+        mistakes += _metric_mistakes(values.get("checkpoint"), kind.metrics_of(checked))
         options = checked.model_dump(mode="json", by_alias=True)
         mistakes += _origin_mistakes(kind, checked, values.get("model"))
     except TaskError as error:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BINS = 15
 """Bins of confidence, as in Guo et al. 2017."""
+OF_TOKENS = ("loss", "perplexity", "accuracy", "bits_per_byte")
+"""What `of_tokens` returns."""
 DRAWN = 60
 """With more labels than this there is no picture: nobody could read it."""
 

@@ -9,6 +9,7 @@
     native/        the runner for x86 CPUs: a step in one C++ call
     runner.py      the runner for everything else: transformers' modules over
                    kv_cache.py, attention.py and linear.py
+    recurrent.py   the runner for models that carry a state along a text (lstm)
     sampler.py     logits → tokens, each request by its own rules; serve/engines/grammar.py for JSON schemas
     logprobs.py    how likely the model found tokens
     pooling.py     hidden states → the vector of a text

@@ -15,6 +15,7 @@ from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import blocks_for
 from serve.engines.torch.check import BLOCKS, UnsupportedArchitecture, check_sight, compare, reference_logits
 from serve.engines.torch.linear import Weights
+from serve.engines.torch.recurrent import Recurrent, RecurrentRunner
 from serve.engines.torch.runner import TorchRunner
 from serve.engines.torch.torch_internals import stored_int8
 
@@ -69,6 +70,11 @@ def ready_runner(model: Any, plan: Plan) -> tuple[Runner, int]:
 
 def _candidates(model: Any, plan: Plan) -> Iterator[tuple[str, Callable[[], Runner]]]:
     """Give the runners that may serve the model, the fastest first."""
+    if isinstance(model, Recurrent):
+        if plan.runner == "native":
+            raise UnsupportedArchitecture("the native runner has no kernels for a model that carries a state")
+        yield "recurrent", lambda: RecurrentRunner(model, plan.weights, plan.compiled)
+        return
     reason = "it was not asked for" if plan.runner == "torch" else native_refusal(model, plan)
     if reason is None:
         from serve.engines.torch.native.runner import NativeRunner

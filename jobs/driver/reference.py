@@ -1,0 +1,106 @@
+"""The columns that a model makes of the rows before anything learns from them: once, and kept with the prepared data.
+
+storage/data/<digest>/reference-<digest of the model's weights and of how it computes>/train-00000.arrow …
+                                                                    and of every other file of rows, by its name
+
+Which model: the one that the job starts from. Where a model is only measured, or quantised, the one that it was made
+from, as its tandem.json says; without that it cannot be told what its answers are to be compared with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.errors import UserError
+from jobs import lineage, progress
+from jobs.data.preparation import trains
+from jobs.data.prepare import Prepared
+from jobs.driver import shares
+from jobs.driver.job import Job
+from jobs.worker.reference import write_share
+from tracking import manifest, registry
+from tracking.errors import TrackingError
+
+
+def added(job: Job, prepared: Prepared) -> Prepared:
+    """Return the prepared data with the columns that its task asks of a model, made now or found.
+
+    Raises:
+        UserError: which model that is cannot be told.
+    """
+    if not prepared.task(job.spec).refers():
+        return prepared
+    model, called = model_of(job)
+    name = f"reference-{_digest(job, model)[:16]}"
+    place = Path(prepared.directory) / name
+    if place.is_dir():
+        progress.say(f"reference {called}: what it makes of the rows is known from before")
+    else:
+        progress.say(f"reference {called}: its answers are what the model's are compared with")
+        _make(job, prepared, model, place)
+    return replace(prepared, reference=name)
+
+
+def model_of(job: Job) -> tuple[Path | str, str]:
+    """Return the model that answers are compared with, a directory or a hub id, and what it is called.
+
+    Raises:
+        UserError: the model that is measured does not say what it was made from, or that is not there.
+    """
+    assert job.parent is not None, "the task refuses to compare without a model to start from"
+    if trains(job.spec):
+        return job.parent, str(job.parent_uri or job.parent)
+    try:
+        source = made_from(Path(job.parent))
+        return registry.resolve(source if source.startswith("models:/") else str(job.base / source)), source
+    except TrackingError as error:
+        raise UserError(
+            f"task.objective compares answers with the model that {job.spec.model.source} was made from, and that is "
+            f"not known here: {error}. Leave task.objective out, to measure conversations"
+        ) from error
+
+
+def made_from(directory: Path) -> str:
+    """Return what a model was trained from; of a quantised one, what the model in full precision was.
+
+    Raises:
+        TrackingError: it does not say.
+    """
+    written = manifest.read(directory)
+    if written.parent is None:
+        raise TrackingError(f"{manifest.FILE_NAME} in {directory} names no parent")
+    return made_from(registry.resolve(written.parent)) if written.quantization else written.parent
+
+
+def _digest(job: Job, model: Path | str) -> str:
+    """Digest what decides the columns: the weights (without them, their name), the precision, the config's entries."""
+    weights = lineage.weights_digest(model) or str(model)
+    content = [weights, job.precision, dict(job.spec.model.config)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _make(job: Job, prepared: Prepared, model: Path | str, place: Path) -> None:
+    """Write the columns of all files into a folder that gets its name once all are there; others may do the same."""
+    files = [*prepared.train_files, *prepared.eval_files]
+    partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        workers = min(job.spec.resources.fewest, len(files))
+        arguments = (job.spec, str(model), prepared, job.precision, str(partial))
+        progress.report("reference", 0, workers)
+        begun = [shares.begin(job, rank, write_share, *arguments, files[rank::workers]) for rank in range(workers)]
+        for done, share in enumerate(begun, 1):
+            shares.result(job, share)
+            progress.report("reference", done, workers)
+        try:
+            partial.rename(place)
+        except OSError:  # another job was faster: its columns are the same
+            if not place.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
