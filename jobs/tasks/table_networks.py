@@ -41,7 +41,7 @@ class MlpConfig(PretrainedConfig):
         layers: int = 2,
         dropout: float = 0.1,
         embedding_size: int = 16,
-        frequencies: int = 0,
+        frequencies: int = 8,
         frequency_scale: float = 0.1,
         numeric_size: int = 8,
         hide_categories: float = 0.02,
