@@ -1,4 +1,5 @@
-"""Corpora that every machine has: the interpreter's own library, its docstrings (as preferences too), digits."""
+"""Corpora that every machine has: the interpreter's own library, its docstrings (as preferences too), scikit-learn's
+digits and tables, and a log of a pole being balanced."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs.data import pole
 from jobs.data.examples import Example, Rows, Source
 
 VERSION = 2
@@ -84,26 +86,66 @@ def _read_preferences() -> Rows:
             yield Example({"prompt": signature, "chosen": brief, "rejected": long}, where)
 
 
-def _digits() -> Source:
+def _read_digits() -> Rows:
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for image, label in zip(digits.images, digits.target, strict=True):
+        yield Example({"image": np.clip(image * 16, 0, 255).astype(np.uint8), "label": int(label)})
+
+
+def _read_breast_cancer() -> Rows:
+    """Yield 569 rows: 30 measures of a tumour's cells, and what it is."""
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    for row, kind in zip(data.data, data.target, strict=True):
+        measures = {str(name): float(value) for name, value in zip(data.feature_names, row, strict=True)}
+        yield Example({**measures, "diagnosis": str(data.target_names[kind])})
+
+
+def _read_diabetes() -> Rows:
+    """Yield 442 rows: ten measures of a patient, as they were taken, and how far the disease went in a year."""
+    from sklearn.datasets import load_diabetes
+
+    data = load_diabetes(scaled=False)
+    for row, value in zip(data.data, data.target, strict=True):
+        measures = {str(name): float(value) for name, value in zip(data.feature_names, row, strict=True)}
+        yield Example({**measures, "progression": float(value)})
+
+
+def _sklearn_source(name: str, files: tuple[str, ...], read: Callable[[], Rows]) -> Callable[[], Source]:
+    """Return what opens a data set that comes with scikit-learn, known by the bytes of its files there."""
+
+    def open_source() -> Source:
+        found = importlib.util.find_spec("sklearn")  # not imported: that takes a second, and rows may be there already
+        if found is None or found.origin is None:
+            raise UserError(f"data: {name} needs scikit-learn, which is not installed here")
+        content = [Path(found.origin).parent / "datasets" / "data" / file for file in files]
+        there = all(path.is_file() for path in content)
+        known = digest(content) if there else f"scikit-learn {metadata.version('scikit-learn')}"
+        return Source(name, known, read, f"{name} {VERSION}")
+
+    return open_source
+
+
+def _pole_balance() -> Source:
     def read() -> Rows:
-        import numpy as np
-        from sklearn.datasets import load_digits
+        for row in pole.episodes():
+            yield Example(row)
 
-        digits = load_digits()
-        for image, label in zip(digits.images, digits.target, strict=True):
-            yield Example({"image": np.clip(image * 16, 0, 255).astype(np.uint8), "label": int(label)})
-
-    found = importlib.util.find_spec("sklearn")  # not imported: that takes a second, and the rows may be there already
-    if found is None or found.origin is None:
-        raise UserError("data: sklearn-digits needs scikit-learn, which is not installed here")
-    content = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    known = digest([content]) if content.is_file() else f"scikit-learn {metadata.version('scikit-learn')}"
-    return Source("sklearn-digits", known, read, f"sklearn-digits {VERSION}")
+    return Source("pole-balance", digest([Path(pole.__file__)]), read, f"pole-balance {VERSION}")
 
 
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "python-stdlib": _library_source("python-stdlib", _read_library),
     "python-stdlib-docstrings": _library_source("python-stdlib-docstrings", _read_docstrings),
     "python-stdlib-preferences": _library_source("python-stdlib-preferences", _read_preferences),
-    "sklearn-digits": _digits,
+    "sklearn-digits": _sklearn_source("sklearn-digits", ("digits.csv.gz",), _read_digits),
+    "sklearn-breast-cancer": _sklearn_source("sklearn-breast-cancer", ("breast_cancer.csv",), _read_breast_cancer),
+    "sklearn-diabetes": _sklearn_source(
+        "sklearn-diabetes", ("diabetes_data_raw.csv.gz", "diabetes_target.csv.gz"), _read_diabetes
+    ),
+    "pole-balance": _pole_balance,
 }

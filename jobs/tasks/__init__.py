@@ -42,6 +42,7 @@ TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
     "seq2seq": "jobs.tasks.seq2seq:Seq2Seq",
+    "tabular": "jobs.tasks.tabular:Tabular",
     "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
 
