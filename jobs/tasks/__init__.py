@@ -41,6 +41,7 @@ IGNORED = -100
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
+    "recommendation": "jobs.tasks.recommendation:Recommendation",
     "seq2seq": "jobs.tasks.seq2seq:Seq2Seq",
     "tabular": "jobs.tasks.tabular:Tabular",
     "text-classification": "jobs.tasks.text_classification:TextClassification",

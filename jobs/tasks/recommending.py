@@ -1,0 +1,61 @@
+"""What a client asks a recommender, and what it is answered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.tasks import TaskError
+
+K = 10
+"""So many items are answered where a client does not say."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One question."""
+
+    known: list[int]
+    """The items of the history that the model knows, by number from 1, the earliest first."""
+    unknown: int
+    """How many others it holds."""
+    k: int
+    exclude_seen: bool
+
+
+def wish_of(instance: Any, numbers: Mapping[str, int], items: int) -> Wish:
+    """Read an instance: a history alone, or a mapping with k and exclude_seen beside it.
+
+    Args:
+        numbers: the known items' numbers.
+        items: how many there are.
+
+    Raises:
+        TaskError: k is out of range, or the history is no list of names.
+    """
+    asked = instance if isinstance(instance, Mapping) else {"history": instance}
+    history = asked["history"]
+    if isinstance(history, str | bytes) or not all(isinstance(name, str) for name in history):
+        raise TaskError(f"a history is a list of items' names, as texts (given: {history!r:.60})")
+    k = int(asked.get("k", min(K, items)))
+    if not 1 <= k <= items:
+        raise TaskError(f"k is {k}: there are {items} items to choose from")
+    names = [name.strip() for name in history if name.strip()]  # "" pads histories of a batch to one length
+    known = [numbers[name] for name in names if name in numbers]
+    return Wish(known, len(names) - len(known), k, bool(asked.get("exclude_seen", True)))
+
+
+def answer(wish: Wish, scores: np.ndarray, items: Sequence[str], by: str) -> dict[str, Any]:
+    """Return the best items and their scores, from scores (I,) float32; fewer than k where no more are unseen."""
+    seen = {number - 1 for number in wish.known} if wish.exclude_seen else set()
+    order = np.argsort(-scores, kind="stable")[: wish.k + len(seen)]
+    best = [index for index in order.tolist() if index not in seen][: wish.k]
+    return {
+        "items": [items[index] for index in best],
+        "scores": [float(scores[index]) for index in best],
+        "unknown": wish.unknown,
+        "ranked_by": by,
+    }
