@@ -41,6 +41,7 @@ IGNORED = -100
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
+    "speech-recognition": "jobs.tasks.speech_recognition:SpeechRecognition",
     "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
 

@@ -120,6 +120,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         code=shipping.digest(code.packed) if code is not None and sent else None,
         details=_details(model.model, manifest)
         | _embeddings(engine, model, task.embeds(config))
+        | ({"transcribes": True} if getattr(task, "transcribes", False) else {})
         | _warning(manifest, sampling_defaults.left_out(Path(directory)) if generates else None),
     )
 
