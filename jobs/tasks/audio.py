@@ -50,7 +50,7 @@ class Sound:
 
 
 def content_of(value: Any) -> bytes | tuple[np.ndarray, int]:
-    """Return what an example's column holds of a recording: a file's bytes, or samples and their rate.
+    """Return what an example's column holds of a recording: a file's bytes, or samples (T,) and their rate.
 
     Args:
         value: bytes, the path of a file, or what `datasets` writes: a mapping with `bytes`, `path`, or `array` and
@@ -74,7 +74,7 @@ def content_of(value: Any) -> bytes | tuple[np.ndarray, int]:
 
 
 def about(content: bytes | tuple[np.ndarray, int]) -> About:
-    """Return what a recording's header says, without decoding it.
+    """Return what a recording's header says, without decoding it; of samples (T,) or (T, channels), what they are.
 
     Raises:
         TaskError: it is no sound file of a kind that is read, is cut off, or holds nothing.
@@ -98,7 +98,7 @@ def about(content: bytes | tuple[np.ndarray, int]) -> About:
 
 
 def sound(content: bytes | tuple[np.ndarray, int], rate: int, most_s: float | None = None) -> Sound:
-    """Decode a recording to one channel at `rate` samples per second.
+    """Decode a recording to one channel, (T,) float32, at `rate` samples per second.
 
     Args:
         most_s: longer ones are refused before they are decoded: a small file can hold hours of silence.

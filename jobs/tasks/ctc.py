@@ -34,7 +34,7 @@ def best_paths(log_probabilities: torch.Tensor, frames: torch.Tensor) -> list[li
 
 
 def confidences(log_probabilities: torch.Tensor, frames: torch.Tensor) -> list[float]:
-    """Return the geometric mean of the best symbols' probabilities over each recording's frames: 0 to 1."""
+    """Return the geometric mean of the best symbols' probabilities over each recording's frames (B,): 0 to 1."""
     best = log_probabilities.max(-1).values
     inside = best.new_tensor(range(best.shape[1])) < frames.unsqueeze(1)
     return ((best * inside).sum(1) / frames).exp().tolist()

@@ -91,7 +91,7 @@ class SpeechRecognition(SpeechRows):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum CTC's loss, () fp32 nats, and the characters, () int64; a model that trains hears perturbed recordings.
+        """Sum CTC's loss, a scalar fp32 in nats, and the characters, int64; one that trains hears perturbed recordings.
 
         Args:
             batch: as `collate` makes it.
@@ -102,7 +102,7 @@ class SpeechRecognition(SpeechRows):
         return ctc.loss(scores, frames, batch["labels"], lengths, self.blank), lengths.sum()
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss, characters, and the edits of words and characters; keep a picture of each recording."""
+        """Sum loss, characters, and the edits of words and characters, scalars (); keep a picture of each recording."""
         import torch
 
         scores, frames = self._heard(model, batch["waveform"], batch["samples"])

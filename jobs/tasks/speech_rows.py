@@ -144,7 +144,7 @@ class SpeechRows(OwnNetworks):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Decode recordings and number the characters of transcripts; what is too long or too fast is left out."""
+        """Decode recordings to samples (N, T) and number their transcripts (N, L); what is too long is left out."""
         rows = [self._row(example) for example in examples]
         names = ("resampled", "averaged", "too_long", "too_fast", "unknown")
         counts = {name: np.array([name in row["notes"] for row in rows], np.int32) for name in names}

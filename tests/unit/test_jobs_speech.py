@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.errors import UserError
+from jobs.data import prepare
 from jobs.data.examples import Example
+from jobs.spec import JobSpec
 from jobs.tasks import TaskError, ctc, transcripts
 from jobs.tasks.speech_recognition import SpeechRecognition
 from jobs.worker.loop import step_seed
@@ -386,3 +389,44 @@ def test_a_model_without_a_head_gets_one(tmp_path: Path) -> None:
     model = task.load_model(tmp_path)
     assert model.config.vocab_size == len(task.symbols)
     assert any("lm_head" in sentence and "random until trained" in sentence for sentence in task.said)
+
+
+# -- the whole preparation ---------------------------------------------------------------------------------------------
+
+
+def spec_for(train: Any, held_out: Any = None, bad_rows: str = "stop", **task: Any) -> JobSpec:
+    data = {"train": train, "bad_rows": bad_rows}
+    return JobSpec.model_validate(
+        {
+            "name": "x",
+            "phase": "pretrain",
+            "task": {"name": "speech-recognition", "transcript_from": "{text}_{voice}_{take}", **task},
+            "model": {"architecture": "crnn"},
+            "data": {**data, "eval": held_out} if held_out else {**data, "eval_fraction": 0.25},
+            "training": {"steps": 1},
+        }
+    )
+
+
+def test_a_folder_is_prepared_and_a_broken_file_is_named(tmp_path: Path) -> None:
+    tones.write(tmp_path / "said", ["a", "b", "ab", "ba"], {"low": 1.0, "high": 1.2}, takes=2)
+    done = prepare.prepare(spec_for("said"), tmp_path, tmp_path / "s")
+    assert (done.train_rows, done.eval_rows) == (12, 4)
+    notes = "\n".join(done.notes)
+    assert "2 characters: 'ab'" in notes
+    assert "8000 samples per second, as the first one has" in notes
+    (tmp_path / "said/b_low_9.wav").write_bytes(b"RIFF, broken")
+    with pytest.raises(UserError, match=r"b_low_9\.wav: no sound file that can be read"):
+        prepare.prepare(spec_for("said"), tmp_path, tmp_path / "s")
+    skipped = prepare.prepare(spec_for("said", bad_rows="skip"), tmp_path, tmp_path / "s")
+    assert skipped.train_rows + skipped.eval_rows == 16
+
+
+def test_a_voice_is_kept_aside_and_what_it_lacks_is_said(tmp_path: Path) -> None:
+    tones.write(tmp_path, ["a", "b", "ab"], {"low": 1.0}, takes=2)
+    tones.write(tmp_path, ["a", "c", "abab"], {"high": 1.2})
+    done = prepare.prepare(spec_for("*_low_*.wav", "*_high_*.wav"), tmp_path, tmp_path / "s")
+    assert (done.train_rows, done.eval_rows) == (6, 2)
+    notes = "\n".join(done.notes)
+    assert "held out: 1 of 3 recordings are longer than" in notes
+    assert "held out: 1 of 3 transcripts have characters that the model does not know" in notes

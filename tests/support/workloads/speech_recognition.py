@@ -40,6 +40,6 @@ WORKLOAD = Workload(
     write=write,
     learned=learned,
     asked=asked,
-    training={"steps": 80, "global_batch_size": 16, "learning_rate": 1e-2},
+    training={"steps": 40, "global_batch_size": 16, "learning_rate": 1e-2},
     pictures=("recordings.png",),
 )
