@@ -2,23 +2,24 @@
 
 A source gives dictionaries one by one, in a fixed order and as often as it is asked; it has a name, a digest of its
 content, and says how that is read. Text files are one example each (`text`); JSONL, JSON, CSV, TSV and Parquet give one
-example a row; a folder of folders of images gives `image` and `label`. Which files a place names: jobs/data/listing.py.
+example a row; a folder of folders of images gives `image` and `label`.
+Folders of recordings: jobs/data/audio_folders.py. Which files a place names: jobs/data/listing.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import listing, readers, tables
+from jobs.data import audio_folders, listing, readers, tables
 from jobs.data.classes import features_in, said_of_names
 from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind, other_content
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import BadRow, Example, Rows, Source, unread
+from jobs.data.file_digests import file_digest, open_or_say
 from jobs.data.hub import open_hub
 from jobs.data.joining import joined, once, said_of_kinds, sha256
 from jobs.data.listing import Listing
@@ -100,7 +101,7 @@ def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
     reading = f"{suffix} {version} {compression(path)}"
     return Source(
         path.name,
-        _file_digest(path),
+        file_digest(path),
         lambda: _whole(path, reader),
         reading,
         said_of_names(features_in(path)) if suffix == ".parquet" else (),
@@ -112,23 +113,11 @@ def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
 
 def _refuse_pointer(path: Path) -> None:
     """Raise UserError for what a clone without Git LFS leaves in place of a file."""
-    with _open_or_say(path) as file:
+    with open_or_say(path) as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(
                 f"data: {path} is a pointer of Git LFS, not the file it stands for: git lfs pull fetches it"
             )
-
-
-def _open_or_say(path: Path) -> BinaryIO:
-    """Open a file's bytes.
-
-    Raises:
-        UserError: it cannot be opened.
-    """
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"data: cannot read {path}: {error.strerror}") from error
 
 
 def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
@@ -156,23 +145,14 @@ def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
         yield unread(str(path), f"{what}: {error}")
 
 
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with _open_or_say(path) as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise UserError(f"data: cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def _folder(path: Path, form: TableForm = tables.PLAIN) -> Source:
     found = listing.of_folder(path)
     images = [file for file in found.files if file.suffix.lower() in IMAGE_SUFFIXES]
     by_label = [file for file in images if len(file.relative_to(path).parts) == 2]
     if by_label and len(images) >= sum(map(readable, found.files)):
         return _images(path, by_label, found)
+    if audio_folders.are_recordings(found.files, READERS | tables.SEPARATORS):
+        return audio_folders.recordings(_name(path), path, found, form)
     whole = _of_listing(_name(path), path, found, form)
     return replace(whole, name=_name(path))
 
@@ -193,7 +173,7 @@ def _images(folder: Path, images: list[Path], found: Listing) -> Source:
     for folder_ in sorted(path for path in folder.iterdir() if path.is_dir() and not _skipped(path)):
         if folder_.name not in labelled:
             found.leave_out("a folder without an image, which makes no label", folder_.name)
-    digest = sha256("".join(f"{p.parent.name!r} {_file_digest(p)}\n" for p in images))
+    digest = sha256("".join(f"{p.parent.name!r} {file_digest(p)}\n" for p in images))
     reader: Any = lambda _: read()  # noqa: E731
     return Source(
         _name(folder),
@@ -219,6 +199,8 @@ def _of_listing(name: str, base: Path, found: Listing, form: TableForm) -> Sourc
     Raises:
         UserError: there is none.
     """
+    if audio_folders.are_recordings(found.files, READERS | tables.SEPARATORS):
+        return audio_folders.recordings(name, found.root or base, found, form)
     files = [path for path in found.files if readable(path)]
     for path in found.files:
         if not readable(path):

@@ -43,6 +43,7 @@ TASKS = {
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
     "recommendation": "jobs.tasks.recommendation:Recommendation",
     "seq2seq": "jobs.tasks.seq2seq:Seq2Seq",
+    "speech-recognition": "jobs.tasks.speech_recognition:SpeechRecognition",
     "tabular": "jobs.tasks.tabular:Tabular",
     "text-classification": "jobs.tasks.text_classification:TextClassification",
 }

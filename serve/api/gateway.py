@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from serve.api import embeddings, inference_api, openai_api
+from serve.api import embeddings, forms, inference_api, openai_api, transcriptions
 from serve.api.admission import Admission, estimate, everyone
 from serve.api.answering import Forms, answered, identity_headers
 from serve.api.aside import parsed
@@ -124,6 +124,26 @@ class Gateway:
             ticket.prompt(vectors.prompt_tokens)
         answer = embeddings.answer(f"{card.name}@{vectors.identity.version}", wanted, vectors)
         return JSONResponse(answer, headers=identity_headers(vectors.identity) | ticket.headers)
+
+    async def transcriptions(self, request: Request) -> Response:
+        content_type = request.headers.get("content-type")
+        async with self._bodies.of(request, forms.check_form) as raw:
+            size = len(raw)
+            fields = await parsed(size, forms.read, raw, content_type)
+        card = self._card(model_name(fields), of(request))
+        if not card.details.get("transcribes"):
+            message = f"{card.name!r} is a model for {card.task}, and writes no recordings down"
+            raise ApiError(400, message, code="unsupported_task", param="model")
+        wanted = transcriptions.parse(fields)
+        now = exchange.current()
+        call = InferCall(f"trsc-{now.call_id}", {transcriptions.INPUT: [wanted.file]}, **now.carried)
+        with await self._admission.begin(of(request), card.name, *estimate(size, 0, 1), rows=1) as ticket:
+            result = await self._backend.infer(card.name, call)
+            inferred = accepted(replace(result, param="file") if isinstance(result, Refused) else result)
+            ticket.predicted(1)
+        content, kind = transcriptions.answer(wanted, inferred.predictions[0])
+        headers = identity_headers(inferred.identity) | ticket.headers
+        return Response(content, headers=headers, media_type=kind)
 
     def models(self, caller: Caller) -> dict[str, Any]:
         return {"object": "list", "data": [_listed(card) for card in self._cards(caller)]}

@@ -14,7 +14,14 @@ from pydantic import ValidationError
 
 from serve.api import mistakes, openai_requests
 from serve.api.body import ApiError, shown
-from serve.api.openai_requests import Body, ChatRequest, CompletionRequest, EmbeddingsRequest, is_empty
+from serve.api.openai_requests import (
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    TranscriptionRequest,
+    is_empty,
+)
 from serve.api.responses import requests as responses_requests
 from serve.api.responses.requests import ResponsesRequest
 
@@ -100,6 +107,21 @@ OF_ROUTE: dict[type[Body], dict[str, tuple[Any, ...]]] = {
         "normalize": (True,),
         "truncate": (False, "NONE"),
     },
+    TranscriptionRequest: {  # a form: its values are texts
+        "chunking_strategy": (),
+        "include": (),
+        "include[]": (),
+        "keywords[]": (),
+        "known_speaker_names[]": (),
+        "known_speaker_references[]": (),
+        "language": (),
+        "languages[]": (),
+        "prompt": (),
+        "stream": ("false", "False"),
+        "temperature": ("0", "0.0"),
+        "timestamp_granularities": (),
+        "timestamp_granularities[]": (),
+    },
     ResponsesRequest: {
         "add_special_tokens": (False,),
         "background": (False,),
@@ -135,6 +157,10 @@ HINTS = {
 """What to do instead; "leave it out" for the others."""
 NOT_STORED = "nothing is stored here: send all earlier items in `input`"
 HINTS_OF_ROUTE: dict[type[Body], dict[str, str]] = {
+    TranscriptionRequest: {
+        "language": "a model writes the language that it has learned: leave it out",
+        "temperature": "a transcript is the most likely one: leave it out, or send 0",
+    },
     ResponsesRequest: {
         "background": "responses are not stored here: wait for the answer, or stream it",
         "context_management": "nothing is shortened here: send the items that the model shall see",
@@ -150,7 +176,7 @@ HINTS_OF_ROUTE: dict[type[Body], dict[str, str]] = {
         "structured_outputs": "use `text.format`",
         "store": "responses are not stored here: leave it out, or send false",
         "truncation": "nothing is cut here: a request beyond the context is refused",
-    }
+    },
 }
 """The same, where it depends on the route."""
 

@@ -193,8 +193,24 @@ class EmbeddingsRequest(Body):
     dimensions: int | None = None
 
 
+class TranscriptionRequest(Body):
+    model: str
+    file: Any
+    response_format: Literal["json", "text"] | None = None
+
+
 MODELS: tuple[type[BaseModel], ...] = (
-    *(ChatRequest, CompletionRequest, EmbeddingsRequest, Message, TextPart, ToolCall, CalledFunction, StreamOptions),
+    *(
+        ChatRequest,
+        CompletionRequest,
+        EmbeddingsRequest,
+        TranscriptionRequest,
+        Message,
+        TextPart,
+        ToolCall,
+        CalledFunction,
+        StreamOptions,
+    ),
     *(Tool, Function, NamedTool, FunctionName, AllowedTools, ToolSubset, ResponseFormat, JsonSchema),
 )
 """All of them, for the names of their fields."""

@@ -96,6 +96,10 @@ def _add_openai(app: FastAPI, find: Find) -> None:
     async def embeddings(request: Request) -> Response:
         return await find().embeddings(request)
 
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request) -> Response:
+        return await find().transcriptions(request)
+
     @get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         return find().models(callers.of(request))

@@ -121,6 +121,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
         details=_details(model.model, manifest)
         | _embeddings(engine, model, task.embeds(config))
         | ({"infers": True} if engine.infers else {})
+        | ({"transcribes": True} if getattr(task, "transcribes", False) else {})
         | _warning(manifest, sampling_defaults.left_out(Path(directory)) if generates else None),
     )
 

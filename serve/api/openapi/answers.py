@@ -62,6 +62,7 @@ def _openai() -> dict[str, Schema]:
             model=STRING,
             usage=shape(prompt_tokens=INTEGER, total_tokens=INTEGER),
         ),
+        "Transcription": shape(text=STRING),
         "Model": card,
         "Models": shape(object=only("list"), data=listed(reference("Model"))),
     }

@@ -12,12 +12,23 @@ from serve.api import openai_messages
 from serve.api.embeddings import MOST_INPUTS
 from serve.api.inference_api import NamedPart, RequestBody
 from serve.api.openai_parameters import ASKS_WHEN_EMPTY, HARMLESS, NEUTRAL, OF_ROUTE
-from serve.api.openai_requests import AllowedTools, Body, ChatRequest, CompletionRequest, EmbeddingsRequest, NamedTool
+from serve.api.openai_requests import (
+    AllowedTools,
+    Body,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    NamedTool,
+    TranscriptionRequest,
+)
 from serve.api.responses import requests as items
 
 Schema = dict[str, Any]
 REFERENCE = "#/components/schemas/{model}"
-ROUTES: tuple[type[Body], ...] = (ChatRequest, CompletionRequest, EmbeddingsRequest, items.ResponsesRequest)
+ROUTES: tuple[type[Body], ...] = (
+    *(ChatRequest, CompletionRequest, EmbeddingsRequest),
+    *(items.ResponsesRequest, TranscriptionRequest),
+)
 """Bodies beside whose fields parameters may come that ask for nothing."""
 READ_BY_TYPE: tuple[type[BaseModel], ...] = (
     *(items.MessageItem, items.MessagePart, items.CallItem, items.ResultItem, items.ReasoningItem),
@@ -84,6 +95,7 @@ def _read_by_hand() -> dict[tuple[str, str], Schema]:
     return {
         ("CompletionRequest", "prompt"): {"anyOf": [*_texts({"type": "string"}), {"type": "null"}]},
         ("EmbeddingsRequest", "input"): {"anyOf": _texts({"type": "string", "minLength": 1}, MOST_INPUTS)},
+        ("TranscriptionRequest", "file"): {"type": "string", "format": "binary"},
         ("MessageItem", "content"): parts,
         ("ResultItem", "output"): parts,
         ("ResponsesRequest", "input"): {

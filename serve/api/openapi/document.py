@@ -27,6 +27,8 @@ class Operation:
     body: str | None = None
     """The schema of its body."""
     needs_body: bool = True
+    is_form: bool = False
+    """Whether the body is a form, and the answer may be plain text."""
     streams: bool = False
     """Whether it can answer with server-sent events."""
     unready: str | None = None
@@ -38,6 +40,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", "/v1/completions"): Operation("Go on with a text", "Completion", "CompletionRequest", streams=True),
     ("post", "/v1/responses"): Operation("Answer input items", "Response", "ResponsesRequest", streams=True),
     ("post", "/v1/embeddings"): Operation("Make vectors of texts", "Embeddings", "EmbeddingsRequest"),
+    ("post", "/v1/audio/transcriptions"): Operation(
+        "Write down what is said in a recording", "Transcription", "TranscriptionRequest", is_form=True
+    ),
     ("get", "/v1/models"): Operation("List the models", "Models"),
     ("get", "/v1/models/{name}"): Operation("Describe a model", "Model"),
     ("get", "/v2"): Operation("Describe the server", "Server"),
@@ -116,6 +121,8 @@ def _operation(method: str, path: str) -> dict[str, Any]:
     told["summary"] = known.summary
     if known.body:
         told["requestBody"] = {"required": known.needs_body, "content": _content(known.body)}
+        if known.is_form:
+            told["requestBody"]["content"] = {"multipart/form-data": {"schema": reference(known.body)}}
     if path.endswith("/infer"):
         told["parameters"] = [*told["parameters"], _length_header()]
     return {**told, "responses": _responses(known, path)}
@@ -140,6 +147,8 @@ def _responses(known: Operation, path: str) -> dict[str, Any]:
     content = _content(known.answer)
     if known.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
+    if known.is_form:
+        content["text/plain"] = {"schema": {"type": "string"}}
     if path.endswith("/infer"):
         content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     return {"200": {"description": "the answer", "content": content}, **responses}
