@@ -41,6 +41,7 @@ IGNORED = -100
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
+    "image-embedding": "jobs.tasks.image_embedding:ImageEmbedding",
     "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
 
