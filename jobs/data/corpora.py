@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs.data import corpora_shapes
 from jobs.data.examples import Example, Rows, Source
 
 VERSION = 2
@@ -88,4 +89,5 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
     "python-stdlib": _library_source("python-stdlib", _read_library),
     "python-stdlib-docstrings": _library_source("python-stdlib-docstrings", _read_docstrings),
     "sklearn-digits": _digits,
+    corpora_shapes.NAME: corpora_shapes.source,
 }

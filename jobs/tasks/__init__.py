@@ -42,6 +42,7 @@ TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
     "image-embedding": "jobs.tasks.image_embedding:ImageEmbedding",
+    "object-detection": "jobs.tasks.object_detection:ObjectDetection",
     "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
 
