@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.errors import UserError
-from jobs.data import pole
+from jobs.data import corpora_shapes, pole
 from jobs.data.examples import Example, Rows, Source
 
 VERSION = 2
@@ -148,4 +148,5 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
         "sklearn-diabetes", ("diabetes_data_raw.csv.gz", "diabetes_target.csv.gz"), _read_diabetes
     ),
     "pole-balance": _pole_balance,
+    corpora_shapes.NAME: corpora_shapes.source,
 }

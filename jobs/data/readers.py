@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.unique_keys import KeyTwice, unique
+from jobs.data import coco
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Example, Rows, bounded, unread
 
@@ -110,8 +111,11 @@ def _opens_a_list(line: bytes) -> bool:
 
 
 def _one_or_more(path: Path, rows: Rows) -> Rows:
-    """Pass the single object of a file on, unless it is a wrapping of the list that is meant."""
+    """Pass the single object of a file on, unless it is a COCO data set, or a wrapping of the list that is meant."""
     for row in rows:
+        if isinstance(row, Example) and coco.is_coco(row):
+            yield from coco.examples(path, row)
+            continue
         lists = [
             key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)
         ] if isinstance(row, Example) else []  # fmt: skip

@@ -41,6 +41,8 @@ IGNORED = -100
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
+    "image-embedding": "jobs.tasks.image_embedding:ImageEmbedding",
+    "object-detection": "jobs.tasks.object_detection:ObjectDetection",
     "recommendation": "jobs.tasks.recommendation:Recommendation",
     "seq2seq": "jobs.tasks.seq2seq:Seq2Seq",
     "speech-recognition": "jobs.tasks.speech_recognition:SpeechRecognition",

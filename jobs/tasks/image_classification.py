@@ -6,39 +6,33 @@ all ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from cluster.strict import Text
-from jobs.tasks import Batch, Columns, TaskError, TaskOptions
+from jobs.tasks import Batch, Better, Columns, TaskOptions
+from jobs.tasks.augmentation import AugmentationOptions, augmented, mixed
 from jobs.tasks.classification import Classifier
-from jobs.tasks.image_files import Picture
-from jobs.tasks.images import COUNTED, LARGEST, PixelSums, bits_of, counts, deepened, read_picture, resize, sent_picture
-from jobs.tasks.labels import check_columns, classified, column_of, kind_of
+from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings, on_device
+from jobs.tasks.images import counts, read_picture, sent_picture
+from jobs.tasks.labels import check_columns, classified, kind_of
 
 if TYPE_CHECKING:
     import torch
 
-PREPROCESSING_FILE = "preprocessor_config.json"
 
+class ImageClassificationOptions(ImageOptions, AugmentationOptions):
+    """How images become pixels, and how they are changed at random in training."""
 
-class ImageClassificationOptions(TaskOptions):
-    """How images become pixels."""
-
-    image_column: Text = "image"
-    """The column that holds the image: a folder of folders of images has it."""
     label_column: Text = "label"
     """The column that holds the label."""
-    image_size: int | None = Field(None, gt=0, le=65_536)
-    """Pixels per side; images of another size are resized. Left out: the size of the first image."""
-    channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour. Left out: as the first image has."""
+    mixup: float = Field(0.0, ge=0, le=10)
+    """In training, images and their labels are mixed in pairs, by shares of Beta(mixup, mixup); 0.2 is usual."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> ImageClassificationOptions:
@@ -47,46 +41,30 @@ class ImageClassificationOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class ImageFindings:
-    """What images say, out of one chunk or many."""
+    """What images and labels say, out of one chunk or many."""
 
-    size: tuple[int, int]
-    channels: int
-    """Size and channels of the first image."""
+    pixels: PixelFindings
     labels: frozenset[str]
-    sums: Mapping[int, PixelSums] = field(default_factory=dict)
-    """By number of channels: until the first image of all is known, each is counted as grey and as colour."""
-    bits: int = 8
-    """8, or 16 where an image has them."""
     kinds: frozenset[str] = frozenset()
     """What the labels are, in words: text, numbers."""
 
     def merged(self, later: ImageFindings) -> ImageFindings:
         """Return the findings of both chunks."""
-        sums = {channels: self.sums[channels] + later.sums[channels] for channels in self.sums}
-        bits = max(self.bits, later.bits)
-        kinds = self.kinds | later.kinds
-        return ImageFindings(self.size, self.channels, self.labels | later.labels, sums, bits, kinds)
+        return ImageFindings(self.pixels.merged(later.pixels), self.labels | later.labels, self.kinds | later.kinds)
 
 
-class ImageClassification(Classifier):
-    """A small CNN of ours, or any transformers image classifier."""
+class ImageClassification(ImageTask, Classifier):
+    """One label per image, of those that training has seen: it knows no other, and names none of several things.
+
+    A small CNN of ours, or any transformers image classifier.
+    """
 
     name: ClassVar[str] = "image-classification"
     version: ClassVar[int] = 4
     Options: ClassVar[type[TaskOptions]] = ImageClassificationOptions
-    unit: ClassVar[str] = "images"
-    learned_files: ClassVar[tuple[str, ...]] = (PREPROCESSING_FILE,)
-    counted: ClassVar[Mapping[str, str]] = COUNTED
+    metrics: ClassVar[Mapping[str, Better]] = {**Classifier.metrics, "top5_accuracy": "max"}
 
     options: ImageClassificationOptions
-
-    def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
-        super().__init__(options)
-        self.size: tuple[int, int] = (0, 0)
-        self.channels = 0
-        self.bits = 8
-        self.mean: list[float] = []
-        self.std: list[float] = []
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -95,18 +73,6 @@ class ImageClassification(Classifier):
         self._image(example)
         self._label(example)
 
-    def content(self, example: Mapping[str, Any]) -> Any:
-        """Return the image, whatever its label or its path."""
-        there = [path for path in self.files(example) if path.is_file()]
-        return there[0].read_bytes() if there else self._image(example)
-
-    def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
-        """Return the image's path, where the example names it instead of holding it."""
-        image = self._image(example)
-        if isinstance(image, Mapping):
-            image = image.get("bytes") or image.get("path")
-        return [Path(image)] if isinstance(image, str | Path) else []
-
     def unused(self, example: Mapping[str, Any]) -> list[str]:
         """Return the columns that are neither the image nor the label."""
         read = {self.options.image_column, self.options.label_column}
@@ -114,65 +80,15 @@ class ImageClassification(Classifier):
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
         """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""
-        side, wanted = self.options.image_size, self.options.channels
-        images = [read_picture(self._image(example)).pixels for example in examples]
-        sums: dict[int, PixelSums] = {channels: PixelSums() for channels in ((wanted,) if wanted else (1, 3))}
-        for image in images:
-            size = (side, side) if side else (image.shape[0], image.shape[1])
-            sums = {channels: sums[channels] + PixelSums.of(resize(image, size, channels)) for channels in sums}
+        pixels = PixelFindings.of([read_picture(self._image(each)).pixels for each in examples], self.options)
         labels = frozenset(self._label(example) for example in examples)
-        first, bits = images[0].shape, max(map(bits_of, images))
-        kinds = frozenset(kind_of(example[self.options.label_column]) for example in examples)
-        return ImageFindings((first[0], first[1]), first[2], labels, sums, bits, kinds)
+        return ImageFindings(
+            pixels, labels, frozenset(kind_of(example[self.options.label_column]) for example in examples)
+        )
 
     def fit(self, findings: ImageFindings) -> list[str]:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
-        of_labels = self._learn_labels(findings.labels, findings.kinds)
-        side = self.options.image_size
-        self.size = (side, side) if side else findings.size
-        self.channels = self.options.channels or (1 if findings.channels == 1 else 3)
-        self.bits = findings.bits
-        self.mean, self.std = findings.sums[self.channels].mean_and_deviation()
-        said = [*of_labels, f"images become {self._form()}"]
-        return [*said, *(["images of 16 bits: all pixels are kept as 16 bits, 0 to 65535"] * (self.bits == 16))]
-
-    def inherit(self, parent: Path | str) -> bool:
-        """Keep the parent's labels, size and normalisation; options that ask for others are refused."""
-        super().inherit(parent)
-        side, channels = self.options.image_size, self.options.channels
-        if side and (side, side) != self.size:
-            raise TaskError(f"task.image_size is {side}, but the model it starts from sees {self.size}: leave it out")
-        if channels and channels != self.channels:
-            raise TaskError(f"task.channels is {channels}, but the model it starts from has {self.channels}")
-        return True
-
-    def save(self, directory: Path) -> None:
-        """Write preprocessor_config.json: size, channels, mean, deviation, labels."""
-        settings = {
-            "size": {"height": self.size[0], "width": self.size[1]},
-            "num_channels": self.channels,
-            "image_mean": self.mean,
-            "image_std": self.std,
-            "rescale_factor": 1 / LARGEST[self.bits],
-            "labels": self.labels,
-        }
-        (directory / PREPROCESSING_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
-
-    @classmethod
-    def load(cls, directory: Path, options: TaskOptions | Mapping[str, Any] | None = None) -> ImageClassification:
-        """Read what `save` wrote."""
-        task = cls(options)
-        try:
-            settings = json.loads((Path(directory) / PREPROCESSING_FILE).read_text(encoding="utf-8"))
-            task.size = (settings["size"]["height"], settings["size"]["width"])
-            task.channels, task.labels = settings["num_channels"], settings["labels"]
-            task.mean, task.std = settings["image_mean"], settings["image_std"]
-            task.bits = 16 if settings.get("rescale_factor") == 1 / LARGEST[16] else 8
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise TaskError(
-                f"{directory} holds no image classifier of Tandem: {PREPROCESSING_FILE}: {error}"
-            ) from error
-        return task
+        return [*self._learn_labels(findings.labels, findings.kinds), *self._learn_pixels(findings.pixels)]
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Resize to the fitted size, pixels (N, H, W, C) uint8 or uint16; look labels up, (N,) int32."""
@@ -227,6 +143,39 @@ class ImageClassification(Classifier):
         model, self.said = image_models.load(directory, dtype, config or {})
         return model
 
+    # -- learning ---------------------------------------------------------------------------------------------------
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum the cross-entropy over the images: () fp32 nats, and their number () int64.
+
+        Args:
+            batch: pixel_values (B, C, H, W), changed at random where the model is in training; labels (B,) int64.
+        """
+        import torch
+
+        if not model.training:
+            return super().loss(model, batch)
+        pixels, labels = augmented(batch["pixel_values"], self.options), batch["labels"]
+        count = torch.tensor(len(labels), device=labels.device)
+        if not self.options.mixup:
+            return super().loss(model, {"pixel_values": pixels, "labels": labels})[0], count
+        pixels, others, share = mixed(pixels, self.options.mixup)
+        logits = self._logits(model, {"pixel_values": pixels})
+        first, second = (
+            torch.nn.functional.cross_entropy(logits, each, reduction="sum") for each in (labels, labels[others])
+        )
+        return share * first + (1 - share) * second, count
+
+    def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return loss (nats per image), accuracy, and how often the label is among the five best guesses."""
+        top = sums.get("among_five", 0.0) / max(sums["targets"], 1)
+        return {**super().summarise(sums), "top5_accuracy": top}
+
+    def _guesses(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Count of logits (B, C) fp32 labels (B,) int64 that are the first guess, and those among the best five."""
+        best = logits.topk(min(5, logits.shape[1])).indices
+        return {**super()._guesses(logits, labels), "among_five": (best == labels[:, None]).any(1).sum()}
+
     # -- use --------------------------------------------------------------------------------------------------------
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
@@ -241,40 +190,20 @@ class ImageClassification(Classifier):
         with torch.inference_mode():
             return self._answers(self._logits(model, {"pixel_values": self._normalise(pixels)}))
 
-    def inputs(self) -> list[dict[str, Any]]:
-        """Describe the image tensor, in whose place files may be sent."""
-        tensor = {"name": "image", "datatype": f"UINT{self.bits}", "shape": [-1, *self.size, self.channels]}
-        return [{**tensor, "parameters": {"content_types": ["np", "base64"]}}]
-
     def outputs(self) -> list[dict[str, Any]]:
         """Describe label, score and scores."""
         return [] if self.answers_otherwise(ImageClassification) else classified(self.labels)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _image(self, example: Mapping[str, Any]) -> Any:
-        return column_of(example, self.options.image_column, "image_column")
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "labels": self.labels}
 
-    def _form(self) -> str:
-        chosen = "as the first one is" if None in (self.options.image_size, self.options.channels) else "as asked for"
-        return f"{self.size[0]} x {self.size[1]} pixels, {'grey' if self.channels == 1 else 'in colour'}: {chosen}"
-
-    def _pixels(self, pictures: Sequence[Picture]) -> np.ndarray:
-        """Return uint8 or uint16 (B, H, W, C) of the fitted size."""
-        resized = (resize(picture.pixels, self.size, self.channels) for picture in pictures)
-        return np.stack([deepened(pixels, self.bits) for pixels in resized])
-
-    def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
-        """Turn pixels (B, H, W, C) into fp32 (B, C, H, W) of mean 0 and deviation 1 over the training images."""
-        import torch
-
-        scaled = torch.from_numpy(pixels.astype(np.float32) / LARGEST[bits_of(pixels)])
-        return ((scaled - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(0, 3, 1, 2).contiguous()
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        super()._take(settings)
+        self.labels = settings["labels"]
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return logits (B, labels) in fp32."""
-        import torch
-
-        parameter = next(model.parameters())
-        dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
-        return model(pixel_values=batch["pixel_values"].to(parameter.device, dtype)).logits.float()
+        logits: torch.Tensor = model(pixel_values=on_device(batch["pixel_values"], model)).logits.float()
+        return logits
