@@ -18,6 +18,8 @@ DESCRIPTIONS = {
     "evaluate": "evaluating",
     "measure": "measuring",
     "quantize": "quantising",
+    "predict": "predicting",
+    "write": "writing the output",
 }
 
 

@@ -39,9 +39,10 @@ from jobs.tasks import (
 )
 from jobs.tasks.architectures import LENGTHS, positions
 from jobs.tasks.causal_lm_options import CausalLMOptions
-from jobs.tasks.conversations import conversation_of
+from jobs.tasks.conversations import conversation_of, messages_of
 from jobs.tasks.examples import ExampleReader, PreferenceReader
 from jobs.tasks.preferences import preference_of
+from jobs.tasks.prompts import prompt_of
 from jobs.tasks.tokenization import TextFindings
 
 if TYPE_CHECKING:
@@ -321,6 +322,10 @@ class CausalLM(Task):
         return preference_loss.collapse(metrics)
 
     # -- use --------------------------------------------------------------------------------------------------------
+
+    def instance(self, example: Mapping[str, Any]) -> str | tuple[dict[str, Any], ...]:
+        """Return what an engine goes on from: a text, or the messages of a conversation before its answer."""
+        return prompt_of(example, self._reader, self.options.text_column is not None)
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Refuse: an engine generates for this task."""
