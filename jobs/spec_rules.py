@@ -12,17 +12,23 @@ from pydantic import BaseModel
 
 from jobs.spec_schedule import schedule
 from jobs.spec_sections import CheckpointSpec, DataSpec, EvaluateSpec, FailuresSpec, QuantizeSpec
+from jobs.spec_sweep import phase_of
 
 Location = tuple[str | int, ...]
-ALL_PHASES = ("pretrain", "finetune", "evaluate", "quantize")
-OF_PHASES = {"training": ("pretrain", "finetune"), "evaluate": ("evaluate",), "quantize": ("quantize",)}
+ALL_PHASES = ("pretrain", "finetune", "evaluate", "quantize", "sweep")
+OF_PHASES = {
+    "training": ("pretrain", "finetune", "sweep"),
+    "evaluate": ("evaluate",),
+    "quantize": ("quantize",),
+    "sweep": ("sweep",),
+}
 """Sections that only some phases read."""
 DEFAULTS = {"evaluate": EvaluateSpec().model_dump(), "quantize": QuantizeSpec().model_dump()}
 
 
 def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what a phase lacks or cannot honour, each with its place; sections of a wrong type are passed over."""
-    phase = values.get("phase")
+    written, phase = values.get("phase"), phase_of(values)
     yield from _model(phase, _section(values, "model"))
     if phase in ("pretrain", "finetune"):
         yield from _training(phase, values)
@@ -36,7 +42,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             ("register",),
             "phase evaluate makes no model that `register` could name; promote the one it measures",
         )
-    yield from _without_effect(phase, values)
+    yield from _without_effect(written, values)
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:
