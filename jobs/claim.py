@@ -31,6 +31,16 @@ def claim(storage: Path, spec: JobSpec, job: str = "") -> tuple[RunFolder, Lease
         owned.release()  # its owner has just finished it
 
 
+def claim_folder(path: Path, job: str = "") -> tuple[RunFolder, Lease]:
+    """Return a folder that was made for one run, a sweep's trial, and the lease as `claim` does.
+
+    Raises:
+        RunIsOwned: another process works on it.
+    """
+    owned = lease.take(path, job)
+    return RunFolder(path, resumed=RunFolder(path).status() is not None, lease=owned.number), owned
+
+
 def _choose(root: Path, spec: JobSpec) -> RunFolder:
     stem = f"{spec.name}-{spec.digest()[:8]}"
     numbers = [int(number) for path in root.glob(f"{stem}-*") if (number := path.name.rpartition("-")[2]).isdigit()]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from jobs import trial_table
 from jobs.progress import Progress, Throttle
+from jobs.trial_table import TrialLine
 
 DESCRIPTIONS = {
     "read": "reading the data",
@@ -20,6 +24,7 @@ DESCRIPTIONS = {
     "quantize": "quantising",
     "predict": "predicting",
     "write": "writing the output",
+    "sweep": "trials ended",
 }
 
 
@@ -33,6 +38,7 @@ class LiveView:
         self._task: Any = None
         self._throttle = Throttle(10.0)
         self._phase = ""
+        self._trials: dict[int, TrialLine] = {}
         if sys.stderr.isatty():
             self._bar = _progress_bar()
             self._task = self._bar.add_task(title, total=None, detail="sent to the cluster")
@@ -52,8 +58,20 @@ class LiveView:
         """Take one line of the job's log."""
         if meaning is not None:
             self._show(meaning)
+        elif (trial := trial_table.parse(text)) is not None:
+            self._show_trial(trial)
         elif self._verbose or text.startswith("tandem: "):
             self._print(text.removeprefix("tandem: "))
+
+    def _show_trial(self, trial: TrialLine) -> None:
+        """Renew the table for people; for logs, say how a trial ended, and now and then how one goes on."""
+        if trial.best:
+            self._trials = {number: replace(line, best=False) for number, line in self._trials.items()}
+        self._trials[trial.number] = trial
+        if self._bar:
+            self._bar.show_trials(trial_table.columns(self._trials.values()))
+        elif trial.state != "running" or self._throttle.ready():
+            self._print(trial_table.sentence(trial))
 
     def _print(self, text: str) -> None:
         if self._bar:
@@ -92,10 +110,29 @@ def _clock(seconds: float) -> str:
 
 
 def _progress_bar() -> Any:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Table
 
-    return Progress(
+    class Bar(Progress):
+        """A progress bar below the table of a sweep's trials, if the job is one."""
+
+        rows: Sequence[Sequence[str]] = ()
+
+        def show_trials(self, rows: Sequence[Sequence[str]]) -> None:
+            self.rows = rows
+            self.refresh()
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            if self.rows:
+                heading, *lines = self.rows
+                table = Table(*heading, box=None)
+                for line in lines:
+                    table.add_row(*line)
+                yield table
+            yield from super().get_renderables()
+
+    return Bar(
         SpinnerColumn(),
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),

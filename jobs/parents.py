@@ -13,7 +13,7 @@ from tracking import model_folder, registry
 from tracking.address import known_uri
 from tracking.errors import ServerUnreachable, TrackingError
 
-FULL_PRECISION = ("finetune", "pretrain", "quantize")
+FULL_PRECISION = ("finetune", "pretrain", "quantize", "sweep")
 """Phases that cannot start from quantised weights."""
 
 

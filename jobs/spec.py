@@ -34,6 +34,7 @@ from jobs.spec_sections import (
     TrainingSpec,
     WorkersSpec,
 )
+from jobs.spec_sweep import SweepSpec
 
 __all__ = ["DataSpec", "JobSpec", "LoraSpec", "TaskSpec", "TrainingSpec", "WorkersSpec"]
 
@@ -41,12 +42,12 @@ __all__ = ["DataSpec", "JobSpec", "LoraSpec", "TaskSpec", "TrainingSpec", "Worke
 class JobSpec(Strict):
     """One job: what to do, to which model, with which data, on which workers."""
 
-    short_forms: ClassVar[Mapping[str, str]] = {"task": "name"}
+    short_forms: ClassVar[Mapping[str, str]] = {"task": "name", "sweep.scheduler": "name"}
     """Sections that may be written as the value of one key."""
 
     name: Name
     """What the job, its run in MLflow and its folder are called."""
-    phase: Literal["pretrain", "finetune", "evaluate", "quantize", "predict"]
+    phase: Literal["pretrain", "finetune", "evaluate", "quantize", "predict", "sweep"]
     """What the job does; the keys that a phase needs are in docs/jobs.md."""
     task: Annotated[TaskSpec, OrItsName] = TaskSpec()
     """The task's name, or `{name: …}` with its options."""
@@ -61,6 +62,8 @@ class JobSpec(Strict):
     predict: PredictSpec = PredictSpec()
     """What phase `predict` writes."""
     quantize: QuantizeSpec = QuantizeSpec()
+    sweep: SweepSpec | None = None
+    """What phase `sweep` tries; all else is as in the spec of one of its trials."""
     register_: RegisterSpec | None = Field(None, alias="register")
     storage: Text | None = None
     """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage. A relative one
@@ -78,6 +81,8 @@ class JobSpec(Strict):
         options = importlib.import_module("jobs.tasks.options")
         resolved, mistakes = options.in_their_place(values, list(DataSpec.model_fields), info.context or {})
         mistakes += [options.mistake(at, what, {}) for at, what in contradictions(values)]
+        if values.get("phase") == "sweep":
+            mistakes += importlib.import_module("jobs.sweep_mistakes").found(cls, values, info.context or {})
         try:
             spec = handler(resolved)
         except ValidationError as error:
@@ -103,6 +108,7 @@ class JobSpec(Strict):
         """Return the SHA-256 (hex) of what decides the result: not where, how divided, or how often it is saved."""
         how = {"deepspeed", "micro_batch_size", "gradient_checkpointing"}
         predicts = self.phase == "predict"  # the digests of other phases are those of before there was this one
+        sweep = True if self.sweep is None else dict.fromkeys(("parallel", "time_budget_s"), True)
         what = self.model_dump(
             mode="json",
             by_alias=True,
@@ -111,6 +117,7 @@ class JobSpec(Strict):
                 "training": dict.fromkeys(how, True),
                 "predict": {"batch_size": True} if predicts else True,
                 "data": {} if predicts else {"predict": True},
+                "sweep": sweep,
             },
         )
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

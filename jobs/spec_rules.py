@@ -13,14 +13,16 @@ from pydantic import BaseModel
 from jobs.spec_predict import PredictSpec
 from jobs.spec_schedule import schedule
 from jobs.spec_sections import CheckpointSpec, DataSpec, EvaluateSpec, FailuresSpec, QuantizeSpec
+from jobs.spec_sweep import phase_of
 
 Location = tuple[str | int, ...]
-ALL_PHASES = ("pretrain", "finetune", "evaluate", "quantize", "predict")
+ALL_PHASES = ("pretrain", "finetune", "evaluate", "quantize", "predict", "sweep")
 OF_PHASES = {
-    "training": ("pretrain", "finetune"),
+    "training": ("pretrain", "finetune", "sweep"),
     "evaluate": ("evaluate",),
     "quantize": ("quantize",),
     "predict": ("predict",),
+    "sweep": ("sweep",),
 }
 """Sections that only some phases read."""
 DEFAULTS = {
@@ -32,7 +34,7 @@ DEFAULTS = {
 
 def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what a phase lacks or cannot honour, each with its place; sections of a wrong type are passed over."""
-    phase = values.get("phase")
+    written, phase = values.get("phase"), phase_of(values)
     yield from _model(phase, _section(values, "model"))
     if phase in ("pretrain", "finetune"):
         yield from _training(phase, values)
@@ -47,7 +49,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             ("register",),
             f"phase {phase} makes no model that `register` could name; promote the one that it starts from",
         )
-    yield from _without_effect(phase, values)
+    yield from _without_effect(written, values)
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:

@@ -58,6 +58,8 @@ class ModelManifest(BaseModel):
     evaluation: dict[str, float] = {}
     quantization: dict[str, Any] | None = None
     """For example `{"method": "int8-weight-only"}`; None for full precision."""
+    sweep: dict[str, Any] | None = None
+    """Of a model that a sweep chose: `sweep` (the run's key), `trial`, `values` by field, `metric`; None for others."""
     remarks: list[str] = []
     """What was found out about the model when it was trained or measured, in sentences."""
     created_at: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress
-from jobs.claim import claim
+from jobs.claim import claim, claim_folder
 from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
-from jobs.driver.job import Job, end_if_lost, lost
+from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
 from jobs.run_folder import Saves
@@ -26,24 +26,26 @@ from tracking.run import Run
 from tracking.spool import SpoolSender
 
 
-def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> int:
+def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | None = None) -> int:
     """Run `spec`, whose relative paths start at `base`, in this process and its worker group; return the exit code.
 
     Args:
         placed: how many workers each node takes, by node id.
+        part: of a sweep's trial, where it runs and what its run is tagged with.
 
     Raises:
         RunIsOwned: another job works on the same run.
     """
     root = storage.root(spec, base)
     parent = parents.find(spec, base)
-    folder, owned = claim(root, spec, submission_id(os.environ))
+    job_id = submission_id(os.environ)
+    folder, owned = claim_folder(part.folder, job_id) if part else claim(root, spec, job_id)
     with owned.kept(lambda: lost(folder)):
         folder.begin()
         stop = Stop(folder, trains=spec.training is not None)
         stop.listen()
         pipe = guard.start(folder, owned.number)
-        tags = _tags(spec)
+        tags = {**_tags(spec), **(part.tags if part else {})}
         decision = precision.settle(spec, folder, placed)
         params = precision.in_params(spec, decision)
         outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", params, tags))

@@ -30,6 +30,14 @@ def end_if_lost(folder: RunFolder) -> None:
         lost(folder)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What makes a job a sweep's trial: a folder that is its own, and tags of its run besides the usual ones."""
+
+    folder: Path
+    tags: Mapping[str, str]
+
+
 @dataclass
 class Job:
     """What the phases share."""

@@ -53,7 +53,8 @@ def connect_and_place(spec: JobSpec) -> dict[str, int]:
     connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment, **warm.executable(spec)})
     stopping.end_before_it_begins()  # Ray has taken the signals for itself
     placed = check_it_fits(spec)
-    warm.start(placed, controller=spec.training is not None)
+    if spec.phase != "sweep":  # whose trials have processes of their own
+        warm.start(placed, controller=spec.training is not None)
     return placed
 
 

@@ -20,6 +20,7 @@ from jobs.driver.job import Job, end_if_lost
 from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.stopping import Stopped
+from jobs.driver.sweep.phase import sweep_phase
 from jobs.worker import loop, setup, zero
 from jobs.worker.config import WorkerConfig
 
@@ -94,6 +95,7 @@ PHASES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "evaluate": evaluate_phase,
     "quantize": quantize_phase,
     "predict": predict_phase,
+    "sweep": sweep_phase,
 }
 
 
