@@ -39,7 +39,7 @@ from jobs.tasks import (
 )
 from jobs.tasks.architectures import LENGTHS, positions
 from jobs.tasks.causal_lm_options import CausalLMOptions
-from jobs.tasks.conversations import conversation_of, messages_of
+from jobs.tasks.conversations import conversation_of
 from jobs.tasks.examples import ExampleReader, PreferenceReader
 from jobs.tasks.preferences import preference_of
 from jobs.tasks.prompts import prompt_of
