@@ -57,10 +57,17 @@ def renumbered(model: Any, before: Any | None, tokenizer: Any) -> list[str]:
     model.generation_config = GenerationConfig(**{**given, **entries})
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
         for key, value in _entries({key: getattr(config, key, None) for key in PLAIN}, before, tokenizer)[0].items():
-            setattr(config, key, getattr(tokenizer, key, None) if value is None else value)
+            setattr(config, key, _told(tokenizer, key) if value is None else value)
     if not said:
         return []
     return [f"task.tokenizer is not that of the model: in its generation config {'; '.join(said)}"]
+
+
+def _told(tokenizer: Any, key: str) -> int | None:
+    """Return what a tokenizer says of an entry; a decoder of its own begins with what begins texts, or with padding."""
+    if key == "decoder_start_token_id":
+        return next((t for t in (tokenizer.bos_token_id, tokenizer.pad_token_id) if t is not None), None)
+    return getattr(tokenizer, key, None)
 
 
 def _entries(given: Mapping[str, Any], before: Any | None, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:

@@ -46,7 +46,7 @@ def build(architecture: str, config: Mapping[str, Any], tokenizer: Any, longest:
     default = config_for(architecture, {}, TABLE, KIND)
     start = _first(tokenizer.bos_token_id, tokenizer.pad_token_id)
     known = {
-        **dict.fromkeys(("vocab_size", "decoder_vocab_size"), len(tokenizer)),
+        **dict.fromkeys(("vocab_size", "decoder_vocab_size"), config.get("vocab_size", len(tokenizer))),
         **{name: max(getattr(default, name, 0) or 0, longest) for name in LENGTHS},
         **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
         **{"decoder_start_token_id": start, "forced_eos_token_id": None},  # a text that is cut does not end

@@ -252,6 +252,20 @@ def test_a_fine_tuned_model_keeps_tokenizer_prefix_and_lengths(tmp_path):
     assert other.prefix == ""
 
 
+@pytest.mark.parametrize("architecture", ["t5", "marian"])
+def test_another_tokenizer_numbers_the_tokens_that_texts_begin_and_end_with(task, architecture, tmp_path):
+    other = learned(tokenizer={"train": "bpe", "vocab_size": 300}).tokenizer
+    other.save_pretrained(tmp_path / "tokenizer")
+    task.build(architecture, {**CONFIGS[architecture], "vocab_size": 400}).save_pretrained(tmp_path / "parent")
+    child = get("seq2seq")({"tokenizer": {"from": str(tmp_path / "tokenizer")}})
+    assert not child.inherit(tmp_path / "parent")
+    child.fit(None)
+    model = child.load_model(tmp_path / "parent")
+    assert model.generation_config.decoder_start_token_id == other.bos_token_id
+    assert model.generation_config.eos_token_id == other.eos_token_id
+    assert child._start == other.bos_token_id
+
+
 def test_a_directory_of_transformers_alone_is_a_parent(task, tmp_path):
     torch.manual_seed(3)
     model = task.build("bart", CONFIGS["bart"])
@@ -316,6 +330,7 @@ def test_int8_weights_are_written_and_load_back(task, architecture, tmp_path):
     model = task.build(architecture, {**CONFIGS[architecture], "d_model": 64}).eval()
     whole, small = tmp_path / "whole", tmp_path / "small"
     model.save_pretrained(whole)
+    task.save(whole)
     quantised = task.load_model(whole, None, {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())})
     export.save(quantised, small)
     loaded = task.load_model(small)

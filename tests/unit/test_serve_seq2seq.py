@@ -1,6 +1,7 @@
 """The engine of encoder-decoders: answers that do not depend on the company, beams as in transformers, refusals."""
 
 import asyncio
+import math
 import random
 
 import pytest
@@ -203,6 +204,36 @@ def test_what_runs_when_the_engine_stops_is_told_so(task):
 
     assert running(engine, work) is False
     assert isinstance(engine, Engine)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_model_whose_logits_are_no_numbers_fails_the_request_alone(task, beams):
+    engine, source = engine_of(task), sources(task)[0]
+
+    async def work():
+        with torch.no_grad():
+            engine._model.lm_head.weight[3] = math.nan
+        with pytest.raises(EngineError, match="not finite"):
+            await answered(engine, source, num_beams=beams)
+        return engine.healthy(), engine.load().running
+
+    assert running(engine, work) == (True, 0)
+
+
+def test_steps_that_fail_one_after_another_end_the_engine(task):
+    engine, source = engine_of(task), sources(task)[0]
+
+    async def work():
+        engine._model.forward = None
+        states = []
+        for _ in range(3):
+            with pytest.raises(EngineError, match="the engine failed in a step"):
+                await answered(engine, source)
+            states.append(engine.healthy())
+        return states
+
+    assert running(engine, work)[:2] == [True, True]
+    assert not engine.healthy()
 
 
 class Hidden(torch.nn.Module):
