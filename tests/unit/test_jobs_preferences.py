@@ -60,6 +60,7 @@ def measured(task: CausalLM, model: Any, rows: dict[str, np.ndarray]) -> dict[st
         ({"prompt": [SYSTEM, Q], "chosen": A, "rejected": B}, [SYSTEM, Q]),
         ({"chosen": [SYSTEM, Q, A], "rejected": [SYSTEM, Q, B]}, [SYSTEM, Q]),
         ({"prompt": "q", "chosen": [Q, A], "rejected": [Q, B], "score_chosen": 8.0}, [Q]),
+        ({"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}, [Q]),
         ({"prompt": "q", "system": "s", "chosen": "good", "rejected": "bad"}, [SYSTEM, Q]),
         ({"question": "q", "system": "", "chosen": "good", "rejected": "bad"}, [Q]),
         ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, [Q]),
@@ -107,6 +108,10 @@ def test_answers_within_the_prompt_are_context() -> None:
         ({"prompt": "q", "chosen": [A, Q, A], "rejected": [B]}, "'chosen' has a message of role 'user'"),
         ({"prompt": "q", "chosen": [{**A, "weight": 0}], "rejected": [B]}, "weight or train of 0"),
         ({"prompt": "q", "chosen": "good", "rejected": "bad", "weight": 0.5}, "'weight' beside a preference"),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r", "rejected": "\n\nHuman: q"},
+            "'chosen' does not end in an answer",
+        ),
         ({"prompt": "q", "chosen": 7, "rejected": "bad"}, "'chosen' holds int instead of a list"),
     ],
 )
