@@ -10,12 +10,12 @@ import torch
 from pydantic import ValidationError
 
 from jobs.data import prepare
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, LoraSpec
 from jobs.tasks import IGNORED, TaskError, is_ours, preference_loss
 from jobs.tasks.causal_lm import CausalLM
 from jobs.tasks.preference_loss import Answers
 from jobs.tasks.preferences import preference_of, unused
-from jobs.worker import reference
+from jobs.worker import lora, reference
 from jobs.worker.export import save
 from tests.support import tiny_models
 
@@ -285,6 +285,21 @@ def test_learning_raises_the_margin_and_a_collapse_is_said() -> None:
     assert task.verdict({**metrics, "chosen_change": -0.4}) == []
     (said,) = task.verdict({**metrics, "chosen_change": -1.0})
     assert "0.37 times the probability that the reference gives it (-1.00 nats)" in said
+
+
+def test_adapters_begin_level_with_the_reference_and_learn() -> None:
+    task = dpo(beta=1.0)
+    model, rows = tiny(task), rows_of(task)
+    rows |= task.reference(model, rows)
+    adapted = lora.add_lora(model, LoraSpec(rank=4))
+    assert task.prepare_model(adapted, set(rows))[0].startswith("each answer is a row of its own")
+    batch = task.collate(rows)
+    loss, _ = task.loss(adapted, batch)
+    assert float(loss.detach()) == pytest.approx(5 * math.log(2))
+    loss.backward()
+    optimiser = torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), 1e-3)
+    optimiser.step()
+    assert float(task.loss(adapted, batch)[0].detach()) < 5 * math.log(2)
 
 
 def test_a_mixtures_balancing_loss_is_refused() -> None:
