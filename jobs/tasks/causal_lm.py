@@ -31,6 +31,7 @@ from jobs.tasks import (
     isolation,
     language_models,
     packing,
+    preference_figures,
     preference_learning,
     preference_loss,
     preference_rows,
@@ -293,6 +294,12 @@ class CausalLM(Task):
         Of preferences, what `preference_loss.summary` returns.
         """
         return preference_loss.summary(sums) if "preferred" in sums else scores.of_tokens(sums)
+
+    def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
+        """Draw the margins of preferences; of tokens there is nothing to be seen."""
+        if "preferred" not in sums:
+            return {}
+        return {"margins.png": preference_figures.margins(scores.array(sums, "histogram"))}
 
     def refers(self) -> bool:
         """Return whether the objective compares with a reference."""

@@ -16,6 +16,7 @@ from jobs.tasks.causal_lm import CausalLM
 from jobs.tasks.preference_loss import Answers
 from jobs.tasks.preferences import preference_of, unused
 from jobs.worker import lora, reference
+from jobs.worker.evaluate import flat
 from jobs.worker.export import save
 from tests.support import tiny_models
 
@@ -49,7 +50,7 @@ def rows_of(task: CausalLM, count: int = 5) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def measured(task: CausalLM, model: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(value) for name, value in task.measure(model, task.collate(rows)).items()}
+    return flat(task.measure(model, task.collate(rows)))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +254,17 @@ def test_a_model_that_has_learned_nothing_is_level_with_its_reference() -> None:
     assert metrics["loss"] == pytest.approx(math.log(2))
     assert metrics["margin"] == metrics["chosen_change"] == metrics["rejected_change"] == 0
     assert metrics.keys() == task.metrics_of(task.options).keys()
+
+
+def test_margins_are_counted_by_size_and_drawn() -> None:
+    margins = torch.tensor([-30.0, -0.2, 0.0, 0.2, 0.7, 99.0])
+    answers = Answers(torch.zeros(6, 2), torch.ones(6, 2, dtype=torch.int64))
+    sums = flat(preference_loss.sums(torch.zeros(6), margins, answers))
+    counted = {at: sums[f"histogram.{at}"] for at in range(len(preference_loss.EDGES) + 1) if sums[f"histogram.{at}"]}
+    assert counted == {0: 1, 20: 2, 21: 1, 22: 1, 41: 1}
+    assert sums["preferred"] == 3
+    (name, picture), *others = dpo().figures(sums).items()
+    assert (name, picture[:4], others) == ("margins.png", b"\x89PNG", [])
 
 
 def test_the_chosen_weight_keeps_the_chosen_answer_likely() -> None:
