@@ -56,8 +56,8 @@ def model_of(job: Job) -> tuple[Path | str, str]:
     if trains(job.spec):
         return job.parent, str(job.parent_uri or job.parent)
     try:
-        source = made_from(Path(job.parent))
-        return registry.resolve(source if source.startswith("models:/") else str(job.base / source)), source
+        source = made_from(Path(job.parent), job.base)
+        return _folder(source, job.base), source
     except TrackingError as error:
         raise UserError(
             f"task.objective compares answers with the model that {job.spec.model.source} was made from, and that is "
@@ -65,8 +65,11 @@ def model_of(job: Job) -> tuple[Path | str, str]:
         ) from error
 
 
-def made_from(directory: Path) -> str:
+def made_from(directory: Path, base: Path) -> str:
     """Return what a model was trained from; of a quantised one, what the model in full precision was.
+
+    Args:
+        base: where relative paths start.
 
     Raises:
         TrackingError: it does not say.
@@ -74,7 +77,11 @@ def made_from(directory: Path) -> str:
     written = manifest.read(directory)
     if written.parent is None:
         raise TrackingError(f"{manifest.FILE_NAME} in {directory} names no parent")
-    return made_from(registry.resolve(written.parent)) if written.quantization else written.parent
+    return made_from(_folder(written.parent, base), base) if written.quantization else written.parent
+
+
+def _folder(source: str, base: Path) -> Path:
+    return registry.resolve(source if source.startswith("models:/") else str(base / source))
 
 
 def _digest(job: Job, model: Path | str) -> str:

@@ -31,13 +31,13 @@ from jobs.tasks import (
     isolation,
     language_models,
     packing,
+    preference_figures,
     preference_learning,
     preference_loss,
     preference_rows,
     scores,
     tokenization,
 )
-from jobs.tasks.architectures import LENGTHS, positions
 from jobs.tasks.causal_lm_options import CausalLMOptions
 from jobs.tasks.conversations import conversation_of
 from jobs.tasks.examples import ExampleReader, PreferenceReader
@@ -89,7 +89,7 @@ class CausalLM(Task):
         self._separate = False
         self._config: Any = None  # the model's, once `prepare_model` has seen it
         """True where the model would let packed pieces see each other."""
-        self._bytes_per_token: torch.Tensor | None = None
+        self._bytes_per_token: np.ndarray | None = None
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -207,12 +207,13 @@ class CausalLM(Task):
 
     def check_parent(self, directory: Path, config: Mapping[str, Any]) -> None:
         """Raise TaskError for a model that is no causal one, is too short, or has no place for an entry of `config`."""
-        self._check_length(language_models.check_parent(directory, config).get_text_config())
+        language_models.check_length(language_models.check_parent(directory, config).get_text_config(), self._length())
 
     def build(self, architecture: str, config: Mapping[str, Any]) -> torch.nn.Module:
         """Make `architecture` (lstm, or a model type of transformers: llama, qwen3, …) from a config, in fp32."""
-        resolved = language_models.config_of(architecture, config, self._config_defaults())
-        self._check_fits(resolved)
+        defaults = language_models.defaults(self.tokenizer, self.options.sequence_length)
+        resolved = language_models.config_of(architecture, config, defaults)
+        language_models.check_fits(resolved, self.tokenizer, self._length())
         model: Any = language_models.build(resolved)
         model.generation_config = generation.fresh(self.tokenizer)
         built: torch.nn.Module = model
@@ -224,7 +225,7 @@ class CausalLM(Task):
         """Load a model directory (also one quantised by torchao) or a hub id, in evaluation mode."""
         model, self.said = language_models.load(directory, dtype, config or {})
         if self.tokenizer is not None:
-            self._check_fits(model.config.get_text_config())
+            language_models.check_fits(model.config.get_text_config(), self.tokenizer, self._length())
             if self.options.tokenizer.is_given:
                 of_parent = tokenization.of_model(directory)
                 self.said = [*self.said, *generation.renumbered(model, of_parent, self.tokenizer)]
@@ -282,24 +283,11 @@ class CausalLM(Task):
 
         Of preferences, what `preference_loss.sums` returns.
         """
-        import torch
-
-        from jobs.tasks.cross_entropy import cross_entropy_sum
-
         if self._pairs:
             return self._pairs.measure(model, batch)
-        logits = self._forward(model, batch).logits
-        labels = batch["labels"]
-        counted = labels != IGNORED
         if self._bytes_per_token is None:
-            self._bytes_per_token = torch.from_numpy(document_tokens.bytes_per_token(self.tokenizer))
-        targets = labels[counted]
-        return {
-            "loss": cross_entropy_sum(logits, labels),
-            "targets": counted.sum(),
-            "correct": (logits[counted].argmax(-1) == targets).sum(),
-            "bytes": self._bytes_per_token.to(targets.device)[targets].sum(),
-        }
+            self._bytes_per_token = document_tokens.bytes_per_token(self.tokenizer)
+        return scores.token_sums(self._forward(model, batch).logits, batch["labels"], self._bytes_per_token)
 
     def summarise(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return loss (nats per token), perplexity, accuracy, and bits_per_byte = loss_sum / (ln 2 · bytes).
@@ -307,6 +295,12 @@ class CausalLM(Task):
         Of preferences, what `preference_loss.summary` returns.
         """
         return preference_loss.summary(sums) if "preferred" in sums else scores.of_tokens(sums)
+
+    def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
+        """Draw the margins of preferences; of tokens there is nothing to be seen."""
+        if "preferred" not in sums:
+            return {}
+        return {"margins.png": preference_figures.margins(scores.array(sums, "histogram"))}
 
     def refers(self) -> bool:
         """Return whether the objective compares with a reference."""
@@ -346,27 +340,6 @@ class CausalLM(Task):
         """Return the model's output; its logits (B, S, V) are in the model's own type."""
         return model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
 
-    def _check_fits(self, config: Any) -> None:
-        """Refuse tokens or positions that the model has no embeddings for: some later step would fail."""
-        if config.vocab_size < len(self.tokenizer):
-            raise TaskError(
-                f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(self.tokenizer)} tokens"
-            )
-        self._check_length(config)
-
-    def _check_length(self, config: Any) -> None:
-        """Refuse rows that are longer than the model's positions."""
-        limit, length = positions(config), self.options.sequence_length
-        if self._for_data and limit is not None and limit[1] < length:
-            raise TaskError(
-                f"task.sequence_length is {length}, but the model has {limit[1]} positions (model.config.{limit[0]})"
-            )
-
-    def _config_defaults(self) -> dict[str, Any]:
-        return {
-            "vocab_size": len(self.tokenizer),
-            **dict.fromkeys(LENGTHS, self.options.sequence_length),
-            "bos_token_id": self.tokenizer.bos_token_id,
-            "eos_token_id": self.tokenizer.eos_token_id,
-            "pad_token_id": self.tokenizer.pad_token_id,
-        }
+    def _length(self) -> int | None:
+        """Return how long rows are; None where only a model directory is loaded."""
+        return self.options.sequence_length if self._for_data else None

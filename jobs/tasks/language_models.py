@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.tasks import loading
-from jobs.tasks.architectures import check_builds, config_for
+from jobs.tasks import TaskError, loading
+from jobs.tasks.architectures import LENGTHS, check_builds, config_for, positions
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,41 @@ def build(config: Any) -> torch.nn.Module:
 def load(directory: Path, dtype: torch.dtype | None, config: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Load a model directory or a hub id, in evaluation mode; return what is to be said about it, too."""
     return loading.load(_source(), directory, dtype, config)
+
+
+def defaults(tokenizer: Any, length: int) -> dict[str, Any]:
+    """Return the entries of a config that follow from the tokenizer, and from the length of rows."""
+    return {
+        "vocab_size": len(tokenizer),
+        **dict.fromkeys(LENGTHS, length),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def check_fits(config: Any, tokenizer: Any, length: int | None) -> None:
+    """Refuse tokens or positions that the model has no embeddings for: some later step would fail.
+
+    Raises:
+        TaskError: there are such.
+    """
+    if config.vocab_size < len(tokenizer):
+        raise TaskError(f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} tokens")
+    check_length(config, length)
+
+
+def check_length(config: Any, length: int | None) -> None:
+    """Refuse rows that are longer than the model's positions; None: there are no rows.
+
+    Raises:
+        TaskError: they are.
+    """
+    limit = positions(config)
+    if length is not None and limit is not None and limit[1] < length:
+        raise TaskError(
+            f"task.sequence_length is {length}, but the model has {limit[1]} positions (model.config.{limit[0]})"
+        )
 
 
 def _config(architecture: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:

@@ -32,6 +32,8 @@ METRICS: Mapping[str, Better] = {
     "chosen_change": "max",
     "rejected_change": "min",
 }
+EDGES = tuple(0.5 * at for at in range(-20, 21))
+"""Between the bins of the histogram of margins; the first and the last bin hold what lies beyond."""
 COLLAPSE = -0.5
 """Nats per token: below, a chosen answer's token has at most 0.61 of the probability that the reference gives it."""
 CERTAIN = -1e-6
@@ -90,17 +92,21 @@ def compared(objective: Objective, beta: float, answers: Answers) -> tuple[torch
 
 
 def sums(losses: torch.Tensor, margins: torch.Tensor, answers: Answers) -> dict[str, torch.Tensor]:
-    """Return what adds up over batches and ranks, scalars (): see `summary`.
+    """Return what adds up over batches and ranks, scalars () and the histogram of margins (42,): see `summary`.
 
     Args:
         losses: (B,) fp32; margins: (B,) fp32.
     """
+    import torch
+
     tokens = answers.lengths.sum(0)
+    bins = torch.bucketize(margins.detach(), margins.new_tensor(EDGES))
     found = {
         "loss": losses.sum(),
         "targets": answers.lengths.new_tensor(len(losses)),
         "preferred": (margins > 0).sum(),
         "margins": margins.sum(),
+        "histogram": torch.bincount(bins, minlength=len(EDGES) + 1),
         "chosen_nll": -answers.policy[:, 0].sum(),
         "chosen_tokens": tokens[0],
         "rejected_tokens": tokens[1],

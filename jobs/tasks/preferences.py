@@ -1,7 +1,8 @@
 """The shapes in which people bring preferences, read into one: two conversations that part ways at the last answer.
 
     prompt, chosen, rejected           texts, or lists of messages; the answers may repeat the prompt before them (TRL)
-    chosen, rejected                   lists of messages: the prompt is what they begin with (TRL's implicit prompts)
+    chosen, rejected                   lists of messages, or transcripts of "\\n\\nHuman: " and "\\n\\nAssistant: ": the
+                                       prompt is what both begin with (TRL's implicit prompts)
     conversations, chosen, rejected    ShareGPT: the prompt's turns, and a turn each
     instruction, chosen, rejected      Alpaca, with `input` and `history`
     question, chosen, rejected         texts
@@ -11,6 +12,7 @@ What stands beside them (`system`, `tools`) is part of both; what cannot be hono
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,9 @@ from jobs.tasks.conversations import (
 from jobs.tasks.messages import LEARNED, Message, check_role, from_json, is_blank, is_nothing
 
 ANSWERS = ("chosen", "rejected")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+"""What begins a turn in a transcript, as Anthropic's HH-RLHF writes them."""
 _PROMPTS = ("prompt", "conversations", "instruction", "question")
 
 
@@ -51,7 +56,7 @@ def preference_of(example: Mapping[str, Any]) -> Preference:
     """
     column = _checked(example)
     given, example = example, without_padding(example)
-    chosen, rejected = (_turns(example[name], name) for name in ANSWERS)
+    chosen, rejected = (_answer(example[name], name, alone=column is None) for name in ANSWERS)
     prompt = _prompt(example, column) if column else None
     prompt, chosen, rejected = _parted(prompt, chosen, rejected)
     context = [{**m, LEARNED: False} if m["role"] == "assistant" else m for m in with_system(example, prompt)]
@@ -104,10 +109,23 @@ def _prompt(example: Mapping[str, Any], column: str) -> list[Message]:
     return _turns(given, column)
 
 
+def _answer(given: Any, column: str, alone: bool) -> list[Message]:
+    """Read an answer: a text, a message, or a list of messages; without a prompt beside it, a transcript too."""
+    if not isinstance(given, str):
+        return _turns(given, column)
+    return _transcript(given) if alone and _TURN.match(given) else [assistant(given, column)]
+
+
+def _transcript(text: str) -> list[Message]:
+    """Return the turns of a transcript, without the white space round them."""
+    parts = _TURN.split(text)[1:]
+    return [
+        {"role": _SPEAKERS[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
 def _turns(given: Any, column: str) -> list[Message]:
-    """Read an answer or a prompt: a text, a message, or a list of messages."""
-    if isinstance(given, str) and column in ANSWERS:
-        return [assistant(given, column)]
+    """Read a message, or a list of messages."""
     given = from_json(given, column)
     turns = [given] if isinstance(given, Mapping) else turns_of(given, column)
     return [check_role(sharegpt_turn(turn)) for turn in turns]
@@ -124,7 +142,7 @@ def _parted(
         if not common:
             raise TaskError(
                 "'chosen' and 'rejected' begin with no common message, and there is no `prompt`: give it, or both as "
-                "lists of messages that begin with the prompt's"
+                "lists of messages (or transcripts of Human: and Assistant:) that begin with the prompt's"
             )
     elif common[-len(prompt) :] != prompt:
         raise TaskError("'chosen' or 'rejected' begins with other messages than an answer or the prompt")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jobs.tasks import IGNORED
+
 if TYPE_CHECKING:
     import torch
 
@@ -91,6 +93,28 @@ def picture(counts: np.ndarray, labels: Sequence[str]) -> bytes:
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
+
+
+def token_sums(logits: torch.Tensor, labels: torch.Tensor, bytes_per_token: np.ndarray) -> dict[str, torch.Tensor]:
+    """Sum loss, targets, correct first guesses and the UTF-8 bytes of the targets: four scalars ().
+
+    Args:
+        logits: (B, S, V), of any floating type.
+        labels: (B, S) int64; IGNORED is no target.
+        bytes_per_token: int64 (V,).
+    """
+    import torch
+
+    from jobs.tasks.cross_entropy import cross_entropy_sum
+
+    counted = labels != IGNORED
+    targets = labels[counted]
+    return {
+        "loss": cross_entropy_sum(logits, labels),
+        "targets": counted.sum(),
+        "correct": (logits[counted].argmax(-1) == targets).sum(),
+        "bytes": torch.from_numpy(bytes_per_token).to(targets.device)[targets].sum(),
+    }
 
 
 def of_tokens(sums: Mapping[str, float]) -> dict[str, float]:

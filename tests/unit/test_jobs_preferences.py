@@ -10,12 +10,13 @@ import torch
 from pydantic import ValidationError
 
 from jobs.data import prepare
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, LoraSpec
 from jobs.tasks import IGNORED, TaskError, is_ours, preference_loss
 from jobs.tasks.causal_lm import CausalLM
 from jobs.tasks.preference_loss import Answers
 from jobs.tasks.preferences import preference_of, unused
-from jobs.worker import reference
+from jobs.worker import lora, reference
+from jobs.worker.evaluate import flat
 from jobs.worker.export import save
 from tests.support import tiny_models
 
@@ -49,7 +50,7 @@ def rows_of(task: CausalLM, count: int = 5) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def measured(task: CausalLM, model: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(value) for name, value in task.measure(model, task.collate(rows)).items()}
+    return flat(task.measure(model, task.collate(rows)))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def measured(task: CausalLM, model: Any, rows: dict[str, np.ndarray]) -> dict[st
         ({"prompt": [SYSTEM, Q], "chosen": A, "rejected": B}, [SYSTEM, Q]),
         ({"chosen": [SYSTEM, Q, A], "rejected": [SYSTEM, Q, B]}, [SYSTEM, Q]),
         ({"prompt": "q", "chosen": [Q, A], "rejected": [Q, B], "score_chosen": 8.0}, [Q]),
+        ({"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}, [Q]),
         ({"prompt": "q", "system": "s", "chosen": "good", "rejected": "bad"}, [SYSTEM, Q]),
         ({"question": "q", "system": "", "chosen": "good", "rejected": "bad"}, [Q]),
         ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, [Q]),
@@ -107,6 +109,10 @@ def test_answers_within_the_prompt_are_context() -> None:
         ({"prompt": "q", "chosen": [A, Q, A], "rejected": [B]}, "'chosen' has a message of role 'user'"),
         ({"prompt": "q", "chosen": [{**A, "weight": 0}], "rejected": [B]}, "weight or train of 0"),
         ({"prompt": "q", "chosen": "good", "rejected": "bad", "weight": 0.5}, "'weight' beside a preference"),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r", "rejected": "\n\nHuman: q"},
+            "'chosen' does not end in an answer",
+        ),
         ({"prompt": "q", "chosen": 7, "rejected": "bad"}, "'chosen' holds int instead of a list"),
     ],
 )
@@ -250,6 +256,17 @@ def test_a_model_that_has_learned_nothing_is_level_with_its_reference() -> None:
     assert metrics.keys() == task.metrics_of(task.options).keys()
 
 
+def test_margins_are_counted_by_size_and_drawn() -> None:
+    margins = torch.tensor([-30.0, -0.2, 0.0, 0.2, 0.7, 99.0])
+    answers = Answers(torch.zeros(6, 2), torch.ones(6, 2, dtype=torch.int64))
+    sums = flat(preference_loss.sums(torch.zeros(6), margins, answers))
+    counted = {at: sums[f"histogram.{at}"] for at in range(len(preference_loss.EDGES) + 1) if sums[f"histogram.{at}"]}
+    assert counted == {0: 1, 20: 2, 21: 1, 22: 1, 41: 1}
+    assert sums["preferred"] == 3
+    (name, picture), *others = dpo().figures(sums).items()
+    assert (name, picture[:4], others) == ("margins.png", b"\x89PNG", [])
+
+
 def test_the_chosen_weight_keeps_the_chosen_answer_likely() -> None:
     plain, weighted = dpo(), dpo(chosen_weight=2.0)
     model, rows = tiny(plain), rows_of(plain)
@@ -280,6 +297,21 @@ def test_learning_raises_the_margin_and_a_collapse_is_said() -> None:
     assert task.verdict({**metrics, "chosen_change": -0.4}) == []
     (said,) = task.verdict({**metrics, "chosen_change": -1.0})
     assert "0.37 times the probability that the reference gives it (-1.00 nats)" in said
+
+
+def test_adapters_begin_level_with_the_reference_and_learn() -> None:
+    task = dpo(beta=1.0)
+    model, rows = tiny(task), rows_of(task)
+    rows |= task.reference(model, rows)
+    adapted = lora.add_lora(model, LoraSpec(rank=4))
+    assert task.prepare_model(adapted, set(rows))[0].startswith("each answer is a row of its own")
+    batch = task.collate(rows)
+    loss, _ = task.loss(adapted, batch)
+    assert float(loss.detach()) == pytest.approx(5 * math.log(2))
+    loss.backward()
+    optimiser = torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), 1e-3)
+    optimiser.step()
+    assert float(task.loss(adapted, batch)[0].detach()) < 5 * math.log(2)
 
 
 def test_a_mixtures_balancing_loss_is_refused() -> None:

@@ -19,16 +19,16 @@ def written(folder: Path, parent: str | None, quantised: bool = False) -> Path:
 
 
 def test_a_trained_model_names_what_it_was_trained_from(tmp_path: Path) -> None:
-    assert made_from(written(tmp_path / "tuned", "models:/chat/3")) == "models:/chat/3"
+    assert made_from(written(tmp_path / "tuned", "models:/chat/3"), tmp_path) == "models:/chat/3"
 
 
 def test_a_quantised_model_leads_to_what_its_parent_was_trained_from(tmp_path: Path) -> None:
-    tuned = written(tmp_path / "tuned", "base")
-    assert made_from(written(tmp_path / "small", str(tuned), quantised=True)) == "base"
+    written(tmp_path / "tuned", "base")
+    assert made_from(written(tmp_path / "small", "tuned", quantised=True), tmp_path) == "base"
 
 
 def test_a_model_that_says_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"tandem\.json in .*fresh names no parent"):
-        made_from(written(tmp_path / "fresh", None))
+        made_from(written(tmp_path / "fresh", None), tmp_path)
     with pytest.raises(TrackingError, match=r"no tandem\.json"):
-        made_from(tmp_path)
+        made_from(tmp_path, tmp_path)

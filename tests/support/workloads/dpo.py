@@ -47,4 +47,5 @@ WORKLOAD = Workload(
     learned=learned,
     asked=asked,
     training={"steps": 40, "global_batch_size": 8, "learning_rate": 1e-2},
+    pictures=("margins.png",),
 )
