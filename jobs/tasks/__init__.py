@@ -41,6 +41,7 @@ IGNORED = -100
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
+    "policy": "jobs.tasks.policy:Policy",
     "tabular": "jobs.tasks.tabular:Tabular",
     "text-classification": "jobs.tasks.text_classification:TextClassification",
 }
