@@ -88,7 +88,8 @@ class DataSpec(Strict):
 
     train: Text | Texts | None = None
     """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
-    python-stdlib, python-stdlib-docstrings, sklearn-digits. Relative paths start at the spec's folder."""
+    python-stdlib, python-stdlib-docstrings, sklearn-digits, sklearn-breast-cancer, sklearn-diabetes, pole-balance.
+    Relative paths start at the spec's folder."""
     eval: Text | Texts | None = None
     """The held-out data, if it has a source of its own."""
     eval_fraction: float = Field(0.02, ge=0, lt=1)

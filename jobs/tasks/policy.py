@@ -150,7 +150,7 @@ class Policy(Classifier, OwnNetworks):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Make a row of each step: scaled observations, numbered or standardised actions."""
+        """Make a row of each step: scaled observations (N, D), numbered (N,) or standardised (N, A) actions."""
         steps = [step for example in examples for step in self._steps(example)]
         states = [self.seen.checked(observation_of(step, self.names)) for step in steps]
         ones = np.ones(len(steps), dtype=np.int32)
@@ -195,7 +195,7 @@ class Policy(Classifier, OwnNetworks):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum over the steps the cross-entropy in nats, or the squared error of the standardised actions, averaged over
-        their numbers: () fp32, and the number of steps () int64."""
+        their numbers, a scalar () fp32, and the number of steps, a scalar () int64."""
         import torch
 
         if self.kind == "discrete":
@@ -237,7 +237,7 @@ class Policy(Classifier, OwnNetworks):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> np.ndarray:
-        """Return what was observed."""
+        """Return what was observed: float64 (D,), (H, W) or (H, W, C)."""
         return observation_of(example, self.names)
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def newly(rows: Columns, columns: Sequence[Column]) -> Columns:
 
 
 def asked(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Columns:
-    """Encode rows that are to be answered.
+    """Encode N rows that are to be answered, as `encoded` does: arrays (N, …).
 
     Raises:
         TaskError: as `encoded`; or a value is missing that none in training was without.

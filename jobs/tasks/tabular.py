@@ -151,7 +151,7 @@ class Tabular(Classifier, OwnNetworks):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Scale numbers, number categories and labels; count what training has not seen."""
+        """Scale numbers (N, C), number categories (N, K) and labels (N,); count what training has not seen."""
         known = {column.name for column in self.columns} | {self.target, *self.left_out, *self.options.ignore}
         rows = {
             **table_rows.encoded(examples, self.columns),
@@ -198,8 +198,8 @@ class Tabular(Classifier, OwnNetworks):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum over the rows the cross-entropy in nats, or the squared error of the standardised target: () fp32, and
-        their number () int64."""
+        """Sum over the rows the cross-entropy in nats, or the squared error of the standardised target, a scalar ()
+        fp32, and their number, a scalar () int64."""
         import torch
 
         if self.kind == "classification":
