@@ -88,8 +88,7 @@ class DataSpec(Strict):
 
     train: Text | Texts | None = None
     """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
-    python-stdlib, python-stdlib-docstrings, python-stdlib-preferences, sklearn-digits. Relative paths start at the
-    spec's folder."""
+    a name that docs/jobs.md lists: python-stdlib, sklearn-digits, …. Relative paths start at the spec's folder."""
     eval: Text | Texts | None = None
     """The held-out data, if it has a source of its own."""
     predict: Text | Texts | None = None

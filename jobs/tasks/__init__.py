@@ -43,6 +43,7 @@ TASKS = {
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
     "image-embedding": "jobs.tasks.image_embedding:ImageEmbedding",
     "object-detection": "jobs.tasks.object_detection:ObjectDetection",
+    "policy": "jobs.tasks.policy:Policy",
     "recommendation": "jobs.tasks.recommendation:Recommendation",
     "seq2seq": "jobs.tasks.seq2seq:Seq2Seq",
     "speech-recognition": "jobs.tasks.speech_recognition:SpeechRecognition",

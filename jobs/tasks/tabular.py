@@ -9,58 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from cluster.strict import Text
-from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, regression, roc, scores
+from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, regression, roc, scores, table_rows
 from jobs.tasks.cells import read, spelling
 from jobs.tasks.classification import Classifier
 from jobs.tasks.labels import classified, column_of
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.regression import Standard
-from jobs.tasks.table_columns import FIRST, Column, Wishes, chosen, target_column
+from jobs.tasks.table_columns import FIRST, Column, chosen, target_column
 from jobs.tasks.table_findings import TableFindings, observed
+from jobs.tasks.table_options import TabularOptions
 from jobs.tasks.table_target import Kind, kind_of_target, labels_of
 
 if TYPE_CHECKING:
     import torch
 
 COLUMNS_FILE = "columns.json"
-
-
-class TabularOptions(TaskOptions):
-    """Which columns of the table are read, and how."""
-
-    target_column: Text = "target"
-    """The column that holds what is to be predicted."""
-    kind: Literal["auto", "classification", "regression"] = "auto"
-    """Whether the target is a label or an amount. auto: texts, true and false, and few whole numbers are labels; the
-    log says what was decided."""
-    categorical: list[Text] = Field(default_factory=list)
-    """Columns that hold names, though they look like numbers or like names of rows."""
-    numeric: list[Text] = Field(default_factory=list)
-    """Columns that hold numbers, so that a row with anything else is refused."""
-    ignore: list[Text] = Field(default_factory=list)
-    """Columns that are not read."""
-    max_categories: int = Field(1000, ge=1, le=50_000)
-    """Categories of one column that are told apart; the rarer ones are one."""
-
-    @model_validator(mode="after")
-    def _each_column_once(self) -> TabularOptions:
-        lists = {"categorical": self.categorical, "numeric": self.numeric, "ignore": self.ignore}
-        given = [
-            ("target_column", self.target_column),
-            *((key, name) for key, names in lists.items() for name in names),
-        ]
-        seen: dict[str, str] = {}
-        for key, name in given:
-            if name in seen:
-                raise ValueError(f"column {name!r} stands in {seen[name]} and in {key}: keep one of them")
-            seen[name] = key
-        return self
 
 
 class Tabular(Classifier, OwnNetworks):
@@ -129,13 +96,6 @@ class Tabular(Classifier, OwnNetworks):
 
     def fit(self, findings: TableFindings) -> list[str]:
         """Learn what each column is, and what the target."""
-        wishes = Wishes(
-            self.target,
-            tuple(self.options.categorical),
-            tuple(self.options.numeric),
-            tuple(self.options.ignore),
-            self.options.max_categories,
-        )
         found = target_column(findings, self.target)
         self.kind, said = kind_of_target(self.target, found, self.options.kind)
         if self.kind == "classification":
@@ -144,7 +104,7 @@ class Tabular(Classifier, OwnNetworks):
             values = findings.sample[self.target]
             self.standard = Standard.of(values[:, None], [self.target])
             said = [*said, f"{self.target}: {values.mean():.4g} on average, deviation {values.std():.4g}"]
-        self.columns, notes = chosen(findings, wishes)
+        self.columns, notes = chosen(findings, self.options.wishes())
         read_ = {column.name for column in self.columns}
         self.left_out = [name for name in findings.columns if name not in read_ and name != self.target]
         return [*said, *notes]
@@ -191,15 +151,15 @@ class Tabular(Classifier, OwnNetworks):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Scale numbers, number categories and labels; count what training has not seen."""
+        """Scale numbers (N, C), number categories (N, K) and labels (N,); count what training has not seen."""
         known = {column.name for column in self.columns} | {self.target, *self.left_out, *self.options.ignore}
         rows = {
-            **self._rows(examples),
+            **table_rows.encoded(examples, self.columns),
             **self._targets(examples),
             "targets": np.ones(len(examples), dtype=np.int32),
             "unread": np.array([not known.issuperset(row) for row in examples], dtype=np.int32),
         }
-        return rows | self._newly(rows)
+        return rows | table_rows.newly(rows, self.columns)
 
     def collate(self, rows: Columns) -> Batch:
         """Return numbers and missing (B, C) fp32, categories (B, K) int64, and labels (B,) int64 or fp32 (B, 1).
@@ -238,8 +198,8 @@ class Tabular(Classifier, OwnNetworks):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum over the rows the cross-entropy in nats, or the squared error of the standardised target: () fp32, and
-        their number () int64."""
+        """Sum over the rows the cross-entropy in nats, or the squared error of the standardised target, a scalar ()
+        fp32, and their number, a scalar () int64."""
         import torch
 
         if self.kind == "classification":
@@ -304,9 +264,7 @@ class Tabular(Classifier, OwnNetworks):
         """
         import torch
 
-        rows = [self._given(instance) for instance in instances]
-        columns = self._rows(rows)
-        self._refuse_newly_missing(rows)
+        columns = table_rows.asked([table_rows.given(instance, self.columns) for instance in instances], self.columns)
         with torch.inference_mode():
             logits = self._logits(model, self.collate(columns))
         if self.kind == "classification":
@@ -315,7 +273,7 @@ class Tabular(Classifier, OwnNetworks):
 
     def inputs(self) -> list[dict[str, Any]]:
         """Describe a tensor for each column: FP64 for numbers, BYTES for dates and names."""
-        return [_input(column) for column in self.columns]
+        return [table_rows.tensor(column) for column in self.columns]
 
     def outputs(self) -> list[dict[str, Any]]:
         """Describe label, score and scores, or the value."""
@@ -344,49 +302,6 @@ class Tabular(Classifier, OwnNetworks):
                 raise TaskError(f"column {self.target!r}, the target, holds {row[self.target]!r:.60}: it is no number")
         return {"target": self.standard(np.array([[cell.number] for cell in cells]))[:, 0]}
 
-    def _rows(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Return numbers (N, C), missing (N, C) and categories (N, K), those that there are."""
-        numbers, missing, categories = [], [], []
-        for column in self.columns:
-            cells = [column.cell(row) for row in examples]
-            if column.kind == "category":
-                categories.append(column.numbered(examples, cells))
-            else:
-                scaled, gone = column.scaled(cells)
-                numbers.append(scaled)
-                missing.append(gone)
-        found = {"numbers": numbers, "missing": missing, "categories": categories}
-        return {name: np.stack(parts, 1) for name, parts in found.items() if parts}
-
-    def _newly(self, rows: Columns) -> Columns:
-        """Return which rows hold a category that is unknown, or lack what none lacked: (N,) int32 each."""
-        count = len(rows["targets"])
-        unknown, lacking = np.zeros(count, bool), np.zeros(count, bool)
-        if "categories" in rows:
-            unknown |= (rows["categories"] == 0).any(1)
-        if "missing" in rows:
-            whole = [not column.missing for column in self.columns if column.kind != "category"]
-            lacking |= (rows["missing"].astype(bool) & np.array(whole)).any(1)
-        return {"unknown": unknown.astype(np.int32), "newly_missing": lacking.astype(np.int32)}
-
-    def _refuse_newly_missing(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        whole = [column for column in self.columns if not column.missing]
-        for row in rows:
-            for column in whole:
-                if column.cell(row).form in ("missing", *(["marked"] if column.kind != "category" else [])):
-                    raise TaskError(f"column {column.name!r} is empty, and no row in training was: give a value")
-
-    def _given(self, instance: Any) -> Mapping[str, Any]:
-        if not isinstance(instance, Mapping):
-            if len(self.columns) > 1:
-                raise TaskError(f"a row is a mapping of column to value, this is {instance!r:.60}")
-            instance = {self.columns[0].name: instance}
-        row = {column.name: instance.get(column.name) for column in self.columns if column.missing or column.lacking}
-        row |= {name: _text(value, name) for name, value in instance.items()}
-        if strange := sorted(row.keys() - {column.name for column in self.columns}):
-            raise TaskError(f"the model reads no column {strange[0]!r}")
-        return row
-
     def _logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return logits (B, labels) or standardised guesses (B, 1) in fp32."""
         import torch
@@ -398,33 +313,3 @@ class Tabular(Classifier, OwnNetworks):
         }
         given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
         return model(**given).logits.float()
-
-
-def _input(column: Column) -> dict[str, Any]:
-    parameters: dict[str, Any] = {
-        "holds": {"number": "numbers", "date": "dates (2024-12-31)"}.get(column.kind, "names")
-    }
-    if column.kind == "category" and len(column.categories) <= 50:
-        parameters["categories"] = list(column.categories)
-    if column.missing or column.lacking:
-        parameters |= {"optional": True, "missing": "left out" if column.kind == "number" else "left out or empty"}
-    return {
-        "name": column.name,
-        "datatype": "FP64" if column.kind == "number" else "BYTES",
-        "shape": [-1],
-        "parameters": parameters,
-    }
-
-
-def _text(value: Any, name: str) -> Any:
-    """Return what a client has sent; bytes are text.
-
-    Raises:
-        TaskError: they are no UTF-8.
-    """
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise TaskError(f"column {name!r} holds bytes that are no text in UTF-8: {error.reason}") from None
