@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.errors import UserError
+from jobs.data.corpora_series import seasonal_series
 from jobs.data.examples import Example, Rows, Source
 
 VERSION = 2
@@ -87,5 +88,6 @@ def _digits() -> Source:
 BUILT_IN: dict[str, Callable[[], Source]] = {
     "python-stdlib": _library_source("python-stdlib", _read_library),
     "python-stdlib-docstrings": _library_source("python-stdlib-docstrings", _read_docstrings),
+    "seasonal-series": seasonal_series,
     "sklearn-digits": _digits,
 }

@@ -40,6 +40,7 @@ IGNORED = -100
 
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
+    "forecasting": "jobs.tasks.forecasting:Forecasting",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
     "recommendation": "jobs.tasks.recommendation:Recommendation",
     "text-classification": "jobs.tasks.text_classification:TextClassification",
