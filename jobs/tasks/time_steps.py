@@ -6,6 +6,7 @@ Stamps are numbers, or dates and times in ISO 8601. A step is a number, seconds,
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -84,14 +85,14 @@ def parsed(text: str) -> Step:
 
 
 def inferred(stamps: Sequence[Any]) -> Step | None:
-    """Return the smallest step between sorted stamps; None where fewer than three say too little."""
+    """Return the usual step between sorted stamps; None where fewer than three say too little."""
     if len(stamps) < 3:
         return None
     months = _months(stamps)
     if months is not None:
-        return Step("month", float(_smallest(months)))
+        return Step("month", float(_usual(months)))
     when = moments(list(stamps))
-    return Step("number" if _are_numbers(stamps) else "second", _smallest(when))
+    return Step("number" if _are_numbers(stamps) else "second", _usual(when))
 
 
 def places(stamps: Sequence[Any], step: Step | None) -> list[int]:
@@ -133,9 +134,10 @@ def _are_numbers(stamps: Sequence[Any]) -> bool:
     return True
 
 
-def _smallest(ordered: Sequence[float]) -> float:
-    gaps = [later - earlier for earlier, later in pairwise(ordered) if later > earlier]
-    return min(gaps, default=1.0)
+def _usual(ordered: Sequence[float]) -> float:
+    """Return the most frequent distance between neighbours, the smallest of several; 1 where there is none."""
+    gaps = Counter(later - earlier for earlier, later in pairwise(ordered) if later > earlier)
+    return min(gaps, key=lambda gap: (-gaps[gap], gap), default=1.0)
 
 
 def _months(stamps: Sequence[Any]) -> list[int] | None:
