@@ -23,11 +23,9 @@ class QuantileForecaster(OwnNetworks):
         "loss": "min",
         "mase": "min",
         "smape": "min",
-        "naive_mase": "min",
-        "naive_smape": "min",
-        "coverage": "max",
         "coverage_error": "min",
     }
+    """Seasonal naive's and the coverage itself are measured beside them, and are none to choose a model by."""
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)

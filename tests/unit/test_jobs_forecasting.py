@@ -247,7 +247,7 @@ def test_figures_beside_those_of_seasonal_naive():
     ends = [task.cut(example, 0.0)[1] for example in examples(task, noisy)]
     batch = task.collate(encoded(task, ends))
     found = task.summarise(flat(task.measure(Fixed([[0.0, 1e6, 2e6]] * 3), batch)))
-    assert set(found) == set(task.metrics)
+    assert set(task.metrics) < set(found)
     assert found["coverage"] == 1
     assert found["coverage_error"] == pytest.approx(0.2)
     assert found["mase"] > 1000 > found["naive_mase"] > 0
