@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from jobs.data import corpora_shapes, pole
+from jobs.data.corpora_series import seasonal_series
 from jobs.data.examples import Example, Rows, Source
 
 VERSION = 2
@@ -149,4 +150,5 @@ BUILT_IN: dict[str, Callable[[], Source]] = {
     ),
     "pole-balance": _pole_balance,
     corpora_shapes.NAME: corpora_shapes.source,
+    "seasonal-series": seasonal_series,
 }

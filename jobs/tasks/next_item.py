@@ -21,8 +21,8 @@ class NextItem(OwnNetworks):
     metrics: ClassVar[Mapping[str, Better]] = {
         "loss": "min",
         **{f"{kind}_{FIRST}{all_}": "max" for all_ in ("", "_all") for kind in ("hr", "ndcg")},
-        **{f"popularity_{kind}_{FIRST}{all_}": "max" for all_ in ("", "_all") for kind in ("hr", "ndcg")},
     }
+    """Those of popularity are measured beside them, and are none to choose a model by."""
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
@@ -31,10 +31,15 @@ class NextItem(OwnNetworks):
         """How often each item occurs in the training data."""
         self.max_length = 0
         """The latest so many items of a history are read."""
+        self._numbers: tuple[list[str], dict[str, int]] = ([], {})
 
     def numbers(self) -> dict[str, int]:
-        """Return each item's number."""
-        return {item: number for number, item in enumerate(self.items, 1)}
+        """Return each item's number; made once for a list of items."""
+        of, numbers = self._numbers
+        if of is not self.items:
+            numbers = {item: number for number, item in enumerate(self.items, 1)}
+            self._numbers = self.items, numbers
+        return numbers
 
     # -- model ------------------------------------------------------------------------------------------------------
 
@@ -76,7 +81,10 @@ class NextItem(OwnNetworks):
         """Return loss (nats per interaction, over all items), HR and NDCG, ours and those of popularity."""
         found = {"loss": sums["loss"] / max(sums["targets"], 1)}
         if sums.get("users"):  # else the rows were those to learn from
-            found |= {name: sums[name] / sums["users"] for name in self.metrics if name != "loss"}
+            ranked = [name for name in self.metrics if name != "loss"]
+            found |= {
+                f"{by}{name}": sums[f"{by}{name}"] / sums["users"] for by in ("", "popularity_") for name in ranked
+            }
         return found
 
     # -- inside -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from jobs.tasks.interaction_rows import Encoding, to_learn, to_predict
 from jobs.tasks.interactions import History, InteractionFindings, check_row, history_of
 from jobs.tasks.labels import check_columns, natural
 from jobs.tasks.next_item import NextItem
-from jobs.tasks.recommending import Wish, answer, wish_of
+from jobs.tasks.recommending import Wish, answer, shares, wish_of
 
 if TYPE_CHECKING:
     import torch
@@ -230,9 +230,10 @@ class Recommendation(NextItem):
             inputs[row, : len(latest)] = latest
         with torch.inference_mode():
             scores = self._last(model, torch.from_numpy(inputs).to(device)).cpu().numpy()
-        shares = np.asarray(self.counts, dtype=np.float32) / max(1, sum(self.counts))
         return [
-            answer(wish, row if wish.known else shares, self.items, "model" if wish.known else "popularity")
+            answer(wish, row, self.items, "model")
+            if wish.known
+            else answer(wish, shares(self.counts), self.items, "popularity")
             for wish, row in zip(wishes, scores, strict=True)
         ]
 

@@ -48,6 +48,11 @@ def wish_of(instance: Any, numbers: Mapping[str, int], items: int) -> Wish:
     return Wish(known, len(names) - len(known), k, bool(asked.get("exclude_seen", True)))
 
 
+def shares(counts: Sequence[int]) -> np.ndarray:
+    """Return each item's share of the training data, which ranks by popularity: (I,) float32."""
+    return np.asarray(counts, dtype=np.float32) / max(1, sum(counts))
+
+
 def answer(wish: Wish, scores: np.ndarray, items: Sequence[str], by: str) -> dict[str, Any]:
     """Return the best items and their scores, from scores (I,) float32; fewer than k where no more are unseen."""
     seen = {number - 1 for number in wish.known} if wish.exclude_seen else set()

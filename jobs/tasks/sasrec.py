@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from jobs.tasks.attention_block import AttentionBlock
 from jobs.tasks.own_model import OwnModel
 
 
@@ -38,8 +39,6 @@ class SasRecConfig(PretrainedConfig):
         self.intermediate_size = intermediate_size
         self.dropout = dropout
         super().__init__(**kwargs)
-        if hidden_size % num_attention_heads:
-            raise ValueError(f"hidden_size {hidden_size} is no multiple of num_attention_heads {num_attention_heads}")
 
 
 class SasRec(OwnModel):
@@ -52,12 +51,13 @@ class SasRec(OwnModel):
         self.items = torch.nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=0)
         self.positions = torch.nn.Embedding(config.max_positions, config.hidden_size)
         self.dropout = torch.nn.Dropout(config.dropout)
-        self.blocks = torch.nn.ModuleList(_Block(config) for _ in range(config.num_hidden_layers))
+        shape = (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.dropout)
+        self.blocks = torch.nn.ModuleList(AttentionBlock(*shape, causal=True) for _ in range(config.num_hidden_layers))
         self.norm = torch.nn.LayerNorm(config.hidden_size)
         self.post_init()
 
     def forward(self, inputs: torch.Tensor, where: torch.Tensor, candidates: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Score items as what follows.
+        """Score items as what follows; what lies behind the end of a history changes nothing.
 
         Args:
             inputs: items (B, L) int64, from 1; 0 behind the end.
@@ -72,32 +72,3 @@ class SasRec(OwnModel):
         for block in self.blocks:
             hidden = block(hidden)
         return self.norm(hidden[where]) @ self.items(candidates).T
-
-
-class _Block(torch.nn.Module):
-    """Attention and two linear layers, each beside a residual path."""
-
-    def __init__(self, config: SasRecConfig) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.rate = config.dropout
-        self.attention_norm, self.norm = torch.nn.LayerNorm(size), torch.nn.LayerNorm(size)
-        self.projections, self.out = torch.nn.Linear(size, 3 * size), torch.nn.Linear(size, size)
-        self.up, self.down = (
-            torch.nn.Linear(size, config.intermediate_size),
-            torch.nn.Linear(config.intermediate_size, size),
-        )
-        self.dropout = torch.nn.Dropout(config.dropout)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map (B, L, H) to (B, L, H); no place sees a later one, so that what lies behind the end changes nothing."""
-        batch, length, size = hidden.shape
-        parts = self.projections(self.attention_norm(hidden)).view(batch, length, 3, self.heads, size // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        seen = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.rate if self.training else 0.0, is_causal=True
-        )
-        hidden = hidden + self.dropout(self.out(seen.transpose(1, 2).reshape(batch, length, size)))
-        inner = torch.nn.functional.gelu(self.up(self.norm(hidden)))
-        return hidden + self.dropout(self.down(inner))
