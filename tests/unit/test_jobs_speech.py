@@ -408,24 +408,28 @@ def spec_for(train: Any, held_out: Any = None, bad_rows: str = "stop", **task: A
     )
 
 
+def prepared(spec: JobSpec, base: Path) -> prepare.Prepared:
+    return prepare.prepare(spec, base, base / "storage", parent=None, on_progress=lambda *event: None)
+
+
 def test_a_folder_is_prepared_and_a_broken_file_is_named(tmp_path: Path) -> None:
     tones.write(tmp_path / "said", ["a", "b", "ab", "ba"], {"low": 1.0, "high": 1.2}, takes=2)
-    done = prepare.prepare(spec_for("said"), tmp_path, tmp_path / "s")
+    done = prepared(spec_for("said"), tmp_path)
     assert (done.train_rows, done.eval_rows) == (12, 4)
     notes = "\n".join(done.notes)
     assert "2 characters: 'ab'" in notes
     assert "8000 samples per second, as the first one has" in notes
     (tmp_path / "said/b_low_9.wav").write_bytes(b"RIFF, broken")
     with pytest.raises(UserError, match=r"b_low_9\.wav: no sound file that can be read"):
-        prepare.prepare(spec_for("said"), tmp_path, tmp_path / "s")
-    skipped = prepare.prepare(spec_for("said", bad_rows="skip"), tmp_path, tmp_path / "s")
+        prepared(spec_for("said"), tmp_path)
+    skipped = prepared(spec_for("said", bad_rows="skip"), tmp_path)
     assert skipped.train_rows + skipped.eval_rows == 16
 
 
 def test_a_voice_is_kept_aside_and_what_it_lacks_is_said(tmp_path: Path) -> None:
     tones.write(tmp_path, ["a", "b", "ab"], {"low": 1.0}, takes=2)
     tones.write(tmp_path, ["a", "c", "abab"], {"high": 1.2})
-    done = prepare.prepare(spec_for("*_low_*.wav", "*_high_*.wav"), tmp_path, tmp_path / "s")
+    done = prepared(spec_for("*_low_*.wav", "*_high_*.wav"), tmp_path)
     assert (done.train_rows, done.eval_rows) == (6, 2)
     notes = "\n".join(done.notes)
     assert "held out: 1 of 3 recordings are longer than" in notes
