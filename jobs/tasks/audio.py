@@ -149,7 +149,7 @@ def _checked(found: About) -> About:
     if not RATES[0] <= found.rate <= RATES[1]:
         raise TaskError(f"a recording of {found.rate} samples per second; {RATES[0]} to {RATES[1]} are taken")
     if not found.frames:
-        raise TaskError("the recording holds no sound")
+        raise TaskError("the recording holds no sound, or is cut off")
     return found
 
 
