@@ -25,6 +25,10 @@ STREAMED = (0, 0xFFFFFFFF)
 """Sizes that a WAV has which was written to a pipe: how long it is was not known."""
 
 
+FOLDERS = ("", "clips", "wavs")
+"""Where, from its table's folder, a file may lie."""
+
+
 @dataclass(frozen=True)
 class About:
     """What the header of a recording says."""
@@ -47,6 +51,13 @@ class Sound:
     """(T,) float32, -1 to 1."""
     resampled: bool = False
     averaged: bool = False
+
+
+def beside(table: Path, name: str) -> Path | None:
+    """Return the file that a row of a table names; None where there is none."""
+    places = [table.parent / folder / name for folder in FOLDERS]
+    places += [place.with_name(f"{place.name}.wav") for place in places]
+    return next((place for place in places if place.is_file()), None)
 
 
 def content_of(value: Any) -> bytes | tuple[np.ndarray, int]:

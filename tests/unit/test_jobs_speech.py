@@ -146,6 +146,12 @@ def test_transcripts_are_tidied_and_empty_ones_refused() -> None:
 def test_a_table_names_files_from_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("audio,text\na.wav,a\n")
     (tmp_path / "a.wav").write_bytes(tones.wav(tones.spoken("a")))
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/b.wav").write_bytes(b"x")
+    voice = Example({"path": "b.wav", "sentence": "b"}, f"{tmp_path}/table.tsv:2")
+    (tmp_path / "table.tsv").write_text("path\tsentence\nb.wav\tb\n")
+    other = SpeechRecognition({"audio_column": "path", "text_column": "sentence"})
+    assert list(other.files(voice)) == [tmp_path / "clips/b.wav"]
     row = Example({"audio": "a.wav", "text": "a", "age": "30"}, f"{tmp_path}/table.csv:2")
     task = SpeechRecognition()
     assert list(task.files(row)) == [tmp_path / "a.wav"]
