@@ -20,6 +20,7 @@ from jobs.data.file_digests import file_digest
 from jobs.data.joining import joined, sha256
 from jobs.data.listing import Listing
 from jobs.data.tables import TableForm
+from jobs.tasks import audio
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 TABLES = ("transcripts", "transcript", "metadata")
@@ -27,8 +28,6 @@ TABLES = ("transcripts", "transcript", "metadata")
 FILE_COLUMNS = ("audio", "path", "file", "file_name", "filename", "audio_filepath", "wav")
 """What such a table calls the column with the file's name, the first that it has."""
 LIBRISPEECH = ".trans.txt"
-FOLDERS = ("", "clips", "wavs")
-"""Where, from its table's folder, a file may lie."""
 READING = "recordings 1"
 """Raise the number when the same bytes become other examples."""
 
@@ -133,9 +132,7 @@ def _named(row: Example, table: Path) -> tuple[str, Path] | None:
     value = row.get(column)
     if not isinstance(value, str) or not value:
         return None
-    places = [table.parent / folder / value for folder in FOLDERS]
-    places += [place.with_name(f"{place.name}.wav") for place in places]
-    path = next((place for place in places if place.is_file()), None)
+    path = audio.beside(table, value)
     return None if path is None else (column, path)
 
 

@@ -21,7 +21,7 @@ def open_hub(identifier: str) -> Source:
         UserError: it cannot be loaded.
     """
     name, _, split = identifier.partition(":")
-    data = _load(name, split or "train")
+    data = _as_files(_load(name, split or "train"))
     features = data.features.to_dict()
     classes = class_columns(features)
 
@@ -40,6 +40,16 @@ def _load(name: str, split: str) -> Any:
     except Exception as error:  # the hub's client raises many kinds; what matters is which data set and why
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"data: cannot load hf://{name}:{split}: {said}") from error
+
+
+def _as_files(data: Any) -> Any:
+    """Leave recordings as the files that they are: the client would decode them by a library of its own."""
+    import datasets
+
+    for name, feature in data.features.items():
+        if isinstance(feature, datasets.Audio):
+            data = data.cast_column(name, datasets.Audio(decode=False))
+    return data
 
 
 class _Sink:

@@ -1,7 +1,6 @@
-"""Task `speech-recognition`: what was said in a recording, letter by letter, learned by CTC.
+"""Task `speech-recognition`: what was said in a recording, learned by CTC over characters.
 
-It answers with a text. It knows the characters of its training transcripts and no words: what it hears it spells, it
-tells neither who speaks nor in which language, and recordings longer than those it learned from are refused.
+Networks: `conv-transformer` and `crnn`, ours, or a model of transformers that is trained by CTC on samples.
 
 Rows: samples (N, T) int16, padded with 0; length (N,) int32, how many samples there are; label (N, L) int16, the
 transcript's symbols, and label_length (N,) int32; targets (N,) int32, the symbols that count.
@@ -23,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class SpeechRecognition(SpeechRows):
-    """`conv-transformer` and `crnn`, ours, or a model of transformers that is trained by CTC on samples."""
+    """Writes down what is said in a recording, character by character.
+
+    It knows the characters of the transcripts it learned from, and neither words nor languages; it says nothing of who
+    speaks, and takes no recordings longer than `max_seconds`. Voices, rooms and microphones that are unlike those of
+    its training data cost accuracy: measure it on a speaker who was kept aside.
+    """
 
     name: ClassVar[str] = "speech-recognition"
     networks: ClassVar[Mapping[str, str]] = {

@@ -178,7 +178,8 @@ class SpeechRows(OwnNetworks):
         if not isinstance(value, str) or not value or Path(value).is_absolute():
             return value
         table = Path(_LINE.sub("", getattr(example, "where", "")))
-        return str(table.parent / value) if table.is_file() else value
+        found = audio.beside(table, value) if table.is_file() else None
+        return value if found is None else str(found)
 
     def _named_by(self, example: Mapping[str, Any]) -> str | None:
         """Return the column whose text is not read, because the file's name says what was said."""

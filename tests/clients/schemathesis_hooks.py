@@ -9,6 +9,7 @@ import tried
 
 MOST_TOKENS = 4
 LIMITS = {"/v1/responses": "max_output_tokens"}
+WITHOUT_LIMIT = ("/v1/embeddings", "/v1/audio/transcriptions")
 
 
 @schemathesis.hook
@@ -18,7 +19,7 @@ def map_body(context: Any, body: Any) -> Any:
         return body
     limit = LIMITS.get(context.operation.path, "max_tokens")
     given = body.get(limit)
-    few = {} if context.operation.path == "/v1/embeddings" or (given and not isinstance(given, int)) else {limit: 4}
+    few = {} if context.operation.path in WITHOUT_LIMIT or (given and not isinstance(given, int)) else {limit: 4}
     return {**body, "model": tried.TEXT, **few}
 
 

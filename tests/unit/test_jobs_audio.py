@@ -35,6 +35,14 @@ def test_channels_are_averaged_and_rates_changed() -> None:
     assert np.abs(heard.samples).max() == pytest.approx(0.2, abs=0.02)  # half of 0.4: the other channel is silent
 
 
+@pytest.mark.parametrize("rate", [11_025, 22_050, 47_999, 191_999])
+def test_any_rate_becomes_the_one_asked_for(rate: int) -> None:
+    sound, wanted = (0.5 * np.sin(2 * np.pi * 500 * np.arange(each) / each) for each in (rate, 16_000))  # a second
+    heard = audio.sound((sound.astype(np.float32), rate), 16_000).samples
+    assert abs(len(heard) - 16_000) <= 1
+    np.testing.assert_allclose(heard[1_000:15_000], wanted[1_000:15_000], atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -43,6 +51,7 @@ def test_channels_are_averaged_and_rates_changed() -> None:
         (tones.flac(TONE)[:-200], "cut off|broken"),
         (tones.wav(np.zeros(0)), "holds no sound"),
         (tones.wav(TONE, rate=500), "500 samples per second"),
+        (tones.wav(np.zeros((9, 20))), "20 channels; at most 16"),
         ((np.array([0.0, np.nan], np.float32), 8000), "not finite"),
     ],
 )

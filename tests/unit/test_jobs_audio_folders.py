@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
+from jobs.data.hub import open_hub
 from jobs.data.sources import open_source
+from jobs.tasks import audio
 from tests.support import tones
 
 SOUND = tones.wav(tones.spoken("a"))
@@ -108,3 +113,14 @@ def test_a_recording_among_many_texts_is_no_folder_of_recordings(tmp_path: Path)
     source = open_source("mixed", tmp_path)
     assert [dict(each) for each in source.examples()] == [{"text": "a"}] * 3
     assert any("one.wav" in note for note in source.notes)
+
+
+def test_recordings_of_the_hub_stay_files(tmp_path: Path) -> None:
+    features = {"audio": {"sampling_rate": 8000, "_type": "Audio"}, "text": {"dtype": "string", "_type": "Value"}}
+    made = pa.table({"audio": [{"bytes": SOUND, "path": "a.wav"}], "text": ["a"]})
+    (tmp_path / "voices").mkdir()
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(made.replace_schema_metadata(metadata), tmp_path / "voices/train-00000.parquet")
+    (found,) = open_hub(str(tmp_path / "voices")).examples()
+    assert found["audio"] == {"bytes": SOUND, "path": "a.wav"}
+    assert audio.content_of(found["audio"]) == SOUND

@@ -146,6 +146,12 @@ def test_transcripts_are_tidied_and_empty_ones_refused() -> None:
 def test_a_table_names_files_from_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("audio,text\na.wav,a\n")
     (tmp_path / "a.wav").write_bytes(tones.wav(tones.spoken("a")))
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/b.wav").write_bytes(b"x")
+    voice = Example({"path": "b.wav", "sentence": "b"}, f"{tmp_path}/table.tsv:2")
+    (tmp_path / "table.tsv").write_text("path\tsentence\nb.wav\tb\n")
+    other = SpeechRecognition({"audio_column": "path", "text_column": "sentence"})
+    assert list(other.files(voice)) == [tmp_path / "clips/b.wav"]
     row = Example({"audio": "a.wav", "text": "a", "age": "30"}, f"{tmp_path}/table.csv:2")
     task = SpeechRecognition()
     assert list(task.files(row)) == [tmp_path / "a.wav"]
@@ -408,24 +414,28 @@ def spec_for(train: Any, held_out: Any = None, bad_rows: str = "stop", **task: A
     )
 
 
+def prepared(spec: JobSpec, base: Path) -> prepare.Prepared:
+    return prepare.prepare(spec, base, base / "storage", parent=None, on_progress=lambda *event: None)
+
+
 def test_a_folder_is_prepared_and_a_broken_file_is_named(tmp_path: Path) -> None:
     tones.write(tmp_path / "said", ["a", "b", "ab", "ba"], {"low": 1.0, "high": 1.2}, takes=2)
-    done = prepare.prepare(spec_for("said"), tmp_path, tmp_path / "s")
+    done = prepared(spec_for("said"), tmp_path)
     assert (done.train_rows, done.eval_rows) == (12, 4)
     notes = "\n".join(done.notes)
     assert "2 characters: 'ab'" in notes
     assert "8000 samples per second, as the first one has" in notes
     (tmp_path / "said/b_low_9.wav").write_bytes(b"RIFF, broken")
     with pytest.raises(UserError, match=r"b_low_9\.wav: no sound file that can be read"):
-        prepare.prepare(spec_for("said"), tmp_path, tmp_path / "s")
-    skipped = prepare.prepare(spec_for("said", bad_rows="skip"), tmp_path, tmp_path / "s")
+        prepared(spec_for("said"), tmp_path)
+    skipped = prepared(spec_for("said", bad_rows="skip"), tmp_path)
     assert skipped.train_rows + skipped.eval_rows == 16
 
 
 def test_a_voice_is_kept_aside_and_what_it_lacks_is_said(tmp_path: Path) -> None:
     tones.write(tmp_path, ["a", "b", "ab"], {"low": 1.0}, takes=2)
     tones.write(tmp_path, ["a", "c", "abab"], {"high": 1.2})
-    done = prepare.prepare(spec_for("*_low_*.wav", "*_high_*.wav"), tmp_path, tmp_path / "s")
+    done = prepared(spec_for("*_low_*.wav", "*_high_*.wav"), tmp_path)
     assert (done.train_rows, done.eval_rows) == (6, 2)
     notes = "\n".join(done.notes)
     assert "held out: 1 of 3 recordings are longer than" in notes

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 import torch
 
 from jobs.tasks.speech_recognition import SpeechRecognition
 from serve.api import forms, routes, transcriptions
+from serve.api.admission import Admission
 from serve.api.body import ApiError
-from serve.api.gateway import ModelCard
+from serve.api.doorkeeper import KeyDoorkeeper
+from serve.api.gateway import Gateway, ModelCard
+from serve.api.openapi.document import document
+from serve.api.own_rates import OwnRates
 from serve.deploy import plan
+from serve.fair.turns import Turns
+from serve.keys.directory import Directory
+from serve.keys.limits import Limits
+from serve.keys.meter import Meter, today
+from serve.keys.store import Store
 from serve.spec import ServeSpec
 from tests.support import predictive, tones
 from tracking import manifest
 
 URL = "/v1/audio/transcriptions"
+CARD = ModelCard("speech", "speech-recognition", "1", False, 1700000000, {"transcribes": True})
 FILE = tones.wav(tones.spoken("ab"))
 Scenario = Callable[[httpx.AsyncClient, Any], Awaitable[None]]
 
@@ -56,8 +68,7 @@ def run(loaded: tuple[SpeechRecognition, Any], scenario: Scenario) -> None:
         replica = predictive.replica(*loaded)
         await replica.start()
         front, backend = predictive.gateway({"speech": replica})
-        card = ModelCard("speech", "speech-recognition", "1", False, 1700000000, {"transcribes": True})
-        front.catalog = {**front.catalog, "speech": card}
+        front.catalog = {**front.catalog, "speech": CARD}
         transport = httpx.ASGITransport(routes.build(lambda: front), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             await scenario(client, backend)
@@ -169,6 +180,40 @@ def test_the_inference_protocol_takes_files_and_samples(loaded: Any) -> None:
     run(loaded, scenario)
 
 
+def test_keys_are_asked_for_and_a_recording_counts_as_a_row(loaded: Any, tmp_path: Path) -> None:
+    async def inside() -> None:
+        replica = predictive.replica(*loaded)
+        await replica.start()
+        _, backend = predictive.gateway({"speech": replica})
+        store = Store(f"sqlite:///{tmp_path / 'keys.db'}")
+        meter = Meter(store, tmp_path / "usage")
+        front = Gateway(
+            backend,
+            predictive.MOST,
+            3,
+            admission=Admission(OwnRates(), meter, lambda model: Turns(4, 100, 100), 5.0),
+            doorkeeper=KeyDoorkeeper(Directory(store.find)),
+        )
+        front.catalog = {"speech": CARD}
+        transport = httpx.ASGITransport(routes.build(lambda: front), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            ask = partial(client.post, URL, data={"model": "speech"}, files=files())
+            assert (await ask()).status_code == 401
+            alice, bob = (
+                {"authorization": f"Bearer {store.create(name, Limits(models=models)).text}"}
+                for name, models in (("alice", None), ("bob", ["other"]))
+            )
+            assert (await ask(headers=alice)).status_code == 200
+            assert (await ask(headers=bob)).status_code == 404
+            await meter._exchange([])
+            used = store.usage("alice", today(), today())
+            assert [(each.requests, each.prompt_tokens, each.generated_tokens) for each in used] == [(1, 1, 0)]
+        await meter.stop()
+        await replica.stop()
+
+    asyncio.run(inside())
+
+
 # -- forms -------------------------------------------------------------------------------------------------------------
 
 KIND = "multipart/form-data; boundary=xyz"
@@ -230,3 +275,16 @@ def test_a_served_speech_model_says_that_it_transcribes(tmp_path: Path, loaded: 
     spec = ServeSpec.model_validate({"models": {"speech": {"model": str(tmp_path / "speech")}}})
     (served,) = plan.resolve(spec)
     assert served.details["transcribes"] is True
+
+
+def test_the_route_is_described() -> None:
+    told = document([("post", URL)])
+    schema = told["components"]["schemas"]["TranscriptionRequest"]
+    assert list(told["paths"][URL]["post"]["requestBody"]["content"]) == ["multipart/form-data"]
+    assert set(told["paths"][URL]["post"]["responses"]["200"]["content"]) == {"application/json", "text/plain"}
+    assert schema["required"] == ["model", "file"]
+    whole = {**schema, "components": told["components"]}
+    described = jsonschema.Draft202012Validator(whole)
+    assert described.is_valid({"model": "m", "file": "bytes", "response_format": "text", "temperature": "0"})
+    for wrong in ({"response_format": "srt"}, {"language": "en"}, {"temperature": "1"}, {"colour": "blue"}):
+        assert not described.is_valid({"model": "m", "file": "bytes", **wrong})
