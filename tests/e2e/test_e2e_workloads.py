@@ -29,7 +29,9 @@ def test_a_workload_goes_from_its_data_to_an_answer(workload: Workload, cluster:
     (folder,) = (home.home() / "storage" / "runs").glob(f"{workload.name}-*")
     assert [path.name for path in (folder / "faults").iterdir()] == [f"kill-rank1-step{KILLED_AT}-step"]
     workload.learned(trained["evaluation"])
-    assert _artifacts(trained["run_id"]) >= {*workload.pictures}
+    assert trained["evaluations"]["first"]["loss"] > trained["evaluation"]["loss"]  # it is known after the resume, too
+    assert _artifacts(trained["run_id"]) >= {*workload.pictures, "model-card.md"}
+    assert "## Metrics" in (Path(trained["directory"]) / "README.md").read_text()
 
     small = _run(tmp_path, _quantising(workload, trained["directory"]))
     if workload.unquantised:
