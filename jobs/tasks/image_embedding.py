@@ -299,13 +299,11 @@ class ImageEmbedding(OwnNetworks, ImageTask):
 
     def _gallery(self, model: torch.nn.Module) -> Gallery:
         """Return who is enrolled: the identities of the training data, where nobody else is."""
-        import torch
-
         if self.gallery is None:
             if self.objective["loss"] == "triplet":  # its centres have learned nothing
                 return Gallery([], np.zeros((0, model.config.embedding_size), dtype=np.float32))  # type: ignore[union-attr]
-            centres = torch.nn.functional.normalize(model.centres.detach().float(), dim=-1)  # type: ignore[operator,union-attr]
-            self.gallery = Gallery(self.identities, centres.cpu().numpy())
+            centres: torch.Tensor = model.centres()  # type: ignore[operator]
+            self.gallery = Gallery(self.identities, centres.detach().cpu().numpy())
         return self.gallery
 
     def _settings(self) -> dict[str, Any]:
