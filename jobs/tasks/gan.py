@@ -34,7 +34,8 @@ class GanOptions(ImageOptions):
 
 
 class Gan(OwnNetworks, ImageTask):
-    """An image for each seed, of the kind of those it has learned from; the same seed gives the same image.
+    """An image for each seed, of the kind of those it has learned from; the same seed gives the same image,
+    but for the rounding of its pixels.
 
     Nothing is asked of it but the seed: it makes no image to order. Images may come to look like those of the training
     data. The Fréchet distance is by an embedding of Tandem's own: it compares runs on the same data.
