@@ -11,9 +11,9 @@ import torch
 
 from jobs.data.corpora_shapes import pictures
 from jobs.tasks import TaskError, centre_points, get
-from jobs.tasks.boxes import generalized_iou, iou_to_all, objects_of, suppressed
+from jobs.tasks.boxes import generalized_iou, iou_to_all, mirrored, objects_of, suppressed
 from jobs.tasks.detection_scores import precision
-from jobs.tasks.object_detection import ObjectDetection, _mirrored
+from jobs.tasks.object_detection import ObjectDetection
 
 SMALL = {"width": 16, "blocks": 1}
 
@@ -131,7 +131,7 @@ def test_boxes_are_mirrored_with_their_images() -> None:
     pixels, boxes = torch.zeros(40, 1, 4, 10), torch.tensor([[[0.1, 0.25, 0.3, 0.75]]]).repeat(40, 1, 1)
     pixels[:, :, 1:3, 1:3] = 1
     torch.manual_seed(0)
-    seen, moved = _mirrored(pixels, boxes)
+    seen, moved = mirrored(pixels, boxes)
     flipped = 0
     for image, (left, top, right, bottom) in zip(seen[:, 0], moved[:, 0].tolist(), strict=True):
         inside = image[round(top * 4) : round(bottom * 4), round(left * 10) : round(right * 10)]
