@@ -41,6 +41,7 @@ IGNORED = -100
 TASKS = {
     "causal-lm": "jobs.tasks.causal_lm:CausalLM",
     "forecasting": "jobs.tasks.forecasting:Forecasting",
+    "gan": "jobs.tasks.gan:Gan",
     "image-classification": "jobs.tasks.image_classification:ImageClassification",
     "image-embedding": "jobs.tasks.image_embedding:ImageEmbedding",
     "object-detection": "jobs.tasks.object_detection:ObjectDetection",

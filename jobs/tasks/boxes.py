@@ -147,3 +147,22 @@ def suppressed(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, 
             overlap = iou_to_all(boxes[index], boxes[later])
             kept[later[(overlap > most) & (labels[later] == labels[index])]] = 0
     return kept
+
+
+def in_pixels(boxes: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Turn boxes (B, K, 4), corners as shares, into x, y, width, height in pixels of images of size (B, 2)."""
+    import torch
+
+    scale = size.flip(1)[:, None].float()
+    low, high = boxes[..., :2] * scale, boxes[..., 2:] * scale
+    return torch.cat([low, high - low], -1)
+
+
+def mirrored(pixels: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mirror some images (B, C, H, W), with their boxes (B, M, 4)."""
+    import torch
+
+    chosen = torch.rand(len(pixels), device=pixels.device) < 0.5
+    other = torch.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
+    pixels = torch.where(chosen[:, None, None, None], pixels.flip(3), pixels)
+    return pixels, torch.where(chosen[:, None, None], other, boxes)

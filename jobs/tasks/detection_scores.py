@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+
 DRAWN = 12
 """So many images are drawn."""
+THUMBNAIL = 64
+"""Pixels per side, at most, of the images that are kept to draw what was found in them."""
 SHOWN = 0.3
 """Guesses of a lower score are not drawn."""
 
@@ -64,6 +69,17 @@ def _annotations(truths: np.ndarray) -> list[dict[str, Any]]:
         }
         for number, (image, row) in enumerate(rows, 1)
     ]
+
+
+def thumbnails(pixels: torch.Tensor) -> torch.Tensor:
+    """Return images (B, C, H, W), normalised, as uint8 (B, h, w, C), h and w at most THUMBNAIL."""
+    import torch
+
+    share = min(1.0, THUMBNAIL / max(pixels.shape[-2:]))
+    size = [max(1, round(side * share)) for side in pixels.shape[-2:]]
+    small = torch.nn.functional.interpolate(pixels.float(), size=size, mode="area")
+    low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
+    return (255 * (small - low) / (high - low).clamp(min=1e-6)).byte().permute(0, 2, 3, 1)
 
 
 def picture(

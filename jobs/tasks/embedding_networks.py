@@ -71,6 +71,18 @@ class EmbeddingVitConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+class Centres(torch.nn.Module):
+    """A vector for each identity. A module of its own: torchao cannot load a weight whose name has no dot."""
+
+    def __init__(self, identities: int, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(identities, size).normal_())
+
+    def forward(self) -> torch.Tensor:
+        """Return the vectors (identities, E) fp32, of length 1."""
+        return functional.normalize(self.weight.float(), dim=-1)
+
+
 class EmbeddingModel(OwnModel):
     """pixel_values (B, C, H, W) → vectors (B, E) fp32 of length 1. Deriving classes say what `features` does."""
 
@@ -80,13 +92,13 @@ class EmbeddingModel(OwnModel):
         super().__init__(config)
         self.features = features
         self.projection = torch.nn.Linear(size, config.embedding_size)
-        self.centres = torch.nn.Parameter(torch.empty(config.identities, config.embedding_size).normal_())
+        self.centres = Centres(config.identities, config.embedding_size)
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return vectors (B, E) of images (B, C, H, W), and the centres (identities, E), fp32, all of length 1."""
         vectors = self.projection(self.features(pixel_values)).float()
-        return functional.normalize(vectors, dim=-1), functional.normalize(self.centres.float(), dim=-1)
+        return functional.normalize(vectors, dim=-1), self.centres()
 
 
 class EmbeddingCnn(EmbeddingModel):

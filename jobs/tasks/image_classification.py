@@ -7,7 +7,6 @@ all ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,9 +17,10 @@ from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, TaskOptions
 from jobs.tasks.augmentation import AugmentationOptions, augmented, mixed
 from jobs.tasks.classification import Classifier
-from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings, on_device
+from jobs.tasks.image_task import ImageOptions, on_device
 from jobs.tasks.images import counts, read_picture, sent_picture
-from jobs.tasks.labels import check_columns, classified, kind_of
+from jobs.tasks.labelled_images import ImageFindings, LabelledImages
+from jobs.tasks.labels import check_columns, classified
 
 if TYPE_CHECKING:
     import torch
@@ -39,21 +39,7 @@ class ImageClassificationOptions(ImageOptions, AugmentationOptions):
         return check_columns(self, "image_column", "label_column")
 
 
-@dataclass(frozen=True)
-class ImageFindings:
-    """What images and labels say, out of one chunk or many."""
-
-    pixels: PixelFindings
-    labels: frozenset[str]
-    kinds: frozenset[str] = frozenset()
-    """What the labels are, in words: text, numbers."""
-
-    def merged(self, later: ImageFindings) -> ImageFindings:
-        """Return the findings of both chunks."""
-        return ImageFindings(self.pixels.merged(later.pixels), self.labels | later.labels, self.kinds | later.kinds)
-
-
-class ImageClassification(ImageTask, Classifier):
+class ImageClassification(LabelledImages, Classifier):
     """One label per image, of those that training has seen: it knows no other, and names none of several things.
 
     A small CNN of ours, or any transformers image classifier.
@@ -67,24 +53,6 @@ class ImageClassification(ImageTask, Classifier):
     options: ImageClassificationOptions
 
     # -- data -------------------------------------------------------------------------------------------------------
-
-    def check(self, example: Mapping[str, Any]) -> None:
-        """Raise TaskError for an example without an image or a label."""
-        self._image(example)
-        self._label(example)
-
-    def unused(self, example: Mapping[str, Any]) -> list[str]:
-        """Return the columns that are neither the image nor the label."""
-        read = {self.options.image_column, self.options.label_column}
-        return [key for key, value in example.items() if key not in read and value is not None]
-
-    def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
-        """Note the labels, the first image's size, and exact sums of all pixels, at the size in which they are seen."""
-        pixels = PixelFindings.of([read_picture(self._image(each)).pixels for each in examples], self.options)
-        labels = frozenset(self._label(example) for example in examples)
-        return ImageFindings(
-            pixels, labels, frozenset(kind_of(example[self.options.label_column]) for example in examples)
-        )
 
     def fit(self, findings: ImageFindings) -> list[str]:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""

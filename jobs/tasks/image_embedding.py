@@ -18,10 +18,10 @@ from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, verification
 from jobs.tasks.augmentation import AugmentationOptions, augmented
 from jobs.tasks.gallery import UNKNOWN, Gallery, described, threshold_of
-from jobs.tasks.image_classification import ImageFindings
-from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings, on_device
+from jobs.tasks.image_task import ImageOptions, on_device
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
-from jobs.tasks.labels import check_columns, kind_of, label_of, natural, said_of
+from jobs.tasks.labelled_images import ImageFindings, LabelledImages
+from jobs.tasks.labels import check_columns, natural, said_of
 from jobs.tasks.own_networks import OwnNetworks
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ImageEmbeddingOptions(ImageOptions, AugmentationOptions):
         return check_columns(self, "image_column", "label_column")
 
 
-class ImageEmbedding(OwnNetworks, ImageTask):
+class ImageEmbedding(OwnNetworks, LabelledImages):
     """A vector of length 1 for each image; whether two images show one identity; whose of the enrolled it is.
 
     Two images are taken for one identity from a similarity on that was best on the held-out images; it is only as good
@@ -86,26 +86,6 @@ class ImageEmbedding(OwnNetworks, ImageTask):
 
     # -- data -------------------------------------------------------------------------------------------------------
 
-    def check(self, example: Mapping[str, Any]) -> None:
-        """Raise TaskError for an example without an image or an identity."""
-        self._image(example)
-        self._identity(example)
-
-    def answer(self, example: Mapping[str, Any]) -> str:
-        """Return the identity."""
-        return self._identity(example)
-
-    def unused(self, example: Mapping[str, Any]) -> list[str]:
-        """Return the columns that are neither the image nor the identity."""
-        read = {self.options.image_column, self.options.label_column}
-        return [key for key, value in example.items() if key not in read and value is not None]
-
-    def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
-        """Note the identities, the first image's size, and exact sums of all pixels."""
-        pixels = PixelFindings.of([read_picture(self._image(each)).pixels for each in examples], self.options)
-        kinds = frozenset(kind_of(example[self.options.label_column]) for example in examples)
-        return ImageFindings(pixels, frozenset(map(self._identity, examples)), kinds)
-
     def fit(self, findings: ImageFindings) -> list[str]:
         """Number the identities; learn the size and the mean and deviation of the pixels per channel.
 
@@ -130,7 +110,7 @@ class ImageEmbedding(OwnNetworks, ImageTask):
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Resize to the fitted size, pixels (N, H, W, C) uint8 or uint16; number the identities."""
         index = {identity: number for number, identity in enumerate(self.identities)}
-        identities = [self._identity(example) for example in examples]
+        identities = [self._label(example) for example in examples]
         label = np.array([index.get(identity, -1) for identity in identities], dtype=np.int32)
         pictures = [read_picture(self._image(example)) for example in examples]
         return {
@@ -266,9 +246,6 @@ class ImageEmbedding(OwnNetworks, ImageTask):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _identity(self, example: Mapping[str, Any]) -> str:
-        return label_of(example, self.options.label_column)
-
     @property
     def _margin(self) -> float:
         margin = self.objective["margin"]
@@ -299,13 +276,11 @@ class ImageEmbedding(OwnNetworks, ImageTask):
 
     def _gallery(self, model: torch.nn.Module) -> Gallery:
         """Return who is enrolled: the identities of the training data, where nobody else is."""
-        import torch
-
         if self.gallery is None:
             if self.objective["loss"] == "triplet":  # its centres have learned nothing
                 return Gallery([], np.zeros((0, model.config.embedding_size), dtype=np.float32))  # type: ignore[union-attr]
-            centres = torch.nn.functional.normalize(model.centres.detach().float(), dim=-1)  # type: ignore[operator,union-attr]
-            self.gallery = Gallery(self.identities, centres.cpu().numpy())
+            centres: torch.Tensor = model.centres()  # type: ignore[operator]
+            self.gallery = Gallery(self.identities, centres.detach().cpu().numpy())
         return self.gallery
 
     def _settings(self) -> dict[str, Any]:

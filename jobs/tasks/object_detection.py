@@ -16,18 +16,15 @@ from pydantic import Field, model_validator
 
 from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, detection_scores
-from jobs.tasks.boxes import READ, Object, entries_of, inside, objects_of
-from jobs.tasks.image_classification import ImageFindings
+from jobs.tasks.boxes import READ, Object, entries_of, in_pixels, inside, mirrored, objects_of
 from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings, on_device
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
+from jobs.tasks.labelled_images import ImageFindings
 from jobs.tasks.labels import check_columns, column_of, natural, said_of, unknown_of
 from jobs.tasks.own_networks import OwnNetworks
 
 if TYPE_CHECKING:
     import torch
-
-THUMBNAIL = 64
-"""Pixels per side, at most, of the images that are kept to draw what was found in them."""
 
 
 class ObjectDetectionOptions(ImageOptions):
@@ -175,7 +172,7 @@ class ObjectDetection(OwnNetworks, ImageTask):
 
         pixels, boxes = batch["pixel_values"], batch["boxes"]
         if model.training and self.options.flip:
-            pixels, boxes = _mirrored(pixels, boxes)
+            pixels, boxes = mirrored(pixels, boxes)
         logits, distances = model(pixel_values=on_device(pixels, model))
         each = centre_points.loss(logits, distances, boxes, batch["labels"], batch["crowd"])
         return each.sum(), torch.tensor(len(each), device=each.device)
@@ -198,10 +195,10 @@ class ObjectDetection(OwnNetworks, ImageTask):
         return {
             "loss": each.sum(),
             "targets": torch.tensor(len(each), device=each.device),
-            "found": torch.cat([_in_pixels(boxes, size), torch.stack([scores, guesses.float()], -1)], -1),
-            "truths": torch.cat([_in_pixels(batch["boxes"], size), of_truths], -1),
+            "found": torch.cat([in_pixels(boxes, size), torch.stack([scores, guesses.float()], -1)], -1),
+            "truths": torch.cat([in_pixels(batch["boxes"], size), of_truths], -1),
             "size": size,
-            "thumbnail": _small(batch["pixel_values"]),
+            "thumbnail": detection_scores.thumbnails(batch["pixel_values"]),
         }
 
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
@@ -240,7 +237,7 @@ class ObjectDetection(OwnNetworks, ImageTask):
             pixels = on_device(self._normalise(self._pixels(pictures)), model)
             logits, distances = model(pixel_values=pixels)
             boxes, scores, labels = centre_points.found(logits, distances, self.options.max_detections)
-        rows = zip(_in_pixels(boxes.cpu(), size).tolist(), scores.tolist(), labels.tolist(), strict=True)
+        rows = zip(in_pixels(boxes.cpu(), size).tolist(), scores.tolist(), labels.tolist(), strict=True)
         return [self._answer(*row) for row in rows]
 
     def outputs(self) -> list[dict[str, Any]]:
@@ -301,33 +298,3 @@ class ObjectDetection(OwnNetworks, ImageTask):
         self.categories = settings["categories"]
         if "score_threshold" not in self.options.model_fields_set:
             self.score_threshold = settings["score_threshold"]
-
-
-def _in_pixels(boxes: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """Turn boxes (B, K, 4), corners as shares, into x, y, width, height in pixels of images of size (B, 2)."""
-    import torch
-
-    scale = size.flip(1)[:, None].float()
-    low, high = boxes[..., :2] * scale, boxes[..., 2:] * scale
-    return torch.cat([low, high - low], -1)
-
-
-def _mirrored(pixels: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mirror some images (B, C, H, W), with their boxes (B, M, 4)."""
-    import torch
-
-    chosen = torch.rand(len(pixels), device=pixels.device) < 0.5
-    other = torch.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
-    pixels = torch.where(chosen[:, None, None, None], pixels.flip(3), pixels)
-    return pixels, torch.where(chosen[:, None, None], other, boxes)
-
-
-def _small(pixels: torch.Tensor) -> torch.Tensor:
-    """Return images (B, C, H, W), normalised, as uint8 (B, h, w, C), h and w at most THUMBNAIL."""
-    import torch
-
-    share = min(1.0, THUMBNAIL / max(pixels.shape[-2:]))
-    size = [max(1, round(side * share)) for side in pixels.shape[-2:]]
-    small = torch.nn.functional.interpolate(pixels.float(), size=size, mode="area")
-    low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
-    return (255 * (small - low) / (high - low).clamp(min=1e-6)).byte().permute(0, 2, 3, 1)
