@@ -56,7 +56,7 @@ def look_at_data(spec: JobSpec, base: Path) -> list[str]:
     Raises:
         UserError: files of an unknown kind, a URL, a table whose header has a column twice, and the like.
     """
-    named = {"data.train": spec.data.train, "data.eval": spec.data.eval}
+    named = {f"data.{key}": getattr(spec.data, key) for key in ("train", "eval", "predict")}
     parts = [
         (key, part) for key, where in named.items() for part in ([where] if isinstance(where, str) else where or [])
     ]

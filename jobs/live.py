@@ -17,6 +17,8 @@ DESCRIPTIONS = {
     "evaluate": "evaluating",
     "measure": "measuring",
     "quantize": "quantising",
+    "predict": "predicting",
+    "write": "writing the output",
 }
 
 

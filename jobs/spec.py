@@ -17,6 +17,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, Validati
 from cluster.names import Name
 from cluster.precision import Wanted
 from cluster.strict import Strict, Text
+from jobs.spec_predict import PredictSpec
 from jobs.spec_rules import contradictions
 from jobs.spec_sections import (
     CheckpointSpec,
@@ -45,7 +46,7 @@ class JobSpec(Strict):
 
     name: Name
     """What the job, its run in MLflow and its folder are called."""
-    phase: Literal["pretrain", "finetune", "evaluate", "quantize"]
+    phase: Literal["pretrain", "finetune", "evaluate", "quantize", "predict"]
     """What the job does; the keys that a phase needs are in docs/jobs.md."""
     task: Annotated[TaskSpec, OrItsName] = TaskSpec()
     """The task's name, or `{name: …}` with its options."""
@@ -57,6 +58,8 @@ class JobSpec(Strict):
     failures: FailuresSpec = FailuresSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     """How phase `evaluate` measures."""
+    predict: PredictSpec = PredictSpec()
+    """What phase `predict` writes."""
     quantize: QuantizeSpec = QuantizeSpec()
     register_: RegisterSpec | None = Field(None, alias="register")
     storage: Text | None = None
@@ -88,6 +91,8 @@ class JobSpec(Strict):
         """What the section of the job's phase asks for."""
         if self.phase == "evaluate":
             return self.evaluate.precision
+        if self.phase == "predict":
+            return self.predict.precision
         return self.training.precision if self.training and self.phase != "quantize" else self.quantize.precision
 
     def resolved(self) -> dict[str, Any]:
@@ -97,12 +102,15 @@ class JobSpec(Strict):
     def digest(self) -> str:
         """Return the SHA-256 (hex) of what decides the result: not where, how divided, or how often it is saved."""
         how = {"deepspeed", "micro_batch_size", "gradient_checkpointing"}
+        predicts = self.phase == "predict"  # the digests of other phases are those of before there was this one
         what = self.model_dump(
             mode="json",
             by_alias=True,
             exclude={
                 **dict.fromkeys(("resources", "storage", "register_", "max_failures", "failures", "checkpoint"), True),
                 "training": dict.fromkeys(how, True),
+                "predict": {"batch_size": True} if predicts else True,
+                "data": {} if predicts else {"predict": True},
             },
         )
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -10,14 +10,24 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from jobs.spec_predict import PredictSpec
 from jobs.spec_schedule import schedule
 from jobs.spec_sections import CheckpointSpec, DataSpec, EvaluateSpec, FailuresSpec, QuantizeSpec
 
 Location = tuple[str | int, ...]
-ALL_PHASES = ("pretrain", "finetune", "evaluate", "quantize")
-OF_PHASES = {"training": ("pretrain", "finetune"), "evaluate": ("evaluate",), "quantize": ("quantize",)}
+ALL_PHASES = ("pretrain", "finetune", "evaluate", "quantize", "predict")
+OF_PHASES = {
+    "training": ("pretrain", "finetune"),
+    "evaluate": ("evaluate",),
+    "quantize": ("quantize",),
+    "predict": ("predict",),
+}
 """Sections that only some phases read."""
-DEFAULTS = {"evaluate": EvaluateSpec().model_dump(), "quantize": QuantizeSpec().model_dump()}
+DEFAULTS = {
+    "evaluate": EvaluateSpec().model_dump(),
+    "quantize": QuantizeSpec().model_dump(),
+    "predict": PredictSpec().model_dump(),
+}
 
 
 def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -31,10 +41,11 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         if not (data.get("eval") or (data.get("train") and data.get("eval_fraction", True))):
             yield (), f"phase {phase} needs `data.eval`, or `data.train` with an `eval_fraction` above 0"
     yield from _data(_section(values, "data"))
-    if phase == "evaluate" and values.get("register", values.get("register_")) is not None:
+    yield from _predict(phase, _section(values, "data"))
+    if phase in ("evaluate", "predict") and values.get("register", values.get("register_")) is not None:
         yield (
             ("register",),
-            "phase evaluate makes no model that `register` could name; promote the one it measures",
+            f"phase {phase} makes no model that `register` could name; promote the one that it starts from",
         )
     yield from _without_effect(phase, values)
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
@@ -90,15 +101,28 @@ def _data(data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         yield ("data", "max_examples"), "is for `data.train`, and there is none; `data.eval_max_rows` limits `eval`"
 
 
+def _predict(phase: Any, data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield where phase `predict` lacks its data, or is given that of another phase, and the other way round."""
+    if phase != "predict":
+        if data.get("predict") is not None:
+            yield ("data", "predict"), f"is for phase predict, and this is phase {phase}"
+        return
+    if not data.get("predict"):
+        yield (), "phase predict needs `data.predict`: files, a glob, a folder, or a built-in corpus"
+    for key in ("train", "eval", "eval_fraction", "split_seed", "eval_max_rows", "max_examples"):
+        if _is_set(DataSpec, data, key):
+            yield ("data", key), "phase predict takes all rows of `data.predict` and nothing else: leave it out"
+
+
 def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     source, architecture = model.get("from", model.get("source")), model.get("architecture")
-    if source is None and phase in ("finetune", "evaluate", "quantize"):
+    if source is None and phase in ("finetune", "evaluate", "quantize", "predict"):
         yield (), f"phase {phase} needs `model.from`: models:/name@alias or a directory"
     elif source is None and architecture is None:
         yield (), "give `model.architecture` (with `config`) or `model.from`"
     if source is not None and architecture is not None:
         yield ("model",), "give either `model.architecture` or `model.from`, not both"
-    if phase in ("evaluate", "quantize"):
+    if phase in ("evaluate", "quantize", "predict"):
         given = {"lora": model.get("lora") is not None, "config": bool(model.get("config"))}
         for key in (key for key, is_given in given.items() if is_given):
             yield ("model", key), f"phase {phase} takes the model as it is, without `model.{key}`"

@@ -91,6 +91,8 @@ class DataSpec(Strict):
     python-stdlib, python-stdlib-docstrings, sklearn-digits. Relative paths start at the spec's folder."""
     eval: Text | Texts | None = None
     """The held-out data, if it has a source of its own."""
+    predict: Text | Texts | None = None
+    """What phase `predict` makes predictions of; the same kinds as in `train`. It needs no labels or answers."""
     eval_fraction: float = Field(0.02, ge=0, lt=1)
     """Otherwise this share of the training examples is held out."""
     split_seed: Seed = 0

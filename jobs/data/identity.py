@@ -79,7 +79,7 @@ def parts_of(
     task = get(spec.task.name)
     own_tokenizer = (spec.task.options.get("tokenizer") or {}).get("from")
     reading = [source.reading if source else None for source in (train, held_out)]
-    settings = spec.data.model_dump(mode="json", by_alias=True, exclude={"train", "eval", "eval_max_rows"})
+    settings = spec.data.model_dump(mode="json", by_alias=True, exclude={"train", "eval", "predict", "eval_max_rows"})
     return {
         "train": train.digest if train else "",
         "eval": held_out.digest if held_out else "",

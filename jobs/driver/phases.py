@@ -18,6 +18,7 @@ from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import figures, publish, storage, warm
 from jobs.driver.job import Job, end_if_lost
+from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.stopping import Stopped
 from jobs.worker import loop, setup, zero
@@ -94,6 +95,7 @@ PHASES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "finetune": train_phase,
     "evaluate": evaluate_phase,
     "quantize": quantize_phase,
+    "predict": predict_phase,
 }
 
 

@@ -12,7 +12,7 @@ from jobs import progress
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 
-SECTIONS = ("training", "evaluate", "quantize")
+SECTIONS = ("training", "evaluate", "quantize", "predict")
 """The parts of a spec that have a `precision`."""
 
 

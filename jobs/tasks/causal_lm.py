@@ -39,6 +39,7 @@ from jobs.tasks import (
 from jobs.tasks.architectures import LENGTHS, check_builds, config_for, positions
 from jobs.tasks.conversations import conversation_of, messages_of
 from jobs.tasks.examples import ExampleReader
+from jobs.tasks.prompts import prompt_of
 from jobs.tasks.tokenization import TextFindings, TokenizerOptions
 
 if TYPE_CHECKING:
@@ -298,6 +299,10 @@ class CausalLM(Task):
         return scores.of_tokens(sums)
 
     # -- use --------------------------------------------------------------------------------------------------------
+
+    def instance(self, example: Mapping[str, Any]) -> str | tuple[dict[str, Any], ...]:
+        """Return what an engine goes on from: a text, or the messages of a conversation before its answer."""
+        return prompt_of(example, self._reader, self.options.text_column is not None)
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Refuse: an engine generates for this task."""

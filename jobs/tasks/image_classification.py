@@ -229,6 +229,10 @@ class ImageClassification(Classifier):
 
     # -- use --------------------------------------------------------------------------------------------------------
 
+    def instance(self, example: Mapping[str, Any]) -> np.ndarray:
+        """Return an example's image as pixels (H, W, C), read as in training: a path is opened."""
+        return read_picture(self._image(example)).pixels
+
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Classify images: arrays (H, W) or (H, W, C) of whole numbers, or the bytes of image files.
 

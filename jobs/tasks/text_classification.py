@@ -228,6 +228,11 @@ class TextClassification(Classifier):
 
     # -- use --------------------------------------------------------------------------------------------------------
 
+    def instance(self, example: Mapping[str, Any]) -> str | dict[str, str]:
+        """Return an example's text, or both of a pair."""
+        texts = self._texts(example)
+        return {"text": texts[0], "pair": texts[1]} if self.pairs else texts[0]
+
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Classify texts (str or UTF-8 bytes), or pairs of them as `{"text": …, "pair": …}`.
 
