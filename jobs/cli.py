@@ -173,4 +173,5 @@ def _follow(job_id: str, verbose: bool) -> None:
             typer.echo(f"{job_id}: {outcome.message}", err=True)
         typer.echo(f"{job_id}: {outcome.status.lower()}; its log: tandem jobs logs {job_id}", err=True)
         raise typer.Exit(2 if outcome.exit_code == UserError.exit_code else 1)
-    typer.echo(f"{job_id}: finished {outcome.result.get('model', '')}", err=True)
+    made = outcome.result.get("output") or outcome.result.get("model", "")
+    typer.echo(f"{job_id}: finished {made}", err=True)

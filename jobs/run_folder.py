@@ -14,6 +14,8 @@ storage/runs/<name>-<spec digest>-<k>/
     logs/, stacks/   what each rank printed; where it hung        workers → post-mortem page
     pulses/          each rank's sign of life                     workers → driver
     faults/, rows/   proof of injected faults; rows of each step  workers → tests
+    predict.json     what the predictions are decided by          driver → driver of a later attempt
+    parts/           predictions by shard (jobs/predict/parts.py) workers, driver → driver
     checkpoints/     model/  evaluations.json                     workers → driver
     first.json       metrics before the first step                first rank → first rank of a later attempt
     sums.json        gathered.npz: what was measured last         workers → driver

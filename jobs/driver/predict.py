@@ -66,11 +66,10 @@ def predict_phase(job: Job) -> dict[str, Any]:
     before = sum(entry.rows for entry in done.entries.values())
     if before:
         progress.say(f"{before} of {found.rows} rows were done before")
-    form = _form(job.spec, found)
-    work = Work(job.spec, job.parent or "", job.precision, job.folder, form, generation)
+    work = Work(job.spec, job.parent or "", job.precision, job.folder, _form(job.spec, found), generation)
     _work_off(job, source, task, found, done, work, tolerance)
-    end_if_lost(job.folder)
-    entries = done.in_order()
+    for said in tolerance.said(found.rows):
+        progress.say(said)
     seconds = time.monotonic() - began
     about = {
         "run": job.folder.key,
@@ -78,19 +77,25 @@ def predict_phase(job: Job) -> dict[str, Any]:
         "task": job.spec.task.name,
         "input": {"name": source.name, "files": source.digest, "rows": found.digest},
         "rows": found.rows,
-        "failed": sum(len(entry.failed) for entry in entries),
         "seconds": seconds,
         "rows_per_second": (found.rows - before) / seconds,
-        "counts": _added(entry.counts for entry in entries),
     }
-    for said in tolerance.said(found.rows):
-        progress.say(said)
-    progress.report("write", 0, found.rows)
-    made = fold.fold(
-        done.folder, entries, output, form.format, about, form.prefix,
-        lambda written: progress.report("write", written, found.rows) if written == found.rows else None,
-    )  # fmt: skip
-    return _result(job, output, made, done)
+    return _result(job, output, _folded(job, output, done, work.form, about), done)
+
+
+def _folded(job: Job, output: Path, done: Done, form: Form, about: dict[str, Any]) -> dict[str, Any]:
+    """Put the parts together; return the manifest."""
+    end_if_lost(job.folder)
+    entries, throttle = done.in_order(), progress.Throttle(0.5)
+    failed, counts = sum(len(entry.failed) for entry in entries), _added(entry.counts for entry in entries)
+
+    def say(written: int) -> None:
+        if written in (0, about["rows"]) or throttle.ready():
+            progress.report("write", written, about["rows"])
+
+    say(0)
+    whole = {**about, "failed": failed, "counts": counts}
+    return fold.fold(done.folder, entries, output, form.format, whole, form.prefix, say)
 
 
 def output_of(spec: JobSpec, base: Path, run: Path) -> Path:

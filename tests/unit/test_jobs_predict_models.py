@@ -21,23 +21,15 @@ from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from jobs.tasks import Task, TaskError, get
 from serve.engines.offline import seed_of
+from tests.support import opinions as opinions_model
 from tests.support import tiny_models
-from tracking.manifest import ModelManifest, write
 
 BASE = "{name: x, phase: predict, model: {from: m}, data: {predict: in.jsonl}}"
 
 
 @pytest.fixture(scope="module")
 def opinions(tmp_path_factory):
-    """A classifier of texts that has learned which of two words stands for what."""
-    directory = tmp_path_factory.mktemp("opinions")
-    task = get("text-classification")({"tokenizer": {"train": "word"}, "max_length": 4})
-    examples = [{"text": text, "label": label} for text, label in (("a good film", "good"), ("a bad film", "bad"))] * 2
-    task.fit(task.observe(examples))
-    task.build("ngram", {"hidden_size": 8, "buckets": 16}).save_pretrained(directory)
-    task.save(directory)
-    write(directory, ModelManifest(name="opinions", task="text-classification", architecture="ngram"))
-    return directory
+    return opinions_model.classifier(tmp_path_factory.mktemp("opinions"))
 
 
 @pytest.fixture(scope="module")
