@@ -153,6 +153,8 @@ def arrow(values: Sequence[Any], kind: Any = None) -> Any:
 
 def nested(value: Any) -> Any:
     """Return a value with arrays of several axes as lists of arrays of one."""
+    if value is None or isinstance(value, str | int | float | bytes):
+        return value
     if isinstance(value, np.ndarray) and value.ndim > 1:
         return [nested(inner) for inner in value]
     if isinstance(value, np.ndarray) and value.ndim == 0:

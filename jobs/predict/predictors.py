@@ -29,6 +29,9 @@ GENERATED = ("text", "finish_reason", "prompt_tokens", "completion_tokens")
 class Predictor(Protocol):
     """A model that answers."""
 
+    said: Sequence[str]
+    """Sentences for the log: what of the model's own settings is not honoured."""
+
     def answer(self, numbered: Sequence[tuple[int, Any]]) -> list[dict[str, Any] | Exception]:
         """Answer instances, each with the number of its row; an exception stands for one that is itself at fault."""
 
@@ -49,6 +52,8 @@ class Setup:
     threads: int
     generation: Mapping[str, Any]
     """`predict.generation`, without what is left out."""
+    settings: Path | None = None
+    """The folder with the model's generation_config.json; None where there is none."""
 
 
 def predictor(setup: Setup) -> Predictor:
@@ -71,6 +76,8 @@ def load(setup: Setup) -> Predictor:
 
 class TaskPredictor:
     """Answers by the task's `predict`."""
+
+    said: Sequence[str] = ()
 
     def __init__(self, task: Task, model: Any) -> None:
         self._task, self._model = task, model

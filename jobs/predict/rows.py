@@ -217,24 +217,26 @@ def _digest(row: Row, task: Task) -> bytes:
 
 def _add(digest: Any, value: Any) -> None:
     """Add a value, its kind and its length, so that no two values give the same bytes."""
-    if isinstance(value, Mapping):
+    if isinstance(value, str):
+        kind, content = "s", value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, dict):
         digest.update(f"m{len(value)};".encode())
         for key, inner in value.items():
             _add(digest, key)
             _add(digest, inner)
         return
-    if isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple):
         digest.update(f"l{len(value)};".encode())
         for inner in value:
             _add(digest, inner)
         return
-    if isinstance(value, str):
-        kind, content = "s", value.encode("utf-8", "surrogatepass")
     elif isinstance(value, bytes):
         kind, content = "b", value
     elif isinstance(value, np.ndarray) and value.dtype != object:
         kind, content = f"a{value.dtype}{value.shape}", np.ascontiguousarray(value).tobytes()
-    elif hasattr(value, "tobytes") and not isinstance(value, np.ndarray):  # an image that is open
+    elif isinstance(value, np.ndarray):
+        return _add(digest, value.tolist())
+    elif hasattr(value, "tobytes"):  # an image that is open
         kind, content = type(value).__name__, value.tobytes()
     else:
         kind, content = type(value).__name__, repr(value).encode("utf-8", "surrogatepass")

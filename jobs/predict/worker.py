@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.precision import Precision
-from jobs import noise
+from jobs import hub_folder, noise
 from jobs.data.examples import BadRow
 from jobs.predict import parts
 from jobs.predict.parts import Answer, Entry, Form
@@ -57,8 +57,9 @@ class Worker:
         settings = (self._work.precision, spec.predict.batch_size, threads, self._work.generation)
         # A task that generates has no rows whose length the model would have to take: it loads as a server does.
         answering = type(self._task).load(Path(directory)) if self._task.generates else self._task
-        self._predictor = predictor(Setup(answering, directory, *settings))
-        say(answering.said)
+        folder = Path(directory) if Path(directory).is_dir() else hub_folder.fetched(str(directory))
+        self._predictor = predictor(Setup(answering, directory, *settings, folder))
+        say([*answering.said, *self._predictor.said])
 
     def do(self, shard: Shard, during: During = unwatched, say: Say = unsaid) -> Entry:
         """Answer a shard and write its part.

@@ -31,6 +31,7 @@ class Setup(Protocol):
     batch_size: int
     threads: int
     generation: Mapping[str, Any]
+    settings: Path | None
 
 
 def load(setup: Setup) -> OfflineEngine:
@@ -43,19 +44,23 @@ def load(setup: Setup) -> OfflineEngine:
     model = setup.task.load_model(directory, dtype).to(device)
     options = TorchEngineOptions(max_batch=setup.batch_size, threads=setup.threads)
     engine = TorchEngine(model, setup.task.tokenizer, options, setup.precision)
-    defaults = sampling_defaults.read(directory) if directory.is_dir() else {}
-    return OfflineEngine(GenerativeReplica(engine, Identity("", None), defaults), setup.generation)
+    defaults = sampling_defaults.read(setup.settings) if setup.settings else {}
+    left_out = sampling_defaults.left_out(setup.settings) if setup.settings else None
+    replica = GenerativeReplica(engine, Identity("", None), defaults)
+    return OfflineEngine(replica, setup.generation, [left_out] if left_out else [])
 
 
 class OfflineEngine:
     """Answers prompts, all that it is given at once, on an event loop in a thread of its own."""
 
-    def __init__(self, replica: GenerativeReplica, generation: Mapping[str, Any]) -> None:
+    def __init__(self, replica: GenerativeReplica, generation: Mapping[str, Any], said: Sequence[str] = ()) -> None:
         """Start the replica.
 
         Args:
             generation: fields of SamplingParams; `seed` is the run's, of which each row's is made.
+            said: what of the model's own settings is not honoured, in sentences.
         """
+        self.said = said
         self._replica = replica
         self._max_tokens = int(generation["max_tokens"])
         self._seed = int(generation["seed"])

@@ -1,6 +1,7 @@
 """Batch inference with real models in the test's own process: what a row becomes, and that batches change nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,25 @@ def test_greedy_text_is_that_of_transformers_and_what_is_cut_is_counted(tmp_path
     assert row["p_text"] == expected
     assert row["p_prompt_tokens"] == ids["input_ids"].shape[1]
     assert entry.counts == ({CUT: 1} if row["p_finish_reason"] == "length" else {})
+
+
+def test_settings_of_the_model_that_are_not_honoured_are_said(tmp_path, model):
+    changed = tmp_path / "model"
+    shutil.copytree(model, changed)
+    config = json.loads((changed / "generation_config.json").read_text())
+    (changed / "generation_config.json").write_text(json.dumps({**config, "do_sample": False, "num_beams": 4}))
+    form = Form("jsonl", "p_", False, None, None)
+    worker = Worker(Work(spec_of(), changed, "fp32", RunFolder(tmp_path), form, {"max_tokens": 4, "seed": 0}))
+    said: list[str] = []
+    worker.load(say=said.extend)
+    rows = (Example(ROWS[0], "in:1"),)
+    texts = []
+    for number in (0, 1):
+        entry = worker.do(Shard(number, number, rows, ""))
+        texts.append(json.loads((tmp_path / parts.FOLDER / entry.file).read_text())["p_text"])
+    worker.close()
+    assert texts[0] == texts[1], "do_sample: false is greedy, whatever the row's seed"
+    assert any("num_beams: 4" in each for each in said)
 
 
 def test_a_seed_of_a_row_is_63_bits_and_its_own():
