@@ -86,8 +86,15 @@ def test_only_one_place_imports(library, home):
 def test_specs_import_only_pydantic_names_and_the_standard_library():
     light = ("cluster.names.", "cluster.precision.", "cluster.errors.", "serve.engines.table", "serve.wire.")
     light += ("jobs.spec_sections.", "jobs.spec_rules.", "jobs.spec_schedule.", "cluster.strict.", "serve.runtime_env")
-    light += ("cluster.mistakes.", "cluster.redact.", "cluster.home.", "serve.keys.place", "serve.scaling.settings.")
-    specs = [f"jobs/{name}.py" for name in ("spec", "spec_sections", "spec_rules", "spec_schedule")]
+    light += (
+        "jobs.spec_sweep.",
+        "cluster.mistakes.",
+        "cluster.redact.",
+        "cluster.home.",
+        "serve.keys.place",
+        "serve.scaling.settings.",
+    )
+    specs = [f"jobs/{name}.py" for name in ("spec", "spec_sections", "spec_rules", "spec_schedule", "spec_sweep")]
     for spec in (
         *specs,
         "serve/spec.py",

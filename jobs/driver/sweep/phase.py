@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster import placement, topology
 from cluster.errors import UserError
-from jobs import progress
+from jobs import progress, sweep_models
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.sweep import report, trials
 from jobs.driver.sweep.launcher import Trials
@@ -40,6 +40,7 @@ def sweep_phase(job: Job) -> dict[str, Any]:
     """
     sweep = job.spec.sweep
     assert sweep is not None, "the phase has its section"
+    sweep_models.check(job.spec, job.base)
     mode = get(job.spec.task.name).metrics[sweep.metric]
     journal = Journal.read(job.folder.path)
     parallel = sweep.parallel or room(job.spec)
@@ -55,7 +56,9 @@ def sweep_phase(job: Job) -> dict[str, Any]:
         runner.end()
         raise
     finally:
-        progress.say(f"trials: {trials.counts(journal.trials) or 'none began'}")
+        ended = trials.counts(journal.trials) or "none began"
+        progress.say(f"trials: {ended}")
+        job.track(lambda run: run.set_tags({"tandem.trials": ended}))
         report.keep_table(job, journal.trials)
         report.keep_plots(job, journal.trials, mode)
     end_if_lost(job.folder)

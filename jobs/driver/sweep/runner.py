@@ -191,7 +191,7 @@ class Runner:
         self._running.pop(number, None)
         status, final = folder.status(), (folder.evaluations() or {}).get("final")
         if status == "FINISHED" and final is not None:
-            self._note(number, ended="finished", value=final[self._sweep.metric])
+            self._note(number, ended="finished", value=final.get(self._sweep.metric))
         elif status == "KILLED":
             if stopped_as:
                 self._note(number, ended=stopped_as)
