@@ -15,6 +15,7 @@ storage/runs/<name>-<spec digest>-<k>/
     pulses/          each rank's sign of life                     workers → driver
     faults/, rows/   proof of injected faults; rows of each step  workers → tests
     checkpoints/     model/  evaluations.json                     workers → driver
+    first.json       metrics before the first step                first rank → first rank of a later attempt
     sums.json        gathered.npz: what was measured last         workers → driver
     ray/             Ray Train's own state
     guard.log        what the guard printed
@@ -312,6 +313,14 @@ class RunFolder:
         if arrays:
             np.savez(self.path / "gathered.npz", **arrays)
         write(self.path / "sums.json", {key: value for key, value in sums.items() if key not in arrays})
+
+    def first_evaluation(self) -> dict[str, float]:
+        """Return the metrics before the first step; empty where nothing was held out."""
+        return read(self.path / "first.json")
+
+    def write_first_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Note the metrics before the first step: an attempt that goes on does not measure them again."""
+        write(self.path / "first.json", dict(metrics))
 
     def write_evaluations(self, evaluations: dict[str, dict[str, float]]) -> None:
         """Note the metrics on held-out rows: the last thing that the workers do."""

@@ -20,6 +20,9 @@ from tracking.manifest import FILE_NAME, ModelManifest, read
 
 _SCHEME = "dir"
 _KEY_TAG = "tandem.registration"
+_MOST_CHARS = 4_800
+"""MLflow's table holds 5,000."""
+_CUT = "\n\n… (the rest is in README.md beside the weights)"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def register(
 ) -> ModelVersion:
     """Make `directory` the next version of model `name`; the same directory and run again give the same version.
 
-    Task, size, evaluation and quantisation are copied from its `tandem.json` into the version's tags.
+    Task, size, evaluation and quantisation are copied from its `tandem.json` into the version's tags, and its card
+    (README.md) into the version's description.
     """
     check_name("model name", name)
     directory = _existing(directory)
@@ -83,7 +87,12 @@ def register(
         client,
         find=lambda: _find(client, name, all_tags[_KEY_TAG]),
         create=lambda: client.create_model_version(
-            name, _source(directory), run_id=run_id, tags=all_tags, await_creation_for=0
+            name,
+            _source(directory),
+            run_id=run_id,
+            tags=all_tags,
+            description=description_of(directory),
+            await_creation_for=0,
         ),
     )
     if alias is None:
@@ -190,6 +199,17 @@ def _tags_of(manifest: ModelManifest) -> dict[str, str]:
     if manifest.parent:
         tags["tandem.parent"] = manifest.parent
     return tags
+
+
+def description_of(directory: Path) -> str | None:
+    """Return the model's card without the head that hubs read, as much of it as MLflow's table takes."""
+    path = directory / "README.md"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if text.startswith("---\n"):
+        text = text.partition("\n---\n")[2].lstrip()
+    return text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS] + _CUT
 
 
 def _ensure_model(client: Any, name: str) -> None:

@@ -231,7 +231,7 @@ def _cut(stream: Stream, survey: Survey, fraction: float) -> Iterator[tuple[Spli
             yield "train", example
             continue
         assert parts is not None, "the survey said that it can be cut"
-        for part in parts:
+        for part in () if survey.cut_each else parts:
             if any(not str(value).strip() for key, value in part.items() if value is not example[key]):
                 raise UserError(
                     f"{example.where or stream.source.name}: the text is too short to hold {fraction} of it out; "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jobs import progress
 from jobs.data.prepare import Prepared
+from jobs.driver import card
 from jobs.driver.job import Job
 from jobs.tasks import Task
 from jobs.tasks.own_code import code_digest
@@ -35,23 +38,24 @@ def publish(
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     register = job.spec.register_
     run_id = job.sender.run.run_id if job.sender.run else None
-    manifest.write(
-        model,
-        manifest.ModelManifest(
-            name=register.model if register else job.spec.name,
-            task=job.spec.task.name,
-            architecture=config.get("model_type", "unknown"),
-            run_id=run_id,
-            parent=job.parent_uri,
-            dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
-            spec_digest=job.spec.digest(),
-            code=code_digest(job.spec.task.name),
-            precision=job.precision,
-            evaluation=evaluation,
-            quantization=quantization,
-            remarks=job.folder.remarks(),
-        ),
+    contract = manifest.ModelManifest(
+        name=register.model if register else job.spec.name,
+        task=job.spec.task.name,
+        architecture=config.get("model_type", "unknown"),
+        run_id=run_id,
+        parent=job.parent_uri,
+        dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
+        spec_digest=job.spec.digest(),
+        code=code_digest(job.spec.task.name),
+        precision=job.precision,
+        evaluation=evaluation,
+        quantization=quantization,
+        remarks=job.folder.remarks(),
     )
+    told = card.text(contract, prepared.task(job.spec), _facts(job, prepared, quantization is None))
+    (model / card.FILE_NAME).write_text(told, encoding="utf-8")
+    manifest.write(model, contract)
+    job.track(lambda run: run.log_bytes(told.encode(), "model-card.md"))
     made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
     if register is not None:
         try:
@@ -62,3 +66,27 @@ def publish(
             progress.say(f"{register.model} is not registered yet: {error}")
             outbox.postpone(job.folder.spool, outbox.Version(register.model, str(model), register.alias))
     return made
+
+
+def _facts(job: Job, prepared: Prepared, whole: bool) -> card.Facts:
+    """Return what the model's card tells beside the manifest; quantised weights are not counted."""
+    files = sorted(job.folder.model.glob("*.safetensors"))
+    training = job.spec.training
+    return card.Facts(
+        phase=job.spec.phase,
+        parameters=sum(map(_elements, files)) if whole else None,
+        size=sum(file.stat().st_size for file in files),
+        train_rows=prepared.train_rows,
+        eval_rows=prepared.eval_rows,
+        notes=prepared.notes,
+        bad_rows=prepared.bad_rows,
+        first_bad=prepared.first_bad,
+        training=training.model_dump(mode="json") if training else None,
+    )
+
+
+def _elements(file: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118

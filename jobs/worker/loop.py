@@ -74,6 +74,8 @@ def run_steps(worker: Worker) -> bool:
     engine, training = worker.engine, worker.training
     if worker.start == 0:
         evaluate_now(worker, 0, "first")
+    elif before := worker.folder.first_evaluation():
+        worker.evaluations["first"] = before
     recent = RecentLosses(worker.spec.failures.loss_spike)
     previous = time.perf_counter()
     for step, (micro_batches, targets, data_wait_s) in prefetch(worker):
@@ -179,6 +181,9 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows)
     metrics = worker.task.summarise(sums)
     worker.evaluations[label] = metrics
+    if worker.first and label == "first":
+        with suppress(OSError):  # a full disk costs the number, not the run its worker
+            worker.folder.write_first_evaluation(metrics)
     if worker.first and label == "final":
         worker.folder.write_sums(sums)
     elif worker.first and not math.isfinite(metrics["loss"]):

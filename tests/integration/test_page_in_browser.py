@@ -357,11 +357,41 @@ def test_a_row_of_a_table_is_sent_to_the_last_digit(page: Page) -> None:
     page.choose("#in-rooms-1", "2")
     page.click("#predict")
     page.wait("document.querySelector('#task-facts')")
-    rows = page.run(
+    assert cells(page)[:3] == [["price", "25"], ["id", "9007199254740993"], ["rooms", "6"]]
+
+
+def test_lists_are_typed_as_long_as_they_are_and_what_is_optional_may_be_empty(page: Page) -> None:
+    pick(page, "basket", "#in-bought")
+    assert "may be left empty" in page.run("document.querySelector('label[for=in-weights]').textContent")
+    page.click("#predict")
+    assert "bought: is empty." in page.wait("document.querySelector('#task-answer .error')?.textContent")
+    page.choose("#in-bought", "tea, green\nmilk\n")
+    page.click("#predict")
+    page.wait("document.querySelector('#task-facts')")
+    assert cells(page) == [["bought", "tea, green\nmilk"], ["weights", ""]]
+    page.choose("#in-weights", "1.5, 2 x")
+    page.click("#predict")
+    assert "weights[2]: “x” is not a number" in page.wait("document.querySelector('#task-answer .error')?.textContent")
+    page.choose("#in-weights", "1.5, 2\n3")
+    page.click("#predict")
+    page.wait("document.querySelector('#task-facts')")
+    assert cells(page)[1] == ["weights", "1.5 2 3"]
+
+
+def test_an_answer_that_is_a_picture_is_drawn(page: Page) -> None:
+    pick(page, "painter", "#in-seed")
+    page.choose("#in-seed", "3")
+    page.click("#predict")
+    assert page.wait("document.querySelector('.bytes img')?.naturalWidth") == 4
+
+
+def cells(page: Page) -> list[list[str]]:
+    """Return the names and the values of an answer."""
+    rows: list[list[str]] = page.run(
         "[...document.querySelectorAll('.results > table > tbody > tr')].map((row) =>"
         " [...row.cells].map((cell) => cell.textContent))"
     )
-    assert rows[:3] == [["price", "25"], ["id", "9007199254740993"], ["rooms", "6"]]
+    return rows
 
 
 def test_what_fits_no_form_is_written_as_json(page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import threading
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from PIL import Image
 
 from serve.api import routes
 from serve.api.admission import Admission
@@ -80,6 +82,39 @@ class Blurred(Flat):
         return [{"sum": float(each.sum()), "shape": list(each.shape)} for each in instances]
 
 
+class Basket(Flat):
+    """Takes lists of any length, of which one may be left out."""
+
+    name = "basket"
+
+    def inputs(self) -> list[dict[str, Any]]:
+        weights = {"name": "weights", "datatype": "FP32", "shape": [-1, -1], "parameters": {"optional": True}}
+        return [{"name": "bought", "datatype": "BYTES", "shape": [-1, -1]}, weights]
+
+    def predict(self, model: Any, instances: list[Any]) -> list[dict[str, Any]]:
+        return [
+            {
+                "bought": "\n".join(each["bought"]),
+                "weights": " ".join(f"{weight:g}" for weight in each.get("weights", [])),
+            }
+            for each in instances
+        ]
+
+
+class Painter(Flat):
+    """Answers with a picture."""
+
+    name = "painter"
+
+    def inputs(self) -> list[dict[str, Any]]:
+        return [{"name": "seed", "datatype": "INT64", "shape": [-1]}]
+
+    def predict(self, model: Any, instances: list[Any]) -> list[dict[str, Any]]:
+        drawn = io.BytesIO()
+        Image.new("L", (4, 4), 200).save(drawn, "PNG")
+        return [{"image": drawn.getvalue()} for _ in instances]
+
+
 class Models:
     """A Backend of one replica a model, in the gateway's process."""
 
@@ -129,6 +164,7 @@ class Site:
             engine = TorchEngine.from_directory(place, precision="fp32", max_batch=4, threads=1)
             self.models.texts[name] = GenerativeReplica(engine, Identity("1", "run-1"), sampling_defaults.read(place))
         tasks = {**predictive.models(self._folder / "shapes"), "flats": (Flat(), None), "series": (Blurred(), None)}
+        tasks |= {"basket": (Basket(), None), "painter": (Painter(), None)}
         self.models.others = {name: predictive.replica(task, model) for name, (task, model) in tasks.items()}
         for one in self._replicas():
             await one.start()

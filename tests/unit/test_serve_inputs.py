@@ -122,3 +122,11 @@ def test_a_blank_instance() -> None:
     assert blank([TEXT]) == "a"
     assert blank([TEXT, PAIR]) == {"text": "a", "pair": "a"}
     assert blank([FREE]).shape == (1, 2)
+
+
+def test_what_is_optional_may_be_left_out_and_nothing_else() -> None:
+    wanted = [TEXT, {**PAIR, "parameters": {"optional": True}}]
+    assert rows({"text": ["a", "b"]}, wanted) == [{"text": "a"}, {"text": "b"}]
+    assert rows({"text": ["a"], "pair": ["c"]}, wanted) == [{"text": "a", "pair": "c"}]
+    with pytest.raises(InputError, match=r"must be text, pair \(optional\); given: pair"):
+        rows({"pair": ["c"]}, wanted)

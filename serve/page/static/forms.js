@@ -8,6 +8,8 @@ import { table } from "./results.js";
 import { body, fields, skeleton } from "./tensors.js";
 
 let shown = null;
+const LONG = new Set(["text", "texts", "numbers"]);
+const HOW = { texts: "one a line", numbers: "as many as there are, with spaces or commas between" };
 
 /** Show the form of a model. */
 export async function showForm(model) {
@@ -44,13 +46,13 @@ function control(field) {
       el("div", { class: "cell" }, el("label", { for: `${id}-${at}`, text: String(at) }), entry(field, `${id}-${at}`)));
     return el("fieldset", { class: "wide" }, el("legend", {}, field.name, " ", about(field)), el("div", { class: "cells" }, ...cells));
   }
-  const wide = field.kind === "text" ? "field wide" : "field";
+  const wide = LONG.has(field.kind) ? "field wide" : "field";
   return el("div", { class: wide }, el("label", { for: id }, field.name, " ", about(field)), entry(field, id));
 }
 
 function entry({ kind, name }, id) {
   const common = { id, dataset: { input: name }, autocomplete: "off" };
-  if (kind === "text") return el("textarea", { ...common, rows: 4, onkeydown: sendByKeys });
+  if (LONG.has(kind)) return el("textarea", { ...common, rows: 4, onkeydown: sendByKeys });
   if (kind === "flag") return el("select", common, el("option", { text: "false" }), el("option", { text: "true" }));
   return el("input", { ...common, inputmode: "decimal", spellcheck: "false" });
 }
@@ -59,7 +61,8 @@ function about({ datatype, shape, kind, parameters }) {
   const sizes = shape.slice(1);
   const told = kind === "file" && sizes.length ? `read as ${sizes.join(" × ")}, ${datatype}` : datatype === "BYTES" ? "text" : datatype;
   const most = parameters.max_tokens ? `, the first ${parameters.max_tokens} tokens are read` : "";
-  return el("small", { text: told + most });
+  const how = HOW[kind] ? `, ${HOW[kind]}` : "";
+  return el("small", { text: told + how + most + (parameters.optional ? "; may be left empty" : "") });
 }
 
 function rawControl(inputs) {
@@ -74,9 +77,11 @@ function sendByKeys(event) {
 
 /** A place to drop an image at, to choose one, or to paste one. */
 function fileControl(field, id) {
-  const input = el("input", { type: "file", id, class: "unseen", accept: "image/*,.ppm,.pgm,.tif,.tiff" });
+  const sound = field.parameters.media === "audio";
+  const accept = sound ? "audio/*,.wav,.flac" : "image/*,.ppm,.pgm,.tif,.tiff";
+  const input = el("input", { type: "file", id, class: "unseen", accept });
   const picture = el("img", { alt: "", hidden: true });
-  const told = el("span", { class: "drop-told", text: "Drop an image here, or choose one" });
+  const told = el("span", { class: "drop-told", text: `Drop ${sound ? "a recording" : "an image"} here, or choose one` });
   const zone = el("label", { class: "drop", for: id }, picture, told, input);
   const take = (file) => {
     if (!file) return;

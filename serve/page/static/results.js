@@ -20,9 +20,17 @@ const SHOWN = {
   json: ({ text }) => el("pre", { text }),
   text: ({ text }) => el("span", { class: "text", text }),
   bytes: ({ texts }) => el("span", {}, ...texts.map((text) =>
-    el("span", { class: "bytes" }, `${Math.floor((text.replace(/=+$/, "").length * 3) / 4)} bytes `, copyButton(() => text, "Copy base64")))),
+    el("span", { class: "bytes" }, picture(text), `${Math.floor((text.replace(/=+$/, "").length * 3) / 4)} bytes `, copyButton(() => text, "Copy base64")))),
   values: ({ values, shape }) => numbers(values, shape),
 };
+
+/** Draw bytes that are a picture: PNG or JPEG, by their first bytes. */
+function picture(text) {
+  const kind = text.startsWith("iVBORw0KGgo") ? "png" : text.startsWith("/9j/") ? "jpeg" : null;
+  if (!kind) return null;
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  return el("img", { class: "answer", alt: "The answer, a picture", src: URL.createObjectURL(new Blob([bytes], { type: `image/${kind}` })) });
+}
 
 function chart(bars) {
   const lines = bars.map(({ label, value, length, below }) => {

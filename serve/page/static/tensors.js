@@ -7,8 +7,8 @@ const WHOLE = /^-?(0|[1-9]\d*)$/;
 const DECIMAL = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 
 /**
- * Return how each input is given: [{name, datatype, shape, kind, columns}], kind `file`, `text`, `flag` or `number`;
- * null where one of them is none of these, so that the body is written as JSON.
+ * Return how each input is given: [{name, datatype, shape, kind, columns}], kind `file`, `text`, `flag` or `number`, or
+ * of any length `texts` or `numbers`; null where one of them is none of these, so that the body is written as JSON.
  */
 export function fields(inputs) {
   const found = inputs.map(field);
@@ -20,6 +20,7 @@ function field(input) {
   const inner = shape.slice(1).filter((size) => size !== 1);
   const one = { name, datatype, shape, parameters: parameters ?? {}, columns: 1 };
   if (parameters?.content_types?.includes("base64")) return { ...one, kind: "file" };
+  if (inner.length === 1 && inner[0] === -1 && datatype !== "BOOL") return { ...one, kind: datatype === "BYTES" ? "texts" : "numbers" };
   if (inner.length > 1 || inner.some((size) => size < 1 || size > MOST_COLUMNS)) return null;
   const columns = inner[0] ?? 1;
   if (datatype === "BYTES") return columns === 1 ? { ...one, kind: "text" } : null;
@@ -34,11 +35,11 @@ function field(input) {
  */
 export function body(wanted, values) {
   const pieces = ['{"inputs":['];
-  wanted.forEach((one, at) => {
-    const given = values[one.name];
+  wanted.filter((one) => !(one.parameters?.optional && isEmpty(values[one.name]))).forEach((one, at) => {
     const file = one.kind === "file";
+    const given = file ? values[one.name] : entries(one, values[one.name]);
     if (file && !given) throw new Error(`${one.name}: choose a file.`);
-    const shape = file ? [1] : one.shape.map((size, axis) => (axis === 0 ? 1 : size));
+    const shape = file ? [1] : one.shape.map((size, axis) => (axis === 0 ? 1 : size === -1 ? given.length : size));
     const head = { name: one.name, datatype: file ? "BYTES" : one.datatype, shape };
     if (file) head.parameters = { content_type: "base64" };
     pieces.push(`${at ? "," : ""}${JSON.stringify(head).slice(0, -1)},"data":[`);
@@ -47,6 +48,16 @@ export function body(wanted, values) {
   });
   pieces.push("]}");
   return joined(pieces);
+}
+
+const isEmpty = (given) => !given || (Array.isArray(given) && given.every((text) => text.trim() === ""));
+
+/** Return the texts of an input's elements: as many as it has columns, or as many lines or numbers as were typed. */
+function entries({ name, kind }, texts) {
+  if (kind !== "texts" && kind !== "numbers") return texts;
+  const found = kind === "texts" ? texts[0].replace(/\n+$/, "").split("\n") : texts[0].split(/[\s,;]+/).filter(Boolean);
+  if (isEmpty(found)) throw new Error(`${name}: is empty.`);
+  return found;
 }
 
 function joined(pieces) {
@@ -59,8 +70,8 @@ function joined(pieces) {
 }
 
 function literal({ name, datatype, kind, columns }, text, column) {
-  if (kind === "text") return JSON.stringify(text);
-  const [typed, place] = [text.trim(), columns > 1 ? `${name}[${column}]` : name];
+  if (kind === "text" || kind === "texts") return JSON.stringify(text);
+  const [typed, place] = [text.trim(), columns > 1 || kind === "numbers" ? `${name}[${column}]` : name];
   if (typed === "") throw new Error(`${place}: is empty.`);
   if (kind === "flag") return typed;
   const whole = datatype.includes("INT");
