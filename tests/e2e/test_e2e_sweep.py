@@ -1,4 +1,4 @@
-"""A sweep on the real stack: a grid of four trials, of which one fails, and a driver that is killed in the middle."""
+"""A sweep on the real stack: a grid of three trials, of which one fails, and a driver that is killed in the middle."""
 
 from __future__ import annotations
 
@@ -22,28 +22,20 @@ SPEC: dict[str, Any] = {
     "task": {"name": "image-classification"},
     "model": {
         "architecture": "vit",
-        "config": {
-            "hidden_size": 24,
-            "num_attention_heads": 2,
-            "num_hidden_layers": 1,
-            "intermediate_size": 32,
-            "patch_size": 4,
-        },
+        "config": {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32},
     },
     "data": {"train": "sklearn-digits", "max_examples": 300, "eval_fraction": 0.2},
     "training": {"steps": 40, "global_batch_size": 16, "learning_rate": 3e-3, "precision": "fp32", "eval_every": 10},
     "checkpoint": {"every_steps": 10},
     "sweep": {
-        "fields": {
-            "model.config.hidden_size": {"choices": [24, 20]},
-            "model.config.num_attention_heads": {"choices": [2, 3]},
-        },
+        "fields": {"model.config.patch_size": {"choices": [4, 2, 16]}},  # the pictures have 8 × 8 pixels
         "metric": "accuracy",
         "search": "grid",
         "scheduler": "none",
         "parallel": 3,
     },
     "register": {"model": "tries", "alias": "candidate"},
+    "max_failures": 0,
 }
 
 
@@ -89,17 +81,16 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_registers_the_best(
     assert (path / "trials.jsonl").read_text().startswith(before), "it went on in the same folder"
 
     result = outcome.result
-    assert len(list(path.parent.glob(f"{path.name}-t*/evaluations.json"))) == 3
-    scores = {}
-    for trial in path.parent.glob(f"{path.name}-t*"):
-        assert RunFolder(trial).status() == "FINISHED"
-        scores[int(trial.name[-3:])] = (RunFolder(trial).evaluations() or {})["final"]["accuracy"]
-    assert set(scores) == {1, 2, 3}, "the fourth has no model that could be trained"
+    assert len(list(path.parent.glob(f"{path.name}-t*/evaluations.json"))) == 2
+    scores = {
+        number: (RunFolder(path.with_name(f"{path.name}-t{number:03d}")).evaluations() or {})["final"]["accuracy"]
+        for number in (1, 2)
+    }
     best = max(scores, key=lambda number: (scores[number], -number))
     assert (result["best"]["trial"], result["best"]["accuracy"]) == (best, scores[best])
     assert result["evaluation"]["accuracy"] == scores[best] > 0.2
     assert "--set sweep=null" in result["command"]
-    assert {line.number: line.state for line in shown} == {0: "finished", 1: "finished", 2: "finished", 3: "failed"}
+    assert {line.number: line.state for line in shown} == {0: "finished", 1: "finished", 2: "failed"}
 
     written = manifest.read(registry.resolve("models:/tries@candidate"), verify=True)
     values = result["best"]["values"]
@@ -107,16 +98,12 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_registers_the_best(
     assert written.name == "tries"
 
     runs = children(client := fault_runs.mlflow_client(), result["run_id"])
-    assert {number: run.info.status for number, run in runs.items()} == {
-        "1": "FINISHED",
-        "2": "FINISHED",
-        "3": "FINISHED",
-        "4": "FAILED",
-    }
-    assert "20" in runs["4"].data.tags["tandem.error"]
+    ends = {number: run.info.status for number, run in runs.items()}
+    assert ends == {"1": "FINISHED", "2": "FINISHED", "3": "FAILED"}
     assert runs[str(best)].info.run_id == written.run_id
     assert client.get_run(result["run_id"]).info.status == "FINISHED"
     table = json.loads(fault_runs.artifact(result["run_id"], "trials.json"))
-    assert [row["ended"] for row in table] == ["finished", "finished", "finished", "failed"]
+    assert [row["ended"] for row in table] == ["finished", "finished", "failed"]
+    assert "Kernel size" in table[2]["reason"]
     kept = {file.path for file in client.list_artifacts(result["run_id"])}
     assert kept >= {"trials.csv", "trials.json", "trials.png", "parallel.png"}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import trial_table
+from jobs.driver.job import Part
 from jobs.driver.sweep import plots, process, report, trials
 from jobs.driver.sweep.suggest import suggest
 from jobs.driver.sweep.trials import DamagedJournal, Journal, Trial
@@ -181,6 +182,12 @@ def test_the_command_sets_what_the_best_trial_had() -> None:
         "tandem jobs submit SPEC --set phase=pretrain --set sweep=null --set training.learning_rate=1e-05 "
         "--set 'training.betas=[0.9, 0.95]' --set training.schedule=linear"
     )
+
+
+def test_what_a_trial_is_to_do_reaches_its_process(tmp_path: Path) -> None:
+    part = Part(tmp_path / "s-t001", {"tandem.trial": "1"}, "digits", {"sweep": "s", "trial": 1, "values": {"a": [1]}})
+    process.ask({"name": "x"}, tmp_path, part)
+    assert process.asked(part.folder) == ({"name": "x"}, tmp_path, part)
 
 
 @pytest.mark.parametrize(

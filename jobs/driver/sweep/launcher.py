@@ -16,7 +16,7 @@ from jobs import lineage, parents, progress, spec_sweep, trial_table
 from jobs.data import identity, prepare
 from jobs.data.identity import Noted
 from jobs.data.prepare import Prepared
-from jobs.driver.job import Job
+from jobs.driver.job import Job, Part
 from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.sweep import process, report
 from jobs.driver.sweep.runner import Ready
@@ -61,7 +61,7 @@ class Trials:
                 raise
             return str(error)
         self._check_same(prepared)
-        process.ask(self._folder(number), spec.resolved(), self._job.base, self._tags(number))
+        process.ask(spec.resolved(), self._job.base, self._part(number, values))
         return Ready(self._folder(number), steps_of(spec, prepared))
 
     def tell(self, trial: Trial) -> None:
@@ -80,6 +80,16 @@ class Trials:
 
     def _folder(self, number: int) -> Path:
         return self._job.storage / "runs" / f"{self._job.folder.key}-t{number + 1:03d}"
+
+    def _part(self, number: int, values: Mapping[str, Any]) -> Part:
+        register = self._job.spec.register_
+        chosen = {"trial": number + 1, "values": dict(values), "metric": self._sweep.metric}
+        return Part(
+            self._folder(number),
+            self._tags(number),
+            register.model if register else self._job.spec.name,
+            {"sweep": self._job.folder.key, **chosen},
+        )
 
     def _tags(self, number: int) -> dict[str, str]:
         run = self._job.sender.run
