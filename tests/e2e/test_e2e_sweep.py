@@ -90,7 +90,8 @@ def test_a_sweep_goes_on_after_its_driver_was_killed_and_registers_the_best(
     assert (result["best"]["trial"], result["best"]["accuracy"]) == (best, scores[best])
     assert result["evaluation"]["accuracy"] == scores[best] > 0.2
     assert "--set sweep=null" in result["command"]
-    assert {line.number: line.state for line in shown} == {0: "finished", 1: "finished", 2: "failed"}
+    assert {(line.number, line.of) for line in shown} <= {(0, 3), (1, 3), (2, 3)}
+    assert any(line.best for line in shown)
 
     written = manifest.read(registry.resolve("models:/tries@candidate"), verify=True)
     values = result["best"]["values"]

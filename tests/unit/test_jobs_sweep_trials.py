@@ -67,6 +67,15 @@ def test_optuna_learns_which_values_do_well() -> None:
     assert late[0] < 0.7 * late[1]
 
 
+def test_optuna_takes_trials_that_failed_or_measured_nothing() -> None:
+    spec = sweep(search="optuna")
+    known = made(spec)[:6]
+    ends: list[Any] = ["finished", "failed", "stopped", "out of time", "finished", None]
+    values = [0.5, None, 0.4, None, math.nan, None]
+    odd = [replace(trial, ended=end, value=value) for trial, end, value in zip(known, ends, values, strict=True)]
+    assert set(suggest(spec, 6, odd, "max")) == set(FIELDS)
+
+
 def test_no_combination_is_tried_twice() -> None:
     few = {"a": {"choices": [1, 2, 3]}, "b": {"min": 0.0, "max": 1.0, "step": 0.5}}
     for search in ("random", "optuna"):
@@ -177,10 +186,11 @@ def test_the_pictures_are_pngs_and_there_are_none_of_nothing() -> None:
 
 def test_the_command_sets_what_the_best_trial_had() -> None:
     spec = {"phase": "sweep", "model": {"architecture": "cnn", "from": None}}
-    values = {"training.learning_rate": 1e-05, "training.betas": [0.9, 0.95], "training.schedule": "linear"}
+    values = {"training.learning_rate": 1e-05, "training.betas": [0.9, 0.95], "training.schedule": "linear", "a": "on"}
     assert report.command(spec, values) == (
         "tandem jobs submit SPEC --set phase=pretrain --set sweep=null --set training.learning_rate=1e-05 "
-        "--set 'training.betas=[0.9, 0.95]' --set training.schedule=linear"
+        "--set 'training.betas=[0.9, 0.95]' --set training.schedule=linear "
+        "--set 'a=\"on\"'"
     )
 
 
