@@ -37,7 +37,7 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
 
     from cluster import specfile
     from cluster.errors import check_all
-    from jobs import first_look, noise, parents
+    from jobs import first_look, noise, parents, sweep_models
     from jobs.spec import JobSpec
     from jobs.worker import zero
 
@@ -47,6 +47,7 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     check_all(
         lambda: zero.read_named(checked.training, base),
         lambda: parents.check_architecture(checked, base),
+        lambda: sweep_models.check(checked, base),
         lambda: notes.extend(
             filter(None, [parents.preflight(checked, base, also=first_look.check, unchecked=notes.append)])
         ),

@@ -53,6 +53,7 @@ class LiveView:
     ) -> None:
         if self._bar:
             self._bar.stop()
+            self._bar.leave_trials()
 
     def line(self, text: str, meaning: Progress | None) -> None:
         """Take one line of the job's log."""
@@ -123,13 +124,21 @@ def _progress_bar() -> Any:
             self.rows = rows
             self.refresh()
 
-        def get_renderables(self) -> Iterable[RenderableType]:
+        def leave_trials(self) -> None:
+            """Print the table a last time: the bar goes with its end."""
+            for table in self._table():
+                self.console.print(table)
+
+        def _table(self) -> Iterable[Table]:
             if self.rows:
                 heading, *lines = self.rows
                 table = Table(*heading, box=None)
                 for line in lines:
                     table.add_row(*line)
                 yield table
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield from self._table()
             yield from super().get_renderables()
 
     return Bar(

@@ -72,7 +72,7 @@ class FieldSpec(Strict):
             return self.nth(math.floor(share * self.size))
         low, high = self.ends
         if self.whole:
-            return math.floor(low * ((high + 1) / low) ** share)
+            return min(math.floor(low * ((high + 1) / low) ** share), int(high))
         return self.rounded(low * (high / low) ** share if self.log else low + share * (high - low))
 
     def rounded(self, value: float) -> float:

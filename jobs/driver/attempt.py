@@ -31,7 +31,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
 
     Args:
         placed: how many workers each node takes, by node id.
-        part: of a sweep's trial, where it runs and what its run is tagged with.
+        part: of a sweep's trial, what it is beside its spec.
 
     Raises:
         RunIsOwned: another job works on the same run.
@@ -62,6 +62,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
             decision.precision,
             stop,
             lineage.pinned(spec.model.source),
+            part=part,
         )
         progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
         job.track(lambda run: progress.say(f"MLflow {run.url}"))

@@ -76,6 +76,8 @@ def _made(manifest: ModelManifest, facts: Facts) -> Iterator[str]:
         yield f"| {facts.phase} | {told} |"
     if manifest.quantization:
         yield f"| weights | {manifest.quantization.get('method')} |"
+    if manifest.sweep:
+        yield f"| sweep | `{manifest.sweep.get('sweep')}`, trial {manifest.sweep.get('trial')} |"
     if manifest.precision:
         yield f"| computed in | {manifest.precision} |"
     if manifest.run_id:
@@ -117,6 +119,8 @@ def _metrics(manifest: ModelManifest, task: Task) -> Iterator[str]:
 def _limits(manifest: ModelManifest) -> Iterator[str]:
     yield "## Limits\n"
     yield "- It was measured on held-out rows of its own data; on other data it may do worse."
+    if manifest.sweep:
+        yield f"- A sweep chose it by {manifest.sweep.get('metric')} on these rows, which flatters its figures."
     yield from (f"- {_line(remark)}" for remark in manifest.remarks)
     yield ""
 

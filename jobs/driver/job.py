@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cluster.precision import Precision
 from jobs import lease, progress
@@ -32,10 +32,16 @@ def end_if_lost(folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """What makes a job a sweep's trial: a folder that is its own, and tags of its run besides the usual ones."""
+    """What makes a job a sweep's trial."""
 
     folder: Path
+    """The folder of its run."""
     tags: Mapping[str, str]
+    """Tags of its run, besides the usual ones."""
+    model: str
+    """What its model is called, should it be the one that is registered."""
+    origin: Mapping[str, Any]
+    """What the model's manifest says of the sweep."""
 
 
 @dataclass
@@ -60,6 +66,8 @@ class Job:
     """The same as others name it, an alias replaced by the version that it meant: `models:/name/3`."""
     steps: int = 0
     """Optimiser steps of the run, once they are known."""
+    part: Part | None = None
+    """Of a sweep's trial."""
 
     def track(self, call: Callable[[Run], object]) -> None:
         """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""

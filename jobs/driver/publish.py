@@ -39,7 +39,7 @@ def publish(
     register = job.spec.register_
     run_id = job.sender.run.run_id if job.sender.run else None
     contract = manifest.ModelManifest(
-        name=register.model if register else job.spec.name,
+        name=job.part.model if job.part else register.model if register else job.spec.name,
         task=job.spec.task.name,
         architecture=config.get("model_type", "unknown"),
         run_id=run_id,
@@ -50,6 +50,7 @@ def publish(
         precision=job.precision,
         evaluation=evaluation,
         quantization=quantization,
+        sweep=dict(job.part.origin) if job.part else None,
         remarks=job.folder.remarks(),
     )
     told = card.text(contract, prepared.task(job.spec), _facts(job, prepared, quantization is None))

@@ -82,3 +82,9 @@ def test_the_registry_s_description_is_the_card_without_its_head(tmp_path: Path)
     assert told is not None
     assert len(told) < 5000
     assert told.endswith("(the rest is in README.md beside the weights)")
+
+
+def test_a_card_says_which_sweep_chose_the_model_and_what_that_does_to_its_figures() -> None:
+    text = card.text(manifest(sweep={"sweep": "s-1", "trial": 3, "metric": "loss"}), TextClassification(), FACTS)
+    assert "| sweep | `s-1`, trial 3 |" in text
+    assert "- A sweep chose it by loss on these rows, which flatters its figures." in text

@@ -20,18 +20,22 @@ from tracking.spool import Spool
 STEPS = 30
 
 
+class Asked(BaseException):
+    """What a signal raises in the driver's main thread."""
+
+
 class Played:
     """A trial: at each look it measures once more, until it has nothing left to measure or is asked to stop."""
 
-    def __init__(self, folder: Path, measures: list[float], code: int = 0, ends: bool = True) -> None:
-        self._folder, self._left, self._code, self._ends = RunFolder(folder), list(measures), code, ends
+    def __init__(self, folder: Path, measures: list[float], code: int = 0) -> None:
+        self._folder, self._left, self._code = RunFolder(folder), list(measures), code
         self._spool = Spool(self._folder.rank_0_spool)
         self._made = 0
         self._stopping = False
         self._folder.write_status("RUNNING")
 
     def ended(self) -> int | None:
-        if self._stopping or (self._ends and not self._left):
+        if self._stopping or not self._left:
             return self.wait()
         if self._left:
             self._made += 10
@@ -62,7 +66,6 @@ class Bench:
     root: Path
     play: Callable[[int, Path], Played]
     begun: list[int] = field(default_factory=list)
-    most: int = 0
     refused: dict[int, str] = field(default_factory=dict)
     told: list[Trial] = field(default_factory=list)
 
@@ -175,9 +178,6 @@ def test_what_asha_gave_up_as_the_driver_died_has_stopped(tmp_path: Path) -> Non
 
 
 def test_a_sweep_that_is_stopped_leaves_its_trials_to_go_on(tmp_path: Path) -> None:
-    class Asked(BaseException):
-        pass
-
     def play(number: int, folder: Path) -> Played:
         return Played(folder, [0.5] * 3)
 
@@ -196,6 +196,38 @@ def test_a_sweep_that_is_stopped_leaves_its_trials_to_go_on(tmp_path: Path) -> N
     runner.end()
     assert [trial.ended for trial in journal.trials] == [None, None]
     assert RunFolder(tmp_path / "run-0").status() == "KILLED"
+
+
+class Begins(Played):
+    """Its process has no run yet, and no handler for signals."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        super().__init__(folder, [0.5])
+        (folder / "status.json").unlink()
+
+    def ended(self) -> int | None:
+        return -15 if self._stopping else None
+
+    def wait(self) -> int:
+        return -15
+
+
+def test_a_trial_that_was_stopped_before_it_began_has_not_failed(tmp_path: Path) -> None:
+    class Interrupted(Begins):
+        def ended(self) -> int | None:
+            raise Asked
+
+    runner, journal = Bench(tmp_path, Interrupted).runner()
+    with pytest.raises(Asked):
+        runner.run()
+    runner.end()
+    assert [trial.ended for trial in journal.trials] == [None]
+
+
+def test_a_trial_that_the_time_stops_before_it_began_is_out_of_time(tmp_path: Path) -> None:
+    runner, journal = Bench(tmp_path, Begins).runner(time_budget_s=0.05)
+    runner.run()
+    assert [trial.ended for trial in journal.trials] == ["out of time"]
 
 
 def test_when_the_time_is_over_the_rest_is_stopped_and_no_more_begin(tmp_path: Path) -> None:

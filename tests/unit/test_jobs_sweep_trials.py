@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import trial_table
+from jobs.driver.job import Part
 from jobs.driver.sweep import plots, process, report, trials
 from jobs.driver.sweep.suggest import suggest
 from jobs.driver.sweep.trials import DamagedJournal, Journal, Trial
@@ -64,6 +65,15 @@ def test_optuna_learns_which_values_do_well() -> None:
     drawn = made(sweep(trials=40), "min", distance)
     late = [sum(trial.value or 0.0 for trial in known[20:]) for known in (learned, drawn)]
     assert late[0] < 0.7 * late[1]
+
+
+def test_optuna_takes_trials_that_failed_or_measured_nothing() -> None:
+    spec = sweep(search="optuna")
+    known = made(spec)[:6]
+    ends: list[Any] = ["finished", "failed", "stopped", "out of time", "finished", None]
+    values = [0.5, None, 0.4, None, math.nan, None]
+    odd = [replace(trial, ended=end, value=value) for trial, end, value in zip(known, ends, values, strict=True)]
+    assert set(suggest(spec, 6, odd, "max")) == set(FIELDS)
 
 
 def test_no_combination_is_tried_twice() -> None:
@@ -176,11 +186,18 @@ def test_the_pictures_are_pngs_and_there_are_none_of_nothing() -> None:
 
 def test_the_command_sets_what_the_best_trial_had() -> None:
     spec = {"phase": "sweep", "model": {"architecture": "cnn", "from": None}}
-    values = {"training.learning_rate": 1e-05, "training.betas": [0.9, 0.95], "training.schedule": "linear"}
+    values = {"training.learning_rate": 1e-05, "training.betas": [0.9, 0.95], "training.schedule": "linear", "a": "on"}
     assert report.command(spec, values) == (
         "tandem jobs submit SPEC --set phase=pretrain --set sweep=null --set training.learning_rate=1e-05 "
-        "--set 'training.betas=[0.9, 0.95]' --set training.schedule=linear"
+        "--set 'training.betas=[0.9, 0.95]' --set training.schedule=linear "
+        "--set 'a=\"on\"'"
     )
+
+
+def test_what_a_trial_is_to_do_reaches_its_process(tmp_path: Path) -> None:
+    part = Part(tmp_path / "s-t001", {"tandem.trial": "1"}, "digits", {"sweep": "s", "trial": 1, "values": {"a": [1]}})
+    process.ask({"name": "x"}, tmp_path, part)
+    assert process.asked(part.folder) == ({"name": "x"}, tmp_path, part)
 
 
 @pytest.mark.parametrize(

@@ -85,16 +85,10 @@ def test_only_one_place_imports(library, home):
 
 def test_specs_import_only_pydantic_names_and_the_standard_library():
     light = ("cluster.names.", "cluster.precision.", "cluster.errors.", "serve.engines.table", "serve.wire.")
-    light += (
-        "jobs.spec_sections.",
-        "jobs.spec_rules.",
-        "jobs.spec_predict.",
-        "jobs.spec_schedule.",
-        "cluster.strict.",
-        "serve.runtime_env",
-    )
+    sections = ("spec_sections", "spec_rules", "spec_predict", "spec_schedule", "spec_sweep")
+    light += (*(f"jobs.{name}." for name in sections), "cluster.strict.", "serve.runtime_env")
     light += ("cluster.mistakes.", "cluster.redact.", "cluster.home.", "serve.keys.place", "serve.scaling.settings.")
-    specs = [f"jobs/{name}.py" for name in ("spec", "spec_sections", "spec_rules", "spec_predict", "spec_schedule")]
+    specs = [f"jobs/{name}.py" for name in ("spec", *sections)]
     for spec in (
         *specs,
         "serve/spec.py",

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from cluster.errors import UserError
-from jobs import lineage, progress, spec_sweep, trial_table
-from jobs.data import prepare
+from jobs import lineage, parents, progress, spec_sweep, trial_table
+from jobs.data import identity, prepare
 from jobs.data.identity import Noted
 from jobs.data.prepare import Prepared
-from jobs.driver.job import Job
+from jobs.driver.job import Job, Part
 from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.sweep import process, report
 from jobs.driver.sweep.runner import Ready
 from jobs.driver.sweep.trials import Journal, Trial, best
+from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from jobs.worker import setup
 from tracking.run import Run
@@ -45,19 +48,21 @@ class Trials:
         Raises:
             UserError: no trial can be trained: the data is wrong, or not that of the sweep that goes on.
         """
-        folder = self._job.storage / "runs" / f"{self._job.folder.key}-t{number + 1:03d}"
         try:
             spec = trial_spec(self._job, number, values)
-            prepared = self._encoded(spec)
-            steps = steps_of(spec, prepared)
+            if any(path.startswith("model.") for path in values):
+                parents.check_architecture(spec, self._job.base)
         except (UserError, ValidationError) as error:
-            if not self._varies and not isinstance(error, ValidationError):
+            return _in_a_sentence(error)
+        try:
+            prepared = self._encoded(spec)
+        except UserError as error:
+            if not self._varies:
                 raise
-            why = _in_a_sentence(error)
-            self._job.track(lambda run: _failed_run(run, folder.name, self._name(number), self._tags(number), why))
-            return why
-        process.ask(folder, spec.resolved(), self._job.base, self._tags(number))
-        return Ready(folder, steps)
+            return str(error)
+        self._check_same(prepared)
+        process.ask(spec.resolved(), self._job.base, self._part(number, values))
+        return Ready(self._folder(number), steps_of(spec, prepared))
 
     def tell(self, trial: Trial) -> None:
         """Show how a trial stands, and keep the table in the sweep's run up to date."""
@@ -65,12 +70,26 @@ class Trials:
         leading = best(known, self._mode)
         is_best = leading is not None and leading.number == trial.number
         trial_table.show(report.line(trial, self._sweep, is_best))
+        if trial.ended == "failed" and RunFolder(self._folder(trial.number)).status() is None:
+            name, tags = name_of(self._job, trial.number), self._tags(trial.number)
+            key, reason = self._folder(trial.number).name, trial.reason
+            self._job.track(lambda run: _failed_run(run, key, name, tags, reason))
         if trial.ended is not None:
             progress.report("sweep", sum(each.ended is not None for each in known), self._sweep.count)
             report.keep_table(self._job, known)
 
-    def _name(self, number: int) -> str:
-        return f"{self._job.spec.name[:LONGEST_NAME]}-{number + 1:03d}"
+    def _folder(self, number: int) -> Path:
+        return self._job.storage / "runs" / f"{self._job.folder.key}-t{number + 1:03d}"
+
+    def _part(self, number: int, values: Mapping[str, Any]) -> Part:
+        register = self._job.spec.register_
+        chosen = {"trial": number + 1, "values": dict(values), "metric": self._sweep.metric}
+        return Part(
+            self._folder(number),
+            self._tags(number),
+            register.model if register else self._job.spec.name,
+            {"sweep": self._job.folder.key, **chosen},
+        )
 
     def _tags(self, number: int) -> dict[str, str]:
         run = self._job.sender.run
@@ -93,24 +112,39 @@ class Trials:
             if done in (0, total) or throttle.ready():
                 progress.report(phase, done, total)
 
-        before = job.folder.data()
         with standstill.watched():
-            weights = lineage.weights_digest(job.parent)
-            if before is not None:
-                lineage.check_same(before.weights, weights, job.parent_uri)
-            prepared = prepare.prepare(
-                spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=self._kept(before)
-            )
-        if before is None:
-            job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))
+            prepared = prepare.prepare(spec, job.base, job.storage, parent=job.parent, on_progress=on_progress)
         report.say_data(job, prepared)
         return prepared
 
-    def _kept(self, before: Noted | None) -> Noted | None:
+    def _check_same(self, prepared: Prepared) -> None:
+        """Note what the first trial learns from, and refuse anything else in those that follow.
+
+        Raises:
+            UserError: the data, or the model that the trials start from, has changed.
+        """
+        before = self._job.folder.data()
+        if before is None:
+            self._job.folder.keep_data(Noted(prepared.parts, prepared.rows, self._weights))
+            return
+        lineage.check_same(before.weights, self._weights, self._job.parent_uri)
+        for said in identity.check_same(self._kept(before), prepared.parts, prepared.rows):
+            progress.say(said)
+
+    @cached_property
+    def _weights(self) -> str:
+        return lineage.weights_digest(self._job.parent)
+
+    def _kept(self, before: Noted) -> Noted:
         """Return what of the data must be as when the sweep began."""
-        if before is None or not self._varies:
+        if not self._varies:
             return before
         return replace(before, parts={part: d for part, d in before.parts.items() if part not in VARIED}, rows="")
+
+
+def name_of(job: Job, number: int) -> str:
+    """Return what a trial is called, its run in MLflow too."""
+    return f"{job.spec.name[:LONGEST_NAME]}-{number + 1:03d}"
 
 
 def trial_spec(job: Job, number: int, values: Mapping[str, Any]) -> JobSpec:
@@ -120,7 +154,7 @@ def trial_spec(job: Job, number: int, values: Mapping[str, Any]) -> JobSpec:
         ValidationError: the spec refuses the values, each of which it takes alone.
     """
     resolved = job.spec.resolved()
-    resolved["name"] = f"{job.spec.name[:LONGEST_NAME]}-{number + 1:03d}"
+    resolved["name"] = name_of(job, number)
     resolved["storage"] = str(job.storage)
     resolved["training"]["precision"] = job.precision
     if job.parent_uri is not None:
@@ -129,16 +163,9 @@ def trial_spec(job: Job, number: int, values: Mapping[str, Any]) -> JobSpec:
 
 
 def steps_of(spec: JobSpec, prepared: Prepared) -> int:
-    """Return the optimiser steps of a trial.
-
-    Raises:
-        UserError: its schedule is longer.
-    """
+    """Return the optimiser steps of a trial."""
     assert spec.training is not None, "a trial trains"
-    steps = setup.total_steps(spec.training, prepared.train_rows)
-    if wrong := spec.training.too_long_for(steps):
-        raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
-    return steps
+    return setup.total_steps(spec.training, prepared.train_rows)
 
 
 def _in_a_sentence(error: UserError | ValidationError) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster import placement, topology
 from cluster.errors import UserError
-from jobs import progress
+from jobs import progress, sweep_models
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.sweep import report, trials
 from jobs.driver.sweep.launcher import Trials
@@ -40,6 +40,7 @@ def sweep_phase(job: Job) -> dict[str, Any]:
     """
     sweep = job.spec.sweep
     assert sweep is not None, "the phase has its section"
+    sweep_models.check(job.spec, job.base)
     mode = get(job.spec.task.name).metrics[sweep.metric]
     journal = Journal.read(job.folder.path)
     parallel = sweep.parallel or room(job.spec)
@@ -55,7 +56,9 @@ def sweep_phase(job: Job) -> dict[str, Any]:
         runner.end()
         raise
     finally:
-        progress.say(f"trials: {trials.counts(journal.trials) or 'none began'}")
+        ended = trials.counts(journal.trials) or "none began"
+        progress.say(f"trials: {ended}")
+        job.track(lambda run: run.set_tags({"tandem.trials": ended}))
         report.keep_table(job, journal.trials)
         report.keep_plots(job, journal.trials, mode)
     end_if_lost(job.folder)
@@ -93,16 +96,11 @@ def chosen(journal: Journal, mode: str) -> Trial:
 
 
 def publish(job: Job, best: Trial) -> dict[str, Any]:
-    """Note in the best model's manifest where it comes from, register it, and say how to train with its values."""
+    """Register the best model, and say how to train with its values."""
     sweep, register = job.spec.sweep, job.spec.register_
     assert sweep is not None, "the phase has its section"
     model = RunFolder(job.storage / "runs" / best.run).model
-    found = {"trial": best.number + 1, "values": dict(best.values)}
-    changes = {
-        "name": register.model if register else job.spec.name,
-        "sweep": {"sweep": job.folder.key, **found, "metric": sweep.metric},
-    }
-    written = manifest.write(model, manifest.read(model).model_copy(update=changes))
+    written = manifest.read(model)
     command = report.command(job.spec.resolved(), best.values)
     progress.say(f"best: trial {best.number + 1} ({in_short(best.values)}), {sweep.metric} {best.value:.4g}")
     progress.say(f"to train with these values: {command}")
@@ -110,7 +108,7 @@ def publish(job: Job, best: Trial) -> dict[str, Any]:
     job.track(lambda run: run.set_tags({"tandem.best_trial": str(best.number + 1)}))
     uri = registered(job, model, register, written.run_id) if register is not None else None
     return {
-        "best": {**found, sweep.metric: best.value},
+        "best": {"trial": best.number + 1, "values": dict(best.values), sweep.metric: best.value},
         "command": command,
         "directory": str(model),
         "evaluation": written.evaluation,

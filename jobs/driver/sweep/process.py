@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jobs.driver.job import Part
+
 REQUEST = "trial.json"
 """What a trial is to do, in its folder."""
 LOG = "driver.log"
@@ -44,18 +46,24 @@ class TrialProcess:
         return self._process.wait()
 
 
-def ask(folder: Path, spec: Mapping[str, Any], base: Path, tags: Mapping[str, str]) -> None:
+def ask(spec: Mapping[str, Any], base: Path, part: Part) -> None:
     """Make a trial's folder, and write down what it is to do.
 
     Args:
         spec: an ordinary job's, resolved.
         base: where its relative paths start.
-        tags: of its run, besides those of any job.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{REQUEST}.partial"
-    partial.write_text(json.dumps({"spec": spec, "base": str(base), "tags": tags}), encoding="utf-8")
-    partial.replace(folder / REQUEST)
+    part.folder.mkdir(parents=True, exist_ok=True)
+    partial = part.folder / f".{REQUEST}.partial"
+    besides = {"tags": part.tags, "model": part.model, "origin": part.origin}
+    partial.write_text(json.dumps({"spec": spec, "base": str(base), "part": besides}), encoding="utf-8")
+    partial.replace(part.folder / REQUEST)
+
+
+def asked(folder: Path) -> tuple[dict[str, Any], Path, Part]:
+    """Return what `ask` has written: the spec, where its paths start, and what the trial is beside its spec."""
+    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    return request["spec"], Path(request["base"]), Part(folder, **request["part"])
 
 
 def reason(folder: Path, code: int) -> str:

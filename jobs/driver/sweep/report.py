@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from jobs import progress
 from jobs.data.prepare import Prepared
 from jobs.driver.job import Job
@@ -73,7 +75,7 @@ def command(spec: Mapping[str, Any], values: Mapping[str, Any]) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    return value if isinstance(value, str) and value.isalpha() else json.dumps(value)
+    return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
 
 
 def say_data(job: Job, prepared: Prepared) -> None:

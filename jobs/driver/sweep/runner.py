@@ -95,6 +95,7 @@ class Runner:
         self._begin_trial, self._poll_s = begin, poll_s
         self._halving = Halving(sweep.scheduler, mode)
         self._running: dict[int, Running] = {}
+        self._is_ending = False
         self._ends_at = time.monotonic() + (sweep.time_budget_s or math.inf)
 
     def run(self) -> None:
@@ -106,6 +107,7 @@ class Runner:
 
     def end(self) -> None:
         """Have the trials that run save and end, and wait for them; they go on when the sweep does."""
+        self._is_ending = True
         for running in self._running.values():
             running.process.stop()
         for number, running in list(self._running.items()):
@@ -182,7 +184,7 @@ class Runner:
                 self._stop(running, "stopped")
 
     def _settle(self, number: int, folder: RunFolder, stopped_as: str = "", code: int = 0) -> None:
-        """Write down how a trial has ended; one that was stopped with the sweep has not.
+        """Write down how a trial has ended; one that was stopped by a signal, alone or with the sweep, has not.
 
         Args:
             stopped_as: how it was to end, if the sweep stopped it.
@@ -191,11 +193,10 @@ class Runner:
         self._running.pop(number, None)
         status, final = folder.status(), (folder.evaluations() or {}).get("final")
         if status == "FINISHED" and final is not None:
-            self._note(number, ended="finished", value=final[self._sweep.metric])
-        elif status == "KILLED":
-            if stopped_as:
-                self._note(number, ended=stopped_as)
-        else:
+            self._note(number, ended="finished", value=final.get(self._sweep.metric))
+        elif stopped_as:
+            self._note(number, ended=stopped_as)
+        elif status != "KILLED" and not self._is_ending:
             self._note(number, ended="failed", reason=reason(folder.path, code))
 
     def _note(self, number: int, **event: Any) -> Trial:

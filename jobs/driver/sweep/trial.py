@@ -7,7 +7,6 @@ its run, and the sweep that goes on has it go on from its newest checkpoint.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -16,8 +15,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from jobs import noise, progress
 from jobs.driver import main as driver
-from jobs.driver.job import Part
-from jobs.driver.sweep.process import REQUEST
+from jobs.driver.sweep.process import asked
 from jobs.spec import JobSpec
 
 
@@ -25,13 +23,13 @@ def main(folder: Path) -> int:
     """Run the trial whose request lies in a folder; return the exit code."""
     threading.Thread(target=_end_with_sweep, name="tandem-sweep", daemon=True).start()
     noise.quiet()
-    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    values, base, part = asked(folder)
     try:
-        spec = JobSpec.model_validate(request["spec"])
+        spec = JobSpec.model_validate(values)
         placed = driver.connect_and_place(spec)
         from jobs.driver import attempt
 
-        return attempt.run_job(spec, Path(request["base"]), placed, Part(folder, request["tags"]))
+        return attempt.run_job(spec, base, placed, part)
     except UserError as error:
         progress.say(f"error: {error}")
         return error.exit_code

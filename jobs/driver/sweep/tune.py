@@ -81,14 +81,15 @@ def suggested(fields: Mapping[str, FieldSpec], before: Sequence[Trial], mode: st
     space = {path: _distribution(field) for path, field in fields.items()}
     search = OptunaSearch(space, metric="value", mode=mode, seed=seed)
     for trial in before:
-        if trial.ended is None or (trial.ended != "failed" and trial.value is None):
-            continue
+        has_value = trial.value is not None and math.isfinite(trial.value)
+        if trial.ended is None or (trial.ended in ("stopped", "out of time") and not has_value):
+            continue  # it tells nothing
         search.add_evaluated_point(
             {path: _encoded(field, trial.values[path]) for path, field in fields.items()},
             trial.value,
-            error=trial.ended == "failed",
+            error=trial.ended == "failed" or not has_value,
             pruned=trial.ended != "finished",
-            intermediate_values=[value for _, value in trial.evaluations],
+            intermediate_values=[value for _, value in trial.evaluations if math.isfinite(value)],
         )
     tried = search.suggest("next")
     return {path: _decoded(field, tried[path]) for path, field in fields.items()}
