@@ -120,4 +120,5 @@ class JobSpec(Strict):
                 "sweep": sweep,
             },
         )
+        what["task"] = importlib.import_module("jobs.tasks.options").decisive(what["task"])
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

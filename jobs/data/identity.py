@@ -19,7 +19,7 @@ from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.data.examples import BadRow, Example, Source, bounded
 from jobs.spec import JobSpec
-from jobs.tasks import TASKS, Task, get, tokenization
+from jobs.tasks import TASKS, Task, get, options, tokenization
 from jobs.tasks.own_code import code_digest
 
 FORMAT = 4
@@ -87,7 +87,7 @@ def parts_of(
         "settings": _sha256(settings),
         "tokenizer": learned_digest(tokenization.located(own_tokenizer, base), task) if own_tokenizer else "",
         "parent": learned_digest(parent, task) if parent else "",
-        "task": _sha256(spec.task.model_dump()),
+        "task": _sha256(options.decisive(spec.task.model_dump())),
         "code": code_digest(spec.task.name, beside=True) or "",
         "reading": _sha256([FORMAT, task.version, *reading]),
         "libraries": _sha256(_libraries(spec)),

@@ -68,6 +68,9 @@ class TaskSetupError(TaskError):
 class TaskOptions(Strict):
     """A task's options: derive from it, with a default and a docstring for each. This one has none."""
 
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Options that the task has got since jobs with it were run: at their defaults they change no digest of these."""
+
 
 class Task:
     """One kind of model, from raw examples to answers. A task of one's own derives from this class.

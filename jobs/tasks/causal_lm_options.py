@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,8 @@ from jobs.tasks.tokenization import TokenizerOptions
 
 class CausalLMOptions(TaskOptions):
     """How text becomes rows."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"objective", "beta", "chosen_weight"})
 
     text_column: Text | None = None
     """The column that holds the text. Left out: `text`, where an example is no conversation; given, it is the text of

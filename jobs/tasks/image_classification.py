@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class ImageClassificationOptions(ImageOptions, AugmentationOptions):
     """How images become pixels, and how they are changed at random in training."""
 
+    later: ClassVar[frozenset[str]] = frozenset({*AugmentationOptions.model_fields, "mixup"})
+
     label_column: Text = "label"
     """The column that holds the label."""
     mixup: float = Field(0.0, ge=0, le=10)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from jobs.tasks import Task, TaskError, TaskOptions, get
+from jobs.tasks import TASKS, Task, TaskError, TaskOptions, get
 
 DEFAULT = "causal-lm"
 """The task of a spec that names none."""
@@ -49,6 +49,20 @@ def in_their_place(
     except ValidationError as error:
         mistakes += _option_mistakes(error, kind.Options, under_data.keys() - given.keys(), data_keys)
     return {**values, "task": {"name": name, **options}, "data": rest}, mistakes
+
+
+def decisive(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping `task` of a checked spec without what a task got later and what is at its default there.
+
+    So a run, and prepared data, are known by the digests that they had before.
+    """
+    name = task["name"]
+    if name not in TASKS:
+        return dict(task)
+    options = get(name).Options
+    defaults = options().model_dump(mode="json", by_alias=True)
+    same = {key for key in options.later if task.get(key, defaults[key]) == defaults[key]}
+    return {key: value for key, value in task.items() if key not in same}
 
 
 def _origin_mistakes(kind: type[Task], options: TaskOptions, model: Any) -> list[InitErrorDetails]:

@@ -9,6 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.internals import Internal
+
+ENTRIES = (
+    Internal(
+        "sacrebleu.metrics.CHRF._extract_corpus_statistics, _compute_score_from_stats",
+        "chrF of held-out rows that are measured in parts, on several ranks; the public scores carry no counts",
+        "chrF is not measured, or is another figure",
+        "sacrebleu's CHRFScore carries its counts, as BLEUScore does",
+    ),
+)
+
 CHRF_COUNTS = 18
 """Of each of six orders of characters: those of the hypotheses, of the references, and those in both."""
 

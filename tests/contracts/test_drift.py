@@ -20,6 +20,7 @@ from tests.contracts import (
     test_ray_contract,
     test_ray_serve_contract,
     test_ray_train_contract,
+    test_seq2seq_contract,
     test_torch_contract,
     test_uvicorn_contract,
 )
@@ -65,6 +66,8 @@ CONTRACTS = (
     test_torch_contract.JOBS,
     test_torch_contract.SERVE,
     test_uvicorn_contract.UVICORN,
+    test_seq2seq_contract.CHRF,
+    test_seq2seq_contract.POSITIONS,
 )
 
 

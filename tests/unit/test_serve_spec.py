@@ -67,7 +67,7 @@ def test_replicas_as_bounds() -> None:
         ("models: {m: {model: d, engine: vlm}}", "unknown engine 'vlm'; did you mean 'vllm'?"),
         (
             "models: {m: {model: d, engine: my-engine.py}}",
-            "unknown engine 'my-engine.py'; known: auto, task, torch, vllm",
+            "unknown engine 'my-engine.py'; known: auto, seq2seq, task, torch, vllm",
         ),
         ("models: {m: {model: d, engine: my-engine:X}}", "write your own as my_pkg.my_engine:ENGINE"),
         ("models: {m: {model: d, engine: 3}}", "must be an engine's name, or a mapping"),

@@ -12,6 +12,17 @@ from typing import Any
 
 import torch
 
+from cluster.internals import Internal
+
+ENTRIES = (
+    Internal(
+        "transformers' embed_positions of decoders (offset, weight)",
+        "new tokens of rows that are at different places of their texts; the models take no position_ids",
+        "batched texts of BART, Marian and their kin are wrong from the second token on",
+        "decoders of encoder-decoder models take position_ids",
+    ),
+)
+
 
 class RowPositions(torch.nn.Module):
     """A table of positions that is looked up by `rows` where that is set."""
