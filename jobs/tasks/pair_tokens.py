@@ -30,7 +30,8 @@ class PairTokenizerOptions(TokenizerOptions):
     """The tokenizer of both sides: trained on the data, or loaded. Left out, a model given by `from` keeps its own."""
 
     train: Literal["bpe", "unigram"] | None = None  # type: ignore[assignment]
-    """bpe: byte-level pairs, any text comes back as it was. unigram: the likeliest pieces, as in SentencePiece."""
+    """bpe: byte-level pairs, any text comes back as it was. unigram: the likeliest pieces, as in SentencePiece; trained
+    again it may differ in some."""
 
 
 def obtain(options: PairTokenizerOptions, findings: TextFindings | None) -> tuple[Any, list[str]]:
@@ -45,6 +46,7 @@ def obtain(options: PairTokenizerOptions, findings: TextFindings | None) -> tupl
         tokenizer.chat_template = None  # what it makes is no chat
     if options.train == "unigram":
         tokenizer.unk_token = unigram.UNKNOWN
+        said = [*said, "a unigram tokenizer may differ in some pieces when it is trained again on the same text"]
     return checked(tokenizer), said
 
 

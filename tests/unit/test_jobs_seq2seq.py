@@ -32,7 +32,7 @@ EXAMPLES = [
 
 
 def learned(examples=EXAMPLES, **options):
-    options = {"tokenizer": {"train": "unigram", "vocab_size": 60}, "max_source_length": 16, **options}
+    options = {"tokenizer": {"train": "bpe", "vocab_size": 300}, "max_source_length": 16, **options}
     task = get("seq2seq")({"max_target_length": 16, **options})
     middle = len(examples) // 2
     task.fit(task.observe(examples[:middle]).merged(task.observe(examples[middle:])))
@@ -50,9 +50,9 @@ def rows_of(task, examples=EXAMPLES):
     return rows, counts
 
 
-def trained(task, architecture="t5", steps=60):
+def trained(task, steps):
     torch.manual_seed(0)
-    model = task.build(architecture, CONFIGS[architecture]).train()
+    model = task.build("t5", {**CONFIGS["t5"], "d_model": 32, "d_ff": 64}).train()
     rows, _ = rows_of(task)
     batch, optimiser = task.collate(rows), torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(steps):
@@ -86,7 +86,8 @@ def test_rows_are_cut_and_what_was_cut_does_not_learn_to_end():
     assert rows["target"][1, 1] == end
 
 
-def test_what_the_tokenizer_loses_is_counted(task):
+def test_what_the_tokenizer_loses_is_counted():
+    task = learned(tokenizer={"train": "unigram", "vocab_size": 60})
     pairs = [
         {"source": "one ☃", "target": "un"},
         {"source": "one", "target": "un ☃"},
@@ -193,15 +194,14 @@ def test_counts_of_parts_add_up_to_sacrebleus_scores_of_the_whole():
     assert translation_scores.of(nothing) == {"bleu": 0.0, "chrf": 0.0}
 
 
-@pytest.mark.parametrize("architecture", ["t5", "marian"])
-def test_a_model_learns_to_translate_backwards_and_is_measured_as_it_generates(task, architecture):
-    model = trained(task, architecture, 120)
+def test_a_model_learns_to_translate_backwards_and_is_measured_as_it_generates(task):
+    model = trained(task, 110)
     rows, _ = rows_of(task)
     sums = {name: value.double() for name, value in task.measure(model, task.collate(rows)).items()}
     found = task.summarise(flat(sums))
-    assert found["accuracy"] > 0.95
+    assert found["accuracy"] > 0.9
     assert found["bleu"] == 0, "of two words there are no four in a row"
-    assert found["chrf"] > 95
+    assert found["chrf"] > 80
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
 
 
@@ -254,7 +254,7 @@ def test_a_fine_tuned_model_keeps_tokenizer_prefix_and_lengths(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["t5", "marian"])
 def test_another_tokenizer_numbers_the_tokens_that_texts_begin_and_end_with(task, architecture, tmp_path):
-    other = learned(tokenizer={"train": "bpe", "vocab_size": 300}).tokenizer
+    other = learned(tokenizer={"train": "unigram", "vocab_size": 60}).tokenizer
     other.save_pretrained(tmp_path / "tokenizer")
     task.build(architecture, {**CONFIGS[architecture], "vocab_size": 400}).save_pretrained(tmp_path / "parent")
     child = get("seq2seq")({"tokenizer": {"from": str(tmp_path / "tokenizer")}})

@@ -160,7 +160,8 @@ class StepLoop:
         ended = time.perf_counter()
         for sequence in running:
             if sequence.request.stats is not None:
-                sequence.request.stats.ran(began, ended)
+                answered = sequence.beams is None or sequence.closed
+                sequence.request.stats.ran(began, ended, answered=answered)
         self._send()
 
     def _admitted(self) -> list[Sequence]:
