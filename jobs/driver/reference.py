@@ -22,6 +22,7 @@ from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import shares
 from jobs.driver.job import Job
+from jobs.tasks import get
 from jobs.worker.reference import write_share
 from tracking import manifest, registry
 from tracking.errors import TrackingError
@@ -33,7 +34,7 @@ def added(job: Job, prepared: Prepared) -> Prepared:
     Raises:
         UserError: which model that is cannot be told.
     """
-    if not prepared.task(job.spec).refers():
+    if not get(job.spec.task.name)(job.spec.task.options).refers():
         return prepared
     model, called = model_of(job)
     name = f"reference-{_digest(job, model)[:16]}"

@@ -1,9 +1,11 @@
-"""Which model answers are compared with where a model is only measured: the one that it was made from."""
+"""Which model answers are compared with, where one is only measured, and how what it makes of rows is kept."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jobs.data import rows
 from jobs.driver.reference import made_from
 from tracking import manifest
 from tracking.errors import TrackingError
@@ -32,3 +34,17 @@ def test_a_model_that_says_nothing_is_refused(tmp_path: Path) -> None:
         made_from(written(tmp_path / "fresh", None), tmp_path)
     with pytest.raises(TrackingError, match=r"no tandem\.json"):
         made_from(tmp_path, tmp_path)
+
+
+def test_columns_beside_the_rows_belong_to_them_in_every_file(tmp_path: Path) -> None:
+    (tmp_path / "beside").mkdir()
+    files = [tmp_path / name for name in ("a.arrow", "b.arrow")]
+    for start, file in zip((0, 3), files, strict=True):
+        numbers = np.arange(start, start + 3, dtype=np.int32)
+        rows.write(file, {"ids": np.stack([numbers, numbers], axis=1), "targets": np.ones(3, dtype=np.int32)})
+        made = -np.stack([numbers, numbers], axis=1).astype(np.float32)
+        rows.write(tmp_path / "beside" / file.name, {"reference": made})
+    found = rows.Rows(files, [tmp_path / "beside" / file.name for file in files])
+    taken = found.take(np.array([4, 0, 2]))
+    assert taken["ids"][:, 0].tolist() == [4, 0, 2]
+    assert taken["reference"].tolist() == [[-4, -4], [0, 0], [-2, -2]]
