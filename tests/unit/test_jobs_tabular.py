@@ -17,6 +17,7 @@ from sklearn.metrics import r2_score, root_mean_squared_error
 from cluster.errors import UserError
 from jobs.data import chunks
 from jobs.data.examples import Example
+from jobs.data.sources import open_source
 from jobs.spec import TaskSpec
 from jobs.tasks import TaskError, get, roc
 from jobs.tasks.cells import read, spelling
@@ -432,3 +433,19 @@ def test_auc_counts_ties_half_and_leaves_out_classes_that_do_not_occur() -> None
     assert roc.auc(one, np.array([1, 1, 1])) is None
     three = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]])
     assert roc.auc(three, np.array([0, 1, 1])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "count", "first"),
+    [("sklearn-breast-cancer", "diagnosis", 569, "malignant"), ("sklearn-diabetes", "progression", 442, "151")],
+)
+def test_the_built_in_tables_are_as_they_were_taken(name: str, target: str, count: int, first: str) -> None:
+    source = open_source(name, Path())
+    examples = [row for row in source.read() if isinstance(row, Example)]
+    assert len(examples) == count
+    made = get("tabular")({"target_column": target})
+    assert made.answer(examples[0]) == first
+    assert len(source.digest) == 64
+    assert all(isinstance(value, float) for key, value in examples[0].items() if key != target)
+    if name == "sklearn-diabetes":
+        assert (examples[0]["age"], examples[0]["bmi"]) == (59, 32.1)
