@@ -251,6 +251,8 @@ class Policy(Classifier, OwnNetworks):
         states = np.stack([self.seen.checked(numbers(instance, "observation")) for instance in instances])
         with torch.inference_mode():
             logits = self._logits(model, self.collate({"observation": self.seen.rows(states)}))
+        if not logits.isfinite().all():
+            raise TaskError("an observation so far from those in training that the model has no finite answer to it")
         if self.kind == "discrete":
             return [
                 {"action": self._called(each["label"]), "score": each["score"], "scores": each["scores"]}

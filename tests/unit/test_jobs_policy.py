@@ -263,6 +263,15 @@ def test_a_job_that_goes_on_keeps_scales_and_actions(tmp_path: Path) -> None:
         get("policy").load(tmp_path)
 
 
+def test_a_state_without_a_finite_answer_is_refused() -> None:
+    made, _ = policy(log(), action_column="thrust")
+    model = made.build("mlp", {"hidden_size": 8, "frequencies": 0})
+    with torch.no_grad():
+        model.straight.weight.fill_(1e9)
+    with pytest.raises(TaskError, match="so far from those in training that the model has no finite answer"):
+        made.predict(model, [np.array([1e38, 0, 0])])
+
+
 def test_a_blank_state_is_one() -> None:
     made, _ = policy(log())
     assert blank(made.inputs()).tolist() == [0, 0, 0]
