@@ -15,9 +15,9 @@ from jobs.data import corpora, grouping, pole
 from jobs.data.examples import BadRow, BadRows, Example
 from jobs.tasks import TaskError, get
 from jobs.tasks.policy import Policy
-from jobs.worker.evaluate import measure
 from serve.engines.inputs import blank, rows
 from serve.tensors import output
+from tests.support.measured import sums, train
 
 
 def log(count: int = 200, **columns: Any) -> list[dict[str, Any]]:
@@ -48,33 +48,8 @@ def policy(steps: list[dict[str, Any]], **options: Any) -> tuple[Policy, list[st
 def trained(made: Policy, steps: list[dict[str, Any]], architecture: str = "mlp", **config: Any) -> Any:
     """Return a network that was trained for a moment."""
     torch.manual_seed(0)
-    model = made.build(architecture, config or {"hidden_size": 16, "layers": 1, "dropout": 0.0}).train()
-    batch = made.collate(made.encode(steps))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(80):
-        total, count = made.loss(model, batch)
-        optimizer.zero_grad()
-        (total / count).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return model.eval()
-
-
-class Memory:
-    """Rows in memory, as `measure` reads them."""
-
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self._columns = columns
-
-    def __len__(self) -> int:
-        return len(self._columns["targets"])
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: column[indices] for name, column in self._columns.items()}
-
-
-def sums(made: Policy, model: Any, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    how: dict[str, Any] = {"limit": None, "seed": 0, "micro_batch": 32, "device": torch.device("cpu")}
-    return measure(made, model, Memory(made.encode(steps)), **how)  # type: ignore[arg-type]
+    model = made.build(architecture, config or {"hidden_size": 16, "layers": 1, "dropout": 0.0})
+    return train(model, made, steps, steps=80)
 
 
 def test_chosen_actions_are_learned_saved_and_answered(tmp_path: Path) -> None:

@@ -24,10 +24,8 @@ from jobs.tasks.cells import read, spelling
 from jobs.tasks.row_sample import RowSample
 from jobs.tasks.table_columns import Column, scaling
 from jobs.tasks.tabular import Tabular
-from jobs.worker.evaluate import measure
 from serve.engines.inputs import blank, rows
-
-DEVICE = torch.device("cpu")
+from tests.support.measured import sums, train
 
 
 def task(examples: list[dict[str, Any]], **options: Any) -> tuple[Tabular, list[str]]:
@@ -288,33 +286,7 @@ def test_copies_are_known_without_target_and_ignored_columns() -> None:
 def trained(made: Tabular, examples: list[dict[str, Any]], architecture: str, config: dict[str, Any]) -> Any:
     """Return a network that was trained for a moment."""
     torch.manual_seed(0)
-    model = made.build(architecture, config).train()
-    batch = made.collate(made.encode(examples))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        total, count = made.loss(model, batch)
-        optimizer.zero_grad()
-        (total / count).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return model.eval()
-
-
-class Memory:
-    """Rows in memory, as `measure` reads them."""
-
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self._columns = columns
-
-    def __len__(self) -> int:
-        return len(self._columns["targets"])
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: column[indices] for name, column in self._columns.items()}
-
-
-def sums(made: Tabular, model: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:
-    how: dict[str, Any] = {"limit": None, "seed": 0, "micro_batch": 7, "device": DEVICE}
-    return measure(made, model, Memory(made.encode(examples)), **how)  # type: ignore[arg-type]
+    return train(made.build(architecture, config), made, examples, steps=60)
 
 
 SMALL = {
