@@ -120,6 +120,11 @@ class Policy(Classifier, OwnNetworks):
             raise TaskError(f"task.kind is {wished}, but the model it starts from has {self.kind} actions")
         return True
 
+    def inherited(self) -> list[str]:
+        """Say what is kept."""
+        what = f"the {len(self.labels)} actions" if self.kind == "discrete" else "the scales of actions"
+        return [f"{what} and the form of observations are those of the model it starts from"]
+
     def save(self, directory: Path) -> None:
         """Write policy.json: columns, shape and scale of observations, actions."""
         settings = {

@@ -231,6 +231,7 @@ def test_a_job_that_goes_on_keeps_scales_and_actions(tmp_path: Path) -> None:
     later = get("policy")()
     assert later.inherit(tmp_path)
     assert (later.labels, later.seen, later.names) == (made.labels, made.seen, made.names)
+    assert later.inherited() == ["the 2 actions and the form of observations are those of the model it starts from"]
     with pytest.raises(TaskError, match=r"task\.kind is continuous, but the model it starts from"):
         get("policy")({"kind": "continuous"}).inherit(tmp_path)
     (tmp_path / "policy.json").write_text("{}")
