@@ -186,7 +186,7 @@ def test_steps_that_cannot_be_used_are_refused(step: dict[str, Any], said: str) 
 
 def test_steps_unlike_the_first_are_refused() -> None:
     made, _ = policy(log())
-    with pytest.raises(TaskError, match=r"an observation of shape \[2\]; the first in training has \[3\]"):
+    with pytest.raises(TaskError, match=r"an observation of shape \[2\]; most in training have \[3\]"):
         made.encode([{"observation": [1, 2], "action": "up"}])
     with pytest.raises(TaskError, match=r"labels \['sideways'\] are not among the 2"):
         made.encode([{"observation": [1, 2, 3], "action": "sideways"}])
@@ -213,7 +213,8 @@ def test_an_episode_is_one_example_of_many_rows() -> None:
 
 
 def test_findings_do_not_depend_on_where_the_log_is_cut(tmp_path: Path) -> None:
-    steps, learned = log(90), []
+    odd = [{"observation": [1.0], "thrust": [2.0, 3.0]}, {"observation": [[1.0]], "thrust": 4}]
+    steps, learned = [odd[0], *log(88), odd[1]], []
     for size in (90, 31, 1):
         made = get("policy")({"action_column": "thrust"})
         found = made.observe(steps[:size])
