@@ -83,10 +83,9 @@ def _batches(rows: int, size: int, steps: int) -> list[np.ndarray]:
 
 def _scored(task: Tabular, model: torch.nn.Module, rows: Columns) -> float:
     with torch.no_grad():
-        logits = task._logits(model, task.collate(rows)).numpy()
-    if task.kind == "classification":
-        return float(roc_auc_score(rows["label"], logits[:, 1] - logits[:, 0]))
-    return float(r2_score(rows["target"], logits[:, 0]))
+        found = task.measure(model, task.collate(rows))
+    scores, truths = found["scores"].numpy(), found["truths"].numpy()
+    return float(roc_auc_score(truths, scores[:, 1]) if task.kind == "classification" else r2_score(truths, scores))
 
 
 def boosting(spec: JobSpec, train: Sequence[Example], held: Sequence[Example], early: bool) -> float:

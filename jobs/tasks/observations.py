@@ -27,9 +27,9 @@ class Observations:
     @classmethod
     def learned(cls, findings: LogFindings) -> Observations:
         """Learn from a log: vectors get mean 0 and deviation 1, images the range from -1 to 1."""
-        shape, low, high = findings.shape, findings.low, findings.high
+        shape, low, high = findings.shape, findings.range.low, findings.range.high
         if len(shape) > 1:
-            pixels = findings.whole and low >= 0 and high <= 255
+            pixels = findings.range.whole and low >= 0 and high <= 255
             low, high = (0.0, 255.0) if pixels else (low, high)
             return cls(shape, pixels, ((low + high) / 2,), (2 / (high - low) if high > low else 0.0,))
         values = findings.sample[f"observation {shape[0]}"]
@@ -77,9 +77,7 @@ class Observations:
             TaskError: it has another shape, or is no image of the same range.
         """
         if state.shape != self.shape:
-            raise TaskError(
-                f"an observation of shape {list(state.shape)}; the first in training has {list(self.shape)}"
-            )
+            raise TaskError(f"an observation of shape {list(state.shape)}; most in training have {list(self.shape)}")
         if self.pixels and not ((state >= 0) & (state <= 255) & (state % 1 == 0)).all():
             raise TaskError("an image with values that are no whole numbers from 0 to 255, as all in training are")
         return state

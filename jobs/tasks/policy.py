@@ -120,6 +120,11 @@ class Policy(Classifier, OwnNetworks):
             raise TaskError(f"task.kind is {wished}, but the model it starts from has {self.kind} actions")
         return True
 
+    def inherited(self) -> list[str]:
+        """Say what is kept."""
+        what = f"the {len(self.labels)} actions" if self.kind == "discrete" else "the scales of actions"
+        return [f"{what} and the form of observations are those of the model it starts from"]
+
     def save(self, directory: Path) -> None:
         """Write policy.json: columns, shape and scale of observations, actions."""
         settings = {
@@ -251,6 +256,8 @@ class Policy(Classifier, OwnNetworks):
         states = np.stack([self.seen.checked(numbers(instance, "observation")) for instance in instances])
         with torch.inference_mode():
             logits = self._logits(model, self.collate({"observation": self.seen.rows(states)}))
+        if not logits.isfinite().all():
+            raise TaskError("an observation so far from those in training that the model has no finite answer to it")
         if self.kind == "discrete":
             return [
                 {"action": self._called(each["label"]), "score": each["score"], "scores": each["scores"]}

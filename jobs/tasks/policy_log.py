@@ -110,82 +110,100 @@ def _number(value: Any, name: str) -> float:
     return cell.number
 
 
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """What the numbers of observations of one shape are."""
+
+    low: float
+    high: float
+    whole: bool
+    """Whether all are whole ones."""
+
+    def merged(self, later: Range) -> Range:
+        """Return the range of both."""
+        return Range(min(self.low, later.low), max(self.high, later.high), self.whole and later.whole)
+
+
 @dataclass(frozen=True)
 class LogFindings:
     """What a log holds, out of one chunk or many."""
 
-    shape: tuple[int, ...]
-    """Of the first observation."""
-    width: int
-    """Numbers in the first action; 0 where it is a single value."""
-    rows: int
-    low: float
-    high: float
-    """The least and the greatest number observed."""
-    whole: bool
-    """Whether all numbers observed are whole ones."""
+    shapes: Counter[Shape]
+    """How many observations have each shape."""
+    widths: Counter[int]
+    """How many actions have so many numbers; 0 for single values."""
+    ranges: Mapping[Shape, Range]
     forms: Counter[str]
     """What single actions are: whole, number, name."""
     labels: Tally
     """Single actions by their spelling."""
     sample: RowSample
-    """Observations that are vectors of the first one's shape, and actions that are numbers."""
+    """Of some rows `observation D`, where it is a vector, and `action A`."""
 
     def merged(self, later: LogFindings) -> LogFindings:
-        """Return the findings of both chunks. What has another shape than the first row of all is left out."""
+        """Return the findings of both chunks."""
+        both = self.ranges.keys() & later.ranges.keys()
+        ranges = {**self.ranges, **later.ranges, **{at: self.ranges[at].merged(later.ranges[at]) for at in both}}
         return LogFindings(
-            self.shape,
-            self.width,
-            self.rows + later.rows,
-            min(self.low, later.low),
-            max(self.high, later.high),
-            self.whole and later.whole,
+            self.shapes + later.shapes,
+            self.widths + later.widths,
+            ranges,
             self.forms + later.forms,
             self.labels.plus(later.labels.counts),
-            self.sample.merged(later.sample)
-            if self.sample.values.keys() == later.sample.values.keys()
-            else self.sample,
+            self.sample.merged(later.sample),
         )
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of most observations."""
+        return max(self.shapes, key=lambda shape: (self.shapes[shape], shape))
+
+    @property
+    def width(self) -> int:
+        """How many numbers most actions have; 0 where they are single values."""
+        return max(self.widths, key=lambda width: (self.widths[width], width))
+
+    @property
+    def range(self) -> Range:
+        """The range of the observations of that shape."""
+        return self.ranges[self.shape]
 
 
 def observed(rows: Sequence[Mapping[str, Any]], names: Names) -> LogFindings:
-    """Count what a chunk of a log holds; rows that cannot be used are for `encode` to refuse."""
+    """Count what a chunk of a log holds; rows of another shape than most are for `encode` to refuse."""
     seen = [(observation_of(row, names), action_of(row, names)) for row in rows]
-    first, acted = seen[0]
-    width = acted.size if isinstance(acted, np.ndarray) else 0
-    alike = [(state, action) for state, action in seen if state.shape == first.shape and _width(action) == width]
+    shapes = Counter(state.shape for state, _ in seen)
     single = [action for _, action in seen if isinstance(action, str)]
     return LogFindings(
-        first.shape,
-        width,
-        len(rows),
-        min(float(state.min()) for state, _ in alike),
-        max(float(state.max()) for state, _ in alike),
-        all(bool((state % 1 == 0).all()) for state, _ in alike),
+        shapes,
+        Counter(0 if isinstance(action, str) else action.size for _, action in seen),
+        {shape: _range([state for state, _ in seen if state.shape == shape]) for shape in shapes},
         Counter(map(_form, single)),
         Tally(MOST_LABELS).plus(Counter(single)),
-        _sample(alike, first.shape, max(width, 1)),
+        _sample(seen),
     )
 
 
-def _sample(rows: Sequence[tuple[np.ndarray, str | np.ndarray]], shape: tuple[int, ...], width: int) -> RowSample:
-    values = {f"action {width}": np.stack([_numbers_or_none(action, width) for _, action in rows])}
-    size = width
-    if len(shape) == 1:
-        size += shape[0]
-        values[f"observation {shape[0]}"] = np.stack([state for state, _ in rows])
-    keys = [(state.tobytes(), action if isinstance(action, str) else action.tobytes()) for state, action in rows]
-    return RowSample.of(keys, values, max(1_000, min(20_000, VALUES // size)))
+def _range(states: Sequence[np.ndarray]) -> Range:
+    whole = np.stack(states)
+    return Range(float(whole.min()), float(whole.max()), bool((whole % 1 == 0).all()))
 
 
-def _numbers_or_none(action: str | np.ndarray, width: int) -> np.ndarray:
-    if isinstance(action, np.ndarray):
-        return action
-    return np.full(width, read(action, "action").number)
-
-
-def _width(action: str | np.ndarray) -> int:
-    return action.size if isinstance(action, np.ndarray) else 0
+def _sample(seen: Sequence[tuple[np.ndarray, str | np.ndarray]]) -> RowSample:
+    """Draw rows, with a column of numbers for each size of vectors and of actions."""
+    columns: dict[str, np.ndarray] = {}
+    for at, (state, action) in enumerate(seen):
+        acted = np.array([read(action, "action").number]) if isinstance(action, str) else action
+        for name, value in (("observation", state), ("action", acted)):
+            if value.ndim == 1:
+                column = columns.setdefault(f"{name} {value.size}", np.full((len(seen), value.size), np.nan))
+                column[at] = value
+    keys = [(state.tobytes(), action if isinstance(action, str) else action.tobytes()) for state, action in seen]
+    size = max((state.size for state, _ in seen if state.ndim == 1), default=1)
+    return RowSample.of(keys, columns, max(1_000, min(20_000, VALUES // size)))
 
 
 def _form(action: str) -> str:

@@ -36,7 +36,7 @@ class RowSample:
         """Return the draw from the rows of both."""
         names = {**self.values, **later.values}
         values = {name: np.concatenate([self._column(name, later), later._column(name, self)]) for name in names}
-        return RowSample(np.concatenate([self.keys, later.keys]), values, self.most)._drawn()
+        return RowSample(np.concatenate([self.keys, later.keys]), values, min(self.most, later.most))._drawn()
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return the numbers of one column that are there, (m, …) float64."""

@@ -28,8 +28,13 @@ NORMAL_IQR = 1.349
 """The distance of the quartiles of a normal distribution of deviation 1."""
 HELD = 3.0
 """Scaled numbers are held within this."""
+EXAMPLES = {"number": "numbers as 1234.5", "date": "dates as 2024-12-31"}
 FAR = 1e9
 """Beyond this they are all alike."""
+
+
+class OtherKind(TaskError):
+    """A value that is neither missing nor of its column's kind."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,7 @@ class Column:
         held = f"column {self.name!r} holds {row[self.name]!r:.60}"
         if cell.form == "number" and self.kind == "number":
             raise TaskError(f"{held}, which is no finite number")
-        of = "dates as 2024-12-31" if self.kind == "date" else "numbers as 1234.5"
-        raise TaskError(f"{held}, and the others are {of}; task.categorical takes all of them as names")
+        raise OtherKind(f"{held}, and it is one of {EXAMPLES[self.kind]}")
 
     def scaled(self, cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
         """Return the numbers as a network reads them, 0 where there is none, (N,) float32, and where, (N,) uint8."""

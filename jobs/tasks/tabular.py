@@ -19,7 +19,7 @@ from jobs.tasks.classification import Classifier
 from jobs.tasks.labels import classified, column_of
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.regression import Standard
-from jobs.tasks.table_columns import FIRST, Column, chosen, target_column
+from jobs.tasks.table_columns import FIRST, Column, OtherKind, chosen, target_column
 from jobs.tasks.table_findings import TableFindings, observed
 from jobs.tasks.table_options import TabularOptions
 from jobs.tasks.table_target import Kind, kind_of_target, labels_of
@@ -153,8 +153,12 @@ class Tabular(Classifier, OwnNetworks):
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Scale numbers (N, C), number categories (N, K) and labels (N,); count what training has not seen."""
         known = {column.name for column in self.columns} | {self.target, *self.left_out, *self.options.ignore}
+        try:
+            encoded = table_rows.encoded(examples, self.columns)
+        except OtherKind as error:
+            raise TaskError(f"{error}; task.categorical takes a column's values as names, whatever they are") from None
         rows = {
-            **table_rows.encoded(examples, self.columns),
+            **encoded,
             **self._targets(examples),
             "targets": np.ones(len(examples), dtype=np.int32),
             "unread": np.array([not known.issuperset(row) for row in examples], dtype=np.int32),

@@ -15,9 +15,9 @@ from jobs.data import corpora, grouping, pole
 from jobs.data.examples import BadRow, BadRows, Example
 from jobs.tasks import TaskError, get
 from jobs.tasks.policy import Policy
-from jobs.worker.evaluate import measure
 from serve.engines.inputs import blank, rows
 from serve.tensors import output
+from tests.support.measured import sums, train
 
 
 def log(count: int = 200, **columns: Any) -> list[dict[str, Any]]:
@@ -48,33 +48,8 @@ def policy(steps: list[dict[str, Any]], **options: Any) -> tuple[Policy, list[st
 def trained(made: Policy, steps: list[dict[str, Any]], architecture: str = "mlp", **config: Any) -> Any:
     """Return a network that was trained for a moment."""
     torch.manual_seed(0)
-    model = made.build(architecture, config or {"hidden_size": 16, "layers": 1, "dropout": 0.0}).train()
-    batch = made.collate(made.encode(steps))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(80):
-        total, count = made.loss(model, batch)
-        optimizer.zero_grad()
-        (total / count).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return model.eval()
-
-
-class Memory:
-    """Rows in memory, as `measure` reads them."""
-
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self._columns = columns
-
-    def __len__(self) -> int:
-        return len(self._columns["targets"])
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: column[indices] for name, column in self._columns.items()}
-
-
-def sums(made: Policy, model: Any, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    how: dict[str, Any] = {"limit": None, "seed": 0, "micro_batch": 32, "device": torch.device("cpu")}
-    return measure(made, model, Memory(made.encode(steps)), **how)  # type: ignore[arg-type]
+    model = made.build(architecture, config or {"hidden_size": 16, "layers": 1, "dropout": 0.0})
+    return train(model, made, steps, steps=80)
 
 
 def test_chosen_actions_are_learned_saved_and_answered(tmp_path: Path) -> None:
@@ -211,7 +186,7 @@ def test_steps_that_cannot_be_used_are_refused(step: dict[str, Any], said: str) 
 
 def test_steps_unlike_the_first_are_refused() -> None:
     made, _ = policy(log())
-    with pytest.raises(TaskError, match=r"an observation of shape \[2\]; the first in training has \[3\]"):
+    with pytest.raises(TaskError, match=r"an observation of shape \[2\]; most in training have \[3\]"):
         made.encode([{"observation": [1, 2], "action": "up"}])
     with pytest.raises(TaskError, match=r"labels \['sideways'\] are not among the 2"):
         made.encode([{"observation": [1, 2, 3], "action": "sideways"}])
@@ -238,7 +213,8 @@ def test_an_episode_is_one_example_of_many_rows() -> None:
 
 
 def test_findings_do_not_depend_on_where_the_log_is_cut(tmp_path: Path) -> None:
-    steps, learned = log(90), []
+    odd = [{"observation": [1.0], "thrust": [2.0, 3.0]}, {"observation": [[1.0]], "thrust": 4}]
+    steps, learned = [odd[0], *log(88), odd[1]], []
     for size in (90, 31, 1):
         made = get("policy")({"action_column": "thrust"})
         found = made.observe(steps[:size])
@@ -256,11 +232,21 @@ def test_a_job_that_goes_on_keeps_scales_and_actions(tmp_path: Path) -> None:
     later = get("policy")()
     assert later.inherit(tmp_path)
     assert (later.labels, later.seen, later.names) == (made.labels, made.seen, made.names)
+    assert later.inherited() == ["the 2 actions and the form of observations are those of the model it starts from"]
     with pytest.raises(TaskError, match=r"task\.kind is continuous, but the model it starts from"):
         get("policy")({"kind": "continuous"}).inherit(tmp_path)
     (tmp_path / "policy.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds no policy of Tandem: policy\.json"):
         get("policy").load(tmp_path)
+
+
+def test_a_state_without_a_finite_answer_is_refused() -> None:
+    made, _ = policy(log(), action_column="thrust")
+    model = made.build("mlp", {"hidden_size": 8, "frequencies": 0})
+    with torch.no_grad():
+        model.straight.weight.fill_(1e9)
+    with pytest.raises(TaskError, match="so far from those in training that the model has no finite answer"):
+        made.predict(model, [np.array([1e38, 0, 0])])
 
 
 def test_a_blank_state_is_one() -> None:

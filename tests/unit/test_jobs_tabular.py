@@ -17,16 +17,15 @@ from sklearn.metrics import r2_score, root_mean_squared_error
 from cluster.errors import UserError
 from jobs.data import chunks
 from jobs.data.examples import Example
+from jobs.data.sources import open_source
 from jobs.spec import TaskSpec
 from jobs.tasks import TaskError, get, roc
 from jobs.tasks.cells import read, spelling
 from jobs.tasks.row_sample import RowSample
 from jobs.tasks.table_columns import Column, scaling
 from jobs.tasks.tabular import Tabular
-from jobs.worker.evaluate import measure
 from serve.engines.inputs import blank, rows
-
-DEVICE = torch.device("cpu")
+from tests.support.measured import sums, train
 
 
 def task(examples: list[dict[str, Any]], **options: Any) -> tuple[Tabular, list[str]]:
@@ -165,7 +164,7 @@ def test_a_mistake_in_a_column_of_numbers_is_a_bad_row_with_its_line(tmp_path: P
     examples[7]["x"] = "seven"
     made, _ = task(examples, kind="regression")
     made.save(tmp_path)
-    with pytest.raises(TaskError, match=r"column 'x' holds 'seven', and the others are numbers.*task.categorical"):
+    with pytest.raises(TaskError, match=r"column 'x' holds 'seven', and it is one of numbers.*task.categorical"):
         made.encode(examples)
     (tmp_path / "task").mkdir()
     made.save(tmp_path / "task")
@@ -287,33 +286,7 @@ def test_copies_are_known_without_target_and_ignored_columns() -> None:
 def trained(made: Tabular, examples: list[dict[str, Any]], architecture: str, config: dict[str, Any]) -> Any:
     """Return a network that was trained for a moment."""
     torch.manual_seed(0)
-    model = made.build(architecture, config).train()
-    batch = made.collate(made.encode(examples))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        total, count = made.loss(model, batch)
-        optimizer.zero_grad()
-        (total / count).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return model.eval()
-
-
-class Memory:
-    """Rows in memory, as `measure` reads them."""
-
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self._columns = columns
-
-    def __len__(self) -> int:
-        return len(self._columns["targets"])
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: column[indices] for name, column in self._columns.items()}
-
-
-def sums(made: Tabular, model: Any, examples: list[dict[str, Any]]) -> dict[str, Any]:
-    how: dict[str, Any] = {"limit": None, "seed": 0, "micro_batch": 7, "device": DEVICE}
-    return measure(made, model, Memory(made.encode(examples)), **how)  # type: ignore[arg-type]
+    return train(made.build(architecture, config), made, examples, steps=60)
 
 
 SMALL = {
@@ -380,7 +353,7 @@ def test_what_a_client_may_send() -> None:
         made.predict(model, [{**made.instance(examples[1]), "city": " "}])
     with pytest.raises(TaskError, match="the model reads no column 'town'"):
         made.predict(model, [{**made.instance(examples[1]), "town": "Rome"}])
-    with pytest.raises(TaskError, match="column 'since' holds 'yesterday', and the others are dates"):
+    with pytest.raises(TaskError, match=r"column 'since' holds 'yesterday', and it is one of dates as 2024-12-31$"):
         made.predict(model, [{**made.instance(examples[1]), "since": "yesterday"}])
     with pytest.raises(TaskError, match="no text in UTF-8"):
         made.predict(model, [{**made.instance(examples[1]), "city": b"\xff"}])
@@ -432,3 +405,19 @@ def test_auc_counts_ties_half_and_leaves_out_classes_that_do_not_occur() -> None
     assert roc.auc(one, np.array([1, 1, 1])) is None
     three = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]])
     assert roc.auc(three, np.array([0, 1, 1])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "count", "first"),
+    [("sklearn-breast-cancer", "diagnosis", 569, "malignant"), ("sklearn-diabetes", "progression", 442, "151")],
+)
+def test_the_built_in_tables_are_as_they_were_taken(name: str, target: str, count: int, first: str) -> None:
+    source = open_source(name, Path())
+    examples = [row for row in source.read() if isinstance(row, Example)]
+    assert len(examples) == count
+    made = get("tabular")({"target_column": target})
+    assert made.answer(examples[0]) == first
+    assert len(source.digest) == 64
+    assert all(isinstance(value, float) for key, value in examples[0].items() if key != target)
+    if name == "sklearn-diabetes":
+        assert (examples[0]["age"], examples[0]["bmi"]) == (59, 32.1)

@@ -38,6 +38,6 @@ WORKLOAD = Workload(
     write=write,
     learned=learned,
     asked=asked,
-    training={"steps": 30, "global_batch_size": 32, "learning_rate": 1e-2},
+    training={"steps": 80, "global_batch_size": 32, "learning_rate": 1e-2},
     pictures=("confusion.png",),
 )

@@ -47,6 +47,6 @@ WORKLOAD = Workload(
     write=write,
     learned=learned,
     asked=asked,
-    training={"steps": 40, "global_batch_size": 32, "learning_rate": 1e-2},
+    training={"steps": 60, "global_batch_size": 32, "learning_rate": 1e-2},
     pictures=("confusion.png", "roc.png", "reliability.png"),
 )
