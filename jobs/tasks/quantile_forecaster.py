@@ -126,7 +126,10 @@ class QuantileForecaster(OwnNetworks):
         scale = torch.where(scale > 1e-5 * shift.abs(), scale, 1.0)  # else all values are one
         parameter = next(model.parameters())
         dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
-        found = model(values=(distance / scale).to(dtype), observed=observed.to(dtype)).float()
+        scaled = distance / scale
+        middle = scaled.sum(-1, keepdim=True) / count  # what is missing is as the others are
+        values = torch.where(observed > 0, scaled, middle)
+        found = model(values=values.to(dtype), observed=observed.to(dtype)).float()
         return found, shift, scale
 
     def _levels(self, like: torch.Tensor) -> torch.Tensor:
