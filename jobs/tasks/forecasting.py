@@ -219,7 +219,7 @@ class Forecasting(QuantileForecaster):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Cut series into windows, or note the end of each with what seasonal naive makes of it."""
+        """Cut series into N windows, or note the end of each with what seasonal naive makes of it: columns (N, …)."""
         held = [isinstance(example[self.options.target_column], HeldEnd) for example in examples]
         assert all(held) or not any(held), "a chunk holds rows to learn from, or ends to predict"
         shape = Shape(self.context_length, self.horizon, self.season, self._stride(), self.drawn)
