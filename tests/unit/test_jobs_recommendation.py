@@ -251,10 +251,11 @@ def test_answers_leave_out_what_was_seen_count_what_is_unknown_and_fall_back_on_
         task.predict(model, [{"history": "i01"}])
 
 
-def test_a_saved_model_loads_back_and_answers_the_same(tmp_path):
+@pytest.mark.parametrize("architecture", ["sasrec", "two-tower"])
+def test_a_saved_model_loads_back_and_answers_the_same(tmp_path, architecture):
     task, _, _ = learned()
     torch.manual_seed(0)
-    model = task.build("sasrec", CONFIG).eval()
+    model = task.build(architecture, CONFIG).eval()
     model.save_pretrained(tmp_path)
     task.save(tmp_path)
     again = get("recommendation").load(tmp_path)
