@@ -367,3 +367,24 @@ def test_the_corpus_is_what_its_page_says():
     week = np.array([np.corrcoef(series[:-7], series[7:])[0, 1] for series in values])
     assert week.mean() > 0.8
     assert padded(values[0], 3)[0].tolist() == values[0, -3:].astype(np.float32).tolist()
+
+
+def test_fine_tuning_takes_series_of_the_model_s_own_step_alone(tmp_path):
+    task, _, _ = learned()
+    model = task.build("gru", CONFIGS["gru"])
+    model.save_pretrained(tmp_path / "parent")
+    task.save(tmp_path / "parent")
+    spec = spec_of(tmp_path / "log.jsonl").model_dump(exclude_unset=True) | {
+        "phase": "finetune",
+        "model": {"from": str(tmp_path / "parent")},
+    }
+
+    def made(of):
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of))
+        how = {"parent": tmp_path / "parent", "on_progress": lambda *_: None}
+        return prepare.prepare(JobSpec.model_validate(spec), tmp_path, tmp_path / "s", **how)
+
+    assert "steps of day: 12 are read, 3 forecast, as the model has it" in made(rows("dddd")).notes
+    monthly = [{**row, "day": f"{2000 + at // 12}-{at % 12 + 1:02d}-01"} for at, row in enumerate(rows("m"))]
+    with pytest.raises(Exception, match=r"30 step\(s\) of day are missing between .*; a step here is a month"):
+        made(monthly)
