@@ -14,6 +14,11 @@ import numpy as np
 from jobs.tasks import Columns
 from jobs.tasks.series import Series
 
+SHORTENED = 4
+"""Every so many windows of a series, one has a shorter context, so that short histories are no news to a model …"""
+SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+"""… of these shares of the whole, in turn."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -32,7 +37,11 @@ def to_learn(chunk: Sequence[Series], shape: Shape) -> Columns:
 
     context (N, C) and future (N, H) float32, observed (N, C) and known (N, H) uint8, targets (N,) int32.
     """
-    parts = [_window(series.values, at, shape) for series in chunk for at in starts(len(series.values), shape)]
+    parts = [
+        _window(series.values, at, shape, reach(number, shape.context))
+        for series in chunk
+        for number, at in enumerate(starts(len(series.values), shape))
+    ]
     parts = [part for part in parts if part["targets"] and part["observed"].any()]
     empty: Columns = {
         "context": np.zeros((0, shape.context), np.float32),
@@ -63,6 +72,12 @@ def starts(length: int, shape: Shape) -> list[int]:
     """
     last = length - shape.horizon
     return list(range(last, max(1, min(shape.context, last // 2)) - 1, -shape.stride))
+
+
+def reach(number: int, context: int) -> int:
+    """Return how many steps the context of a series' window, counted from 0, reads."""
+    turn, rest = divmod(number, SHORTENED)
+    return context if rest < SHORTENED - 1 else max(1, round(context * SHARES[turn % len(SHARES)]))
 
 
 def naive(history: np.ndarray, season: int, horizon: int) -> np.ndarray:
@@ -99,8 +114,8 @@ def padded(history: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
     return values, observed
 
 
-def _window(values: np.ndarray, at: int, shape: Shape) -> Columns:
-    context, observed = padded(values[:at], shape.context)
+def _window(values: np.ndarray, at: int, shape: Shape, reach_: int) -> Columns:
+    context, observed = padded(values[max(0, at - reach_) : at], shape.context)
     future = values[at : at + shape.horizon]
     known = (~np.isnan(future)).astype(np.uint8)
     return {
@@ -117,7 +132,7 @@ def _end(series: Series, shape: Shape) -> Columns:
     history = series.values[:at]
     place = shape.drawn.index(series.name) + 1 if series.name in shape.drawn else 0
     return {
-        **_window(series.values, at, shape),
+        **_window(series.values, at, shape, shape.context),
         "naive": naive(history, shape.season, shape.horizon).astype(np.float32),
         "scale": np.array(naive_error(history, shape.season), dtype=np.float32),
         "drawn": np.array(place, dtype=np.int32),

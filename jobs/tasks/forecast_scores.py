@@ -84,7 +84,7 @@ def picture(drawn: np.ndarray, names: Sequence[str], context: int, horizon: int,
 
 
 def drawn_of(flat: Mapping[str, Any], series: int) -> np.ndarray:
-    """Return what `picture` takes, of added-up sums, for so many series."""
+    """Return what `picture` takes, (S, …), of added-up sums, for S series."""
     found = array(flat, "drawn")
     return found.reshape(-1, len(found) // max(1, series)) if len(found) else np.zeros((0, 1))
 

@@ -162,7 +162,8 @@ class Forecasting(QuantileForecaster):
             f"{findings.series} series, {findings.values} steps of {self.step or 'unknown length'}"
             f"{'' if own.frequency else ', by their stamps'}; a season has {self.season}"
             f"{'' if own.season else ', by the step' if self.season > 1 else ', as none is known: set task.season'}",
-            f"{self.context_length} steps are read, {self.horizon} are forecast; windows begin every {self._stride()}",
+            f"{self.context_length} steps are read, {self.horizon} are forecast; windows begin every {self._stride()},"
+            " one of four with a shorter past",
         ]
         other = sum(findings.steps.values()) - findings.steps.get(self.step, 0) if self.step else 0
         said += [f"{other} series have other steps than {self.step}"] * bool(other)
@@ -218,7 +219,7 @@ class Forecasting(QuantileForecaster):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Cut series into windows, or note the end of each with what seasonal naive makes of it."""
+        """Cut series into N windows, or note the end of each with what seasonal naive makes of it: columns (N, …)."""
         held = [isinstance(example[self.options.target_column], HeldEnd) for example in examples]
         assert all(held) or not any(held), "a chunk holds rows to learn from, or ends to predict"
         shape = Shape(self.context_length, self.horizon, self.season, self._stride(), self.drawn)

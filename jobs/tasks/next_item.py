@@ -54,11 +54,11 @@ class NextItem(OwnNetworks):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the cross-entropy of what follows each item: () fp32 nats, and the number of terms () int64."""
+        """Sum the cross-entropy of what follows each item: a scalar () fp32, in nats; and the number of terms ()."""
         return self._loss(model, batch, self.options.softmax)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss and targets; where ends are to be predicted, users and how high these are ranked, too."""
+        """Sum loss and targets, scalars; where ends are to be predicted, users and how high these are ranked, too."""
         import torch
 
         if "wanted" not in batch:

@@ -70,7 +70,7 @@ class PatchTransformer(OwnModel):
         """Forecast.
 
         Args:
-            values: (B, C), scaled, 0 where there is none.
+            values: (B, C), scaled, their mean where there is none.
             observed: (B, C), 1 where there is a value.
 
         Returns:

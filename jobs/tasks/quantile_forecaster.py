@@ -56,14 +56,14 @@ class QuantileForecaster(OwnNetworks):
         }
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the quantile loss of the known steps, in the scale of each context: () fp32; their number () int64."""
+        """Sum the quantile loss of the known steps, in the scale of each context: a scalar () fp32; their number ()."""
         found, shift, scale = self._scaled(model, batch)
         future = (batch["future"] - shift) / scale
         total = forecast_scores.pinball(found, future, batch["known"], self._levels(found))
         return total, batch["known"].sum().long()
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum loss and targets; of ends also errors, ours and those of seasonal naive, and what is drawn."""
+        """Sum loss and targets, scalars; of ends also errors, ours and seasonal naive's, and what is drawn (S, …)."""
         import torch
 
         found, shift, scale = self._scaled(model, batch)
@@ -126,7 +126,10 @@ class QuantileForecaster(OwnNetworks):
         scale = torch.where(scale > 1e-5 * shift.abs(), scale, 1.0)  # else all values are one
         parameter = next(model.parameters())
         dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
-        found = model(values=(distance / scale).to(dtype), observed=observed.to(dtype)).float()
+        scaled = distance / scale
+        middle = scaled.sum(-1, keepdim=True) / count  # what is missing is as the others are
+        values = torch.where(observed > 0, scaled, middle)
+        found = model(values=values.to(dtype), observed=observed.to(dtype)).float()
         return found, shift, scale
 
     def _levels(self, like: torch.Tensor) -> torch.Tensor:

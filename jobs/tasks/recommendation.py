@@ -186,7 +186,7 @@ class Recommendation(NextItem):
         return task
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
-        """Cut histories into windows, or note what is to be predicted and among which items it is ranked."""
+        """Cut histories into N windows, or note what is to be predicted, and ranked among what: columns (N, …)."""
         own = self.options
         held = [isinstance(example[own.item_column], HeldEnd) for example in examples]
         assert all(held) or not any(held), "a chunk holds rows to learn from, or ends to predict"

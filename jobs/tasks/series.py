@@ -67,14 +67,15 @@ def series_of(
         TaskError: stamps are not regular, or steps are missing and may not.
     """
     stamps = list(example[time])
-    step = step or time_steps.inferred(stamps)
+    usual = time_steps.inferred(stamps)
+    step = step or usual
     places = time_steps.places(stamps, step)
     gap = next((at for at in range(1, len(places)) if places[at] > places[at - 1] + 1), None)
     if gap is not None and not may_lack:
         lost = places[gap] - places[gap - 1] - 1
         raise TaskError(
-            f"{lost} step(s) of {step} are missing between {stamps[gap - 1]!r:.40} and {stamps[gap]!r:.40}; task.gaps: "
-            "missing keeps them as steps without a value"
+            f"{lost} step(s) of {step} are missing between {stamps[gap - 1]!r:.40} and {stamps[gap]!r:.40}; "
+            + ("task.gaps: missing keeps them, without a value" if usual == step else f"a step here is a {usual}")
         )
     values = np.full(places[-1] + 1, np.nan)
     values[places] = [value_of(value, target, may_lack) for value in example[target]]

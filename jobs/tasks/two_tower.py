@@ -26,7 +26,7 @@ class TwoTowerConfig(PretrainedConfig):
         hidden_size: int = 64,
         intermediate_size: int = 128,
         dropout: float = 0.2,
-        temperature: float = 0.07,
+        softmax_temperature: float = 0.07,
         **kwargs: Any,
     ) -> None:
         self.num_items = num_items
@@ -34,10 +34,10 @@ class TwoTowerConfig(PretrainedConfig):
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
         self.dropout = dropout
-        self.temperature = temperature
+        self.softmax_temperature = softmax_temperature
         super().__init__(**kwargs)
-        if not temperature > 0:
-            raise ValueError(f"temperature {temperature} is not above 0")
+        if not softmax_temperature > 0:
+            raise ValueError(f"softmax_temperature {softmax_temperature} is not above 0")
 
 
 class TwoTower(OwnModel):
@@ -59,7 +59,7 @@ class TwoTower(OwnModel):
         history = torch.cat([met.cumsum(1) / counts, met], -1)
         users = torch.nn.functional.normalize(self.user(history[where]), dim=-1)
         items = torch.nn.functional.normalize(self.item(self.items(candidates)), dim=-1)
-        return users @ items.T / self.config.temperature
+        return users @ items.T / self.config.softmax_temperature
 
 
 def _tower(size: int, config: TwoTowerConfig) -> torch.nn.Sequential:

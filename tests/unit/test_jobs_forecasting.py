@@ -15,7 +15,7 @@ from jobs.data.examples import BadRows, Example
 from jobs.data.grouping import grouped
 from jobs.spec import JobSpec
 from jobs.tasks import TaskError, forecast_scores, get, time_steps
-from jobs.tasks.forecast_rows import Shape, naive, naive_error, padded, starts, to_learn
+from jobs.tasks.forecast_rows import Shape, naive, naive_error, padded, reach, starts, to_learn
 from jobs.tasks.series import Series, SeriesFindings
 from jobs.tasks.time_steps import Step
 from jobs.worker.evaluate import flat
@@ -178,7 +178,7 @@ def test_the_end_is_held_out_and_said_what_was_chosen():
     said = task.fit(task.observe(train))
     assert said == [
         "3 series, 63 steps of day, by their stamps; a season has 4",
-        "12 steps are read, 3 are forecast; windows begin every 1",
+        "12 steps are read, 3 are forecast; windows begin every 1, one of four with a shorter past",
     ]
     row = task.encode(ends[:1])
     assert row["context"][0].tolist() == [PATTERN[at % 4] * 2 for at in range(9, 21)]
@@ -199,6 +199,7 @@ def test_windows_begin_every_stride_from_the_end_and_short_series_have_short_con
     assert found["context"][2].tolist() == [0, 0, 0, 0, 0, 0, 1, 2]
     assert found["observed"][2].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     assert found["future"][2].tolist() == [3, 4, 5]
+    assert [reach(number, 8) for number in range(9)] == [8, 8, 8, 1, 8, 8, 8, 2, 8]
     none = to_learn([Series("a", np.arange(3.0), [], None)], shape)
     assert (none["context"].shape, none["short"].tolist()) == ((0, 8), [True])
 
@@ -366,3 +367,24 @@ def test_the_corpus_is_what_its_page_says():
     week = np.array([np.corrcoef(series[:-7], series[7:])[0, 1] for series in values])
     assert week.mean() > 0.8
     assert padded(values[0], 3)[0].tolist() == values[0, -3:].astype(np.float32).tolist()
+
+
+def test_fine_tuning_takes_series_of_the_model_s_own_step_alone(tmp_path):
+    task, _, _ = learned()
+    model = task.build("gru", CONFIGS["gru"])
+    model.save_pretrained(tmp_path / "parent")
+    task.save(tmp_path / "parent")
+    spec = spec_of(tmp_path / "log.jsonl").model_dump(exclude_unset=True) | {
+        "phase": "finetune",
+        "model": {"from": str(tmp_path / "parent")},
+    }
+
+    def made(of):
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of))
+        how = {"parent": tmp_path / "parent", "on_progress": lambda *_: None}
+        return prepare.prepare(JobSpec.model_validate(spec), tmp_path, tmp_path / "s", **how)
+
+    assert "steps of day: 12 are read, 3 forecast, as the model has it" in made(rows("dddd")).notes
+    monthly = [{**row, "day": f"{2000 + at // 12}-{at % 12 + 1:02d}-01"} for at, row in enumerate(rows("m"))]
+    with pytest.raises(Exception, match=r"30 step\(s\) of day are missing between .*; a step here is a month"):
+        made(monthly)

@@ -251,10 +251,11 @@ def test_answers_leave_out_what_was_seen_count_what_is_unknown_and_fall_back_on_
         task.predict(model, [{"history": "i01"}])
 
 
-def test_a_saved_model_loads_back_and_answers_the_same(tmp_path):
+@pytest.mark.parametrize("architecture", ["sasrec", "two-tower"])
+def test_a_saved_model_loads_back_and_answers_the_same(tmp_path, architecture):
     task, _, _ = learned()
     torch.manual_seed(0)
-    model = task.build("sasrec", CONFIG).eval()
+    model = task.build(architecture, CONFIG).eval()
     model.save_pretrained(tmp_path)
     task.save(tmp_path)
     again = get("recommendation").load(tmp_path)
@@ -308,3 +309,27 @@ def test_prepared_data_holds_out_one_interaction_a_user_and_shares_of_ranks_are_
     shares = [measure(task, model, rows, **how, rank=rank, world_size=2) for rank in (0, 1)]
     whole = task.summarise(measure(task, model, rows, **how))
     assert task.summarise(joined(shares)) == pytest.approx(whole)
+
+
+def test_fine_tuning_keeps_the_items_that_the_model_knows_and_counts_others(tmp_path):
+    task, _, _ = learned()
+    model = task.build("sasrec", CONFIG)
+    model.save_pretrained(tmp_path / "parent")
+    task.save(tmp_path / "parent")
+    log = [*cycle("v", 0), {"user": "v", "item": "new", "time": 2.5}, *cycle("w", 3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    spec = JobSpec.model_validate(
+        {
+            "name": "more",
+            "phase": "finetune",
+            "task": {"name": "recommendation", "negatives": 3},
+            "model": {"from": str(tmp_path / "parent")},
+            "data": {"train": str(tmp_path / "log.jsonl")},
+            "training": {"steps": 1},
+        }
+    )
+    made = prepare.prepare(spec, tmp_path, tmp_path / "s", parent=tmp_path / "parent", on_progress=lambda *_: None)
+    said = " | ".join(made.notes)
+    assert "12 items and their popularity are those of the model that the job starts from" in said
+    assert "1 of 2 users have met items that the training data does not hold" in said
+    assert made.task(spec).items == task.items
