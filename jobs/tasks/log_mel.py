@@ -1,4 +1,4 @@
-"""Log-mel spectrograms in torch: the Fourier transform as a product with a matrix, so that it runs on any device.
+"""Log-mel spectrograms in torch alone, on any device.
 
 Windows of 25 ms every 10 ms, Hann, power, triangular filters on the HTK mel scale, natural logarithm; then the mean of
 each filter over the recording is taken off, and all is divided by the recording's deviation. So neither the level nor
@@ -34,12 +34,12 @@ def log_mel(waveform: torch.Tensor, samples: torch.Tensor, rate: int, bins: int)
         waveform: (B, T) fp32, of -1 to 1, 0 behind the end.
         samples: (B,) int64, how long each is.
     """
-    transform, filters = (torch.from_numpy(each).to(waveform.device) for each in _matrices(rate, bins))
-    window = transform.shape[0]
-    padded = torch.nn.functional.pad(waveform.float(), (window // 2, window - window // 2))
-    pieces = padded.unfold(1, window, hop(rate))
-    real, imaginary = (pieces @ transform).chunk(2, dim=-1)
-    powers = ((real.square() + imaginary.square()) @ filters).clamp(min=FLOOR).log()
+    window, filters = (torch.from_numpy(each).to(waveform.device) for each in _constants(rate, bins))
+    width = len(window)
+    padded = torch.nn.functional.pad(waveform.float(), (width // 2, width - width // 2))
+    pieces = padded.unfold(1, width, hop(rate)) * window
+    spectrum = torch.view_as_real(torch.fft.rfft(pieces, n=2 * (len(filters) - 1)))
+    powers = (spectrum.square().sum(-1) @ filters).clamp(min=FLOOR).log()
     seen = within(frames(samples, rate), powers.shape[1]).unsqueeze(-1)
     return normalised(powers, seen)
 
@@ -58,15 +58,12 @@ def normalised(powers: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=8)
-def _matrices(rate: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the windowed transform (W, 2 S), cosines beside sines, and the filters (S, bins), float32."""
-    window = round(rate * WINDOW_S)
-    size = 1 << (window - 1).bit_length()
-    spectrum = size // 2 + 1
-    angles = 2 * np.pi * np.outer(np.arange(window), np.arange(spectrum)) / size
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    transform = hann[:, None] * np.concatenate([np.cos(angles), np.sin(angles)], 1)
-    return transform.astype(np.float32), _filters(rate, spectrum, bins).astype(np.float32)
+def _constants(rate: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the window (W,) and the filters (S, bins), float32; W rounded up to a power of two is 2 (S - 1)."""
+    width = round(rate * WINDOW_S)
+    size = 1 << (width - 1).bit_length()
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(width) / width)
+    return hann.astype(np.float32), _filters(rate, size // 2 + 1, bins).astype(np.float32)
 
 
 def _filters(rate: int, spectrum: int, bins: int) -> np.ndarray:

@@ -78,6 +78,18 @@ def frames(config: Any, samples: torch.Tensor) -> torch.Tensor:
     return samples.clamp(min=1)
 
 
+def masks(config: Any) -> bool:
+    """Tell whether a model was trained with what is padding masked; its makers say so where it normalises by layer."""
+    return getattr(config, "feat_extract_norm", "layer") == "layer"
+
+
+def said_of(config: Any) -> list[str]:
+    """Say what of a model's answers depends on other recordings."""
+    if masks(config):
+        return []
+    return ["the model normalises over time, padding included: an answer depends a little on what it is batched with"]
+
+
 def least(config: Any) -> int:
     """Return the fewest samples that give a frame."""
     needed = 1
@@ -95,7 +107,8 @@ def logits(model: Any, config: Any, waveform: torch.Tensor, samples: torch.Tenso
     count = samples.unsqueeze(1)
     centred = (waveform - waveform.sum(1, keepdim=True) / count) * seen
     values = centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
-    found: torch.Tensor = model(input_values=values.to(_dtype(model)), attention_mask=seen.long()).logits
+    mask = seen.long() if masks(config) else None
+    found: torch.Tensor = model(input_values=values.to(_dtype(model)), attention_mask=mask).logits
     return found
 
 
@@ -105,11 +118,11 @@ def symbols(parent: Path) -> tuple[list[str], int] | None:
     Raises:
         TaskError: they cannot be read.
     """
-    try:
-        vocabulary = json.loads((parent / "vocab.json").read_text(encoding="utf-8"))
-        config = json.loads((parent / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    places = _file(parent, "vocab.json"), _file(parent, "config.json")
+    if places[0] is None or places[1] is None:
         return None
+    try:
+        vocabulary, config = (json.loads(place.read_text(encoding="utf-8")) for place in places if place)
     except (OSError, ValueError) as error:
         raise TaskError(f"cannot read the vocabulary in {str(parent)!r}: {error}") from error
     blank = config.get("pad_token_id", 0)
@@ -120,11 +133,25 @@ def symbols(parent: Path) -> tuple[list[str], int] | None:
 
 def sample_rate(parent: Path) -> int:
     """Return the samples per second that a model of the hub was trained with; 16,000 where it does not say."""
+    place = _file(parent, "preprocessor_config.json")
     try:
-        settings = json.loads((parent / "preprocessor_config.json").read_text(encoding="utf-8"))
+        settings = json.loads(place.read_text(encoding="utf-8")) if place else {}
         return int(settings.get("sampling_rate", 16_000))
-    except (OSError, ValueError):
-        return 16_000
+    except (OSError, ValueError) as error:
+        raise TaskError(f"cannot read preprocessor_config.json of {str(parent)!r}: {error}") from error
+
+
+def _file(parent: Path, name: str) -> Path | None:
+    """Return a file of a model directory, or of a model of the hub; None where it has none of that name."""
+    if parent.is_dir():
+        return parent / name if (parent / name).is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(str(parent), name)
+    except OSError:  # there is no such file, or no way to it: whoever loads the weights says that
+        return None
+    return Path(found) if found else None
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -149,7 +149,7 @@ class _Block(torch.nn.Module):
         inside = (self.norms[1](states) * seen.unsqueeze(-1)).transpose(1, 2)
         states = states + self.dropout(torch.nn.functional.gelu(self.local(inside)).transpose(1, 2))
         hidden = torch.nn.functional.gelu(self.up(self.norms[2](states)))
-        return states + self.dropout(self.down(self.dropout(hidden)))
+        return states + self.dropout(self.down(hidden))
 
     def _attended(self, states: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         batch, time, width = states.shape

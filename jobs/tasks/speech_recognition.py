@@ -89,6 +89,9 @@ class SpeechRecognition(SpeechRows):
         model, self.said = loading.load(
             AutoModelForCTC, directory, dtype, {**entries, **(config or {})}, may_lack_head=True
         )
+        if self.rate:
+            speech_hub.check_stride(model.config, self.rate)
+        self.said = [*self.said, *speech_hub.said_of(model.config)]
         found: torch.nn.Module = model
         return found
 

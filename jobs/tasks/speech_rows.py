@@ -68,7 +68,9 @@ class SpeechRows(OwnNetworks):
 
     def unused(self, example: Mapping[str, Any]) -> list[str]:
         """Return the columns that are neither the recording, its name nor its transcript."""
-        read = {self.options.audio_column, "path"} | ({self.options.text_column} - {self._named_by(example)})
+        read = {self.options.audio_column, "path"}
+        if self.options.transcript_from is None:
+            read.add(self.options.text_column)
         return [key for key, value in example.items() if key not in read and value is not None]
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> SpeechFindings:
@@ -180,10 +182,6 @@ class SpeechRows(OwnNetworks):
         table = Path(_LINE.sub("", getattr(example, "where", "")))
         found = audio.beside(table, value) if table.is_file() else None
         return value if found is None else str(found)
-
-    def _named_by(self, example: Mapping[str, Any]) -> str | None:
-        """Return the column whose text is not read, because the file's name says what was said."""
-        return self.options.text_column if self.options.transcript_from else None
 
     def _text(self, example: Mapping[str, Any]) -> str:
         """Return the transcript, tidied."""

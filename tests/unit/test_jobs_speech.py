@@ -17,7 +17,7 @@ from jobs.spec import JobSpec
 from jobs.tasks import TaskError, ctc, transcripts
 from jobs.tasks.speech_recognition import SpeechRecognition
 from jobs.worker.loop import step_seed
-from tests.support import tones
+from tests.support import hub, tones
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1}
 NETWORKS = {"conv-transformer": {**SMALL, "intermediate_size": 16, "num_attention_heads": 2}, "crnn": SMALL}
@@ -362,14 +362,31 @@ def test_a_model_of_transformers_is_trained_and_kept(tmp_path: Path) -> None:
     assert served.predict(served.load_model(tmp_path), [tones.spoken("b")]) == task.predict(model, [tones.spoken("b")])
 
 
-def test_a_model_of_the_hub_keeps_its_vocabulary(tmp_path: Path) -> None:
+def hub_model(folder: Path) -> Path:
+    """Write a tiny wav2vec2 as the hub has them: capital letters, marks, `|` between words."""
     from transformers import AutoConfig, AutoModelForCTC
 
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "A": 5, "B": 6}
     config = AutoConfig.for_model("wav2vec2", **TINY, vocab_size=7, pad_token_id=0)
-    AutoModelForCTC.from_config(config).save_pretrained(tmp_path)
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 8000}))
+    AutoModelForCTC.from_config(config).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 8000}))
+    return folder
+
+
+def test_a_model_in_the_hubs_cache_is_found_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.use(tmp_path / "cache", monkeypatch)
+    hub.keep(tmp_path / "cache", "org/ear", hub_model(tmp_path / "ear"))
+    task = SpeechRecognition()
+    assert task.inherit("org/ear")
+    assert (task.symbols[5:], task.rate) == (["A", "B"], 8000)
+    assert task.load_model(Path("org/ear")).config.vocab_size == 7
+    assert any("batched with" in sentence for sentence in task.said)
+    assert not SpeechRecognition().inherit("org/nobody")
+
+
+def test_a_model_of_the_hub_keeps_its_vocabulary(tmp_path: Path) -> None:
+    hub_model(tmp_path)
     task = SpeechRecognition()
     assert task.inherit(tmp_path)
     assert task.symbols == ["", "", "", "\ufffd", " ", "A", "B"]
