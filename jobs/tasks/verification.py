@@ -78,6 +78,9 @@ def accuracy(vectors: np.ndarray, identities: np.ndarray) -> float:
 
     The threshold is chosen on the pairs of one half, and tried on those of the other; no row is in both. nan where a
     half has no pair of one identity, or none of two.
+
+    Args:
+        vectors: (N, E), of length 1. identities: int64 (N,).
     """
     halves = [Pairs.of(vectors[start::2], identities[start::2]) for start in (0, 1)]
     if any(not (half.same.any() and half.different.any()) for half in halves):
@@ -86,7 +89,10 @@ def accuracy(vectors: np.ndarray, identities: np.ndarray) -> float:
 
 
 def recall_at_1(vectors: np.ndarray, identities: np.ndarray) -> float:
-    """Return which share of the rows has one of its own identity nearest, of those that have another; nan: none has."""
+    """Return which share of vectors (N, E) has one of its own identity nearest, of those that have another.
+
+    nan where none has.
+    """
     right = asked = 0
     _, group, sizes = np.unique(identities, return_inverse=True, return_counts=True)
     for start in range(0, len(vectors), BLOCK):
