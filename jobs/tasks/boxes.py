@@ -101,7 +101,7 @@ def inside(found: Object, width: int, height: int, at: str) -> tuple[float, floa
 
 
 def areas(boxes: torch.Tensor) -> torch.Tensor:
-    """Return the areas (…) of boxes (…, 4) of corners."""
+    """Return the areas (B, …) of boxes (B, …, 4) of corners."""
     return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
 
 

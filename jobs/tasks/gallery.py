@@ -73,25 +73,30 @@ class Gallery:
         return answers
 
 
-def threshold_of(directory: Path, default: float) -> float:
-    """Return the threshold that was best on the held-out images, as the model's contract has it.
+def threshold_of(directory: Path, name: str, default: float) -> float:
+    """Return the threshold, of that name, that was best on the held-out images, as the model's contract has it.
 
     Where nothing was held out, or the directory is none that a job exported, the default.
     """
     try:
-        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["evaluation"]["threshold"]
+        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["evaluation"][name]
     except (OSError, ValueError, LookupError, TypeError):
         return default
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else default
 
 
-def described(threshold: float) -> list[dict[str, Any]]:
-    """Describe what `ImageEmbedding.predict` answers, as in the Open Inference Protocol."""
-    compared, limit = {"with": "other"}, {"threshold": threshold}
+def described(threshold: float, identity_threshold: float) -> list[dict[str, Any]]:
+    """Describe what `ImageEmbedding.predict` answers, as in the Open Inference Protocol.
+
+    Args:
+        threshold: from which similarity on two images are of one identity.
+        identity_threshold: from which on an image is of the identity that it is most like.
+    """
+    compared = {"with": "other"}
     return [
         {"name": "embedding", "datatype": "FP32", "shape": [-1, -1]},
-        {"name": "identity", "datatype": "BYTES", "shape": [-1], "parameters": limit},
+        {"name": "identity", "datatype": "BYTES", "shape": [-1], "parameters": {"threshold": identity_threshold}},
         {"name": "score", "datatype": "FP32", "shape": [-1]},
         {"name": "similarity", "datatype": "FP32", "shape": [-1], "parameters": compared},
-        {"name": "same", "datatype": "BOOL", "shape": [-1], "parameters": {**compared, **limit}},
+        {"name": "same", "datatype": "BOOL", "shape": [-1], "parameters": {**compared, "threshold": threshold}},
     ]

@@ -118,7 +118,7 @@ class Gan(OwnNetworks, ImageTask):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the discriminator's loss over the images: () fp32 nats, and their number () int64.
+        """Sum the discriminator's loss over the images, a scalar fp32 in nats; and their number, a scalar int64.
 
         It is the logistic loss of telling each image from a generated one, of noise that is drawn anew in training, and
         R1; the reversal in the model makes of the same gradients those of the generator's non-saturating loss.

@@ -114,7 +114,7 @@ class Reversal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the gradient of the non-saturating loss for the generator."""
+        """Return the gradient (B, C, H, W) of the non-saturating loss for the generator."""
         (gradient,) = gradients
         weights = (-ctx.held.logits.clamp(-30, 30)).exp()
         return -gradient * weights[:, None, None, None].to(gradient.dtype), None

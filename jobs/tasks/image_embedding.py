@@ -64,7 +64,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         "verification_accuracy": "max",
         "recall_at_1": "max",
     }
-    gathered: ClassVar[tuple[str, ...]] = ("embedding", "identity")
+    gathered: ClassVar[tuple[str, ...]] = ("embedding", "identity", "to_centres")
     counted: ClassVar[Mapping[str, str]] = {
         **COUNTED,
         "unseen": "images are of identities that training has not seen: measured in pairs, without arcface's loss",
@@ -82,7 +82,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         given = self.options
         self.objective: dict[str, Any] = {"loss": given.loss, "margin": given.margin, "scale": given.scale}
         self.gallery: Gallery | None = None
-        self.threshold = 0.5
+        self.threshold = self.identity_threshold = 0.5
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the loss over the images: () fp32, and their number () int64.
+        """Sum the loss over the images, a scalar fp32; and their number, a scalar int64.
 
         Args:
             batch: as `collate` makes it; the images are changed at random where the model is in training.
@@ -173,12 +173,15 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         return self._arcface(vectors, centres, labels).sum(), count
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return vectors, embedding (B, E) fp32, and identity (B,) int64, row by row; and sums ().
+        """Return embedding (B, E) fp32, identity (B,) int64 and to_centres (B, 2) fp32, row by row; and sums, scalars.
 
-        These are loss and known, arcface's loss and how many images have one (0 where the loss is of triplets); targets
+        to_centres is how alike an image is to its own centre, -2 where it has none, and to the nearest other one. Sums
+        are loss and known, arcface's loss and how many images have one (0 where the loss is of triplets); targets
         and margin, the number of images and the sum of their margins.
         """
         import torch
+
+        from jobs.tasks import metric_learning
 
         labels = batch["labels"]
         vectors, centres = self._vectors(model, batch["pixel_values"])
@@ -191,6 +194,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
             "margin": torch.tensor(len(labels) * self._margin, device=vectors.device),
             "embedding": vectors,
             "identity": batch["identity"],
+            "to_centres": metric_learning.to_centres(vectors, centres, labels),
         }
 
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
@@ -229,7 +233,8 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         vectors = self.vectors(model, [instance["image"] for instance in instances])
         asked = [number for number, instance in enumerate(instances) if "other" in instance]
         others = self.vectors(model, [instances[number]["other"] for number in asked]) if asked else ()
-        answers = self._gallery(model).identified(vectors, self.threshold)
+        limit = self.threshold if self.gallery else self.identity_threshold
+        answers = (self.gallery or self._trained(model)).identified(vectors, limit)
         for number, other in zip(asked, others, strict=True):
             similarity = float(vectors[number] @ other)
             answers[number] |= {"similarity": similarity, "same": similarity >= self.threshold}
@@ -242,7 +247,11 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
 
     def outputs(self) -> list[dict[str, Any]]:
         """Describe the vector, the identity and its similarity; similarity and same come where `other` was sent."""
-        return [] if self.answers_otherwise(ImageEmbedding) else described(self.threshold)
+        return (
+            []
+            if self.answers_otherwise(ImageEmbedding)
+            else described(self.threshold, self.threshold if self.gallery else self.identity_threshold)
+        )
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -274,14 +283,12 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
 
         return metric_learning.arcface(vectors, centres, labels, self._margin, self.objective["scale"])
 
-    def _gallery(self, model: torch.nn.Module) -> Gallery:
-        """Return who is enrolled: the identities of the training data, where nobody else is."""
-        if self.gallery is None:
-            if self.objective["loss"] == "triplet":  # its centres have learned nothing
-                return Gallery([], np.zeros((0, model.config.embedding_size), dtype=np.float32))  # type: ignore[union-attr]
-            centres: torch.Tensor = model.centres()  # type: ignore[operator]
-            self.gallery = Gallery(self.identities, centres.detach().cpu().numpy())
-        return self.gallery
+    def _trained(self, model: torch.nn.Module) -> Gallery:
+        """Return who is known where nobody is enrolled: the identities of the training data, by their centres."""
+        if self.objective["loss"] == "triplet":  # its centres have learned nothing
+            return Gallery([], np.zeros((0, 1), dtype=np.float32))
+        centres: torch.Tensor = model.centres()  # type: ignore[operator]
+        return Gallery(self.identities, centres.detach().cpu().numpy())
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "identities": self.identities, "objective": self.objective}
@@ -299,8 +306,10 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         """Read what `save` wrote, who is enrolled, and from which similarity on two images are one identity's."""
         task = super().load(directory, options)
         task.gallery = Gallery.read(Path(directory))
-        chosen = task.gallery.threshold if task.gallery else None
-        task.threshold = threshold_of(Path(directory), task.threshold) if chosen is None else chosen
+        task.threshold = threshold_of(directory, "threshold", task.threshold)
+        task.identity_threshold = threshold_of(directory, "identity_threshold", task.identity_threshold)
+        if task.gallery is not None and task.gallery.threshold is not None:
+            task.threshold = task.gallery.threshold
         return task
 
 

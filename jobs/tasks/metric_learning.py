@@ -53,3 +53,17 @@ def triplets(
     farthest = distances.masked_fill(~others, 0).amax(1)
     nearest = distances.masked_fill(same, 2).amin(1)  # 2: no two vectors of length 1 are farther apart
     return (margin + farthest - nearest).clamp(min=0) * others.any(1)
+
+
+def to_centres(vectors: torch.Tensor, centres: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return how alike each image is to its own centre, -2 where it has none, and to the nearest other one: (B, 2).
+
+    Args:
+        vectors: (B, E); centres: (identities, E); both of length 1.
+        labels: (B,) int64; -1 for an identity that has no centre.
+    """
+    alike, own = vectors @ centres.T, labels.clamp(min=0)[:, None]
+    known = (labels >= 0)[:, None]
+    to_own = torch.where(known, alike.gather(1, own), -2)
+    others = torch.where(known, alike.scatter(1, own, -2), alike)
+    return torch.cat([to_own, others.amax(1, keepdim=True)], 1)

@@ -161,7 +161,7 @@ class ObjectDetection(OwnNetworks, ImageTask):
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the loss over the images: () fp32, and their number () int64.
+        """Sum the loss over the images, a scalar fp32; and their number, a scalar int64.
 
         Args:
             batch: as `collate` makes it; images are mirrored at random where the model is in training.

@@ -37,6 +37,11 @@ class Pairs:
                 counts[row] += np.bincount(steps[chosen], minlength=STEPS)
         return cls(*counts)
 
+    @classmethod
+    def counted(cls, same: np.ndarray, different: np.ndarray) -> Pairs:
+        """Count similarities, fp32 (N,) and (M,), of what belongs together and of what does not."""
+        return cls(*(np.bincount(_steps(each), minlength=STEPS) for each in (same, different)))
+
     def auc(self) -> float:
         """Return the area under the ROC: how often a pair of one identity is more alike than one of two; nan: no pairs.
 
@@ -78,6 +83,9 @@ def accuracy(vectors: np.ndarray, identities: np.ndarray) -> float:
 
     The threshold is chosen on the pairs of one half, and tried on those of the other; no row is in both. nan where a
     half has no pair of one identity, or none of two.
+
+    Args:
+        vectors: (N, E), of length 1. identities: int64 (N,).
     """
     halves = [Pairs.of(vectors[start::2], identities[start::2]) for start in (0, 1)]
     if any(not (half.same.any() and half.different.any()) for half in halves):
@@ -86,7 +94,10 @@ def accuracy(vectors: np.ndarray, identities: np.ndarray) -> float:
 
 
 def recall_at_1(vectors: np.ndarray, identities: np.ndarray) -> float:
-    """Return which share of the rows has one of its own identity nearest, of those that have another; nan: none has."""
+    """Return which share of vectors (N, E) has one of its own identity nearest, of those that have another.
+
+    nan where none has.
+    """
     right = asked = 0
     _, group, sizes = np.unique(identities, return_inverse=True, return_counts=True)
     for start in range(0, len(vectors), BLOCK):
@@ -103,12 +114,13 @@ def summary(sums: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of rows; what these have no pairs for is left out.
 
     Args:
-        sums: embedding (N, E) fp32 and identity (N,) int64; the sums loss, known, targets and margin, as
-            `ImageEmbedding.measure` returns them.
+        sums: embedding (N, E) fp32, identity (N,) int64 and to_centres (N, 2) fp32; the sums loss, known, targets and
+            margin, as `ImageEmbedding.measure` returns them.
 
     Returns:
         loss: arcface's mean over the `known` rows; where these are none, that of triplets over all rows.
-        auc, verification_accuracy, recall_at_1, threshold.
+        auc, verification_accuracy, recall_at_1, threshold; identity_threshold, from which similarity to a centre on an
+        image is best taken for one of its identity.
     """
     vectors, identities = sums["embedding"], sums["identity"]
     pairs = Pairs.of(vectors, identities)
@@ -118,6 +130,9 @@ def summary(sums: Mapping[str, Any]) -> dict[str, float]:
         "recall_at_1": recall_at_1(vectors, identities),
         "threshold": pairs.threshold() if pairs.same.any() and pairs.different.any() else float("nan"),
     }
+    own, other = sums["to_centres"].T
+    if sums["known"]:
+        of_pairs["identity_threshold"] = Pairs.counted(own[own >= -1], other).threshold()
     margin = sums["margin"] / max(sums["targets"], 1)
     loss = sums["loss"] / sums["known"] if sums["known"] else _triplets(vectors, identities, margin)
     return {"loss": loss, **{name: value for name, value in of_pairs.items() if not np.isnan(value)}}

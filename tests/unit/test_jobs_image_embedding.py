@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from jobs import enrol
 from jobs.tasks import TaskError, get, verification
 from jobs.tasks.image_embedding import ImageEmbedding
-from jobs.tasks.metric_learning import arcface, triplets
+from jobs.tasks.metric_learning import arcface, to_centres, triplets
 from tracking import manifest
 
 
@@ -66,6 +66,13 @@ def test_arcface_falls_with_the_cosine_also_beyond_a_half_turn() -> None:
     assert (losses.diff() > 0).all()
 
 
+def test_an_image_is_compared_with_its_own_centre_and_the_nearest_other() -> None:
+    centres = torch.eye(3)
+    vectors = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.6, 0.8]])
+    found = to_centres(vectors, centres, torch.tensor([0, -1]))
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.6], [-2.0, 0.8]]))
+
+
 def test_triplets_are_the_hardest_of_the_batch() -> None:
     vectors, identities = unit(12), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 1, 0])
     found = triplets(vectors, identities, margin=0.3)
@@ -108,7 +115,8 @@ def test_verification_tries_the_threshold_on_rows_it_was_not_chosen_by() -> None
 def test_metrics_that_rows_have_no_pairs_for_are_left_out() -> None:
     task = fitted(faces())
     sums = {"loss": 2.0, "known": 1, "targets": 1, "margin": 0.5, "embedding": unit(1).numpy(), "identity": np.zeros(1)}
-    assert task.summarise(sums) == {"loss": 2.0}
+    sums["to_centres"] = np.array([[0.8, 0.2]])
+    assert task.summarise(sums) == {"loss": 2.0, "identity_threshold": pytest.approx(0.5, abs=1e-3)}
 
 
 @pytest.mark.parametrize(
@@ -194,8 +202,11 @@ def test_enrolled_people_are_named_and_others_are_unknown(tmp_path: Path) -> Non
     task.build("embedding-cnn", {"width": 8}).save_pretrained(tmp_path / "model")
     task.save(tmp_path / "model")
     contract = manifest.ModelManifest(name="faces", task="image-embedding", architecture="embedding-cnn")
-    manifest.write(tmp_path / "model", contract.model_copy(update={"evaluation": {"loss": 1.0, "threshold": 0.25}}))
-    assert get("image-embedding").load(tmp_path / "model").threshold == 0.25
+    manifest.write(
+        tmp_path / "model", contract.model_copy(update={"evaluation": {"threshold": 0.25, "identity_threshold": 0.35}})
+    )
+    loaded = get("image-embedding").load(tmp_path / "model")
+    assert (loaded.threshold, loaded.identity_threshold) == (0.25, 0.35)
 
     drawn = faces()
     for name, example in (("ann", drawn[0]), ("bob", drawn[1])):

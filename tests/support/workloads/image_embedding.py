@@ -53,6 +53,6 @@ WORKLOAD = Workload(
     write=write,
     learned=learned,
     asked=asked,
-    training={"steps": 40, "global_batch_size": 16, "learning_rate": 5e-3},
+    training={"steps": 80, "global_batch_size": 16, "learning_rate": 5e-3},
     pictures=("roc.png", "similarity.png"),
 )
