@@ -6,22 +6,20 @@ What is done stays done: a driver that comes after a killed one goes on with the
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs import hub_folder, lineage, notes, progress
-from jobs.data import identity, sources
-from jobs.data.compression import kind
+from jobs import lineage, notes, progress
+from jobs.data import sources
 from jobs.data.examples import Source
 from jobs.data.tables import PLAIN, TableForm
 from jobs.driver import storage, warm
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.standstill import ATTEMPT, Standstill
-from jobs.predict import fold, parts, rows
+from jobs.predict import fold, parts, rows, terms
 from jobs.predict.columns import KeptColumns
 from jobs.predict.crew import Crew
 from jobs.predict.desk import Desk
@@ -30,20 +28,10 @@ from jobs.predict.predictors import loaded_task, predicted_columns
 from jobs.predict.rows import Survey, Tolerance
 from jobs.predict.worker import Work
 from jobs.spec import JobSpec
-from jobs.spec_predict import GenerationSpec
 from jobs.tasks import Task, get
-from jobs.tasks.own_code import code_digest
 
 NOTE = "predict.json"
 """What the run's output is decided by, in the run's folder."""
-NAMES = {
-    "input": "the input (data.predict), or a file that it names,",
-    "weights": "the weights behind model.from",
-    "learned": "the tokenizer, chat template, labels or generation_config.json behind model.from",
-    "code": "the code of the task",
-}
-SHARD_ROWS = {True: 64, False: 1024}
-"""Rows of a shard by whether the task generates, where the spec does not say."""
 TELL_S = 10.0
 """So often MLflow gets the number of rows that are done."""
 
@@ -51,13 +39,13 @@ TELL_S = 10.0
 def predict_phase(job: Job) -> dict[str, Any]:
     """Predict for each row, and write the output with its manifest."""
     began = time.monotonic()
-    output = output_of(job.spec, job.base, job.folder.path)
+    output = terms.output_of(job.spec, job.base, job.folder.path)
     done = Done(job.folder.path)
     if fold.check_free(output, job.folder.key):  # an attempt before this one came as far as this
         return _result(job, output, notes.read(fold.manifest_of(output)), done)
     storage.try_folder("predict.output", output.parent)
     task = loaded_task(get(job.spec.task.name)(job.spec.task.options), job.parent or "")
-    generation = generation_of(job.spec, task)
+    generation = terms.generation_of(job.spec, task)
     source = _open(job.spec, job.base)
     found, tolerance = _surveyed(job, task, source)
     _tell(job, source, found)
@@ -98,74 +86,6 @@ def _folded(job: Job, output: Path, done: Done, form: Form, about: dict[str, Any
     return fold.fold(done.folder, entries, output, form.format, whole, form.prefix, say)
 
 
-def output_of(spec: JobSpec, base: Path, run: Path) -> Path:
-    """Return the file that the job writes.
-
-    Args:
-        base: where relative paths start.
-        run: the run's folder.
-
-    Raises:
-        UserError: it is a URL, or a path within a folder that the cluster removes behind the job.
-    """
-    named = spec.predict.output
-    if named is None:
-        return run / f"predictions.{spec.predict.written_as}"
-    if "://" in named:
-        raise UserError(f"predict.output: {named!r} is a URL: give a path that every node can reach")
-    path = base / Path(named).expanduser()
-    if "runtime_resources" in path.parts:  # where Ray unpacks the copy of a folder that came with a job
-        raise UserError(
-            f"predict.output: {named!r} starts at the spec's folder, which here is a copy that goes with the job: give "
-            "the whole path, or leave it out"
-        )
-    return path
-
-
-def generation_of(spec: JobSpec, task: Task) -> dict[str, Any]:
-    """Return the settings of generation that are given; none for a task that does not generate.
-
-    Raises:
-        UserError: they are given for one that does not, or the task does not say what it predicts from.
-    """
-    if type(task).instance is Task.instance:
-        raise UserError(
-            f"task {task.name!r} does not say what of an example it predicts from: give its class a method `instance`"
-        )
-    if not task.generates:
-        if spec.predict.generation is not None:
-            raise UserError(f"predict.generation is for tasks that generate, and {task.name!r} does not: leave it out")
-        return {}
-    given = (spec.predict.generation or GenerationSpec()).model_dump()
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def decided_by(job: Job, found: Survey) -> dict[str, str]:
-    """Return what decides the output of a run, in parts that can be named: part → digest."""
-    task = get(job.spec.task.name)
-    parent = job.parent or ""
-    folder = Path(parent) if Path(parent).is_dir() else hub_folder.cached(str(parent))
-    config = folder / "generation_config.json" if folder else None
-    sampling = config.read_bytes() if task.generates and config is not None and config.is_file() else b""
-    learned = identity.learned_digest(parent, task) + hashlib.sha256(sampling).hexdigest()
-    code = f"{task.version} {code_digest(job.spec.task.name, beside=True) or ''}"
-    return {"input": found.digest, "weights": lineage.weights_digest(job.parent), "learned": learned, "code": code}
-
-
-def check_same(before: Mapping[str, Any], now: Mapping[str, str]) -> None:
-    """Refuse to go on where the rest of an output would be made of something else.
-
-    Raises:
-        UserError: names what has changed, and the way out.
-    """
-    changed = [said for name, said in NAMES.items() if name in before and before[name] != now[name]]
-    if changed:
-        raise UserError(
-            f"the run cannot go on: since it began, {' and '.join(changed)} changed. Bring it back as it was, or begin "
-            "a new run with --set checkpoint.resume=never"
-        )
-
-
 def _open(spec: JobSpec, base: Path) -> Source:
     form = TableForm(spec.data.columns, spec.data.quotes)
     assert spec.data.predict is not None, "the spec was checked"
@@ -181,15 +101,15 @@ def _surveyed(job: Job, task: Task, source: Source) -> tuple[Survey, Tolerance]:
     spec = job.spec
     standstill = Standstill(job.folder.stacks(ATTEMPT, 0), spec.failures.hang_after_s)
     tolerance = Tolerance(spec.data.max_bad_rows if spec.data.bad_rows == "skip" else 0)
-    known = _parquet_types(source) if spec.predict.written_as == "parquet" else {}
+    known = terms.known_types(source) if spec.predict.written_as == "parquet" else {}
     columns = KeptColumns(spec.predict.written_as, spec.predict.columns, known)
     progress.report("read", 0, 1)
     with standstill.watched():
-        found = rows.survey(source, task, columns, tolerance, _shard_rows(spec, task))
+        found = rows.survey(source, task, columns, tolerance, terms.shard_rows(spec, task))
         columns.check(predicted_columns(task), spec.predict.prefix, spec.predict.where)
         standstill.beat()
-        now, note = decided_by(job, found), job.folder.path / NOTE
-        check_same(notes.read(note), now)
+        now, note = terms.decided_by(spec, job.parent or "", found), job.folder.path / NOTE
+        terms.check_same(notes.read(note), now)
         notes.write(note, now)
     progress.report("read", 1, 1)
     return found, tolerance
@@ -215,25 +135,6 @@ def _form(spec: JobSpec, found: Survey) -> Form:
     return Form(wanted.written_as, wanted.prefix, wanted.where, wanted.columns, schema)
 
 
-def _shard_rows(spec: JobSpec, task: Task) -> int:
-    return spec.predict.shard_rows or SHARD_ROWS[task.generates]
-
-
-def _parquet_types(source: Source) -> dict[str, Any]:
-    """Return the Arrow types of the columns, where the input is Parquet and its files agree in them."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if any(kind(Path(part.origin)) != ".parquet" for part in source.singles):
-        return {}
-    try:
-        schemas = [pyarrow.parquet.read_schema(part.origin) for part in source.singles]
-    except (OSError, pyarrow.ArrowException):  # a bad row, or the end of the job: reading the rows says it
-        return {}
-    of = {name: [schema.field(name).type for schema in schemas if name in schema.names] for name in schemas[0].names}
-    return {name: kinds[0] for name, kinds in of.items() if len(set(kinds)) == 1}
-
-
 def _work_off(
     job: Job, source: Source, task: Task, found: Survey, done: Done, work: Work, tolerance: Tolerance
 ) -> None:
@@ -243,7 +144,7 @@ def _work_off(
         _count(entry, tolerance)
     if len(done.entries) == found.shards:
         return
-    missing = _missing(rows.shards(source, task, found, _shard_rows(job.spec, task)), done)
+    missing = _missing(rows.shards(source, task, found, terms.shard_rows(job.spec, task)), done)
     desk = Desk(missing, job.spec.max_failures)
     size = min(job.spec.resources.most, found.shards - len(done.entries))
     crew = Crew(work, desk, size, warm.WORKER, progress.say)

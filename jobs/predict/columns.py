@@ -40,7 +40,7 @@ class KeptColumns:
 
     def kept(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns of a row that are kept."""
-        return dict(row) if self.wanted is None else {name: row[name] for name in self.wanted if name in row}
+        return kept(row, self.wanted)
 
     def learn(self, rows: Sequence[Example]) -> dict[int, str]:
         """Take the names and types of the columns of some rows; return what cannot be written: place in `rows` → why.
@@ -106,13 +106,18 @@ class KeptColumns:
         self._types[name] = array.type if before is None else merged(name, before, array.type, "data")
 
 
-def refuse_collision(kept: Sequence[str], predicted: Sequence[str], prefix: str) -> None:
+def kept(row: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, Any]:
+    """Return the columns of a row that are wanted, in the order in which they are; None: all."""
+    return {name: value for name, value in row.items() if wanted is None or name in wanted}
+
+
+def refuse_collision(columns: Sequence[str], predicted: Sequence[str], prefix: str) -> None:
     """Refuse a column of the input that is called as one of the output's own.
 
     Raises:
         UserError: names it.
     """
-    twice = next((name for name in predicted if prefix + name in kept), None)
+    twice = next((name for name in predicted if prefix + name in columns), None)
     if twice is not None:
         raise UserError(
             f"predict: the input has a column {prefix + twice!r}, which is what the predictions' {twice!r} is called: "

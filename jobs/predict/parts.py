@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from cluster.errors import UserError
 from jobs import notes
 from jobs.data.examples import BadRow, printable
-from jobs.predict.columns import ERROR, WHERE, arrow, json_line, merged, not_in_json, refuse_collision
+from jobs.predict.columns import ERROR, ONLY_JSON, WHERE, arrow, json_line, kept, merged, not_in_json, refuse_collision
 from jobs.predict.rows import Row, Shard
 from jobs.spec_predict import Format
 
@@ -76,9 +77,7 @@ class Form:
 
     def kept(self, row: Row) -> dict[str, Any]:
         """Return the row's own columns that are kept; none of one that cannot be read."""
-        if isinstance(row, BadRow):
-            return {}
-        return {name: value for name, value in row.items() if self.wanted is None or name in self.wanted}
+        return {} if isinstance(row, BadRow) else kept(row, self.wanted)
 
 
 def write(folder: Path, shard: Shard, answers: Sequence[Answer], form: Form) -> Entry:
@@ -87,16 +86,16 @@ def write(folder: Path, shard: Shard, answers: Sequence[Answer], form: Form) -> 
     Raises:
         UserError: a prediction's column is called as one of the input's, or the format does not take it.
     """
-    kept = list(map(form.kept, shard.rows))
-    names = dict.fromkeys(name for row in kept for name in row)
+    columns = list(map(form.kept, shard.rows))
+    names = dict.fromkeys(name for row in columns for name in row)
     predicted = dict.fromkeys(name for answer in answers if not isinstance(answer, BadRow) for name in answer)
     refuse_collision([*names, *(form.schema.names if form.schema is not None else ())], list(predicted), form.prefix)
     if own := {ERROR, *([WHERE] if form.where else [])} & predicted.keys():
         raise UserError(f"predict: the task's predictions have a column {min(own)!r}, which the output has itself")
     if form.format == "jsonl":
-        content, answers = _json_lines(kept, shard.rows, answers, form)
+        content, answers = _json_lines(columns, shard.rows, answers, form)
     else:
-        content = _parquet(kept, shard.rows, answers, form)
+        content = _parquet(columns, shard.rows, answers, form)
     name = f"{shard.number:06d}-{secrets.token_hex(4)}.{form.format}"
     _keep(folder, name, content)
     failed = tuple(
@@ -132,7 +131,8 @@ def _parquet(kept: Sequence[Mapping[str, Any]], rows: Sequence[Row], answers: Se
     own = [form.own(answer, row) for answer, row in zip(answers, rows, strict=True)]
     error = form.prefix + ERROR
     names = [name for name in dict.fromkeys(name for each in own for name in each) if name != error]
-    arrays = {field.name: arrow([row.get(field.name) for row in kept], field.type) for field in form.schema}
+    known = {field.name: field.type for field in form.schema}
+    arrays = {name: _column(name, [row.get(name) for row in kept], kind) for name, kind in known.items()}
     arrays |= {name: _column(name, [each.get(name) for each in own]) for name in names}
     arrays[error] = arrow([each.get(error) for each in own], pyarrow.string())
     sink = pyarrow.BufferOutputStream()
@@ -140,17 +140,25 @@ def _parquet(kept: Sequence[Mapping[str, Any]], rows: Sequence[Row], answers: Se
     return bytes(sink.getvalue())
 
 
-def _column(name: str, values: Sequence[Any]) -> Any:
-    """Return a prediction's column; where Arrow itself does not, name the two types that do not go together."""
+def _column(name: str, values: Sequence[Any], kind: Any = None) -> Any:
+    """Return a column, of the type that is known or that takes all values.
+
+    Raises:
+        UserError: there is none, or a value is beyond it.
+    """
     import pyarrow
 
     try:
-        return arrow(values)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-        kind = pyarrow.null()
-        for value in values:
-            kind = merged(name, kind, arrow([value]).type, "predict")
         return arrow(values, kind)
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        if kind is None:
+            kind = pyarrow.null()
+            with suppress(pyarrow.ArrowException, OverflowError, UnicodeEncodeError):
+                for value in values:
+                    kind = merged(name, kind, arrow([value]).type, "predict")
+                return arrow(values, kind)
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"predict: column {name!r} cannot be written to Parquet: {said}; {ONLY_JSON}") from error
 
 
 def _keep(folder: Path, name: str, content: bytes) -> None:

@@ -235,6 +235,26 @@ def test_parquet_takes_the_types_of_the_predictions_of_all_parts(tmp_path):
     assert table.column_names[-1] == "p_error"
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ([{"x": 1}, {"x": "one"}], r"column 'p_x' holds values of different kinds \(int64 and string\)"),
+        ([{"x": 1}, {"x": object()}], r"column 'p_x' cannot be written to Parquet: Could not convert"),
+    ],
+)
+def test_a_prediction_that_parquet_does_not_take_ends_the_job_by_its_column(tmp_path, said, reason):
+    source = opened(tmp_path, lines({"text": "a"}, {"text": "b"}))
+    found = surveyed(source)
+    with pytest.raises(UserError, match=reason):
+        written(tmp_path, source, found, form_of(found), lambda number, row: said[number])
+
+
+def test_whole_numbers_that_no_float_holds_are_not_rounded_beside_floats(tmp_path):
+    source = opened(tmp_path, lines({"text": "a", "n": 0.5}) + lines({"text": "b", "n": 2**53 + 1}))
+    with pytest.raises(UserError, match="column 'n'"):
+        surveyed(source)
+
+
 def test_a_prediction_that_json_has_no_form_for_is_an_error_of_its_row(tmp_path):
     source = opened(tmp_path, lines({"text": "a"}, {"text": "b"}))
     found = surveyed(source, "jsonl")

@@ -11,8 +11,7 @@ from cluster import specfile
 from cluster.errors import UserError
 from jobs.data import sources
 from jobs.data.examples import BadRow, Example
-from jobs.driver import predict
-from jobs.predict import parts
+from jobs.predict import parts, terms
 from jobs.predict.columns import KeptColumns
 from jobs.predict.parts import Form
 from jobs.predict.predictors import TaskPredictor, answers, loaded_task, predicted_columns
@@ -51,7 +50,7 @@ def predicted(folder, spec, directory, content, format="jsonl", most_rows=3):
     found = survey(source, task, KeptColumns(format), Tolerance(most), most_rows)
     run = RunFolder(folder)
     form = Form(format, "p_", False, None, None)
-    work = Work(spec, directory, "fp32", run, form, predict.generation_of(spec, task))
+    work = Work(spec, directory, "fp32", run, form, terms.generation_of(spec, task))
     worker = Worker(work)
     worker.load()
     entries = [worker.do(shard) for shard in shards(source, task, found, most_rows)]
@@ -248,9 +247,9 @@ def test_settings_of_generation_are_for_tasks_that_generate(opinions):
     with pytest.raises(
         UserError, match=r"predict.generation is for tasks that generate, and 'text-classification' does"
     ):
-        predict.generation_of(spec_of("predict.generation={max_tokens: 3}"), task)
-    assert predict.generation_of(spec_of(), task) == {}
-    assert predict.generation_of(spec_of(), get("causal-lm")({})) == {"max_tokens": 256, "stop": [], "seed": 0}
+        terms.generation_of(spec_of("predict.generation={max_tokens: 3}"), task)
+    assert terms.generation_of(spec_of(), task) == {}
+    assert terms.generation_of(spec_of(), get("causal-lm")({})) == {"max_tokens": 256, "stop": [], "seed": 0}
 
 
 def test_a_task_that_does_not_say_what_it_predicts_from_is_refused():
@@ -258,7 +257,7 @@ def test_a_task_that_does_not_say_what_it_predicts_from_is_refused():
         name = "silent"
 
     with pytest.raises(UserError, match="give its class a method `instance`"):
-        predict.generation_of(spec_of(), Silent())
+        terms.generation_of(spec_of(), Silent())
 
 
 def test_a_model_that_learned_something_else_is_refused(opinions):
@@ -274,25 +273,25 @@ def test_a_model_that_learned_something_else_is_refused(opinions):
 )
 def test_an_output_that_would_not_be_there_is_refused(tmp_path, output, said):
     with pytest.raises(UserError, match=said):
-        predict.output_of(spec_of(f"predict.output={output}"), tmp_path, tmp_path)
+        terms.output_of(spec_of(f"predict.output={output}"), tmp_path, tmp_path)
 
 
 def test_the_output_is_where_the_spec_says_or_in_the_run(tmp_path):
     assert (
-        predict.output_of(spec_of("predict.output=o.jsonl"), tmp_path / "specs", tmp_path) == tmp_path / "specs/o.jsonl"
+        terms.output_of(spec_of("predict.output=o.jsonl"), tmp_path / "specs", tmp_path) == tmp_path / "specs/o.jsonl"
     )
     assert (
-        predict.output_of(spec_of("predict.format=jsonl"), tmp_path, tmp_path / "run")
+        terms.output_of(spec_of("predict.format=jsonl"), tmp_path, tmp_path / "run")
         == tmp_path / "run/predictions.jsonl"
     )
 
 
 def test_a_run_goes_on_only_with_what_it_began_with():
     now = {"input": "a", "weights": "b", "learned": "c", "code": "d"}
-    predict.check_same({}, now)
-    predict.check_same(now, now)
+    terms.check_same({}, now)
+    terms.check_same(now, now)
     with pytest.raises(UserError, match=r"since it began, the input .* and the weights behind model.from changed"):
-        predict.check_same({**now, "input": "x", "weights": "y"}, now)
+        terms.check_same({**now, "input": "x", "weights": "y"}, now)
 
 
 def test_the_types_of_parquet_files_are_kept_where_they_agree(tmp_path):
@@ -308,7 +307,7 @@ def test_the_types_of_parquet_files_are_kept_where_they_agree(tmp_path):
     for name, table in (("a", one), ("b", other)):
         parquet.write_table(table, tmp_path / f"{name}.parquet")
     source = sources.open_source(str(tmp_path), tmp_path)
-    found = predict._parquet_types(source)
+    found = terms.known_types(source)
     assert {name: str(kind) for name, kind in found.items()} == {"text": "string", "n": "int8"}
     task = get("text-classification")({"tokenizer": {"train": "word"}})
     columns = survey(source, task, KeptColumns("parquet", known=found), Tolerance(0), 10).columns
