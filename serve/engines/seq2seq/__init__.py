@@ -4,6 +4,7 @@
     replica.py     one text of a request → the source's tokens; predictions (v2 infer) beside streams
     engine.py      the Engine protocol: checking, streaming
     loop.py        the thread that steps, and its two doors to asyncio
+    group.py       what a step's logits mean for sequences whose rows decode together
     decoder.py     transformers' modules: a source read once, then a step for rows that are at different places
     rows.py        the keys and values of these rows: joined, taken, dropped
     beams.py       beam search of one sequence (pure Python)

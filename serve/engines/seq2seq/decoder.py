@@ -18,7 +18,9 @@ class Decoder:
         """`start` is the token that the decoder begins with."""
         self.model = model.eval()
         self.start = start
-        self._padding = padding
+        self.padding = padding
+        self._encoded: type[Any] | None = None
+        """What its encoder gives; the decoder of a mixture of experts asks more of it than its last hidden state."""
         self._positions = placed(model)
 
     @torch.inference_mode()
@@ -29,12 +31,13 @@ class Decoder:
             A row for each, and the logits (N, V) of the token that follows.
         """
         lengths = [len(source) for source in sources]
-        ids = torch.full((len(sources), max(lengths)), self._padding)
+        ids = torch.full((len(sources), max(lengths)), self.padding)
         for row, source in zip(ids, sources, strict=True):
             row[: len(source)] = torch.tensor(source)
         mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask)
+        self._encoded = type(encoded)
         read = torch.tensor([[self.start, *generated]] * len(sources), device=self.model.device)
         output = self.model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=read, use_cache=True)
         rows = Rows.of(output.past_key_values, [read.shape[1]] * len(sources), lengths)
@@ -50,20 +53,20 @@ class Decoder:
         Returns:
             The rows with it, and the logits (R, V) of the token that follows.
         """
-        from transformers.modeling_outputs import BaseModelOutput
-
+        assert self._encoded is not None, "rows come from `begin`"
         device, mask = self.model.device, rows.source_mask()
         # The sources' keys and values are in the cache: of what the encoder gave only the shape is looked at.
         nothing = torch.zeros((), dtype=self.model.dtype, device=device)
-        encoded = BaseModelOutput(last_hidden_state=nothing.expand(*mask.shape, self.model.config.hidden_size))
-        if self._positions is not None:
+        encoded = self._encoded(last_hidden_state=nothing.expand(*mask.shape, self.model.config.hidden_size))
+        alike = len(set(rows.lengths)) == 1
+        if self._positions is not None and not alike:
             self._positions.rows = torch.tensor(rows.lengths, device=device)
         try:
             output = self.model(
                 encoder_outputs=encoded,
                 attention_mask=mask.to(device),
                 decoder_input_ids=torch.tensor(tokens, device=device)[:, None],
-                decoder_attention_mask=rows.own_mask().to(device),
+                decoder_attention_mask=None if alike else rows.own_mask().to(device),
                 past_key_values=rows.cache(),
                 use_cache=True,
             )

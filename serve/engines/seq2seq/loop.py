@@ -18,30 +18,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import torch
 
 from serve.engines.protocol import EngineError, EngineLoad
 from serve.engines.rate import Rate
 from serve.engines.seq2seq.decoder import Decoder
-from serve.engines.seq2seq.rows import Rows, joined
-from serve.engines.seq2seq.sequence import NOT_FINITE, Sequence
-from serve.engines.torch.completion import Chosen
-from serve.engines.torch.sampler import choose
+from serve.engines.seq2seq.group import Event, Group, advanced, put_together, told, without_closed
+from serve.engines.seq2seq.rows import Rows
+from serve.engines.seq2seq.sequence import Sequence
 
 MAX_FAILED_STEPS = 3
 """Steps that may fail one after another before the engine declares itself dead."""
 logger = logging.getLogger(__name__)
-Event = Chosen | EngineError
-
-
-@dataclass
-class Group:
-    """Sequences whose rows decode together, in the order of the rows."""
-
-    sequences: list[Sequence] = field(default_factory=list)
-    rows: Rows = field(default_factory=lambda: Rows([], [], []))
 
 
 class StepLoop:
@@ -151,7 +140,8 @@ class StepLoop:
             running += admitted
             new = self._begun(admitted)
             self._groups = [stepped for group in self._groups if (stepped := self._stepped(group)).sequences]
-            self._groups = self._joined([*self._groups, *(group for group in new if group.sequences)])
+            groups = [*self._groups, *(group for group in new if group.sequences)]
+            self._groups = put_together(groups) if self._together else groups
             self._failed_steps = 0
         except Exception as error:
             logger.exception("a step failed with %d running requests", len(running))
@@ -185,73 +175,22 @@ class StepLoop:
             groups.append(self._advanced(part, rows, logits))
         return groups
 
+    def _advanced(self, sequences: list[Sequence], rows: Rows, logits: torch.Tensor) -> Group:
+        """Say what the logits (R, V) mean for each sequence; return those that go on, with their rows."""
+        group, said = advanced(sequences, rows, logits)
+        self._outbox += said
+        self._rate.add(len(sequences))
+        return group
+
     def _stepped(self, group: Group) -> Group:
         """Go one token on with a group."""
         assert self._decoder is not None
-        group = self._without_closed(group)
+        group = without_closed(group)
         if not group.sequences:
             return group
         tokens = [token for sequence in group.sequences for token in sequence.next_tokens]
         rows, logits = self._decoder.step(group.rows, tokens)
         return self._advanced(group.sequences, rows, logits)
-
-    def _advanced(self, sequences: list[Sequence], rows: Rows, logits: torch.Tensor) -> Group:
-        """Say what the logits (R, V) mean for each sequence; return those that go on, with their rows."""
-        starts, single, at = {}, [], 0
-        for sequence in sequences:
-            starts[sequence] = at
-            at += 1 if sequence.beams is None else len(sequence.beams.running)
-            if sequence.beams is None:
-                single.append(sequence)
-        drawn = choose(logits[[starts[each] for each in single]], [each.sampler for each in single]) if single else []
-        chosen = dict(zip(single, drawn, strict=True))
-        kept: list[int] = []
-        for sequence in sequences:
-            start = starts[sequence]
-            if sequence.beams is None:
-                came_from = [0]
-                self._say(sequence, [sequence.chosen(chosen[sequence])])
-            else:
-                came_from = self._searched(sequence, logits[start : start + len(sequence.beams.running)])
-            kept += [] if sequence.closed else [start + row for row in came_from]
-        self._rate.add(len(sequences))
-        return Group([sequence for sequence in sequences if not sequence.closed], rows.taken(kept))
-
-    def _searched(self, sequence: Sequence, logits: torch.Tensor) -> list[int]:
-        """Go on with the beams of a sequence by the logits (R, V) of its rows; return where its next rows come from."""
-        assert sequence.beams is not None
-        if not torch.isfinite(logits).any(dim=-1).all() or torch.isnan(logits).any():
-            self._say(sequence, [EngineError(NOT_FINITE)])
-            return []
-        came_from = sequence.beams.advance(logits.float().cpu().numpy())
-        self._say(sequence, sequence.searched())
-        return came_from
-
-    def _without_closed(self, group: Group) -> Group:
-        """Drop the rows of sequences that nobody listens to any more."""
-        if not any(sequence.closed for sequence in group.sequences):
-            return group
-        kept: list[int] = []
-        at = 0
-        for sequence in group.sequences:
-            count = len(sequence.next_tokens)
-            kept += [] if sequence.closed else range(at, at + count)
-            at += count
-        return Group([each for each in group.sequences if not each.closed], group.rows.taken(kept))
-
-    def _joined(self, groups: list[Group]) -> list[Group]:
-        """Put groups together, where rows of several sequences go together."""
-        if not self._together or len(groups) < 2:
-            return groups
-        sequences = [sequence for group in groups for sequence in group.sequences]
-        return [Group(sequences, joined([group.rows for group in groups]))]
-
-    def _say(self, sequence: Sequence, events: Iterable[Event]) -> None:
-        """Note what happened to a sequence, and close it if it ended."""
-        for event in events:
-            self._outbox.append((sequence, event))
-            if isinstance(event, Exception) or event.finish_reason is not None:
-                sequence.closed = True
 
     def _add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
@@ -276,7 +215,7 @@ class StepLoop:
     def _fail(self, sequences: Iterable[Sequence], message: str) -> None:
         for sequence in sequences:
             if not sequence.closed:
-                self._say(sequence, [EngineError(message)])
+                self._outbox += told(sequence, [EngineError(message)])
         self._send()
 
     def _everything(self) -> list[Sequence]:
