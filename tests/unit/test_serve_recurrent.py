@@ -1,10 +1,13 @@
 """The runner of models that carry a state along a text, against the model itself."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -16,7 +19,8 @@ from serve.engines.torch.check import UnsupportedArchitecture
 from serve.engines.torch.recurrent import Recurrent, RecurrentRunner, Segment, segments, waves
 from serve.engines.torch.scheduler import Chunk, Sequence, Step
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
-from tests.support import tiny_models
+from tests.support import in_process, tiny_models
+from tests.support.in_process import InProcess
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
@@ -148,3 +152,25 @@ def test_what_it_cannot_do_is_refused(model: LstmForCausalLM, options: dict[str,
 def test_quantised_weights_are_refused(model: LstmForCausalLM) -> None:
     with pytest.raises(UnsupportedArchitecture, match="no layers that are kept in int8: set precision"):
         RecurrentRunner(model, "int8", compiled=False).prepare(8, 1 << 20)
+
+
+def test_an_exported_model_answers_the_openai_routes(tmp_path: Path) -> None:
+    tokenizer = tiny_models.tokenizer()
+    torch.manual_seed(3)
+    config = LstmConfig(vocab_size=len(tokenizer), hidden_size=24, initializer_range=1.0, eos_token_id=tiny_models.EOS)
+    directory = tiny_models.export(tmp_path / "lstm", tokenizer, LstmForCausalLM(config).eval())
+
+    async def scenario(client: httpx.AsyncClient, backend: InProcess) -> None:
+        asked = {"model": "tiny", "prompt": "the quick brown fox", "max_tokens": 9, "seed": 4}
+        whole = await client.post("/v1/completions", json=asked)
+        (choice,) = whole.json()["choices"]
+        assert whole.json()["usage"]["completion_tokens"] == 9 or choice["finish_reason"] == "stop"
+        streamed = await client.post("/v1/completions", json={**asked, "stream": True})
+        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        assert "".join(event["choices"][0]["text"] for event in events if event["choices"]) == choice["text"]
+        talk = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "logprobs": True}
+        answer = await client.post("/v1/chat/completions", json=talk)
+        assert answer.status_code == 200, answer.text
+        assert all(token["logprob"] <= 0 for token in answer.json()["choices"][0]["logprobs"]["content"])
+
+    in_process.run(directory, scenario)
