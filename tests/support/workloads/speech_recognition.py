@@ -40,6 +40,6 @@ WORKLOAD = Workload(
     write=write,
     learned=learned,
     asked=asked,
-    training={"steps": 40, "global_batch_size": 16, "learning_rate": 1e-2},
+    training={"steps": 60, "global_batch_size": 16, "learning_rate": 1e-2, "warmup_steps": 5},
     pictures=("recordings.png",),
 )
