@@ -67,7 +67,7 @@ def _image(
         if not _is_id(category) or category not in names:
             return BadRow(at, f"category_id is {category!r}; the categories have the ids {list(names)[:10]}")
         kept = {key: value for key, value in annotation.items() if key not in _NAMES}
-        objects.append({**kept, "category": names[category], "where": at})
+        objects.append({**kept, "category": names[category], "where": at.removeprefix(str(path))})
     fields: dict[str, Any] = {"image": str(found), "objects": objects}
     return Example({**fields, **{key: image[key] for key in ("width", "height") if key in image}}, where)
 

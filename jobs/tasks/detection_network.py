@@ -84,6 +84,6 @@ def _row(channels: int, count: int) -> list[torch.nn.Module]:
 def _block(channels_in: int, channels_out: int, stride: int = 1) -> list[torch.nn.Module]:
     return [
         torch.nn.Conv2d(channels_in, channels_out, 3, stride, 1),
-        torch.nn.GroupNorm(8, channels_out),
+        torch.nn.GroupNorm(math.gcd(8, channels_out), channels_out),
         torch.nn.GELU(),
     ]

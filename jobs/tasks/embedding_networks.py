@@ -6,6 +6,7 @@ images come to lie around. A loss of triplets leaves them as they were drawn.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -174,10 +175,10 @@ class _Layer(torch.nn.Module):
 def _block(channels_in: int, channels_out: int) -> list[torch.nn.Module]:
     return [
         torch.nn.Conv2d(channels_in, channels_out, 3, padding=1),
-        torch.nn.GroupNorm(8, channels_out),
+        torch.nn.GroupNorm(math.gcd(8, channels_out), channels_out),
         torch.nn.GELU(),
         torch.nn.Conv2d(channels_out, channels_out, 3, padding=1),
-        torch.nn.GroupNorm(8, channels_out),
+        torch.nn.GroupNorm(math.gcd(8, channels_out), channels_out),
         torch.nn.GELU(),
         torch.nn.MaxPool2d(2),
     ]

@@ -28,7 +28,7 @@ class GanOptions(ImageOptions):
     latent_size: int = Field(64, gt=0, le=4096)
     """An image is made of so many numbers."""
     r1: float = Field(0.5, ge=0)
-    """Weight of the discriminator's squared gradient at the images (R1), which keeps the two in balance."""
+    """Weight of the discriminator's squared steepness at the images (R1), which keeps the two in balance."""
     flip: bool = False
     """Every second image is mirrored, left to right, in training."""
 
@@ -129,18 +129,19 @@ class Gan(OwnNetworks, ImageTask):
         import torch
 
         from jobs.tasks.augmentation import AugmentationOptions, augmented
-        from jobs.tasks.gan_networks import adversarial, penalty
+        from jobs.tasks.gan_networks import NEARBY, adversarial, penalty
 
         pixels, latents = batch["pixel_values"], batch["latents"]
         count = torch.tensor(len(pixels), device=pixels.device)
         if not model.training:
-            of_images, of_made, _ = self._told(model, pixels, latents)
+            of_images, of_made, *_ = self._told(model, pixels, latents)
             return adversarial(of_images, of_made).sum(), count
-        pixels = augmented(pixels, AugmentationOptions(flip=self.options.flip)).requires_grad_(bool(self.options.r1))
-        of_images, of_made, _ = self._told(model, pixels, torch.randn_like(latents))
+        pixels = augmented(pixels, AugmentationOptions(flip=self.options.flip))
+        nearby = pixels + NEARBY * torch.randn_like(pixels) if self.options.r1 else None
+        of_images, of_made, _, of_nearby = self._told(model, pixels, torch.randn_like(latents), nearby)
         each = adversarial(of_images, of_made)
-        if self.options.r1:
-            each = each + self.options.r1 / 2 * penalty(of_images, pixels)
+        if of_nearby is not None:
+            each = each + self.options.r1 / 2 * penalty(of_images, of_nearby)
         return each.sum(), count
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -154,7 +155,7 @@ class Gan(OwnNetworks, ImageTask):
         from jobs.tasks import frechet
         from jobs.tasks.gan_networks import adversarial
 
-        of_images, of_made, made = self._told(model, batch["pixel_values"], batch["latents"])
+        of_images, of_made, made, _ = self._told(model, batch["pixel_values"], batch["latents"])
         return {
             "loss": adversarial(of_images, of_made).sum(),
             "targets": torch.tensor(len(made), device=made.device),
@@ -215,9 +216,12 @@ class Gan(OwnNetworks, ImageTask):
         known = {"num_channels": channels, "image_height": size[0], "image_width": size[1]}
         return {**known, "latent_size": self.latent_size}
 
-    def _told(self, model: torch.nn.Module, pixels: torch.Tensor, latents: torch.Tensor) -> Any:
-        """Return the logits (B,) of images and of generated ones, and these (B, C, H, W)."""
-        return model(pixel_values=on_device(pixels, model), latents=on_device(latents, model))
+    def _told(
+        self, model: torch.nn.Module, pixels: torch.Tensor, latents: torch.Tensor, nearby: torch.Tensor | None = None
+    ) -> Any:
+        """Return what `GanCnn.forward` does."""
+        more = {} if nearby is None else {"nearby": on_device(nearby, model)}
+        return model(pixel_values=on_device(pixels, model), latents=on_device(latents, model), **more)
 
     def _latents(self, seed: int) -> np.ndarray:
         """Return the numbers (L,) fp32 that a seed stands for, from a normal distribution."""

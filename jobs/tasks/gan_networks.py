@@ -16,6 +16,8 @@ from transformers import PretrainedConfig
 
 from jobs.tasks.own_model import OwnModel
 
+NEARBY = 0.05
+"""Deviation of the noise, of pixels between -1 and 1, by which it is found out how steep the discriminator is."""
 SMALLEST = 4
 """Pixels per side, or a little less, that the generator begins with and the discriminator ends with."""
 
@@ -71,14 +73,22 @@ class GanCnn(OwnModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: torch.Tensor, latents: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the discriminator's logits (B,) of images, and of as many generated ones; and these, (B, C, H, W)."""
+        self, pixel_values: torch.Tensor, latents: torch.Tensor, nearby: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Look at images, and make others.
+
+        Args:
+            pixel_values: (B, C, H, W), -1 to 1. latents: (B, latent_size). nearby: the images, a little changed.
+
+        Returns:
+            logits (B,) of the images, and of as many generated ones; these, (B, C, H, W); logits (B,) of those nearby.
+        """
         made = self.generate(latents)
         held = Verdicts()
         of_made = self.discriminate(Reversal.apply(made, held))  # type: ignore[no-untyped-call]
         held.logits = of_made.detach()
-        return self.discriminate(pixel_values), of_made, made
+        of_nearby = None if nearby is None else self.discriminate(nearby)
+        return self.discriminate(pixel_values), of_made, made, of_nearby
 
     def generate(self, latents: torch.Tensor) -> torch.Tensor:
         """Return images (B, C, H, W), -1 to 1, of latents (B, latent_size)."""
@@ -120,16 +130,17 @@ class Reversal(torch.autograd.Function):
         return -gradient * weights[:, None, None, None].to(gradient.dtype), None
 
 
-def penalty(logits: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Return the squared norm of the gradient of each image's logit by its pixels, (B,): R1 is half of it, weighed.
+def penalty(of_images: torch.Tensor, of_nearby: torch.Tensor) -> torch.Tensor:
+    """Return how steep the discriminator is at each image, (B,): on average the squared norm of its gradient there.
 
-    Mescheder et al. 2018 (arXiv:1801.04406), equation 9.
+    R1 (Mescheder et al. 2018, arXiv:1801.04406, equation 9) is half of that. It is estimated by the difference of the
+    logits of an image and of the same one with noise of the deviation NEARBY (as Lin et al. 2025, arXiv:2501.08316):
+    the gradient itself takes a second backward pass, within which DeepSpeed would begin to reduce gradients.
 
     Args:
-        logits: (B,), of pixels (B, C, H, W) that require a gradient.
+        of_images, of_nearby: logits (B,).
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), pixels, create_graph=True)
-    return gradient.float().square().sum((1, 2, 3))
+    return ((of_nearby - of_images) / NEARBY).square()
 
 
 def adversarial(of_images: torch.Tensor, of_made: torch.Tensor) -> torch.Tensor:
@@ -141,10 +152,10 @@ def _grow(channels_in: int, channels_out: int) -> list[torch.nn.Module]:
     return [
         torch.nn.Upsample(scale_factor=2, mode="nearest"),
         torch.nn.Conv2d(channels_in, channels_out, 3, padding=1),
-        torch.nn.GroupNorm(8, channels_out),
+        torch.nn.GroupNorm(math.gcd(8, channels_out), channels_out),
         torch.nn.GELU(),
         torch.nn.Conv2d(channels_out, channels_out, 3, padding=1),
-        torch.nn.GroupNorm(8, channels_out),
+        torch.nn.GroupNorm(math.gcd(8, channels_out), channels_out),
         torch.nn.GELU(),
     ]
 

@@ -17,11 +17,11 @@ from pydantic import Field, model_validator
 from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, detection_scores
 from jobs.tasks.boxes import READ, Object, entries_of, in_pixels, inside, mirrored, objects_of
-from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings, on_device
+from jobs.tasks.detectors import Detectors, look
+from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
 from jobs.tasks.labelled_images import ImageFindings
 from jobs.tasks.labels import check_columns, column_of, natural, said_of, unknown_of
-from jobs.tasks.own_networks import OwnNetworks
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class ObjectDetectionOptions(ImageOptions):
         return check_columns(self, "image_column", "objects_column")
 
 
-class ObjectDetection(OwnNetworks, ImageTask):
+class ObjectDetection(Detectors, ImageTask):
     """The objects of an image: a category, a score and a box in pixels for each, of categories that training has seen.
 
     All images are brought to one size; what is only a few pixels large then is not found.
@@ -62,7 +62,6 @@ class ObjectDetection(OwnNetworks, ImageTask):
         "empty": "images hold no object",
         "crowded": "images hold crowds: nothing is learned of what is in them",
     }
-    networks: ClassVar[Mapping[str, str]] = {"detection-cnn": "jobs.tasks.detection_network:DetectionCnn"}
 
     options: ObjectDetectionOptions
 
@@ -168,13 +167,10 @@ class ObjectDetection(OwnNetworks, ImageTask):
         """
         import torch
 
-        from jobs.tasks import centre_points
-
         pixels, boxes = batch["pixel_values"], batch["boxes"]
         if model.training and self.options.flip:
             pixels, boxes = mirrored(pixels, boxes)
-        logits, distances = model(pixel_values=on_device(pixels, model))
-        each = centre_points.loss(logits, distances, boxes, batch["labels"], batch["crowd"])
+        each = look(model, pixels).loss(boxes, batch["labels"], batch["crowd"])
         return each.sum(), torch.tensor(len(each), device=each.device)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -185,12 +181,10 @@ class ObjectDetection(OwnNetworks, ImageTask):
         """
         import torch
 
-        from jobs.tasks import centre_points
-
-        logits, distances = model(pixel_values=on_device(batch["pixel_values"], model))
+        seen = look(model, batch["pixel_values"])
         labels, crowd, size = batch["labels"], batch["crowd"], batch["size"]
-        each = centre_points.loss(logits, distances, batch["boxes"], labels, crowd)
-        boxes, scores, guesses = centre_points.found(logits, distances, self.options.max_detections)
+        each = seen.loss(batch["boxes"], labels, crowd)
+        boxes, scores, guesses = seen.found(self.options.max_detections)
         of_truths = torch.stack([labels, crowd.long()], -1).float()
         return {
             "loss": each.sum(),
@@ -229,14 +223,11 @@ class ObjectDetection(OwnNetworks, ImageTask):
         """
         import torch
 
-        from jobs.tasks import centre_points
-
         pictures = [sent_picture(instance) for instance in instances]
         size = torch.tensor([picture.pixels.shape[:2] for picture in pictures])
         with torch.inference_mode():
-            pixels = on_device(self._normalise(self._pixels(pictures)), model)
-            logits, distances = model(pixel_values=pixels)
-            boxes, scores, labels = centre_points.found(logits, distances, self.options.max_detections)
+            seen = look(model, self._normalise(self._pixels(pictures)))
+            boxes, scores, labels = seen.found(self.options.max_detections)
         rows = zip(in_pixels(boxes.cpu(), size).tolist(), scores.tolist(), labels.tolist(), strict=True)
         return [self._answer(*row) for row in rows]
 

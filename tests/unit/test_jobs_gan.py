@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from jobs.tasks import TaskError, frechet, get
 from jobs.tasks.gan import Gan
-from jobs.tasks.gan_networks import GanCnn, GanCnnConfig, adversarial, penalty
+from jobs.tasks.gan_networks import NEARBY, GanCnn, GanCnnConfig, adversarial, penalty
 
 CONFIG = {"width": 8}
 
@@ -42,7 +42,7 @@ def test_one_loss_gives_both_the_gradients_of_their_own() -> None:
     torch.manual_seed(0)
     model = GanCnn(GanCnnConfig(latent_size=6, **CONFIG)).double()
     pixels, latents = torch.randn(5, 1, 8, 8).double(), torch.randn(5, 6).double()
-    of_images, of_made, _ = model(pixel_values=pixels, latents=latents)
+    of_images, of_made, *_ = model(pixel_values=pixels, latents=latents)
     adversarial(of_images, of_made).sum().backward()
     found = {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
@@ -58,18 +58,15 @@ def test_one_loss_gives_both_the_gradients_of_their_own() -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)  # logits are fp32
 
 
-def test_the_penalty_is_the_squared_gradient_of_each_image_and_can_be_learned_from() -> None:
+def test_the_penalty_is_on_average_the_squared_gradient_at_each_image() -> None:
     torch.manual_seed(0)
-    model = GanCnn(GanCnnConfig(**CONFIG)).double()
-    pixels = torch.randn(3, 1, 8, 8).double().requires_grad_()
-    found = penalty(model.discriminate(pixels), pixels)
-    for row in range(3):
-        step = torch.zeros_like(pixels)
-        step[row] = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(row)).double()
-        gradient = torch.autograd.grad(model.discriminate(pixels)[row], pixels)[0][row]
-        assert float(found[row].detach()) == pytest.approx(float(gradient.square().sum()), rel=1e-6)
-    found.sum().backward()
-    assert float(model.verdict.weight.grad.abs().sum()) > 0
+    model = GanCnn(GanCnnConfig(**CONFIG))
+    pixels = torch.randn(1, 1, 8, 8).requires_grad_()
+    (gradient,) = torch.autograd.grad(model.discriminate(pixels).sum(), pixels)
+    many = pixels.detach().expand(4000, -1, -1, -1)
+    with torch.no_grad():
+        found = penalty(model.discriminate(many), model.discriminate(many + NEARBY * torch.randn_like(many)))
+    assert found.mean().item() == pytest.approx(gradient.square().sum().item(), rel=0.15)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 13), (5, 6, 3), (33, 40, 3)])

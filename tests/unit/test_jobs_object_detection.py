@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.data.corpora_shapes import pictures
-from jobs.tasks import TaskError, centre_points, get
+from jobs.tasks import TaskError, centre_points, get, set_prediction
 from jobs.tasks.boxes import generalized_iou, iou_to_all, mirrored, objects_of, suppressed
 from jobs.tasks.detection_scores import precision
 from jobs.tasks.object_detection import ObjectDetection
@@ -183,6 +183,75 @@ def test_what_is_measured_is_in_the_pixels_of_each_image() -> None:
         "mAP50": pytest.approx(1),
     }
     assert task.figures(sums)["detections.png"].startswith(b"\x89PNG")
+
+
+YOLOS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+         "num_detection_tokens": 8, "patch_size": 16, "use_mid_position_embeddings": False}  # fmt: skip
+
+
+DETR = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "num_queries": 8,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+        "backbone_config": {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"},
+}  # fmt: skip
+
+
+def guessing(boxes: list[list[float]], labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (1, 5, 4) and guesses (1, 5, 4) of a model that sees these objects, the last first."""
+    logits, guesses = torch.zeros(1, 5, 4), torch.full((1, 5, 4), 0.5)
+    logits[..., 3] = 20
+    for row, ((x1, y1, x2, y2), label) in enumerate(zip(boxes[::-1], labels[::-1], strict=True)):
+        logits[0, row, label], logits[0, row, 3] = 20, 0
+        guesses[0, row] = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+    return logits, guesses
+
+
+def test_a_set_of_guesses_is_matched_with_the_objects() -> None:
+    logits, guesses = guessing(BOXES, LABELS)
+    objects = torch.tensor([[*BOXES, [0.0] * 4]]), torch.tensor([[*LABELS, -1]])
+    nobody = torch.zeros(1, 3, dtype=torch.bool)
+    assert set_prediction.loss(logits, guesses, *objects, nobody).item() < 1e-3
+    moved = set_prediction.loss(logits, guesses + torch.tensor([0.05, 0, 0, 0]), *objects, nobody).item()
+    assert moved > 5 * 0.05
+    swapped = set_prediction.loss(logits[..., [2, 1, 0, 3]], guesses, *objects, nobody).item()
+    assert swapped > 5
+    missed = set_prediction.loss(logits, guesses, objects[0][:, 1:], objects[1][:, 1:], nobody[:, 1:]).item()
+    assert missed > 1  # a guess that is no object
+    in_crowd = set_prediction.loss(logits, guesses, *objects, torch.tensor([[True, False, False]])).item()
+    assert in_crowd < 1e-3
+    boxes, scores, labels = set_prediction.found(logits, guesses, 3)
+    assert scores[0].tolist() == pytest.approx([1, 1, 0], abs=1e-6)
+    found = {int(label): box.tolist() for label, box in zip(labels[0, :2], boxes[0, :2], strict=True)}
+    assert found[2] == pytest.approx(BOXES[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "config"), [("yolos", YOLOS), ("detr", DETR)])
+def test_a_detector_of_transformers_learns_saves_and_answers(architecture: str, config: dict, tmp_path: Path) -> None:
+    task, examples = fitted(shapes(4), score_threshold=0.0), shapes(4)
+    task.check_model(architecture, config)
+    torch.manual_seed(0)
+    model = task.build(architecture, config).train()
+    loss, count = task.loss(model, batch_of(task, examples))
+    (loss / count).backward()
+    assert all(weight.grad is not None for name, weight in model.named_parameters() if "class_labels" in name)
+    model.eval().save_pretrained(tmp_path)
+    task.save(tmp_path)
+    again = get("object-detection").load(tmp_path)
+    again.check_parent(tmp_path, {})
+    answers = [each.predict(m, [examples[0]["image"]])[0]
+               for each, m in ((task, model), (again, again.load_model(tmp_path)))]  # fmt: skip
+    assert answers[0] == answers[1]
+    assert 0 < answers[0]["count"] <= 8
+
+
+@pytest.mark.parametrize(("architecture", "config", "said"), [
+    ("deformable_detr", {}, "has detection-cnn"),
+    ("yolos", {"hidden_sise": 3}, "hidden_sise"),
+    ("yolos", {"num_labels": 3}, "follows from the data"),
+    ("detr", {"backbone_config": {"depts": [1]}}, "did you mean 'depths'"),
+])  # fmt: skip
+def test_detectors_that_cannot_be_trained_are_refused(architecture: str, config: dict, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        get("object-detection")().check_model(architecture, config)
 
 
 def test_a_network_saves_loads_and_answers_the_same(tmp_path: Path) -> None:
