@@ -73,7 +73,7 @@ def job(model: Path, task: dict[str, str], data: Path, workers: int, batch: int,
     rates = [0.0]
 
     def on_line(line: str, meaning: Progress | None) -> None:
-        if meaning is not None and meaning.phase == "predict":
+        if meaning is not None and "rows_per_second" in meaning.values:
             rates.append(meaning.values["rows_per_second"])
 
     outcome = submit.follow(submit.submit(path, []), on_line)

@@ -123,9 +123,9 @@ def _tell(job: Job, source: Source, found: Survey) -> None:
         [f"columns that are not kept (predict.columns): {', '.join(map(repr, sorted(left_out)))}"] if left_out else []
     )
     told += lineage.said_of_code(job.spec.task.name, job.parent) + lineage.said_of_pages(job.parent)
-    for said in (*source.notes, *told):
+    for said in source.notes:
         progress.say(said)
-    job.folder.add_remarks(told)
+    job.folder.add_remarks(told)  # which says them, too
     job.track(lambda run: run.log_dataset(source.name, found.digest, "predict"))
 
 
@@ -172,18 +172,22 @@ def _count(entry: parts.Entry, tolerance: Tolerance) -> None:
 
 
 class _Pace:
-    """Tells how far the job is: in its log, and every TELL_S in MLflow."""
+    """Tells how far the job is: in its log, and every TELL_S in MLflow. The first shard's end begins the time."""
 
     def __init__(self, job: Job, before: int, total: int) -> None:
-        self._job, self._before, self._done, self._total = job, before, before, total
-        self._began = time.monotonic()
+        self._job, self._done, self._total = job, before, total
+        self._first: tuple[float, int] | None = None
         self._log, self._mlflow = progress.Throttle(0.5), progress.Throttle(TELL_S)
 
     def on(self, count: int) -> None:
         """Take note of rows that are done."""
         self._done += count
-        seconds = max(time.monotonic() - self._began, 1e-6)
-        rate = (self._done - self._before) / seconds
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, self._done
+            progress.report("predict", self._done, self._total)
+            return
+        rate = (self._done - self._first[1]) / max(now - self._first[0], 1e-6)
         if self._log.ready() or self._done == self._total:
             left_s = (self._total - self._done) / rate
             progress.report("predict", self._done, self._total, rows_per_second=rate, eta_s=left_s)

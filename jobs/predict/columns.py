@@ -86,9 +86,7 @@ class KeptColumns:
         found: dict[int, str] = {}
         for name in self.names:
             values = {at: row[name] for at, row in enumerate(rows) if name in row}
-            failed = {at: why for at, value in values.items() if (why := _alone(value, self.known.get(name)))} if (
-                _array(name, list(values.values()), self.known.get(name)) is None
-            ) else {}  # fmt: skip
+            failed = _failing(values, self.known.get(name))
             if len(failed) == len(values) > 1 and len(set(failed.values())) == 1:
                 raise UserError(
                     f"data: column {name!r} cannot be written to Parquet: {failed[min(failed)]}; {ONLY_JSON}"
@@ -98,7 +96,7 @@ class KeptColumns:
         return found
 
     def _merge(self, name: str, values: Sequence[Any]) -> None:
-        array = _array(name, values, self.known.get(name))
+        array = _array(values, self.known.get(name))
         if array is None:
             kinds = sorted({type(value).__name__ for value in values if value is not None})
             raise UserError(f"data: column {name!r} holds values of different kinds ({', '.join(kinds)}); {ONLY_JSON}")
@@ -207,19 +205,22 @@ def not_in_json(error: Exception) -> str:
     return "NaN or infinity, which JSON has not" if "range" in str(error) or "nan" in str(error) else str(error)
 
 
-def _array(name: str, values: Sequence[Any], kind: Any) -> Any | None:
+def _failing(values: Mapping[int, Any], kind: Any) -> dict[int, str]:
+    """Return which of some values cannot be written even by themselves, and why; none where all go together."""
+    if _array(list(values.values()), kind) is not None:
+        return {}
+    return {at: why for at, value in values.items() if (why := _reason(partial(arrow, [value], kind)))}
+
+
+def _array(values: Sequence[Any], kind: Any) -> Any | None:
     try:
         return arrow(values, kind)
     except Exception:  # Arrow raises many kinds: the row or the column is named by whoever asks
         return None
 
 
-def _alone(value: Any, kind: Any) -> str | None:
-    """Say why a value cannot be written by itself; None where it can."""
-    return _reason(partial(arrow, [value], kind))
-
-
 def _reason(work: Callable[[], object]) -> str | None:
+    """Say why something cannot be done; None where it can."""
     try:
         work()
     except UnicodeEncodeError as error:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from serve.engines import sampling_defaults
+from serve.engines import sampling_defaults, table
+from serve.engines.precision import dtype_for
 from serve.engines.protocol import EngineError, RequestError
 from serve.engines.replica import GenerativeReplica
+from serve.engines.table import EngineEntry, ReplicaSetup
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
 from serve.wire import Chunk, GenerateCall, Identity, Opened, Refused
 
@@ -35,19 +38,43 @@ class Setup(Protocol):
 
 
 def load(setup: Setup) -> OfflineEngine:
-    """Load a model that generates, with its own sampling as the default; ready when this returns."""
+    """Load a model that generates, with its own sampling as the default; ready when this returns.
+
+    The engine is the one that `auto` takes behind an endpoint.
+    """
+    entry = table.choose("generative", task=setup.task.name)
+    replica = _decoder(setup) if entry.name == "torch" else _served(entry, setup)
+    left_out = sampling_defaults.left_out(setup.settings) if setup.settings else None
+    return OfflineEngine(replica, setup.generation, [left_out] if left_out else [])
+
+
+def _decoder(setup: Setup) -> GenerativeReplica:
+    """Load a decoder through its task: a directory of other tools, without a manifest of ours, does too."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    directory = Path(setup.directory)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[setup.precision]
-    model = setup.task.load_model(directory, dtype).to(device)
+    model = setup.task.load_model(Path(setup.directory), dtype_for(setup.precision, device)).to(device)
     options = TorchEngineOptions(max_batch=setup.batch_size, threads=setup.threads)
     engine = TorchEngine(model, setup.task.tokenizer, options, setup.precision)
     defaults = sampling_defaults.read(setup.settings) if setup.settings else {}
-    left_out = sampling_defaults.left_out(setup.settings) if setup.settings else None
-    replica = GenerativeReplica(engine, Identity("", None), defaults)
-    return OfflineEngine(replica, setup.generation, [left_out] if left_out else [])
+    return GenerativeReplica(engine, Identity("", None), defaults)
+
+
+def _served(entry: EngineEntry, setup: Setup) -> GenerativeReplica:
+    """Load what another engine's entry names, as a replica does."""
+    module, _, function = entry.load.partition(":")
+    given = ReplicaSetup(
+        directory=Path(setup.directory),
+        identity=Identity("", None),
+        task=setup.task.name,
+        options=entry.options(),
+        precision=setup.precision,
+        max_context=None,
+        max_batch=setup.batch_size,
+        threads=setup.threads,
+    )
+    replica: GenerativeReplica = getattr(importlib.import_module(module), function)(given)
+    return replica
 
 
 class OfflineEngine:

@@ -76,6 +76,23 @@ def test_shards_end_after_four_mib_too(tmp_path):
     assert [len(shard.rows) for shard in shards(source, TASK, found, 1000)] == [2, 1]
 
 
+def test_rows_that_make_one_example_are_one_row_and_those_that_cannot_come_last(tmp_path):
+    task = get("recommendation")({})
+    rows = [
+        {"user": user, "item": item, "time": time} for user, item, time in (("a", "x", 2), ("b", "y", 1), ("a", "z", 1))
+    ]
+    source = opened(tmp_path, lines(rows[0], {"user": "a"}, *rows[1:]))
+    found = survey(source, task, KeptColumns("parquet"), Tolerance(9), 9)
+    (shard,) = shards(source, task, found, 9)
+    assert [row if isinstance(row, BadRow) else dict(row) for row in shard.rows] == [
+        {"user": "a", "item": ["z", "x"], "time": [1, 2]},
+        {"user": "b", "item": ["y"], "time": [1]},
+        shard.rows[2],
+    ]
+    assert shard.rows[2].where.endswith(":2")
+    assert list(found.bad) == [2]
+
+
 def test_rows_that_change_between_two_readings_end_the_job(tmp_path):
     source = opened(tmp_path, lines({"text": "a"}, {"text": "b"}))
     found = surveyed(source)

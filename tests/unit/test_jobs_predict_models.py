@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cluster import specfile
@@ -23,6 +24,7 @@ from jobs.tasks import Task, TaskError, get
 from serve.engines.offline import seed_of
 from tests.support import opinions as opinions_model
 from tests.support import tiny_models
+from tests.unit import test_jobs_seq2seq as seq2seq
 
 BASE = "{name: x, phase: predict, model: {from: m}, data: {predict: in.jsonl}}"
 
@@ -170,6 +172,22 @@ def test_greedy_text_is_that_of_transformers_and_what_is_cut_is_counted(tmp_path
     assert row["p_text"] == expected
     assert row["p_prompt_tokens"] == ids["input_ids"].shape[1]
     assert entry.counts == ({CUT: 1} if row["p_finish_reason"] == "length" else {})
+
+
+def test_a_translator_answers_through_its_own_engine(tmp_path):
+    directory = tmp_path / "translator"
+    directory.mkdir()
+    task = seq2seq.learned()
+    torch.manual_seed(5)
+    task.build("t5", seq2seq.CONFIGS["t5"]).save_pretrained(directory)
+    task.save(directory)
+    spec = spec_of("task=seq2seq", "predict.generation={max_tokens: 5}", "predict.batch_size=3")
+    rows = [{"source": text} for text in ("one two", "three", "four five one", "two")]
+    found, _ = predicted(tmp_path, spec, directory, lines(*rows), most_rows=3)
+    alone, _ = predicted(tmp_path, spec, directory, lines(*rows), most_rows=1)
+    assert found == alone
+    assert [row["source"] for row in found] == [row["source"] for row in rows]
+    assert all(row["p_error"] is None and 0 < row["p_completion_tokens"] <= 5 for row in found)
 
 
 def test_settings_of_the_model_that_are_not_honoured_are_said(tmp_path, model):
