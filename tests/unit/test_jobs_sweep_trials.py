@@ -235,3 +235,11 @@ def test_the_live_table_shows_those_that_run_first() -> None:
     assert table[1] == ["3", "0.02", "10/20", "0.5", "running"]
     assert table[2][-1] == "stopped ← best"
     assert len(table) == 1 + trial_table.MOST_ROWS
+
+
+def test_a_trial_that_raises_ends_with_its_own_error(tmp_path: Path) -> None:
+    folder = tmp_path / "s-t001"
+    folder.mkdir()
+    (folder / process.REQUEST).write_text("{}")
+    code = process.TrialProcess(folder).wait()
+    assert (code, process.reason(folder, code)) == (1, "KeyError: 'spec'")
