@@ -83,6 +83,12 @@ def test_no_combination_is_tried_twice() -> None:
         assert len({json.dumps(trial.values) for trial in known}) == 9
 
 
+def test_the_first_trial_may_be_given() -> None:
+    drawn = made(sweep())
+    assert suggest(sweep(), 0, [], "max", {"a": 1}) == {"a": 1}
+    assert suggest(sweep(), 1, drawn[:1], "max", {"a": 1}) == drawn[1].values
+
+
 def test_a_grid_takes_all_combinations_in_order() -> None:
     few = {"a": {"choices": ["x", "y"]}, "b": {"min": 1, "max": 2, "whole": True}}
     known = made(sweep(fields=few, trials=None, search="grid"))
