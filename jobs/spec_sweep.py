@@ -80,6 +80,17 @@ class FieldSpec(Strict):
         low, high = self.ends
         return min(max(float(f"{value:.{DIGITS}g}"), low), high)
 
+    def has(self, value: Any) -> bool:
+        """Say whether a value is one of the field's."""
+        if self.choices is not None:
+            return value in self.choices
+        low, high = self.ends
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            return False
+        if self.step is not None:
+            return math.isclose(self.nth(round((value - low) / self.step)), value, rel_tol=1e-9, abs_tol=1e-12)
+        return not self.whole or value == int(value)
+
     @property
     def ends(self) -> tuple[float, float]:
         """Both ends of a range."""
@@ -116,6 +127,8 @@ class SweepSpec(Strict):
     """Decides what is drawn."""
     search: Literal["random", "grid", "optuna"] = "random"
     """random draws values, grid takes all combinations, optuna (its TPE sampler) learns from the trials before."""
+    baseline: bool = False
+    """The first trial has the values that the spec itself gives: is anything better than them?"""
     scheduler: Annotated[SchedulerSpec, OrItsName] = SchedulerSpec()
     """asha, none, or `{name: asha, grace: …}`."""
     parallel: Positive | None = None
@@ -182,6 +195,8 @@ def _wrong_with_number(sweep: SweepSpec) -> str | None:
         return f"the grid has {points} points, more than {MOST_POINTS}: draw some by search: random"
     if sweep.trials is not None and points is not None and sweep.search == "grid" and sweep.trials != points:
         return f"the grid has {points} points, and trials is {sweep.trials}: leave `trials` out, or draw them by random"
+    if sweep.baseline and sweep.search == "grid":
+        return "search: grid tries what it lists and nothing else; leave `baseline` out"
     if sweep.trials is not None and points is not None and sweep.trials > points:
         return f"there are {points} combinations, fewer than {sweep.trials} trials: use search: grid"
     return None
@@ -207,6 +222,23 @@ def of_trial(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
     for path, value in chosen.items():
         _set(trial, path.split("."), value)
     return trial
+
+
+def baseline(resolved: Mapping[str, Any], fields: Mapping[str, FieldSpec]) -> dict[str, Any]:
+    """Return the values that a resolved spec itself has in the fields of its sweep.
+
+    Raises:
+        ValueError: it has none, or another one than the sweep may try; the message names the field.
+    """
+    found = {}
+    for path, field in fields.items():
+        value: Any = resolved
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if not field.has(value):
+            raise ValueError(f"the spec has {path}: {value!r}, which is none of the values that the sweep may try")
+        found[path] = value
+    return found
 
 
 def contradictions(values: Mapping[str, Any], metrics: Mapping[str, str] | None) -> Iterator[tuple[Location, str]]:

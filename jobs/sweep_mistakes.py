@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails
 
 from cluster.names import suggest
 from jobs import spec_sweep
-from jobs.spec_sweep import Location
+from jobs.spec_sweep import Location, SweepSpec
 from jobs.tasks import TaskError, get
 from jobs.tasks.options import DEFAULT, mistake
 
@@ -28,6 +28,8 @@ def found(spec: type[BaseModel], values: Mapping[str, Any], context: Mapping[str
     """
     told = [mistake(at, what, {}) for at, what in spec_sweep.contradictions(values, _metrics(values, context))]
     base = {_place(error) for error in _errors(spec, values, {}, context)}
+    if not base and (wrong := _without_baseline(spec, values, context)):
+        told.append(mistake(("sweep", "baseline"), wrong, {}))
     done: set[Location] = set()
     for at, chosen in spec_sweep.probes(values):
         field, is_inner = at[:3], len(at) == 3
@@ -41,6 +43,25 @@ def found(spec: type[BaseModel], values: Mapping[str, Any], context: Mapping[str
         else:
             told += [mistake(at, sentence, {}) for sentence in _sentences(chosen, new)]
     return told
+
+
+def _without_baseline(spec: type[BaseModel], values: Mapping[str, Any], context: Mapping[str, Any]) -> str | None:
+    """Say which of the spec's own values the first trial cannot have; None where it may, or needs not."""
+    try:
+        sweep = SweepSpec.model_validate(_written_out(values.get("sweep")))
+    except ValidationError:
+        return None  # which the section itself says
+    job = spec.model_validate(spec_sweep.of_trial(values, {}), context=context)
+    try:
+        spec_sweep.baseline(job.model_dump(mode="json", by_alias=True), sweep.fields if sweep.baseline else {})
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _written_out(sweep: Any) -> Any:
+    scheduler = sweep.get("scheduler") if isinstance(sweep, Mapping) else None
+    return {**sweep, "scheduler": {"name": scheduler}} if isinstance(scheduler, str) else sweep
 
 
 def _metrics(values: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, str] | None:

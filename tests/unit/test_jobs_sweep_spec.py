@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cluster import specfile
 from cluster.errors import UserError
 from jobs.spec import JobSpec
-from jobs.spec_sweep import FieldSpec, SweepSpec, of_trial, phase_of
+from jobs.spec_sweep import FieldSpec, SweepSpec, baseline, of_trial, phase_of
 from jobs.tasks.options import decisive
 
 SWEEP = """\
@@ -158,6 +158,36 @@ RATE = "training.learning_rate: {min: 1e-4, max: 1e-2}\n"
 )
 def test_a_sweep_that_cannot_be_made_is_refused(override: str, told: str) -> None:
     assert told in refusal(RATE, override)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_one"),
+    [
+        ({"choices": [[1, 2], None]}, [1, 2], True),
+        ({"choices": [16, 32]}, 24, False),
+        ({"min": 1e-4, "max": 1e-2, "log": True}, 2e-3, True),
+        ({"min": 1e-4, "max": 1e-2, "log": True}, 2e-2, False),
+        ({"min": 0.0, "max": 0.3, "step": 0.1}, 0.3, True),
+        ({"min": 0.0, "max": 0.3, "step": 0.1}, 0.25, False),
+        ({"min": 1, "max": 9, "whole": True}, 4, True),
+        ({"min": 1, "max": 9, "whole": True}, 4.5, False),
+        ({"min": 0, "max": 9, "whole": True}, True, False),
+        ({"min": 0.0, "max": 9.0}, None, False),
+    ],
+)
+def test_which_values_are_a_field_s(field: dict[str, Any], value: Any, is_one: bool) -> None:
+    assert FieldSpec.model_validate(field).has(value) is is_one
+
+
+def test_the_baseline_must_be_among_what_the_sweep_may_try() -> None:
+    spec = load(RATE, "sweep.baseline=true", "sweep.scheduler=asha")
+    assert spec.sweep is not None
+    assert baseline(spec.resolved(), spec.sweep.fields) == {"training.learning_rate": 3e-4}
+    told = "--set sweep.baseline: `sweep.baseline`: the spec has model.config.width: 16, which is none of the values"
+    assert told in refusal("model.config.width: {choices: [8, 32, 64, 128]}\n", "sweep.baseline=true")
+    fields = {"a": {"choices": [1, 2]}}
+    with pytest.raises(ValidationError, match="leave `baseline` out"):
+        SweepSpec.model_validate({"fields": fields, "search": "grid", "baseline": True})
 
 
 def test_without_a_scheduler_no_evaluation_on_the_way_is_needed() -> None:

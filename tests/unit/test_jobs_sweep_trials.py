@@ -83,6 +83,12 @@ def test_no_combination_is_tried_twice() -> None:
         assert len({json.dumps(trial.values) for trial in known}) == 9
 
 
+def test_the_first_trial_may_be_given() -> None:
+    drawn = made(sweep())
+    assert suggest(sweep(), 0, [], "max", {"a": 1}) == {"a": 1}
+    assert suggest(sweep(), 1, drawn[:1], "max", {"a": 1}) == drawn[1].values
+
+
 def test_a_grid_takes_all_combinations_in_order() -> None:
     few = {"a": {"choices": ["x", "y"]}, "b": {"min": 1, "max": 2, "whole": True}}
     known = made(sweep(fields=few, trials=None, search="grid"))
@@ -235,3 +241,11 @@ def test_the_live_table_shows_those_that_run_first() -> None:
     assert table[1] == ["3", "0.02", "10/20", "0.5", "running"]
     assert table[2][-1] == "stopped ← best"
     assert len(table) == 1 + trial_table.MOST_ROWS
+
+
+def test_a_trial_that_raises_ends_with_its_own_error(tmp_path: Path) -> None:
+    folder = tmp_path / "s-t001"
+    folder.mkdir()
+    (folder / process.REQUEST).write_text("{}")
+    code = process.TrialProcess(folder).wait()
+    assert (code, process.reason(folder, code)) == (1, "KeyError: 'spec'")

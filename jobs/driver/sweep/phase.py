@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster import placement, topology
 from cluster.errors import UserError
-from jobs import progress, sweep_models
+from jobs import progress, spec_sweep, sweep_models
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.sweep import report, trials
 from jobs.driver.sweep.launcher import Trials
@@ -49,7 +49,8 @@ def sweep_phase(job: Job) -> dict[str, Any]:
     if journal.trials:
         progress.say(f"the sweep goes on: {trials.counts(journal.trials)}")
     wait_for_run(job)
-    runner = Runner(sweep, mode, journal, Trials(job, journal, mode), parallel)
+    first = spec_sweep.baseline(job.spec.resolved(), sweep.fields) if sweep.baseline else None
+    runner = Runner(sweep, mode, journal, Trials(job, journal, mode), parallel, first=first)
     try:
         runner.run()
     except BaseException:  # asked to stop, above all

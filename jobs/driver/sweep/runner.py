@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +81,7 @@ class Runner:
         parallel: int,
         begin: Callable[[Path], Process] = TrialProcess,
         poll_s: float = POLL_S,
+        first: Mapping[str, Any] | None = None,
     ) -> None:
         """Take a sweep, and the journal of what an earlier attempt did.
 
@@ -89,10 +90,11 @@ class Runner:
             parallel: how many trials may run at once.
             begin: starts the trial of a folder.
             poll_s: how often to look at those that run.
+            first: the values of the first trial, if they are not to be drawn.
         """
         self._sweep, self._mode, self._journal = sweep, mode, journal
         self._launcher, self._parallel = launcher, parallel
-        self._begin_trial, self._poll_s = begin, poll_s
+        self._begin_trial, self._poll_s, self._first = begin, poll_s, first
         self._halving = Halving(sweep.scheduler, mode)
         self._running: dict[int, Running] = {}
         self._is_ending = False
@@ -144,7 +146,8 @@ class Runner:
     def _start(self, number: int) -> None:
         known = self._journal.trials
         is_new = number == len(known)
-        values = suggest(self._sweep, number, known, self._mode) if is_new else dict(known[number].values)
+        new = suggest(self._sweep, number, known, self._mode, self._first) if is_new else {}
+        values = new or dict(known[number].values)
         ready = self._launcher.ready(number, values)
         if isinstance(ready, str):
             self._note(number, values=values, ended="failed", reason=ready)

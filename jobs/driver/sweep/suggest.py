@@ -18,13 +18,18 @@ TRIES = 200
 """Draws until a combination is found that no trial has had."""
 
 
-def suggest(sweep: SweepSpec, number: int, before: Sequence[Trial], mode: str) -> dict[str, Any]:
+def suggest(
+    sweep: SweepSpec, number: int, before: Sequence[Trial], mode: str, first: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the values of the trial `number` (from 0), by the dotted paths of their fields.
 
     Args:
         before: all trials so far; optuna learns from those that have ended, and no combination is made twice.
         mode: "max" or "min": which way the metric is better.
+        first: the values of the first trial, if they are not to be drawn.
     """
+    if number == 0 and first is not None:
+        return dict(first)
     if sweep.search == "grid":
         return point(sweep.fields, number)
     made = [trial.values for trial in before]
