@@ -31,7 +31,7 @@ def write(folder: Path) -> None:
 
 
 def learned(metrics: dict[str, float]) -> None:
-    assert metrics["frechet_distance"] < 1.5  # untrained: above 3
+    assert metrics["frechet_distance"] < 2.2  # untrained: 2.8; after 80 steps: about 1.4
 
 
 def asked(endpoint: Endpoint) -> None:
