@@ -29,7 +29,8 @@ def test_a_workload_goes_from_its_data_to_an_answer(workload: Workload, cluster:
     (folder,) = (home.home() / "storage" / "runs").glob(f"{workload.name}-*")
     assert [path.name for path in (folder / "faults").iterdir()] == [f"kill-rank1-step{KILLED_AT}-step"]
     workload.learned(trained["evaluation"])
-    assert trained["evaluations"]["first"]["loss"] > trained["evaluation"]["loss"]  # it is known after the resume, too
+    first = trained["evaluations"]["first"]["loss"]  # it is known after the resume, too
+    assert first > trained["evaluation"]["loss"] or not workload.falls
     assert _artifacts(trained["run_id"]) >= {*workload.pictures, "model-card.md"}
     assert "## Metrics" in (Path(trained["directory"]) / "README.md").read_text()
 
@@ -57,6 +58,9 @@ def _training(workload: Workload) -> dict[str, Any]:
 
 def _quantising(workload: Workload, parent: str) -> dict[str, Any]:
     spec = _common(workload, "quantize", f"{workload.name}-int8")
+    task = spec["task"]
+    if isinstance(task, dict):  # its tokenizer is the parent's
+        spec["task"] = {key: value for key, value in task.items() if key != "tokenizer"}
     return {**spec, "model": {"from": parent}, "quantize": {"precision": "fp32"}}
 
 

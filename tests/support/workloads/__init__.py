@@ -53,6 +53,8 @@ class Workload:
     """What the spec's section `training` has beside the test's own."""
     pictures: tuple[str, ...] = ()
     """Files that the run in MLflow has."""
+    falls: bool = True
+    """Whether the loss on held-out rows must have fallen: not where two sides of it are at odds."""
     unquantised: str = ""
     """Part of the reason for which int8 is refused; "" where it is made."""
 

@@ -55,4 +55,5 @@ WORKLOAD = Workload(
     asked=asked,
     training={"steps": 80, "global_batch_size": 32, "learning_rate": 3e-3, "betas": [0.5, 0.99], "weight_decay": 0.0},
     pictures=("samples.png",),
+    falls=False,
 )
