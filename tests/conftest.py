@@ -17,6 +17,10 @@ from cluster.connect import Connection, connection
 from tests.support import canaries, machine
 
 
+SECOND_CLUSTER = tuple(f"tests/e2e/test_e2e_{name}.py" for name in ("workloads", "sweep", "predict"))
+"""The end-to-end tests of another process than the others', where there are several; each has a cluster of its own."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder: `-m "not e2e"` leaves out both the end-to-end tests and the fault tests."""
     for item in items:
@@ -40,13 +44,15 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`: all that uses the session's cluster is one process's."""
+    """With `--dist loadfile`: what uses a session's cluster is one process's, in two parts of about the same length."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(SECOND_CLUSTER):
+                return "tests/e2e, the second part"
             return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
