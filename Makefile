@@ -26,7 +26,7 @@ check: $(STAMP)
 	$(VENV)/bin/python tools/spec_keys.py --check
 	$(VENV)/bin/python tools/grafana_dashboard.py --check
 
-# In two processes: the end-to-end tests, which start first, and beside them all others, the longest first.
+# In two processes, each with a cluster for its part of the end-to-end tests, which start first; then all others.
 test: check
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/integration tests/unit tests/contracts
 

@@ -16,7 +16,6 @@ from cluster import home, local, precision, processes
 from cluster.connect import Connection, connection
 from tests.support import canaries, machine
 
-
 SECOND_CLUSTER = tuple(f"tests/e2e/test_e2e_{name}.py" for name in ("workloads", "sweep", "predict"))
 """The end-to-end tests of another process than the others', where there are several; each has a cluster of its own."""
 
