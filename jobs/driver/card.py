@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from jobs.tasks import Task
 from tracking.manifest import ModelManifest
 
 FILE_NAME = "README.md"
+MOST_ZEROS = 16
 
 
 @dataclass(frozen=True)
@@ -147,17 +149,16 @@ def _request(manifest: ModelManifest, task: Task) -> tuple[str, dict[str, Any]]:
     if task.generates:
         messages = [{"role": "user", "content": "…"}]
         return "/v1/chat/completions", {"model": manifest.name, "messages": messages}
-    inputs = [
-        {
-            "name": part["name"],
-            "datatype": part["datatype"],
-            "shape": [1 if size == -1 else size for size in part["shape"]],
-            "data": ["…"],
-        }
-        for part in task.inputs()
-        if not part.get("parameters", {}).get("optional")
-    ]
+    inputs = [_blank(part) for part in task.inputs() if not part.get("parameters", {}).get("optional")]
     return f"/v2/models/{manifest.name}/infer", {"inputs": inputs}
+
+
+def _blank(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an input with zeros for numbers, if they are not too many to be read, and … for anything else."""
+    shape = [1 if size == -1 else size for size in part["shape"]]
+    few = part["datatype"] != "BYTES" and math.prod(shape) <= MOST_ZEROS
+    data = [0] * math.prod(shape) if few else ["…"]
+    return {"name": part["name"], "datatype": part["datatype"], "shape": shape, "data": data}
 
 
 def _line(sentence: str) -> str:

@@ -41,6 +41,23 @@ def check_finite(loss: float, of: str) -> None:
         )
 
 
+def check_rated(metrics: Mapping[str, float], metric: str, keep_best: int) -> None:
+    """Refuse to keep the best checkpoints by what is not measured of this data: none would be kept as one.
+
+    Args:
+        metrics: of an evaluation.
+        metric, keep_best: the spec's, of `checkpoint`.
+
+    Raises:
+        UserError: it is not among them.
+    """
+    if keep_best and metric not in metrics:
+        raise UserError(
+            f"checkpoint.metric {metric!r} is not measured of this data, so that no checkpoint could be the best; "
+            f"measured: {', '.join(metrics)}"
+        )
+
+
 During = Callable[[str], AbstractContextManager[None]]
 """What has a limit of its own meanwhile (jobs/worker/watchdog.py)."""
 Say = Callable[[Sequence[str]], None]

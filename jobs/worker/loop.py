@@ -33,7 +33,7 @@ from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
 from jobs.worker import proof, untaught
 from jobs.worker.config import WorkerConfig
-from jobs.worker.evaluate import to_device
+from jobs.worker.evaluate import check_rated, to_device
 from jobs.worker.export import export
 from jobs.worker.fault_injection import damage
 from jobs.worker.losses import RecentLosses, check_gradient
@@ -180,6 +180,7 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         worker.injector.inject("evaluate", step)
         sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows)
     metrics = worker.task.summarise(sums)
+    check_rated(metrics, worker.spec.checkpoint.metric, worker.spec.checkpoint.keep_best)
     worker.evaluations[label] = metrics
     if worker.first and label == "first":
         with suppress(OSError):  # a full disk costs the number, not the run its worker

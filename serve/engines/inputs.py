@@ -45,9 +45,9 @@ def rows(inputs: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]) -> list
 
 
 def blank(wanted: Sequence[Mapping[str, Any]]) -> Any:
-    """Return an instance of zeros and one-letter texts."""
+    """Return an instance of zeros and one-letter texts, without what may be left out."""
     values = {}
-    for part in wanted:
+    for part in (part for part in wanted if not (part.get("parameters") or {}).get("optional")):
         shape = [max(size, 1) for size in part["shape"]]
         dtype = DATATYPES.get(part["datatype"])
         values[part["name"]] = np.full(shape, "a", object).tolist() if dtype is None else np.zeros(shape, dtype)

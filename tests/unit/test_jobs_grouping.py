@@ -14,7 +14,7 @@ from jobs.data import prepare, rows
 from jobs.spec import JobSpec
 from jobs.tasks import Task, TaskError
 from jobs.tasks.grouping import moments
-from jobs.worker.evaluate import interleaved, joined, measure
+from jobs.worker.evaluate import check_rated, interleaved, joined, measure
 
 OWN = '''
 import numpy as np
@@ -171,3 +171,10 @@ def test_what_is_gathered_is_in_the_order_of_the_rows_on_any_number_of_ranks(tmp
 
 def test_shares_of_uneven_length_are_put_together() -> None:
     assert interleaved([np.array([0, 3]), np.array([1]), np.array([2])]).tolist() == [0, 1, 2, 3]
+
+
+def test_the_best_are_not_kept_by_what_is_not_measured() -> None:
+    check_rated({"loss": 1.0}, "loss", 1)
+    check_rated({"loss": 1.0}, "r2", 0)
+    with pytest.raises(UserError, match="checkpoint.metric 'r2' is not measured of this data.* measured: loss, auc"):
+        check_rated({"loss": 1.0, "auc": 0.5}, "r2", 1)

@@ -130,3 +130,4 @@ def test_what_is_optional_may_be_left_out_and_nothing_else() -> None:
     assert rows({"text": ["a"], "pair": ["c"]}, wanted) == [{"text": "a", "pair": "c"}]
     with pytest.raises(InputError, match=r"must be text, pair \(optional\); given: pair"):
         rows({"pair": ["c"]}, wanted)
+    assert blank(wanted) == {"text": "a"}
