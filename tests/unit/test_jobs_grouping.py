@@ -176,5 +176,5 @@ def test_shares_of_uneven_length_are_put_together() -> None:
 def test_the_best_are_not_kept_by_what_is_not_measured() -> None:
     check_rated({"loss": 1.0}, "loss", 1)
     check_rated({"loss": 1.0}, "r2", 0)
-    with pytest.raises(UserError, match="checkpoint.metric 'r2' is not measured of this data.* measured: loss, auc"):
+    with pytest.raises(UserError, match=r"checkpoint\.metric 'r2' is not measured of this data.* measured: loss, auc"):
         check_rated({"loss": 1.0, "auc": 0.5}, "r2", 1)
