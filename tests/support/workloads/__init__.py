@@ -19,8 +19,6 @@ class Endpoint:
     client: httpx.Client
     """Its base URL is the endpoint's."""
     model: str
-    folder: Path
-    """Where `write` has put the data."""
 
     def infer(self, **inputs: tuple[str, list[int], list[Any]]) -> dict[str, list[Any]]:
         """Ask for predictions of tensors, each (datatype, shape, flat data); return the outputs' data by name."""
