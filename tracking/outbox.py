@@ -103,6 +103,11 @@ def forget(spool: Path) -> None:
     (spool / FILE).unlink(missing_ok=True)
 
 
+def is_noted(spool: Path) -> bool:
+    """Say whether it is noted how the run of a spool ended: the server has not been told everything."""
+    return (spool / FILE).exists()
+
+
 def pending(root: Path) -> list[Path]:
     """List the spools of the runs right below `root` whose end the server has not been told.
 

@@ -131,7 +131,8 @@ def _end(job: Job, ending: Ending) -> None:
     """Send what is left and close the run. A tracking server that is down changes nothing about the job's result."""
     end_if_lost(job.folder)
     spool = job.folder.spool
-    for keep in (lambda: job.folder.write_status(ending.status), lambda: outbox.note(spool, ending)):
+    # The note first: who finds a run that has ended in its folder alone would tell MLflow that it failed.
+    for keep in (lambda: outbox.note(spool, ending), lambda: job.folder.write_status(ending.status)):
         try:
             keep()
         except OSError as error:

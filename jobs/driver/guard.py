@@ -72,26 +72,41 @@ def main(path: Path, number: int) -> None:
         return
     for_memory = deaths.oom_kills() > kills
     folder = RunFolder(path, resumed=True)
-    if folder.status() != "RUNNING" or lease.newest(path) != number:
+    if lease.newest(path) != number:
+        return
+    from tracking import outbox  # not before it is needed: guards are many, and should be small
+
+    if folder.status() != "RUNNING":  # the driver died while it told MLflow
+        if outbox.is_noted(folder.spool):
+            tell(folder, number)
         return
     stopped = folder.stop_requested()
     status, reason = ending_of(stopped=stopped, hung=folder.hung_attempts(), for_memory=for_memory)
     with suppress(OSError):  # a full disk: the tracking server has to know all the same
         folder.write_status(status)
+    with suppress(OSError):
+        outbox.note(folder.spool, outbox.Ending(folder.key, folder.key, status))
+    tell(folder, number, reason)
+
+
+def tell(folder: RunFolder, number: int, reason: str = "") -> None:
+    """End the run in MLflow as noted, for as long as lease `number` is the newest.
+
+    Args:
+        reason: why the driver could not, if it had not come to its end.
+    """
     from tracking import outbox
     from tracking.errors import TrackingError
     from tracking.run import Run
 
-    ending = outbox.Ending(folder.key, folder.key, status)
-    with suppress(OSError):
-        outbox.note(folder.spool, ending)
     for _ in range(PATIENCE):
-        if lease.newest(path) != number:
+        if lease.newest(folder.path) != number:
             return  # somebody goes on with it, and will end it
         try:
-            run = Run.open(folder.key, folder.key)
-            run.set_tags({"tandem.error": reason})
-            run.log_text(page(folder, reason), "post-mortem.md")
+            if reason:
+                run = Run.open(folder.key, folder.key)
+                run.set_tags({"tandem.error": reason})
+                run.log_text(page(folder, reason), "post-mortem.md")
             outbox.settle(folder.spool)
             return
         except TrackingError as error:
