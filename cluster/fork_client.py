@@ -9,6 +9,10 @@ seconds of CPU; without the server every worker of every group pays them, at eve
 
 Ray itself is imported after the fork: its core reads at import whose job it works for. Where anything about the server
 fails, this process becomes a plain Python and imports everything by itself: slower, nothing else.
+
+A job's driver is forked too (`shadow`). It was started by Ray's job supervisor, which sends it signals, kills it and
+waits for its exit code, so the process that Ray knows stays: it passes signals on, and when it is killed the server
+kills the forked one.
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 
-from cluster.ray_process_internals import RAYLET_ARGUMENT, RAYLET_PID, SHIPPED_FOLDER
+from cluster.ray_process_internals import RAYLET_ARGUMENT, RAYLET_PID, RAYLET_SOCKET, SHIPPED_FOLDER
 
 START_TIMEOUT_S = 60.0
 SHARED = (
@@ -37,6 +43,10 @@ SHARED = (
     "THP_MEM_ALLOC_ENABLE",
 )
 """Variables that what is imported looks at, and the cluster's mark, which a forked process shows for good."""
+SHARED_PREFIXES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH", "PYTORCH_")
+"""How others of the kind begin: Hugging Face's libraries read theirs while they are imported."""
+IS_FORKED = "TANDEM_FORKED"
+"""A variable of processes that `shadow` has had forked."""
 
 
 def py_executable(hook: str) -> str:
@@ -51,19 +61,71 @@ def py_executable(hook: str) -> str:
 def main(hook: str, arguments: list[str]) -> None:
     """Have a process forked that is this one, and wait for its end; or become a plain Python."""
     try:
-        connection = _connected(hook, _session(arguments))
-        _send(connection, arguments)
-        answer = connection.recv(4)
-        if len(answer) < 4:
-            raise ConnectionError("it ended")
+        connection = _connected(hook, _session(arguments), os.environ)
+        _pass_signals(_asked(connection, {"arguments": arguments}))
     except OSError as error:
         print(f"no fork server ({error}): this process imports by itself", file=sys.stderr)
         os.execv(sys.executable, [sys.executable, *arguments])
-    (pid,) = struct.unpack("i", answer)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: os.kill(pid, signum))
     while connection.recv(1):  # the forked process holds the other end until it ends
         pass
+
+
+def shadow(hook: str, module: str, environment: Mapping[str, str]) -> int | None:
+    """Have this process's work, `python -m module` with its arguments, done by a forked one; return its exit code.
+
+    None: there is no raylet above this process, no server comes up, or this one has been forked: do it here.
+
+    Args:
+        environment: the server's, should it have to be started; what its imports depend on tells servers apart.
+    """
+    if os.environ.pop(IS_FORKED, None) or (raylet := raylet_above()) is None:
+        return None
+    pid, session = raylet
+    try:
+        connection = _connected(hook, session, {**environment, RAYLET_PID: str(pid)})
+        marked = {**os.environ, IS_FORKED: "1"}
+        _pass_signals(_asked(connection, {"arguments": sys.argv, "module": module, "environment": marked}))
+    except OSError as error:
+        print(f"no fork server ({error}): this process imports by itself", file=sys.stderr)
+        return None
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it in all that it starts
+    code = connection.recv(4)  # the server sends it
+    return struct.unpack("i", code)[0] if len(code) == 4 else 1
+
+
+def raylet_above() -> tuple[int, str] | None:
+    """Return the raylet among the processes above this one, and the folder of its session."""
+    pid = os.getppid()
+    with suppress(OSError, ValueError, IndexError):
+        while pid > 1:
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+                arguments = file.read().split("\0")
+            for argument in arguments:
+                if argument.startswith(RAYLET_SOCKET):
+                    return pid, os.path.dirname(os.path.dirname(argument.removeprefix(RAYLET_SOCKET)))
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                pid = int(file.read().rpartition(")")[2].split()[1])
+    return None
+
+
+def _asked(connection: socket.socket, wanted: dict[str, object]) -> int:
+    """Ask for a process with this one's streams, folder and, unless others are wanted, variables; return its pid."""
+    _send(connection, {"environment": dict(os.environ), "folder": os.getcwd(), **wanted})
+    answer = connection.recv(4)
+    if len(answer) < 4:
+        raise ConnectionError("it ended")
+    pid: int = struct.unpack("i", answer)[0]
+    return pid
+
+
+def _pass_signals(pid: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, frame: _kill(pid, signum))
+
+
+def _kill(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _session(arguments: list[str]) -> str:
@@ -74,9 +136,9 @@ def _session(arguments: list[str]) -> str:
     raise FileNotFoundError(f"no {RAYLET_ARGUMENT} among the arguments")
 
 
-def _connected(hook: str, session: str) -> socket.socket:
-    """Connect to the server; start it if there is none."""
-    key = _key(hook)
+def _connected(hook: str, session: str, environment: Mapping[str, str]) -> socket.socket:
+    """Connect to the server of an environment; start it if there is none."""
+    key = _key(hook, environment)
     address = os.path.join(session, "sockets", f"fork-{key}")  # no longer than Ray's own: paths of sockets are limited
     deadline = time.monotonic() + START_TIMEOUT_S
     with open(f"{address}.lock", "w", encoding="utf-8") as lock:
@@ -84,7 +146,8 @@ def _connected(hook: str, session: str) -> socket.socket:
         try:
             return _connect(address)
         except OSError:
-            server = _start(hook, address, os.path.join(session, "logs", f"forkserver-{key}.log"))
+            log = os.path.join(session, "logs", f"forkserver-{key}.log")
+            server = _start([address, hook], log, environment)
         while True:
             try:
                 return _connect(address)
@@ -108,16 +171,17 @@ def check_peer(connection: socket.socket) -> None:
         raise PermissionError(f"the other end belongs to user {uid}")
 
 
-def _key(hook: str) -> str:
+def _key(hook: str, environment: Mapping[str, str]) -> str:
     """Name the server by what its imports depend on."""
     shipped = [
-        part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if SHIPPED_FOLDER in part
+        part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if SHIPPED_FOLDER in part
     ]  # jobs that ship the same share one
-    what = [sys.executable, hook, shipped, [os.environ.get(name) for name in SHARED]]
+    read = sorted({*SHARED, *(name for name in environment if name.startswith(SHARED_PREFIXES))})
+    what = [sys.executable, hook, shipped, [(name, environment.get(name)) for name in read]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:7]
 
 
-def _start(hook: str, address: str, log_path: str) -> int:
+def _start(arguments: list[str], log_path: str, environment: Mapping[str, str]) -> int:
     """Start the server as nobody's child, in a session of its own; return its pid."""
     reader, writer = os.pipe()
     if os.fork():
@@ -134,15 +198,17 @@ def _start(hook: str, address: str, log_path: str) -> int:
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 256)
-    os.chdir(os.path.dirname(address))  # -m looks in the folder first: a client's `datasets.py` is not for the others
-    os.execv(sys.executable, [sys.executable, "-m", "cluster.fork_server", address, hook])
+    os.chdir(
+        os.path.dirname(arguments[0])
+    )  # -m looks in the folder first: a client's `datasets.py` is not for the others
+    os.execve(sys.executable, [sys.executable, "-m", "cluster.fork_server", *arguments], dict(environment))
 
 
-def _send(connection: socket.socket, arguments: list[str]) -> None:
-    wanted = json.dumps({"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+def _send(connection: socket.socket, wanted: dict[str, object]) -> None:
+    content = json.dumps(wanted).encode()
     streams = array.array("i", [0, 1, 2])
-    connection.sendmsg([struct.pack("I", len(wanted))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
-    connection.sendall(wanted)
+    connection.sendmsg([struct.pack("I", len(content))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    connection.sendall(content)
 
 
 def is_alive(pid: int) -> bool:

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import runpy
+import selectors
 import signal
 import socket
 import struct
@@ -30,6 +31,104 @@ IDLE_S = 900.0
 POLL_S = 2.0
 
 
+class Server:
+    """Forks what it is asked for, and looks after those whose clients are their shadows."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._shadows: dict[int, socket.socket] = {}
+        """Connections to the clients of watched processes, by pid."""
+        self._wake, self._signalled = os.pipe2(os.O_NONBLOCK)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        signal.set_wakeup_fd(self._signalled)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)  # the pipe wakes the loop
+
+    def run(self, raylet: int) -> None:
+        """Serve until the raylet is gone or nobody asks any more, and no process is watched."""
+        asked_at = time.monotonic()
+        while self._shadows or is_alive(raylet):
+            if self._has_children():
+                asked_at = time.monotonic()
+            if time.monotonic() - asked_at > IDLE_S:
+                break
+            for key, _ in self._selector.select(POLL_S):
+                if key.fileobj is self._listener:
+                    asked_at = time.monotonic()
+                    self._take()
+                elif key.fileobj == self._wake:
+                    os.read(self._wake, 4096)
+                else:
+                    self._killed(key.data)
+
+    def _take(self) -> None:
+        """Fork what the next connection asks for."""
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            if not self._fork(connection):
+                connection.close()
+
+    def _fork(self, connection: socket.socket) -> bool:
+        """Fork what a connection asks for; say whether the new process is watched."""
+        connection.settimeout(5)
+        streams: list[int] = []
+        try:
+            check_peer(connection)
+            wanted = _receive(connection, streams)
+            pid = os.fork()
+            if pid == 0:
+                self._leave()
+                _become(connection, wanted, streams)
+            if "module" in wanted:
+                self._shadows[pid] = connection
+                self._selector.register(connection, selectors.EVENT_READ, pid)
+                return True
+        except (OSError, ValueError) as error:
+            print(f"a request failed: {error}", flush=True)
+        finally:
+            for stream in streams:
+                os.close(stream)
+        return False
+
+    def _leave(self) -> None:
+        """Let go, in a forked process, of what is the server's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        self._listener.close()
+        os.close(self._wake)
+        os.close(self._signalled)
+        for other in self._shadows.values():
+            other.close()
+
+    def _has_children(self) -> bool:
+        """Take leave of the children that have ended, so that nobody sees a zombie for long; say whether others live."""
+        try:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return True
+                self._ended(pid, os.waitstatus_to_exitcode(status))
+        except ChildProcessError:
+            return False
+
+    def _ended(self, pid: int, code: int) -> None:
+        """Tell a client how its process has ended, as a shell would put it."""
+        if (connection := self._shadows.pop(pid, None)) is None:
+            return
+        self._selector.unregister(connection)
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(struct.pack("i", code if code >= 0 else 128 - code))
+
+    def _killed(self, pid: int) -> None:
+        """Kill what a client was the shadow of, with all of its group: the client is gone."""
+        self._selector.unregister(self._shadows.pop(pid))
+        for kill in (os.killpg, os.kill):  # it has no group of its own yet, for a moment
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
+
+
 def serve(address: str, hook: str) -> None:
     """Import, then fork whatever is asked for at a socket, until the raylet is gone or nobody asks any more."""
     module, _, function = hook.partition(":")
@@ -37,51 +136,11 @@ def serve(address: str, hook: str) -> None:
     raylet = int(os.environ.get(RAYLET_PID) or 0)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(address)
-    signal.signal(signal.SIGCHLD, lambda signum, frame: _has_children())  # nobody may see a zombie for long
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(address)
         listener.listen(64)
         listener.settimeout(POLL_S)
-        asked_at = time.monotonic()
-        while is_alive(raylet):
-            if _has_children():
-                asked_at = time.monotonic()
-            if time.monotonic() - asked_at > IDLE_S:
-                break
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                continue
-            asked_at = time.monotonic()
-            with connection:
-                _fork(listener, connection)
-
-
-def _fork(listener: socket.socket, connection: socket.socket) -> None:
-    """Fork what one connection asks for."""
-    connection.settimeout(5)
-    streams: list[int] = []
-    try:
-        check_peer(connection)
-        wanted = _receive(connection, streams)
-        if os.fork() == 0:
-            listener.close()
-            _become(connection, wanted, streams)
-    except (OSError, ValueError) as error:
-        print(f"a request failed: {error}", flush=True)
-    finally:
-        for stream in streams:
-            os.close(stream)
-
-
-def _has_children() -> bool:
-    """Take leave of the children that have ended; say whether others live."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return True
-    except ChildProcessError:
-        return False
+        Server(listener).run(raylet)
 
 
 def _receive(connection: socket.socket, streams: list[int]) -> dict[str, object]:
@@ -107,7 +166,6 @@ def _become(connection: socket.socket, wanted: dict[str, object], streams: list[
     """Be the process that was asked for: its streams, environment, folder and arguments; then run its script."""
     code = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # raylets signal a worker's whole process group when it ends
         connection.settimeout(None)
         for number, stream in enumerate(streams):
@@ -115,7 +173,12 @@ def _become(connection: socket.socket, wanted: dict[str, object], streams: list[
             os.close(stream)
         arguments = _dress(wanted)
         connection.send(struct.pack("i", os.getpid()))
-        runpy.run_path(arguments[0], run_name="__main__")
+        if (module := wanted.get("module")) is not None:
+            _be_called(str(module))
+            sys.path[0] = os.getcwd()  # as with python -m
+            runpy.run_module(str(module), run_name="__main__")
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -126,6 +189,12 @@ def _become(connection: socket.socket, wanted: dict[str, object], streams: list[
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _be_called(name: str) -> None:
+    """Show a name, of which Linux keeps 15 characters, to `top` and `ps -o comm`: the command line is the server's."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as file:
+        file.write(name)
 
 
 def _dress(wanted: dict[str, object]) -> list[str]:

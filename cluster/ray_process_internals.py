@@ -17,6 +17,8 @@ RAYLET_PID = "RAY_RAYLET_PID"
 """Ray sets it for workers."""
 RAYLET_ARGUMENT = "--raylet-name="
 """The argument of a worker by which its session is found: SESSION/sockets/raylet."""
+RAYLET_SOCKET = "--raylet_socket_name="
+"""The argument of a raylet by which it is found among a driver's ancestors, with its session: SESSION/sockets/raylet."""
 SHIPPED_FOLDER = "py_modules_files"
 """Ray unpacks shipped packages below a folder of this name."""
 CURRENT_CLUSTER = "ray_current_cluster"
@@ -115,6 +117,12 @@ ENTRIES = (
         "--raylet-name=SESSION/sockets/… (an argument of workers, behind default_worker.py)",
         "to find the folder of the session, where the node's fork server listens",
         "no fork server is found: every worker imports by itself, seven seconds of CPU each",
+        "as for RAY_RAYLET_PID",
+    ),
+    Internal(
+        "--raylet_socket_name=SESSION/sockets/raylet (an argument of raylets)",
+        "to find, from a job's driver, the session's folder, where the node's fork server listens",
+        "every driver imports by itself: seven seconds of CPU before each job",
         "as for RAY_RAYLET_PID",
     ),
     Internal(

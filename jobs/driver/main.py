@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         spec = specfile.load(options.spec, JobSpec, options.overrides)
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
         storage.check(spec, base)
+        stopping.end_before_it_begins()
+        if (code := warm.shadow(spec, "jobs.driver")) is not None:
+            return code
         placed = connect_and_place(spec)
         from jobs.driver import attempt
 
@@ -49,7 +52,6 @@ def connect_and_place(spec: JobSpec) -> dict[str, int]:
     """Connect to the cluster, make sure that the job fits, have its processes started; return how they are placed."""
     environment = warm.environment(spec)
     os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_TRAIN_")})
-    stopping.end_before_it_begins()
     connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment, **warm.executable(spec)})
     stopping.end_before_it_begins()  # Ray has taken the signals for itself
     placed = check_it_fits(spec)
@@ -77,9 +79,8 @@ def check_it_fits(spec: JobSpec) -> dict[str, int]:
 
 def leave(code: int) -> None:
     """End this process now: taking apart an interpreter full of libraries takes seconds that somebody waits for."""
-    import ray
-
-    ray.shutdown()
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -16,6 +16,8 @@ from jobs.spec import JobSpec
 
 WORKER = {ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_training"}
 """What the environment of a process that computes holds besides."""
+FORK_HOOK = "jobs.driver.warm:import_before_ray"
+"""What a fork server does first."""
 
 
 def environment(spec: JobSpec) -> dict[str, str]:
@@ -31,6 +33,19 @@ def environment(spec: JobSpec) -> dict[str, str]:
     }
 
 
+def shadow(spec: JobSpec, module: str) -> int | None:
+    """Have this process's work done by one that is forked with the imports made, and return its exit code.
+
+    None: this process has to do it. Not with GPUs, as for `executable`.
+
+    Args:
+        module: what this process runs, as `python -m` does.
+    """
+    if spec.resources.gpus_per_worker:
+        return None
+    return fork_client.shadow(FORK_HOOK, module, {**os.environ, **environment(spec)})
+
+
 def executable(spec: JobSpec) -> dict[str, str]:
     """Return the part of the runtime environment that has the job's processes forked from one that has imported.
 
@@ -38,7 +53,7 @@ def executable(spec: JobSpec) -> dict[str, str]:
     """
     if spec.resources.gpus_per_worker:
         return {}
-    return {"py_executable": fork_client.py_executable("jobs.driver.warm:import_before_ray")}
+    return {"py_executable": fork_client.py_executable(FORK_HOOK)}
 
 
 def start(placed: Mapping[str, int], *, controller: bool = False, spare: bool = False) -> None:

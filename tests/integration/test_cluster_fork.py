@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,95 @@ def test_a_server_ends_with_its_raylet(session: Path) -> None:
     while server.is_running() and server.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+
+
+RAYLET = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[2:]))"
+"""What stands in a driver's ancestry where Ray's raylet does: it has the argument by which that is found."""
+DRIVER = """
+import sys
+from cluster.fork_client import shadow
+if __name__ == "__main__":
+    code = shadow("hook:load", "driver", {**__import__("os").environ, "MINE": "the server's"})
+    if code is not None:
+        print("shadow", code, flush=True)
+        sys.exit(code)
+    exec(open(sys.argv[1]).read())
+"""
+
+
+@contextmanager
+def driven(session: Path, *arguments: str, raylet: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """Run a driver that wants to be forked, below what looks like a raylet."""
+    (session / "driver.py").write_text(DRIVER)
+    command = [sys.executable, "-m", "driver", str(session / "script.py"), *arguments]
+    above = [sys.executable, "-c", RAYLET, f"--raylet_socket_name={session}/sockets/raylet"] if raylet else []
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{session}", "MINE": "the driver's"}
+    process = subprocess.Popen(
+        [*above, *command], env=environment, cwd=session / "elsewhere", stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_driver_is_forked_and_its_exit_code_is_its_shadows(session: Path) -> None:
+    with driven(session, "one") as process:
+        out, _ = process.communicate(timeout=30)
+    first, second = out.splitlines()
+    found = json.loads(first)
+    assert (found["loaded"], found["mine"], found["arguments"][-1]) == (True, "the driver's", "one")
+    assert (found["folder"], found["first"]) == (str(session / "elsewhere"),) * 2
+    assert psutil.Process(found["parent"]).environ()["MINE"] == "the server's"
+    assert (second, process.returncode) == ("shadow 3", 3)
+
+
+def test_a_driver_below_no_raylet_does_its_own_work(session: Path) -> None:
+    with driven(session, raylet=False) as process:
+        out, _ = process.communicate(timeout=30)
+    assert not json.loads(out)["loaded"]
+    assert process.returncode == 3
+
+
+@pytest.mark.parametrize(("number", "ends_as"), [(signal.SIGTERM, 143), (signal.SIGINT, 1), (signal.SIGKILL, 247)])
+def test_a_signal_to_the_shadow_reaches_the_driver_and_killing_it_kills_both(
+    session: Path, number: signal.Signals, ends_as: int
+) -> None:
+    with driven(session, "wait") as process:
+        assert process.stdout is not None
+        forked = psutil.Process(json.loads(process.stdout.readline())["pid"])
+        assert forked.name() == "driver"
+        (shadow,) = psutil.Process(process.pid).children()
+        shadow.send_signal(number)
+        assert psutil.wait_procs([forked], timeout=10)[1] == []
+        code = process.wait(10)
+    assert code == ends_as  # 1: KeyboardInterrupt; 247: what the process above makes of -9
+
+
+def test_a_driver_that_is_killed_is_told_to_its_shadow(session: Path) -> None:
+    with driven(session, "wait") as process:
+        assert process.stdout is not None
+        psutil.Process(json.loads(process.stdout.readline())["pid"]).kill()
+        assert process.wait(10) == 137
+
+
+def test_a_driver_outlives_its_raylet_no_longer_than_its_shadow(session: Path) -> None:
+    """Ray's supervisor ends what it started when its node goes; the server waits for that."""
+    with driven(session, "wait") as process:
+        assert process.stdout is not None
+        forked = psutil.Process(json.loads(process.stdout.readline())["pid"])
+        server = forked.parent()
+        (shadow,) = psutil.Process(process.pid).children()
+        process.kill()  # the raylet
+        process.wait()
+        time.sleep(3)
+        assert forked.is_running()
+        shadow.kill()
+        assert psutil.wait_procs([forked, server], timeout=15)[1] == []
+
+
+def test_what_hugging_face_reads_at_import_has_a_server_of_its_own(session: Path) -> None:
+    first, _ = answer(start(session, HF_HOME="/one"))
+    second, _ = answer(start(session, HF_HOME="/two"))
+    assert first["parent"] != second["parent"]

@@ -15,17 +15,21 @@ from pathlib import Path
 from cluster.errors import UserError
 from jobs import noise, progress
 from jobs.driver import main as driver
+from jobs.driver import stopping, warm
 from jobs.driver.sweep.process import asked
 from jobs.spec import JobSpec
 
 
 def main(folder: Path) -> int:
     """Run the trial whose request lies in a folder; return the exit code."""
-    threading.Thread(target=_end_with_sweep, name="tandem-sweep", daemon=True).start()
     noise.quiet()
     values, base, part = asked(folder)
     try:
         spec = JobSpec.model_validate(values)
+        stopping.end_before_it_begins()
+        if (code := warm.shadow(spec, "jobs.driver.sweep.trial")) is not None:
+            return code
+        threading.Thread(target=_end_with_sweep, name="tandem-sweep", daemon=True).start()
         placed = driver.connect_and_place(spec)
         from jobs.driver import attempt
 
