@@ -103,7 +103,7 @@ class Server:
             other.close()
 
     def _has_children(self) -> bool:
-        """Take leave of the children that have ended, so that nobody sees a zombie for long; say whether others live."""
+        """Take leave of the children that have ended, so that no zombie stays; say whether others live."""
         try:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
