@@ -198,9 +198,8 @@ def _start(arguments: list[str], log_path: str, environment: Mapping[str, str]) 
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.closerange(3, 256)
-    os.chdir(
-        os.path.dirname(arguments[0])
-    )  # -m looks in the folder first: a client's `datasets.py` is not for the others
+    # -m looks in the folder first: a client's `datasets.py` is not for the others.
+    os.chdir(os.path.dirname(arguments[0]))
     os.execve(sys.executable, [sys.executable, "-m", "cluster.fork_server", *arguments], dict(environment))
 
 
