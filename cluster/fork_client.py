@@ -43,8 +43,6 @@ SHARED = (
     "THP_MEM_ALLOC_ENABLE",
 )
 """Variables that what is imported looks at, and the cluster's mark, which a forked process shows for good."""
-SHARED_PREFIXES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH", "PYTORCH_")
-"""How others of the kind begin: Hugging Face's libraries read theirs while they are imported."""
 IS_FORKED = "TANDEM_FORKED"
 """A variable of processes that `shadow` has had forked."""
 
@@ -176,8 +174,7 @@ def _key(hook: str, environment: Mapping[str, str]) -> str:
     shipped = [
         part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if SHIPPED_FOLDER in part
     ]  # jobs that ship the same share one
-    read = sorted({*SHARED, *(name for name in environment if name.startswith(SHARED_PREFIXES))})
-    what = [sys.executable, hook, shipped, [(name, environment.get(name)) for name in read]]
+    what = [sys.executable, hook, shipped, [environment.get(name) for name in SHARED]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:7]
 
 

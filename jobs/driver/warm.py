@@ -6,6 +6,7 @@ They import while the data is being prepared, and again while training runs, for
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Mapping
 
@@ -16,6 +17,9 @@ from jobs.spec import JobSpec
 
 WORKER = {ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_training"}
 """What the environment of a process that computes holds besides."""
+OURS = {"working_dir", "py_modules", "excludes", "env_vars", "config"}
+VARIABLES = ("TANDEM_", "MLFLOW_", "RAY_")
+"""How the variables begin that no library reads while it is imported."""
 FORK_HOOK = "jobs.driver.warm:import_before_ray"
 """What a fork server does first."""
 
@@ -36,24 +40,39 @@ def environment(spec: JobSpec) -> dict[str, str]:
 def shadow(spec: JobSpec, module: str) -> int | None:
     """Have this process's work done by one that is forked with the imports made, and return its exit code.
 
-    None: this process has to do it. Not with GPUs, as for `executable`.
+    None: this process has to do it.
 
     Args:
         module: what this process runs, as `python -m` does.
     """
-    if spec.resources.gpus_per_worker:
+    if not _forks(spec):
         return None
     return fork_client.shadow(FORK_HOOK, module, {**os.environ, **environment(spec)})
 
 
 def executable(spec: JobSpec) -> dict[str, str]:
-    """Return the part of the runtime environment that has the job's processes forked from one that has imported.
-
-    Not with GPUs: libraries that look for one while they are imported leave a CUDA that cannot be forked.
-    """
-    if spec.resources.gpus_per_worker:
+    """Return the part of the runtime environment that has the job's processes forked from one that has imported."""
+    if not _forks(spec):
         return {}
     return {"py_executable": fork_client.py_executable(FORK_HOOK)}
+
+
+def _forks(spec: JobSpec) -> bool:
+    """Say whether the job's processes may be forked.
+
+    Not with GPUs: libraries that look for one while they are imported leave a CUDA that cannot be forked. Nor where the
+    job has an environment of its own, of which something may act while libraries are imported.
+    """
+    return not spec.resources.gpus_per_worker and is_ours(os.environ.get(ray_process_internals.JOB_MARKER, ""))
+
+
+def is_ours(marker: str) -> bool:
+    """Say whether a job's runtime environment, as Ray tells its driver, is no more than Tandem's own. Pure."""
+    try:
+        described = json.loads(marker or "{}").get("runtime_env") or {}
+        return described.keys() <= OURS and all(name.startswith(VARIABLES) for name in described.get("env_vars", {}))
+    except (ValueError, AttributeError):
+        return False
 
 
 def start(placed: Mapping[str, int], *, controller: bool = False, spare: bool = False) -> None:

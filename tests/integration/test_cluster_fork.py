@@ -252,9 +252,3 @@ def test_a_driver_outlives_its_raylet_no_longer_than_its_shadow(session: Path) -
         assert forked.is_running()
         shadow.kill()
         assert psutil.wait_procs([forked, server], timeout=15)[1] == []
-
-
-def test_what_hugging_face_reads_at_import_has_a_server_of_its_own(session: Path) -> None:
-    first, _ = answer(start(session, HF_HOME="/one"))
-    second, _ = answer(start(session, HF_HOME="/two"))
-    assert first["parent"] != second["parent"]

@@ -1,7 +1,9 @@
 """A run that ended while the server was away is told later, whole, from its spool alone; a damaged one stops nobody."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,35 @@ def test_a_run_the_server_never_heard_of_is_told_later(tmp_path: Path, monkeypat
         assert run.data.params["steps"] == "10"
         assert run.data.tags["tandem.phase"] == "x"
         assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 11))
+    finally:
+        server.kill()
+
+
+def test_a_guard_tells_what_its_driver_had_not_told_when_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver had noted how the run ended, and died before MLflow knew."""
+    server = MlflowServer(tmp_path / "mlflow").start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        code = (
+            "import os, signal, sys; from pathlib import Path; from jobs import lease; from jobs.driver import guard;"
+            "from jobs.run_folder import RunFolder; from tracking import outbox; from tracking.run import Run;"
+            "folder = RunFolder(Path(sys.argv[1])); number = lease.take(folder.path).number; folder.begin();"
+            "Run.open(folder.key, 'mine'); guard.start(folder, number);"
+            "outbox.note(folder.spool, outbox.Ending(folder.key, 'mine', 'FINISHED')); folder.write_status('FINISHED');"
+            "os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        run = tmp_path / "mine-1"
+        done = subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT, check=False)
+        assert done.returncode == -signal.SIGKILL
+        deadline = time.monotonic() + 60
+        while (run / "spool" / outbox.FILE).exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        client = connect(server.url)
+        (found,) = client.search_runs([client.get_experiment_by_name("tandem").experiment_id])
+        assert found.info.status == "FINISHED"
+        assert "tandem.error" not in found.data.tags
     finally:
         server.kill()
 
