@@ -70,6 +70,7 @@ def test_a_guard_tells_what_its_driver_had_not_told_when_it_was_killed(
             "os.kill(os.getpid(), signal.SIGKILL)"
         )
         run = tmp_path / "mine-1"
+        run.mkdir()
         done = subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT, check=False)
         assert done.returncode == -signal.SIGKILL
         deadline = time.monotonic() + 60
