@@ -20,6 +20,8 @@ WORKER = {ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_trai
 OURS = {"working_dir", "py_modules", "excludes", "env_vars", "config"}
 VARIABLES = ("TANDEM_", "MLFLOW_", "RAY_")
 """How the variables begin that no library reads while it is imported."""
+DRIVES = "TANDEM_DRIVES"
+"""A variable of a fork server that a driver has started: others will follow."""
 FORK_HOOK = "jobs.driver.warm:import_before_ray"
 """What a fork server does first."""
 
@@ -47,7 +49,7 @@ def shadow(spec: JobSpec, module: str) -> int | None:
     """
     if not _forks(spec):
         return None
-    return fork_client.shadow(FORK_HOOK, module, {**os.environ, **environment(spec)})
+    return fork_client.shadow(FORK_HOOK, module, {**os.environ, **environment(spec), DRIVES: "1"})
 
 
 def executable(spec: JobSpec) -> dict[str, str]:
@@ -96,7 +98,10 @@ def import_before_ray() -> None:
         from jobs.worker.deepspeed_internals import import_deepspeed
 
         import_deepspeed()  # before transformers imports it at full length
-    for module in ("transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.worker.loop"):
+    modules = ["transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.worker.loop"]
+    if os.environ.get(DRIVES):
+        modules += ["jobs.driver.attempt", "mlflow.tracking"]
+    for module in modules:
         importlib.import_module(module)
 
 

@@ -101,7 +101,7 @@ def test_a_hung_job_that_is_stopped_has_ended_everywhere(folder, storage):
     job = faults.submitted_plainly(folder, "hung-stopped", *EVALUATED, fault=fault, patience_s=3)
     path = faults.wait_for_folder(storage, "hung-stopped")
     faults.wait_for(lambda: list(path.glob("faults/*")), "hang")
-    tree = faults.tree_of(faults.driver_of("hung-stopped"))
+    tree = [*faults.tree_of(faults.driver_of("hung-stopped")), *faults.tree_of(faults.owner_of(path))]
     assert connect.job_client().stop_job(job)
     found = ended(job, storage, "hung-stopped")
     assert found.status == "STOPPED"

@@ -23,6 +23,7 @@ from cluster import connect, shipping
 from cluster.connect import connection
 from jobs import submit
 from jobs.worker import fault_injection
+from tracking import outbox
 
 SPEC: dict[str, Any] = {
     "name": "faulted",
@@ -189,7 +190,7 @@ def time_of_step(found: Faulted, step: int) -> float:
 
 
 def driver_of(name: str) -> psutil.Process:
-    """Return the process of a job's driver."""
+    """Return the process of a job's driver that Ray has started: the shadow of the one that works."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -198,6 +199,11 @@ def driver_of(name: str) -> psutil.Process:
                 found.append(process)
     (driver,) = found
     return driver
+
+
+def owner_of(run: Path) -> psutil.Process:
+    """Return the process of a job's driver that works."""
+    return psutil.Process(json.loads((run / "spool" / outbox.OWNER).read_text())["pid"])
 
 
 def tree_of(process: psutil.Process) -> list[psutil.Process]:
