@@ -14,7 +14,7 @@ from jobs.trial_table import TrialLine
 
 DESCRIPTIONS = {
     "read": "reading the data",
-    "fit": "fitting the tokenizer or the labels",
+    "fit": "fitting the task to the data",
     "encode": "encoding",
     "reference": "asking the reference",
     "start": "starting the workers",

@@ -85,7 +85,7 @@ class Preparation:
             _check_measurable(self._spec, task, self._parent)
             named = task.generates and getattr(getattr(task.options, "tokenizer", None), "source", None)
             if self._train is None and not named:
-                raise UserError("data.train is missing: there is nothing to learn the tokenizer or the labels from")
+                raise UserError("data.train is missing: there is nothing that the task could be fitted to")
             self._on_progress("fit", 0, 1)
             notes = task.fit(self._findings())
             self._on_progress("fit", 1, 1)

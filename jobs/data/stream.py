@@ -204,7 +204,7 @@ def said_of_content(survey: Survey) -> list[str]:
         said.append(f"{len(survey.empty)} of the files hold no example: {named}")
     if survey.contradicting:
         count = len(survey.contents)
-        said.append(f"{survey.contradicting} of {count} examples are copies of an earlier one with another label")
+        said.append(f"{survey.contradicting} of {count} examples are copies of an earlier one with another target")
     if survey.unused:
         columns = [f"{column!r} (in {count})" for column, count in sorted(survey.unused.items())]
         said.append(f"columns that have no effect: {_some(columns, len(columns))}")

@@ -118,6 +118,6 @@ def test_copies_with_another_label_are_said():
     rows = [{"text": text, "label": label} for text, label in ("ax", "ay", "ay", "bx", "bx", "by", "bz", "cx")]
     reading = stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), get("text-classification")())
     said = stream.said_of_content(reading.survey(BadRows()))
-    assert said == ["3 of 8 examples are copies of an earlier one with another label"]
+    assert said == ["3 of 8 examples are copies of an earlier one with another target"]
     rows[:] = [{"text": "a", "label": 1}, {"text": "a", "label": "1"}, {"text": "b", "label": 2}]
     assert stream.said_of_content(reading.survey(BadRows())) == []
