@@ -85,7 +85,8 @@ class ImageTask(Task):
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the image, whatever its label or its path."""
         there = [path for path in self.files(example) if path.is_file()]
-        return there[0].read_bytes() if there else self._image(example)
+        image = there[0].read_bytes() if there else self._image(example)
+        return (isinstance(image, Mapping) and image.get("bytes")) or image
 
     def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
         """Return the image's path, where the example names it instead of holding it."""

@@ -139,6 +139,18 @@ def test_exif_orientation_is_honoured() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
     assert values(file(image, exif=exif)) == [[[10]], [[200]]]
+    task = get("image-classification")()
+    examples = [{"image": file(image, exif=exif), "label": 0}, {"image": file(image), "label": 1}]
+    task.fit(task.observe(examples))
+    assert task.encode(examples)["turned"].tolist() == [1, 0]
+    assert "upright" in task.counted["turned"]
+
+
+def test_copies_under_other_names_are_copies() -> None:
+    content = file(Image.new("L", (2, 2), 3))
+    task = get("image-classification")()
+    first, second = (task.content({"image": {"bytes": content, "path": name}}) for name in ("a.png", "b.png"))
+    assert first == second == content
 
 
 def test_the_first_frame_is_used_and_said() -> None:
