@@ -49,6 +49,8 @@ def check_model(architecture: str, config: Mapping[str, Any]) -> None:
 def check_stride(config: Any, rate: int) -> None:
     """Raise TaskError for a model whose frames are so long that no transcript is sure to fit into them."""
     stride = _product(config.conv_stride)
+    if getattr(config, "add_adapter", False):
+        stride *= config.adapter_stride**config.num_adapter_layers
     if stride > FRAME_S * rate:
         raise TaskError(
             f"the model makes one frame of {stride} samples, {1000 * stride / rate:.0f} ms at {rate} samples per "

@@ -28,6 +28,7 @@ class SpeechRows(OwnNetworks):
     counted: ClassVar[Mapping[str, str]] = {
         "resampled": "recordings are resampled",
         "averaged": "recordings have several channels, which are averaged",
+        "silent": "recordings hold nothing but silence",
         "too_long": "recordings are longer than max_seconds, or than the longest of the training data: left out",
         "too_fast": f"transcripts have more characters than frames of {speech_hub.FRAME_S * 1000:.0f} ms: left out",
         "unknown": "transcripts have characters that the model does not know, and count as mistakes",
@@ -53,7 +54,10 @@ class SpeechRows(OwnNetworks):
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the recording, whatever its name and its transcript."""
         there = [path for path in self.files(example) if path.is_file()]
-        return there[0].read_bytes() if there else self._audio(example)
+        value = there[0].read_bytes() if there else self._audio(example)
+        if isinstance(value, Mapping):
+            return value.get("bytes") or [value.get("array"), value.get("sampling_rate")]
+        return value
 
     def answer(self, example: Mapping[str, Any]) -> str:
         """Return the transcript."""
@@ -106,10 +110,11 @@ class SpeechRows(OwnNetworks):
             self.symbols, self.blank = found
             self.rate = speech_hub.sample_rate(parent)
             letters = [symbol for symbol in self.symbols if symbol.lower() != symbol.upper()]
-            self.case = "upper" if letters and all(each.isupper() for each in letters) else "kept"
+            self.case = "upper" if letters and all(each.isupper() for each in letters) else self.case
             self.longest_s = self.options.max_seconds or 20.0
         else:
             return False
+        self._check_case()
         if self.options.sample_rate not in (None, self.rate):
             raise TaskError(
                 f"task.sample_rate is {self.options.sample_rate}, but the model it starts from hears {self.rate} "
@@ -148,7 +153,7 @@ class SpeechRows(OwnNetworks):
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Decode recordings to samples (N, T) and number their transcripts (N, L); what is too long is left out."""
         rows = [self._row(example) for example in examples]
-        names = ("resampled", "averaged", "too_long", "too_fast", "unknown")
+        names = ("resampled", "averaged", "silent", "too_long", "too_fast", "unknown")
         counts = {name: np.array([name in row["notes"] for row in rows], np.int32) for name in names}
         kept = [row for row in rows if not row["notes"] & {"too_long", "too_fast"}]
         width, height = self._most_samples(), self._most_symbols()
@@ -200,17 +205,31 @@ class SpeechRows(OwnNetworks):
             text = column_of(example, column, "text_column")
         return transcripts.tidy(text, self.case)
 
+    def _check_case(self) -> None:
+        """Refuse small letters for a model that has none.
+
+        Raises:
+            TaskError: every letter would be one that it does not know.
+        """
+        letters = [symbol for symbol in self.symbols if symbol.lower() != symbol.upper()]
+        if self.options.lowercase and letters and not any(each.islower() for each in letters):
+            raise TaskError(
+                f"task.lowercase asks for small letters, and the model it starts from writes {''.join(letters)!r:.40}: "
+                "leave it out"
+            )
+
     def _row(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Return samples and label of an example, and what is to be counted of it."""
         content = audio.content_of(self._audio(example))
         text = self._text(example)
         if audio.about(content).seconds > self.longest_s + 1e-3:
             return {"notes": {"too_long"}}
-        heard = audio.sound(content, self.rate)
+        heard = audio.heard(content, self.rate)
         label, unknown = transcripts.numbers(text, self.symbols)
         room = len(heard.samples) / self.rate / speech_hub.FRAME_S
         notes = {"resampled": heard.resampled, "averaged": heard.averaged, "unknown": unknown}
         notes["too_fast"] = transcripts.frames_needed(label) > room
+        notes["silent"] = not heard.samples.any()
         samples = audio.whole(heard.samples)[: self._most_samples()]
         return {"samples": samples, "label": label, "notes": {name for name, there in notes.items() if there}}
 
