@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 
+LATENT_SIZE = 64
+
+
 class GanOptions(ImageOptions):
     """How images become pixels, and how the generator and the discriminator learn."""
 
-    latent_size: int = Field(64, gt=0, le=4096)
-    """An image is made of so many numbers."""
+    latent_size: int | None = Field(None, gt=0, le=4096)
+    """An image is made of so many numbers. Left out: 64, or as many as the model that the job starts from has."""
     r1: float = Field(0.5, ge=0)
     """Weight of the discriminator's squared steepness at the images (R1), which keeps the two in balance."""
     flip: bool = False
@@ -51,7 +54,7 @@ class Gan(OwnNetworks, ImageTask):
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        self.latent_size: int = self.options.latent_size
+        self.latent_size: int = self.options.latent_size or LATENT_SIZE
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -78,7 +81,7 @@ class Gan(OwnNetworks, ImageTask):
         """Keep what the parent learned; a latent_size of another value is refused."""
         asked = self.options.latent_size
         super().inherit(parent)
-        if "latent_size" in self.options.model_fields_set and asked != self.latent_size:
+        if asked not in (None, self.latent_size):
             raise TaskError(f"task.latent_size is {asked}, but the model it starts from has {self.latent_size}")
         return True
 

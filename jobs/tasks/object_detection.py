@@ -21,10 +21,13 @@ from jobs.tasks.detectors import Detectors, look
 from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
 from jobs.tasks.labelled_images import ImageFindings
-from jobs.tasks.labels import check_columns, column_of, kind_of, natural, said_of, unknown_of
+from jobs.tasks.labels import check_columns, chosen, column_of, kind_of, natural, said_of, unknown_of
 
 if TYPE_CHECKING:
     import torch
+
+
+SCORE_THRESHOLD, MAX_DETECTIONS = 0.3, 100
 
 
 class ObjectDetectionOptions(ImageOptions):
@@ -35,10 +38,12 @@ class ObjectDetectionOptions(ImageOptions):
     category. A COCO file has it."""
     max_objects: int = Field(100, gt=0, le=10_000)
     """An image with more objects than this is a bad row."""
-    max_detections: int = Field(100, gt=0, le=1000)
-    """So many guesses for an image are measured, as COCO does, and answered at most."""
-    score_threshold: float = Field(0.3, ge=0, lt=1)
-    """Guesses of a lower score are not answered; all are measured."""
+    max_detections: int | None = Field(None, gt=0, le=1000)
+    """So many guesses for an image are measured, and answered at most. Left out: 100, as COCO has it, or what the model
+    that the job starts from has."""
+    score_threshold: float | None = Field(None, ge=0, lt=1)
+    """Guesses of a lower score are not answered; all are measured. Left out: 0.3, or what the model that the job starts
+    from has."""
     flip: bool = False
     """Every second image is mirrored, left to right, in training."""
 
@@ -70,8 +75,8 @@ class ObjectDetection(Detectors, ImageTask):
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         self.categories: list[str] = []
-        self.score_threshold: float = self.options.score_threshold
-        self.max_detections: int = self.options.max_detections
+        self.score_threshold: float = chosen(self.options.score_threshold, SCORE_THRESHOLD)
+        self.max_detections: int = chosen(self.options.max_detections, MAX_DETECTIONS)
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -304,7 +309,5 @@ class ObjectDetection(Detectors, ImageTask):
     def _take(self, settings: Mapping[str, Any]) -> None:
         super()._take(settings)
         self.categories = settings["categories"]
-        if "score_threshold" not in self.options.model_fields_set:
-            self.score_threshold = settings["score_threshold"]
-        if "max_detections" not in self.options.model_fields_set:
-            self.max_detections = settings.get("max_detections", self.max_detections)
+        self.score_threshold = chosen(self.options.score_threshold, settings["score_threshold"])
+        self.max_detections = chosen(self.options.max_detections, settings.get("max_detections", MAX_DETECTIONS))

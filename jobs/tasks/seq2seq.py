@@ -51,7 +51,7 @@ class Seq2Seq(Task):
         self._for_data = options is not None
         self._parent: Path | str | None = None
         self._learned: dict[str, Any] = {
-            "prefix": self.options.prefix,
+            "prefix": self.options.prefix or "",
             "max_source_length": self.options.max_source_length or MAX_LENGTH,
             "max_target_length": self.options.max_target_length or MAX_LENGTH,
         }
@@ -109,12 +109,17 @@ class Seq2Seq(Task):
         """Keep the parent's tokenizer, unless another is named; of a model of this task, prefix and lengths too."""
         self._parent = parent
         if (Path(parent) / PAIRS_FILE).is_file():
-            given = {key: getattr(self.options, key) for key in self._learned if key in self.options.model_fields_set}
+            given = {key: getattr(self.options, key) for key in self._learned}
             self._learned = {**_read(Path(parent)), **{key: value for key, value in given.items() if value is not None}}
         if self.options.tokenizer.is_given:
             return False
         self.tokenizer = pair_tokens.checked(tokenization.load(parent))
         return True
+
+    def inherited(self) -> list[str]:
+        """Say what stands before each source, and where texts are cut."""
+        lengths = f"texts are cut at {self.max_source_length} and {self.max_target_length} tokens"
+        return [f"before each source stands {self.prefix!r}; {lengths}" if self.prefix else lengths]
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer, and seq2seq.json: the prefix and the lengths at which texts are cut."""
