@@ -1,5 +1,6 @@
 """Preferences: what is read of an example, the rows, the losses against their definitions, and the reference."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from jobs.data import prepare
+from jobs.data import prepare, splitting
 from jobs.spec import JobSpec, LoraSpec
 from jobs.tasks import IGNORED, TaskError, is_ours, preference_loss
 from jobs.tasks.causal_lm import CausalLM
@@ -154,6 +155,35 @@ def spec(objective: str, metric: str = "loss", **model: Any) -> JobSpec:
             "checkpoint": {"metric": metric},
         }
     )
+
+
+def test_a_pair_and_the_other_way_round_are_one_example_with_two_answers(tmp_path: Path) -> None:
+    one = {"prompt": "q", "chosen": "good\nanswer", "rejected": "bad"}
+    same, reverse = {**one, "chosen": "good answer "}, {**one, "chosen": "bad", "rejected": "good answer"}
+    task = dpo()
+    contents = [splitting.content_of(task.content(each)) for each in (one, same, reverse, pair(1))]
+    assert contents[0] == contents[1] == contents[2] != contents[3]
+    answers = [splitting.content_of(task.answer(each)) for each in (one, same, reverse)]
+    assert answers[0] == answers[1] != answers[2]
+    rows = [one, reverse, *({**one, "prompt": f"q {number}"} for number in range(18))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = prepare.prepare(
+        JobSpec.model_validate(
+            {
+                "name": "x",
+                "phase": "pretrain",
+                "task": {"name": "causal-lm", "objective": "orpo", "tokenizer": {"train": "bpe", "vocab_size": 300}},
+                "model": {"architecture": "lstm"},
+                "data": {"train": "pairs.jsonl", "eval_fraction": 0.1},
+                "training": {"steps": 1},
+            }
+        ),
+        tmp_path,
+        tmp_path / "storage",
+        parent=None,
+        on_progress=lambda *event: None,
+    )
+    assert "1 of 20 examples are copies of an earlier one with another label" in done.notes
 
 
 def test_a_comparison_needs_a_model_to_start_from() -> None:
