@@ -209,6 +209,20 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         """
         return verification.summary(sums)
 
+    def verdict(self, metrics: Mapping[str, float]) -> list[str]:
+        """Say which of the two thresholds is not measured, so that what is answered by it is a guess."""
+        arcface = self.objective["loss"] == "arcface"
+        answers = {"threshold": "same", **({"identity_threshold": "identity"} if arcface else {})}
+        missing = [name for name in answers if name not in metrics]
+        if not missing:
+            return []
+        named = " and ".join(f"{name} (of the answer `{answers[name]}`)" for name in missing)
+        return [
+            f"{named} could not be measured: held-out images of one identity and of two are needed (data.eval_fraction, "
+            f"data.eval); a model that is exported with this evaluation answers by a similarity of {self.threshold:g}, "
+            "for which nothing speaks"
+        ]
+
     def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
         """Draw the ROC and how alike pairs are."""
         return verification.pictures(verification.Pairs.of(sums["embedding"], sums["identity"]))
