@@ -218,8 +218,9 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
             return []
         named = " and ".join(f"{name} (of the answer `{answers[name]}`)" for name in missing)
         return [
-            f"{named} could not be measured: held-out images of one identity and of two are needed (data.eval_fraction, "
-            f"data.eval); a model that is exported with this evaluation answers by a similarity of {self.threshold:g}, "
+            f"{named} could not be measured: held-out images of one identity and of two are needed "
+            "(data.eval_fraction, data.eval); a model that is exported with this evaluation answers by a similarity of "
+            f"{self.threshold:g}, "
             "for which nothing speaks"
         ]
 

@@ -205,7 +205,7 @@ class SpeechRecognition(SpeechRows):
         else:
             if model.training:  # transformers draws its masks from numpy: seeded by what torch draws for this step
                 np.random.seed(int(torch.randint(2**31, ()).item()))
-            logits = speech_hub.logits(model, inner.config, waveform, samples)
+            logits = speech_hub.logits(model, inner.config, waveform, samples, self.normalise)
             frames = speech_hub.frames(inner.config, samples)
         return logits.float().log_softmax(-1), frames.clamp(max=logits.shape[1])
 

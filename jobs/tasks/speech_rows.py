@@ -42,6 +42,8 @@ class SpeechRows(OwnNetworks):
         self.longest_s = 0.0
         self.symbols: list[str] = []
         self.blank = 0
+        self.normalise = True
+        """Whether a model of transformers hears recordings brought to mean 0 and deviation 1."""
         self.case = "lower" if self.options.lowercase else "kept"
 
     # -- data -------------------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ class SpeechRows(OwnNetworks):
             super().inherit(parent)
         elif (found := speech_hub.symbols(parent)) is not None:
             self.symbols, self.blank = found
-            self.rate = speech_hub.sample_rate(parent)
+            self.rate, self.normalise = speech_hub.hearing(parent)
             letters = [symbol for symbol in self.symbols if symbol.lower() != symbol.upper()]
             self.case = "upper" if letters and all(each.isupper() for each in letters) else self.case
             self.longest_s = self.options.max_seconds or 20.0
@@ -133,7 +135,7 @@ class SpeechRows(OwnNetworks):
     def save(self, directory: Path) -> None:
         """Write speech.json: rate, longest recording, symbols."""
         learned = {"sample_rate": self.rate, "max_seconds": self.longest_s, "symbols": self.symbols}
-        learned |= {"blank": self.blank, "case": self.case}
+        learned |= {"blank": self.blank, "case": self.case, "normalise": self.normalise}
         (directory / SPEECH_FILE).write_text(json.dumps(learned, indent=2, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
@@ -144,6 +146,7 @@ class SpeechRows(OwnNetworks):
             learned = json.loads((Path(directory) / SPEECH_FILE).read_text(encoding="utf-8"))
             task.rate, task.symbols = int(learned["sample_rate"]), list(map(str, learned["symbols"]))
             task.blank, task.case = int(learned["blank"]), str(learned["case"])
+            task.normalise = bool(learned.get("normalise", True))
             task.longest_s = task.options.max_seconds or float(learned["max_seconds"])
             task.case = "lower" if task.options.lowercase else task.case
         except (OSError, KeyError, TypeError, ValueError) as error:

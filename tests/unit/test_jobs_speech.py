@@ -456,6 +456,27 @@ def test_an_unknown_character_is_a_mistake_whatever_is_answered(tmp_path: Path) 
     assert (int(sums["character_edits"]), int(sums["characters"])) == (1, 1)
 
 
+def test_recordings_are_normalised_as_the_model_was_trained(tmp_path: Path) -> None:
+    from transformers import Wav2Vec2FeatureExtractor
+
+    hub_model(tmp_path)
+    sound = tones.spoken("ab")
+    for normalise in (True, False):
+        settings = {"sampling_rate": 8000, "do_normalize": normalise}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+        task = SpeechRecognition()
+        task.inherit(tmp_path)
+        task.save(tmp_path)
+        task = SpeechRecognition.load(tmp_path)
+        (tmp_path / "speech.json").unlink()
+        model = task.load_model(tmp_path)
+        theirs = Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=normalise)
+        values = theirs(sound, sampling_rate=8000, return_tensors="pt").input_values
+        with torch.no_grad():
+            found = task._heard(model, torch.from_numpy(sound)[None], torch.tensor([len(sound)]))[0]
+            torch.testing.assert_close(found, model(values).logits.log_softmax(-1), atol=1e-4, rtol=1e-4)
+
+
 def test_small_letters_are_asked_for_or_refused(tmp_path: Path) -> None:
     hub_model(tmp_path)
     with pytest.raises(TaskError, match=r"task\.lowercase asks for small letters, and the model .* writes 'AB'"):
