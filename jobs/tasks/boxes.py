@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.tasks import TaskError
-from jobs.tasks.messages import text_of
+from jobs.tasks.messages import is_blank, text_of
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,10 @@ def _object(entry: Mapping[str, Any], at: str) -> Object:
     at = str(entry.get("where", at))
     category: Any = entry.get("category")
     box: Any = entry.get("bbox")
-    if isinstance(category, int) and not isinstance(category, bool):
+    if isinstance(category, int) and not isinstance(category, bool) and category >= 0:
         category = str(category)
-    if not isinstance(category, str) or not category.strip():
-        raise TaskError(f"{at}: category is {category!r:.40}, no name and no whole number")
+    if not isinstance(category, str) or is_blank(category):
+        raise TaskError(f"{at}: category is {category!r:.40}, no name and no whole number of 0 or more")
     text_of(category, f"{at}: category")
     numbers = _listed(box) if _is_list(box) else []
     if len(numbers) != 4 or not all(_is_finite(each) for each in numbers):

@@ -318,6 +318,7 @@ BLACK = np.zeros((50, 100, 3), np.uint8)
     ({"bbox": [[1, 2, 3, 4]], "category": "a"}, r"objects\.category is 'a', no list"),
     ({"bbox": [[1, 2, 3, 4]], "category": ["a"], "iscrowd": 1}, r"objects\.iscrowd is 1, no list"),
     ({}, r"objects\.bbox is None, no list"),
+    ([{"bbox": [1, 2, 3, 4], "category": -1}], r"category is -1, no name and no whole number of 0 or more"),
     ([{"bbox": [1, 2, 3, 4], "category": "a\ud800"}], "surrogate"),
 ])  # fmt: skip
 def test_objects_that_would_be_misread_are_refused(objects: object, said: str) -> None:
