@@ -229,6 +229,20 @@ def test_pairs_that_say_nothing_within_the_row_are_counted() -> None:
     assert len(rows["targets"]) == 2
 
 
+def test_answers_that_repeat_the_question_are_counted() -> None:
+    whole = {"prompt": "the fox ", "chosen": "the fox is quick", "rejected": "the fox is lazy"}
+    one_only = {**whole, "rejected": "it is lazy"}
+    apart = {"prompt": "the fox", "chosen": "is quick", "rejected": "is lazy"}
+    turns = {"chosen": [Q, A, Q, {**A, "content": "q good"}], "rejected": [Q, A, Q, {**A, "content": "q bad"}]}
+    rows = dpo().encode([whole, one_only, apart, turns])
+    assert int(rows["pairs_repeating"].sum()) == 2
+
+
+def test_a_prompt_that_shows_nothing_is_refused() -> None:
+    with pytest.raises(TaskError, match="the prompt is empty"):
+        preference_of({"prompt": " \u200b", "chosen": "a", "rejected": "b"})
+
+
 def test_answers_whose_tokens_agree_are_left_out() -> None:
     task = dpo()
     task.tokenizer.chat_template = task.tokenizer.chat_template.replace("{{ m.content }}", "{{ m.content | trim }}")
