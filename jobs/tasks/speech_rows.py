@@ -29,6 +29,7 @@ class SpeechRows(OwnNetworks):
         "resampled": "recordings are resampled",
         "averaged": "recordings have several channels, which are averaged",
         "silent": "recordings hold nothing but silence",
+        "ambiguous": "names of files fit task.transcript_from in several ways: the shortest text is taken",
         "too_long": "recordings are longer than max_seconds, or than the longest of the training data: left out",
         "too_fast": f"transcripts have more characters than frames of {speech_hub.FRAME_S * 1000:.0f} ms: left out",
         "unknown": "transcripts have characters that the model does not know, and count as mistakes",
@@ -156,7 +157,7 @@ class SpeechRows(OwnNetworks):
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Decode recordings to samples (N, T) and number their transcripts (N, L); what is too long is left out."""
         rows = [self._row(example) for example in examples]
-        names = ("resampled", "averaged", "silent", "too_long", "too_fast", "unknown")
+        names = ("resampled", "averaged", "silent", "ambiguous", "too_long", "too_fast", "unknown")
         counts = {name: np.array([name in row["notes"] for row in rows], np.int32) for name in names}
         kept = [row for row in rows if not row["notes"] & {"too_long", "too_fast"}]
         width, height = self._most_samples(), self._most_symbols()
@@ -195,10 +196,7 @@ class SpeechRows(OwnNetworks):
         """Return the transcript, tidied."""
         pattern, column = self.options.transcript_from, self.options.text_column
         if pattern is not None:
-            path = example.get("path", self._audio(example))
-            if not isinstance(path, str):
-                raise TaskError("task.transcript_from reads names of files, and this recording has none")
-            text: Any = transcripts.from_name(path, pattern)
+            text: Any = transcripts.from_name(self._name(example), pattern)
         elif column not in example and "path" in example:
             raise TaskError(
                 f"nothing says what is said in it: no column {column!r} (this has {sorted(example)}), and no "
@@ -207,6 +205,20 @@ class SpeechRows(OwnNetworks):
         else:
             text = column_of(example, column, "text_column")
         return transcripts.tidy(text, self.case)
+
+    def _name(self, example: Mapping[str, Any]) -> str:
+        path = example.get("path", self._audio(example))
+        if not isinstance(path, str):
+            raise TaskError("task.transcript_from reads names of files, and this recording has none")
+        return path
+
+    def _is_ambiguous(self, example: Mapping[str, Any]) -> bool:
+        """Tell whether the name of the file could be read as another transcript."""
+        pattern = self.options.transcript_from
+        if pattern is None:
+            return False
+        name = self._name(example)
+        return transcripts.from_name(name, pattern) != transcripts.from_name(name, pattern, longest=True)
 
     def _check_case(self) -> None:
         """Refuse small letters for a model that has none.
@@ -232,6 +244,7 @@ class SpeechRows(OwnNetworks):
         room = len(heard.samples) / self.rate / speech_hub.FRAME_S
         notes = {"resampled": heard.resampled, "averaged": heard.averaged, "unknown": unknown}
         notes["too_fast"] = transcripts.frames_needed(label) > room
+        notes["ambiguous"] = self._is_ambiguous(example)
         notes["silent"] = not heard.samples.any()
         samples = audio.whole(heard.samples)[: self._most_samples()]
         return {"samples": samples, "label": label, "notes": {name for name, there in notes.items() if there}}

@@ -47,18 +47,19 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def from_name(path: str, pattern: str) -> str:
+def from_name(path: str, pattern: str, longest: bool = False) -> str:
     """Return what the name of a file says was said: `{text}_{speaker}` of `yes_anna.wav` is `yes`.
 
     The pattern is compared with the end of the path, as many parts as it has, without the suffix. A field takes as few
-    characters as it can.
+    characters as it can; with `longest` as many.
 
     Raises:
         TaskError: the name does not fit.
     """
     parts = PurePosixPath(path).with_suffix("").parts[-(pattern.count("/") + 1) :]
     pieces = _FIELD.split(pattern)
-    regex = "".join(f"(?P<{p}>[^/]+?)" if at % 2 else re.escape(p) for at, p in enumerate(pieces))
+    most = "+" if longest else "+?"
+    regex = "".join(f"(?P<{p}>[^/]{most})" if at % 2 else re.escape(p) for at, p in enumerate(pieces))
     found = re.fullmatch(regex, "/".join(parts))
     if found is None:
         raise TaskError(f"the name {'/'.join(parts)!r} does not fit task.transcript_from {pattern!r}")

@@ -83,6 +83,7 @@ def test_what_is_left_out_or_made_otherwise_is_counted() -> None:
         "resampled": [0, 1, 0, 0, 0, 0, 0],
         "averaged": [0, 1, 0, 0, 0, 0, 0],
         "silent": [0, 0, 0, 0, 0, 1, 0],
+        "ambiguous": [0] * 7,
         "too_long": [0, 0, 1, 0, 0, 0, 0],
         "too_fast": [0, 0, 0, 1, 0, 0, 0],
         "unknown": [0, 0, 0, 0, 1, 0, 1],
@@ -127,6 +128,14 @@ def test_findings_do_not_depend_on_chunks() -> None:
 def test_names_of_files_say_what_was_said(path: str, pattern: str, text: str) -> None:
     task = SpeechRecognition({"transcript_from": pattern})
     assert task.answer({"audio": b"x", "path": path}) == text
+
+
+def test_names_that_could_be_read_otherwise_are_counted() -> None:
+    task = SpeechRecognition({"transcript_from": "{text}_{voice}_{take}"})
+    rows = [{"audio": tones.wav(tones.spoken("ab")), "path": name} for name in ("a_low_0.wav", "a_b_low_0.wav")]
+    task.fit(task.observe(rows))
+    assert task.encode(rows)["ambiguous"].tolist() == [0, 1]
+    assert [task.answer(row) for row in rows] == ["a", "a"]
 
 
 def test_names_and_patterns_that_do_not_fit_are_refused() -> None:
