@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,12 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jobs.tasks import Batch, Columns, TaskError, TaskOptions, audio, speech_hub, transcripts
+from jobs.tasks.beside import table_of
 from jobs.tasks.labels import column_of
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.speech_options import SpeechFindings, SpeechRecognitionOptions
 
 SPEECH_FILE = "speech.json"
-_LINE = re.compile(r"(:\d+|\[\d+\]|: row \d+)$")
 
 
 class SpeechRows(OwnNetworks):
@@ -188,8 +187,8 @@ class SpeechRows(OwnNetworks):
         value = column_of(example, self.options.audio_column, "audio_column")
         if not isinstance(value, str) or not value or Path(value).is_absolute():
             return value
-        table = Path(_LINE.sub("", getattr(example, "where", "")))
-        found = audio.beside(table, value) if table.is_file() else None
+        table = table_of(example)
+        found = audio.beside(table, value) if table is not None else None
         return value if found is None else str(found)
 
     def _text(self, example: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.data.examples import Example
 from jobs.tasks import TaskError, get
 from jobs.tasks.image_classification import ImageClassification
 from jobs.tasks.image_files import MAX_PIXELS, decode
@@ -383,3 +384,17 @@ def test_what_makes_no_classifier_is_refused_before_there_are_images(
 def test_classifiers_that_can_be_built_are_taken() -> None:
     for architecture in ("cnn", "resnet"):
         ImageClassification(ImageClassification.Options()).check_model(architecture, {})
+
+
+def test_names_of_files_start_at_the_folder_of_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set" / "in").mkdir(parents=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(file(Image.new("L", (1, 1), 200)))
+    (tmp_path / "set" / "in" / "a.png").write_bytes(file(Image.new("L", (1, 1), 7)))
+    (tmp_path / "set" / "b.jsonl").write_text("")
+    task = get("image-classification")()
+    monkeypatch.chdir(tmp_path)
+    example = Example({"image": "in/a.png", "label": 1}, f"{tmp_path}/set/b.jsonl:1")
+    assert task.instance(example).tolist() == [[[7]]]  # and not what the process that reads happens to stand beside
+    assert task.files(example) == [tmp_path / "set" / "in" / "a.png"]
+    assert task.instance({"image": str(tmp_path / "in" / "a.png")}).tolist() == [[[200]]]
