@@ -168,11 +168,24 @@ class Gan(OwnNetworks, ImageTask):
         }
 
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Return the discriminator's loss (nats per pair; 2 ln 2 where it tells nothing apart) and frechet_distance."""
+        """Return the discriminator's loss (nats per pair; 2 ln 2 where it tells nothing apart) and frechet_distance.
+
+        One image has no deviation, so of one there is no distance.
+        """
         from jobs.tasks import frechet
 
-        distance = frechet.distance(sums["seen"], sums["made"])
-        return {"loss": sums["loss"] / max(sums["targets"], 1), "frechet_distance": distance}
+        loss = {"loss": sums["loss"] / max(sums["targets"], 1)}
+        if len(sums["seen"]) < 2:
+            return loss
+        return {**loss, "frechet_distance": frechet.distance(sums["seen"], sums["made"])}
+
+    def verdict(self, metrics: Mapping[str, float]) -> list[str]:
+        """Say where there is no distance."""
+        if not metrics or "frechet_distance" in metrics:
+            return []
+        return [
+            "frechet_distance is not measured: it takes two held-out images, and says little of fewer than some dozens"
+        ]
 
     def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
         """Draw generated images."""
