@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,25 @@ def features_in(path: Path) -> dict[str, Any]:
 def said_of_names(features: Mapping[str, Any]) -> tuple[str, ...]:
     """Say of the columns of classes which names their numbers stand for, since labels are the numbers."""
     said = []
-    for column in sorted(class_columns(features)):
-        names = features[column].get("names") or []
+    for column, names in sorted(_named(features)):
         if [str(number) for number in range(len(names))] != names:
             shown = ", ".join(f"{number}: {name}" for number, name in enumerate(names[:NAMED]))
             more = ", …" if len(names) > NAMED else ""
             said.append(f"the numbers in column {column!r} stand for names, which are not used ({shown}{more})")
     return tuple(said)
+
+
+def _named(feature: Any, column: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield the columns of classes with their names, those within mappings and lists too, as `objects.category`."""
+    if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
+        yield column, list(feature.get("names") or [])
+    elif isinstance(feature, Mapping):
+        for key, part in feature.items():
+            beneath = key == "feature" and "_type" in feature  # what a list's entries are
+            yield from _named(part, column if beneath else f"{column}.{key}".lstrip("."))
+    elif isinstance(feature, list):
+        for part in feature:
+            yield from _named(part, column)
 
 
 def class_columns(features: Mapping[str, Any]) -> frozenset[str]:

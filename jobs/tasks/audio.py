@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs.tasks import TaskError
+from jobs.tasks import TaskError, ogg_pages
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 """Kinds of files that are decoded, by libsndfile's names."""
@@ -76,8 +76,8 @@ def content_of(value: Any) -> bytes | tuple[np.ndarray, int]:
         TaskError: none of these, or the file cannot be read.
     """
     if isinstance(value, Mapping):
-        if value.get("array") is not None and value.get("sampling_rate"):
-            return np.asarray(value["array"], np.float32), int(value["sampling_rate"])
+        if value.get("array") is not None:
+            return _samples_of(value)
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str | Path) and str(value):
         try:
@@ -87,6 +87,18 @@ def content_of(value: Any) -> bytes | tuple[np.ndarray, int]:
     if isinstance(value, bytes) and value:
         return value
     raise TaskError(f"this is no recording: {value!r:.60}; it is a file's bytes, its path, or samples with their rate")
+
+
+def _samples_of(value: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    rate, samples = value.get("sampling_rate"), np.asarray(value["array"])
+    if not isinstance(rate, int | np.integer) or isinstance(rate, bool):
+        raise TaskError(f"the samples' sampling_rate is {rate!r:.40}: it is a whole number of samples per second")
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "fiu":
+        raise TaskError(
+            f"the samples have the shape {samples.shape} and are {samples.dtype}: they are numbers, (T,) or "
+            "(T, channels)"
+        )
+    return samples.astype(np.float32), int(rate)
 
 
 def about(content: bytes | tuple[np.ndarray, int]) -> About:
@@ -110,6 +122,8 @@ def about(content: bytes | tuple[np.ndarray, int]) -> About:
         raise TaskError(f"no sound file that can be read: {_said(error)}") from error
     if _cut_off(content):
         raise TaskError("the sound file is cut off: its header names more samples than there are")
+    if content[:4] == b"OggS" and (wrong := ogg_pages.fault(content)) is not None:
+        raise TaskError(wrong)
     return _checked(found)
 
 
@@ -131,6 +145,16 @@ def sound(content: bytes | tuple[np.ndarray, int], rate: int, most_s: float | No
     samples = samples.mean(1) if samples.ndim == 2 else samples
     samples = samples / max(1.0, float(np.abs(samples).max()))
     return Sound(_at(samples, said.rate, rate).astype(np.float32), said.rate != rate, said.channels > 1)
+
+
+def heard(content: bytes | tuple[np.ndarray, int], rate: int, most_s: float | None = None) -> Sound:
+    """Return what `sound` does, (T,) float32, in the 16 bits in which it is learned, wherever a recording comes in.
+
+    Raises:
+        TaskError: as there.
+    """
+    found = sound(content, rate, most_s)
+    return replace(found, samples=whole(found.samples).astype(np.float32) / LARGEST)
 
 
 def whole(samples: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.tasks import TaskError
+from jobs.tasks.messages import is_blank, text_of
 
 if TYPE_CHECKING:
     import torch
@@ -45,30 +46,60 @@ def objects_of(value: Any, column: str) -> list[Object]:
 def entries_of(value: Any, column: str) -> Sequence[Mapping[str, Any]]:
     """Return the objects as mappings, one each, whatever form they have. Raises TaskError."""
     if isinstance(value, Mapping):
-        lists = {key: list(each) for key, each in value.items() if isinstance(each, list | tuple)}
-        if len({len(each) for each in lists.values()}) > 1:
-            lengths = {key: len(each) for key, each in lists.items()}
-            raise TaskError(f"column {column!r} holds lists of several lengths, {lengths}: one entry for each object")
-        return [dict(zip(lists, entry, strict=True)) for entry in zip(*lists.values(), strict=True)]
+        return _entries_of_lists(value, column)
     if not isinstance(value, list | tuple) or not all(isinstance(entry, Mapping) for entry in value):
         raise TaskError(f"column {column!r} holds {value!r:.60}, no list of objects, each with bbox and category")
     return value
+
+
+def _entries_of_lists(value: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    """Return a mapping of lists as one mapping an object; what is no list and not read stands in each.
+
+    Raises:
+        TaskError: what is read is no list, or the lists have several lengths: a box would be lost, or another's.
+    """
+    lists = {key: _listed(each) for key, each in value.items() if _is_list(each)}
+    for key in sorted(READ & value.keys() | {"bbox", "category"}):
+        if key not in lists and (value.get(key) is not None or key in ("bbox", "category")):
+            raise TaskError(
+                f"{column}.{key} is {value.get(key)!r:.60}, no list: a mapping of objects has lists, with an entry for "
+                "each object, and empty ones where there is none"
+            )
+    if len({len(each) for each in lists.values()}) > 1:
+        lengths = {key: len(each) for key, each in lists.items()}
+        raise TaskError(f"column {column!r} holds lists of several lengths, {lengths}: one entry for each object")
+    others = {key: each for key, each in value.items() if key not in lists and each is not None}
+    return [{**others, **dict(zip(lists, entry, strict=True))} for entry in zip(*lists.values(), strict=True)]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value.tolist() if hasattr(value, "tolist") else value)
 
 
 def _object(entry: Mapping[str, Any], at: str) -> Object:
     at = str(entry.get("where", at))
     category: Any = entry.get("category")
     box: Any = entry.get("bbox")
-    if isinstance(category, int) and not isinstance(category, bool):
+    if isinstance(category, int) and not isinstance(category, bool) and category >= 0:
         category = str(category)
-    if not isinstance(category, str) or not category.strip():
-        raise TaskError(f"{at}: category is {category!r:.40}, no name and no whole number")
-    numbers = list(box) if isinstance(box, list | tuple) or hasattr(box, "tolist") else []
+    if not isinstance(category, str) or is_blank(category):
+        raise TaskError(f"{at}: category is {category!r:.40}, no name and no whole number of 0 or more")
+    text_of(category, f"{at}: category")
+    numbers = _listed(box) if _is_list(box) else []
     if len(numbers) != 4 or not all(_is_finite(each) for each in numbers):
         raise TaskError(f"{at}: bbox is {box!r:.60}, not four numbers [x, y, width, height]")
     x, y, width, height = map(float, numbers)
     if width <= 0 or height <= 0:
         raise TaskError(f"{at}: the box {numbers} has no area: width and height are more than 0")
+    if max(x, y, width, height) <= 1:
+        raise TaskError(
+            f"{at}: the box {numbers} lies within the first pixel, as boxes do that are shares of the image's sides: "
+            "a box is [x, y, width, height] in pixels"
+        )
     return Object((x, y, width, height), category, _crowd(entry.get("iscrowd"), at))
 
 
@@ -90,9 +121,11 @@ def inside(found: Object, width: int, height: int, at: str) -> tuple[float, floa
     """
     x, y, w, h = found.box
     if x < -SLACK or y < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
+        corners_fit = 0 <= x < w <= width and 0 <= y < h <= height
+        hint = ", and as two corners, x1, y1, x2, y2, this one would lie inside" if corners_fit else ""
         raise TaskError(
             f"{at}: the box {[*found.box]} lies outside the image of {width} x {height}; a box is [x, y, width, "
-            "height] in pixels"
+            f"height] in pixels{hint}"
         )
     corners = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if corners[0] >= corners[2] or corners[1] >= corners[3]:

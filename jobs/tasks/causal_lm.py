@@ -117,8 +117,12 @@ class CausalLM(Task):
         return self._reader.cut(example, at)
 
     def content(self, example: Mapping[str, Any]) -> Any:
-        """Return the messages, or the text; of a preference, both conversations."""
+        """Return the messages, or the text; of a preference, both conversations, whichever is preferred."""
         return self._reader.content(example)
+
+    def answer(self, example: Mapping[str, Any]) -> str | None:
+        """Return which answer a preference prefers; None of other examples, whose content says all."""
+        return self._reader.answer(example)
 
     def unused(self, example: Mapping[str, Any]) -> list[str]:
         """Return the columns that are no part of the text, the conversation or the preference."""

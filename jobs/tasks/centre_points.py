@@ -91,7 +91,8 @@ def _covered(boxes: torch.Tensor, size: torch.Size) -> torch.Tensor:
 def _by_category(bells: torch.Tensor, labels: torch.Tensor, categories: int) -> torch.Tensor:
     """Return the highest bell of each category, (B, C, h, w)."""
     heat = torch.zeros(len(bells), categories, *bells.shape[-2:], device=bells.device)
-    index = labels.clamp(min=0)[:, :, None, None].expand_as(bells)
+    at = labels.clamp(0, categories - 1)  # -1 is none, and beyond is a crowd of an unknown category: neither has a bell
+    index = at[:, :, None, None].expand_as(bells)
     return heat.scatter_reduce(1, index, bells, "amax")
 
 

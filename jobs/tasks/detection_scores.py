@@ -50,10 +50,16 @@ def precision(found: np.ndarray, truths: np.ndarray) -> dict[str, float]:
         }
         known.createIndex()
         evaluation = COCOeval(known, known.loadRes(guesses), "bbox")
+        evaluation.params.maxDets = [found.shape[1]]  # all that were kept; COCO's own is 100, as is the task's
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return {"mAP": float(evaluation.stats[0]), "mAP50": float(evaluation.stats[1])}
+    return _means(evaluation.eval["precision"][:, :, :, 0, -1])
+
+
+def _means(precisions: np.ndarray) -> dict[str, float]:
+    """Return mAP and mAP50 of precisions (10 overlaps from 0.5 on, recalls, categories); -1: nothing to be found."""
+    each, at_half = (part[part > -1] for part in (precisions, precisions[0]))
+    return {"mAP": float(each.mean()), "mAP50": float(at_half.mean())}
 
 
 def _annotations(truths: np.ndarray) -> list[dict[str, Any]]:

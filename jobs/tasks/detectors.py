@@ -26,6 +26,9 @@ class Seen(Protocol):
     def loss(self, boxes: torch.Tensor, labels: torch.Tensor, crowd: torch.Tensor) -> torch.Tensor:
         """Return the loss of each image (B,), of boxes (B, M, 4), labels (B, M) and crowd (B, M)."""
 
+    def check(self, labels: torch.Tensor, crowd: torch.Tensor) -> None:
+        """Raise TaskError where an image to be trained on, labels (B, M), has more objects than can be guessed."""
+
     def found(self, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return boxes (B, K, 4), corners as shares, scores (B, K) and labels (B, K), the best first."""
 
@@ -36,6 +39,9 @@ class Grid:
 
     logits: torch.Tensor
     distances: torch.Tensor
+
+    def check(self, labels: torch.Tensor, crowd: torch.Tensor) -> None:
+        """Accept any number of objects, of labels and crowd (B, M): there are as many places as cells."""
 
     def loss(self, boxes: torch.Tensor, labels: torch.Tensor, crowd: torch.Tensor) -> torch.Tensor:
         """Return the loss of each image (B,)."""
@@ -56,6 +62,16 @@ class Guesses:
 
     logits: torch.Tensor
     boxes: torch.Tensor
+
+    def check(self, labels: torch.Tensor, crowd: torch.Tensor) -> None:
+        """Raise TaskError where an image, labels (B, M) and crowd (B, M), has more objects than there are guesses."""
+        most, guesses = int(((labels >= 0) & ~crowd).sum(1).max()), self.logits.shape[1]
+        if most > guesses:
+            raise TaskError(
+                f"a training image holds {most} objects, and the model makes {guesses} guesses of an image, so some "
+                "could never be learned: raise num_queries (detr) or num_detection_tokens (yolos) in model.config, or "
+                f"set task.max_objects: {guesses}, which makes such an image a bad row"
+            )
 
     def loss(self, boxes: torch.Tensor, labels: torch.Tensor, crowd: torch.Tensor) -> torch.Tensor:
         """Return the loss of each image (B,)."""

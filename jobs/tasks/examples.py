@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.tasks import TaskError
@@ -47,6 +48,10 @@ class ExampleReader:
         """Return the messages, or the text."""
         return messages_of(example) if self.is_conversation(example) else self.text(example)
 
+    def answer(self, example: Mapping[str, Any]) -> str | None:
+        """Return None: the content holds what is learned."""
+        return None
+
     def text(self, example: Mapping[str, Any]) -> str:
         """Return the text of an example that is no conversation.
 
@@ -90,9 +95,14 @@ class PreferenceReader(ExampleReader):
         """Return None: a preference is a whole."""
 
     def content(self, example: Mapping[str, Any]) -> Any:
-        """Return the prompt with each of its answers."""
+        """Return the prompt with each of its answers, in one order whichever is preferred: no pair is held out while
+        what it prefers, or the other way round, is learned."""
         pair = preference_of(example)
-        return [pair.chosen.messages, pair.rejected.messages]
+        return sorted([pair.chosen.messages, pair.rejected.messages], key=_told)
+
+    def answer(self, example: Mapping[str, Any]) -> str:
+        """Return which answer is preferred."""
+        return _told(preference_of(example).chosen.messages)
 
     def unused(self, example: Mapping[str, Any]) -> list[str]:
         """Return the columns beside a preference that hold something and have no effect."""
@@ -102,6 +112,20 @@ class PreferenceReader(ExampleReader):
         """Return what a tokenizer may learn from: all that is said in both."""
         pair = preference_of(example)
         return "".join(m["content"] for each in (pair.chosen, pair.rejected) for m in each.messages)
+
+
+def _told(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return messages as one text, equal where these are, white space aside."""
+    return json.dumps(_plain(messages), sort_keys=True, default=str)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of JSON with single spaces, and none at the ends, in its texts."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _shapes(example: Mapping[str, Any]) -> str:

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 
+LATENT_SIZE = 64
+
+
 class GanOptions(ImageOptions):
     """How images become pixels, and how the generator and the discriminator learn."""
 
-    latent_size: int = Field(64, gt=0, le=4096)
-    """An image is made of so many numbers."""
+    latent_size: int | None = Field(None, gt=0, le=4096)
+    """An image is made of so many numbers. Left out: 64, or as many as the model that the job starts from has."""
     r1: float = Field(0.5, ge=0)
     """Weight of the discriminator's squared steepness at the images (R1), which keeps the two in balance."""
     flip: bool = False
@@ -51,7 +54,7 @@ class Gan(OwnNetworks, ImageTask):
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        self.latent_size: int = self.options.latent_size
+        self.latent_size: int = self.options.latent_size or LATENT_SIZE
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -78,7 +81,7 @@ class Gan(OwnNetworks, ImageTask):
         """Keep what the parent learned; a latent_size of another value is refused."""
         asked = self.options.latent_size
         super().inherit(parent)
-        if "latent_size" in self.options.model_fields_set and asked != self.latent_size:
+        if asked not in (None, self.latent_size):
             raise TaskError(f"task.latent_size is {asked}, but the model it starts from has {self.latent_size}")
         return True
 
@@ -165,11 +168,24 @@ class Gan(OwnNetworks, ImageTask):
         }
 
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Return the discriminator's loss (nats per pair; 2 ln 2 where it tells nothing apart) and frechet_distance."""
+        """Return the discriminator's loss (nats per pair; 2 ln 2 where it tells nothing apart) and frechet_distance.
+
+        One image has no deviation, so of one there is no distance.
+        """
         from jobs.tasks import frechet
 
-        distance = frechet.distance(sums["seen"], sums["made"])
-        return {"loss": sums["loss"] / max(sums["targets"], 1), "frechet_distance": distance}
+        loss = {"loss": sums["loss"] / max(sums["targets"], 1)}
+        if len(sums["seen"]) < 2:
+            return loss
+        return {**loss, "frechet_distance": frechet.distance(sums["seen"], sums["made"])}
+
+    def verdict(self, metrics: Mapping[str, float]) -> list[str]:
+        """Say where there is no distance."""
+        if not metrics or "frechet_distance" in metrics:
+            return []
+        return [
+            "frechet_distance is not measured: it takes two held-out images, and says little of fewer than some dozens"
+        ]
 
     def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
         """Draw generated images."""

@@ -58,7 +58,12 @@ class ImageClassification(LabelledImages, Classifier):
 
     def fit(self, findings: ImageFindings) -> list[str]:
         """Learn the labels, the size and the mean and deviation of the pixels per channel."""
-        return [*self._learn_labels(findings.labels, findings.kinds), *self._learn_pixels(findings.pixels)]
+        said = [*self._learn_labels(findings.labels, findings.kinds), *self._learn_pixels(findings.pixels)]
+        return [*said, *self._said_of_mixup()]
+
+    def inherited(self) -> list[str]:
+        """Say what mixup depends on."""
+        return self._said_of_mixup()
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Resize to the fitted size, pixels (N, H, W, C) uint8 or uint16; look labels up, (N,) int32."""
@@ -169,6 +174,14 @@ class ImageClassification(LabelledImages, Classifier):
         return [] if self.answers_otherwise(ImageClassification) else classified(self.labels)
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _said_of_mixup(self) -> list[str]:
+        if not self.options.mixup:
+            return []
+        return [
+            "mixup takes its pairs within each worker's micro-batch: what is learned depends on its size and on the "
+            "number of workers, and where it is one image nothing is mixed"
+        ]
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "labels": self.labels}

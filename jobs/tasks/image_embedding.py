@@ -21,12 +21,14 @@ from jobs.tasks.gallery import UNKNOWN, Gallery, described, threshold_of
 from jobs.tasks.image_task import ImageOptions, on_device
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
 from jobs.tasks.labelled_images import ImageFindings, LabelledImages
-from jobs.tasks.labels import check_columns, natural, said_of
+from jobs.tasks.labels import check_columns, chosen, natural, said_of
 from jobs.tasks.own_networks import OwnNetworks
 
 if TYPE_CHECKING:
     import torch
 
+SCALE_IS_ARCFACES = "scale is what loss arcface multiplies cosines with: with triplet it has no effect"
+SCALE = 16.0
 MARGINS = {"arcface": 0.5, "triplet": 0.3}
 
 
@@ -35,16 +37,19 @@ class ImageEmbeddingOptions(ImageOptions, AugmentationOptions):
 
     label_column: Text = "label"
     """The column that holds the identity."""
-    loss: Literal["arcface", "triplet"] = "arcface"
+    loss: Literal["arcface", "triplet"] | None = None
     """arcface: the angle to a centre that each identity of the training data has. triplet: distances to the farthest
-    image of the same identity and the nearest of another, within the micro-batch of each worker."""
+    image of the same identity and the nearest of another, within the micro-batch of each worker. Left out: arcface, or
+    the loss of the model that the job starts from, with its margin and scale."""
     margin: float | None = Field(None, ge=0, lt=1.5)
     """Of arcface, an angle in radians (left out: 0.5); of triplet, a distance between vectors of length 1 (0.3)."""
-    scale: float = Field(16.0, gt=0)
-    """What arcface multiplies cosines with."""
+    scale: float | None = Field(None, gt=0)
+    """What arcface multiplies cosines with; 16 where it is left out."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> ImageEmbeddingOptions:
+        if self.loss == "triplet" and self.scale is not None:
+            raise ValueError(SCALE_IS_ARCFACES)
         return check_columns(self, "image_column", "label_column")
 
 
@@ -79,8 +84,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         self.identities: list[str] = []
-        given = self.options
-        self.objective: dict[str, Any] = {"loss": given.loss, "margin": given.margin, "scale": given.scale}
+        self.objective = self._asked({"loss": "arcface"})
         self.gallery: Gallery | None = None
         self.threshold = self.identity_threshold = 0.5
 
@@ -205,6 +209,21 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         """
         return verification.summary(sums)
 
+    def verdict(self, metrics: Mapping[str, float]) -> list[str]:
+        """Say which of the two thresholds is not measured, so that what is answered by it is a guess."""
+        arcface = self.objective["loss"] == "arcface"
+        answers = {"threshold": "same", **({"identity_threshold": "identity"} if arcface else {})}
+        missing = [name for name in answers if name not in metrics]
+        if not missing:
+            return []
+        named = " and ".join(f"{name} (of the answer `{answers[name]}`)" for name in missing)
+        return [
+            f"{named} could not be measured: held-out images of one identity and of two are needed "
+            "(data.eval_fraction, data.eval); a model that is exported with this evaluation answers by a similarity of "
+            f"{self.threshold:g}, "
+            "for which nothing speaks"
+        ]
+
     def figures(self, sums: Mapping[str, Any]) -> dict[str, bytes]:
         """Draw the ROC and how alike pairs are."""
         return verification.pictures(verification.Pairs.of(sums["embedding"], sums["identity"]))
@@ -290,16 +309,23 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         centres: torch.Tensor = model.centres()  # type: ignore[operator]
         return Gallery(self.identities, centres.detach().cpu().numpy())
 
+    def _asked(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the loss with its margin and scale: as the options say, else as before where the loss is the same."""
+        given = self.options
+        loss = chosen(given.loss, before["loss"])
+        kept = before if loss == before["loss"] else {}
+        margin, scale = chosen(given.margin, kept.get("margin")), chosen(given.scale, kept.get("scale", SCALE))
+        return {"loss": loss, "margin": margin, "scale": scale}
+
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "identities": self.identities, "objective": self.objective}
 
     def _take(self, settings: Mapping[str, Any]) -> None:
         super()._take(settings)
         self.identities = settings["identities"]
-        given = self.options.model_fields_set
-        changed = "loss" in given and self.objective["loss"] != settings["objective"]["loss"]
-        kept = {} if changed else {k: v for k, v in settings["objective"].items() if k not in given}
-        self.objective = {**self.objective, **kept}
+        self.objective = self._asked(settings["objective"])
+        if self.objective["loss"] == "triplet" and self.options.scale is not None:
+            raise TaskError(f"task.{SCALE_IS_ARCFACES}, which the model that the job starts from has")
 
     @classmethod
     def load(cls, directory: Path, options: TaskOptions | Mapping[str, Any] | None = None) -> ImageEmbedding:

@@ -28,6 +28,8 @@ MAX_PIXELS = 2**26
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """Tags of TIFF."""
+ORIENTATION = 0x0112
+"""The tag of EXIF: 1 is upright, 2 to 8 turned or mirrored."""
 GREY = ("1", "L", "LA", "La")
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -42,6 +44,8 @@ class Picture:
     """It had transparent pixels."""
     first_of_several: bool = False
     """The file holds more frames or pages than this one."""
+    turned: bool = False
+    """The file holds it turned or mirrored, and says so."""
 
 
 def decode(content: bytes) -> Picture:
@@ -90,9 +94,10 @@ def picture(image: Image) -> Picture:
     stretched = image.format == "PPM"  # more than 8 bits: Pillow has scaled them to 0 … 65535, whatever their range
     image.load()
     white_is_zero = _is_inverted(image)
+    turned = image.getexif().get(ORIENTATION, 1) in range(2, 9)
     pixels, on_white = _pixels(ImageOps.exif_transpose(image), stretched)
     pixels = np.uint16(65535) - pixels if white_is_zero else pixels
-    return Picture(pixels if pixels.ndim == 3 else pixels[:, :, None], on_white, several)
+    return Picture(pixels if pixels.ndim == 3 else pixels[:, :, None], on_white, several, turned)
 
 
 def _refuse_deep_colour(image: Image) -> None:

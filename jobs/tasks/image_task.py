@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cluster.strict import Text
 from jobs.tasks import Task, TaskError, TaskOptions
+from jobs.tasks.beside import table_of
 from jobs.tasks.image_files import Picture
 from jobs.tasks.images import COUNTED, LARGEST, PixelSums, bits_of, deepened, read_picture, resize
 from jobs.tasks.labels import column_of
@@ -28,7 +29,8 @@ class ImageOptions(TaskOptions):
     """How images become pixels."""
 
     image_column: Text = "image"
-    """The column that holds the image: a folder of folders of images has it."""
+    """The column that holds the image: a folder of folders of images has it. The name of a file starts at the folder of
+    the table that it stands in."""
     image_size: int | None = Field(None, gt=0, le=65_536)
     """Pixels per side; images of another size are resized. Left out: the size of the first image."""
     channels: Literal[1, 3] | None = None
@@ -85,7 +87,8 @@ class ImageTask(Task):
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the image, whatever its label or its path."""
         there = [path for path in self.files(example) if path.is_file()]
-        return there[0].read_bytes() if there else self._image(example)
+        image = there[0].read_bytes() if there else self._image(example)
+        return (isinstance(image, Mapping) and image.get("bytes")) or image
 
     def files(self, example: Mapping[str, Any]) -> Sequence[Path]:
         """Return the image's path, where the example names it instead of holding it."""
@@ -154,7 +157,13 @@ class ImageTask(Task):
         return {**tensor, "parameters": {"content_types": ["np", "base64"]}}
 
     def _image(self, example: Mapping[str, Any]) -> Any:
-        return column_of(example, self.options.image_column, "image_column")
+        """Return what the column holds; the name of a file from the folder of the table that it stands in on."""
+        value = column_of(example, self.options.image_column, "image_column")
+        if not isinstance(value, str) or not value or Path(value).is_absolute():
+            return value
+        table = table_of(example)
+        there = table is not None and (table.parent / value).is_file()
+        return str(table.parent / value) if table is not None and there else value
 
     def _learn_pixels(self, found: PixelFindings) -> list[str]:
         """Learn the size and the mean and deviation of the pixels per channel; return what is to be said of them."""

@@ -19,6 +19,7 @@ LARGEST = {8: 255, 16: 65535}
 COUNTED = {
     "on_white": "images have transparent pixels and were put on white",
     "several": "image files hold several frames or pages, of which the first is used",
+    "turned": "image files say that they lie turned or mirrored, and were brought upright",
     "narrowed": "images have 16 bits and were rounded to the 8 of the model that the job starts from",
     "resized": "images have another size and were resized",
     "stretched": "images have other proportions and were stretched or squeezed",
@@ -99,6 +100,7 @@ def counts(pictures: Sequence[Picture], size: tuple[int, int], channels: int, bi
         {
             "on_white": picture.on_white,
             "several": picture.first_of_several,
+            "turned": picture.turned,
             "narrowed": bits_of(picture.pixels) > bits,
             "resized": picture.pixels.shape[:2] != size,
             "stretched": picture.pixels.shape[0] * size[1] != picture.pixels.shape[1] * size[0],

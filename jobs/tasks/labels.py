@@ -12,6 +12,7 @@ from jobs.tasks.architectures import close
 from jobs.tasks.messages import is_blank, text_of
 
 Checked = TypeVar("Checked")
+Chosen = TypeVar("Chosen")
 EXACT = 2**53
 """From here on, two whole numbers may be one floating-point number."""
 
@@ -28,6 +29,11 @@ def check_columns(options: Checked, *names: str) -> Checked:
     if twice is not None:
         raise ValueError(f"{first[twice[1]]} and {twice[0]} are both {twice[1]!r}")
     return options
+
+
+def chosen(given: Chosen | None, otherwise: Chosen) -> Chosen:
+    """Return what an option says, or what holds where it is left out: a checked spec has every option, given or not."""
+    return otherwise if given is None else given
 
 
 def column_of(example: Mapping[str, Any], name: str, option: str) -> Any:

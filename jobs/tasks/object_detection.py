@@ -21,10 +21,13 @@ from jobs.tasks.detectors import Detectors, look
 from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
 from jobs.tasks.labelled_images import ImageFindings
-from jobs.tasks.labels import check_columns, column_of, natural, said_of, unknown_of
+from jobs.tasks.labels import check_columns, chosen, column_of, kind_of, natural, said_of, unknown_of
 
 if TYPE_CHECKING:
     import torch
+
+
+SCORE_THRESHOLD, MAX_DETECTIONS = 0.3, 100
 
 
 class ObjectDetectionOptions(ImageOptions):
@@ -35,10 +38,12 @@ class ObjectDetectionOptions(ImageOptions):
     category. A COCO file has it."""
     max_objects: int = Field(100, gt=0, le=10_000)
     """An image with more objects than this is a bad row."""
-    max_detections: int = Field(100, gt=0, le=1000)
-    """So many guesses for an image are measured, as COCO does, and answered at most."""
-    score_threshold: float = Field(0.3, ge=0, lt=1)
-    """Guesses of a lower score are not answered; all are measured."""
+    max_detections: int | None = Field(None, gt=0, le=1000)
+    """So many guesses for an image are measured, and answered at most. Left out: 100, as COCO has it, or what the model
+    that the job starts from has."""
+    score_threshold: float | None = Field(None, ge=0, lt=1)
+    """Guesses of a lower score are not answered; all are measured. Left out: 0.3, or what the model that the job starts
+    from has."""
     flip: bool = False
     """Every second image is mirrored, left to right, in training."""
 
@@ -54,12 +59,14 @@ class ObjectDetection(Detectors, ImageTask):
     """
 
     name: ClassVar[str] = "object-detection"
+    version: ClassVar[int] = 2
     Options: ClassVar[type[TaskOptions]] = ObjectDetectionOptions
     metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "mAP": "max", "mAP50": "max"}
     gathered: ClassVar[tuple[str, ...]] = ("found", "truths", "size", "thumbnail")
     counted: ClassVar[Mapping[str, str]] = {
         **COUNTED,
         "empty": "images hold no object",
+        "repeated": "images hold an object twice, with one box and one category: each counts, and one cannot be found",
         "crowded": "images hold crowds: nothing is learned of what is in them",
     }
 
@@ -68,7 +75,8 @@ class ObjectDetection(Detectors, ImageTask):
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         self.categories: list[str] = []
-        self.score_threshold: float = self.options.score_threshold
+        self.score_threshold: float = chosen(self.options.score_threshold, SCORE_THRESHOLD)
+        self.max_detections: int = chosen(self.options.max_detections, MAX_DETECTIONS)
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -78,23 +86,24 @@ class ObjectDetection(Detectors, ImageTask):
         self._objects(example)
 
     def answer(self, example: Mapping[str, Any]) -> str:
-        """Return the objects, as JSON."""
-        return json.dumps([[*found.box, found.category, found.crowd] for found in self._objects(example)])
+        """Return the objects, as JSON, in whatever order they stand."""
+        return json.dumps(sorted([*found.box, found.category, found.crowd] for found in self._objects(example)))
 
     def unused(self, example: Mapping[str, Any]) -> list[str]:
         """Return the columns that are not read, and what of the objects is not."""
         column = self.options.objects_column
         read = {self.options.image_column, column, "width", "height"}
         other = [key for key, value in example.items() if key not in read and value is not None]
-        keys = {key for entry in entries_of(example[column], column) for key in entry} - READ
+        keys = {key for entry in self._entries(example) for key in entry} - READ
         return [*other, *(f"{column}.{key}" for key in sorted(keys))]
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> ImageFindings:
         """Note the categories, the first image's size, and exact sums of all pixels."""
         pixels = PixelFindings.of([read_picture(self._image(each)).pixels for each in examples], self.options)
-        return ImageFindings(
-            pixels, frozenset(found.category for each in examples for found in self._objects(each) if not found.crowd)
-        )
+        entries = [entry for each in examples for entry in self._entries(each)]
+        kinds = frozenset(kind_of(entry["category"]) for entry in entries)
+        objects = [found for each in examples for found in self._objects(each)]
+        return ImageFindings(pixels, frozenset(found.category for found in objects if not found.crowd), kinds)
 
     def fit(self, findings: ImageFindings) -> list[str]:
         """Number the categories; learn the size and the mean and deviation of the pixels per channel.
@@ -127,6 +136,7 @@ class ObjectDetection(Detectors, ImageTask):
             "size": np.array(sizes, dtype=np.int32),
             "targets": np.ones(len(rows), dtype=np.int32),
             "empty": np.array([not each for each in objects], dtype=np.int32),
+            "repeated": np.array([len({*each}) < len(each) for each in objects], dtype=np.int32),
             "crowded": np.array([any(found.crowd for found in each) for each in objects], dtype=np.int32),
             **counts(pictures, self.size, self.channels, self.bits),
         }
@@ -170,7 +180,10 @@ class ObjectDetection(Detectors, ImageTask):
         pixels, boxes = batch["pixel_values"], batch["boxes"]
         if model.training and self.options.flip:
             pixels, boxes = mirrored(pixels, boxes)
-        each = look(model, pixels).loss(boxes, batch["labels"], batch["crowd"])
+        seen = look(model, pixels)
+        if model.training:
+            seen.check(batch["labels"], batch["crowd"])
+        each = seen.loss(boxes, batch["labels"], batch["crowd"])
         return each.sum(), torch.tensor(len(each), device=each.device)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -184,7 +197,7 @@ class ObjectDetection(Detectors, ImageTask):
         seen = look(model, batch["pixel_values"])
         labels, crowd, size = batch["labels"], batch["crowd"], batch["size"]
         each = seen.loss(batch["boxes"], labels, crowd)
-        boxes, scores, guesses = seen.found(self.options.max_detections)
+        boxes, scores, guesses = seen.found(self.max_detections)
         of_truths = torch.stack([labels, crowd.long()], -1).float()
         return {
             "loss": each.sum(),
@@ -227,7 +240,7 @@ class ObjectDetection(Detectors, ImageTask):
         size = torch.tensor([picture.pixels.shape[:2] for picture in pictures])
         with torch.inference_mode():
             seen = look(model, self._normalise(self._pixels(pictures)))
-            boxes, scores, labels = seen.found(self.options.max_detections)
+            boxes, scores, labels = seen.found(self.max_detections)
         rows = zip(in_pixels(boxes.cpu(), size).tolist(), scores.tolist(), labels.tolist(), strict=True)
         return [self._answer(*row) for row in rows]
 
@@ -255,6 +268,9 @@ class ObjectDetection(Detectors, ImageTask):
         column = self.options.objects_column
         return objects_of(column_of(example, column, "objects_column"), column)
 
+    def _entries(self, example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        return entries_of(example[self.options.objects_column], self.options.objects_column)
+
     def _row(self, example: Mapping[str, Any], objects: list[Object], size: tuple[int, int]) -> Columns:
         """Return an image's boxes (M, 4), label (M,) and crowd (M,)."""
         height, width = size
@@ -273,19 +289,25 @@ class ObjectDetection(Detectors, ImageTask):
             "crowd": np.zeros(most, dtype=np.uint8),
         }
         at = {category: number for number, category in enumerate(self.categories)}
-        entries = entries_of(example[self.options.objects_column], self.options.objects_column)
+        entries = self._entries(example)
         for number, (found, entry) in enumerate(zip(objects, entries, strict=True)):
             where = str(entry.get("where", f"{self.options.objects_column}[{number}]"))
             row["boxes"][number] = np.array(inside(found, width, height, where)) / (width, height, width, height)
-            row["label"][number] = at.get(found.category, 0)  # only a crowd may be of an unknown one
+            # Only a crowd may be of a category that is not known: its number is that of none that could be guessed.
+            row["label"][number] = at.get(found.category, len(self.categories))
             row["crowd"][number] = found.crowd
         return row
 
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "categories": self.categories, "score_threshold": self.score_threshold}
+        return {
+            **super()._settings(),
+            "categories": self.categories,
+            "score_threshold": self.score_threshold,
+            "max_detections": self.max_detections,
+        }
 
     def _take(self, settings: Mapping[str, Any]) -> None:
         super()._take(settings)
         self.categories = settings["categories"]
-        if "score_threshold" not in self.options.model_fields_set:
-            self.score_threshold = settings["score_threshold"]
+        self.score_threshold = chosen(self.options.score_threshold, settings["score_threshold"])
+        self.max_detections = chosen(self.options.max_detections, settings.get("max_detections", MAX_DETECTIONS))

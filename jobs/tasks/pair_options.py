@@ -17,8 +17,9 @@ class Seq2SeqOptions(TaskOptions):
     """The column that holds the text to translate."""
     target_column: Text = "target"
     """The column that holds its translation."""
-    prefix: str = ""
-    """Put before each source, in training and by the server: "translate English to French: " for T5."""
+    prefix: str | None = None
+    """Put before each source, in training and by the server: "translate English to French: " for T5. Left out: nothing,
+    or what the model that the job starts from was trained with."""
     max_source_length: int | None = Field(None, ge=2, le=2**20)
     """Tokens of the longest source; what is longer is cut, and counted in the log. Left out: 128, or what the model
     that the job starts from was trained with."""

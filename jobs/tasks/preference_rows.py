@@ -27,6 +27,7 @@ COUNTED = {
     "pairs_cut": "preferences cut: an answer goes on beyond sequence_length, and is compared by its beginning",
     "pairs_unended": "preferences have answers that end in no special token: the model will not learn when to stop",
     "pairs_special": "preferences have special tokens written into their messages, which become these tokens",
+    "pairs_repeating": "preferences have answers that begin with the prompt's text, which the model learns to repeat",
     "pairs_stripped": "preferences have answers whose white space at the ends the chat template leaves out",
     "pairs_padded": "preferences have calls or tools without the nulls that their columns gave them",
 }
@@ -97,6 +98,7 @@ def _said(tokenizer: Any, preferences: Sequence[Preference], pairs: Sequence[tup
     return {
         "pairs_unended": sum(not all(chat_rows.ends(piece, special) for piece in pair) for pair in pairs),
         "pairs_special": sum(any(chat_rows.holds(each, written) for each in pair) for pair in both),
+        "pairs_repeating": sum(pair.repeats for pair in preferences),
         "pairs_padded": sum(any(each.padded for each in pair) for pair in both),
         **{what: len(pairs) * is_so for what, is_so in chat_template.peculiarities(tokenizer).items()},
     }

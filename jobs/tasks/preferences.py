@@ -47,6 +47,14 @@ class Preference:
     chosen: Conversation
     rejected: Conversation
 
+    @property
+    def repeats(self) -> bool:
+        """Return whether both answers begin with the text of the question, as where the two were put together."""
+        both = [self.chosen.messages, self.rejected.messages]
+        at = next((at for at, (one, other) in enumerate(zip(*both, strict=False)) if one != other), 0)
+        asked = both[0][at - 1]["content"].strip() if at else ""
+        return bool(asked) and all(messages[at]["content"].lstrip().startswith(asked) for messages in both)
+
 
 def preference_of(example: Mapping[str, Any]) -> Preference:
     """Read an example in one of the shapes above.
@@ -163,7 +171,7 @@ def _with_answer(context: list[Message], answer: list[Message], name: str) -> li
     Raises:
         TaskError: there is no answer, it is empty, or others speak in it.
     """
-    if not context:
+    if all(is_blank(message["content"]) and "tool_calls" not in message for message in context):
         raise TaskError("the prompt is empty")
     if not answer or answer[-1]["role"] != "assistant":
         raise TaskError(f"{name!r} does not end in an answer")

@@ -12,8 +12,19 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from jobs.tasks import IGNORED, Batch, Better, Columns, Task, TaskError, TaskOptions, pair_tokens, tokenization
-from jobs.tasks.labels import column_of
+from jobs.tasks import (
+    IGNORED,
+    Batch,
+    Better,
+    Columns,
+    Task,
+    TaskError,
+    TaskOptions,
+    TaskSetupError,
+    pair_tokens,
+    tokenization,
+)
+from jobs.tasks.labels import chosen, column_of
 from jobs.tasks.messages import is_nothing, text_of
 from jobs.tasks.pair_options import Seq2SeqOptions
 from jobs.tasks.text_rows import filled
@@ -51,11 +62,13 @@ class Seq2Seq(Task):
         self._for_data = options is not None
         self._parent: Path | str | None = None
         self._learned: dict[str, Any] = {
-            "prefix": self.options.prefix,
+            "prefix": self.options.prefix or "",
             "max_source_length": self.options.max_source_length or MAX_LENGTH,
             "max_target_length": self.options.max_target_length or MAX_LENGTH,
         }
         self._start: int | None = None
+        self._changed: list[str] = []
+        """What the options say otherwise than the model that the job starts from."""
 
     @property
     def prefix(self) -> str:
@@ -109,12 +122,19 @@ class Seq2Seq(Task):
         """Keep the parent's tokenizer, unless another is named; of a model of this task, prefix and lengths too."""
         self._parent = parent
         if (Path(parent) / PAIRS_FILE).is_file():
-            given = {key: getattr(self.options, key) for key in self._learned if key in self.options.model_fields_set}
-            self._learned = {**_read(Path(parent)), **{key: value for key, value in given.items() if value is not None}}
+            before = _read(Path(parent))
+            given = {key: getattr(self.options, key) for key in before}
+            self._learned = {key: chosen(given[key], before[key]) for key in before}
+            self._changed = [key for key in before if self._learned[key] != before[key]]
         if self.options.tokenizer.is_given:
             return False
         self.tokenizer = pair_tokens.checked(tokenization.load(parent))
         return True
+
+    def inherited(self) -> list[str]:
+        """Say what stands before each source, and where texts are cut."""
+        lengths = f"texts are cut at {self.max_source_length} and {self.max_target_length} tokens"
+        return [f"before each source stands {self.prefix!r}; {lengths}" if self.prefix else lengths]
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer, and seq2seq.json: the prefix and the lengths at which texts are cut."""
@@ -135,6 +155,7 @@ class Seq2Seq(Task):
         Returns:
             source (N, Ls), source_length (N,), target (N, Lt), targets (N,), and what was counted (N,); all int32.
         """
+        self._check_prefix()
         pairs = [self._pair(example) for example in examples]
         sources, targets = [self.prefix + source for source, _ in pairs], [target for _, target in pairs]
         return pair_tokens.encode(self.tokenizer, sources, targets, self.max_source_length, self.max_target_length)
@@ -236,7 +257,16 @@ class Seq2Seq(Task):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> str:
-        """Return the source of an example."""
+        """Return the source of an example.
+
+        Raises:
+            TaskSetupError: options ask for what the engine, which reads the model's own, would not honour.
+        """
+        if self._changed:
+            raise TaskSetupError(
+                f"task.{self._changed[0]} is another than the model was trained with, and predictions are made as it "
+                "was trained: leave it out"
+            )
         return self._source(example)
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
@@ -262,6 +292,19 @@ class Seq2Seq(Task):
         name = self.options.target_column
         target = filled(column_of(example, name, "target_column"), f"column {name!r}")
         return self._source(example), text_of(target, name)
+
+    def _check_prefix(self) -> None:
+        """Refuse a prefix that leaves no room.
+
+        Raises:
+            TaskSetupError: all sources would be cut to the same.
+        """
+        ids = pair_tokens.source_ids(self.tokenizer, [self.prefix], self.max_source_length + 1)[0][0]
+        if self.prefix and len(ids) >= self.max_source_length:
+            raise TaskSetupError(
+                f"task.prefix {self.prefix!r:.60} takes all {self.max_source_length} tokens of a source: raise "
+                "task.max_source_length"
+            )
 
     def _ready(self, model: Any) -> Any:
         from jobs.tasks import seq2seq_models

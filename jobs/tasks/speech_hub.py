@@ -49,6 +49,8 @@ def check_model(architecture: str, config: Mapping[str, Any]) -> None:
 def check_stride(config: Any, rate: int) -> None:
     """Raise TaskError for a model whose frames are so long that no transcript is sure to fit into them."""
     stride = _product(config.conv_stride)
+    if getattr(config, "add_adapter", False):
+        stride *= config.adapter_stride**config.num_adapter_layers
     if stride > FRAME_S * rate:
         raise TaskError(
             f"the model makes one frame of {stride} samples, {1000 * stride / rate:.0f} ms at {rate} samples per "
@@ -98,15 +100,18 @@ def least(config: Any) -> int:
     return needed
 
 
-def logits(model: Any, config: Any, waveform: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """Return logits (B, F, symbols) of recordings (B, T) fp32, each brought to mean 0 and deviation 1 first."""
+def logits(
+    model: Any, config: Any, waveform: torch.Tensor, samples: torch.Tensor, normalise: bool = True
+) -> torch.Tensor:
+    """Return logits (B, F, symbols) of recordings (B, T) fp32, each brought to mean 0 and deviation 1 first, or not."""
     import torch
 
     waveform = torch.nn.functional.pad(waveform, (0, max(0, least(config) - waveform.shape[1])))
     seen = torch.arange(waveform.shape[1], device=waveform.device) < samples.unsqueeze(1)
     count = samples.unsqueeze(1)
     centred = (waveform - waveform.sum(1, keepdim=True) / count) * seen
-    values = centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+    scaled = centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+    values = scaled if normalise else waveform * seen
     mask = seen.long() if masks(config) else None
     found: torch.Tensor = model(input_values=values.to(_dtype(model)), attention_mask=mask).logits
     return found
@@ -131,12 +136,15 @@ def symbols(parent: Path) -> tuple[list[str], int] | None:
     return of_hub(vocabulary, blank), blank
 
 
-def sample_rate(parent: Path) -> int:
-    """Return the samples per second that a model of the hub was trained with; 16,000 where it does not say."""
+def hearing(parent: Path) -> tuple[int, bool]:
+    """Return the samples per second that a model of the hub was trained with, and whether they were normalised.
+
+    16,000 and true where it does not say.
+    """
     place = _file(parent, "preprocessor_config.json")
     try:
         settings = json.loads(place.read_text(encoding="utf-8")) if place else {}
-        return int(settings.get("sampling_rate", 16_000))
+        return int(settings.get("sampling_rate", 16_000)), bool(settings.get("do_normalize", True))
     except (OSError, ValueError) as error:
         raise TaskError(f"cannot read preprocessor_config.json of {str(parent)!r}: {error}") from error
 

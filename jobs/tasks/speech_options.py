@@ -39,6 +39,8 @@ class SpeechRecognitionOptions(TaskOptions):
 
     @model_validator(mode="after")
     def _columns_differ(self) -> SpeechRecognitionOptions:
+        if self.transcript_from is not None and self.text_column != "text":
+            raise ValueError("text_column has no effect beside transcript_from, which reads what was said from names")
         return check_columns(self, "audio_column", "text_column")
 
 

@@ -34,6 +34,7 @@ class SpeechRecognition(SpeechRows):
         "conv-transformer": "jobs.tasks.speech_networks:ConvTransformer",
         "crnn": "jobs.tasks.speech_networks:Crnn",
     }
+    version: ClassVar[int] = 2
     unit: ClassVar[str] = "characters"
     metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "wer": "min", "cer": "min"}
     gathered: ClassVar[tuple[str, ...]] = ("picture", "heard", "said")
@@ -115,7 +116,7 @@ class SpeechRecognition(SpeechRows):
         scores, frames = self._heard(model, batch["waveform"], batch["samples"])
         lengths, paths = batch["label_lengths"], ctc.best_paths(scores, frames)
         labels = [row[:n].tolist() for row, n in zip(batch["labels"].cpu(), lengths.tolist(), strict=True)]
-        references = [" ".join("".join(self.symbols[number] for number in label).split()) for label in labels]
+        references = [self._said(label) for label in labels]
         counts = transcripts.edits(references, [self._spelled(path) for path in paths])
         return {
             "loss": ctc.loss(scores, frames, batch["labels"], lengths, self.blank),
@@ -146,7 +147,7 @@ class SpeechRecognition(SpeechRows):
     def instance(self, example: Mapping[str, Any]) -> Any:
         """Return the recording, as `predict` takes it: a file's bytes, or its samples at the model's rate."""
         content = audio.content_of(self._audio(example))
-        return content if isinstance(content, bytes) else audio.sound(content, self.rate, self.longest_s).samples
+        return content if isinstance(content, bytes) else audio.heard(content, self.rate, self.longest_s).samples
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Write down what is said in recordings: the bytes of files, or samples (T,) at the model's rate.
@@ -204,7 +205,7 @@ class SpeechRecognition(SpeechRows):
         else:
             if model.training:  # transformers draws its masks from numpy: seeded by what torch draws for this step
                 np.random.seed(int(torch.randint(2**31, ()).item()))
-            logits = speech_hub.logits(model, inner.config, waveform, samples)
+            logits = speech_hub.logits(model, inner.config, waveform, samples, self.normalise)
             frames = speech_hub.frames(inner.config, samples)
         return logits.float().log_softmax(-1), frames.clamp(max=logits.shape[1])
 
@@ -212,6 +213,11 @@ class SpeechRecognition(SpeechRows):
         """Return the text of a best path."""
         quiet = [0 if number == self.blank else number + 1 for number in path]
         return transcripts.text_of(quiet, ["", *self.symbols])
+
+    def _said(self, label: Sequence[int]) -> str:
+        """Return the transcript of a label; a character that is not known is one that no answer has."""
+        text = " ".join("".join(self.symbols[number] for number in label).split())
+        return text.replace(transcripts.UNKNOWN, transcripts.NEVER)
 
     def _pictured(
         self, batch: Batch, paths: Sequence[list[int]], labels: Sequence[list[int]]
@@ -232,10 +238,10 @@ class SpeechRecognition(SpeechRows):
     def _sent(self, instance: Any) -> np.ndarray:
         """Return the samples (T,) float32 of what a client sent."""
         if isinstance(instance, bytes):
-            return audio.sound(instance, self.rate, self.longest_s).samples
+            return audio.heard(instance, self.rate, self.longest_s).samples
         if not isinstance(instance, np.ndarray) or instance.ndim != 1:
             raise TaskError("a recording is a file's bytes, or samples of one channel")
-        return audio.sound((instance.astype(np.float32), self.rate), self.rate, self.longest_s).samples
+        return audio.heard((instance.astype(np.float32), self.rate), self.rate, self.longest_s).samples
 
 
 def _model_type(directory: Path | str) -> str:

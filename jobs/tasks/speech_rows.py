@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,12 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jobs.tasks import Batch, Columns, TaskError, TaskOptions, audio, speech_hub, transcripts
+from jobs.tasks.beside import table_of
 from jobs.tasks.labels import column_of
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.speech_options import SpeechFindings, SpeechRecognitionOptions
 
 SPEECH_FILE = "speech.json"
-_LINE = re.compile(r"(:\d+|\[\d+\]|: row \d+)$")
 
 
 class SpeechRows(OwnNetworks):
@@ -28,6 +27,8 @@ class SpeechRows(OwnNetworks):
     counted: ClassVar[Mapping[str, str]] = {
         "resampled": "recordings are resampled",
         "averaged": "recordings have several channels, which are averaged",
+        "silent": "recordings hold nothing but silence",
+        "ambiguous": "names of files fit task.transcript_from in several ways: the shortest text is taken",
         "too_long": "recordings are longer than max_seconds, or than the longest of the training data: left out",
         "too_fast": f"transcripts have more characters than frames of {speech_hub.FRAME_S * 1000:.0f} ms: left out",
         "unknown": "transcripts have characters that the model does not know, and count as mistakes",
@@ -41,6 +42,8 @@ class SpeechRows(OwnNetworks):
         self.longest_s = 0.0
         self.symbols: list[str] = []
         self.blank = 0
+        self.normalise = True
+        """Whether a model of transformers hears recordings brought to mean 0 and deviation 1."""
         self.case = "lower" if self.options.lowercase else "kept"
 
     # -- data -------------------------------------------------------------------------------------------------------
@@ -53,7 +56,10 @@ class SpeechRows(OwnNetworks):
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the recording, whatever its name and its transcript."""
         there = [path for path in self.files(example) if path.is_file()]
-        return there[0].read_bytes() if there else self._audio(example)
+        value = there[0].read_bytes() if there else self._audio(example)
+        if isinstance(value, Mapping):
+            return value.get("bytes") or [value.get("array"), value.get("sampling_rate")]
+        return value
 
     def answer(self, example: Mapping[str, Any]) -> str:
         """Return the transcript."""
@@ -104,12 +110,13 @@ class SpeechRows(OwnNetworks):
             super().inherit(parent)
         elif (found := speech_hub.symbols(parent)) is not None:
             self.symbols, self.blank = found
-            self.rate = speech_hub.sample_rate(parent)
+            self.rate, self.normalise = speech_hub.hearing(parent)
             letters = [symbol for symbol in self.symbols if symbol.lower() != symbol.upper()]
-            self.case = "upper" if letters and all(each.isupper() for each in letters) else "kept"
+            self.case = "upper" if letters and all(each.isupper() for each in letters) else self.case
             self.longest_s = self.options.max_seconds or 20.0
         else:
             return False
+        self._check_case()
         if self.options.sample_rate not in (None, self.rate):
             raise TaskError(
                 f"task.sample_rate is {self.options.sample_rate}, but the model it starts from hears {self.rate} "
@@ -128,7 +135,7 @@ class SpeechRows(OwnNetworks):
     def save(self, directory: Path) -> None:
         """Write speech.json: rate, longest recording, symbols."""
         learned = {"sample_rate": self.rate, "max_seconds": self.longest_s, "symbols": self.symbols}
-        learned |= {"blank": self.blank, "case": self.case}
+        learned |= {"blank": self.blank, "case": self.case, "normalise": self.normalise}
         (directory / SPEECH_FILE).write_text(json.dumps(learned, indent=2, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
@@ -139,6 +146,7 @@ class SpeechRows(OwnNetworks):
             learned = json.loads((Path(directory) / SPEECH_FILE).read_text(encoding="utf-8"))
             task.rate, task.symbols = int(learned["sample_rate"]), list(map(str, learned["symbols"]))
             task.blank, task.case = int(learned["blank"]), str(learned["case"])
+            task.normalise = bool(learned.get("normalise", True))
             task.longest_s = task.options.max_seconds or float(learned["max_seconds"])
             task.case = "lower" if task.options.lowercase else task.case
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -148,7 +156,7 @@ class SpeechRows(OwnNetworks):
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> Columns:
         """Decode recordings to samples (N, T) and number their transcripts (N, L); what is too long is left out."""
         rows = [self._row(example) for example in examples]
-        names = ("resampled", "averaged", "too_long", "too_fast", "unknown")
+        names = ("resampled", "averaged", "silent", "ambiguous", "too_long", "too_fast", "unknown")
         counts = {name: np.array([name in row["notes"] for row in rows], np.int32) for name in names}
         kept = [row for row in rows if not row["notes"] & {"too_long", "too_fast"}]
         width, height = self._most_samples(), self._most_symbols()
@@ -179,18 +187,15 @@ class SpeechRows(OwnNetworks):
         value = column_of(example, self.options.audio_column, "audio_column")
         if not isinstance(value, str) or not value or Path(value).is_absolute():
             return value
-        table = Path(_LINE.sub("", getattr(example, "where", "")))
-        found = audio.beside(table, value) if table.is_file() else None
+        table = table_of(example)
+        found = audio.beside(table, value) if table is not None else None
         return value if found is None else str(found)
 
     def _text(self, example: Mapping[str, Any]) -> str:
         """Return the transcript, tidied."""
         pattern, column = self.options.transcript_from, self.options.text_column
         if pattern is not None:
-            path = example.get("path", self._audio(example))
-            if not isinstance(path, str):
-                raise TaskError("task.transcript_from reads names of files, and this recording has none")
-            text: Any = transcripts.from_name(path, pattern)
+            text: Any = transcripts.from_name(self._name(example), pattern)
         elif column not in example and "path" in example:
             raise TaskError(
                 f"nothing says what is said in it: no column {column!r} (this has {sorted(example)}), and no "
@@ -200,17 +205,46 @@ class SpeechRows(OwnNetworks):
             text = column_of(example, column, "text_column")
         return transcripts.tidy(text, self.case)
 
+    def _name(self, example: Mapping[str, Any]) -> str:
+        path = example.get("path", self._audio(example))
+        if not isinstance(path, str):
+            raise TaskError("task.transcript_from reads names of files, and this recording has none")
+        return path
+
+    def _is_ambiguous(self, example: Mapping[str, Any]) -> bool:
+        """Tell whether the name of the file could be read as another transcript."""
+        pattern = self.options.transcript_from
+        if pattern is None:
+            return False
+        name = self._name(example)
+        return transcripts.from_name(name, pattern) != transcripts.from_name(name, pattern, longest=True)
+
+    def _check_case(self) -> None:
+        """Refuse small letters for a model that has none.
+
+        Raises:
+            TaskError: every letter would be one that it does not know.
+        """
+        letters = [symbol for symbol in self.symbols if symbol.lower() != symbol.upper()]
+        if self.options.lowercase and letters and not any(each.islower() for each in letters):
+            raise TaskError(
+                f"task.lowercase asks for small letters, and the model it starts from writes {''.join(letters)!r:.40}: "
+                "leave it out"
+            )
+
     def _row(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """Return samples and label of an example, and what is to be counted of it."""
         content = audio.content_of(self._audio(example))
         text = self._text(example)
         if audio.about(content).seconds > self.longest_s + 1e-3:
             return {"notes": {"too_long"}}
-        heard = audio.sound(content, self.rate)
+        heard = audio.heard(content, self.rate)
         label, unknown = transcripts.numbers(text, self.symbols)
         room = len(heard.samples) / self.rate / speech_hub.FRAME_S
         notes = {"resampled": heard.resampled, "averaged": heard.averaged, "unknown": unknown}
         notes["too_fast"] = transcripts.frames_needed(label) > room
+        notes["ambiguous"] = self._is_ambiguous(example)
+        notes["silent"] = not heard.samples.any()
         samples = audio.whole(heard.samples)[: self._most_samples()]
         return {"samples": samples, "label": label, "notes": {name for name, there in notes.items() if there}}
 

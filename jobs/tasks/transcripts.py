@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs.tasks import TaskError
+from jobs.tasks import TaskError, messages
 
 BLANK, UNKNOWN = "", "\ufffd"
 """The symbols with the numbers 0 and 1: CTC's blank, and a character that no training transcript has."""
+NEVER = "\ufffe"
+"""What stands for the unknown in what an answer is compared with: a character that no text has."""
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -25,8 +27,8 @@ def tidy(text: Any, case: str = "kept") -> str:
     """
     if not isinstance(text, str):
         raise TaskError(f"the transcript is {text!r:.60}, and not a text")
-    plain = " ".join(unicodedata.normalize("NFC", text).split())
-    if not plain:
+    plain = " ".join(unicodedata.normalize("NFC", messages.text_of(text, "transcript")).split())
+    if messages.is_blank(plain):
         raise TaskError("the transcript is empty")
     return {"lower": plain.lower, "upper": plain.upper}.get(case, plain.strip)()
 
@@ -45,18 +47,19 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def from_name(path: str, pattern: str) -> str:
+def from_name(path: str, pattern: str, longest: bool = False) -> str:
     """Return what the name of a file says was said: `{text}_{speaker}` of `yes_anna.wav` is `yes`.
 
     The pattern is compared with the end of the path, as many parts as it has, without the suffix. A field takes as few
-    characters as it can.
+    characters as it can; with `longest` as many.
 
     Raises:
         TaskError: the name does not fit.
     """
     parts = PurePosixPath(path).with_suffix("").parts[-(pattern.count("/") + 1) :]
     pieces = _FIELD.split(pattern)
-    regex = "".join(f"(?P<{p}>[^/]+?)" if at % 2 else re.escape(p) for at, p in enumerate(pieces))
+    most = "+" if longest else "+?"
+    regex = "".join(f"(?P<{p}>[^/]{most})" if at % 2 else re.escape(p) for at, p in enumerate(pieces))
     found = re.fullmatch(regex, "/".join(parts))
     if found is None:
         raise TaskError(f"the name {'/'.join(parts)!r} does not fit task.transcript_from {pattern!r}")
@@ -69,7 +72,7 @@ def symbols_of(characters: Iterable[str]) -> list[str]:
 
 
 def numbers(text: str, symbols: Sequence[str]) -> tuple[np.ndarray, bool]:
-    """Return a transcript's symbols (L,) int16, and whether a character is not among them.
+    """Return a transcript's symbols (L,) int16, and whether a character is not among them, or was lost before.
 
     Raises:
         TaskError: one is not, and the symbols have none for what is unknown.
@@ -80,7 +83,8 @@ def numbers(text: str, symbols: Sequence[str]) -> tuple[np.ndarray, bool]:
         raise TaskError(
             f"the transcript has {unknown[0]!r}, which the model has no symbol for, nor one for the unknown"
         )
-    return np.array([index.get(character, index.get(UNKNOWN, 0)) for character in text], np.int16), bool(unknown)
+    label = np.array([index.get(character, index.get(UNKNOWN, 0)) for character in text], np.int16)
+    return label, bool(unknown) or UNKNOWN in text
 
 
 def frames_needed(label: np.ndarray) -> int:

@@ -60,6 +60,41 @@ def test_what_is_no_whole_recording_is_refused(content: bytes, reason: str) -> N
         audio.sound(content, 8000)
 
 
+def ogg(kind: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, tones.spoken("abcabcabcabc"), 8000, format="OGG", subtype=kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["VORBIS", "OPUS"])
+def test_an_ogg_file_whose_pages_are_not_all_there_is_refused(kind: str) -> None:
+    content = ogg(kind)
+    assert len(audio.sound(content, 8000).samples) == len(tones.spoken("abcabcabcabc"))
+    starts = [at for at in range(len(content)) if content.startswith(b"OggS", at)]
+    with pytest.raises(TaskError, match="does not end with a whole page"):
+        audio.sound(content[: starts[-1] + 100], 8000)
+    with pytest.raises(TaskError, match="page 3 does not follow its page 1"):
+        audio.sound(content[: starts[2]] + content[starts[3] :], 8000)
+    damaged = bytearray(content)
+    damaged[starts[2] + 900] ^= 1
+    with pytest.raises(TaskError, match="checksum of its page 2"):
+        audio.sound(bytes(damaged), 8000)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"array": [0.1, 0.2], "path": "a.wav"}, "sampling_rate is None"),
+        ({"array": [0.1, 0.2], "sampling_rate": 8000.5}, r"sampling_rate is 8000\.5"),
+        ({"array": [[[0.1, 0.2]]], "sampling_rate": 8000}, r"shape \(1, 1, 2\)"),
+        ({"array": ["a", "b"], "sampling_rate": 8000}, "they are numbers"),
+    ],
+)
+def test_samples_that_say_too_little_are_refused(value: object, reason: str) -> None:
+    with pytest.raises(TaskError, match=reason):
+        audio.content_of(value)
+
+
 def test_other_kinds_of_files_are_refused() -> None:
     file = io.BytesIO()
     soundfile.write(file, TONE, 8000, format="AIFF")

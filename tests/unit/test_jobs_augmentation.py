@@ -96,6 +96,14 @@ def test_a_classifier_changes_images_in_training_only() -> None:
     assert task.loss(model, batch)[0] == plain.loss(model, batch)[0]
 
 
+def test_it_is_said_that_mixup_depends_on_the_micro_batch() -> None:
+    examples = [{"image": np.zeros((8, 8), np.uint8), "label": label} for label in range(2)]
+    for options, expected in (({"mixup": 0.5}, 1), ({}, 0)):
+        task = get("image-classification")(options)
+        said = [each for each in task.fit(task.observe(examples)) if "micro-batch" in each]
+        assert len(said) == len(task.inherited()) == expected
+
+
 def test_a_label_among_the_five_best_is_counted() -> None:
     task = get("image-classification")()
     logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5, 4, 3]])

@@ -149,3 +149,15 @@ def test_images_of_16_bits_become_8() -> None:
     deep = [{"image": np.full((4, 4), level, np.uint16)} for level in (0, 65535)]
     assert "rounded to 8" in task.fit(task.observe(deep))[-1]
     assert task.encode(deep)["pixels"].max() == 255
+
+
+def test_one_image_has_no_distance() -> None:
+    draw = np.random.default_rng(0)
+    sums = {name: draw.standard_normal((3, 64)) for name in ("seen", "made")} | {"loss": 3.0, "targets": 3.0}
+    task = get("gan")()
+    whole = task.summarise(sums)
+    assert whole["frechet_distance"] > 0
+    one = task.summarise({**sums, "seen": sums["seen"][:1], "made": sums["made"][:1]})
+    assert one == {"loss": 1.0}
+    assert task.verdict(whole) == task.verdict({}) == []
+    assert "two held-out images" in task.verdict(one)[0]

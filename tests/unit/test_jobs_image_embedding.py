@@ -106,6 +106,16 @@ def test_pairs_give_the_auc_and_the_rates_of_their_definition(monkeypatch: pytes
     assert verification.recall_at_1(vectors, identities) == np.mean(identities[nearest.argmax(1)] == identities)
 
 
+def test_a_threshold_that_nothing_was_measured_for_is_told() -> None:
+    both = {"threshold": 0.3, "identity_threshold": 0.4}
+    task, other = fitted(faces()), fitted(faces(), loss="triplet")
+    assert task.verdict(both) == other.verdict({"threshold": 0.3}) == []
+    (said,) = task.verdict({"identity_threshold": 0.4})
+    assert said.startswith("threshold (of the answer `same`) could not be measured")
+    assert "answers by a similarity of 0.5," in said
+    assert "threshold (of the answer `same`) and identity_threshold (of the answer `identity`)" in task.verdict({})[0]
+
+
 def test_verification_tries_the_threshold_on_rows_it_was_not_chosen_by() -> None:
     """Vectors that say nothing of identities: a threshold chosen on the pairs it is tried on would seem to."""
     rates = [verification.accuracy(unit(40, seed=seed).numpy(), np.arange(40) // 2 % 10) for seed in range(10)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.data.examples import Example
 from jobs.tasks import TaskError, get
 from jobs.tasks.image_classification import ImageClassification
 from jobs.tasks.image_files import MAX_PIXELS, decode
@@ -139,6 +140,18 @@ def test_exif_orientation_is_honoured() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
     assert values(file(image, exif=exif)) == [[[10]], [[200]]]
+    task = get("image-classification")()
+    examples = [{"image": file(image, exif=exif), "label": 0}, {"image": file(image), "label": 1}]
+    task.fit(task.observe(examples))
+    assert task.encode(examples)["turned"].tolist() == [1, 0]
+    assert "upright" in task.counted["turned"]
+
+
+def test_copies_under_other_names_are_copies() -> None:
+    content = file(Image.new("L", (2, 2), 3))
+    task = get("image-classification")()
+    first, second = (task.content({"image": {"bytes": content, "path": name}}) for name in ("a.png", "b.png"))
+    assert first == second == content
 
 
 def test_the_first_frame_is_used_and_said() -> None:
@@ -371,3 +384,17 @@ def test_what_makes_no_classifier_is_refused_before_there_are_images(
 def test_classifiers_that_can_be_built_are_taken() -> None:
     for architecture in ("cnn", "resnet"):
         ImageClassification(ImageClassification.Options()).check_model(architecture, {})
+
+
+def test_names_of_files_start_at_the_folder_of_their_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set" / "in").mkdir(parents=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(file(Image.new("L", (1, 1), 200)))
+    (tmp_path / "set" / "in" / "a.png").write_bytes(file(Image.new("L", (1, 1), 7)))
+    (tmp_path / "set" / "b.jsonl").write_text("")
+    task = get("image-classification")()
+    monkeypatch.chdir(tmp_path)
+    example = Example({"image": "in/a.png", "label": 1}, f"{tmp_path}/set/b.jsonl:1")
+    assert task.instance(example).tolist() == [[[7]]]  # and not what the process that reads happens to stand beside
+    assert task.files(example) == [tmp_path / "set" / "in" / "a.png"]
+    assert task.instance({"image": str(tmp_path / "in" / "a.png")}).tolist() == [[[200]]]

@@ -266,7 +266,7 @@ def test_a_network_saves_loads_and_answers_the_same(tmp_path: Path) -> None:
     before = json.loads(task.predict(model, [examples[0]["image"]])[0]["detections"])
     after = json.loads(again.predict(again.load_model(tmp_path), [examples[0]["image"]])[0]["detections"])
     assert 0 < len(before) <= 7
-    assert after[: len(before)] == before
+    assert after == before  # no more of them than were asked for in training
     assert again.outputs()[0]["parameters"] == {
         "content_type": "json", "labels": ["circle", "square", "triangle"], "threshold": 0.001,
     }  # fmt: skip
@@ -307,3 +307,89 @@ def test_what_an_image_has_too_much_of_is_refused() -> None:
         task.encode([unknown])
     with pytest.raises(TaskError, match="nothing to be found"):
         fitted([{**shapes(1)[0], "objects": []}])
+
+
+BLACK = np.zeros((50, 100, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("objects", "said"), [
+    ([{"bbox": [0.5, 0.5, 0.2, 0.3], "category": "a"}], r"objects\[0\]: .* shares of the image's sides"),
+    ({"bbox": None, "category": None}, r"objects\.bbox is None, no list"),
+    ({"bbox": [[1, 2, 3, 4]], "category": "a"}, r"objects\.category is 'a', no list"),
+    ({"bbox": [[1, 2, 3, 4]], "category": ["a"], "iscrowd": 1}, r"objects\.iscrowd is 1, no list"),
+    ({}, r"objects\.bbox is None, no list"),
+    ([{"bbox": [1, 2, 3, 4], "category": -1}], r"category is -1, no name and no whole number of 0 or more"),
+    ([{"bbox": [1, 2, 3, 4], "category": "a\ud800"}], "surrogate"),
+])  # fmt: skip
+def test_objects_that_would_be_misread_are_refused(objects: object, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        objects_of(objects, "objects")
+
+
+def test_objects_in_arrays_are_read_and_what_is_no_list_is_named() -> None:
+    found = {"bbox": np.array([[1, 2, 3, 4]]), "category": ["a"], "id": np.array([7]), "licence": "free"}
+    assert objects_of(found, "objects") == objects_of([{"bbox": [1, 2, 3, 4], "category": "a"}], "objects")
+    task = get("object-detection")()
+    assert task.unused({"image": BLACK, "objects": found}) == ["objects.id", "objects.licence"]
+
+
+def test_a_box_of_two_corners_is_told_so() -> None:
+    task = fitted(shapes(4))
+    with pytest.raises(TaskError, match="as two corners, x1, y1, x2, y2, this one would lie inside"):
+        task.encode([{"image": BLACK, "objects": [{"bbox": [60, 20, 90, 40], "category": "circle"}]}])
+    with pytest.raises(TaskError, match=r"in pixels$"):
+        task.encode([{"image": BLACK, "objects": [{"bbox": [60, 20, 90, 10], "category": "circle"}]}])
+
+
+def test_objects_that_stand_twice_are_counted_and_their_order_is_no_other_answer() -> None:
+    one, other = {"bbox": [1, 1, 5, 5], "category": "circle"}, {"bbox": [9, 1, 5, 5], "category": "circle"}
+    task = fitted(shapes(4))
+    rows = [{"image": BLACK, "objects": objects} for objects in ([one, other], [other, one], [one, one])]
+    assert task.encode(rows)["repeated"].tolist() == [0, 0, 1]
+    answers = [task.answer(row) for row in rows]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_categories_that_come_as_text_and_as_numbers_are_told() -> None:
+    objects = [{"bbox": [1, 1, 5, 5], "category": category} for category in ("1", 1)]
+    task = get("object-detection")()
+    said = task.fit(task.observe([{"image": BLACK, "objects": objects}]))
+    assert any("numbers and as text" in each for each in said), said
+
+
+def test_a_crowd_of_an_unknown_category_excuses_no_guess() -> None:
+    known = {"bbox": [55, 25, 40, 15], "category": "c"}
+    task = fitted([{"image": BLACK, "objects": [{**known, "category": each} for each in "abc"]}], image_size=64)
+    here = {"bbox": [10, 5, 30, 20], "category": "a"}
+    scores = {}
+    for category in "ac?":  # the model sees a c where the crowd is, and an a where there is nothing
+        crowd = {"bbox": [5, 0, 40, 30], "category": category, "iscrowd": 1}
+        objects = [crowd, {**here, "bbox": [55, 25, 40, 15]}]
+        batch = batch_of(task, [{"image": BLACK, "objects": objects}])
+        sums = {name: value.detach().numpy() for name, value in task.measure(Seeing(), batch).items()}
+        assert np.isfinite(sums["loss"])
+        scores[category] = task.summarise(sums)["mAP50"]
+        found, truths = sums["found"].copy(), sums["truths"]
+        found[0, :, 5] = np.where(found[0, :, 5] == 2, 0, found[0, :, 5])  # an a in the crowd, sure as the right one
+        found[0, :, 4] = np.where(found[0, :, 0] < 50, found[0, :, 4], 0.5 * found[0, :, 4])
+        scores[f"{category} a"] = precision(found, truths)["mAP50"]
+    assert scores["a a"] == pytest.approx(1)  # a wrong guess in a crowd of its category does not count
+    assert scores["? a"] == scores["c a"] == pytest.approx(0.5)
+
+
+def test_all_guesses_that_are_kept_are_measured() -> None:
+    truths = np.array([[[10 * at, 0, 9, 9, 0, 0] for at in range(150)]], float)
+    found = np.array([[[10 * at, 0, 9, 9, 1 - at / 200, 0] for at in range(150)]])
+    assert precision(found, truths) == {"mAP": pytest.approx(1), "mAP50": pytest.approx(1)}
+    assert precision(found[:, :75], truths)["mAP50"] == pytest.approx(51 / 101)  # recall 0, 0.01, …, 0.5
+
+
+def test_an_image_with_more_objects_than_guesses_is_refused_in_training() -> None:
+    objects = [{"bbox": [10 * at, 5, 8, 8], "category": "circle"} for at in range(9)]
+    example = {"image": BLACK, "objects": objects}
+    task = fitted([example])
+    model, batch = task.build("yolos", YOLOS), batch_of(task, [example])
+    with pytest.raises(TaskError, match="holds 9 objects, and the model makes 8 guesses"):
+        task.loss(model.train(), batch)
+    assert torch.isfinite(task.loss(model.eval(), batch)[0])
+    assert torch.isfinite(task.loss(model.train(), batch_of(task, [{**example, "objects": objects[:8]}]))[0])

@@ -1,5 +1,6 @@
 """Preferences: what is read of an example, the rows, the losses against their definitions, and the reference."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from jobs.data import prepare
+from jobs.data import prepare, splitting
 from jobs.spec import JobSpec, LoraSpec
 from jobs.tasks import IGNORED, TaskError, is_ours, preference_loss
 from jobs.tasks.causal_lm import CausalLM
@@ -156,6 +157,35 @@ def spec(objective: str, metric: str = "loss", **model: Any) -> JobSpec:
     )
 
 
+def test_a_pair_and_the_other_way_round_are_one_example_with_two_answers(tmp_path: Path) -> None:
+    one = {"prompt": "q", "chosen": "good\nanswer", "rejected": "bad"}
+    same, reverse = {**one, "chosen": "good answer "}, {**one, "chosen": "bad", "rejected": "good answer"}
+    task = dpo()
+    contents = [splitting.content_of(task.content(each)) for each in (one, same, reverse, pair(1))]
+    assert contents[0] == contents[1] == contents[2] != contents[3]
+    answers = [splitting.content_of(task.answer(each)) for each in (one, same, reverse)]
+    assert answers[0] == answers[1] != answers[2]
+    rows = [one, reverse, *({**one, "prompt": f"q {number}"} for number in range(18))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = prepare.prepare(
+        JobSpec.model_validate(
+            {
+                "name": "x",
+                "phase": "pretrain",
+                "task": {"name": "causal-lm", "objective": "orpo", "tokenizer": {"train": "bpe", "vocab_size": 300}},
+                "model": {"architecture": "lstm"},
+                "data": {"train": "pairs.jsonl", "eval_fraction": 0.1},
+                "training": {"steps": 1},
+            }
+        ),
+        tmp_path,
+        tmp_path / "storage",
+        parent=None,
+        on_progress=lambda *event: None,
+    )
+    assert "1 of 20 examples are copies of an earlier one with another label" in done.notes
+
+
 def test_a_comparison_needs_a_model_to_start_from() -> None:
     with pytest.raises(ValidationError, match=r"task\.objective dpo compares with the model that the job starts from"):
         spec("dpo")
@@ -197,6 +227,20 @@ def test_pairs_that_say_nothing_within_the_row_are_counted() -> None:
     counts = {name: int(rows[name][0]) for name in task.counted if name in rows and rows[name][0]}
     assert counts == {"pairs_left_out": 1, "pairs_alike": 1, "pairs_cut": 1, "pairs_special": 1}
     assert len(rows["targets"]) == 2
+
+
+def test_answers_that_repeat_the_question_are_counted() -> None:
+    whole = {"prompt": "the fox ", "chosen": "the fox is quick", "rejected": "the fox is lazy"}
+    one_only = {**whole, "rejected": "it is lazy"}
+    apart = {"prompt": "the fox", "chosen": "is quick", "rejected": "is lazy"}
+    turns = {"chosen": [Q, A, Q, {**A, "content": "q good"}], "rejected": [Q, A, Q, {**A, "content": "q bad"}]}
+    rows = dpo().encode([whole, one_only, apart, turns])
+    assert int(rows["pairs_repeating"].sum()) == 2
+
+
+def test_a_prompt_that_shows_nothing_is_refused() -> None:
+    with pytest.raises(TaskError, match="the prompt is empty"):
+        preference_of({"prompt": " \u200b", "chosen": "a", "rejected": "b"})
 
 
 def test_answers_whose_tokens_agree_are_left_out() -> None:

@@ -366,6 +366,23 @@ def test_the_number_that_stands_for_no_class_is_no_class(tmp_path, monkeypatch):
     assert len(sources.open_source("?.parquet", tmp_path).notes) == 1, "once for all shards"
 
 
+def test_numbers_that_stand_for_names_are_told_within_lists_and_mappings_too(tmp_path):
+    names = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    box, kind = {"feature": {"dtype": "float32", "_type": "Value"}, "length": 4, "_type": "List"}, {"_type": "List"}
+    forms = [
+        {"objects": {"bbox": {"feature": box, **kind}, "category": {"feature": names, **kind}}},
+        {"objects": {"feature": {"bbox": box, "category": names}, "_type": "Sequence"}},
+        {"objects": [{"bbox": box, "category": names}]},
+    ]
+    rows = pa.table({"objects": [{"bbox": [[1.0, 2.0, 3.0, 4.0]], "category": [1]}]})
+    for features in forms:
+        described = {"huggingface": json.dumps({"info": {"features": features}})}
+        pyarrow.parquet.write_table(rows.replace_schema_metadata(described), tmp_path / "a.parquet")
+        assert sources.open_source("a.parquet", tmp_path).notes == (
+            "the numbers in column 'objects.category' stand for names, which are not used (0: cat, 1: dog)",
+        )
+
+
 def test_tables_that_were_joined_keep_no_header_and_no_mark_among_their_rows(tmp_path):
     part = b'\xef\xbb\xbf"text",n\n"\xef\xbb\xbf a",1\n'
     (tmp_path / "x.csv").write_bytes(part + part)

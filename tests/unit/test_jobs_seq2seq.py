@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cluster.errors import UserError
 from jobs.data import splitting
-from jobs.tasks import IGNORED, TaskError, get, pair_tokens, translation_scores
+from jobs.tasks import IGNORED, TaskError, TaskSetupError, get, pair_tokens, translation_scores
 from jobs.worker import export, quantize
 from jobs.worker.evaluate import flat
 
@@ -350,3 +350,21 @@ def test_a_bias_of_the_logits_that_int8_cannot_keep_is_refused(task, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(TaskError, match="final_logits_bias that is not zero"):
         task.load_model(tmp_path, None, {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())})
+
+
+def test_a_prefix_that_leaves_no_room_is_refused():
+    with pytest.raises(TaskSetupError, match=r"task\.prefix .* takes all 16 tokens"):
+        rows_of(learned(prefix="translate this text: "))
+    assert rows_of(learned(prefix="translate this text: ", max_source_length=64))
+
+
+def test_predictions_are_asked_for_as_the_model_was_trained(tmp_path):
+    learned(prefix="go: ").save(tmp_path)
+    other = get("seq2seq")({"prefix": "come: "})
+    other.inherit(tmp_path)
+    with pytest.raises(TaskSetupError, match=r"task\.prefix is another than the model was trained with"):
+        other.instance({"source": "one"})
+    for same in ({}, {"prefix": "go: "}):
+        child = get("seq2seq")(same)
+        child.inherit(tmp_path)
+        assert child.instance({"source": "one"}) == "one"

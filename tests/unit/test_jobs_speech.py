@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from cluster.errors import UserError
-from jobs.data import prepare
+from jobs.data import prepare, splitting
 from jobs.data.examples import Example
 from jobs.spec import JobSpec
 from jobs.tasks import TaskError, ctc, transcripts
@@ -72,17 +74,21 @@ def test_what_is_left_out_or_made_otherwise_is_counted() -> None:
             example("aaaaa"),  # longer than the longest
             example("abababab", said="a"),  # more characters than frames
             example("c", said="a"),
+            {"audio": tones.wav(np.zeros(900)), "text": "a"},
+            example("a\ufffd", said="aa"),  # a character that was lost when the file was made
         ]
     )
     counts = {name: rows[name].tolist() for name in task.counted}
     assert counts == {
-        "resampled": [0, 1, 0, 0, 0],
-        "averaged": [0, 1, 0, 0, 0],
-        "too_long": [0, 0, 1, 0, 0],
-        "too_fast": [0, 0, 0, 1, 0],
-        "unknown": [0, 0, 0, 0, 1],
+        "resampled": [0, 1, 0, 0, 0, 0, 0],
+        "averaged": [0, 1, 0, 0, 0, 0, 0],
+        "silent": [0, 0, 0, 0, 0, 1, 0],
+        "ambiguous": [0] * 7,
+        "too_long": [0, 0, 1, 0, 0, 0, 0],
+        "too_fast": [0, 0, 0, 1, 0, 0, 0],
+        "unknown": [0, 0, 0, 0, 1, 0, 1],
     }
-    assert len(rows["samples"]) == 3
+    assert len(rows["samples"]) == 5
     assert rows["label"][2, 0] == 1
     nothing = task.encode([example("aaaaa")])
     assert (nothing["samples"].shape, len(nothing["targets"])) == ((0, rows["samples"].shape[1]), 0)
@@ -124,6 +130,14 @@ def test_names_of_files_say_what_was_said(path: str, pattern: str, text: str) ->
     assert task.answer({"audio": b"x", "path": path}) == text
 
 
+def test_names_that_could_be_read_otherwise_are_counted() -> None:
+    task = SpeechRecognition({"transcript_from": "{text}_{voice}_{take}"})
+    rows = [{"audio": tones.wav(tones.spoken("ab")), "path": name} for name in ("a_low_0.wav", "a_b_low_0.wav")]
+    task.fit(task.observe(rows))
+    assert task.encode(rows)["ambiguous"].tolist() == [0, 1]
+    assert [task.answer(row) for row in rows] == ["a", "a"]
+
+
 def test_names_and_patterns_that_do_not_fit_are_refused() -> None:
     task = SpeechRecognition({"transcript_from": "{text}_{speaker}"})
     with pytest.raises(TaskError, match=r"'nothing' does not fit task\.transcript_from"):
@@ -141,6 +155,42 @@ def test_transcripts_are_tidied_and_empty_ones_refused() -> None:
     for wrong in ("", "  ", None, 3):
         with pytest.raises(TaskError, match="transcript"):
             task.check({"audio": b"x", "text": wrong})
+
+
+@pytest.mark.parametrize("text", ["\u200b", "a\ud800", None, 7, float("nan")])
+def test_transcripts_that_show_nothing_or_are_no_text_are_refused(text: Any) -> None:
+    with pytest.raises(TaskError, match=r"transcript( is empty|' holds half of| is .*, and not a text)"):
+        transcripts.tidy(text)
+
+
+def test_a_column_beside_names_of_files_is_refused() -> None:
+    with pytest.raises(TaskError, match="text_column has no effect beside transcript_from"):
+        SpeechRecognition({"text_column": "words", "transcript_from": "{text}_{take}"})
+
+
+def test_copies_under_other_names_are_copies() -> None:
+    task, sound = SpeechRecognition(), tones.spoken("a")
+    files = [task.content({"audio": {"bytes": tones.wav(sound), "path": name}, "text": "a"}) for name in ("x", "y")]
+    assert files[0] == files[1] == tones.wav(sound)
+    arrays = [
+        task.content({"audio": {"array": sound, "sampling_rate": rate, "path": name}, "text": "a"})
+        for name, rate in (("x", 8000), ("y", 8000), ("z", 16_000))
+    ]
+    hashes = [splitting.content_of(each) for each in arrays]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_quiet_recording_is_heard_as_it_is_learned() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, tones.spoken("ab") / 8000, 8000, format="WAV", subtype="PCM_24")  # a peak of two steps of 16
+    recording = {"audio": file.getvalue(), "text": "ab"}
+    task = fitted(["ab"])
+    learned = task.collate(task.encode([recording]))["waveform"][0].numpy()
+    samples = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")[0]
+    array = {"array": samples, "sampling_rate": 8000}
+    assert np.abs(samples - learned).max() > 1e-5  # rounding to 16 bits is heard
+    for instance in (task.instance(recording), task.instance({"audio": array}), samples):
+        np.testing.assert_array_equal(task._sent(instance), learned)
 
 
 def test_a_table_names_files_from_its_own_folder(tmp_path: Path) -> None:
@@ -400,6 +450,57 @@ def test_a_model_of_the_hub_keeps_its_vocabulary(tmp_path: Path) -> None:
         transcripts.numbers("c", ["", "a"])
     task.check_parent(tmp_path, {})
     assert task.load_model(tmp_path).config.vocab_size == 7
+
+
+def test_an_unknown_character_is_a_mistake_whatever_is_answered(tmp_path: Path) -> None:
+    hub_model(tmp_path)
+    task = SpeechRecognition()
+    task.inherit(tmp_path)
+    model = task.load_model(tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.copy_(torch.tensor([0.0, 0, 0, 9, 0, 0, 0]))  # it answers with the unknown alone
+        sums = task.measure(model, task.collate(task.encode([example("c", said="a")])))
+    assert task._spelled([3, 3]) == "\ufffd"
+    assert (int(sums["character_edits"]), int(sums["characters"])) == (1, 1)
+
+
+def test_recordings_are_normalised_as_the_model_was_trained(tmp_path: Path) -> None:
+    from transformers import Wav2Vec2FeatureExtractor
+
+    hub_model(tmp_path)
+    sound = tones.spoken("ab")
+    for normalise in (True, False):
+        settings = {"sampling_rate": 8000, "do_normalize": normalise}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+        task = SpeechRecognition()
+        task.inherit(tmp_path)
+        task.save(tmp_path)
+        task = SpeechRecognition.load(tmp_path)
+        (tmp_path / "speech.json").unlink()
+        model = task.load_model(tmp_path)
+        theirs = Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=normalise)
+        values = theirs(sound, sampling_rate=8000, return_tensors="pt").input_values
+        with torch.no_grad():
+            found = task._heard(model, torch.from_numpy(sound)[None], torch.tensor([len(sound)]))[0]
+            torch.testing.assert_close(found, model(values).logits.log_softmax(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_small_letters_are_asked_for_or_refused(tmp_path: Path) -> None:
+    hub_model(tmp_path)
+    with pytest.raises(TaskError, match=r"task\.lowercase asks for small letters, and the model .* writes 'AB'"):
+        SpeechRecognition({"lowercase": True}).inherit(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "a": 3, "b": 4}))
+    task = SpeechRecognition({"lowercase": True})
+    task.inherit(tmp_path)
+    assert task.encode([example("AB", said="ab")])["unknown"].tolist() == [0]
+
+
+def test_a_model_whose_adapter_makes_frames_too_long_is_refused() -> None:
+    adapter = {**TINY, "add_adapter": True, "num_adapter_layers": 2, "output_hidden_size": 16}
+    assert fitted(["ab"]).build("wav2vec2", {**adapter, "adapter_stride": 1}) is not None
+    with pytest.raises(TaskError, match="one frame of 500 samples"):
+        fitted(["ab"]).build("wav2vec2", {**adapter, "adapter_stride": 5})
 
 
 def test_a_model_without_a_head_gets_one(tmp_path: Path) -> None:
