@@ -140,7 +140,8 @@ class GatewayDeployment:
         settings = self._settings
         routed = routes.build(lambda: self.gateway)
         app = Front(routed, self._ended, settings.max_request_s, lambda: settings.cors_origins, self._spans)
-        server = Server(app, settings.host, settings.port, settings.limits, settings.secure(), self._ended)
+        owner = f"{ray.get_runtime_context().gcs_address} {settings.name}"
+        server = Server(app, settings.host, settings.port, settings.limits, settings.secure(), self._ended, owner)
         try:
             await server.start()
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import ssl
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
-from serve.front import listening
+from serve.front import claim, listening
 from serve.front.exchange import Exchange
 from serve.front.limits import Limits
 from serve.front.uvicorn_internals import Shared
@@ -37,7 +38,11 @@ class Server:
         limits: Limits,
         tls: ssl.SSLContext | None = None,
         log: Callable[[Exchange], None] = lambda _: None,
+        owner: str | None = None,
     ) -> None:
+        """Serve `app` at an address, which processes of the same `owner` may share; None: nobody else does."""
+        self._owner = owner
+        self._claim: int | None = None
         self._shared = Shared(app, limits, log)
         self._host, self._port, self._limits, self._tls = host, port, limits, tls
         self._socket: Any = None
@@ -67,7 +72,13 @@ class Server:
     async def start(self) -> None:
         """Listen. Raises OSError where nothing can."""
         _allow_files(self._limits.connections + FILES_BESIDE)
-        self._socket = listening.listen(self._host, self._port)
+        if self._owner is not None and self._port:  # one that the system picks is nobody else's
+            self._claim = claim.take(self._host, self._port, self._owner)
+        try:
+            self._socket = listening.listen(self._host, self._port)
+        except OSError:
+            self._give_back()
+            raise
         self._port = int(self._socket.getsockname()[1])
         patience_s = self._limits.head_s if self._tls else None
         loop = asyncio.get_running_loop()
@@ -89,11 +100,17 @@ class Server:
         await listening.until_empty(self._socket)
         server.close()
         self._socket.close()
+        self._give_back()
         self._shared.leaving = True
         quiet_s = QUIET_S if await listening.answers(self._host, self._port) else ALONE_QUIET_S
         await self._drained(quiet_s, limit_s)
         await self._cut()
         self._watch.cancel()
+
+    def _give_back(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     async def _drained(self, quiet_s: float, limit_s: float) -> None:
         loop = asyncio.get_running_loop()

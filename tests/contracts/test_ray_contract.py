@@ -187,6 +187,12 @@ def _raylet_argument() -> None:
     source_mentions("ray._private.runtime_env.context", "py_executable", "passthrough_args")
 
 
+@PROCESSES.check("--raylet_socket_name=SESSION/sockets/raylet (an argument of raylets)")
+def _raylet_socket() -> None:
+    source_mentions("ray._private.services", f'f"{ray_process_internals.RAYLET_SOCKET}{{raylet_name}}"')
+    source_mentions("ray._private.node", '"sockets"', "raylet_socket_name")
+
+
 @PROCESSES.check("py_modules_files (a folder of Ray's session)")
 def _shipped() -> None:
     source_mentions("ray._private.runtime_env.py_modules", f'"{ray_process_internals.SHIPPED_FOLDER}"')

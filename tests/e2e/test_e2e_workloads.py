@@ -19,6 +19,7 @@ from jobs.tasks import get
 from jobs.worker.quantize import quantize
 from serve import endpoints
 from serve.spec import ServeSpec
+from tests.conftest import free_port
 from tests.support.fault_runs import environment
 from tests.support.workloads import Endpoint, Workload, workloads
 from tracking import manifest
@@ -55,7 +56,8 @@ def test_all_of_them_answer_over_http(cluster: Connection, made: dict[str, Path]
     assert made, "run this test with those before it"
     little = {"precision": "fp32", "resources": {"cpus_per_replica": 0.25}}
     models = {name: {"model": str(model), **little} for name, model in made.items()}
-    outcome = endpoints.up(ServeSpec.model_validate({"models": models, "start_timeout_s": 300}), print)
+    http = {"port": free_port()}  # the other part of these tests may be starting an endpoint, too
+    outcome = endpoints.up(ServeSpec.model_validate({"models": models, "start_timeout_s": 300, "http": http}), print)
     wrong = []
     try:
         with httpx.Client(base_url=outcome["endpoint"], timeout=60, trust_env=False) as client:

@@ -171,13 +171,15 @@ def test_a_server_ends_with_its_raylet(session: Path) -> None:
 RAYLET = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[2:]))"
 """What stands in a driver's ancestry where Ray's raylet does: it has the argument by which that is found."""
 DRIVER = """
-import sys
+import signal, sys
 from cluster.fork_client import shadow
 if __name__ == "__main__":
     code = shadow("hook:load", "driver", {**__import__("os").environ, "MINE": "the server's"})
     if code is not None:
         print("shadow", code, flush=True)
         sys.exit(code)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever those before ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     exec(open(sys.argv[1]).read())
 """
 

@@ -92,7 +92,8 @@ def test_reused_session_number_is_not_taken_for_ours(started: Started) -> None:
 
 
 def test_nothing_from_before_a_reboot_is_ours(started: Started) -> None:
-    started.python(SLEEP, **{MARKER: started.id})
+    ready = started.python(f"print('ready', flush=True); {SLEEP}", **{MARKER: started.id})
+    assert line(ready) == "ready"
     assert len(started.find()) == 1
     started.started_at = psutil.boot_time() - 60
     assert started.find() == []
