@@ -61,6 +61,22 @@ class _Noted(APIRoute):
         await super().handle(scope, receive, send)
 
 
+class _Straight(_Noted):
+    """A route to a function of the request and the path's names: FastAPI's way of finding arguments is left out."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in self.methods:
+            await super().handle(scope, receive, send)
+            return
+        exchange.current().template = self.path
+        answer = await self.endpoint(Request(scope, receive, send), **scope["path_params"])
+        await answer(scope, receive, send)
+
+
+def _straight(app: FastAPI, path: str, endpoint: Callable[..., Any]) -> None:
+    app.router.add_api_route(path, endpoint, methods=["POST"], route_class_override=_Straight)
+
+
 def not_found(path: str, known: Sequence[str]) -> str:
     """Return the sentence for a path that has no route: with the one that was probably meant, or what to do instead."""
     if STORED.match(path):
@@ -135,10 +151,11 @@ def _add_inference(app: FastAPI, find: Find) -> None:
     name = "/v2/models/{name}"
     versioned = f"{name}/versions/{{version}}"
 
-    @app.post(f"{name}/infer")
-    @app.post(f"{versioned}/infer")
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         return await find().infer(name, version, request)
+
+    for path in (f"{name}/infer", f"{versioned}/infer"):
+        _straight(app, path, infer)
 
     @get(f"{name}/ready")
     @get(f"{versioned}/ready")

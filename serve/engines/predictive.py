@@ -5,7 +5,8 @@
     answer = await engine.predict(instance)
 
 Concurrent calls share a forward pass: a batch leaves when it is full, or when its first instance has waited
-`max_wait_ms`; what arrives while one runs makes up the next. Prediction runs in a thread of its own.
+`max_wait_ms`; what arrives while one runs makes up the next. Prediction runs in a thread of its own, but where it takes
+less than a millisecond and nothing is to be waited for: there, handing it over and back would cost as much again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from jobs.tasks import Task
 
 logger = logging.getLogger(__name__)
+QUICK_S = 0.001
+"""The event loop may stand still for so long."""
 Prediction = dict[str, Any]
 
 
@@ -86,8 +89,11 @@ class PredictiveEngine:
         self._arrived = asyncio.Event()
         self._executor: ThreadPoolExecutor | None = None
         self._batcher: asyncio.Task[None] | None = None
+        self._alone_s = QUICK_S
+        """What one instance takes, on average, without waiting."""
 
     async def start(self) -> None:
+        _set_threads(self._threads)
         self._executor = ThreadPoolExecutor(1, "tandem-task", initializer=_set_threads, initargs=(self._threads,))
         self._batcher = asyncio.create_task(self._serve(), name="tandem-task-batcher")
 
@@ -117,13 +123,36 @@ class PredictiveEngine:
         """
         if not self.healthy():
             raise EngineError("the engine is not running")
-        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         noted = stats.current()
         if noted is not None:
             noted.submit()
+        if self._is_at_once():
+            return self._at_once(instance, noted)
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(instance, future, noted))
         self._arrived.set()
         return await future
+
+    def _is_at_once(self) -> bool:
+        """Whether an instance that comes now needs neither company nor a thread."""
+        return self._alone_s < QUICK_S and not (self.max_wait_s or self._waiting or self._running)
+
+    def _at_once(self, instance: Any, noted: RequestStats | None) -> Prediction:
+        began = time.perf_counter()
+        (result,) = self._predict([instance])
+        self._ran(began, 1, noted)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _ran(self, began: float, count: int, *noted: RequestStats | None) -> None:
+        """Note that a batch has run, and how long an instance takes alone."""
+        ended = time.perf_counter()
+        if count == 1:
+            self._alone_s += 0.1 * (ended - began - self._alone_s)
+        for each in noted:
+            if each is not None:
+                each.ran(began, ended)
 
     async def _serve(self) -> None:
         while True:
@@ -167,10 +196,8 @@ class PredictiveEngine:
             results = await loop.run_in_executor(self._executor, self._predict, instances)
         except Exception as error:  # the thread itself is broken: nobody may be left waiting
             results = [EngineError(f"prediction failed: {error!r}") for _ in batch]
-        ended = time.perf_counter()
-        for (_, future, noted), result in zip(batch, results, strict=True):
-            if noted is not None:
-                noted.ran(began, ended)
+        self._ran(began, len(batch), *(waiting.stats for waiting in batch))
+        for (_, future, _), result in zip(batch, results, strict=True):
             if future.done():
                 continue
             if isinstance(result, Exception):
