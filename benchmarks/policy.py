@@ -81,7 +81,7 @@ async def open_loop(asked: Asked, rate: float, seconds: float) -> tuple[np.ndarr
 
 
 async def until(due: float) -> None:
-    """Wait for a moment of `perf_counter`: timers of event loops are up to a millisecond late, so the last one is spun."""
+    """Wait for a moment of `perf_counter`; timers of event loops may be a millisecond late, so the last one is spun."""
     await asyncio.sleep(max(0, due - SPUN_S - time.perf_counter()))
     while time.perf_counter() < due:
         await asyncio.sleep(0)

@@ -6,7 +6,7 @@
 
 Concurrent calls share a forward pass: a batch leaves when it is full, or when its first instance has waited
 `max_wait_ms`; what arrives while one runs makes up the next. Prediction runs in a thread of its own, but where it takes
-less than a millisecond and nothing is to be waited for: there, handing it over and back would cost as much again.
+less than 3 ms and nothing is to be waited for: there, handing it over and back would cost as much again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jobs.tasks import Task
 
 logger = logging.getLogger(__name__)
-QUICK_S = 0.001
+QUICK_S = 0.003
 """The event loop may stand still for so long."""
 Prediction = dict[str, Any]
 
