@@ -6,7 +6,7 @@
 
 Concurrent calls share a forward pass: a batch leaves when it is full, or when its first instance has waited
 `max_wait_ms`; what arrives while one runs makes up the next. Prediction runs in a thread of its own, but where it takes
-less than 3 ms and nothing is to be waited for: there, handing it over and back would cost as much again.
+less than 3 ms, nothing is to be waited for and the last one is over for as long: handing over would cost as much again.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class PredictiveEngine:
         self._batcher: asyncio.Task[None] | None = None
         self._alone_s = QUICK_S
         """What one instance takes, on average, without waiting."""
+        self._ended_at = 0.0
+        """When the last batch had run."""
 
     async def start(self) -> None:
         _set_threads(self._threads)
@@ -134,8 +136,10 @@ class PredictiveEngine:
         return await future
 
     def _is_at_once(self) -> bool:
-        """Whether an instance that comes now needs neither company nor a thread."""
-        return self._alone_s < QUICK_S and not (self.max_wait_s or self._waiting or self._running)
+        """Whether an instance that comes now needs neither a thread nor company, which it would have under load."""
+        if self.max_wait_s or self._waiting or self._running:
+            return False
+        return self._alone_s < QUICK_S and time.perf_counter() - self._ended_at > self._alone_s
 
     def _at_once(self, instance: Any, noted: RequestStats | None) -> Prediction:
         began = time.perf_counter()
@@ -147,12 +151,12 @@ class PredictiveEngine:
 
     def _ran(self, began: float, count: int, *noted: RequestStats | None) -> None:
         """Note that a batch has run, and how long an instance takes alone."""
-        ended = time.perf_counter()
+        self._ended_at = time.perf_counter()
         if count == 1:
-            self._alone_s += 0.1 * (ended - began - self._alone_s)
+            self._alone_s += 0.1 * (self._ended_at - began - self._alone_s)
         for each in noted:
             if each is not None:
-                each.ran(began, ended)
+                each.ran(began, self._ended_at)
 
     async def _serve(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -134,3 +135,48 @@ def test_stop_fails_what_waits() -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="max_batch and threads must be at least 1"):
         PredictiveEngine(Doubling(), 2, max_batch=0)
+
+
+def test_what_is_quick_and_alone_is_answered_at_once() -> None:
+    task = Doubling()
+
+    async def scenario(engine: PredictiveEngine) -> Any:
+        for number in range(5):
+            assert await engine.predict(number) == {"answer": 2 * number}
+            await asyncio.sleep(0.02)
+        with pytest.raises(ValueError, match="negative"):
+            await engine.predict(-1)
+        return await engine.predict(7)
+
+    assert serve(task, scenario, max_wait_ms=0) == {"answer": 14}
+    assert threading.current_thread().name in task.threads
+
+
+def test_what_is_quick_and_comes_in_crowds_shares_batches() -> None:
+    task = Doubling()
+
+    async def scenario(engine: PredictiveEngine) -> Any:
+        for number in range(5):
+            await engine.predict(number)
+            await asyncio.sleep(0.02)
+        return await asyncio.gather(*(engine.predict(number) for number in range(40)))
+
+    assert serve(task, scenario, max_wait_ms=0, max_batch=64) == [{"answer": 2 * number} for number in range(40)]
+    assert max(map(len, task.batches)) > 30
+
+
+def test_what_is_slow_never_stops_the_event_loop() -> None:
+    class Slow(Doubling):
+        def predict(self, model: Any, instances: list[Any]) -> list[dict[str, Any]]:
+            time.sleep(0.01)
+            return super().predict(model, instances)
+
+    task = Slow()
+
+    async def scenario(engine: PredictiveEngine) -> None:
+        for number in range(10):
+            await engine.predict(number)
+            await asyncio.sleep(0.02)
+
+    serve(task, scenario, max_wait_ms=0)
+    assert all(name.startswith("tandem-task") for name in task.threads)
