@@ -27,8 +27,9 @@ def grouped(
         UserError: there is one bad row too many.
     """
     groups: dict[tuple[Any, ...], list[Example]] = {}
+    texts: dict[str, bool] = {}
     for row in rows:
-        key = bounded(partial(_key, row, grouping, check), row.where)
+        key = bounded(partial(_key, row, grouping, check, texts), row.where)
         if isinstance(key, BadRow):
             bad.add(key)
         else:
@@ -42,14 +43,22 @@ def grouped(
             yield example
 
 
-def _key(row: Example, grouping: Grouping, check: Callable[[Mapping[str, Any]], None]) -> tuple[Any, ...]:
+def _key(
+    row: Example, grouping: Grouping, check: Callable[[Mapping[str, Any]], None], texts: dict[str, bool]
+) -> tuple[Any, ...]:
+    """Return which group a row is of. `texts`: which columns named the groups so far by texts, which by numbers."""
     check(row)
-    key = tuple(column_of(row, name, "…_column") for name in grouping.by)
+    option = grouping.options.get
+    key = tuple(column_of(row, name, option(name, "…_column")) for name in grouping.by)
     if grouping.order is not None:
-        moments([column_of(row, grouping.order, "…_column")])
+        moments([column_of(row, grouping.order, option(grouping.order, "…_column"))])
     for name, value in zip(grouping.by, key, strict=True):
-        if value is None or value == "" or not isinstance(value, str | int | float):
+        if value == "" or value != value or isinstance(value, bool) or not isinstance(value, str | int | float):
             raise TaskError(f"column {name!r} holds {value!r:.60}, which names no group")
+        is_text = isinstance(value, str)
+        if texts.setdefault(name, is_text) != is_text:
+            kinds = ("a text", "numbers") if is_text else ("a number", "texts")
+            raise TaskError(f"column {name!r} holds {value!r:.60}, {kinds[0]} where rows before have {kinds[1]}")
     return key
 
 

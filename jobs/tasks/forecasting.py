@@ -113,8 +113,9 @@ class Forecasting(QuantileForecaster):
 
     def grouping(self) -> Grouping:
         """Say that the rows of a series are one example."""
-        column = self.options.series_column
-        return Grouping(() if column is None else (column,), self.options.time_column)
+        series, time = self.options.series_column, self.options.time_column
+        options = {time: "time_column", **({series: "series_column"} if series else {})}
+        return Grouping((series,) if series else (), time, options)
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for a row without a number to forecast."""

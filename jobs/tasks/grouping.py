@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -20,6 +20,8 @@ class Grouping:
     by: tuple[str, ...]
     order: str | None = None
     """None: the order of the data. Rows of one moment keep the order of the data."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The task's options that name the columns, by column: for whoever is told that one is missing."""
 
 
 def moments(values: Sequence[Any]) -> list[float]:

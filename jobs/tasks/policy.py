@@ -72,7 +72,8 @@ class Policy(Classifier, OwnNetworks):
 
     def grouping(self) -> Grouping | None:
         """Make one example of each episode, if the log tells them apart."""
-        return Grouping((self.options.episode_column,)) if self.options.episode_column else None
+        column = self.options.episode_column
+        return Grouping((column,), options={column: "episode_column"}) if column else None
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for a step without an observation or an action."""

@@ -102,7 +102,8 @@ class Recommendation(NextItem):
 
     def grouping(self) -> Grouping:
         """Say that the rows of a user are one example."""
-        return Grouping((self.options.user_column,), self.options.time_column)
+        user, time = self.options.user_column, self.options.time_column
+        return Grouping((user,), time, {user: "user_column", **({time: "time_column"} if time else {})})
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for a row that names no item, or has no rating where one is asked for."""

@@ -11,9 +11,11 @@ import torch
 
 from cluster.errors import UserError
 from jobs.data import prepare, rows
+from jobs.data.examples import BadRows, Example
+from jobs.data.grouping import grouped
 from jobs.spec import JobSpec
 from jobs.tasks import Task, TaskError
-from jobs.tasks.grouping import moments
+from jobs.tasks.grouping import Grouping, moments
 from jobs.worker.evaluate import check_rated, interleaved, joined, measure
 
 OWN = '''
@@ -178,3 +180,24 @@ def test_the_best_are_not_kept_by_what_is_not_measured() -> None:
     check_rated({"loss": 1.0}, "r2", 0)
     with pytest.raises(UserError, match=r"checkpoint\.metric 'r2' is not measured of this data.* measured: loss, auc"):
         check_rated({"loss": 1.0, "auc": 0.5}, "r2", 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (float("nan"), "holds nan, which names no group"),
+        (None, "holds None, which names no group"),
+        (True, "holds True, which names no group"),
+        ("7", "holds '7', a text where rows before have numbers"),
+    ],
+)
+def test_a_row_whose_group_is_none_or_another_by_its_type_alone_is_told(key: object, said: str) -> None:
+    rows = [Example({"key": 7, "at": 1}, "x:1"), Example({"key": 7.0, "at": 2}, "x:2"), Example({"key": key}, "x:3")]
+    with pytest.raises(UserError, match=rf"x:3: column 'key' {said}"):
+        list(grouped(rows, Grouping(("key",)), lambda row: None, BadRows()))
+
+
+def test_a_column_that_is_not_there_is_told_with_the_option_that_names_it() -> None:
+    named = Grouping(("user",), options={"user": "user_column"})
+    with pytest.raises(UserError, match=r"name the column in task\.user_column"):
+        list(grouped([Example({"usr": 1}, "x:1")], named, lambda row: None, BadRows()))
