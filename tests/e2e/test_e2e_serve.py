@@ -245,8 +245,10 @@ def test_load_adds_a_replica_and_quiet_takes_it_away(endpoint: str) -> None:
     finally:
         stop.set()
         load.join()
-    _until(lambda: _replicas() == 1, 60, "the second replica stays")
-    assert [(change["before"], change["after"]) for change in _scaling(endpoint)["changes"]] == [(2, 1)]
+    # One may just be starting: on a busy machine the load, which is closed, comes in waves.
+    _until(lambda: _replicas() == _scaling(endpoint).get("wanted") == 1, 60, "the second replica stays")
+    last = _scaling(endpoint)["changes"][-1]
+    assert (last["before"], last["after"]) == (2, 1), last
     shown = CliRunner().invoke(cli.app, ["status"]).output
     assert re.search(r"tiny: 1 replica wanted: down: (1 was|0 were) enough", shown), shown
 

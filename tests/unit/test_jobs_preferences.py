@@ -183,7 +183,7 @@ def test_a_pair_and_the_other_way_round_are_one_example_with_two_answers(tmp_pat
         parent=None,
         on_progress=lambda *event: None,
     )
-    assert "1 of 20 examples are copies of an earlier one with another label" in done.notes
+    assert "1 of 20 examples are copies of an earlier one with another target" in done.notes
 
 
 def test_a_comparison_needs_a_model_to_start_from() -> None:
