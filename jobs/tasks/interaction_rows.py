@@ -107,5 +107,6 @@ def _end(history: History, user: Any, encoding: Encoding, places: np.ndarray) ->
         "popular_all": ahead.sum(dtype=np.int32) - ahead[np.array(noted, dtype=np.int32) - 1].sum(dtype=np.int32),
         "unknown": np.array(len(history.items) - 1 > len(before)),
         "few": against[-1] == 0,
+        "again": np.array(wanted in latest),
         "much": np.array(len(latest) > encoding.met),
     }

@@ -29,6 +29,10 @@ class History:
     """How many rows that is."""
     tied: int
     """How many of the rows that count share their moment with another, so that the data holds no order of them."""
+    copies: int = 0
+    """How many rows repeat an item and its moment: they do not count."""
+    copies_of_last: tuple[int, ...] = ()
+    """Which of them repeat the last one that counts."""
 
 
 def history_of(
@@ -55,13 +59,17 @@ def history_of(
         counts = [rating_of(value, rating) >= least for value in example[rating]]
     rows = [row for row, counted in enumerate(counts) if counted]
     when = moments(list(example[time])) if time is not None else list(range(len(names)))
-    groups = [list(group) for _, group in groupby(rows, key=when.__getitem__)]
+    first = {(when[row], names[row]): row for row in reversed(rows)}
+    copies = [row for row in rows if first[when[row], names[row]] != row]
+    groups = [list(group) for _, group in groupby(sorted(first.values()), key=when.__getitem__)]
     if shuffle:
         groups = [sorted(group, key=lambda row: _drawn(example[user], names[row])) for group in groups]
     ordered = [row for group in groups for row in group]
     below = frozenset(name for name, counted in zip(names, counts, strict=True) if not counted)
     tied = sum(len(group) for group in groups if len(group) > 1)
-    return History([names[row] for row in ordered], ordered, below, len(names) - len(rows), tied)
+    last = ordered[-1] if ordered else -1
+    of_last = tuple(row for row in copies if first[when[row], names[row]] == last)
+    return History([names[row] for row in ordered], ordered, below, len(names) - len(rows), tied, len(copies), of_last)
 
 
 def item_of(value: Any, column: str) -> str:
@@ -112,6 +120,7 @@ class InteractionFindings:
     """Most different items of one user."""
     left_out: int = 0
     tied: int = 0
+    copies: int = 0
 
     @classmethod
     def of(cls, histories: Sequence[History]) -> InteractionFindings:
@@ -123,6 +132,7 @@ class InteractionFindings:
             max((len({*history.items, *history.below}) for history in histories), default=0),
             sum(history.left_out for history in histories),
             sum(history.tied for history in histories),
+            sum(history.copies for history in histories),
         )
 
     def merged(self, later: InteractionFindings) -> InteractionFindings:
@@ -134,6 +144,7 @@ class InteractionFindings:
             max(self.longest, later.longest),
             self.left_out + later.left_out,
             self.tied + later.tied,
+            self.copies + later.copies,
         )
 
 

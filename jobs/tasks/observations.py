@@ -11,6 +11,9 @@ import numpy as np
 from jobs.tasks import TaskError
 from jobs.tasks.policy_log import LogFindings
 
+FAR = 10.0
+"""An image of numbers that lie within ±1 in training is in another unit beyond this, such as 0 to 255 for 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -80,7 +83,19 @@ class Observations:
             raise TaskError(f"an observation of shape {list(state.shape)}; most in training have {list(self.shape)}")
         if self.pixels and not ((state >= 0) & (state <= 255) & (state % 1 == 0)).all():
             raise TaskError("an image with values that are no whole numbers from 0 to 255, as all in training are")
+        if self.is_image and not self.pixels:
+            self._check_range(state)
         return state
+
+    def _check_range(self, state: np.ndarray) -> None:
+        """Raise TaskError for an image (H, W) or (H, W, C) in another unit: far outside of ±1 once it is scaled."""
+        far = np.abs((state - self.centre[0]) * self.scale[0])
+        if far.max() > FAR and self.scale[0]:
+            half = 1 / self.scale[0]
+            raise TaskError(
+                f"an image that holds {state.flat[far.argmax()]:g}, and those in training lie between "
+                f"{self.centre[0] - half:g} and {self.centre[0] + half:g}: give it in their unit"
+            )
 
     def rows(self, states: np.ndarray) -> np.ndarray:
         """Return observations (N, …) as rows hold them, (N, D): uint8 where they are pixels, else float32, scaled."""

@@ -27,6 +27,8 @@ def kind_of_target(
             f"column {name!r}, the target, holds dates, which are no amounts: give the days from a fixed date, or from "
             "a date of the row"
         )
+    if wished == "regression" and not found.forms["number"]:
+        raise TaskError(f"task.kind is regression, and column {name!r}, the target, holds no number")
     if wished != "auto":
         return wished, []
     others = found.number_of("flag", "text", "marked")

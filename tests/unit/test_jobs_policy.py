@@ -159,6 +159,16 @@ def test_images_keep_where_something_is() -> None:
     vectors.check_model("policy-cnn", {"width": 4})
 
 
+def test_an_image_in_another_unit_is_refused() -> None:
+    generator = np.random.default_rng(0)
+    steps = [{"observation": generator.random((8, 8)).tolist(), "action": at % 2} for at in range(40)]
+    made, _ = policy(steps)
+    state = np.array(steps[0]["observation"])
+    made.encode([{"observation": (2 * state).tolist(), "action": 0}])  # a little brighter than any in training
+    with pytest.raises(TaskError, match=r"an image that holds .*, and those in training lie between .*: give it in"):
+        made.encode([{"observation": (255 * state).tolist(), "action": 0}])
+
+
 def test_images_of_other_ranges_are_scaled_to_one() -> None:
     steps = [{"observation": [[-3.0, 5.0], [1.0, at / 10]], "action": at % 2} for at in range(40)]
     made, _ = policy(steps)

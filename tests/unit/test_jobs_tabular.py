@@ -262,6 +262,11 @@ def test_a_target_can_be_told_what_it_is() -> None:
         task([{"x": at, "target": 3.0} for at in range(20)], kind="regression")
 
 
+def test_a_regression_by_no_number_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"task.kind is regression, and column 'target', the target, holds no number"):
+        task([{"a": at, "target": at % 2 == 0} for at in range(9)], kind="regression")
+
+
 def test_what_training_has_not_seen_is_counted_or_refused() -> None:
     made, _ = task(table())
     row = {**table()[1], "city": "Oslo"}
