@@ -6,13 +6,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.grouping import moments
 from jobs.tasks.labels import column_of
 from jobs.tasks.messages import is_blank
+
+End = tuple[float, int]
+"""The last moment of a history, and how many of its interactions are of that moment."""
+ENDS = 20_000
+"""Of so many users it is kept when their histories end."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,9 @@ class History:
     """How many rows repeat an item and its moment: they do not count."""
     copies_of_last: tuple[int, ...] = ()
     """Which of them repeat the last one that counts."""
+    user: str = ""
+    end: End | None = None
+    """None where no interaction counts, or there is no time."""
 
 
 def history_of(
@@ -69,7 +77,9 @@ def history_of(
     tied = sum(len(group) for group in groups if len(group) > 1)
     last = ordered[-1] if ordered else -1
     of_last = tuple(row for row in copies if first[when[row], names[row]] == last)
-    return History([names[row] for row in ordered], ordered, below, len(names) - len(rows), tied, len(copies), of_last)
+    end = (when[last], sum(when[row] == when[last] for row in ordered)) if time is not None and ordered else None
+    items, left_out = [names[row] for row in ordered], len(names) - len(rows)
+    return History(items, ordered, below, left_out, tied, len(copies), of_last, str(example[user]), end)
 
 
 def item_of(value: Any, column: str) -> str:
@@ -121,6 +131,8 @@ class InteractionFindings:
     left_out: int = 0
     tied: int = 0
     copies: int = 0
+    ends: dict[str, End] = field(default_factory=dict)
+    """When the histories of the first `ENDS` users end."""
 
     @classmethod
     def of(cls, histories: Sequence[History]) -> InteractionFindings:
@@ -133,6 +145,7 @@ class InteractionFindings:
             sum(history.left_out for history in histories),
             sum(history.tied for history in histories),
             sum(history.copies for history in histories),
+            {history.user: history.end for history in histories[:ENDS] if history.end is not None},
         )
 
     def merged(self, later: InteractionFindings) -> InteractionFindings:
@@ -145,6 +158,7 @@ class InteractionFindings:
             self.left_out + later.left_out,
             self.tied + later.tied,
             self.copies + later.copies,
+            dict(islice({**self.ends, **later.ends}.items(), ENDS)),
         )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from jobs.tasks import TaskError
 from jobs.tasks.policy_log import LogFindings
 
+DARK = 32
+"""Images of whole numbers, none of them above this, are no pixels but codes, or black and white: all would be black."""
 FAR = 10.0
 """An image of numbers that lie within ±1 in training is in another unit beyond this, such as 0 to 255 for 0 to 1."""
 
@@ -32,7 +34,7 @@ class Observations:
         """Learn from a log: vectors get mean 0 and deviation 1, images the range from -1 to 1."""
         shape, low, high = findings.shape, findings.range.low, findings.range.high
         if len(shape) > 1:
-            pixels = findings.range.whole and low >= 0 and high <= 255
+            pixels = findings.range.whole and low >= 0 and DARK < high <= 255
             low, high = (0.0, 255.0) if pixels else (low, high)
             return cls(shape, pixels, ((low + high) / 2,), (2 / (high - low) if high > low else 0.0,))
         values = findings.sample[f"observation {shape[0]}"]
@@ -53,7 +55,10 @@ class Observations:
         """Return sentences for the log; `names` are those of the numbers of a vector."""
         if self.is_image:
             range_ = "of whole numbers to 255" if self.pixels else "of numbers, scaled to ±1"
-            return [f"observations are images {self.image} (height, width, channels) {range_}"]
+            said = [f"observations are images {self.image} (height, width, channels) {range_}"]
+            if self.image[0] <= 4 < self.image[2]:
+                said.append(f"they are {self.image[0]} high: if that is their channels, these are to come last")
+            return said
         same = [name for name, scale in zip(names, self.scale, strict=True) if not scale]
         said = [f"observations are {self.shape[0]} numbers"]
         return said + ([f"the same in all steps, and not read: {', '.join(same)}"] if same else [])

@@ -47,6 +47,7 @@ class Policy(Classifier, OwnNetworks):
     """
 
     name: ClassVar[str] = "policy"
+    version: ClassVar[int] = 2
     Options: ClassVar[type[TaskOptions]] = PolicyOptions
     unit: ClassVar[str] = "steps"
     metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "accuracy": "max", "rmse": "min", "r2": "max"}
@@ -110,7 +111,10 @@ class Policy(Classifier, OwnNetworks):
             notes += self._learn_labels(frozenset(findings.labels.counts), frozenset())
         else:
             width = max(findings.width, 1)
-            self.standard = Standard.of(findings.sample[f"action {width}"], self._action_names(width))
+            acted = findings.sample[f"action {width}"]
+            self.standard = Standard.of(acted, self._action_names(width))
+            if width > 1 and (np.sort(acted, 1) == np.eye(width)[-1]).all():
+                notes.append("of each action all numbers are 0 but one, which is 1: if it is a choice, give its number")
         name = self.names.observation
         of_vector = self.names.observations or [f"{name}[{at}]" for at in range(self.seen.size)]
         return [*notes, *self.seen.said(of_vector)]

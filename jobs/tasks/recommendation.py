@@ -20,8 +20,8 @@ from jobs.tasks import Batch, Columns, TaskError, TaskOptions
 from jobs.tasks.grouping import Grouping
 from jobs.tasks.held_ends import HeldEnd
 from jobs.tasks.interaction_rows import Encoding, to_learn, to_predict
-from jobs.tasks.interactions import History, InteractionFindings, check_row, history_of
-from jobs.tasks.labels import check_columns, chosen, natural
+from jobs.tasks.interactions import End, History, InteractionFindings, check_row, history_of
+from jobs.tasks.labels import alike, check_columns, chosen, natural
 from jobs.tasks.next_item import NextItem
 from jobs.tasks.recommending import Wish, answer, shares, wish_of
 
@@ -90,6 +90,8 @@ class Recommendation(NextItem):
         "unknown": "users have met items that the training data does not hold: left out of their histories",
         "unseen": "users' next items are not in the training data: they count as missed",
         "few": "users have met so many items that fewer than task.negatives are left to rank among",
+        "told": "users' interactions to predict are no later than what the model has learned of them: how good it is, "
+        "they do not say",
         "again": "users' next items are ones that they have met before: answers leave these out, unless exclude_seen "
         "is false",
         "much": f"users have met more than {MOST_MET} items, or than any in training: not all leave the ranking of all",
@@ -105,6 +107,8 @@ class Recommendation(NextItem):
         self.negatives, self.seed = chosen(own.negatives, NEGATIVES), chosen(own.negatives_seed, 0)
         self.met = 1
         """How many of a user's items are noted for the ranking of all."""
+        self.ends: dict[str, End] = {}
+        """When the histories end that were learned, by user."""
         self.learned_with: dict[str, Any] = {}
         """What decided the histories that a loaded model has learned from: options by name, None where not known."""
 
@@ -154,6 +158,7 @@ class Recommendation(NextItem):
         if len(self.items) < 2:
             raise TaskError(f"the training interactions are with {len(self.items)} item(s): a choice needs two")
         self.counts = [findings.counts[item] for item in self.items]
+        self.ends = findings.ends
         self.met = min(findings.longest + 1, MOST_MET)
         total = sum(self.counts)
         said = [
@@ -162,6 +167,7 @@ class Recommendation(NextItem):
         said[0] += " of each are read"
         if findings.left_out:
             said.append(f"{findings.left_out} interactions are rated below {self.options.min_rating:g}: left out")
+        said += alike(self.items, "items")
         if findings.copies:
             said.append(f"{findings.copies} rows repeat user, item and moment of another: counted once")
         if findings.tied:
@@ -188,6 +194,7 @@ class Recommendation(NextItem):
         own = self.options
         known = {"items": self.items, "counts": self.counts, "max_length": self.max_length, "met": self.met}
         known |= {"softmax": self.softmax, "negatives": self.negatives, "negatives_seed": self.seed}
+        known |= {"ends": self.ends}
         known |= {"same_time": chosen(own.same_time, "shuffle")}
         known |= {"rating_column": own.rating_column, "min_rating": own.min_rating}
         (directory / ITEMS_FILE).write_text(json.dumps(known), encoding="utf-8")
@@ -200,6 +207,7 @@ class Recommendation(NextItem):
             known = json.loads((Path(directory) / ITEMS_FILE).read_text(encoding="utf-8"))
             task.items, task.counts = known["items"], known["counts"]
             task.max_length, task.met = known["max_length"], known["met"]
+            task.ends = {user: tuple(end) for user, end in known.get("ends", {}).items()}
             task.softmax = chosen(task.options.softmax, known.get("softmax", "full"))
             task.negatives = chosen(task.options.negatives, known.get("negatives", NEGATIVES))
             task.seed = chosen(task.options.negatives_seed, known.get("negatives_seed", 0))
@@ -214,7 +222,7 @@ class Recommendation(NextItem):
         held = [isinstance(example[own.item_column], HeldEnd) for example in examples]
         assert all(held) or not any(held), "a chunk holds rows to learn from, or ends to predict"
         histories = [self._history(example) for example in examples]
-        how = Encoding(self.numbers(), self.counts, self.max_length, self.met, self.negatives, self.seed)
+        how = Encoding(self.numbers(), self.counts, self.max_length, self.met, self.negatives, self.seed, self.ends)
         if not all(held):
             return to_learn(histories, how)
         return to_predict(histories, [example[own.user_column] for example in examples], how)

@@ -159,6 +159,25 @@ def test_images_keep_where_something_is() -> None:
     vectors.check_model("policy-cnn", {"width": 4})
 
 
+def test_images_of_codes_are_not_all_black() -> None:
+    generator = np.random.default_rng(0)
+    steps = [{"observation": generator.integers(0, 2, (8, 8)).tolist(), "action": at % 2} for at in range(40)]
+    made, said = policy(steps)
+    assert set(np.unique(made.collate(made.encode(steps))["numbers"])) == {-1.0, 1.0}
+    assert "observations are images [8, 8, 1] (height, width, channels) of numbers, scaled to ±1" in said
+    assert made.inputs()[0]["datatype"] == "FP32"
+
+
+def test_what_may_be_meant_otherwise_is_said() -> None:
+    generator = np.random.default_rng(0)
+    image = [{"observation": generator.integers(0, 255, (3, 8, 8)).tolist(), "action": at % 2} for at in range(9)]
+    assert "they are 3 high: if that is their channels, these are to come last" in policy(image)[1]
+    choices = [{"observation": [at, 1], "action": [at % 2, 1 - at % 2]} for at in range(9)]
+    assert any("if it is a choice, give its number" in said for said in policy(choices)[1])
+    amounts = [*choices, {"observation": [1, 1], "action": [0.5, 0.5]}]
+    assert not any("if it is a choice" in said for said in policy(amounts)[1])
+
+
 def test_an_image_in_another_unit_is_refused() -> None:
     generator = np.random.default_rng(0)
     steps = [{"observation": generator.random((8, 8)).tolist(), "action": at % 2} for at in range(40)]
