@@ -245,8 +245,19 @@ class Forecasting(QuantileForecaster):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> Any:
-        """Return the values of a series, NaN where one is missing: the steps behind them are forecast."""
-        return {"history": self._series(example).values}
+        """Return the values of a series, NaN where one is missing: the steps behind them are forecast.
+
+        Raises:
+            TaskError: the last ones have none, so that these may be what is to be forecast.
+        """
+        values = self._series(example).values
+        if np.isnan(values[-1]):
+            empty = int(np.argmin(np.isnan(values[::-1]))) or len(values)
+            raise TaskError(
+                f"the last {empty} step(s) of the series have no value, and what is forecast are the steps behind the "
+                "last row: leave such rows out"
+            )
+        return {"history": values}
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Forecast the steps behind each history.

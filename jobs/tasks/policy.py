@@ -252,7 +252,13 @@ class Policy(Classifier, OwnNetworks):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> np.ndarray:
-        """Return what was observed: float64 (D,), (H, W) or (H, W, C)."""
+        """Return what was observed: float64 (D,), (H, W) or (H, W, C).
+
+        Raises:
+            TaskError: it is missing, or the rows are gathered by episodes, and not one state each.
+        """
+        if self.options.episode_column is not None:
+            raise TaskError("task.episode_column is set, and an answer is to one state: leave it out to predict")
         return observation_of(example, self.names)
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:

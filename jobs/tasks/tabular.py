@@ -257,7 +257,13 @@ class Tabular(Classifier, OwnNetworks):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns that are read."""
+        """Return the columns that are read.
+
+        Raises:
+            TaskError: one is not there that all rows in training had; a column of another name may be meant.
+        """
+        for column in self.columns:
+            column.cell(example)
         return {column.name: example[column.name] for column in self.columns if column.name in example}
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:

@@ -387,6 +387,16 @@ def test_a_series_with_few_values_is_counted():
     assert counted(task, examples(task, [*weekly, *rows("bb")])) == {"sparse": [True, False]}
 
 
+def test_rows_that_wait_for_a_forecast_are_no_history():
+    task = get("forecasting")({**OPTIONS, "gaps": "missing"})
+    (gap,) = examples(task, [{**row, "sold": None if at == 5 else row["sold"]} for at, row in enumerate(rows("a"))])
+    assert np.isnan(task.instance(gap)["history"]).sum() == 1
+    for count in (2, 24):
+        waiting = [{**row, "sold": None if at >= 24 - count else row["sold"]} for at, row in enumerate(rows("a"))]
+        with pytest.raises(TaskError, match=rf"the last {count} step\(s\) of the series have no value"):
+            task.instance(*examples(task, waiting))
+
+
 def test_one_series_needs_no_column_of_names():
     task = get("forecasting")({**OPTIONS, "series_column": None})
     (example,) = examples(task, rows("a"))

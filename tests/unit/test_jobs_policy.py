@@ -213,6 +213,12 @@ def test_steps_that_cannot_be_used_are_refused(step: dict[str, Any], said: str) 
         get("policy")().check(step)
 
 
+def test_an_episode_is_no_state_to_answer() -> None:
+    episode = {"observation": [[0, 255], [255, 0]], "action": [1, 0], "episode": 1}
+    with pytest.raises(TaskError, match=r"task\.episode_column is set.*leave it out to predict"):
+        get("policy")({"episode_column": "episode"}).instance(episode)
+
+
 def test_steps_unlike_the_first_are_refused() -> None:
     made, _ = policy(log())
     with pytest.raises(TaskError, match=r"an observation of shape \[2\]; most in training have \[3\]"):

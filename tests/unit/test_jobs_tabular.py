@@ -267,6 +267,15 @@ def test_a_regression_by_no_number_is_refused() -> None:
         task([{"a": at, "target": at % 2 == 0} for at in range(9)], kind="regression")
 
 
+def test_a_column_of_another_name_is_not_taken_for_an_empty_one() -> None:
+    made, _ = task([{"age": at if at % 3 else None, "target": at % 2} for at in range(60)])
+    assert made.instance({"age": None}) == {"age": None}
+    with pytest.raises(TaskError, match="no column 'age', which all rows in training had; this row has \\['Age'\\]"):
+        made.instance({"Age": 3})
+    lacking, _ = task([{**({"age": at} if at % 3 else {}), "target": at % 2} for at in range(60)])
+    assert lacking.instance({"target": 1}) == {}
+
+
 def test_what_training_has_not_seen_is_counted_or_refused() -> None:
     made, _ = task(table())
     row = {**table()[1], "city": "Oslo"}
