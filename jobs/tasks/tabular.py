@@ -22,7 +22,7 @@ from jobs.tasks.regression import Standard
 from jobs.tasks.table_columns import FIRST, Column, OtherKind, chosen, target_column
 from jobs.tasks.table_findings import TableFindings, observed
 from jobs.tasks.table_options import TabularOptions
-from jobs.tasks.table_target import Kind, kind_of_target, labels_of
+from jobs.tasks.table_target import Kind, kind_of_target, labels_of, telling
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,8 @@ class Tabular(Classifier, OwnNetworks):
         self.columns, notes = chosen(findings, self.options.wishes())
         read_ = {column.name for column in self.columns}
         self.left_out = [name for name in findings.columns if name not in read_ and name != self.target]
-        return [*said, *notes]
+        numbers = [column.name for column in self.columns if column.kind != "category"]
+        return [*said, *notes, *telling(findings.sample, self.target, numbers)]
 
     def inherit(self, parent: Path | str) -> bool:
         """Keep the parent's columns, categories, scales and labels; another kind of target is refused, and what else

@@ -276,6 +276,20 @@ def test_a_column_of_another_name_is_not_taken_for_an_empty_one() -> None:
     assert lacking.instance({"target": 1}) == {}
 
 
+def test_a_column_that_is_the_target_in_another_unit_is_said() -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {"metres": at, "feet": at * 3.28084, "near": at + generator.normal() / 10} for at in generator.normal(size=50)
+    ]
+    said = [note for note in task(rows, target_column="metres")[1] if "exactly" in note]
+    assert said == [
+        "column 'feet' tells 'metres' exactly, whatever the other columns are: leave it out with task.ignore, unless "
+        "it will be known where there is no answer yet"
+    ]
+    labels = [{"copy": at % 2, "other": at % 3, "target": at % 2} for at in range(60)]
+    assert [note.split()[1] for note in task(labels)[1] if "exactly" in note] == ["'copy'"]
+
+
 def test_what_training_has_not_seen_is_counted_or_refused() -> None:
     made, _ = task(table())
     row = {**table()[1], "city": "Oslo"}
