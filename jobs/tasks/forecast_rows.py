@@ -6,8 +6,8 @@ by that of this forecast, one step of it, within the history (Hyndman and Koehle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Shape:
     stride: int
     drawn: Sequence[str]
     """The names of the series that are drawn."""
+    ends: Mapping[str, float] = field(default_factory=dict)
+    """The last moment that was learned of each series, by its name."""
 
 
 def to_learn(chunk: Sequence[Series], shape: Shape) -> Columns:
@@ -51,7 +53,7 @@ def to_learn(chunk: Sequence[Series], shape: Shape) -> Columns:
         "targets": np.zeros(0, np.int32),
     }
     rows: Columns = {key: np.stack([part[key] for part in parts]) for key in empty} if parts else empty
-    return {**rows, "short": np.array([not starts(len(series.values), shape) for series in chunk])}
+    return {**rows, "short": np.array([not starts(len(series.values), shape) for series in chunk]), **_odd(chunk)}
 
 
 def to_predict(chunk: Sequence[Series], shape: Shape) -> Columns:
@@ -62,7 +64,8 @@ def to_predict(chunk: Sequence[Series], shape: Shape) -> Columns:
     """
     parts = [_end(series, shape) for series in chunk]
     rows: Columns = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
-    return {**rows, "flat": rows["scale"] == 0}
+    told = np.array([_is_told(series, shape) for series in chunk])
+    return {**rows, "flat": rows["scale"] == 0, "told": told, **_odd(chunk)}
 
 
 def starts(length: int, shape: Shape) -> list[int]:
@@ -112,6 +115,20 @@ def padded(history: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
         values[-len(latest) :] = np.nan_to_num(latest)
         observed[-len(latest) :] = ~np.isnan(latest)
     return values, observed
+
+
+def _odd(chunk: Sequence[Series]) -> Columns:
+    """Return which of N series lack most of their values, or lose them to rounding: (N,) bool."""
+    return {
+        "sparse": np.array([series.is_sparse for series in chunk]),
+        "coarse": np.array([series.is_coarse for series in chunk]),
+    }
+
+
+def _is_told(series: Series, shape: Shape) -> bool:
+    """Tell whether the steps that are to be predicted, or the first of them, were learned."""
+    first = series.moment_of(len(series.values) - shape.horizon)
+    return first is not None and first <= shape.ends.get(series.name, -np.inf)
 
 
 def _window(values: np.ndarray, at: int, shape: Shape, reach_: int) -> Columns:

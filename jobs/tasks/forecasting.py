@@ -21,7 +21,7 @@ from jobs.tasks.grouping import Grouping
 from jobs.tasks.held_ends import HeldEnd
 from jobs.tasks.labels import check_columns, column_of
 from jobs.tasks.quantile_forecaster import QuantileForecaster
-from jobs.tasks.series import Series, SeriesFindings, series_of, value_of
+from jobs.tasks.series import LARGEST, Series, SeriesFindings, series_of, value_of
 from jobs.tasks.time_steps import Step
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Forecasting(QuantileForecaster):
     """
 
     name: ClassVar[str] = "forecasting"
+    version: ClassVar[int] = 2
     Options: ClassVar[type[TaskOptions]] = ForecastingOptions
     networks: ClassVar[Mapping[str, str]] = {
         "transformer": "jobs.tasks.patch_transformer:PatchTransformer",
@@ -97,6 +98,9 @@ class Forecasting(QuantileForecaster):
     counted: ClassVar[Mapping[str, str]] = {
         "short": "series are too short for a window: nothing is learned from them",
         "flat": "series do not change within their history from season to season: left out of MASE",
+        "told": "series' steps to predict are among those that the model has learned: how good it is, they do not say",
+        "sparse": "series have no value at most of their steps: see task.frequency",
+        "coarse": "series vary so little around their level that 32-bit numbers round it away: take the level off",
     }
 
     options: ForecastingOptions
@@ -108,6 +112,8 @@ class Forecasting(QuantileForecaster):
         self.levels = own.quantiles or LEVELS
         self.step: Step | None = time_steps.parsed(own.frequency) if own.frequency else None
         self.season = own.season or 1
+        self.ends: dict[str, float] = {}
+        """The last moment that was learned of each series, by its name."""
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -158,7 +164,7 @@ class Forecasting(QuantileForecaster):
         self.season = own.season or (self.step.season() if self.step else 1)
         reach = max(1, findings.longest - self.horizon)
         self.context_length = own.context_length or min(max(2 * self.season, 4 * self.horizon, 8), reach, LONGEST)
-        self.drawn = list(findings.first)
+        self.drawn, self.ends = list(findings.first), findings.ends
         said = [
             f"{findings.series} series, {findings.values} steps of {self.step or 'unknown length'}"
             f"{'' if own.frequency else ', by their stamps'}; a season has {self.season}"
@@ -202,6 +208,7 @@ class Forecasting(QuantileForecaster):
             "season": self.season,
             "scaling": self.scaling,
             "drawn": self.drawn,
+            "ends": self.ends,
         }
         (directory / FILE).write_text(json.dumps(known, indent=2), encoding="utf-8")
 
@@ -214,7 +221,7 @@ class Forecasting(QuantileForecaster):
             task.horizon, task.context_length = known["horizon"], known["context_length"]
             task.levels, task.season, task.scaling = known["quantiles"], known["season"], known["scaling"]
             task.step = time_steps.parsed(known["frequency"]) if known["frequency"] else None
-            task.drawn = known["drawn"]
+            task.drawn, task.ends = known["drawn"], known.get("ends", {})
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise TaskError(f"{directory} holds no forecaster of Tandem: {FILE}: {error}") from error
         return task
@@ -223,7 +230,7 @@ class Forecasting(QuantileForecaster):
         """Cut series into N windows, or note the end of each with what seasonal naive makes of it: columns (N, …)."""
         held = [isinstance(example[self.options.target_column], HeldEnd) for example in examples]
         assert all(held) or not any(held), "a chunk holds rows to learn from, or ends to predict"
-        shape = Shape(self.context_length, self.horizon, self.season, self._stride(), self.drawn)
+        shape = Shape(self.context_length, self.horizon, self.season, self._stride(), self.drawn, self.ends)
         series = [self._series(example) for example in examples]
         return to_predict(series, shape) if all(held) else to_learn(series, shape)
 
@@ -238,8 +245,19 @@ class Forecasting(QuantileForecaster):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> Any:
-        """Return the values of a series, NaN where one is missing: the steps behind them are forecast."""
-        return {"history": self._series(example).values}
+        """Return the values of a series, NaN where one is missing: the steps behind them are forecast.
+
+        Raises:
+            TaskError: the last ones have none, so that these may be what is to be forecast.
+        """
+        values = self._series(example).values
+        if np.isnan(values[-1]):
+            empty = int(np.argmin(np.isnan(values[::-1]))) or len(values)
+            raise TaskError(
+                f"the last {empty} step(s) of the series have no value, and what is forecast are the steps behind the "
+                "last row: leave such rows out"
+            )
+        return {"history": values}
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Forecast the steps behind each history.
@@ -255,8 +273,8 @@ class Forecasting(QuantileForecaster):
         histories = [np.asarray(each["history"], dtype=np.float64).ravel() for each in asked]
         ahead = [int(each.get("horizon", self.horizon)) for each in asked]
         for history, steps in zip(histories, ahead, strict=True):
-            if np.isinf(history).any() or np.isnan(history).all():
-                raise TaskError("a history holds an infinite number, or no number at all")
+            if (np.abs(history) > LARGEST).any() or np.isnan(history).all():
+                raise TaskError(f"a history holds an infinite number, or one beyond {LARGEST:g}, or no number at all")
             if not 1 <= steps <= self.horizon:
                 raise TaskError(f"horizon is {steps}; the model forecasts from 1 to {self.horizon} steps")
         found = self.forecast(model, [padded(history, self.context_length) for history in histories])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jobs.tasks import Columns
-from jobs.tasks.interactions import History
+from jobs.tasks.interactions import End, History
 from jobs.tasks.ranking import popularity
 
 
@@ -28,6 +28,8 @@ class Encoding:
     """So many of the items that a user has met are noted, the latest ones."""
     negatives: int
     seed: int
+    ends: Mapping[str, End] = field(default_factory=dict)
+    """When the histories end that were learned, by user."""
 
     def known(self, items: Sequence[str]) -> list[int]:
         """Return the numbers of those items that have one."""
@@ -107,5 +109,7 @@ def _end(history: History, user: Any, encoding: Encoding, places: np.ndarray) ->
         "popular_all": ahead.sum(dtype=np.int32) - ahead[np.array(noted, dtype=np.int32) - 1].sum(dtype=np.int32),
         "unknown": np.array(len(history.items) - 1 > len(before)),
         "few": against[-1] == 0,
+        "told": np.array(history.end is not None and history.end <= encoding.ends.get(history.user, (-np.inf, 0))),
+        "again": np.array(wanted in latest),
         "much": np.array(len(latest) > encoding.met),
     }

@@ -6,13 +6,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from jobs.tasks import TaskError
 from jobs.tasks.grouping import moments
 from jobs.tasks.labels import column_of
 from jobs.tasks.messages import is_blank
+
+End = tuple[float, int]
+"""The last moment of a history, and how many of its interactions are of that moment."""
+ENDS = 20_000
+"""Of so many users it is kept when their histories end."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,13 @@ class History:
     """How many rows that is."""
     tied: int
     """How many of the rows that count share their moment with another, so that the data holds no order of them."""
+    copies: int = 0
+    """How many rows repeat an item and its moment: they do not count."""
+    copies_of_last: tuple[int, ...] = ()
+    """Which of them repeat the last one that counts."""
+    user: str = ""
+    end: End | None = None
+    """None where no interaction counts, or there is no time."""
 
 
 def history_of(
@@ -55,13 +67,19 @@ def history_of(
         counts = [rating_of(value, rating) >= least for value in example[rating]]
     rows = [row for row, counted in enumerate(counts) if counted]
     when = moments(list(example[time])) if time is not None else list(range(len(names)))
-    groups = [list(group) for _, group in groupby(rows, key=when.__getitem__)]
+    first = {(when[row], names[row]): row for row in reversed(rows)}
+    copies = [row for row in rows if first[when[row], names[row]] != row]
+    groups = [list(group) for _, group in groupby(sorted(first.values()), key=when.__getitem__)]
     if shuffle:
         groups = [sorted(group, key=lambda row: _drawn(example[user], names[row])) for group in groups]
     ordered = [row for group in groups for row in group]
     below = frozenset(name for name, counted in zip(names, counts, strict=True) if not counted)
     tied = sum(len(group) for group in groups if len(group) > 1)
-    return History([names[row] for row in ordered], ordered, below, len(names) - len(rows), tied)
+    last = ordered[-1] if ordered else -1
+    of_last = tuple(row for row in copies if first[when[row], names[row]] == last)
+    end = (when[last], sum(when[row] == when[last] for row in ordered)) if time is not None and ordered else None
+    items, left_out = [names[row] for row in ordered], len(names) - len(rows)
+    return History(items, ordered, below, left_out, tied, len(copies), of_last, str(example[user]), end)
 
 
 def item_of(value: Any, column: str) -> str:
@@ -112,6 +130,9 @@ class InteractionFindings:
     """Most different items of one user."""
     left_out: int = 0
     tied: int = 0
+    copies: int = 0
+    ends: dict[str, End] = field(default_factory=dict)
+    """When the histories of the first `ENDS` users end."""
 
     @classmethod
     def of(cls, histories: Sequence[History]) -> InteractionFindings:
@@ -123,6 +144,8 @@ class InteractionFindings:
             max((len({*history.items, *history.below}) for history in histories), default=0),
             sum(history.left_out for history in histories),
             sum(history.tied for history in histories),
+            sum(history.copies for history in histories),
+            {history.user: history.end for history in histories[:ENDS] if history.end is not None},
         )
 
     def merged(self, later: InteractionFindings) -> InteractionFindings:
@@ -134,6 +157,8 @@ class InteractionFindings:
             max(self.longest, later.longest),
             self.left_out + later.left_out,
             self.tied + later.tied,
+            self.copies + later.copies,
+            dict(islice({**self.ends, **later.ends}.items(), ENDS)),
         )
 
 

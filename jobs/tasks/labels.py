@@ -88,13 +88,21 @@ def said_of(labels: Sequence[str], kinds: Set[str]) -> list[str]:
     said = [f"{len(labels)} labels: {named}{', …' if len(labels) > 20 else ''}"]
     if len(kinds) > 1:
         said.append(f"labels come as {' and as '.join(sorted(kinds))}: those that read alike are one label")
-    alike: dict[str, list[str]] = {}
-    for label in labels:
-        alike.setdefault(_spoken(label), []).append(label)
-    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
-    if groups:
-        said.append(f"labels that look alike are told apart: {'; '.join(groups[:5])}{'; …' if len(groups) > 5 else ''}")
-    return said
+    return said + alike(labels, "labels")
+
+
+def alike(names: Sequence[str], what: str) -> list[str]:
+    """Return a sentence for the log on those of the names that people read as one; none where there are none.
+
+    Args:
+        what: what they name, in the plural.
+    """
+    spoken: dict[str, list[str]] = {}
+    for name in names:
+        spoken.setdefault(_spoken(name), []).append(name)
+    groups = [" and ".join(map(repr, group)) for group in spoken.values() if len(group) > 1]
+    rest = "; …" if len(groups) > 5 else ""
+    return [f"{what} that look alike are told apart: {'; '.join(groups[:5])}{rest}"] if groups else []
 
 
 def unknown_of(labels: Sequence[str], known: Sequence[str]) -> str | None:

@@ -29,6 +29,8 @@ class NextItem(OwnNetworks):
         self.items: list[str] = []
         self.counts: list[int] = []
         """How often each item occurs in the training data."""
+        self.softmax: str = "full"
+        """What the loss compares with: all items, or those in the same micro-batch."""
         self.max_length = 0
         """The latest so many items of a history are read."""
         self._numbers: tuple[list[str], dict[str, int]] = ([], {})
@@ -55,7 +57,7 @@ class NextItem(OwnNetworks):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the cross-entropy of what follows each item: a scalar () fp32, in nats; and the number of terms ()."""
-        return self._loss(model, batch, self.options.softmax)
+        return self._loss(model, batch, self.softmax)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum loss and targets, scalars; where ends are to be predicted, users and how high these are ranked, too."""

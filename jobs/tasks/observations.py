@@ -11,6 +11,11 @@ import numpy as np
 from jobs.tasks import TaskError
 from jobs.tasks.policy_log import LogFindings
 
+DARK = 32
+"""Images of whole numbers, none of them above this, are no pixels but codes, or black and white: all would be black."""
+FAR = 10.0
+"""An image of numbers that lie within ±1 in training is in another unit beyond this, such as 0 to 255 for 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -29,7 +34,7 @@ class Observations:
         """Learn from a log: vectors get mean 0 and deviation 1, images the range from -1 to 1."""
         shape, low, high = findings.shape, findings.range.low, findings.range.high
         if len(shape) > 1:
-            pixels = findings.range.whole and low >= 0 and high <= 255
+            pixels = findings.range.whole and low >= 0 and DARK < high <= 255
             low, high = (0.0, 255.0) if pixels else (low, high)
             return cls(shape, pixels, ((low + high) / 2,), (2 / (high - low) if high > low else 0.0,))
         values = findings.sample[f"observation {shape[0]}"]
@@ -50,7 +55,10 @@ class Observations:
         """Return sentences for the log; `names` are those of the numbers of a vector."""
         if self.is_image:
             range_ = "of whole numbers to 255" if self.pixels else "of numbers, scaled to ±1"
-            return [f"observations are images {self.image} (height, width, channels) {range_}"]
+            said = [f"observations are images {self.image} (height, width, channels) {range_}"]
+            if self.image[0] <= 4 < self.image[2]:
+                said.append(f"they are {self.image[0]} high: if that is their channels, these are to come last")
+            return said
         same = [name for name, scale in zip(names, self.scale, strict=True) if not scale]
         said = [f"observations are {self.shape[0]} numbers"]
         return said + ([f"the same in all steps, and not read: {', '.join(same)}"] if same else [])
@@ -80,7 +88,19 @@ class Observations:
             raise TaskError(f"an observation of shape {list(state.shape)}; most in training have {list(self.shape)}")
         if self.pixels and not ((state >= 0) & (state <= 255) & (state % 1 == 0)).all():
             raise TaskError("an image with values that are no whole numbers from 0 to 255, as all in training are")
+        if self.is_image and not self.pixels:
+            self._check_range(state)
         return state
+
+    def _check_range(self, state: np.ndarray) -> None:
+        """Raise TaskError for an image (H, W) or (H, W, C) in another unit: far outside of ±1 once it is scaled."""
+        far = np.abs((state - self.centre[0]) * self.scale[0])
+        if far.max() > FAR and self.scale[0]:
+            half = 1 / self.scale[0]
+            raise TaskError(
+                f"an image that holds {state.flat[far.argmax()]:g}, and those in training lie between "
+                f"{self.centre[0] - half:g} and {self.centre[0] + half:g}: give it in their unit"
+            )
 
     def rows(self, states: np.ndarray) -> np.ndarray:
         """Return observations (N, …) as rows hold them, (N, D): uint8 where they are pixels, else float32, scaled."""

@@ -47,6 +47,7 @@ class Policy(Classifier, OwnNetworks):
     """
 
     name: ClassVar[str] = "policy"
+    version: ClassVar[int] = 2
     Options: ClassVar[type[TaskOptions]] = PolicyOptions
     unit: ClassVar[str] = "steps"
     metrics: ClassVar[Mapping[str, Better]] = {"loss": "min", "accuracy": "max", "rmse": "min", "r2": "max"}
@@ -62,6 +63,8 @@ class Policy(Classifier, OwnNetworks):
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         self.names = self.options.names()
+        self.learned = self.names
+        """The columns that a loaded model has learned from."""
         self.kind: Kind = "discrete"
         self.seen = Observations()
         self.single = True
@@ -108,15 +111,19 @@ class Policy(Classifier, OwnNetworks):
             notes += self._learn_labels(frozenset(findings.labels.counts), frozenset())
         else:
             width = max(findings.width, 1)
-            self.standard = Standard.of(findings.sample[f"action {width}"], self._action_names(width))
+            acted = findings.sample[f"action {width}"]
+            self.standard = Standard.of(acted, self._action_names(width))
+            if width > 1 and (np.sort(acted, 1) == np.eye(width)[-1]).all():
+                notes.append("of each action all numbers are 0 but one, which is 1: if it is a choice, give its number")
         name = self.names.observation
         of_vector = self.names.observations or [f"{name}[{at}]" for at in range(self.seen.size)]
         return [*notes, *self.seen.said(of_vector)]
 
     def inherit(self, parent: Path | str) -> bool:
-        """Keep the parent's scales and actions; another kind of actions is refused."""
+        """Keep the parent's scales and actions; another kind of actions is refused, and another order of columns."""
         wished = self.options.kind
         super().inherit(parent)
+        self._refuse_other_orders()
         if wished not in ("auto", self.kind):
             raise TaskError(f"task.kind is {wished}, but the model it starts from has {self.kind} actions")
         return True
@@ -131,6 +138,7 @@ class Policy(Classifier, OwnNetworks):
         settings = {
             "observation": self.names.observation,
             "observations": list(self.names.observations),
+            "actions": list(self.names.actions),
             "kind": self.kind,
             "seen": self.seen.as_json(),
             "labels": self.labels,
@@ -149,8 +157,9 @@ class Policy(Classifier, OwnNetworks):
             task.kind, task.labels, task.single = settings["kind"], settings["labels"], settings["single"]
             task.seen = Observations.of(settings["seen"])
             task.standard = Standard(tuple(settings["mean"]), tuple(settings["deviation"]))
-            if options is None:
-                task.names = Names(settings["observation"], tuple(settings["observations"]))
+            columns = tuple(settings["observations"]), tuple(settings.get("actions", ()))
+            task.learned = Names(settings["observation"], columns[0], actions=columns[1])
+            task.names = task.learned if options is None else task.names
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TaskError(f"{directory} holds no policy of Tandem: {POLICY_FILE}: {error}") from error
         return task
@@ -243,7 +252,13 @@ class Policy(Classifier, OwnNetworks):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> np.ndarray:
-        """Return what was observed: float64 (D,), (H, W) or (H, W, C)."""
+        """Return what was observed: float64 (D,), (H, W) or (H, W, C).
+
+        Raises:
+            TaskError: it is missing, or the rows are gathered by episodes, and not one state each.
+        """
+        if self.options.episode_column is not None:
+            raise TaskError("task.episode_column is set, and an answer is to one state: leave it out to predict")
         return observation_of(example, self.names)
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
@@ -297,6 +312,19 @@ class Policy(Classifier, OwnNetworks):
     def _action_names(self, width: int) -> list[str]:
         name = self.names.action
         return list(self.names.actions) or ([name] if width == 1 else [f"{name}[{at}]" for at in range(width)])
+
+    def _refuse_other_orders(self) -> None:
+        """Raise TaskError where columns of a number each stand in another order than where the model learned them."""
+        pairs = {
+            "observation_columns": (self.names.observations, self.learned.observations),
+            "action_columns": (self.names.actions, self.learned.actions),
+        }
+        for option, (now, before) in pairs.items():
+            if now != before and set(now) & set(before):
+                raise TaskError(
+                    f"task.{option} is {list(now)}, and the model it starts from learned {list(before)}: each column "
+                    "has a scale of its own there, so give them in that order"
+                )
 
     def _steps(self, example: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the steps of an example: of an episode, one for each entry of its columns."""

@@ -20,8 +20,8 @@ from jobs.tasks import Batch, Columns, TaskError, TaskOptions
 from jobs.tasks.grouping import Grouping
 from jobs.tasks.held_ends import HeldEnd
 from jobs.tasks.interaction_rows import Encoding, to_learn, to_predict
-from jobs.tasks.interactions import History, InteractionFindings, check_row, history_of
-from jobs.tasks.labels import check_columns, natural
+from jobs.tasks.interactions import End, History, InteractionFindings, check_row, history_of
+from jobs.tasks.labels import alike, check_columns, chosen, natural
 from jobs.tasks.next_item import NextItem
 from jobs.tasks.recommending import Wish, answer, shares, wish_of
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 ITEMS_FILE = "items.json"
-LENGTH = 50
+LENGTH, NEGATIVES = 50, 100
 MOST_MET = 1000
 """So many items of a user are taken out of the ranking of all items, the latest ones."""
 
@@ -47,17 +47,19 @@ class RecommendationOptions(TaskOptions):
     """The column of a rating, where one decides whether an interaction counts."""
     min_rating: float | None = None
     """Interactions with a lower rating are left out, and counted."""
-    same_time: Literal["shuffle", "keep"] = "shuffle"
-    """Interactions of one moment: in an order that user and item decide by a hash, or as they stand in the data."""
+    same_time: Literal["shuffle", "keep"] | None = None
+    """Interactions of one moment: in an order that user and item decide by a hash, or as they stand in the data. Left
+    out: shuffle; to be said where the model that the job starts from was trained with the other."""
     max_length: int | None = Field(None, ge=1, le=65_536)
     """The latest so many items of a history are read. Left out: 50, or as the model that the job starts from does."""
-    softmax: Literal["full", "in-batch"] = "full"
+    softmax: Literal["full", "in-batch"] | None = None
     """The loss compares with all items, or with those that follow in the same micro-batch, corrected for how often
-    each is there (logQ)."""
-    negatives: int = Field(100, ge=1, le=10_000)
-    """The wanted item is ranked among so many that the user has not met."""
-    negatives_seed: int = Field(0, ge=0, lt=2**63)
-    """Decides, with the user's name, which these are."""
+    each is there (logQ). Left out: full, or as the model that the job starts from was trained."""
+    negatives: int | None = Field(None, ge=1, le=10_000)
+    """The wanted item is ranked among so many that the user has not met. Left out: 100, or as many as the model that
+    the job starts from was measured with."""
+    negatives_seed: int | None = Field(None, ge=0, lt=2**63)
+    """Decides, with the user's name, which these are. Left out: 0, or that of the model that the job starts from."""
 
     @model_validator(mode="after")
     def _go_together(self) -> RecommendationOptions:
@@ -74,6 +76,7 @@ class Recommendation(NextItem):
     """
 
     name: ClassVar[str] = "recommendation"
+    version: ClassVar[int] = 2
     Options: ClassVar[type[TaskOptions]] = RecommendationOptions
     networks: ClassVar[Mapping[str, str]] = {
         "sasrec": "jobs.tasks.sasrec:SasRec",
@@ -87,6 +90,10 @@ class Recommendation(NextItem):
         "unknown": "users have met items that the training data does not hold: left out of their histories",
         "unseen": "users' next items are not in the training data: they count as missed",
         "few": "users have met so many items that fewer than task.negatives are left to rank among",
+        "told": "users' interactions to predict are no later than what the model has learned of them: how good it is, "
+        "they do not say",
+        "again": "users' next items are ones that they have met before: answers leave these out, unless exclude_seen "
+        "is false",
         "much": f"users have met more than {MOST_MET} items, or than any in training: not all leave the ranking of all",
     }
 
@@ -94,9 +101,16 @@ class Recommendation(NextItem):
 
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        self.max_length = self.options.max_length or LENGTH
+        own = self.options
+        self.max_length = own.max_length or LENGTH
+        self.softmax = chosen(own.softmax, "full")
+        self.negatives, self.seed = chosen(own.negatives, NEGATIVES), chosen(own.negatives_seed, 0)
         self.met = 1
         """How many of a user's items are noted for the ranking of all."""
+        self.ends: dict[str, End] = {}
+        """When the histories end that were learned, by user."""
+        self.learned_with: dict[str, Any] = {}
+        """What decided the histories that a loaded model has learned from: options by name, None where not known."""
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -127,9 +141,9 @@ class Recommendation(NextItem):
         own, history = self.options, self._history(example)
         if len(history.items) < 2:
             return None
-        last = history.rows[-1]
+        last = {history.rows[-1], *history.copies_of_last}
         first = {
-            key: value if key == own.user_column else [*value[:last], *value[last + 1 :]]
+            key: value if key == own.user_column else [each for row, each in enumerate(value) if row not in last]
             for key, value in example.items()
         }
         return first, {**example, own.item_column: HeldEnd(example[own.item_column])}
@@ -144,6 +158,7 @@ class Recommendation(NextItem):
         if len(self.items) < 2:
             raise TaskError(f"the training interactions are with {len(self.items)} item(s): a choice needs two")
         self.counts = [findings.counts[item] for item in self.items]
+        self.ends = findings.ends
         self.met = min(findings.longest + 1, MOST_MET)
         total = sum(self.counts)
         said = [
@@ -152,15 +167,20 @@ class Recommendation(NextItem):
         said[0] += " of each are read"
         if findings.left_out:
             said.append(f"{findings.left_out} interactions are rated below {self.options.min_rating:g}: left out")
+        said += alike(self.items, "items")
+        if findings.copies:
+            said.append(f"{findings.copies} rows repeat user, item and moment of another: counted once")
         if findings.tied:
-            how = "in an order drawn by a hash" if self.options.same_time == "shuffle" else "in the data's order"
+            how = "in the data's order" if self.options.same_time == "keep" else "in an order drawn by a hash"
             said.append(f"{findings.tied} interactions share their moment with another of the user's: {how}")
         return said
 
     def inherit(self, parent: Path | str) -> bool:
-        """Keep the parent's items; an option that asks for another length is refused."""
+        """Keep the parent's items; an option that asks for another length is refused, and one that is left out where
+        histories would be others than the parent has learned from."""
         wanted = self.options.max_length
         super().inherit(parent)
+        self._refuse_other_histories()
         if wanted and wanted != self.max_length:
             raise TaskError(f"task.max_length is {wanted}, but the model it starts from reads {self.max_length}")
         return True
@@ -171,7 +191,12 @@ class Recommendation(NextItem):
 
     def save(self, directory: Path) -> None:
         """Write items.json: the items, how often each was met, and the length of a history."""
+        own = self.options
         known = {"items": self.items, "counts": self.counts, "max_length": self.max_length, "met": self.met}
+        known |= {"softmax": self.softmax, "negatives": self.negatives, "negatives_seed": self.seed}
+        known |= {"ends": self.ends}
+        known |= {"same_time": chosen(own.same_time, "shuffle")}
+        known |= {"rating_column": own.rating_column, "min_rating": own.min_rating}
         (directory / ITEMS_FILE).write_text(json.dumps(known), encoding="utf-8")
 
     @classmethod
@@ -182,6 +207,11 @@ class Recommendation(NextItem):
             known = json.loads((Path(directory) / ITEMS_FILE).read_text(encoding="utf-8"))
             task.items, task.counts = known["items"], known["counts"]
             task.max_length, task.met = known["max_length"], known["met"]
+            task.ends = {user: tuple(end) for user, end in known.get("ends", {}).items()}
+            task.softmax = chosen(task.options.softmax, known.get("softmax", "full"))
+            task.negatives = chosen(task.options.negatives, known.get("negatives", NEGATIVES))
+            task.seed = chosen(task.options.negatives_seed, known.get("negatives_seed", 0))
+            task.learned_with = {key: known.get(key) for key in ("same_time", "rating_column", "min_rating")}
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TaskError(f"{directory} holds no recommender of Tandem: {ITEMS_FILE}: {error}") from error
         return task
@@ -192,7 +222,7 @@ class Recommendation(NextItem):
         held = [isinstance(example[own.item_column], HeldEnd) for example in examples]
         assert all(held) or not any(held), "a chunk holds rows to learn from, or ends to predict"
         histories = [self._history(example) for example in examples]
-        how = Encoding(self.numbers(), self.counts, self.max_length, self.met, own.negatives, own.negatives_seed)
+        how = Encoding(self.numbers(), self.counts, self.max_length, self.met, self.negatives, self.seed, self.ends)
         if not all(held):
             return to_learn(histories, how)
         return to_predict(histories, [example[own.user_column] for example in examples], how)
@@ -263,4 +293,18 @@ class Recommendation(NextItem):
     def _history(self, example: Mapping[str, Any]) -> History:
         own = self.options
         columns = (own.user_column, own.item_column, own.time_column, own.rating_column)
-        return history_of(example, *columns, own.min_rating, own.same_time == "shuffle")
+        return history_of(example, *columns, own.min_rating, own.same_time != "keep")
+
+    def _refuse_other_histories(self) -> None:
+        """Raise TaskError where the model learned from other histories than options that are left out make.
+
+        They cannot be taken over here: what is held out was cut by the options alone.
+        """
+        own, before = self.options, self.learned_with
+        if own.same_time is None and before.get("same_time") == "keep":
+            raise TaskError("the model it starts from was trained with task.same_time keep: say keep or shuffle")
+        if own.min_rating is None and before.get("min_rating") is not None:
+            raise TaskError(
+                f"the model it starts from learned from interactions rated {before['min_rating']:g} or more in column "
+                f"{before['rating_column']!r}: set task.rating_column and task.min_rating (a lower one takes all)"
+            )

@@ -6,15 +6,23 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from jobs.tasks import TaskError, time_steps
+from jobs.tasks.grouping import moments
 from jobs.tasks.time_steps import Step
 
 DRAWN = 6
 """So many series are drawn."""
+ENDS = 20_000
+"""Of so many series it is kept when they end."""
+LARGEST = 1e37
+"""Values are read as 32-bit numbers, and sums of many must be finite."""
+COARSE = 0.01
+"""From this share of a series' deviation on, rounding to 32 bits changes what it shows."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,29 @@ class Series:
     """Which step each row of the data is."""
     step: Step | None
     """What its own stamps say, or what was asked for."""
+    when: list[float] = field(default_factory=list)
+    """The moment of each row."""
 
     @property
     def missing(self) -> int:
         """How many steps have no value."""
         return int(np.isnan(self.values).sum())
+
+    @property
+    def is_sparse(self) -> bool:
+        """Tell whether fewer than half of its steps have a value."""
+        return 2 * self.missing > len(self.values)
+
+    @property
+    def is_coarse(self) -> bool:
+        """Tell whether 32-bit numbers lose how it varies, around a level that is far higher."""
+        there = self.values[~np.isnan(self.values)]
+        lost = np.abs(there - there.astype(np.float32)).max(initial=0.0)
+        return bool(len(there) and there.max() > there.min() and lost > COARSE * there.std())
+
+    def moment_of(self, step: int) -> float | None:
+        """Return the moment of the first row at a step or behind it."""
+        return next((when for place, when in zip(self.places, self.when, strict=False) if place >= step), None)
 
 
 def value_of(value: Any, column: str, may_lack: bool) -> float:
@@ -47,6 +73,8 @@ def value_of(value: Any, column: str, may_lack: bool) -> float:
         number = math.inf
     if isinstance(value, bool) or math.isinf(number):
         raise TaskError(f"column {column!r} holds {value!r:.60}, which is no number")
+    if abs(number) > LARGEST:
+        raise TaskError(f"column {column!r} holds {value!r:.60}; numbers to {LARGEST:g} are read: take a larger unit")
     if math.isnan(number) and not may_lack:
         raise TaskError(f"column {column!r} holds no value; task.gaps: missing keeps such steps, unlearned")
     return number
@@ -79,7 +107,7 @@ def series_of(
         )
     values = np.full(places[-1] + 1, np.nan)
     values[places] = [value_of(value, target, may_lack) for value in example[target]]
-    return Series("" if series is None else str(example[series]), values, places, step)
+    return Series("" if series is None else str(example[series]), values, places, step, moments(stamps))
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,8 @@ class SeriesFindings:
     longest: int = 0
     first: tuple[str, ...] = ()
     """The names of the first few."""
+    ends: dict[str, float] = field(default_factory=dict)
+    """The last moment of each series by its name, of the first `ENDS`."""
 
     @classmethod
     def of(cls, chunk: Sequence[Series]) -> SeriesFindings:
@@ -104,6 +134,7 @@ class SeriesFindings:
             sum(series.missing for series in chunk),
             max((len(series.values) for series in chunk), default=0),
             tuple(series.name for series in chunk[:DRAWN]),
+            {series.name: series.when[-1] for series in chunk[:ENDS]},
         )
 
     def merged(self, later: SeriesFindings) -> SeriesFindings:
@@ -115,4 +146,5 @@ class SeriesFindings:
             self.missing + later.missing,
             max(self.longest, later.longest),
             (self.first + later.first)[:DRAWN],
+            dict(islice({**self.ends, **later.ends}.items(), ENDS)),
         )

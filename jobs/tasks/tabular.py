@@ -22,7 +22,7 @@ from jobs.tasks.regression import Standard
 from jobs.tasks.table_columns import FIRST, Column, OtherKind, chosen, target_column
 from jobs.tasks.table_findings import TableFindings, observed
 from jobs.tasks.table_options import TabularOptions
-from jobs.tasks.table_target import Kind, kind_of_target, labels_of
+from jobs.tasks.table_target import Kind, kind_of_target, labels_of, telling
 
 if TYPE_CHECKING:
     import torch
@@ -107,12 +107,15 @@ class Tabular(Classifier, OwnNetworks):
         self.columns, notes = chosen(findings, self.options.wishes())
         read_ = {column.name for column in self.columns}
         self.left_out = [name for name in findings.columns if name not in read_ and name != self.target]
-        return [*said, *notes]
+        numbers = [column.name for column in self.columns if column.kind != "category"]
+        return [*said, *notes, *telling(findings.sample, self.target, numbers)]
 
     def inherit(self, parent: Path | str) -> bool:
-        """Keep the parent's columns, categories, scales and labels; another kind of target is refused."""
+        """Keep the parent's columns, categories, scales and labels; another kind of target is refused, and what else
+        is asked of columns that the parent reads otherwise."""
         wished = self.options.kind
         super().inherit(parent)
+        self._refuse_other_columns()
         if wished not in ("auto", self.kind):
             raise TaskError(f"task.kind is {wished}, but the model it starts from was trained for {self.kind}")
         return True
@@ -255,7 +258,13 @@ class Tabular(Classifier, OwnNetworks):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns that are read."""
+        """Return the columns that are read.
+
+        Raises:
+            TaskError: one is not there that all rows in training had; a column of another name may be meant.
+        """
+        for column in self.columns:
+            column.cell(example)
         return {column.name: example[column.name] for column in self.columns if column.name in example}
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
@@ -288,6 +297,29 @@ class Tabular(Classifier, OwnNetworks):
         return [{"name": "value", "datatype": "FP32", "shape": [-1]}]
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _refuse_other_columns(self) -> None:
+        """Raise TaskError for an option that the columns of the model that the job starts from do not honour."""
+        own, kinds = self.options, {column.name: column.kind for column in self.columns}
+        if own.target_column in kinds:
+            raise TaskError(
+                f"task.target_column is {own.target_column!r}, which the model it starts from reads: it would be told "
+                "the answer; train a fresh model for it"
+            )
+        for name in own.ignore:
+            if name in kinds:
+                raise TaskError(
+                    f"task.ignore names {name!r}, which the model it starts from reads: leave it out there, or train a "
+                    "fresh model"
+                )
+        asked = [(name, "categorical", "category") for name in own.categorical]
+        for name, option, kind in [*asked, *((name, "numeric", "number") for name in own.numeric)]:
+            if kinds.get(name) != kind:
+                held = f"reads as a {kinds[name]}" if name in kinds else "does not read"
+                raise TaskError(
+                    f"task.{option} names {name!r}, which the model it starts from {held}: leave it out there, or "
+                    "train a fresh model"
+                )
 
     def _label(self, example: Mapping[str, Any]) -> str:
         """Return the target by its spelling, also where it is a number."""

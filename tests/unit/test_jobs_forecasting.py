@@ -352,6 +352,51 @@ def test_prepared_data_holds_out_the_end_of_each_series(tmp_path):
     assert "columns that have no effect: 'weather' (in 4)" in said
 
 
+def counted(task, chunk):
+    said = task.counted.keys() - {"flat"}
+    return {key: column.tolist() for key, column in task.encode(chunk).items() if key in said and column.any()}
+
+
+def test_an_end_that_was_learned_is_no_news_to_a_model(tmp_path):
+    task, train, ends = learned()
+    assert counted(task, ends) == {}
+    task.save(tmp_path)
+    later = get("forecasting").load(tmp_path, {**OPTIONS})
+    early = [{key: value if key == "shop" else value[:-1] for key, value in example.items()} for example in train]
+    held = [task.cut(example, 0.0)[1] for example in early]
+    assert counted(later, held) == {"told": [True] * 3}, "its last steps are among those that were learned"
+    assert counted(later, ends) == {}
+    other = [{**example, "shop": f"other {example['shop']}"} for example in held]
+    assert counted(later, other) == {}
+
+
+def test_what_32_bits_cannot_hold_is_refused_or_counted():
+    task, _, _ = learned()
+    with pytest.raises(TaskError, match=r"column 'sold' holds 1e\+39; numbers to 1e\+37 are read"):
+        task.check({"shop": "a", "day": "2024-01-01", "sold": 1e39})
+    with pytest.raises(TaskError, match=r"a history holds an infinite number, or one beyond 1e\+37"):
+        task.predict(None, [{"history": [1.0, 1e39]}])
+    high = [{**row, "sold": 1.7e9 + row["sold"]} for row in rows("a")]
+    flat = [{**row, "sold": 0.1} for row in rows("bb")]
+    assert counted(task, examples(task, [*high, *flat])) == {"coarse": [True, False]}
+
+
+def test_a_series_with_few_values_is_counted():
+    weekly = [row for row in rows("a", 140) if date.fromisoformat(row["day"]).weekday() == 0]
+    task, _, _ = learned([*rows("bb"), *rows("ccc"), *rows("dddd")], gaps="missing")
+    assert counted(task, examples(task, [*weekly, *rows("bb")])) == {"sparse": [True, False]}
+
+
+def test_rows_that_wait_for_a_forecast_are_no_history():
+    task = get("forecasting")({**OPTIONS, "gaps": "missing"})
+    (gap,) = examples(task, [{**row, "sold": None if at == 5 else row["sold"]} for at, row in enumerate(rows("a"))])
+    assert np.isnan(task.instance(gap)["history"]).sum() == 1
+    for count in (2, 24):
+        waiting = [{**row, "sold": None if at >= 24 - count else row["sold"]} for at, row in enumerate(rows("a"))]
+        with pytest.raises(TaskError, match=rf"the last {count} step\(s\) of the series have no value"):
+            task.instance(*examples(task, waiting))
+
+
 def test_one_series_needs_no_column_of_names():
     task = get("forecasting")({**OPTIONS, "series_column": None})
     (example,) = examples(task, rows("a"))

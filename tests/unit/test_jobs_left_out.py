@@ -17,6 +17,9 @@ from jobs.tasks import Task, TaskError, get
 
 IMAGE = np.zeros((8, 8, 1), np.uint8)
 OBJECTS = [{"bbox": [1, 1, 4, 4], "category": "a"}]
+USERS = [{"user": "u", "item": ["a", "b", "c"], "time": [1, 2, 3], "stars": [1, 4, 5]}]
+TABLE = [{"age": at, "zip": str(at % 3), "id": f"r{at}", "target": at % 2} for at in range(60)]
+STEPS = [{"x": at, "y": -at, "steer": at / 3, "brake": 1 - at} for at in range(9)]
 PAIRS = [{"source": "one two", "target": "un deux"}] * 4
 TRAINED: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "object-detection": (
@@ -28,6 +31,7 @@ TRAINED: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {"loss": "triplet", "margin": 0.7},
     ),
     "gan": ([{"image": IMAGE}], {"latent_size": 5}),
+    "recommendation": (USERS, {"softmax": "in-batch", "negatives": 7, "negatives_seed": 3, "max_length": 4}),
     "seq2seq": (PAIRS, {"prefix": "go: ", "max_target_length": 9, "tokenizer": {"train": "bpe", "vocab_size": 300}}),
 }
 
@@ -41,7 +45,10 @@ def spec_options(name: str, phase: str, options: Mapping[str, Any]) -> dict[str,
 
 
 def parent(name: str, folder: Path) -> Task:
-    examples, options = TRAINED[name]
+    return trained_with(name, folder, *TRAINED[name])
+
+
+def trained_with(name: str, folder: Path, examples: list[dict[str, Any]], options: dict[str, Any]) -> Task:
     task = get(name)(options)
     task.fit(task.observe(examples))
     task.save(folder)
@@ -51,6 +58,7 @@ def parent(name: str, folder: Path) -> Task:
 def settings(task: Any) -> dict[str, Any]:
     """Return what a task does as it was told, beside what it learned of the data."""
     kept = ("score_threshold", "max_detections", "objective", "latent_size", "prefix", "max_target_length")
+    kept += ("softmax", "negatives", "seed", "max_length")
     return {key: getattr(task, key) for key in kept if hasattr(task, key)}
 
 
@@ -89,3 +97,52 @@ def test_what_has_no_effect_on_the_parents_loss_is_refused(tmp_path: Path) -> No
     parent("gan", tmp_path)
     with pytest.raises(TaskError, match=r"latent_size is 64, but the model it starts from has 5"):
         get("gan")(spec_options("gan", "finetune", {"latent_size": 64})).inherit(tmp_path)
+
+
+@pytest.mark.parametrize(("options", "given", "said"), [
+    ({"same_time": "keep"}, {}, "trained with task.same_time keep: say keep or shuffle"),
+    ({"same_time": "keep"}, {"same_time": "shuffle"}, None),
+    ({"rating_column": "stars", "min_rating": 4}, {}, "rated 4 or more in column 'stars': set task.rating_column"),
+    ({"rating_column": "stars", "min_rating": 4}, {"rating_column": "stars", "min_rating": 0}, None),
+])  # fmt: skip
+@pytest.mark.parametrize("phase", ["finetune", "evaluate", "predict"])
+def test_histories_are_not_silently_others_than_the_model_has_learned_from(
+    phase: str, options: dict[str, Any], given: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    trained_with("recommendation", tmp_path, USERS, options)
+    child = get("recommendation")(spec_options("recommendation", phase, given))
+    if said is None:
+        assert child.inherit(tmp_path)
+    else:
+        with pytest.raises(TaskError, match=said):
+            child.inherit(tmp_path)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"ignore": ["age"]}, "task.ignore names 'age', which the model it starts from reads"),
+    ({"categorical": ["age"]}, "task.categorical names 'age', which the model it starts from reads as a number"),
+    ({"numeric": ["zip"]}, "task.numeric names 'zip', which the model it starts from reads as a category"),
+    ({"categorical": ["id"]}, "task.categorical names 'id', which the model it starts from does not read"),
+    ({"target_column": "age"}, "task.target_column is 'age', which the model it starts from reads"),
+    ({"ignore": ["id"], "categorical": ["zip"], "numeric": ["age"]}, None),
+])  # fmt: skip
+def test_columns_that_a_table_model_reads_otherwise_are_refused(
+    given: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    trained_with("tabular", tmp_path, TABLE, {"categorical": ["zip"]})
+    child = get("tabular")(spec_options("tabular", "finetune", given))
+    if said is None:
+        assert child.inherit(tmp_path)
+    else:
+        with pytest.raises(TaskError, match=said):
+            child.inherit(tmp_path)
+
+
+def test_columns_of_a_policy_in_another_order_are_refused(tmp_path: Path) -> None:
+    learned = {"observation_columns": ["x", "y"], "action_columns": ["steer", "brake"]}
+    trained_with("policy", tmp_path, STEPS, learned)
+    for option, columns in learned.items():
+        other = {**learned, option: columns[::-1]}
+        with pytest.raises(TaskError, match=f"task.{option} is .*each column has a scale of its own there"):
+            get("policy")(spec_options("policy", "finetune", other)).inherit(tmp_path)
+    assert get("policy")(spec_options("policy", "finetune", learned)).inherit(tmp_path)

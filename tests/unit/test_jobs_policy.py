@@ -159,6 +159,35 @@ def test_images_keep_where_something_is() -> None:
     vectors.check_model("policy-cnn", {"width": 4})
 
 
+def test_images_of_codes_are_not_all_black() -> None:
+    generator = np.random.default_rng(0)
+    steps = [{"observation": generator.integers(0, 2, (8, 8)).tolist(), "action": at % 2} for at in range(40)]
+    made, said = policy(steps)
+    assert set(np.unique(made.collate(made.encode(steps))["numbers"])) == {-1.0, 1.0}
+    assert "observations are images [8, 8, 1] (height, width, channels) of numbers, scaled to ±1" in said
+    assert made.inputs()[0]["datatype"] == "FP32"
+
+
+def test_what_may_be_meant_otherwise_is_said() -> None:
+    generator = np.random.default_rng(0)
+    image = [{"observation": generator.integers(0, 255, (3, 8, 8)).tolist(), "action": at % 2} for at in range(9)]
+    assert "they are 3 high: if that is their channels, these are to come last" in policy(image)[1]
+    choices = [{"observation": [at, 1], "action": [at % 2, 1 - at % 2]} for at in range(9)]
+    assert any("if it is a choice, give its number" in said for said in policy(choices)[1])
+    amounts = [*choices, {"observation": [1, 1], "action": [0.5, 0.5]}]
+    assert not any("if it is a choice" in said for said in policy(amounts)[1])
+
+
+def test_an_image_in_another_unit_is_refused() -> None:
+    generator = np.random.default_rng(0)
+    steps = [{"observation": generator.random((8, 8)).tolist(), "action": at % 2} for at in range(40)]
+    made, _ = policy(steps)
+    state = np.array(steps[0]["observation"])
+    made.encode([{"observation": (2 * state).tolist(), "action": 0}])  # a little brighter than any in training
+    with pytest.raises(TaskError, match=r"an image that holds .*, and those in training lie between .*: give it in"):
+        made.encode([{"observation": (255 * state).tolist(), "action": 0}])
+
+
 def test_images_of_other_ranges_are_scaled_to_one() -> None:
     steps = [{"observation": [[-3.0, 5.0], [1.0, at / 10]], "action": at % 2} for at in range(40)]
     made, _ = policy(steps)
@@ -182,6 +211,12 @@ def test_images_of_other_ranges_are_scaled_to_one() -> None:
 def test_steps_that_cannot_be_used_are_refused(step: dict[str, Any], said: str) -> None:
     with pytest.raises(TaskError, match=said):
         get("policy")().check(step)
+
+
+def test_an_episode_is_no_state_to_answer() -> None:
+    episode = {"observation": [[0, 255], [255, 0]], "action": [1, 0], "episode": 1}
+    with pytest.raises(TaskError, match=r"task\.episode_column is set.*leave it out to predict"):
+        get("policy")({"episode_column": "episode"}).instance(episode)
 
 
 def test_steps_unlike_the_first_are_refused() -> None:

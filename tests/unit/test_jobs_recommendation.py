@@ -77,6 +77,41 @@ def test_the_last_interaction_that_counts_is_predicted_and_not_learned_from():
     assert task.encode([first, both[1]])["short"].tolist() == [True, True]
 
 
+def test_a_row_that_is_there_twice_counts_once_and_is_held_out_with_its_copy():
+    rows = [{"user": user, "item": item, "time": at} for user in "ab" for at, item in enumerate("xyz")]
+    task, train, ends = learned([*rows, rows[2], rows[5], rows[1]])
+    assert [row["item"] for row in train] == [["x", "y", "y"], ["x", "y"]], "the held-out item is no item to learn"
+    assert "1 rows repeat user, item and moment of another: counted once" in task.fit(task.observe(train))
+    assert task.counts == [2, 2]
+    assert task.encode(train)["inputs"].tolist() == [[1, 0, 0, 0]] * 2
+    assert task.encode(ends)["wanted"].tolist() == [0, 0], "z occurs nowhere else"
+
+
+def test_next_items_that_answers_would_leave_out_are_counted():
+    task, _, ends = learned([*ROWS, {"user": "u0", "item": "i01", "time": 99}])
+    assert task.encode(ends)["again"].tolist() == [True] + [False] * 11
+
+
+def test_an_end_that_was_learned_is_no_news_to_a_model(tmp_path):
+    tied, _, ends = learned([{**row, "time": row["time"] // 3} for row in ROWS])
+    assert not tied.encode(ends)["told"].any(), "it was held out of the moment that others share"
+    task, _, ends = learned()
+    assert not task.encode(ends)["told"].any()
+    task.save(tmp_path)
+    later = get("recommendation").load(tmp_path, {"negatives": 3})
+    early = examples(task, [row for row in ROWS if 0 < row["time"] < 5 or row["user"] == "u1"])
+    told = later.encode([task.cut(example, 0.0)[1] for example in early])["told"]
+    assert told.tolist() == [example["user"] != "u1" for example in early]
+
+
+def test_items_that_look_alike_are_said():
+    task, train, _ = learned()
+    assert not any("alike" in said for said in task.fit(task.observe(train)))
+    task, train, _ = learned([{**row, "item": str(int(row["item"][1:])) if at % 2 else row["item"][1:]}
+                              for at, row in enumerate(ROWS)])  # fmt: skip
+    assert any(said.startswith("items that look alike are told apart: '0") for said in task.fit(task.observe(train)))
+
+
 def test_windows_follow_each_item_once():
     found = list(windows([1, 2, 3, 4, 5, 6, 7], 3))
     assert found == [([4, 5, 6], [5, 6, 7]), ([1, 2, 3], [2, 3, 4])]

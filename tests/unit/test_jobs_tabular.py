@@ -262,6 +262,34 @@ def test_a_target_can_be_told_what_it_is() -> None:
         task([{"x": at, "target": 3.0} for at in range(20)], kind="regression")
 
 
+def test_a_regression_by_no_number_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"task.kind is regression, and column 'target', the target, holds no number"):
+        task([{"a": at, "target": at % 2 == 0} for at in range(9)], kind="regression")
+
+
+def test_a_column_of_another_name_is_not_taken_for_an_empty_one() -> None:
+    made, _ = task([{"age": at if at % 3 else None, "target": at % 2} for at in range(60)])
+    assert made.instance({"age": None}) == {"age": None}
+    with pytest.raises(TaskError, match="no column 'age', which all rows in training had; this row has \\['Age'\\]"):
+        made.instance({"Age": 3})
+    lacking, _ = task([{**({"age": at} if at % 3 else {}), "target": at % 2} for at in range(60)])
+    assert lacking.instance({"target": 1}) == {}
+
+
+def test_a_column_that_is_the_target_in_another_unit_is_said() -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {"metres": at, "feet": at * 3.28084, "near": at + generator.normal() / 10} for at in generator.normal(size=50)
+    ]
+    said = [note for note in task(rows, target_column="metres")[1] if "exactly" in note]
+    assert said == [
+        "column 'feet' tells 'metres' exactly, whatever the other columns are: leave it out with task.ignore, unless "
+        "it will be known where there is no answer yet"
+    ]
+    labels = [{"copy": at % 2, "other": at % 3, "target": at % 2} for at in range(60)]
+    assert [note.split()[1] for note in task(labels)[1] if "exactly" in note] == ["'copy'"]
+
+
 def test_what_training_has_not_seen_is_counted_or_refused() -> None:
     made, _ = task(table())
     row = {**table()[1], "city": "Oslo"}
