@@ -1,10 +1,12 @@
 """One real embedded cluster for the whole test session, and the marks that the folders stand for."""
 
 import gc
+import os
 import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin no test after the time in TANDEM_TESTS_UNTIL, in seconds since the epoch; the last line counts those."""
+    if time.time() > float(os.environ.get("TANDEM_TESTS_UNTIL") or "inf"):
+        pytest.skip("the time that this run had is over")
 
 
 @pytest.fixture(autouse=True)
