@@ -90,10 +90,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--text-column", help="of a task that reads texts")
     options = parser.parse_args()
     name = manifest.read(options.model).task
-    task_options = {"text_column": options.text_column}
+    task_options = {"text_column": options.text_column} if options.text_column else {}
     rows = sum(1 for _ in sources.open_source(str(options.data), options.data.parent).examples())
     with tempfile.TemporaryDirectory(prefix="tandem-predict-") as place:
         folder = Path(place)
