@@ -88,7 +88,11 @@ def shadow(hook: str, module: str, environment: Mapping[str, str]) -> int | None
         return None
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it in all that it starts
     code = connection.recv(4)  # the server sends it
-    return struct.unpack("i", code)[0] if len(code) == 4 else 1
+    if len(code) < 4:
+        print("the fork server is gone: how this process ended is not known, so it counts as failed", file=sys.stderr)
+        return 1
+    found: int = struct.unpack("i", code)[0]
+    return found
 
 
 def raylet_above() -> tuple[int, str] | None:

@@ -1,4 +1,4 @@
-"""The process of a node that has imported what workers need, and forks them: the other end of cluster/fork_client.py.
+"""The process of a node that has imported what workers and drivers need, and forks them, for cluster/fork_client.py.
 
     python -m cluster.fork_server SOCKET MODULE:FUNCTION        started by the first client
 
