@@ -250,6 +250,10 @@ class Task:
         """Load weights, in evaluation mode; `config` overrides entries of the model's own."""
         raise NotImplementedError
 
+    def served_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return a loaded model as a replica is to call it; its weights change no more."""
+        return model
+
     def prepare_model(self, model: torch.nn.Module, columns: Set[str]) -> list[str]:
         """Look at the whole model once, on each rank, before it is trained, divided or measured.
 

@@ -206,6 +206,15 @@ class Policy(Classifier, OwnNetworks):
             )
         return super().build(architecture, config)
 
+    def served_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the network as one graph, where that says the same: control waits for each answer."""
+        from jobs.tasks import frozen
+
+        parameter = next(model.parameters())
+        dtype = parameter.dtype if parameter.dtype.is_floating_point else None
+        batch = self.collate({"observation": self.seen.rows(np.zeros((1, *self.seen.shape)))})
+        return frozen.frozen(model, {"numbers": batch["numbers"].to(dtype)})
+
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,7 +281,7 @@ class Policy(Classifier, OwnNetworks):
         states = np.stack([self.seen.checked(numbers(instance, "observation")) for instance in instances])
         with torch.inference_mode():
             logits = self._logits(model, self.collate({"observation": self.seen.rows(states)}))
-        if not logits.isfinite().all():
+        if not np.isfinite(logits.numpy(force=True)).all():
             raise TaskError("an observation so far from those in training that the model has no finite answer to it")
         if self.kind == "discrete":
             return [

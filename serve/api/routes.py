@@ -26,6 +26,8 @@ from serve.page import serving
 Find = Callable[[], Gateway]
 STORED = re.compile(r"/v1/(responses/(?!input_tokens|compact)|conversations)")
 """How the paths begin of what OpenAI stores."""
+MODEL = "/v2/models/{name}"
+VERSION = f"{MODEL}/versions/{{version}}"
 UNUSED = ("docs_url", "redoc_url", "openapi_url")
 TELEMETRY = dict.fromkeys(("tracing", "metrics", "logs", "auto_configure"), False)
 """FastAPI's own, where somebody has set providers for the whole process: the front's span would come twice, and its
@@ -36,6 +38,7 @@ def build(find: Find) -> FastAPI:
     """Return the FastAPI app whose routes call the gateway that `find` returns."""
     app = FastAPI(title="Tandem", **dict.fromkeys(UNUSED), redirect_slashes=False, telemetry=TELEMETRY)
     app.router.route_class = _Noted
+    _add_predictions(app, find)  # first: routes are tried one by one, and control asks fifty times a second
     _add_openai(app, find)
     _add_inference_health(app, find)
     _add_inference(app, find)
@@ -146,16 +149,17 @@ def _add_inference_health(app: FastAPI, find: Find) -> None:
         return await find().index(request)
 
 
-def _add_inference(app: FastAPI, find: Find) -> None:
-    get = _reading(app)
-    name = "/v2/models/{name}"
-    versioned = f"{name}/versions/{{version}}"
-
+def _add_predictions(app: FastAPI, find: Find) -> None:
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         return await find().infer(name, version, request)
 
-    for path in (f"{name}/infer", f"{versioned}/infer"):
+    for path in (f"{MODEL}/infer", f"{VERSION}/infer"):
         _straight(app, path, infer)
+
+
+def _add_inference(app: FastAPI, find: Find) -> None:
+    get = _reading(app)
+    name, versioned = MODEL, VERSION
 
     @get(f"{name}/ready")
     @get(f"{versioned}/ready")

@@ -56,7 +56,7 @@ def load(setup: ReplicaSetup) -> PredictiveReplica:
     assert isinstance(options, TaskOptions)
     dtype = dtype_for(setup.precision, torch.device("cpu"))  # type: ignore[arg-type]  # the table lists what it may be
     task = tasks.get(setup.task).load(setup.directory)
-    model = task.load_model(setup.directory, dtype)
+    model = task.served_model(task.load_model(setup.directory, dtype))
     make = EncoderEngine if task.embeds(model.config.to_dict()) else PredictiveEngine
     engine = make(task, model, setup.max_batch, options.max_wait_ms, setup.threads)
     return PredictiveReplica(engine, task.inputs(), setup.identity, task.outputs())

@@ -80,6 +80,41 @@ class Shared:
         return len(self.state.tasks)
 
 
+class HeadJoined:
+    """A connection, for one answer: its head leaves with what follows in the same turn of the event loop, in one send.
+
+    uvicorn writes them one by one, and whoever waits for the answer would be woken by the head alone.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head: bytes | None = None
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        """Hold the first piece, the head, back for a moment; send what follows at once."""
+        if self._begun:
+            head, self._head = self._head, None
+            self._transport.write(data if head is None else head + data)
+            return
+        self._begun, self._head = True, data
+        self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Send the head, if nothing has followed."""
+        head, self._head = self._head, None
+        if head is not None:
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """Close the connection when all is sent."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. What it refuses it answers in OpenAI's shape, and closes."""
 
@@ -159,6 +194,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.running.append((begun, self.cycle))
         if 1 < len(self.running) <= MOST_AHEAD:
             self.flow.resume_reading()  # else nobody would see that the client leaves
+        self.cycle.transport = HeadJoined(self.transport, self.loop)  # type: ignore[assignment]
         self.cycle.default_headers = [*self.cycle.default_headers, (b"x-request-id", begun.request_id.encode())]
         if self.shared.leaving:
             self.cycle.keep_alive = False

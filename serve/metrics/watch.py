@@ -123,7 +123,8 @@ class Watched:
             elif status == CLIENT_LEFT and (said := cuts.told(ended.cut)):
                 status = said.status
                 watch.error(said.code)
-            watch.end(self._routes.name(scope["path"]), status)
+            named = ended.template.replace(":path", "") if ended.template else self._routes.name(scope["path"])
+            watch.end(named, status)
             ended.is_counted = True
 
 
