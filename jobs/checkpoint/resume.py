@@ -16,6 +16,8 @@ from jobs.checkpoint.shards import Reader
 from jobs.checkpoint.store import Store
 
 Value = TypeVar("Value")
+Fill = Callable[[str, int, torch.Tensor], None]
+"""(a parameter's name, its first element, `out` 1-D) → `out` has its elements from there on."""
 _name: list[str] = []
 """This process's attempt: a process serves one."""
 
@@ -63,8 +65,14 @@ def reader(store: Store, manifest: Manifest) -> Reader:
     return Reader(store, [f"{catalog.folder(manifest.step)}/{name}" for name in manifest.shards])
 
 
-def load_model(model: torch.nn.Module, state: Reader, store: Store, manifest: Manifest) -> None:
+def resumed(model: torch.nn.Module, fill: Fill | None, state: Reader, store: Store, manifest: Manifest) -> Fill | None:
     """Put a checkpoint's weights and buffers into a model in fp32 on the CPU, before DeepSpeed divides it.
+
+    Args:
+        fill: fills in what the model starts from, if that is known without it.
+
+    Returns:
+        The same of the checkpoint: its weights where it has them, what is never trained from `fill`.
 
     Raises:
         ShardError: the checkpoint is of another model.
@@ -73,12 +81,24 @@ def load_model(model: torch.nn.Module, state: Reader, store: Store, manifest: Ma
     if manifest.elements:
         state.check_whole({name: parameter.numel() for name, parameter in trained.items()})
     for name, parameter in trained.items():
-        state.read("weight", name, 0, parameter.data.view(-1))
+        if not parameter.is_meta:
+            state.read("weight", name, 0, parameter.data.view(-1))
     if manifest.buffers is not None:
         from safetensors.torch import load
 
         content = store.read(f"{catalog.folder(manifest.step)}/{manifest.buffers}")
         model.load_state_dict(load(content), strict=False)
+    if fill is None:
+        return None
+    begun = fill
+
+    def filled(name: str, start: int, out: torch.Tensor) -> None:
+        if name in trained:
+            state.read("weight", name, start, out)
+        else:
+            begun(name, start, out)
+
+    return filled
 
 
 def buffers(model: torch.nn.Module) -> dict[str, bytes]:

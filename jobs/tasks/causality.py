@@ -55,7 +55,7 @@ def influence(model: torch.nn.Module, half: int) -> float:
     """Return by how much the first half's logits move with the second half, relative to their Euclidean norm."""
     import torch
 
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # adapted ones have it too
+    vocabulary = vocabulary_of(model)
     generator = torch.Generator().manual_seed(0)
     first, second, other = torch.randint(vocabulary, (3, 1, half), generator=generator)
     device = next(model.parameters()).device
@@ -67,6 +67,12 @@ def influence(model: torch.nn.Module, half: int) -> float:
 
     expected = logits(second)
     return float((logits(other) - expected).norm() / expected.norm())
+
+
+def vocabulary_of(model: torch.nn.Module) -> int:
+    """Return how many tokens a language model knows."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]  # adapted ones have it too
+    return int(getattr(weight, "ds_shape", weight.shape)[0])  # whole, where this process has a part of it
 
 
 def _tolerance(model: torch.nn.Module) -> float:

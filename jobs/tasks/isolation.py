@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from jobs.tasks import causality
+
 if TYPE_CHECKING:
     import torch
 
@@ -48,7 +50,7 @@ def _difference(model: torch.nn.Module, length: int) -> float | None:
     import torch
 
     device = next(model.parameters()).device
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]  # adapted ones have it too
+    vocabulary = causality.vocabulary_of(model)
     generator = torch.Generator().manual_seed(0)
     first, second, other = torch.randint(vocabulary, (3, 1, length), generator=generator).to(device)
     places = torch.arange(length, device=device)[None]

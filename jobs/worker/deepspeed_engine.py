@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from cluster.errors import UserError
+from jobs.checkpoint.resume import Fill
 from jobs.checkpoint.shards import Fragment, Reader, share
 from jobs.spec import TrainingSpec
-from jobs.worker import buffers, deepspeed_internals, zero_layouts
+from jobs.worker import buffers, deepspeed_internals, partition, zero_layouts
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
 
 
@@ -20,9 +21,19 @@ class Engine:
     """A DeepSpeed engine whose gradients are those of the loss it is given, at any world size and accumulation."""
 
     def __init__(
-        self, model: torch.nn.Module, training: TrainingSpec, config: dict[str, Any], device: torch.device
+        self,
+        model: torch.nn.Module,
+        training: TrainingSpec,
+        config: dict[str, Any],
+        device: torch.device,
+        fill: Fill | None = None,
     ) -> None:
-        """Shard `model` (on the CPU, in fp32) over the ranks of the process group that Ray Train has set up."""
+        """Shard `model` over the ranks of the process group that Ray Train has set up.
+
+        Args:
+            model: on the CPU, in fp32; on the meta device where stage 3 divides it, so that no rank has it whole.
+            fill: fills in its weights, where it is on the meta device.
+        """
         deepspeed = import_deepspeed()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
@@ -33,6 +44,8 @@ class Engine:
         self._buffers = buffers.learned(model)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
+        if fill is not None and any(parameter.is_meta for parameter in model.parameters()):
+            partition.divide(model, config, dtype_of(config), fill)
         optimizer = torch.optim.AdamW(
             parameter_groups(model.named_parameters(), training.weight_decay),
             lr=training.learning_rate,
@@ -51,6 +64,11 @@ class Engine:
         stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__
         self._layout = zero_layouts.choose(stage, self.model.optimizer)
         zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
+
+    def make_exact(self, fill: Fill) -> None:
+        """Give the master weights what is not rounded: DeepSpeed makes them of weights in what is computed in."""
+        for name, place in self._places():
+            fill(name, place.start, zero_layouts.view(place, place.flat))
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss`, a scalar. Over the ranks they are summed, as if one rank had seen it all.
@@ -163,11 +181,21 @@ def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_dec
     """Split trainable parameters into those that decay (matrices) and those that do not (biases, norms)."""
     trainable = [p for _, p in named if p.requires_grad]
     for members, decay in (
-        ([p for p in trainable if p.dim() >= 2], weight_decay),
-        ([p for p in trainable if p.dim() < 2], 0.0),
+        ([p for p in trainable if _dimensions(p) >= 2], weight_decay),
+        ([p for p in trainable if _dimensions(p) < 2], 0.0),
     ):
         if members:
             yield {"params": members, "weight_decay": decay}
+
+
+def _dimensions(parameter: torch.nn.Parameter) -> int:
+    """Return how many a parameter has, also one that is in parts."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def dtype_of(config: dict[str, Any]) -> torch.dtype:
+    """Return what the weights are in that a configuration computes with."""
+    return torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
 
 
 def check_checkpointing(model: torch.nn.Module) -> None:

@@ -143,6 +143,41 @@ def whole_numel(parameter: Any) -> int:
     return int(parameter.ds_numel)
 
 
+def partitioner(config: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Return what divides parameters at stage 3, as a configuration says."""
+    return import_deepspeed().zero.Init(module=torch.nn.Module(), config_dict_or_path=config, dtype=dtype)
+
+
+def in_parts(
+    init: Any, like: torch.nn.Parameter, dtype: torch.dtype, fill: Callable[[int, torch.Tensor], None]
+) -> torch.nn.Parameter:
+    """Return a parameter of stage 3 of which this rank has its part; no rank has ever had it whole.
+
+    Args:
+        init: as `partitioner` makes it.
+        like: its shape, and whether it is trained.
+        fill: called with the first element of this rank's part and where it goes, 1-D.
+    """
+    from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, free_param
+
+    nothing = torch.empty(1, dtype=dtype, device=init.local_device)
+    parameter = torch.nn.Parameter(nothing.expand(like.shape) if like.dim() else nothing[0], like.requires_grad)
+    vars(parameter).update(vars(like))
+    init._convert_to_deepspeed_param(parameter)
+    aligned = init._aligned_size(parameter)
+    size = aligned // parameter.ds_zero_partition_world_size
+    device = init.local_device if parameter.ds_persist else init.remote_device
+    part = torch.zeros(size, dtype=dtype, device=device)
+    start = size * parameter.ds_zero_partition_rank
+    fill(start, part[: max(0, min(size, parameter.ds_numel - start))])
+    if init.pin_memory and part.device.type == "cpu":
+        part = part.pin_memory()
+    part.ds_numel, part.status, part.final_location = size, PartitionedParamStatus.AVAILABLE, None
+    parameter.ds_tensor, parameter.ds_numel_aligned = part, aligned
+    free_param(parameter)
+    return parameter
+
+
 @contextmanager
 def _without_mlflow() -> Iterator[None]:
     """Keep the autotuner from importing mlflow."""

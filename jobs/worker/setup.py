@@ -98,14 +98,16 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         folder.write_attempt(attempt)
     base = zero.read_named(training, config.base)
     eval_rows = rows_of(prepared, prepared.eval_files)
-    model, said = start.ready_model(spec, task, config.parent, rows.columns | eval_rows.columns)
-    say([*said, *buffers.said(model, world_size)], rank, folder)
+    zero_stage = zero.stage_of(training, base)
+    begun = start.begin(spec, task, config.parent, in_parts=zero_stage == 3)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(
         training, micro_batch, accumulation, precision=config.precision, on_gpu=device.type == "cuda", base=base
     )
-    engine = make_engine(model, training, ds_config, device, store, point)
+    engine = make_engine(begun, training, ds_config, device, store, point)
+    looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
+    say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
     if rank == 0:
         folder.write_attempt(replace(attempt, training=True))
     metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])
@@ -126,7 +128,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
-        zero_stage=zero.stage_of(training, base),
+        zero_stage=zero_stage,
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,
@@ -188,7 +190,7 @@ def this_attempt(name: str, micro_batch: int) -> Attempt:
 
 
 def make_engine(
-    model: torch.nn.Module,
+    begun: start.Start,
     training: TrainingSpec,
     ds_config: dict[str, Any],
     device: torch.device,
@@ -196,12 +198,15 @@ def make_engine(
     point: resume.Point,
 ) -> Engine:
     """Put the model into DeepSpeed, as it was at `point`: weights before it is divided, optimizer states after."""
-    state = resume.reader(store, point.manifest) if point.manifest else None
-    if state is not None and point.manifest is not None:
-        resume.load_model(model, state, store, point.manifest)
-    engine = Engine(model, training, ds_config, device)
-    if state is not None and point.manifest is not None:
-        engine.restore(state, point.manifest.updates)
+    if point.manifest is None:
+        engine = Engine(begun.model, training, ds_config, device, begun.fill)
+        if begun.fill is not None:
+            engine.make_exact(begun.fill)
+        return engine
+    state = resume.reader(store, point.manifest)
+    fill = resume.resumed(begun.model, begun.fill, state, store, point.manifest)
+    engine = Engine(begun.model, training, ds_config, device, fill)
+    engine.restore(state, point.manifest.updates)
     return engine
 
 

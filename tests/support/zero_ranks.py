@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 
 from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.saver import GroupNotes, Saver
@@ -18,6 +19,7 @@ from jobs.checkpoint.store import Store
 from jobs.spec import TrainingSpec
 from jobs.worker import untaught
 from jobs.worker.deepspeed_engine import Engine
+from jobs.worker.recorded import record
 from jobs.worker.zero import deepspeed_config
 
 STEPS = 3
@@ -54,13 +56,17 @@ def train(case: str, rank: int, folder: Path) -> None:
             "deepspeed": {"zero_stage": int(stage)},
         }
     )
-    torch.manual_seed(0)
+    recorded = record(Tiny, 0)
     engine = Engine(
-        Tiny(),
+        recorded.model if stage == "3" else recorded.materialise(),
         training,
         deepspeed_config(training, 1, 1, precision=training.precision, on_gpu=False),
         torch.device("cpu"),
+        recorded.fill,
     )
+    engine.make_exact(recorded.fill)
+    begun = {f"{each.parameter}|{each.start}": each.tensors["weight"].clone() for each in engine.owned_fragments()}
+    save_file(begun, folder / f"{case}-{rank}.safetensors")
     for step in range(STEPS):
         ids = torch.tensor([(3 * step + rank) % 7])
         loss = torch.nn.functional.cross_entropy(engine.model(ids).float(), (ids + 1) % 7, reduction="sum")

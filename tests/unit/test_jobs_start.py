@@ -38,14 +38,15 @@ def lm():
 @pytest.mark.parametrize("config", [{"dropout": 2.0}, {"buckets": -1}, {"hidden_size": -4}])
 def test_a_config_that_no_model_can_have_is_named(classifier, config):
     with pytest.raises(UserError, match=rf"model: ngram with model.config .*{next(iter(config))}.* cannot be built"):
-        start.ready_model(spec(CLASSIFIER, "ngram", config), classifier, None, {"input_ids"})
+        start.begin(spec(CLASSIFIER, "ngram", config), classifier, None)
 
 
 @pytest.mark.parametrize("config", [{"hidden_size": 0}, {"hidden_act": "foo"}, {"num_key_value_heads": 7}])
 def test_so_is_one_that_shows_when_it_is_first_run(lm, config):
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     with pytest.raises(UserError, match=r"model: llama with model\.config"):
-        start.ready_model(spec({"name": "causal-lm"}, "llama", small | config), lm, None, {"input_ids"})
+        wanted = spec({"name": "causal-lm"}, "llama", small | config)
+        start.look(wanted, lm, start.begin(wanted, lm, None).model, {"input_ids"})
 
 
 def test_too_little_memory_is_no_fault_of_the_spec():
