@@ -267,7 +267,8 @@ class Forecasting(QuantileForecaster):
                 the trained one, where given.
 
         Raises:
-            TaskError: a history holds no finite number, or an infinite one; or the horizon is out of range.
+            TaskError: of a history, what is read holds no finite number, or it holds an infinite one; or the horizon is
+                out of range.
         """
         asked = [each if isinstance(each, Mapping) else {"history": each} for each in instances]
         histories = [np.asarray(each["history"], dtype=np.float64).ravel() for each in asked]
@@ -275,6 +276,8 @@ class Forecasting(QuantileForecaster):
         for history, steps in zip(histories, ahead, strict=True):
             if (np.abs(history) > LARGEST).any() or np.isnan(history).all():
                 raise TaskError(f"a history holds an infinite number, or one beyond {LARGEST:g}, or no number at all")
+            if np.isnan(history[-self.context_length :]).all():
+                raise TaskError(f"the last {self.context_length} steps of a history, which are read, hold no number")
             if not 1 <= steps <= self.horizon:
                 raise TaskError(f"horizon is {steps}; the model forecasts from 1 to {self.horizon} steps")
         found = self.forecast(model, [padded(history, self.context_length) for history in histories])

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions
+from jobs.tasks.finite import finite
 from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings, on_device
 from jobs.tasks.images import bits_of, counts, read_picture
 from jobs.tasks.own_networks import OwnNetworks
@@ -213,7 +214,7 @@ class Gan(OwnNetworks, ImageTask):
 
         latents = torch.from_numpy(np.stack([self._latents(_seed(instance)) for instance in instances]))
         with torch.inference_mode():
-            made = _as_pixels(model.generate(on_device(latents, model)))  # type: ignore[operator]
+            made = _as_pixels(finite(model.generate(on_device(latents, model))))  # type: ignore[operator]
         return [{"image": frechet.png(image)} for image in made.cpu().numpy()]
 
     def inputs(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from jobs.tasks import Batch, Better, Columns, TaskOptions, forecast_scores
+from jobs.tasks.finite import finite
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.series import DRAWN
 
@@ -94,7 +95,11 @@ class QuantileForecaster(OwnNetworks):
         return {**summary, "coverage": coverage, "coverage_error": abs(coverage - nominal)}
 
     def forecast(self, model: torch.nn.Module, contexts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return the quantiles of what follows, in order, float32 (B, H, Q), of B pairs of values and observed (C,)."""
+        """Return the quantiles of what follows, in order, float32 (B, H, Q), of B pairs of values and observed (C,).
+
+        Raises:
+            TaskError: a quantile is not finite.
+        """
         import torch
 
         pairs = zip(*contexts, strict=True)
@@ -104,7 +109,7 @@ class QuantileForecaster(OwnNetworks):
         with torch.inference_mode():
             found, shift, scale = self._scaled(model, batch)
             quantiles = (found * scale.unsqueeze(-1) + shift.unsqueeze(-1)).sort(-1).values
-        answer: np.ndarray = quantiles.cpu().numpy()
+        answer: np.ndarray = finite(quantiles).cpu().numpy()
         return answer
 
     def _scaled(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

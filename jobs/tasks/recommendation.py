@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from cluster.strict import Text
 from jobs.tasks import Batch, Columns, TaskError, TaskOptions
+from jobs.tasks.finite import finite
 from jobs.tasks.grouping import Grouping
 from jobs.tasks.held_ends import HeldEnd
 from jobs.tasks.interaction_rows import Encoding, to_learn, to_predict
@@ -260,7 +261,7 @@ class Recommendation(NextItem):
             latest = wish.known[-self.max_length :]
             inputs[row, : len(latest)] = latest
         with torch.inference_mode():
-            scores = self._last(model, torch.from_numpy(inputs).to(device)).cpu().numpy()
+            scores = finite(self._last(model, torch.from_numpy(inputs).to(device))).cpu().numpy()
         return [
             answer(wish, row, self.items, "model")
             if wish.known

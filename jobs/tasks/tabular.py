@@ -16,6 +16,7 @@ import numpy as np
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, regression, roc, scores, table_rows
 from jobs.tasks.cells import read, spelling
 from jobs.tasks.classification import Classifier
+from jobs.tasks.finite import finite
 from jobs.tasks.labels import classified, column_of
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.regression import Standard
@@ -282,7 +283,7 @@ class Tabular(Classifier, OwnNetworks):
             logits = self._logits(model, self.collate(columns))
         if self.kind == "classification":
             return self._answers(logits)
-        return [{"value": value} for value in self.standard.undone(logits.cpu().numpy())[:, 0].tolist()]
+        return [{"value": value} for value in self.standard.undone(finite(logits).cpu().numpy())[:, 0].tolist()]
 
     def inputs(self) -> list[dict[str, Any]]:
         """Describe a tensor for each column: FP64 for numbers, BYTES for dates and names."""
