@@ -92,7 +92,7 @@ def rows_of(source: Source, task: Task) -> Iterator[Row]:
         yield from every
         return
     kept = _Kept()
-    yield from grouped(_good(every, kept), grouping, task.check, kept)
+    yield from grouped(_good(every, kept), grouping, task.check, kept, whole=True)
     yield from kept.rows
 
 

@@ -121,7 +121,7 @@ class Forecasting(QuantileForecaster):
         """Say that the rows of a series are one example."""
         series, time = self.options.series_column, self.options.time_column
         options = {time: "time_column", **({series: "series_column"} if series else {})}
-        return Grouping((series,) if series else (), time, options)
+        return Grouping((series,) if series else (), time, options, whole=True)
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for a row without a number to forecast."""

@@ -169,8 +169,15 @@ def _kind(name: str, found: ColumnFindings, wishes: Wishes) -> tuple[Kind | None
     if found.forms["number"] >= MOSTLY * valued:
         return _of_numbers(name, found)
     if found.forms["date"] == valued:
-        return "date", f"column {name!r} holds dates: they become days since 1970"
+        return "date", f"column {name!r} holds dates: they become days since 1970{_said_of_zones(found)}"
     return _of_names(name, found)
+
+
+def _said_of_zones(found: ColumnFindings) -> str:
+    naive = found.forms["date"] - found.zoned
+    if not (naive and found.zoned):
+        return ""
+    return f"; {naive} of {found.forms['date']} name no time zone, as the others do, and are taken as UTC"
 
 
 def _of_numbers(name: str, found: ColumnFindings) -> tuple[Kind | None, str]:

@@ -54,6 +54,17 @@ def table(count: int = 60) -> list[dict[str, Any]]:
     ]
 
 
+def test_dates_without_a_time_zone_beside_others_with_one_are_counted():
+    rows_ = table()
+    stamps = ["2024-01-01T05:00Z", "2024-01-02T05:00+0200", "2024-01-03T05:00", "2024-01-04", datetime.date(2024, 1, 5)]
+    for at, row in enumerate(rows_):
+        row["since"] = stamps[at % 5]
+    _, said = task(rows_)
+    dates = "column 'since' holds dates: they become days since 1970"
+    assert f"{dates}; 36 of 60 name no time zone, as the others do, and are taken as UTC" in said
+    assert dates in task([{**row, "since": row["since"] if at % 5 > 1 else None} for at, row in enumerate(rows_)])[1]
+
+
 @pytest.mark.parametrize(
     ("value", "form", "number"),
     [
