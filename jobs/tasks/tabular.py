@@ -271,7 +271,8 @@ class Tabular(Classifier, OwnNetworks):
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Answer rows, each a mapping of column to value; of a single column the value itself will do.
 
-        None, NaN and empty texts are missing, and so is a column that is not there.
+        None, NaN and empty texts are missing, and so is a column that is not there. Where columns hold categories, an
+        answer says with `unknown_category` whether the row has one that training did not see, or did not tell apart.
 
         Raises:
             TaskError: a value is none of its column, or is missing where none was in training.
@@ -282,20 +283,27 @@ class Tabular(Classifier, OwnNetworks):
         with torch.inference_mode():
             logits = self._logits(model, self.collate(columns))
         if self.kind == "classification":
-            return self._answers(logits)
-        return [{"value": value} for value in self.standard.undone(finite(logits).cpu().numpy())[:, 0].tolist()]
+            answers = self._answers(logits)
+        else:
+            answers = [{"value": value} for value in self.standard.undone(finite(logits).cpu().numpy())[:, 0].tolist()]
+        if "categories" not in columns:
+            return answers
+        strange = table_rows.unknown(columns).tolist()
+        return [{**answer, "unknown_category": each} for answer, each in zip(answers, strange, strict=True)]
 
     def inputs(self) -> list[dict[str, Any]]:
         """Describe a tensor for each column: FP64 for numbers, BYTES for dates and names."""
         return [table_rows.tensor(column) for column in self.columns]
 
     def outputs(self) -> list[dict[str, Any]]:
-        """Describe label, score and scores, or the value."""
+        """Describe label, score and scores, or the value; and whether a category is unknown, where there are any."""
         if self.answers_otherwise(Tabular):
             return []
+        named = any(column.kind == "category" for column in self.columns)
+        strange = [{"name": "unknown_category", "datatype": "BOOL", "shape": [-1]}] * named
         if self.kind == "classification":
-            return classified(self.labels)
-        return [{"name": "value", "datatype": "FP32", "shape": [-1]}]
+            return [*classified(self.labels), *strange]
+        return [{"name": "value", "datatype": "FP32", "shape": [-1]}, *strange]
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -364,6 +364,7 @@ def test_amounts_are_learned_and_answered_on_their_own_scale(tmp_path: Path) -> 
     model = trained(made, examples, "mlp", SMALL["mlp"])
     found = made.summarise(sums(made, model, examples))
     answers = [answer["value"] for answer in made.predict(model, [{"x": row["x"]} for row in examples])]
+    assert [part["name"] for part in made.outputs()] == ["value"], "there are no categories that could be unknown"
     truths = [row["target"] for row in examples]
     assert found["r2"] == pytest.approx(r2_score(truths, answers), abs=1e-4)
     assert found["rmse"] == pytest.approx(root_mean_squared_error(truths, answers), rel=1e-3)
@@ -386,7 +387,8 @@ def test_what_a_client_may_send() -> None:
     assert [name for name, part in parts.items() if part["parameters"].get("optional")] == ["age"]
     assert parts["city"]["parameters"]["categories"] == ["Bonn", "Paris", "Rome"]
     sent = {"city": ["Rome", "Oslo"], "since": [b"2004-05-15", "2010-01-01"], "member": ["true", "false"]}
-    assert len(made.predict(model, rows(sent, made.inputs()))) == 2
+    rome, oslo = made.predict(model, rows(sent, made.inputs()))
+    assert (rome["unknown_category"], oslo["unknown_category"]) == (False, True), "no row in training was of Oslo"
     assert made.predict(model, [{**made.instance(examples[1]), "age": math.nan}])[0]["label"] in made.labels
     with pytest.raises(TaskError, match="column 'city' is empty, and no row in training was"):
         made.predict(model, [{**made.instance(examples[1]), "city": " "}])
@@ -396,7 +398,7 @@ def test_what_a_client_may_send() -> None:
         made.predict(model, [{**made.instance(examples[1]), "since": "yesterday"}])
     with pytest.raises(TaskError, match="no text in UTF-8"):
         made.predict(model, [{**made.instance(examples[1]), "city": b"\xff"}])
-    assert {part["name"] for part in made.outputs()} == {"label", "score", "scores"}
+    assert {part["name"] for part in made.outputs()} == {"label", "score", "scores", "unknown_category"}
     assert set(blank(made.inputs())) == set(parts) - {"age"}
 
 
