@@ -75,9 +75,10 @@ class TaskOptions(Strict):
 class Task:
     """One kind of model, from raw examples to answers. A task of one's own derives from this class.
 
-    The order of events: `observe` chunks of the training examples, add the findings up, `fit` and `save` once (or
-    `inherit` from the model that the job starts from); `encode` chunks into rows; `collate`, `loss` and `measure` in
-    the workers; `load` and `predict` where the model is served.
+    The order of events: `check` and `cut` the examples (having begun to `follow` the model that the job starts from);
+    `observe` chunks of the training examples, add the findings up, `fit` and `save` once (or `inherit` from that
+    model); `encode` chunks into rows; `collate`, `loss` and `measure` in the workers; `load` and `predict` where the
+    model is served.
     """
 
     name: ClassVar[str]
@@ -208,6 +209,15 @@ class Task:
         """Take over what the model in `parent` (a directory or a hub id) learned; False if `fit` is still needed."""
         vars(self).update(vars(type(self).load(Path(parent), self.options)))
         return True
+
+    def follow(self, parent: Path | str) -> None:
+        """Take over from the model in `parent` what decides how examples are checked and cut, before `inherit`.
+
+        Of most tasks that is nothing. Asked of the task that reads the examples of a job that starts from a model.
+
+        Raises:
+            TaskError: the options ask for what `inherit` refuses.
+        """
 
     def inherited(self) -> list[str]:
         """Return sentences for the job's log on what `inherit` has taken over."""

@@ -99,23 +99,33 @@ def test_what_has_no_effect_on_the_parents_loss_is_refused(tmp_path: Path) -> No
         get("gan")(spec_options("gan", "finetune", {"latent_size": 64})).inherit(tmp_path)
 
 
-@pytest.mark.parametrize(("options", "given", "said"), [
-    ({"same_time": "keep"}, {}, "trained with task.same_time keep: say keep or shuffle"),
-    ({"same_time": "keep"}, {"same_time": "shuffle"}, None),
-    ({"rating_column": "stars", "min_rating": 4}, {}, "rated 4 or more in column 'stars': set task.rating_column"),
-    ({"rating_column": "stars", "min_rating": 4}, {"rating_column": "stars", "min_rating": 0}, None),
+@pytest.mark.parametrize(("options", "given", "same_time", "items"), [
+    ({"same_time": "keep"}, {}, "keep", ["a", "b", "c"]),
+    ({"same_time": "keep"}, {"same_time": "shuffle"}, "shuffle", ["a", "b", "c"]),
+    ({"rating_column": "stars", "min_rating": 4}, {}, "shuffle", ["b", "c"]),
+    ({"rating_column": "stars", "min_rating": 4}, {"rating_column": "stars", "min_rating": 0}, "shuffle", list("abc")),
 ])  # fmt: skip
 @pytest.mark.parametrize("phase", ["finetune", "evaluate", "predict"])
-def test_histories_are_not_silently_others_than_the_model_has_learned_from(
-    phase: str, options: dict[str, Any], given: dict[str, Any], said: str | None, tmp_path: Path
+def test_histories_are_those_that_the_model_has_learned_from(
+    phase: str,
+    options: dict[str, Any],
+    given: dict[str, Any],
+    same_time: str,
+    items: list[str],
+    tmp_path: Path,
 ) -> None:
     trained_with("recommendation", tmp_path, USERS, options)
-    child = get("recommendation")(spec_options("recommendation", phase, given))
-    if said is None:
-        assert child.inherit(tmp_path)
-    else:
-        with pytest.raises(TaskError, match=said):
-            child.inherit(tmp_path)
+    made = spec_options("recommendation", phase, given)
+    reader, child = get("recommendation")(made), get("recommendation")(made)
+    reader.follow(tmp_path)
+    assert child.inherit(tmp_path)
+    for task in (reader, child):
+        assert task.instance(USERS[0])["history"] == items
+        assert task.same_time == same_time  # type: ignore[attr-defined]
+    (tmp_path / "again").mkdir()
+    child.save(tmp_path / "again")
+    again = get("recommendation").load(tmp_path / "again", made)
+    assert again.instance(USERS[0])["history"] == items
 
 
 @pytest.mark.parametrize(("given", "said"), [
