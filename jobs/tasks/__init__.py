@@ -171,6 +171,13 @@ class Task:
         """
         return example
 
+    def together(self, example: Mapping[str, Any]) -> Any:
+        """Return what else keeps examples that agree in it on one side of a split, as copies are kept: a prompt.
+
+        None where only copies belong together. Examples that agree in their `content` must agree in it, too.
+        """
+        return None
+
     def answer(self, example: Mapping[str, Any]) -> str | None:
         """Return what is to be learned for an example's `content`; None where the content holds it.
 

@@ -72,7 +72,7 @@ class CausalLM(Task):
         **document_tokens.COUNTED,
         **preference_rows.COUNTED,
     }
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     options: CausalLMOptions
 
@@ -119,6 +119,10 @@ class CausalLM(Task):
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the messages, or the text; of a preference, both conversations, whichever is preferred."""
         return self._reader.content(example)
+
+    def together(self, example: Mapping[str, Any]) -> Any:
+        """Return the prompt of a preference: none is held out while others of one prompt are learned."""
+        return self._reader.together(example)
 
     def answer(self, example: Mapping[str, Any]) -> str | None:
         """Return which answer a preference prefers; None of other examples, whose content says all."""
