@@ -261,11 +261,7 @@ class CausalLM(Task):
         self._separate = seen is not None
         if not self._separate:
             return []
-        return [
-            f"{type(model).__name__} lets what is packed into one row see what stands before it: each conversation is "
-            "a row of its own in the batches, padded to the longest of them, which is slower and may take more memory "
-            "(task.pack: false keeps to micro_batch_size rows)"
-        ]
+        return [isolation.remark(model)]
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

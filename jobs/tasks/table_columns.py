@@ -138,6 +138,30 @@ def chosen(findings: TableFindings, wishes: Wishes) -> tuple[list[Column], list[
     return columns, [_summary(columns), *said]
 
 
+def check_kept(columns: Sequence[Column], wishes: Wishes) -> None:
+    """Raise TaskError for a wish that the columns of the model that the job starts from do not honour."""
+    kinds = {column.name: column.kind for column in columns}
+    if wishes.target in kinds:
+        raise TaskError(
+            f"task.target_column is {wishes.target!r}, which the model it starts from reads: it would be told the "
+            "answer; train a fresh model for it"
+        )
+    for name in wishes.ignore:
+        if name in kinds:
+            raise TaskError(
+                f"task.ignore names {name!r}, which the model it starts from reads: leave it out there, or train a "
+                "fresh model"
+            )
+    asked = [(name, "categorical", "category") for name in wishes.categorical]
+    for name, option, kind in [*asked, *((name, "numeric", "number") for name in wishes.numeric)]:
+        if kinds.get(name) != kind:
+            held = f"reads as a {kinds[name]}" if name in kinds else "does not read"
+            raise TaskError(
+                f"task.{option} names {name!r}, which the model it starts from {held}: leave it out there, or train a "
+                "fresh model"
+            )
+
+
 def target_column(findings: TableFindings, name: str) -> ColumnFindings:
     """Return what the target's column holds.
 

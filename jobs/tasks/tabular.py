@@ -20,7 +20,7 @@ from jobs.tasks.finite import finite
 from jobs.tasks.labels import classified, column_of
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.regression import Standard
-from jobs.tasks.table_columns import FIRST, Column, OtherKind, chosen, target_column
+from jobs.tasks.table_columns import FIRST, Column, OtherKind, check_kept, chosen, target_column
 from jobs.tasks.table_findings import TableFindings, observed
 from jobs.tasks.table_options import TabularOptions
 from jobs.tasks.table_target import Kind, kind_of_target, labels_of, telling
@@ -116,7 +116,7 @@ class Tabular(Classifier, OwnNetworks):
         is asked of columns that the parent reads otherwise."""
         wished = self.options.kind
         super().inherit(parent)
-        self._refuse_other_columns()
+        check_kept(self.columns, self.options.wishes())
         if wished not in ("auto", self.kind):
             raise TaskError(f"task.kind is {wished}, but the model it starts from was trained for {self.kind}")
         return True
@@ -306,29 +306,6 @@ class Tabular(Classifier, OwnNetworks):
         return [{"name": "value", "datatype": "FP32", "shape": [-1]}, *strange]
 
     # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _refuse_other_columns(self) -> None:
-        """Raise TaskError for an option that the columns of the model that the job starts from do not honour."""
-        own, kinds = self.options, {column.name: column.kind for column in self.columns}
-        if own.target_column in kinds:
-            raise TaskError(
-                f"task.target_column is {own.target_column!r}, which the model it starts from reads: it would be told "
-                "the answer; train a fresh model for it"
-            )
-        for name in own.ignore:
-            if name in kinds:
-                raise TaskError(
-                    f"task.ignore names {name!r}, which the model it starts from reads: leave it out there, or train a "
-                    "fresh model"
-                )
-        asked = [(name, "categorical", "category") for name in own.categorical]
-        for name, option, kind in [*asked, *((name, "numeric", "number") for name in own.numeric)]:
-            if kinds.get(name) != kind:
-                held = f"reads as a {kinds[name]}" if name in kinds else "does not read"
-                raise TaskError(
-                    f"task.{option} names {name!r}, which the model it starts from {held}: leave it out there, or "
-                    "train a fresh model"
-                )
 
     def _label(self, example: Mapping[str, Any]) -> str:
         """Return the target by its spelling, also where it is a number."""
