@@ -255,9 +255,15 @@ class Forecasting(QuantileForecaster):
         """Return the values of a series, NaN where one is missing: the steps behind them are forecast.
 
         Raises:
-            TaskError: the last ones have none, so that these may be what is to be forecast.
+            TaskError: the last ones have none, so that these may be what is to be forecast; or its rows are mostly
+                several of the model's steps apart.
         """
-        values = self._series(example).values
+        values, usual = self._series(example).values, time_steps.inferred(list(example[self.options.time_column]))
+        if self.step is not None and usual is not None and usual.size > 1.5 * self.step.size:
+            raise TaskError(
+                f"rows of the series are {usual} apart, and the model's steps are {self.step}: most steps would be "
+                "missing"
+            )
         if np.isnan(values[-1]):
             empty = int(np.argmin(np.isnan(values[::-1]))) or len(values)
             raise TaskError(

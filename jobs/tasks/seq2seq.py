@@ -79,7 +79,7 @@ class Seq2Seq(PairRows):
         share, smoothing = self.options.decode_share, self.options.label_smoothing
         said = [f"bleu and chrf are of the first {share:.0%} of each batch of held-out rows (task.decode_share)"]
         smoothed = [f"the training loss has label smoothing of {smoothing:g} in it, that of held-out rows has none"]
-        return [*said * (share < 1), *smoothed * (smoothing > 0 and model.training)]
+        return [*said * (share < 1), *smoothed * (smoothing > 0 and model.training), *seq2seq_models.not_greedy(model)]
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ NORMAL_IQR = 1.349
 """The distance of the quartiles of a normal distribution of deviation 1."""
 HELD = 3.0
 """Scaled numbers are held within this."""
+MOST_CATEGORIES = 1000
+"""Of one column, where the options do not say."""
 EXAMPLES = {"number": "numbers as 1234.5", "date": "dates as 2024-12-31"}
 FAR = 1e9
 """Beyond this they are all alike."""
@@ -109,7 +111,7 @@ class Wishes:
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    max_categories: int = 1000
+    max_categories: int = MOST_CATEGORIES
 
 
 def chosen(findings: TableFindings, wishes: Wishes) -> tuple[list[Column], list[str]]:
@@ -152,6 +154,12 @@ def check_kept(columns: Sequence[Column], wishes: Wishes) -> None:
                 f"task.ignore names {name!r}, which the model it starts from reads: leave it out there, or train a "
                 "fresh model"
             )
+    told = max((len(column.categories) for column in columns), default=0)
+    if wishes.max_categories != MOST_CATEGORIES and told > wishes.max_categories:
+        raise TaskError(
+            f"task.max_categories is {wishes.max_categories}, and the model it starts from tells {told} of a column "
+            "apart: leave it out, or train a fresh model"
+        )
     asked = [(name, "categorical", "category") for name in wishes.categorical]
     for name, option, kind in [*asked, *((name, "numeric", "number") for name in wishes.numeric)]:
         if kinds.get(name) != kind:

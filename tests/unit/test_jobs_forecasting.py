@@ -353,6 +353,16 @@ def test_prepared_data_holds_out_the_end_of_each_series(tmp_path):
     assert "columns that have no effect: 'weather' (in 4)" in said
 
 
+def test_a_series_of_longer_steps_than_the_models_is_not_forecast():
+    task, _, _ = learned(gaps="missing")
+    (usual, weekly) = examples(
+        task, [*[row for row in rows("a", 9) if row["day"][-1] != "5"], *[row for row in rows("bb", 36)[::7]]]
+    )
+    assert len(task.instance(usual)["history"]) == 9, "a day that is missing makes no other step"
+    with pytest.raises(TaskError, match="rows of the series are week apart, and the model's steps are day"):
+        task.instance(weekly)
+
+
 def test_a_job_that_goes_on_holds_out_as_many_steps_as_its_parent_forecasts(tmp_path):
     path, parent = tmp_path / "log.jsonl", tmp_path / "parent"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -133,6 +133,7 @@ def test_histories_are_those_that_the_model_has_learned_from(
     ({"categorical": ["age"]}, "task.categorical names 'age', which the model it starts from reads as a number"),
     ({"numeric": ["zip"]}, "task.numeric names 'zip', which the model it starts from reads as a category"),
     ({"categorical": ["id"]}, "task.categorical names 'id', which the model it starts from does not read"),
+    ({"max_categories": 2}, "task.max_categories is 2, and the model it starts from tells 3 of a column apart"),
     ({"target_column": "age"}, "task.target_column is 'age', which the model it starts from reads"),
     ({"ignore": ["id"], "categorical": ["zip"], "numeric": ["age"]}, None),
 ])  # fmt: skip
