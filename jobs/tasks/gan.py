@@ -197,10 +197,11 @@ class Gan(OwnNetworks, ImageTask):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> Any:
-        """Return the example's seed, a whole number in the column `seed`."""
+        """Return the example's seed, a whole number in the column `seed`, or its digits, which is all that CSV has."""
         if "seed" not in example:
             raise TaskError(f"an image is made of a seed, and the example has no column 'seed', but {sorted(example)}")
-        return example["seed"]
+        seed = example["seed"]
+        return int(seed) if isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdecimal() else seed
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Make an image, the bytes of a PNG file, of each seed.
