@@ -84,13 +84,15 @@ class QuantileForecaster(OwnNetworks):
         return {**sums, "drawn": slots.index_add_(0, batch["drawn"], rows)[1 : 1 + len(self.drawn)]}
 
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Return loss, MASE, sMAPE (percent), seasonal naive's, and the share of what came within the band."""
+        """Return loss, MASE, sMAPE (percent), seasonal naive's, and the share of what came within the band, if any."""
         summary = {"loss": sums["loss"] / max(sums["targets"], 1)}
         if "mase" not in sums:  # the rows were those to learn from
             return summary
         for name in ("mase", "smape"):
             rows = max(sums[f"{name}_rows"], 1)
             summary |= {name: sums[name] / rows, f"naive_{name}": sums[f"naive_{name}"] / rows}
+        if not sums["nominal"]:  # the median alone is no band
+            return summary
         coverage, nominal = (sums[name] / max(sums["targets"], 1) for name in ("within", "nominal"))
         return {**summary, "coverage": coverage, "coverage_error": abs(coverage - nominal)}
 

@@ -353,6 +353,15 @@ def test_prepared_data_holds_out_the_end_of_each_series(tmp_path):
     assert "columns that have no effect: 'weather' (in 4)" in said
 
 
+def test_a_median_alone_has_no_band_whose_coverage_could_be_measured():
+    for quantiles, there in (([0.5], False), ([0.1, 0.5, 0.9], True)):
+        task, _, ends = learned(quantiles=quantiles)
+        batch = task.collate(encoded(task, ends))
+        found = task.summarise(flat(task.measure(Fixed([quantiles] * 3), batch)))
+        assert ("coverage" in found, "coverage_error" in found) == (there, there)
+        assert found["smape"] > 0
+
+
 def test_a_series_of_longer_steps_than_the_models_is_not_forecast():
     task, _, _ = learned(gaps="missing")
     (usual, weekly) = examples(
