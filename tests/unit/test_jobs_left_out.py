@@ -157,3 +157,14 @@ def test_columns_of_a_policy_in_another_order_are_refused(tmp_path: Path) -> Non
         with pytest.raises(TaskError, match=f"task.{option} is .*each column has a scale of its own there"):
             get("policy")(spec_options("policy", "finetune", other)).inherit(tmp_path)
     assert get("policy")(spec_options("policy", "finetune", learned)).inherit(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["causal-lm", "seq2seq", "text-classification"])
+@pytest.mark.parametrize("option", [{"vocab_size": 999}, {"sample_mb": 7}, {"sample_seed": 1}])
+def test_how_a_tokenizer_is_trained_is_not_said_where_the_models_is_kept(name: str, option: dict[str, int]) -> None:
+    kind = get(name)
+    given = kind.Options.model_validate({"tokenizer": option})
+    kind.check_options(given, None)
+    with pytest.raises(TaskError, match=rf"tokenizer\.{next(iter(option))} has no effect: the tokenizer of 'parent'"):
+        kind.check_options(given, "parent")
+    kind.check_options(kind.Options.model_validate({}), "parent")
