@@ -16,7 +16,7 @@ from jobs.tasks.labels import column_of
 
 
 def grouped(
-    rows: Iterable[Example],
+    rows: Iterable[Example | BadRow],
     grouping: Grouping,
     check: Callable[[Mapping[str, Any]], None],
     bad: BadRows,
@@ -36,12 +36,12 @@ def grouped(
     texts: dict[str, bool] = {}
     lost: dict[tuple[Any, ...], BadRow] = {}
     for row in rows:
-        key = bounded(partial(_key, row, grouping, check, texts), row.where)
+        key = row if isinstance(row, BadRow) else bounded(partial(_key, row, grouping, check, texts), row.where)
         if isinstance(key, BadRow):
             bad.add(key)
             if whole and grouping.whole:
                 lost.setdefault(_named(row, grouping), key)
-        else:
+        elif isinstance(row, Example):
             groups.setdefault(key, []).append(row)
     for key in list(groups):
         members = groups.pop(key)
@@ -71,9 +71,9 @@ def _key(
     return key
 
 
-def _named(row: Mapping[str, Any], grouping: Grouping) -> tuple[Any, ...]:
-    """Return which group a row names that cannot be used, as far as it names one."""
-    values = (row.get(name) for name in grouping.by)
+def _named(row: Example | BadRow, grouping: Grouping) -> tuple[Any, ...]:
+    """Return which group a row names that cannot be used, as far as it names one; where all are one, that."""
+    values = (row.get(name) if isinstance(row, Example) else None for name in grouping.by)
     return tuple(value if isinstance(value, str | int | float) else None for value in values)
 
 

@@ -106,6 +106,15 @@ def test_a_series_whose_last_row_cannot_be_used_is_not_forecast_from_the_row_bef
     ]
 
 
+def test_a_line_that_cannot_be_read_is_a_row_of_the_only_series(tmp_path):
+    task = get("forecasting")({"horizon": 1})
+    rows = [{"time": at, "target": at} for at in range(4)]
+    found = survey(opened(tmp_path, lines(*rows), "a.jsonl"), task, KeptColumns("jsonl"), Tolerance(9), 9)
+    assert (found.rows, found.bad) == (1, {})
+    with pytest.raises(UserError, match=r"none of its 2 rows can be used; .*:5"):
+        survey(opened(tmp_path, lines(*rows) + "{", "b.jsonl"), task, KeptColumns("jsonl"), Tolerance(9), 9)
+
+
 def test_rows_that_change_between_two_readings_end_the_job(tmp_path):
     source = opened(tmp_path, lines({"text": "a"}, {"text": "b"}))
     found = surveyed(source)
