@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from serve.engines.protocol import EngineError
+from serve.engines.protocol import EngineError, EngineLoad
 from serve.engines.rate import Rate
 
 MAX_FAILED_STEPS = 3
@@ -91,6 +91,10 @@ class StepThread(Generic[S]):
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
+
+    def load(self) -> EngineLoad:
+        """Return how busy it is."""
+        raise NotImplementedError
 
     def _arriving(self) -> int:
         """Return how many sequences are in the inbox."""
@@ -217,6 +221,26 @@ class StepThread(Generic[S]):
         for sequence in arriving:
             self._add(sequence)
         return self._held()
+
+
+class SteppingEngine(Generic[S]):
+    """The part of the Engine protocol that is the thread's."""
+
+    _steps: StepThread[S]
+
+    async def start(self) -> None:
+        """Start the thread; returns when the model is ready. Raises what speaks against it."""
+        await asyncio.wrap_future(self._steps.start())
+
+    async def stop(self) -> None:
+        """Fail what still runs with EngineError, and end the thread."""
+        await asyncio.to_thread(self._steps.stop)
+
+    def healthy(self) -> bool:
+        return self._steps.alive
+
+    def load(self) -> EngineLoad:
+        return self._steps.load()
 
 
 def hand_over(said: ListOf[tuple[L, Any]]) -> list[L]:
