@@ -80,14 +80,14 @@ class Stream:
         left_out, empty, unused = set[int](), list[str](), Counter[str]()
         size, smallest, can_be_cut, uncut = 0, 0, True, 0
         for number, example in enumerate(self._read(bad, empty)):
-            content = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
-            if isinstance(content, BadRow):
+            admitted = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
+            if isinstance(admitted, BadRow):
                 left_out.add(number)
-                bad.add(content)
+                bad.add(admitted)
                 continue
+            content, group = admitted
             contents.append(content)
-            shared = self.task.together(example)
-            groups.append(content if shared is None else splitting.content_of(shared))
+            groups.append(group)
             if is_ours(self.task):
                 unused.update(self.task.unused(example))
                 answer = self.task.answer(example)
@@ -133,13 +133,15 @@ class Stream:
         rows, grouping = self.source.examples(self.limit, bad, empty), self.task.grouping()
         return rows if grouping is None else grouped(rows, grouping, self.task.check, bad)
 
-    def _admit(self, example: Example) -> int:
+    def _admit(self, example: Example) -> tuple[int, int]:
+        """Check an example; return hashes of its content, and of what keeps it on one side with others."""
         if self.task.grouping() is None:
             self.task.check(example)
         content = self.task.content(example)
         if isinstance(content, str) and is_blank(content):
             raise TaskError("the text is empty")
-        return splitting.content_of(content)
+        found, shared = splitting.content_of(content), self.task.together(example)
+        return found, found if shared is None else splitting.content_of(shared)
 
 
 def told_apart(stream: Stream, survey: Survey, data: DataSpec) -> Iterator[tuple[Split, Example]]:

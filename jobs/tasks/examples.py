@@ -107,8 +107,8 @@ class PreferenceReader(ExampleReader):
     def together(self, example: Mapping[str, Any]) -> Any:
         """Return the prompt: what all is said before the answers."""
         messages = preference_of(example).chosen.messages
-        asked = max(at for at, message in enumerate(messages) if message["role"] not in ("assistant", "tool"))
-        return messages[: asked + 1]
+        asked = (at for at, message in enumerate(messages) if message["role"] not in ("assistant", "tool"))
+        return messages[: max(asked, default=0) + 1]
 
     def answer(self, example: Mapping[str, Any]) -> str:
         """Return which answer is preferred."""

@@ -231,6 +231,7 @@ def test_what_was_said_before_the_answers_is_the_prompt() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     answers = {"chosen": [{"role": "assistant", "content": "d"}], "rejected": [{"role": "assistant", "content": "e"}]}
     assert [message["content"] for message in dpo().together({"prompt": turns, **answers})] == ["a", "b", "c"]
+    assert [message["content"] for message in dpo().together({"prompt": turns[1:2], **answers})] == ["b"]
 
 
 def test_a_comparison_needs_a_model_to_start_from() -> None:
