@@ -26,11 +26,14 @@ SECOND = {
 
 Both parts take about as long. What serves is in one of them: endpoints that start together choose the same port.
 """
+EARLY = "tests/faults/test_faults_serving"
+"""What begins with a test that must be alone: as its part's first one it need not wait for one of the other part."""
 TURNS = pytest.StashKey[turns.Turns | None]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder: `-m "not e2e"` leaves out both the end-to-end tests and the fault tests."""
+    """Mark tests by their folder, and sort: `-m "not e2e"` leaves out both end-to-end tests and fault tests."""
+    items.sort(key=lambda item: not item.nodeid.startswith(EARLY))
     for item in items:
         folder = item.path.parent.name
         if folder in ("e2e", "faults"):
