@@ -33,8 +33,9 @@ test: check
 test-fast: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal tests/unit tests/contracts
 
+# In two processes as well; a test that is marked `alone` has both cores.
 test-faults: $(STAMP)
-	$(VENV)/bin/python -m pytest tests/faults
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/faults
 
 # Installs and tests on each Python that pyproject.toml names; VERSIONS="3.10 3.13" picks.
 test-pythons: $(STAMP)

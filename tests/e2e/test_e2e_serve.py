@@ -33,6 +33,7 @@ from serve.deploy import succession
 from serve.spec import GatewaySpec, HttpSpec, KeysSpec, ServeSpec
 from tests.conftest import free_port
 from tests.support import certificates, tiny_models
+from tests.support.members import named
 from tracking import registry
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -160,7 +161,7 @@ def test_inference(endpoint: str) -> None:
 
 
 def test_replicas_are_forked_from_a_process_that_has_imported(endpoint: str) -> None:
-    replicas = [p for p in psutil.process_iter() if p.name().startswith("ray::Serve") and forked(p)]
+    replicas = [process for process in named("ray::Serve") if forked(process)]
     assert len(replicas) >= 2, "one of each model"
 
 
@@ -378,9 +379,7 @@ def test_down_leaves_nothing(endpoint: str) -> None:
     assert endpoints.status() is None
     assert "nothing is served" in CliRunner().invoke(cli.app, ["status"]).output
     assert "nothing was served" in CliRunner().invoke(cli.app, ["down"]).output
-    names = ("ray::Serve", "ray::ActorInRay", "ray::RatesActor")
-    left = [p.info["name"] for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)]
-    assert left == []
+    assert named("ray::Serve", "ray::ActorInRay", "ray::RatesActor") == []
 
 
 async def _load(endpoint: str, stop: threading.Event) -> None:
