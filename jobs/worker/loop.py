@@ -152,7 +152,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     A micro-batch has tensors [b, …]; it is None where this rank has no rows left for it.
     """
     size = worker.training.global_batch_size
-    order = batches.Order(len(worker.rows), worker.training.seed)
+    order = batches.Order(len(worker.rows), worker.training.seed, worker.order)
     steps = [step for step in range(worker.start, worker.steps) if step not in worker.skip]
 
     def fetch(step: int) -> tuple[list[Batch | None], int]:
@@ -225,6 +225,7 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
         metrics=evaluation,
         elements=engine.elements(),
         data=worker.data,
+        order=worker.order,
     )
     extra = resume.buffers(engine.model.module) if worker.first else None
     worker.saver.begin(manifest, engine.owned_fragments(), extra)
