@@ -160,7 +160,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
         mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
         worker.injector.record_rows(step + 1, mine)
         micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
-        return micro, int(worker.rows.targets[chosen].sum())
+        return micro, worker.rows.targets(chosen)
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         upcoming = [pool.submit(fetch, step) for step in steps[:1]]
