@@ -43,7 +43,7 @@ def frozen(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> torch
     Args:
         model: in evaluation mode; its weights change no more, its forward takes the example's names and returns
             `logits`.
-        example: tensors of one row or more, of the kinds that will come, floating ones in the model's datatype.
+        example: tensors (B, …) of the kinds that will come, floating ones in the model's datatype.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return model
