@@ -390,7 +390,9 @@ def test_a_job_that_goes_on_holds_out_as_many_steps_as_its_parent_forecasts(tmp_
     )
     made = prepare.prepare(spec, tmp_path, tmp_path / "s", parent=parent, on_progress=lambda *_: None)
     ends = prepare.rows_of(made, made.eval_files)
-    assert ends.targets.tolist() == [3, 3, 3], "the parent's horizon, not the default"
+    assert [ends.targets(np.array([row])) for row in range(len(ends))] == [3, 3, 3], (
+        "the parent's horizon, not the default"
+    )
     assert ends.take(np.array([0]))["future"][0].tolist() == [6.0, 4.0, 10.0]
     assert (made.task(spec).horizon, made.task(spec).scaling) == (3, "standard")
 
