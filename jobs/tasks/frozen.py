@@ -1,7 +1,7 @@
 """A small network's forward pass as one graph: where it computes for 0.1 ms, most of the time is Python's.
 
-With cold caches, as a request finds them that comes 20 ms after the last one, it saves nearly half of a policy's
-forward pass; again and again, three quarters (benchmarks/frozen.py).
+With cold caches, as a request finds them that comes 20 ms after the last one, it saves a third of a policy's
+forward pass; again and again, half (benchmarks/frozen.py).
 """
 
 from __future__ import annotations
