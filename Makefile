@@ -33,8 +33,10 @@ test: check
 test-fast: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal tests/unit tests/contracts
 
+# PROCESSES=2 runs them in two, each with clusters of its own; a test that is marked `alone` has both cores.
+PROCESSES ?= 0
 test-faults: $(STAMP)
-	$(VENV)/bin/python -m pytest tests/faults
+	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/faults
 
 # Installs and tests on each Python that pyproject.toml names; VERSIONS="3.10 3.13" picks.
 test-pythons: $(STAMP)

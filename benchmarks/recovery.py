@@ -64,7 +64,7 @@ def main() -> None:
 def kills(work: Path, options: argparse.Namespace) -> None:
     """Kill workers while a job trains; print recovery times and the effective share."""
     from jobs import submit
-    from tests.support.fault_runs import SPEC
+    from tests.support.fault_runs import SPEC, workers
 
     steps = 1_000_000
     settings = {"steps": steps, "schedule": "constant"}
@@ -87,9 +87,8 @@ def kills(work: Path, options: argparse.Namespace) -> None:
         if time.time() < due:
             continue
         due += options.every
-        workers = [p for p in psutil.process_iter() if p.name().startswith("ray::RayTrain")]
-        if workers:
-            chance.choice(sorted(workers, key=lambda p: p.pid)).send_signal(signal.SIGKILL)
+        if found := workers():
+            chance.choice(sorted(found, key=lambda p: p.pid)).send_signal(signal.SIGKILL)
             killed.append(time.time())
             print(f"  kill {len(killed)}", file=sys.stderr)
     submit.stop(job)

@@ -16,14 +16,24 @@ import pytest
 
 from cluster import home, local, precision, processes
 from cluster.connect import Connection, connection
-from tests.support import canaries, machine
+from tests.support import canaries, machine, turns
 
-SECOND_CLUSTER = tuple(f"tests/e2e/test_e2e_{name}.py" for name in ("workloads", "sweep", "predict"))
-"""The end-to-end tests of another process than the others', where there are several; each has a cluster of its own."""
+SECOND = {
+    "tests/e2e/": ("test_e2e_workloads", "test_e2e_sweep", "test_e2e_predict"),
+    "tests/faults/": ("test_faults_cluster", "test_faults_hangs", "test_faults_ownership"),
+}
+"""By folder, the tests of another process than the folder's others, where there are two; each has its own cluster.
+
+Both parts take about as long. What serves is in one of them: endpoints that start together choose the same port.
+"""
+EARLY = "tests/faults/test_faults_serving"
+"""What begins with a test that must be alone: as its part's first one it need not wait for one of the other part."""
+TURNS = pytest.StashKey[turns.Turns | None]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder: `-m "not e2e"` leaves out both the end-to-end tests and the fault tests."""
+    """Mark tests by their folder, and sort: `-m "not e2e"` leaves out both end-to-end tests and fault tests."""
+    items.sort(key=lambda item: not item.nodeid.startswith(EARLY))
     for item in items:
         folder = item.path.parent.name
         if folder in ("e2e", "faults"):
@@ -45,18 +55,38 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`: what uses a session's cluster is one process's, in two parts of about the same length."""
+    """With `--dist loadfile`: what uses a session's cluster is one of two parts, each of which is one process's."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith(SECOND_CLUSTER):
-                return "tests/e2e, the second part"
-            return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+            for folder, names in SECOND.items():
+                if nodeid.startswith(folder):
+                    second = nodeid.removeprefix(folder).startswith(names)
+                    return f"{folder}, the {'second' if second else 'first'} part"
+            return super()._split_scope(nodeid)
 
     return Scheduling(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take this process's place among those of the run."""
+    config.stash[TURNS] = turns.of_run(config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Wait for the test's turn: beside those of the run's other processes, or alone."""
+    place = item.config.stash[TURNS]
+    if place is None:
+        return (yield)
+    place.enter(turns.is_alone(item))
+    try:
+        return (yield)
+    finally:
+        place.leave(turns.is_alone(nextitem))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -47,6 +47,8 @@ class Manifest:
     """Elements of each trained parameter: what the shards hold together. Empty in checkpoints from before it was."""
     data: str = ""
     """Digest of the encoded rows that it has learned from. Empty in checkpoints from before it was."""
+    order: int = 1
+    """Version of the order in which its run visits rows (jobs/data/batches.py). 1 in checkpoints from before it was."""
 
     @property
     def shards(self) -> list[str]:
@@ -213,6 +215,7 @@ def _parse(values: Any, step: int) -> Manifest | str:
             metrics={key: float(value) for key, value in values["metrics"].items()},
             elements={key: int(value) for key, value in values.get("elements", {}).items()},
             data=str(values.get("data", "")),
+            order=int(values.get("order", 1)),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return "the manifest does not hold what it should"

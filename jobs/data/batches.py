@@ -3,6 +3,9 @@
 Epoch e visits the N rows in a permutation drawn from (seed, e); position p of the whole run is row
 permutation(p // N)[p % N]. Optimiser step s takes the positions [s·G, (s+1)·G); of these, rank r of W takes every
 W-th. G need not divide by W: a rank may get fewer rows, and an empty micro-batch keeps it in step with the others.
+
+Up to LISTED_ROWS the permutation is a list, which numpy draws; above, it is computed for the rows that are asked for
+(jobs/data/permutation.py). In version 1 of the order it was a list at any size.
 """
 
 from __future__ import annotations
@@ -11,6 +14,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jobs.data import permutation
+
+LISTED_ROWS = 1 << 20
+"""A list of so many row numbers takes 8 MiB, twice where two epochs meet."""
+
+VERSION = 2
+"""The order of runs that begin now. A checkpoint notes its own: one that notes none is of version 1."""
+
 
 @dataclass
 class Order:
@@ -18,10 +29,12 @@ class Order:
 
     rows: int
     seed: int
+    version: int = VERSION
     _permutations: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         assert self.rows > 0, "an order over no rows"
+        assert 1 <= self.version <= VERSION, f"no order has version {self.version}"
 
     def take(self, start: int, count: int) -> np.ndarray:
         """Return the row numbers, int64 [count], at the positions [start, start + count), across epochs."""
@@ -30,10 +43,16 @@ class Order:
         rows = np.empty(count, dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._permutation(int(epoch))[offsets[here]]
+            rows[here] = self._visited(int(epoch), offsets[here])
         return rows
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _visited(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        """Return the row numbers, int64 [B], at offsets within an epoch, int64 [B]."""
+        if self.version == 1 or self.rows <= LISTED_ROWS:
+            return self._list(epoch)[offsets]
+        return permutation.keyed(self.rows, self.seed, epoch).at(offsets)
+
+    def _list(self, epoch: int) -> np.ndarray:
         if epoch not in self._permutations:
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))

@@ -38,6 +38,8 @@ class Preparation:
         self._bad = BadRows(most, own_code=spec.task.name not in TASKS)
         train, held_out = sources
         checker = get(spec.task.name)(spec.task.options)
+        if parent is not None:
+            checker.follow(parent)
         self._train = Stream(train, checker, spec.data.max_examples) if train else None
         self._held_out = Stream(held_out, checker) if held_out else None
         self._cluster_bytes = cluster_bytes

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.tasks import Columns
+
+MAPPED = 24_000
+"""So many files are mapped at a time, of the rows to train on and of those held out: Linux lets a process have 65,530
+maps, unless told otherwise. Others are mapped again when they are read, which takes some tenths of a millisecond."""
 
 
 def write(path: Path, columns: Columns) -> int:
@@ -21,26 +26,24 @@ def write(path: Path, columns: Columns) -> int:
 
 
 class Rows:
-    """Rows of several Arrow files, in order. Nothing is read before it is asked for.
+    """Rows of several Arrow files, in order. Nothing is kept of a row, and nothing is read before it is asked for.
 
-    A column that only some of the files have is 0 in the rows of the others.
+    A column that only some of the files have is 0 in the rows of the others. Of a file its place and its length are
+    kept, and a map of it while it is one of the `mapped` that were read last.
     """
 
-    def __init__(self, files: Sequence[Path], beside: Sequence[Path] = ()) -> None:
-        """Map the files; `beside` has a file with more columns of the same rows for each, or is empty."""
-        self._shards = [_map(path) for path in files]
-        for shard, path in zip(self._shards, beside, strict=False):
-            shard.update(_map(path))
+    def __init__(self, files: Sequence[Path], beside: Sequence[Path] = (), mapped: int = MAPPED) -> None:
+        """Look at the files; `beside` has a file with more columns of the same rows for each, or is empty."""
+        self._files = [files, beside] if beside else [files]
+        self._shard = lru_cache(maxsize=mapped // len(self._files))(self._map)  # safe where two threads read
         self._fills: Columns = {}
         """Of each column, what a row has in it where its file has none."""
-        for shard in self._shards:
+        lengths = []
+        for number in range(len(files)):
+            shard = self._shard(number)
             self._fills |= {n: np.zeros(c.shape[1:], c.dtype) for n, c in shard.items() if n not in self._fills}
-        lengths = [len(next(iter(shard.values()))) for shard in self._shards]
+            lengths.append(len(next(iter(shard.values()))))
         self._starts = np.cumsum([0, *lengths])
-        self.targets: np.ndarray = (
-            np.concatenate([shard["targets"] for shard in self._shards]) if lengths else np.zeros(0, dtype=np.int32)
-        )
-        """Terms of the loss in each row, int32 (N,)."""
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -52,18 +55,37 @@ class Rows:
 
     def take(self, indices: np.ndarray) -> Columns:
         """Return the rows at `indices`, int64 [B], in that order, as new arrays [B, …]."""
-        if len(self._shards) == 1:
-            return {name: column[indices] for name, column in self._shards[0].items()}
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
-        return {
-            name: np.stack(
-                [
-                    self._shards[s][name][i - self._starts[s]] if name in self._shards[s] else fill
-                    for s, i in zip(shards, indices, strict=True)
-                ]
-            )
-            for name, fill in self._fills.items()
-        }
+        order, parts = self._by_file(indices)
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return {name: _gathered(parts, name, fill)[places] for name, fill in self._fills.items()}
+
+    def targets(self, indices: np.ndarray) -> int:
+        """Count the terms of the loss in the rows at `indices`, int64 [B]; no other column of them is read."""
+        return int(_gathered(self._by_file(indices)[1], "targets", self._fills["targets"]).sum())
+
+    def _by_file(self, indices: np.ndarray) -> tuple[np.ndarray, list[tuple[Columns, np.ndarray]]]:
+        """Sort `indices`, int64 [B], by file.
+
+        Returns:
+            How they were sorted, int64 [B], and of each file of theirs the columns and the rows in it, int64 [b].
+        """
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        order = np.argsort(numbers, kind="stable")
+        files, begins = np.unique(numbers[order], return_index=True)
+        rows = np.split((indices - self._starts[numbers])[order], begins)[1:]
+        return order, [(self._shard(int(file)), within) for file, within in zip(files, rows, strict=True)]
+
+    def _map(self, number: int) -> Columns:
+        return {name: column for files in self._files for name, column in _map(files[number]).items()}
+
+
+def _gathered(parts: list[tuple[Columns, np.ndarray]], name: str, fill: np.ndarray) -> np.ndarray:
+    """Return a column of rows of several files, one behind the other, as a new array [B, …]."""
+    of = [
+        shard[name][rows] if name in shard else np.broadcast_to(fill, (len(rows), *fill.shape)) for shard, rows in parts
+    ]
+    return np.concatenate([fill[None][:0], *of])
 
 
 def _to_arrow(column: np.ndarray) -> pa.Array:

@@ -38,6 +38,8 @@ class Survey:
 
     contents: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     """Of each example that can be used, in order, a hash of what is encoded of it: uint64 (N,)."""
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    """Of each of them a hash of what keeps it on one side of a split with others: uint64 (N,)."""
     size: int = 0
     """Raw bytes."""
     smallest: int = 0
@@ -74,15 +76,18 @@ class Stream:
         Raises:
             UserError: none can be used, or there is one bad row too many.
         """
-        contents, answers, left_out, empty, unused = array("Q"), array("Q"), set(), list[str](), Counter[str]()
+        contents, groups, answers = array("Q"), array("Q"), array("Q")
+        left_out, empty, unused = set[int](), list[str](), Counter[str]()
         size, smallest, can_be_cut, uncut = 0, 0, True, 0
         for number, example in enumerate(self._read(bad, empty)):
-            content = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
-            if isinstance(content, BadRow):
+            admitted = bounded(partial(self._admit, example), example.where or f"{self.source.name}, example {number}")
+            if isinstance(admitted, BadRow):
                 left_out.add(number)
-                bad.add(content)
+                bad.add(admitted)
                 continue
+            content, group = admitted
             contents.append(content)
+            groups.append(group)
             if is_ours(self.task):
                 unused.update(self.task.unused(example))
                 answer = self.task.answer(example)
@@ -95,10 +100,10 @@ class Stream:
             can_be_cut = can_be_cut and len(contents) < splitting.FEW and self.task.cut(example, 1.0) is not None
         if not contents:
             raise UserError(f"data: {self.source.name}: none of its {bad.count} examples can be used; {bad.first[0]}")
-        hashes = np.array(contents, dtype=np.uint64)
+        hashes, kin = (np.array(each, dtype=np.uint64) for each in (contents, groups))
         more = len(np.unique(np.array(answers, dtype=np.uint64))) - len(np.unique(hashes)) if answers else 0
         kept = (self.task.cuts_each, uncut)
-        return Survey(hashes, size, smallest, can_be_cut, frozenset(left_out), tuple(empty), more, unused, *kept)
+        return Survey(hashes, kin, size, smallest, can_be_cut, frozenset(left_out), tuple(empty), more, unused, *kept)
 
     def again(self, survey: Survey) -> Iterator[tuple[int, Example]]:
         """Yield the examples that can be used once more, with their numbers.
@@ -128,13 +133,15 @@ class Stream:
         rows, grouping = self.source.examples(self.limit, bad, empty), self.task.grouping()
         return rows if grouping is None else grouped(rows, grouping, self.task.check, bad)
 
-    def _admit(self, example: Example) -> int:
+    def _admit(self, example: Example) -> tuple[int, int]:
+        """Check an example; return hashes of its content, and of what keeps it on one side with others."""
         if self.task.grouping() is None:
             self.task.check(example)
         content = self.task.content(example)
         if isinstance(content, str) and is_blank(content):
             raise TaskError("the text is empty")
-        return splitting.content_of(content)
+        found, shared = splitting.content_of(content), self.task.together(example)
+        return found, found if shared is None else splitting.content_of(shared)
 
 
 def told_apart(stream: Stream, survey: Survey, data: DataSpec) -> Iterator[tuple[Split, Example]]:
@@ -148,7 +155,7 @@ def told_apart(stream: Stream, survey: Survey, data: DataSpec) -> Iterator[tuple
         yield from _cut(stream, survey, data.eval_fraction)
         return
     none = np.zeros(len(survey.contents), dtype=bool)
-    held = splitting.held_out(survey.contents, data.eval_fraction, data.split_seed) if how == "whole" else none
+    held = splitting.held_out(survey.groups, data.eval_fraction, data.split_seed) if how == "whole" else none
     for index, example in stream.again(survey):
         yield ("eval" if held[index] else "train"), example
 
@@ -158,7 +165,7 @@ def way_of(survey: Survey, data: DataSpec) -> splitting.Way:
     count = len(survey.contents)
     if survey.cut_each:
         return "cut" if data.eval_fraction else "nothing"
-    distinct = count - splitting.copies(survey.contents)
+    distinct = count - splitting.copies(survey.groups)
     how = splitting.way(count, distinct, survey.smallest, survey.can_be_cut, data.eval_fraction)
     asked_for = "eval_fraction" in data.model_fields_set
     return "nothing" if how == "whole" and distinct == 1 and not asked_for else how
@@ -171,16 +178,19 @@ def said_of_split(survey: Survey, data: DataSpec) -> list[str]:
     if survey.cut_each:
         return _said_of_ends(survey, data)
     if how == "nothing" and data.eval_fraction:
-        said.append(f"nothing is held out: there is 1 example{', many times over' if count > 1 else ''}")
+        one = "there is 1 example" if count - twice == 1 else "all examples belong together, as those of one prompt do"
+        said.append(f"nothing is held out: {one}{', many times over' if count > 1 == count - twice else ''}")
     if how == "cut":
         what = "the text is" if count == 1 else f"the {count} texts are each"
         said.append(f"{what} cut: the last {100 * data.eval_fraction:.3g}% is held out")
     elif how == "whole" and (twice or count < splitting.FEW):
-        held = int(splitting.held_out(survey.contents, data.eval_fraction, data.split_seed).sum())
+        held = int(splitting.held_out(survey.groups, data.eval_fraction, data.split_seed).sum())
         said.append(f"{held} of {count} examples are held out, whole")
+    beside = ", and are kept on its side of the split" if how == "whole" else ""
     if twice and how != "cut" and count - twice > 1:
-        beside = ", and are kept on its side of the split" if how == "whole" else ""
         said.append(f"{twice} of {count} examples are copies of an earlier one{beside}")
+    if (kin := splitting.copies(survey.groups) - twice) and how == "whole":
+        said.append(f"{kin} of {count} examples have the prompt of an earlier one{beside}")
     return said
 
 
@@ -220,8 +230,10 @@ def said_of_overlap(train: Survey, held_out: Survey) -> list[str]:
     both = int(np.isin(held_out.contents, train.contents).sum())
     count = len(held_out.contents)
     twice = splitting.copies(train.contents)
+    kin = int(np.isin(held_out.groups, train.groups).sum()) - both
     said = [f"{twice} of {len(train.contents)} examples are copies of an earlier one"] if twice else []
-    return said + ([f"{both} of {count} held-out examples are also in the training data"] if both else [])
+    said += [f"{both} of {count} held-out examples are also in the training data"] if both else []
+    return said + ([f"{kin} of {count} held-out examples have a prompt of the training data"] if kin else [])
 
 
 def _cut(stream: Stream, survey: Survey, fraction: float) -> Iterator[tuple[Split, Example]]:

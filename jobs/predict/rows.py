@@ -7,7 +7,7 @@ shards of them are in memory at a time. Of a task that gathers rows (jobs/data/g
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -92,7 +92,7 @@ def rows_of(source: Source, task: Task) -> Iterator[Row]:
         yield from every
         return
     kept = _Kept()
-    yield from grouped(_good(every, kept), grouping, task.check, kept)
+    yield from grouped(every, grouping, task.check, kept, whole=True)
     yield from kept.rows
 
 
@@ -105,14 +105,6 @@ class _Kept(BadRows):
 
     def add(self, row: BadRow) -> None:
         self.rows.append(row)
-
-
-def _good(rows: Iterable[Row], bad: BadRows) -> Iterator[Example]:
-    for row in rows:
-        if isinstance(row, BadRow):
-            bad.add(row)
-        else:
-            yield row
 
 
 def survey(source: Source, task: Task, columns: KeptColumns, tolerance: Tolerance, most_rows: int) -> Survey:

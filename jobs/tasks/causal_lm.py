@@ -72,7 +72,7 @@ class CausalLM(Task):
         **document_tokens.COUNTED,
         **preference_rows.COUNTED,
     }
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     options: CausalLMOptions
 
@@ -119,6 +119,10 @@ class CausalLM(Task):
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the messages, or the text; of a preference, both conversations, whichever is preferred."""
         return self._reader.content(example)
+
+    def together(self, example: Mapping[str, Any]) -> Any:
+        """Return the prompt of a preference: none is held out while others of one prompt are learned."""
+        return self._reader.together(example)
 
     def answer(self, example: Mapping[str, Any]) -> str | None:
         """Return which answer a preference prefers; None of other examples, whose content says all."""
@@ -257,11 +261,7 @@ class CausalLM(Task):
         self._separate = seen is not None
         if not self._separate:
             return []
-        return [
-            f"{type(model).__name__} lets what is packed into one row see what stands before it: each conversation is "
-            "a row of its own in the batches, padded to the longest of them, which is slower and may take more memory "
-            "(task.pack: false keeps to micro_batch_size rows)"
-        ]
+        return [isolation.remark(model)]
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

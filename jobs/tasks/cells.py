@@ -22,6 +22,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.
 _ADORNED = re.compile(r"[^\w\s]?\s?[+-]?\d[\d.,'\u00a0 ]*\s?[^\w\s]?", re.ASCII)
 """A number as people write it: 1,234.50 or $5 or 12 %."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{3}(\d{3})?)?)?(Z|[+-]\d\d:?\d\d)?)?")
+_ZONED = re.compile(r"[T ].*(Z|[+-]\d\d:?\d\d)$")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -73,6 +74,13 @@ def spelling(value: Any) -> str:
         return str(int(value))
     text = str(value).strip()
     return text.lower() if text.lower() in ("true", "false") else text
+
+
+def is_zoned(value: Any) -> bool:
+    """Tell whether a cell that is a date names a time zone, so that its moment is certain."""
+    if isinstance(value, str):
+        return _ZONED.search(value.strip()) is not None
+    return isinstance(value, datetime) and value.tzinfo is not None
 
 
 def is_adorned(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from jobs.tasks import Batch, Better, Task, TaskError, TaskOptions
+from jobs.tasks.finite import finite
 from jobs.tasks.labels import label_of, natural, said_of, unknown_of
 
 if TYPE_CHECKING:
@@ -98,9 +99,13 @@ class Classifier(Task):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def _answers(self, logits: torch.Tensor) -> list[dict[str, Any]]:
-        """Return of logits (B, C) fp32 the best label, its score and the scores of all, for each of B."""
+        """Return of logits (B, C) fp32 the best label, its score and the scores of all, for each of B.
+
+        Raises:
+            TaskError: a logit is not finite.
+        """
         answers = []
-        for row in logits.softmax(-1).tolist():
+        for row in finite(logits).softmax(-1).tolist():
             best = max(range(len(row)), key=row.__getitem__)
             scores = dict(zip(self.labels, row, strict=True))
             answers.append({"label": self.labels[best], "score": row[best], "scores": scores})

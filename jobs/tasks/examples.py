@@ -48,6 +48,10 @@ class ExampleReader:
         """Return the messages, or the text."""
         return messages_of(example) if self.is_conversation(example) else self.text(example)
 
+    def together(self, example: Mapping[str, Any]) -> Any:
+        """Return None: nothing but copies belongs together."""
+        return None
+
     def answer(self, example: Mapping[str, Any]) -> str | None:
         """Return None: the content holds what is learned."""
         return None
@@ -99,6 +103,12 @@ class PreferenceReader(ExampleReader):
         what it prefers, or the other way round, is learned."""
         pair = preference_of(example)
         return sorted([pair.chosen.messages, pair.rejected.messages], key=_told)
+
+    def together(self, example: Mapping[str, Any]) -> Any:
+        """Return the prompt: what all is said before the answers."""
+        messages = preference_of(example).chosen.messages
+        asked = (at for at, message in enumerate(messages) if message["role"] not in ("assistant", "tool"))
+        return messages[: max(asked, default=0) + 1]
 
     def answer(self, example: Mapping[str, Any]) -> str:
         """Return which answer is preferred."""

@@ -19,7 +19,7 @@ from jobs.tasks import Columns, TaskError, TaskOptions, forecast_scores, time_st
 from jobs.tasks.forecast_rows import Shape, padded, to_learn, to_predict
 from jobs.tasks.grouping import Grouping
 from jobs.tasks.held_ends import HeldEnd
-from jobs.tasks.labels import check_columns, column_of
+from jobs.tasks.labels import check_columns, chosen, column_of
 from jobs.tasks.quantile_forecaster import QuantileForecaster
 from jobs.tasks.series import LARGEST, Series, SeriesFindings, series_of, value_of
 from jobs.tasks.time_steps import Step
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FILE = "forecasting.json"
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+HORIZON = 12
 LONGEST = 1024
 """A context is no longer unless it is asked for."""
 
@@ -42,8 +43,9 @@ class ForecastingOptions(TaskOptions):
     """The column of the stamps: numbers, or dates and times in ISO 8601."""
     target_column: Text = "target"
     """The column of the values."""
-    horizon: int = Field(12, ge=1, le=10_000)
-    """So many steps are forecast; the last ones of each series are held out."""
+    horizon: int | None = Field(None, ge=1, le=10_000)
+    """So many steps are forecast; the last ones of each series are held out. Left out: 12, or as many as the model that
+    the job starts from forecasts."""
     context_length: int | None = Field(None, ge=1, le=65_536)
     """So many steps are read. Left out: two seasons or four horizons, whichever is more, as far as the data reaches."""
     frequency: Text | None = None
@@ -52,8 +54,9 @@ class ForecastingOptions(TaskOptions):
     """How many steps a season has, for the seasonal naive forecast. Left out: by the step: hours a day, days a week."""
     gaps: Literal["refuse", "missing"] = "refuse"
     """Steps without a value: refuse the series, or keep them, neither learned nor measured."""
-    scaling: Literal["mean-absolute", "standard"] = "mean-absolute"
-    """What a context is divided by: its mean absolute value, or, less its mean, its deviation."""
+    scaling: Literal["mean-absolute", "standard"] | None = None
+    """What a context is divided by: its mean absolute value, or, less its mean, its deviation. Left out: mean-absolute,
+    or as the model that the job starts from has it."""
     stride: int | None = Field(None, ge=1, le=65_536)
     """A window to learn from begins every so many steps. Left out: a quarter of the horizon."""
     quantiles: list[float] | None = Field(None, min_length=1, max_length=99)
@@ -108,7 +111,7 @@ class Forecasting(QuantileForecaster):
     def __init__(self, options: TaskOptions | Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         own = self.options
-        self.horizon, self.scaling = own.horizon, own.scaling
+        self.horizon, self.scaling = chosen(own.horizon, HORIZON), chosen(own.scaling, "mean-absolute")
         self.levels = own.quantiles or LEVELS
         self.step: Step | None = time_steps.parsed(own.frequency) if own.frequency else None
         self.season = own.season or 1
@@ -121,7 +124,7 @@ class Forecasting(QuantileForecaster):
         """Say that the rows of a series are one example."""
         series, time = self.options.series_column, self.options.time_column
         options = {time: "time_column", **({series: "series_column"} if series else {})}
-        return Grouping((series,) if series else (), time, options)
+        return Grouping((series,) if series else (), time, options, whole=True)
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for a row without a number to forecast."""
@@ -145,7 +148,7 @@ class Forecasting(QuantileForecaster):
         None where fewer than two steps would be left.
         """
         own, series = self.options, self._series(example)
-        end = len(series.values) - own.horizon
+        end = len(series.values) - self.horizon
         rows = sum(place < end for place in series.places)
         if end < 2 or rows < 2:
             return None
@@ -193,6 +196,10 @@ class Forecasting(QuantileForecaster):
                 raise TaskError(f"task.{name} is {wanted}, but the model it starts from has {had}: set that")
         self.season = own.season or self.season
         return True
+
+    def follow(self, parent: Path | str) -> None:
+        """Cut as many steps off as the parent forecasts, of series with its step."""
+        self.inherit(parent)
 
     def inherited(self) -> list[str]:
         """Say what is the parent's."""
@@ -248,9 +255,15 @@ class Forecasting(QuantileForecaster):
         """Return the values of a series, NaN where one is missing: the steps behind them are forecast.
 
         Raises:
-            TaskError: the last ones have none, so that these may be what is to be forecast.
+            TaskError: the last ones have none, so that these may be what is to be forecast; or its rows are mostly
+                several of the model's steps apart.
         """
-        values = self._series(example).values
+        values, usual = self._series(example).values, time_steps.inferred(list(example[self.options.time_column]))
+        if self.step is not None and usual is not None and usual.size > 1.5 * self.step.size:
+            raise TaskError(
+                f"rows of the series are {usual} apart, and the model's steps are {self.step}: most steps would be "
+                "missing"
+            )
         if np.isnan(values[-1]):
             empty = int(np.argmin(np.isnan(values[::-1]))) or len(values)
             raise TaskError(
@@ -267,7 +280,8 @@ class Forecasting(QuantileForecaster):
                 the trained one, where given.
 
         Raises:
-            TaskError: a history holds no finite number, or an infinite one; or the horizon is out of range.
+            TaskError: of a history, what is read holds no finite number, or it holds an infinite one; or the horizon is
+                out of range.
         """
         asked = [each if isinstance(each, Mapping) else {"history": each} for each in instances]
         histories = [np.asarray(each["history"], dtype=np.float64).ravel() for each in asked]
@@ -275,6 +289,8 @@ class Forecasting(QuantileForecaster):
         for history, steps in zip(histories, ahead, strict=True):
             if (np.abs(history) > LARGEST).any() or np.isnan(history).all():
                 raise TaskError(f"a history holds an infinite number, or one beyond {LARGEST:g}, or no number at all")
+            if np.isnan(history[-self.context_length :]).all():
+                raise TaskError(f"the last {self.context_length} steps of a history, which are read, hold no number")
             if not 1 <= steps <= self.horizon:
                 raise TaskError(f"horizon is {steps}; the model forecasts from 1 to {self.horizon} steps")
         found = self.forecast(model, [padded(history, self.context_length) for history in histories])

@@ -1,7 +1,7 @@
 """A small network's forward pass as one graph: where it computes for 0.1 ms, most of the time is Python's.
 
-Measured with cold caches, as a request finds them that comes 20 ms after the last one: a policy's forward pass takes
-1.0 ms (one in ten 2.5) as it is and 0.6 (0.85) as a graph; again and again, 0.43 and 0.10 ms.
+With cold caches, as a request finds them that comes 20 ms after the last one, it saves a third of a policy's
+forward pass; again and again, half (benchmarks/frozen.py).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def frozen(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> torch
     Args:
         model: in evaluation mode; its weights change no more, its forward takes the example's names and returns
             `logits`.
-        example: tensors of one row or more, of the kinds that will come, floating ones in the model's datatype.
+        example: tensors (B, …) of the kinds that will come, floating ones in the model's datatype.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return model

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions
+from jobs.tasks.finite import finite
 from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings, on_device
 from jobs.tasks.images import bits_of, counts, read_picture
 from jobs.tasks.own_networks import OwnNetworks
@@ -196,10 +197,11 @@ class Gan(OwnNetworks, ImageTask):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> Any:
-        """Return the example's seed, a whole number in the column `seed`."""
+        """Return the example's seed, a whole number in the column `seed`, or its digits, which is all that CSV has."""
         if "seed" not in example:
             raise TaskError(f"an image is made of a seed, and the example has no column 'seed', but {sorted(example)}")
-        return example["seed"]
+        seed = example["seed"]
+        return int(seed) if isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdecimal() else seed
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Make an image, the bytes of a PNG file, of each seed.
@@ -213,7 +215,7 @@ class Gan(OwnNetworks, ImageTask):
 
         latents = torch.from_numpy(np.stack([self._latents(_seed(instance)) for instance in instances]))
         with torch.inference_mode():
-            made = _as_pixels(model.generate(on_device(latents, model)))  # type: ignore[operator]
+            made = _as_pixels(finite(model.generate(on_device(latents, model))))  # type: ignore[operator]
         return [{"image": frechet.png(image)} for image in made.cpu().numpy()]
 
     def inputs(self) -> list[dict[str, Any]]:

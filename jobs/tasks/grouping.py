@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from jobs.tasks import TaskError
+
+YEARS = (631_152_000, 4_102_444_800)
+"""From 1990 to 2100, in seconds since 1970."""
+CLOCKS = {"in seconds": 1, "in milliseconds": 10**3, "in microseconds": 10**6, "in nanoseconds": 10**9}
+"""Units in which moments since 1970 are counted; within `YEARS` no number is of two of them."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class Grouping:
     """None: the order of the data. Rows of one moment keep the order of the data."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The task's options that name the columns, by column: for whoever is told that one is missing."""
+    whole: bool = False
+    """True where no answer is given of a group without one of its rows: what comes next would be another step."""
 
 
 def moments(values: Sequence[Any]) -> list[float]:
@@ -40,6 +48,42 @@ def moments(values: Sequence[Any]) -> list[float]:
             f"{wrong!r:.60} is neither a number nor a date in ISO 8601, so that it has no place in an order"
         )
     raise TaskError(f"numbers and dates side by side ({values[0]!r:.40} …) have no order")
+
+
+def odd_one(values: Sequence[Any]) -> tuple[int, int, tuple[str, str]] | None:
+    """Find a value of an order column that is of another clock than others; None where there is none.
+
+    A time without a zone among others with one may be hours off. Numbers are of two clocks where each is a day of
+    `YEARS`, one by seconds since 1970 and another by milliseconds; others count what they may.
+
+    Args:
+        values: all that `moments` takes.
+
+    Returns:
+        Which one it is, the first of the rarer kind; which is one of the others; and the clocks of the two, in words.
+    """
+    clocks = [clock for clock in map(_clock, values) if clock is not None]
+    counts = Counter(clocks)
+    if len(counts) < 2 or len(clocks) < len(values):
+        return None
+    rare = min(counts, key=lambda clock: (counts[clock], clocks.index(clock)))
+    at, other = clocks.index(rare), next(at for at, clock in enumerate(clocks) if clock != rare)
+    return at, other, (rare, clocks[other])
+
+
+def _clock(value: Any) -> str | None:
+    """Return which clock a value is of, in words; None for a number that is no day of `YEARS` by any of them."""
+    number = _number(value)
+    if number is not None:
+        fitting = (unit for unit, size in CLOCKS.items() if YEARS[0] * size <= number <= YEARS[1] * size)
+        return next(fitting, None)
+    return "with a time zone" if _is_zoned(value) else "without a time zone"
+
+
+def _is_zoned(value: Any) -> bool:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
+    return isinstance(value, datetime) and value.tzinfo is not None
 
 
 def _number(value: Any) -> float | None:

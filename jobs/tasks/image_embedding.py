@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, verification
 from jobs.tasks.augmentation import AugmentationOptions, augmented
+from jobs.tasks.finite import finite
 from jobs.tasks.gallery import UNKNOWN, Gallery, described, threshold_of
 from jobs.tasks.image_task import ImageOptions, on_device
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
@@ -240,7 +241,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
 
         pixels = self._pixels([sent_picture(image) for image in images])
         with torch.inference_mode():
-            found: np.ndarray = self._vectors(model, self._normalise(pixels))[0].cpu().numpy()
+            found: np.ndarray = finite(self._vectors(model, self._normalise(pixels))[0]).cpu().numpy()
         return found
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:

@@ -46,6 +46,15 @@ def leak(model: torch.nn.Module, longest: int) -> float | None:
         model.train(was_training)
 
 
+def remark(model: torch.nn.Module) -> str:
+    """Return the sentence for the job's log on a model that lets packed pieces see each other."""
+    return (
+        f"{type(model).__name__} lets what is packed into one row see what stands before it: each conversation is a "
+        "row of its own in the batches, padded to the longest of them, which is slower and may take more memory "
+        "(task.pack: false keeps to micro_batch_size rows)"
+    )
+
+
 def _difference(model: torch.nn.Module, length: int) -> float | None:
     import torch
 

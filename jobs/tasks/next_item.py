@@ -71,8 +71,9 @@ class NextItem(OwnNetworks):
         total = torch.nn.functional.cross_entropy(scores[known], wanted[known] - 1, reduction="sum")
         sums = {"loss": total, "targets": known.sum(), "users": torch.tensor(len(wanted), device=wanted.device)}
         sampled, whole = self._ranks(scores, batch)
-        places = {"": sampled, "_all": whole}
         popular = {"": batch["popular"], "_all": batch["popular_all"]}
+        empty = (batch["inputs"] > 0).sum(1) == 0  # no known item is in the history: what is answered is popularity
+        places = {"": torch.where(empty, popular[""], sampled), "_all": torch.where(empty, popular["_all"], whole)}
         for prefix, of in (("", places), ("popularity_", popular)):
             for all_, rank in of.items():
                 rank = torch.where(known, rank, ranking.MISSED)

@@ -18,6 +18,7 @@ from cluster.strict import Text
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, detection_scores
 from jobs.tasks.boxes import READ, Object, entries_of, in_pixels, inside, mirrored, objects_of
 from jobs.tasks.detectors import Detectors, look
+from jobs.tasks.finite import finite
 from jobs.tasks.image_task import ImageOptions, ImageTask, PixelFindings
 from jobs.tasks.images import COUNTED, counts, read_picture, sent_picture
 from jobs.tasks.labelled_images import ImageFindings
@@ -241,7 +242,7 @@ class ObjectDetection(Detectors, ImageTask):
         with torch.inference_mode():
             seen = look(model, self._normalise(self._pixels(pictures)))
             boxes, scores, labels = seen.found(self.max_detections)
-        rows = zip(in_pixels(boxes.cpu(), size).tolist(), scores.tolist(), labels.tolist(), strict=True)
+        rows = zip(in_pixels(finite(boxes).cpu(), size).tolist(), finite(scores).tolist(), labels.tolist(), strict=True)
         return [self._answer(*row) for row in rows]
 
     def outputs(self) -> list[dict[str, Any]]:

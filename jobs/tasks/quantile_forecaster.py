@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from jobs.tasks import Batch, Better, Columns, TaskOptions, forecast_scores
+from jobs.tasks.finite import finite
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.series import DRAWN
 
@@ -83,18 +84,24 @@ class QuantileForecaster(OwnNetworks):
         return {**sums, "drawn": slots.index_add_(0, batch["drawn"], rows)[1 : 1 + len(self.drawn)]}
 
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Return loss, MASE, sMAPE (percent), seasonal naive's, and the share of what came within the band."""
+        """Return loss, MASE, sMAPE (percent), seasonal naive's, and the share of what came within the band, if any."""
         summary = {"loss": sums["loss"] / max(sums["targets"], 1)}
         if "mase" not in sums:  # the rows were those to learn from
             return summary
         for name in ("mase", "smape"):
             rows = max(sums[f"{name}_rows"], 1)
             summary |= {name: sums[name] / rows, f"naive_{name}": sums[f"naive_{name}"] / rows}
+        if not sums["nominal"]:  # the median alone is no band
+            return summary
         coverage, nominal = (sums[name] / max(sums["targets"], 1) for name in ("within", "nominal"))
         return {**summary, "coverage": coverage, "coverage_error": abs(coverage - nominal)}
 
     def forecast(self, model: torch.nn.Module, contexts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return the quantiles of what follows, in order, float32 (B, H, Q), of B pairs of values and observed (C,)."""
+        """Return the quantiles of what follows, in order, float32 (B, H, Q), of B pairs of values and observed (C,).
+
+        Raises:
+            TaskError: a quantile is not finite.
+        """
         import torch
 
         pairs = zip(*contexts, strict=True)
@@ -104,7 +111,7 @@ class QuantileForecaster(OwnNetworks):
         with torch.inference_mode():
             found, shift, scale = self._scaled(model, batch)
             quantiles = (found * scale.unsqueeze(-1) + shift.unsqueeze(-1)).sort(-1).values
-        answer: np.ndarray = quantiles.cpu().numpy()
+        answer: np.ndarray = finite(quantiles).cpu().numpy()
         return answer
 
     def _scaled(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from cluster.strict import Text
 from jobs.tasks import Batch, Columns, TaskError, TaskOptions
+from jobs.tasks.finite import finite
 from jobs.tasks.grouping import Grouping
 from jobs.tasks.held_ends import HeldEnd
 from jobs.tasks.interaction_rows import Encoding, to_learn, to_predict
@@ -44,12 +45,14 @@ class RecommendationOptions(TaskOptions):
     time_column: Text | None = "time"
     """The column that orders a user's interactions, a number or an ISO date; null: they stand in order."""
     rating_column: Text | None = None
-    """The column of a rating, where one decides whether an interaction counts."""
+    """The column of a rating, where one decides whether an interaction counts. Left out with min_rating: none, or that
+    of the model that the job starts from."""
     min_rating: float | None = None
-    """Interactions with a lower rating are left out, and counted."""
+    """Interactions with a lower rating are left out, and counted. A model that was trained with one goes on with it,
+    unless a lower one is said."""
     same_time: Literal["shuffle", "keep"] | None = None
     """Interactions of one moment: in an order that user and item decide by a hash, or as they stand in the data. Left
-    out: shuffle; to be said where the model that the job starts from was trained with the other."""
+    out: shuffle, or as the model that the job starts from was trained."""
     max_length: int | None = Field(None, ge=1, le=65_536)
     """The latest so many items of a history are read. Left out: 50, or as the model that the job starts from does."""
     softmax: Literal["full", "in-batch"] | None = None
@@ -109,8 +112,9 @@ class Recommendation(NextItem):
         """How many of a user's items are noted for the ranking of all."""
         self.ends: dict[str, End] = {}
         """When the histories end that were learned, by user."""
-        self.learned_with: dict[str, Any] = {}
-        """What decided the histories that a loaded model has learned from: options by name, None where not known."""
+        self.same_time = chosen(own.same_time, "shuffle")
+        self.rating: tuple[str | None, float | None] = (own.rating_column, own.min_rating)
+        """The column of ratings, and the lowest that counts."""
 
     # -- data -------------------------------------------------------------------------------------------------------
 
@@ -121,7 +125,7 @@ class Recommendation(NextItem):
 
     def check(self, example: Mapping[str, Any]) -> None:
         """Raise TaskError for a row that names no item, or has no rating where one is asked for."""
-        check_row(example, self.options.item_column, self.options.rating_column)
+        check_row(example, self.options.item_column, self.rating[0])
 
     def content(self, example: Mapping[str, Any]) -> Any:
         """Return the user and the history."""
@@ -130,7 +134,7 @@ class Recommendation(NextItem):
     def unused(self, example: Mapping[str, Any]) -> list[str]:
         """Return the columns that are neither user, item, time nor rating."""
         own = self.options
-        read = {own.user_column, own.item_column, own.time_column, own.rating_column}
+        read = {own.user_column, own.item_column, own.time_column, self.rating[0]}
         return [key for key, value in example.items() if key not in read and any(each is not None for each in value)]
 
     def cut(self, example: Mapping[str, Any], at: float) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -166,37 +170,41 @@ class Recommendation(NextItem):
         ]
         said[0] += " of each are read"
         if findings.left_out:
-            said.append(f"{findings.left_out} interactions are rated below {self.options.min_rating:g}: left out")
+            said.append(f"{findings.left_out} interactions are rated below {self.rating[1]:g}: left out")
         said += alike(self.items, "items")
         if findings.copies:
             said.append(f"{findings.copies} rows repeat user, item and moment of another: counted once")
         if findings.tied:
-            how = "in the data's order" if self.options.same_time == "keep" else "in an order drawn by a hash"
+            how = "in the data's order" if self.same_time == "keep" else "in an order drawn by a hash"
             said.append(f"{findings.tied} interactions share their moment with another of the user's: {how}")
         return said
 
     def inherit(self, parent: Path | str) -> bool:
-        """Keep the parent's items; an option that asks for another length is refused, and one that is left out where
-        histories would be others than the parent has learned from."""
+        """Keep the parent's items, and what decides histories unless the options do; another length is refused."""
         wanted = self.options.max_length
         super().inherit(parent)
-        self._refuse_other_histories()
         if wanted and wanted != self.max_length:
             raise TaskError(f"task.max_length is {wanted}, but the model it starts from reads {self.max_length}")
         return True
 
+    def follow(self, parent: Path | str) -> None:
+        """Take over which interactions count, and in which order those of one moment are."""
+        self.inherit(parent)
+
     def inherited(self) -> list[str]:
-        """Say that items and popularity are the parent's."""
-        return [f"{len(self.items)} items and their popularity are those of the model that the job starts from"]
+        """Say that items and popularity are the parent's, and which interactions count."""
+        said = [f"{len(self.items)} items and their popularity are those of the model that the job starts from"]
+        column, least = self.rating
+        if least is not None:
+            said.append(f"interactions that column {column!r} rates below {least:g} are left out")
+        return [*said, *["interactions of one moment are in the data's order"] * (self.same_time == "keep")]
 
     def save(self, directory: Path) -> None:
         """Write items.json: the items, how often each was met, and the length of a history."""
-        own = self.options
         known = {"items": self.items, "counts": self.counts, "max_length": self.max_length, "met": self.met}
         known |= {"softmax": self.softmax, "negatives": self.negatives, "negatives_seed": self.seed}
         known |= {"ends": self.ends}
-        known |= {"same_time": chosen(own.same_time, "shuffle")}
-        known |= {"rating_column": own.rating_column, "min_rating": own.min_rating}
+        known |= {"same_time": self.same_time, "rating_column": self.rating[0], "min_rating": self.rating[1]}
         (directory / ITEMS_FILE).write_text(json.dumps(known), encoding="utf-8")
 
     @classmethod
@@ -211,7 +219,9 @@ class Recommendation(NextItem):
             task.softmax = chosen(task.options.softmax, known.get("softmax", "full"))
             task.negatives = chosen(task.options.negatives, known.get("negatives", NEGATIVES))
             task.seed = chosen(task.options.negatives_seed, known.get("negatives_seed", 0))
-            task.learned_with = {key: known.get(key) for key in ("same_time", "rating_column", "min_rating")}
+            task.same_time = chosen(task.options.same_time, known.get("same_time") or "shuffle")
+            if task.options.min_rating is None:
+                task.rating = known.get("rating_column"), known.get("min_rating")
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TaskError(f"{directory} holds no recommender of Tandem: {ITEMS_FILE}: {error}") from error
         return task
@@ -238,17 +248,19 @@ class Recommendation(NextItem):
     # -- use --------------------------------------------------------------------------------------------------------
 
     def instance(self, example: Mapping[str, Any]) -> Any:
-        """Return the history of a user, all of it."""
-        return {"history": self._history(example).items}
+        """Return the history of a user, all of it, and what the user has seen besides: items that are rated too low."""
+        history = self._history(example)
+        return {"history": history.items, **({"also_seen": sorted(history.below)} if history.below else {})}
 
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Answer the best `k` items for each history, with scores; popular ones where it holds no known item.
 
         Args:
-            instances: mappings with history (a list of names, "" for none), and k and exclude_seen where given.
+            instances: mappings with history (a list of names, "" for none), and also_seen, k and exclude_seen where
+                given.
 
         Raises:
-            TaskError: k is out of range, or a history is no list of names.
+            TaskError: k is out of range, or a history or also_seen is no list of names.
         """
         import torch
 
@@ -260,7 +272,7 @@ class Recommendation(NextItem):
             latest = wish.known[-self.max_length :]
             inputs[row, : len(latest)] = latest
         with torch.inference_mode():
-            scores = self._last(model, torch.from_numpy(inputs).to(device)).cpu().numpy()
+            scores = finite(self._last(model, torch.from_numpy(inputs).to(device))).cpu().numpy()
         return [
             answer(wish, row, self.items, "model")
             if wish.known
@@ -269,10 +281,11 @@ class Recommendation(NextItem):
         ]
 
     def inputs(self) -> list[dict[str, Any]]:
-        """Describe history, k and exclude_seen."""
+        """Describe history, also_seen, k and exclude_seen."""
         optional = {"parameters": {"optional": True}}
         return [
             {"name": "history", "datatype": "BYTES", "shape": [-1, -1]},
+            {"name": "also_seen", "datatype": "BYTES", "shape": [-1, -1], **optional},
             {"name": "k", "datatype": "INT32", "shape": [-1], **optional},
             {"name": "exclude_seen", "datatype": "BOOL", "shape": [-1], **optional},
         ]
@@ -292,19 +305,5 @@ class Recommendation(NextItem):
 
     def _history(self, example: Mapping[str, Any]) -> History:
         own = self.options
-        columns = (own.user_column, own.item_column, own.time_column, own.rating_column)
-        return history_of(example, *columns, own.min_rating, own.same_time != "keep")
-
-    def _refuse_other_histories(self) -> None:
-        """Raise TaskError where the model learned from other histories than options that are left out make.
-
-        They cannot be taken over here: what is held out was cut by the options alone.
-        """
-        own, before = self.options, self.learned_with
-        if own.same_time is None and before.get("same_time") == "keep":
-            raise TaskError("the model it starts from was trained with task.same_time keep: say keep or shuffle")
-        if own.min_rating is None and before.get("min_rating") is not None:
-            raise TaskError(
-                f"the model it starts from learned from interactions rated {before['min_rating']:g} or more in column "
-                f"{before['rating_column']!r}: set task.rating_column and task.min_rating (a lower one takes all)"
-            )
+        columns = (own.user_column, own.item_column, own.time_column)
+        return history_of(example, *columns, *self.rating, shuffle=self.same_time != "keep")

@@ -23,29 +23,34 @@ class Wish:
     unknown: int
     """How many others it holds."""
     k: int
-    exclude_seen: bool
+    left_out: frozenset[int]
+    """Items that are not answered, by number from 1."""
 
 
 def wish_of(instance: Any, numbers: Mapping[str, int], items: int) -> Wish:
-    """Read an instance: a history alone, or a mapping with k and exclude_seen beside it.
+    """Read an instance: a history alone, or a mapping with also_seen, k and exclude_seen beside it.
 
     Args:
         numbers: the known items' numbers.
         items: how many there are.
 
     Raises:
-        TaskError: k is out of range, or the history is no list of names.
+        TaskError: k is out of range, or the history or also_seen is no list of names.
     """
     asked = instance if isinstance(instance, Mapping) else {"history": instance}
-    history = asked["history"]
-    if isinstance(history, str | bytes) or not all(isinstance(name, str) for name in history):
-        raise TaskError(f"a history is a list of items' names, as texts (given: {history!r:.60})")
+    names, others = _names(asked["history"], "a history"), _names(asked.get("also_seen", ()), "also_seen")
     k = int(asked.get("k", min(K, items)))
     if not 1 <= k <= items:
         raise TaskError(f"k is {k}: there are {items} items to choose from")
-    names = [name.strip() for name in history if name.strip()]  # "" pads histories of a batch to one length
     known = [numbers[name] for name in names if name in numbers]
-    return Wish(known, len(names) - len(known), k, bool(asked.get("exclude_seen", True)))
+    seen = frozenset([*known, *(numbers[name] for name in others if name in numbers)])
+    return Wish(known, len(names) - len(known), k, seen if asked.get("exclude_seen", True) else frozenset())
+
+
+def _names(given: Any, what: str) -> list[str]:
+    if isinstance(given, str | bytes) or not all(isinstance(name, str) for name in given):
+        raise TaskError(f"{what} is a list of items' names, as texts (given: {given!r:.60})")
+    return [name.strip() for name in given if name.strip()]  # "" pads the lists of a batch to one length
 
 
 def shares(counts: Sequence[int]) -> np.ndarray:
@@ -55,9 +60,8 @@ def shares(counts: Sequence[int]) -> np.ndarray:
 
 def answer(wish: Wish, scores: np.ndarray, items: Sequence[str], by: str) -> dict[str, Any]:
     """Return the best items and their scores, from scores (I,) float32; fewer than k where no more are unseen."""
-    seen = {number - 1 for number in wish.known} if wish.exclude_seen else set()
-    order = np.argsort(-scores, kind="stable")[: wish.k + len(seen)]
-    best = [index for index in order.tolist() if index not in seen][: wish.k]
+    order = np.argsort(-scores, kind="stable")[: wish.k + len(wish.left_out)]
+    best = [index for index in order.tolist() if index + 1 not in wish.left_out][: wish.k]
     return {
         "items": [items[index] for index in best],
         "scores": [float(scores[index]) for index in best],

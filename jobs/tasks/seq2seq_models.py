@@ -125,6 +125,19 @@ def generation(model: Any, tokenizer: Any, most: int) -> Any:
     return GenerationConfig(**said)
 
 
+def not_greedy(model: Any) -> list[str]:
+    """Say what of a model's generation config makes a server's answers others than those that are measured."""
+    config = getattr(model, "generation_config", None)
+    usual = {"do_sample": (None, False), "repetition_penalty": (None, 1)}
+    asked = [f"{name} {value}" for name in usual if (value := getattr(config, name, None)) not in usual[name]]
+    if not asked:
+        return []
+    return [
+        f"bleu and chrf are of greedy answers; the model's generation config asks for {' and '.join(asked)}, with "
+        "which a server answers unless a request says otherwise"
+    ]
+
+
 def start_token(model: Any, tokenizer: Any) -> int:
     """Return the token that the decoder begins with, as config, generation config or tokenizer say."""
     sources = (model.config, getattr(model, "generation_config", None))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from jobs.tasks import Batch, Better, TaskError, audio, ctc, speech_hub, transcripts
+from jobs.tasks.finite import finite
 from jobs.tasks.speech_rows import SpeechRows, stacked
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class SpeechRecognition(SpeechRows):
         waveform = torch.from_numpy(stacked(sounds, max(map(len, sounds)), np.float32))
         with torch.inference_mode():
             scores, frames = self._heard(model, waveform, torch.tensor([len(each) for each in sounds]))
+            finite(scores)
             paths, sure = ctc.best_paths(scores, frames), ctc.confidences(scores, frames)
         return [
             {"text": self._spelled(path), "seconds": len(sound) / self.rate, "confidence": confidence}

@@ -28,6 +28,8 @@ NORMAL_IQR = 1.349
 """The distance of the quartiles of a normal distribution of deviation 1."""
 HELD = 3.0
 """Scaled numbers are held within this."""
+MOST_CATEGORIES = 1000
+"""Of one column, where the options do not say."""
 EXAMPLES = {"number": "numbers as 1234.5", "date": "dates as 2024-12-31"}
 FAR = 1e9
 """Beyond this they are all alike."""
@@ -109,7 +111,7 @@ class Wishes:
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    max_categories: int = 1000
+    max_categories: int = MOST_CATEGORIES
 
 
 def chosen(findings: TableFindings, wishes: Wishes) -> tuple[list[Column], list[str]]:
@@ -136,6 +138,36 @@ def chosen(findings: TableFindings, wishes: Wishes) -> tuple[list[Column], list[
     if not columns:
         raise TaskError(f"no column is left to learn from: {'; '.join(said) or 'the target stands alone'}")
     return columns, [_summary(columns), *said]
+
+
+def check_kept(columns: Sequence[Column], wishes: Wishes) -> None:
+    """Raise TaskError for a wish that the columns of the model that the job starts from do not honour."""
+    kinds = {column.name: column.kind for column in columns}
+    if wishes.target in kinds:
+        raise TaskError(
+            f"task.target_column is {wishes.target!r}, which the model it starts from reads: it would be told the "
+            "answer; train a fresh model for it"
+        )
+    for name in wishes.ignore:
+        if name in kinds:
+            raise TaskError(
+                f"task.ignore names {name!r}, which the model it starts from reads: leave it out there, or train a "
+                "fresh model"
+            )
+    told = max((len(column.categories) for column in columns), default=0)
+    if wishes.max_categories != MOST_CATEGORIES and told > wishes.max_categories:
+        raise TaskError(
+            f"task.max_categories is {wishes.max_categories}, and the model it starts from tells {told} of a column "
+            "apart: leave it out, or train a fresh model"
+        )
+    asked = [(name, "categorical", "category") for name in wishes.categorical]
+    for name, option, kind in [*asked, *((name, "numeric", "number") for name in wishes.numeric)]:
+        if kinds.get(name) != kind:
+            held = f"reads as a {kinds[name]}" if name in kinds else "does not read"
+            raise TaskError(
+                f"task.{option} names {name!r}, which the model it starts from {held}: leave it out there, or train a "
+                "fresh model"
+            )
 
 
 def target_column(findings: TableFindings, name: str) -> ColumnFindings:
@@ -169,8 +201,15 @@ def _kind(name: str, found: ColumnFindings, wishes: Wishes) -> tuple[Kind | None
     if found.forms["number"] >= MOSTLY * valued:
         return _of_numbers(name, found)
     if found.forms["date"] == valued:
-        return "date", f"column {name!r} holds dates: they become days since 1970"
+        return "date", f"column {name!r} holds dates: they become days since 1970{_said_of_zones(found)}"
     return _of_names(name, found)
+
+
+def _said_of_zones(found: ColumnFindings) -> str:
+    naive = found.forms["date"] - found.zoned
+    if not (naive and found.zoned):
+        return ""
+    return f"; {naive} of {found.forms['date']} name no time zone, as the others do, and are taken as UTC"
 
 
 def _of_numbers(name: str, found: ColumnFindings) -> tuple[Kind | None, str]:

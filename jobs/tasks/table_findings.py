@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.tasks.cells import Form, is_adorned, read, spelling
+from jobs.tasks.cells import Form, is_adorned, is_zoned, read, spelling
 from jobs.tasks.row_sample import RowSample
 
 MOST_NAMES = 50_000
@@ -49,6 +49,8 @@ class ColumnFindings:
     """Numbers by their spelling."""
     lacking: int = 0
     """Rows that have no such column at all."""
+    zoned: int = 0
+    """Dates that name a time zone."""
 
     def merged(self, later: ColumnFindings) -> ColumnFindings:
         """Return the findings of both chunks."""
@@ -59,6 +61,7 @@ class ColumnFindings:
             self.names.plus(later.names.counts),
             self.numbers.plus(later.numbers.counts),
             self.lacking + later.lacking,
+            self.zoned + later.zoned,
         )
 
     def number_of(self, *forms: Form) -> int:
@@ -123,6 +126,7 @@ def _observed(rows: Sequence[Mapping[str, Any]], name: str, named: bool) -> tupl
             Counter(spelling(value) for value, cell in present if cell.form == "number")
         ),
         lacking=sum(name not in row for row in rows),
+        zoned=sum(cell.form == "date" and is_zoned(value) for value, cell in present),
     )
     return found, numbers
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cluster.strict import Text
 from jobs.tasks import TaskOptions
-from jobs.tasks.table_columns import Wishes
+from jobs.tasks.table_columns import MOST_CATEGORIES, Wishes
 
 
 class TabularOptions(TaskOptions):
@@ -25,7 +25,7 @@ class TabularOptions(TaskOptions):
     """Columns that hold numbers, so that a row with anything else is refused."""
     ignore: list[Text] = Field(default_factory=list)
     """Columns that are not read."""
-    max_categories: int = Field(1000, ge=1, le=50_000)
+    max_categories: int = Field(MOST_CATEGORIES, ge=1, le=50_000)
     """Categories of one column that are told apart; the rarer ones are one."""
 
     @model_validator(mode="after")

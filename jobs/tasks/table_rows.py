@@ -36,12 +36,17 @@ def encoded(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Col
 def newly(rows: Columns, columns: Sequence[Column]) -> Columns:
     """Return which of N encoded rows hold an unknown category, or lack what none in training lacked: (N,) int32."""
     count = len(rows["targets"])
-    unknown, lacking = np.zeros(count, bool), np.zeros(count, bool)
-    if "categories" in rows:
-        unknown |= (rows["categories"] == UNKNOWN).any(1)
+    strange = unknown(rows) if "categories" in rows else np.zeros(count, bool)
+    lacking = np.zeros(count, bool)
     if "missing" in rows:
         lacking |= (rows["missing"].astype(bool) & _never_missing(columns)).any(1)
-    return {"unknown": unknown.astype(np.int32), "newly_missing": lacking.astype(np.int32)}
+    return {"unknown": strange.astype(np.int32), "newly_missing": lacking.astype(np.int32)}
+
+
+def unknown(rows: Columns) -> np.ndarray:
+    """Return which of N encoded rows with categories (N, K) hold one not told apart from unseen ones: (N,) bool."""
+    strange: np.ndarray = (rows["categories"] == UNKNOWN).any(1)
+    return strange
 
 
 def asked(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Columns:

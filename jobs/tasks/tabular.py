@@ -16,10 +16,11 @@ import numpy as np
 from jobs.tasks import Batch, Better, Columns, TaskError, TaskOptions, regression, roc, scores, table_rows
 from jobs.tasks.cells import read, spelling
 from jobs.tasks.classification import Classifier
+from jobs.tasks.finite import finite
 from jobs.tasks.labels import classified, column_of
 from jobs.tasks.own_networks import OwnNetworks
 from jobs.tasks.regression import Standard
-from jobs.tasks.table_columns import FIRST, Column, OtherKind, chosen, target_column
+from jobs.tasks.table_columns import FIRST, Column, OtherKind, check_kept, chosen, target_column
 from jobs.tasks.table_findings import TableFindings, observed
 from jobs.tasks.table_options import TabularOptions
 from jobs.tasks.table_target import Kind, kind_of_target, labels_of, telling
@@ -115,7 +116,7 @@ class Tabular(Classifier, OwnNetworks):
         is asked of columns that the parent reads otherwise."""
         wished = self.options.kind
         super().inherit(parent)
-        self._refuse_other_columns()
+        check_kept(self.columns, self.options.wishes())
         if wished not in ("auto", self.kind):
             raise TaskError(f"task.kind is {wished}, but the model it starts from was trained for {self.kind}")
         return True
@@ -270,7 +271,8 @@ class Tabular(Classifier, OwnNetworks):
     def predict(self, model: torch.nn.Module, instances: Sequence[Any]) -> list[dict[str, Any]]:
         """Answer rows, each a mapping of column to value; of a single column the value itself will do.
 
-        None, NaN and empty texts are missing, and so is a column that is not there.
+        None, NaN and empty texts are missing, and so is a column that is not there. Where columns hold categories, an
+        answer says with `unknown_category` whether the row has one that training did not see, or did not tell apart.
 
         Raises:
             TaskError: a value is none of its column, or is missing where none was in training.
@@ -281,45 +283,29 @@ class Tabular(Classifier, OwnNetworks):
         with torch.inference_mode():
             logits = self._logits(model, self.collate(columns))
         if self.kind == "classification":
-            return self._answers(logits)
-        return [{"value": value} for value in self.standard.undone(logits.cpu().numpy())[:, 0].tolist()]
+            answers = self._answers(logits)
+        else:
+            answers = [{"value": value} for value in self.standard.undone(finite(logits).cpu().numpy())[:, 0].tolist()]
+        if "categories" not in columns:
+            return answers
+        strange = table_rows.unknown(columns).tolist()
+        return [{**answer, "unknown_category": each} for answer, each in zip(answers, strange, strict=True)]
 
     def inputs(self) -> list[dict[str, Any]]:
         """Describe a tensor for each column: FP64 for numbers, BYTES for dates and names."""
         return [table_rows.tensor(column) for column in self.columns]
 
     def outputs(self) -> list[dict[str, Any]]:
-        """Describe label, score and scores, or the value."""
+        """Describe label, score and scores, or the value; and whether a category is unknown, where there are any."""
         if self.answers_otherwise(Tabular):
             return []
+        named = any(column.kind == "category" for column in self.columns)
+        strange = [{"name": "unknown_category", "datatype": "BOOL", "shape": [-1]}] * named
         if self.kind == "classification":
-            return classified(self.labels)
-        return [{"name": "value", "datatype": "FP32", "shape": [-1]}]
+            return [*classified(self.labels), *strange]
+        return [{"name": "value", "datatype": "FP32", "shape": [-1]}, *strange]
 
     # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _refuse_other_columns(self) -> None:
-        """Raise TaskError for an option that the columns of the model that the job starts from do not honour."""
-        own, kinds = self.options, {column.name: column.kind for column in self.columns}
-        if own.target_column in kinds:
-            raise TaskError(
-                f"task.target_column is {own.target_column!r}, which the model it starts from reads: it would be told "
-                "the answer; train a fresh model for it"
-            )
-        for name in own.ignore:
-            if name in kinds:
-                raise TaskError(
-                    f"task.ignore names {name!r}, which the model it starts from reads: leave it out there, or train a "
-                    "fresh model"
-                )
-        asked = [(name, "categorical", "category") for name in own.categorical]
-        for name, option, kind in [*asked, *((name, "numeric", "number") for name in own.numeric)]:
-            if kinds.get(name) != kind:
-                held = f"reads as a {kinds[name]}" if name in kinds else "does not read"
-                raise TaskError(
-                    f"task.{option} names {name!r}, which the model it starts from {held}: leave it out there, or "
-                    "train a fresh model"
-                )
 
     def _label(self, example: Mapping[str, Any]) -> str:
         """Return the target by its spelling, also where it is a number."""

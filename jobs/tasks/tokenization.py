@@ -46,10 +46,17 @@ class TokenizerOptions(TaskOptions):
     def _one_origin(self) -> TokenizerOptions:
         if self.train and self.source:
             raise ValueError("give either `train` or `from`, not both")
-        for name in ("vocab_size", "sample_mb", "sample_seed") if self.source or self.train == "char" else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect on a tokenizer of characters or a loaded one: leave it out")
+        if (self.source or self.train == "char") and self.of_training:
+            raise ValueError(
+                f"{self.of_training[0]} has no effect on a tokenizer of characters or a loaded one: leave it out"
+            )
         return self
+
+    @property
+    def of_training(self) -> list[str]:
+        """The names of what is set and decides how a tokenizer is trained."""
+        names, fields = ("vocab_size", "sample_mb", "sample_seed"), type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
 
     @property
     def is_given(self) -> bool:
@@ -212,7 +219,7 @@ def _template_in_config(folder: Path) -> str | None:
 
 
 def check_origin(options: TaskOptions, starts_from: str | None) -> None:
-    """Refuse to train a tokenizer for weights that were learned with another.
+    """Refuse to train a tokenizer for weights that were learned with another, or to say how where it is kept.
 
     Args:
         options: a task's, with its `tokenizer`.
@@ -227,6 +234,9 @@ def check_origin(options: TaskOptions, starts_from: str | None) -> None:
             f"tokenizer.train makes new tokens, which the embeddings of {starts_from!r} do not know; leave it out to "
             "keep the model's own, or name a tokenizer in tokenizer.from"
         )
+    if starts_from is not None and tokenizer is not None and tokenizer.of_training:
+        name = tokenizer.of_training[0]
+        raise TaskError(f"tokenizer.{name} has no effect: the tokenizer of {starts_from!r} is kept; leave it out")
 
 
 def end_of_text(tokenizer: Any) -> int:

@@ -152,7 +152,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     A micro-batch has tensors [b, …]; it is None where this rank has no rows left for it.
     """
     size = worker.training.global_batch_size
-    order = batches.Order(len(worker.rows), worker.training.seed)
+    order = batches.Order(len(worker.rows), worker.training.seed, worker.order)
     steps = [step for step in range(worker.start, worker.steps) if step not in worker.skip]
 
     def fetch(step: int) -> tuple[list[Batch | None], int]:
@@ -160,7 +160,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
         mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
         worker.injector.record_rows(step + 1, mine)
         micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
-        return micro, int(worker.rows.targets[chosen].sum())
+        return micro, worker.rows.targets(chosen)
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         upcoming = [pool.submit(fetch, step) for step in steps[:1]]
@@ -225,6 +225,7 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
         metrics=evaluation,
         elements=engine.elements(),
         data=worker.data,
+        order=worker.order,
     )
     extra = resume.buffers(engine.model.module) if worker.first else None
     worker.saver.begin(manifest, engine.owned_fragments(), extra)

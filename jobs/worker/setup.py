@@ -65,6 +65,8 @@ class Worker:
     model_directory: Path | None = None
     data: str = ""
     """Digest of the rows it learns from."""
+    order: int = batches.VERSION
+    """Version of the order in which it visits them."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -90,6 +92,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), folder.control()
     fence, point = where_to_start(config, store, rank)
+    order = order_of(point)
     wanted = control.micro_batch or training.micro_batch_size
     micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
     attempt = this_attempt(point.attempt, micro_batch)
@@ -133,6 +136,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,
         data=prepared.rows,
+        order=order,
     )
 
 
@@ -167,6 +171,22 @@ def check_data(point: resume.Point, rows: str) -> None:
             f"the checkpoint at step {point.step} has learned from other rows (digest {known[:12]}) than these "
             f"({rows[:12]}): bring the data back as it was, or begin a new run with --set checkpoint.resume=never"
         )
+
+
+def order_of(point: resume.Point) -> int:
+    """Return the version of the order in which the run visits its rows: its checkpoint's, or the newest one.
+
+    Raises:
+        UserError: the checkpoint is of a later Tandem, whose order is not known here; nothing was loaded.
+    """
+    version = point.manifest.order if point.manifest else batches.VERSION
+    if 1 <= version <= batches.VERSION:
+        return version
+    raise UserError(
+        f"the checkpoint at step {point.step} visits its rows in an order of version {version}, and this Tandem knows "
+        f"versions 1 to {batches.VERSION}: go on with the Tandem that wrote it, or begin a new run with "
+        "--set checkpoint.resume=never"
+    )
 
 
 def enter(folder: RunFolder, store: Store, attempt: str) -> Fence:

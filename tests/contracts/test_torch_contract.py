@@ -1,4 +1,4 @@
-"""Torch and torchao still have what the adapters in jobs/checkpoint/ and serve/engines/torch/ rely on."""
+"""Torch and torchao still have what the adapters in jobs/checkpoint/, jobs/worker/ and serve/engines/torch/ rely on."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from jobs.checkpoint import torch_internals as jobs_internals
+from jobs.worker import torch_internals as worker_internals
 from serve.engines.torch import torch_internals as serve_internals
 from tests.support.contracts import Contract, binary_holds, has_attributes
 
 JOBS = Contract("jobs/checkpoint/torch_internals.py", jobs_internals.ENTRIES)
+WORKER = Contract("jobs/worker/torch_internals.py", worker_internals.ENTRIES)
 SERVE = Contract("serve/engines/torch/torch_internals.py", serve_internals.ENTRIES)
 ROWS, WIDTH, GROUP = 3, 64, 32
 
@@ -46,6 +48,63 @@ def _store() -> None:
 def _pages() -> None:
     (name,) = jobs_internals.HUGE_PAGES
     binary_holds(next(Path(torch.__file__).parent.glob("lib/libc10.*")), name)
+
+
+class Seen(worker_internals.TorchDispatchMode):
+    """Keeps the names of operations, and what they change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.changed: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(func.overloadpacket.__name__)
+        self.changed += worker_internals.written(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+@WORKER.check("torch.utils._python_dispatch.TorchDispatchMode")
+def _dispatch() -> None:
+    with Seen() as seen:
+        torch.empty(2, device="meta").normal_()
+    assert seen.names == ["empty", "normal_"]
+
+
+@WORKER.check("torch.utils._pytree.tree_leaves, tree_map_only")
+def _trees() -> None:
+    assert worker_internals.tree_leaves(([1, (2,)], {"a": 3})) == [1, 2, 3]
+    assert worker_internals.tree_map_only(int, lambda n: -n, ([1, "b"], {"a": 3})) == ([-1, "b"], {"a": -3})
+
+
+@WORKER.check("UntypedStorage._cdata")
+def _storages() -> None:
+    first, second = torch.empty(4, device="meta"), torch.empty(4, device="meta")
+    assert worker_internals.storage_key(first) == worker_internals.storage_key(torch.nn.Parameter(first)[1:].data)
+    assert worker_internals.storage_key(first) != worker_internals.storage_key(second)
+
+
+@WORKER.check("OpOverload._schema")
+def _written() -> None:
+    out, a = torch.zeros(2), torch.ones(2)
+    with Seen() as seen:
+        torch.add(a, a, out=out)
+        a.mul_(2)
+    assert [tensor is expected for tensor, expected in zip(seen.changed, [out, a], strict=True)] == [True, True]
+
+
+@WORKER.check("torch.nn.init._no_grad_trunc_normal_")
+def _truncated() -> None:
+    plain, drawn = torch.empty(1000), torch.nn.Parameter(torch.empty(1000))
+    torch.nn.init.trunc_normal_(plain, 1.0, 2.0, 0.0, 3.0, torch.Generator().manual_seed(7))
+    with worker_internals.truncated_whole(), Seen() as seen:
+        torch.nn.init.trunc_normal_(drawn, 1.0, 2.0, 0.0, 3.0, torch.Generator().manual_seed(7))
+    assert torch.equal(plain, drawn)
+    assert seen.names == ["trunc_normal_"]
+    assert seen.changed[0].data_ptr() == drawn.data_ptr()
+    before = drawn.clone()
+    torch.nn.init.trunc_normal_(drawn)  # as it was again
+    assert not torch.equal(before, drawn)
 
 
 @SERVE.check("torch.ops.mkldnn._is_mkldnn_bf16_supported")
@@ -95,6 +154,11 @@ def _torchao() -> None:
 @pytest.mark.parametrize("name", JOBS.entries)
 def test_torch_for_jobs(name: str) -> None:
     JOBS.verify(name)
+
+
+@pytest.mark.parametrize("name", WORKER.entries)
+def test_torch_for_recording(name: str) -> None:
+    WORKER.verify(name)
 
 
 @pytest.mark.parametrize("name", SERVE.entries)

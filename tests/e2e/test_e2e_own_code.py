@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -17,6 +16,7 @@ from cluster.connect import Connection
 from jobs import submit
 from serve import cli
 from tests.support import own_engine
+from tests.support.members import named
 
 TASK = '''
 """Images of digits, told apart as even and odd."""
@@ -99,7 +99,7 @@ def test_a_trained_task_and_an_engine_of_ones_own_answer(trained: Path) -> None:
     words = {"0": "even", "1": "odd"}
     assert parity["parity"] == [words[str(int(label) % 2)] for label in parity["label"]]
     assert ask(endpoint, "bright")["bright"] == [64, 0]
-    replicas = [p for p in psutil.process_iter() if p.name().startswith("ray::ServeReplica:tandem.")]
+    replicas = named("ray::ServeReplica:tandem.")
     forked = [p for p in replicas if (parent := p.parent()) and "cluster.fork_server" in parent.cmdline()]
     assert len(forked) == len(replicas) >= 2
 
@@ -125,4 +125,4 @@ def ask(endpoint: str, model: str) -> dict[str, list[Any]]:
 
 
 def serving() -> set[int]:
-    return {p.pid for p in psutil.process_iter() if p.name().startswith("ray::ServeReplica:tandem.")}
+    return {process.pid for process in named("ray::ServeReplica:tandem.")}

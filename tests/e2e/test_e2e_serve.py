@@ -33,6 +33,7 @@ from serve.deploy import succession
 from serve.spec import GatewaySpec, HttpSpec, KeysSpec, ServeSpec
 from tests.conftest import free_port
 from tests.support import certificates, tiny_models
+from tests.support.members import named
 from tracking import registry
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -160,7 +161,7 @@ def test_inference(endpoint: str) -> None:
 
 
 def test_replicas_are_forked_from_a_process_that_has_imported(endpoint: str) -> None:
-    replicas = [p for p in psutil.process_iter() if p.name().startswith("ray::Serve") and forked(p)]
+    replicas = [process for process in named("ray::Serve") if forked(process)]
     assert len(replicas) >= 2, "one of each model"
 
 
@@ -266,9 +267,9 @@ def test_none_while_it_is_quiet_and_the_first_request_waits_for_one(endpoint: st
 
 def test_an_alias_that_moved_is_followed(endpoint: str, client: openai.OpenAI, tmp_path: Path) -> None:
     endpoints.up(spec(None))
-    before = _serving(endpoint, busy=False)
+    before = _told(endpoint)
     endpoints.up(spec(None, downscale_delay_s=3))  # another setting and one model less: nothing restarts
-    assert set() < _serving(endpoint, busy=False) <= before
+    assert _told(endpoint) <= before
     _until(lambda: [card.id for card in client.models.list().data] == ["tiny"], 10, "shapes is still listed")
     second = registry.register("tiny", tiny_models.language_model(tmp_path, seed=1), run_id=None, alias="champion")
     endpoints.up(spec(None))
@@ -378,9 +379,7 @@ def test_down_leaves_nothing(endpoint: str) -> None:
     assert endpoints.status() is None
     assert "nothing is served" in CliRunner().invoke(cli.app, ["status"]).output
     assert "nothing was served" in CliRunner().invoke(cli.app, ["down"]).output
-    names = ("ray::Serve", "ray::ActorInRay", "ray::RatesActor")
-    left = [p.info["name"] for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)]
-    assert left == []
+    assert named("ray::Serve", "ray::ActorInRay", "ray::RatesActor") == []
 
 
 async def _load(endpoint: str, stop: threading.Event) -> None:
@@ -422,6 +421,12 @@ def _scaling(endpoint: str) -> dict[str, Any]:
 
 def _serving(endpoint: str, busy: bool = True) -> set[str]:
     return {replica["replica_id"] for replica in _busy(endpoint)["replicas"] if replica["running"] or not busy}
+
+
+def _told(endpoint: str) -> set[str]:
+    """Return the replicas that the gateway knows; for a moment it may have heard of none, on a busy machine."""
+    _until(lambda: bool(_serving(endpoint, busy=False)), 10, "no replica is known")
+    return _serving(endpoint, busy=False)
 
 
 def _replicas() -> int:

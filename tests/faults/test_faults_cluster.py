@@ -14,6 +14,7 @@ import pytest
 from cluster import daemons, home, local, record, topology
 from cluster.connect import connection
 from jobs.run_folder import RunFolder
+from tests.support import members
 from tests.support.fault_runs import Faulted, ended, forked_for, mlflow_client, run, same_curve, submitted
 from tests.support.own_cluster import own_cluster
 from tracking import outbox
@@ -128,9 +129,10 @@ def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
         text=True,
     )
     time.sleep(5)
-    for process in psutil.process_iter(["cmdline"]):  # the machine goes, and the guard with it
-        if "jobs.driver.guard" in (process.info["cmdline"] or []):
-            process.kill()
+    guards = members.running("jobs.driver.guard")
+    assert guards
+    for guard in guards:  # the machine goes, and they with it
+        guard.kill()
     for pid in record.read().daemons:
         _kill(pid)
     output, _ = follow.communicate(timeout=70)
@@ -172,11 +174,8 @@ def _add_node(number: int) -> None:
 
 
 def _raylet_of(node: topology.Node) -> int:
-    for process in psutil.process_iter():
-        command = process.cmdline() if process.status() != psutil.STATUS_ZOMBIE else []
-        if command and command[0].endswith("raylet") and f"--node_ip_address={node.address}" in command:
-            return process.pid
-    raise AssertionError(f"no raylet has the address {node.address}")
+    (raylet,) = [p for p in members.running(f"--node_ip_address={node.address}") if p.name() == "raylet"]
+    return raylet.pid
 
 
 def _drain(node_id: str, deadline_s: int) -> None:

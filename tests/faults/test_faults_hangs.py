@@ -11,6 +11,7 @@ from cluster import connect
 from jobs import submit
 from jobs.run_folder import RunFolder
 from tests.support import fault_runs as faults
+from tests.support import members
 from tests.support.fault_runs import ended, run, same_curve, submitted
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -72,8 +73,7 @@ def test_a_rank_that_nothing_within_its_process_can_end(unfaulted, folder, stora
     took_s = failure["time"] - faults.time_of_step(found, 26)
     assert took_s < 40, f"found after {took_s:.1f} s"
     assert any("no sign of life (its process is stopped)" in line for line in failure["evidence"])
-    workers = [process for process in psutil.process_iter() if process.name().startswith("ray::")]
-    assert not [process for process in workers if process.status() == psutil.STATUS_STOPPED], "it is gone"
+    assert members.stopped() == [], "it is gone"
 
 
 def test_stopped_while_the_data_is_prepared(folder, storage):
@@ -102,6 +102,7 @@ def test_a_hung_job_that_is_stopped_has_ended_everywhere(folder, storage):
     path = faults.wait_for_folder(storage, "hung-stopped")
     faults.wait_for(lambda: list(path.glob("faults/*")), "hang")
     tree = [*faults.tree_of(faults.driver_of("hung-stopped")), *faults.tree_of(faults.owner_of(path))]
+    assert len(faults.workers()) == 2
     assert connect.job_client().stop_job(job)
     found = ended(job, storage, "hung-stopped")
     assert found.status == "STOPPED"
@@ -125,6 +126,7 @@ def test_ctrl_c(folder, storage):
     assert f"tandem jobs stop {job}" in output
     before = faults.steps_of(path)
     faults.wait_for(lambda: faults.steps_of(path) > before + 5, "the job goes on")
+    assert len(faults.workers()) == 2
     os.kill(faults.driver_of("ctrl-c").pid, signal.SIGINT)
     found = ended(job, storage, "ctrl-c")
     assert found.status == "FAILED"

@@ -109,6 +109,7 @@ def down() -> Iterator[None]:
     endpoints.down(print)
 
 
+@pytest.mark.alone  # three checks of 2.5 s find what does not answer, and must find nothing else
 def test_replicas_that_no_longer_answer_are_replaced_and_ended(
     cluster: Connection, model: Path, tmp_path: Path, down: None
 ) -> None:
@@ -190,7 +191,7 @@ def ended_whole(answer: Any) -> bool:
 
 def controller_that_hangs_is_said_and_replaced(model: Path) -> None:
     """Stop Serve's controller by a signal: requests go on, `status` says so, `up` has another one take over."""
-    before, pid = running(), controller_pid(running())
+    before, pid = running(), controller_pid()
     endpoint = endpoints.endpoint()
     os.kill(pid, signal.SIGSTOP)
     wait_for_stop(pid)  # the fault is there

@@ -199,7 +199,7 @@ def test_a_replica_that_is_killed_cuts_no_stream(endpoint: str, undisturbed: lis
 
 
 def test_the_controller_may_be_killed(endpoint: str, undisturbed: list[Text]) -> None:
-    controller = controller_pid(replicas())
+    controller = controller_pid()
     assert wrong(streams(endpoint, lambda: killed(controller)), undisturbed) == []
 
 

@@ -23,6 +23,7 @@ from cluster import connect, shipping
 from cluster.connect import connection
 from jobs import submit
 from jobs.worker import fault_injection
+from tests.support import members
 from tracking import outbox
 
 SPEC: dict[str, Any] = {
@@ -191,13 +192,7 @@ def time_of_step(found: Faulted, step: int) -> float:
 
 def driver_of(name: str) -> psutil.Process:
     """Return the process of a job's driver that Ray has started: the shadow of the one that works."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            command = process.cmdline()
-            if "jobs.driver" in command and f"{name}.yaml" in command:
-                found.append(process)
-    (driver,) = found
+    (driver,) = members.running("jobs.driver", f"{name}.yaml")
     return driver
 
 
@@ -218,10 +213,14 @@ def follower(job_id: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def workers() -> list[psutil.Process]:
+    """List the workers of the cluster's training jobs."""
+    return members.named("ray::RayTrain")
+
+
 def no_workers_left() -> None:
-    """Assert that the workers of all jobs end within a few seconds."""
-    workers = [process for process in psutil.process_iter() if process.name().startswith("ray::RayTrain")]
-    assert psutil.wait_procs(workers, timeout=15)[1] == [], "its workers are gone"
+    """Assert that the workers of all jobs of the cluster end within a few seconds."""
+    assert psutil.wait_procs(workers(), timeout=15)[1] == [], "its workers are gone"
 
 
 def write(path: str, value: object) -> None:

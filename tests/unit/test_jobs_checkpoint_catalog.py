@@ -131,3 +131,14 @@ def test_the_same_through_a_uri(tmp_path):
     assert catalog.newest_valid(store)[0].step == 10
     store.remove("step-00000010")
     assert catalog.steps(store) == []
+
+
+def test_the_order_of_the_rows_is_noted_and_is_the_first_one_where_it_is_not(tmp_path):
+    make(tmp_path, 10)
+    store, path = Store(str(tmp_path)), tmp_path / catalog.folder(10) / "MANIFEST.json"
+    assert json.loads(path.read_text())["order"] == 1
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "order": 2}))
+    assert catalog.read(store, 10).order == 2
+    path.write_text(json.dumps({key: value for key, value in written.items() if key != "order"}))
+    assert catalog.read(store, 10).order == 1

@@ -307,12 +307,13 @@ def test_a_saved_model_loads_back_and_answers_the_same(tmp_path, architecture):
     again = get("forecasting").load(tmp_path)
     asked = [{"history": PATTERN * 2}]
     assert again.predict(again.load_model(tmp_path), asked) == task.predict(model, asked)
-    child = get("forecasting")({"horizon": 3, "scaling": "standard", "season": 2})
+    child = get("forecasting")({"season": 2})
     assert child.inherit(tmp_path)
     assert (child.context_length, str(child.step), child.season) == (12, "day", 2)
+    assert (child.horizon, child.scaling) == (3, "standard")
     for options, said in (
-        ({"scaling": "standard"}, r"task\.horizon is 12, but the model it starts from has 3"),
-        ({"horizon": 3}, r"task\.scaling is mean-absolute, but .* standard"),
+        ({"horizon": 12}, r"task\.horizon is 12, but the model it starts from has 3"),
+        ({"scaling": "mean-absolute"}, r"task\.scaling is mean-absolute, but .* standard"),
         ({"horizon": 3, "scaling": "standard", "frequency": "hour"}, r"task\.frequency is hour, but .* day"),
         ({"horizon": 3, "scaling": "standard", "quantiles": [0.5]}, r"task\.quantiles is"),
     ):
@@ -350,6 +351,50 @@ def test_prepared_data_holds_out_the_end_of_each_series(tmp_path):
     assert made.eval_rows == 3
     assert "the last task.horizon steps of each series; 1 of 4 are too short, and are learned whole" in said
     assert "columns that have no effect: 'weather' (in 4)" in said
+
+
+def test_a_median_alone_has_no_band_whose_coverage_could_be_measured():
+    for quantiles, there in (([0.5], False), ([0.1, 0.5, 0.9], True)):
+        task, _, ends = learned(quantiles=quantiles)
+        batch = task.collate(encoded(task, ends))
+        found = task.summarise(flat(task.measure(Fixed([quantiles] * 3), batch)))
+        assert ("coverage" in found, "coverage_error" in found) == (there, there)
+        assert found["smape"] > 0
+
+
+def test_a_series_of_longer_steps_than_the_models_is_not_forecast():
+    task, _, _ = learned(gaps="missing")
+    (usual, weekly) = examples(
+        task, [*[row for row in rows("a", 9) if row["day"][-1] != "5"], *[row for row in rows("bb", 36)[::7]]]
+    )
+    assert len(task.instance(usual)["history"]) == 9, "a day that is missing makes no other step"
+    with pytest.raises(TaskError, match="rows of the series are week apart, and the model's steps are day"):
+        task.instance(weekly)
+
+
+def test_a_job_that_goes_on_holds_out_as_many_steps_as_its_parent_forecasts(tmp_path):
+    path, parent = tmp_path / "log.jsonl", tmp_path / "parent"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    parent.mkdir()
+    learned(scaling="standard")[0].save(parent)
+    options = {"name": "forecasting", **{key: OPTIONS[key] for key in OPTIONS if key.endswith("_column")}}
+    spec = JobSpec.model_validate(
+        {
+            "name": "more",
+            "phase": "finetune",
+            "task": options,
+            "model": {"from": str(parent)},
+            "data": {"train": str(path)},
+            "training": {"steps": 1},
+        }
+    )
+    made = prepare.prepare(spec, tmp_path, tmp_path / "s", parent=parent, on_progress=lambda *_: None)
+    ends = prepare.rows_of(made, made.eval_files)
+    assert [ends.targets(np.array([row])) for row in range(len(ends))] == [3, 3, 3], (
+        "the parent's horizon, not the default"
+    )
+    assert ends.take(np.array([0]))["future"][0].tolist() == [6.0, 4.0, 10.0]
+    assert (made.task(spec).horizon, made.task(spec).scaling) == (3, "standard")
 
 
 def counted(task, chunk):

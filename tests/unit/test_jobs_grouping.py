@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,54 @@ def test_moments_are_numbers_or_dates() -> None:
     for wrong in (["x"], [None], [True], ["1", "2024-01-01"], [float("nan")]):
         with pytest.raises(TaskError):
             moments(wrong)
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        (
+            [1_700_000_000, 1_700_000_001_000, 1_700_000_002],
+            r"column 'at' holds 1700000001000 \(log:2\), in milliseconds, beside 1700000000 \(log:1\), in seconds",
+        ),
+        (
+            ["2024-01-01T00:00Z", "2024-01-02T00:00+01:00", "2024-01-03T00:00"],
+            r"'2024-01-03T00:00' \(log:3\), without a time zone, beside '2024-01-01T00:00Z' \(log:1\), with a",
+        ),
+        ([datetime(2024, 1, 1), datetime(2024, 1, 2, tzinfo=timezone.utc)], "log:1.*without a time zone"),
+        ([0, 1_700_000_000, 1_700_000_000_000], None),
+        ([1.7e9, 1.8e9], None),
+        (["2024-01-01", "2024-01-01T05:00"], None),
+        (["2024-01-01T00:00Z", "2024-07-01T00:00+02:00"], None),
+    ],
+)
+def test_times_of_two_clocks_have_no_order(at: list[Any], said: str | None) -> None:
+    rows_ = [Example({"key": "a", "at": each}, f"log:{line}") for line, each in enumerate(at, 1)]
+    found = grouped(rows_, Grouping(("key",), "at"), lambda row: None, BadRows())
+    if said is None:
+        assert [len(example["at"]) for example in found] == [len(at)]
+    else:
+        with pytest.raises(UserError, match=said):
+            list(found)
+
+
+@pytest.mark.parametrize(("whole", "answered"), [(True, ["b"]), (False, ["a", "b"])])
+def test_a_group_that_is_answered_whole_is_not_answered_without_one_of_its_rows(
+    whole: bool, answered: list[str]
+) -> None:
+    lines = [("a", 1, 5), ("b", 1, 7), ("a", 2, None), ("a", 3, 6), ([], 4, None)]
+    rows_ = [Example({"key": key, "at": at, "value": v}, f"log:{n}") for n, (key, at, v) in enumerate(lines, 1)]
+
+    def check(row: Any) -> None:
+        if row["value"] is None:
+            raise TaskError("no value")
+
+    bad = BadRows(most=9)
+    found = list(grouped(rows_, Grouping(("key",), "at", whole=whole), check, bad, whole=True))
+    assert [example["key"] for example in found] == answered
+    lost = "log:1: it lacks the row log:3, which cannot be used: what comes next would be another step"
+    assert [str(row) for row in bad.first] == ["log:3: no value", "log:5: no value", *[lost] * whole]
+    kept = list(grouped(rows_, Grouping(("key",), "at", whole=whole), check, BadRows(most=9)))
+    assert [example["at"] for example in kept] == [[1, 3], [1]], "what is learned is learned without it"
 
 
 class Kept(Task):

@@ -99,23 +99,33 @@ def test_what_has_no_effect_on_the_parents_loss_is_refused(tmp_path: Path) -> No
         get("gan")(spec_options("gan", "finetune", {"latent_size": 64})).inherit(tmp_path)
 
 
-@pytest.mark.parametrize(("options", "given", "said"), [
-    ({"same_time": "keep"}, {}, "trained with task.same_time keep: say keep or shuffle"),
-    ({"same_time": "keep"}, {"same_time": "shuffle"}, None),
-    ({"rating_column": "stars", "min_rating": 4}, {}, "rated 4 or more in column 'stars': set task.rating_column"),
-    ({"rating_column": "stars", "min_rating": 4}, {"rating_column": "stars", "min_rating": 0}, None),
+@pytest.mark.parametrize(("options", "given", "same_time", "items"), [
+    ({"same_time": "keep"}, {}, "keep", ["a", "b", "c"]),
+    ({"same_time": "keep"}, {"same_time": "shuffle"}, "shuffle", ["a", "b", "c"]),
+    ({"rating_column": "stars", "min_rating": 4}, {}, "shuffle", ["b", "c"]),
+    ({"rating_column": "stars", "min_rating": 4}, {"rating_column": "stars", "min_rating": 0}, "shuffle", list("abc")),
 ])  # fmt: skip
 @pytest.mark.parametrize("phase", ["finetune", "evaluate", "predict"])
-def test_histories_are_not_silently_others_than_the_model_has_learned_from(
-    phase: str, options: dict[str, Any], given: dict[str, Any], said: str | None, tmp_path: Path
+def test_histories_are_those_that_the_model_has_learned_from(
+    phase: str,
+    options: dict[str, Any],
+    given: dict[str, Any],
+    same_time: str,
+    items: list[str],
+    tmp_path: Path,
 ) -> None:
     trained_with("recommendation", tmp_path, USERS, options)
-    child = get("recommendation")(spec_options("recommendation", phase, given))
-    if said is None:
-        assert child.inherit(tmp_path)
-    else:
-        with pytest.raises(TaskError, match=said):
-            child.inherit(tmp_path)
+    made = spec_options("recommendation", phase, given)
+    reader, child = get("recommendation")(made), get("recommendation")(made)
+    reader.follow(tmp_path)
+    assert child.inherit(tmp_path)
+    for task in (reader, child):
+        assert task.instance(USERS[0])["history"] == items
+        assert task.same_time == same_time  # type: ignore[attr-defined]
+    (tmp_path / "again").mkdir()
+    child.save(tmp_path / "again")
+    again = get("recommendation").load(tmp_path / "again", made)
+    assert again.instance(USERS[0])["history"] == items
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -123,6 +133,7 @@ def test_histories_are_not_silently_others_than_the_model_has_learned_from(
     ({"categorical": ["age"]}, "task.categorical names 'age', which the model it starts from reads as a number"),
     ({"numeric": ["zip"]}, "task.numeric names 'zip', which the model it starts from reads as a category"),
     ({"categorical": ["id"]}, "task.categorical names 'id', which the model it starts from does not read"),
+    ({"max_categories": 2}, "task.max_categories is 2, and the model it starts from tells 3 of a column apart"),
     ({"target_column": "age"}, "task.target_column is 'age', which the model it starts from reads"),
     ({"ignore": ["id"], "categorical": ["zip"], "numeric": ["age"]}, None),
 ])  # fmt: skip
@@ -146,3 +157,14 @@ def test_columns_of_a_policy_in_another_order_are_refused(tmp_path: Path) -> Non
         with pytest.raises(TaskError, match=f"task.{option} is .*each column has a scale of its own there"):
             get("policy")(spec_options("policy", "finetune", other)).inherit(tmp_path)
     assert get("policy")(spec_options("policy", "finetune", learned)).inherit(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["causal-lm", "seq2seq", "text-classification"])
+@pytest.mark.parametrize("option", [{"vocab_size": 999}, {"sample_mb": 7}, {"sample_seed": 1}])
+def test_how_a_tokenizer_is_trained_is_not_said_where_the_models_is_kept(name: str, option: dict[str, int]) -> None:
+    kind = get(name)
+    given = kind.Options.model_validate({"tokenizer": option})
+    kind.check_options(given, None)
+    with pytest.raises(TaskError, match=rf"tokenizer\.{next(iter(option))} has no effect: the tokenizer of 'parent'"):
+        kind.check_options(given, "parent")
+    kind.check_options(kind.Options.model_validate({}), "parent")

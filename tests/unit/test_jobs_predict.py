@@ -93,6 +93,28 @@ def test_rows_that_make_one_example_are_one_row_and_those_that_cannot_come_last(
     assert list(found.bad) == [2]
 
 
+def test_a_series_whose_last_row_cannot_be_used_is_not_forecast_from_the_row_before(tmp_path):
+    task = get("forecasting")({"series_column": "shop", "horizon": 1})
+    rows = [{"shop": shop, "time": at, "target": at} for shop in "ab" for at in range(4)]
+    source = opened(tmp_path, lines(*rows[:3], {**rows[3], "target": None}, *rows[4:]))
+    found = survey(source, task, KeptColumns("jsonl"), Tolerance(9), 9)
+    (shard,) = shards(source, task, found, 9)
+    assert [row["shop"] for row in shard.rows if isinstance(row, Example)] == ["b"]
+    assert [row.reason.partition(";")[0] for row in shard.rows if isinstance(row, BadRow)] == [
+        "column 'target' holds no value",
+        f"it lacks the row {shard.rows[1].where}, which cannot be used: what comes next would be another step",
+    ]
+
+
+def test_a_line_that_cannot_be_read_is_a_row_of_the_only_series(tmp_path):
+    task = get("forecasting")({"horizon": 1})
+    rows = [{"time": at, "target": at} for at in range(4)]
+    found = survey(opened(tmp_path, lines(*rows), "a.jsonl"), task, KeptColumns("jsonl"), Tolerance(9), 9)
+    assert (found.rows, found.bad) == (1, {})
+    with pytest.raises(UserError, match=r"none of its 2 rows can be used; .*:5"):
+        survey(opened(tmp_path, lines(*rows) + "{", "b.jsonl"), task, KeptColumns("jsonl"), Tolerance(9), 9)
+
+
 def test_rows_that_change_between_two_readings_end_the_job(tmp_path):
     source = opened(tmp_path, lines({"text": "a"}, {"text": "b"}))
     found = surveyed(source)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from jobs.data import prepare, splitting
-from jobs.spec import JobSpec, LoraSpec
+from cluster.errors import UserError
+from jobs.data import prepare, splitting, stream
+from jobs.data.examples import BadRows, Example, Source
+from jobs.spec import DataSpec, JobSpec, LoraSpec
 from jobs.tasks import IGNORED, TaskError, is_ours, preference_loss
 from jobs.tasks.causal_lm import CausalLM
 from jobs.tasks.preference_loss import Answers
@@ -184,6 +186,52 @@ def test_a_pair_and_the_other_way_round_are_one_example_with_two_answers(tmp_pat
         on_progress=lambda *event: None,
     )
     assert "1 of 20 examples are copies of an earlier one with another target" in done.notes
+
+
+def sides(rows: list[dict[str, Any]], **data: Any) -> tuple[list[set[str]], list[str]]:
+    """Return the prompts that are trained on and those that are held out, and what is said of it."""
+    reading = stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), dpo())
+    survey, settings = reading.survey(BadRows()), DataSpec.model_validate(data)
+    found = list(stream.told_apart(reading, survey, settings))
+    prompts = [{row["prompt"].strip() for split, row in found if split == side} for side in ("train", "eval")]
+    return prompts, stream.said_of_split(survey, settings)
+
+
+def test_pairs_of_one_prompt_are_on_one_side_of_the_split() -> None:
+    rows = [{**pair(at), "prompt": f"question {at % 6}" + " " * (at % 2), "chosen": f"fox {at}"} for at in range(30)]
+    (train, held), said = sides([*rows, rows[0]], eval_fraction=0.2)
+    assert train
+    assert held
+    assert not train & held
+    assert "1 of 31 examples are copies of an earlier one, and are kept on its side of the split" in said
+    assert "24 of 31 examples have the prompt of an earlier one, and are kept on its side of the split" in said
+
+
+def test_pairs_of_a_single_prompt_are_not_held_out_unless_that_is_asked() -> None:
+    rows = [{**pair(at), "prompt": "why?"} for at in range(30)]
+    (train, held), said = sides(rows)
+    assert (train, held) == ({"why?"}, set())
+    assert said == ["nothing is held out: all examples belong together, as those of one prompt do"]
+    with pytest.raises(UserError, match=r"eval_fraction 0\.2 leaves nothing of 30 example"):
+        sides(rows, eval_fraction=0.2)
+
+
+def test_held_out_prompts_that_are_in_the_training_data_are_counted() -> None:
+    def survey(rows: list[dict[str, Any]]) -> stream.Survey:
+        return stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), dpo()).survey(BadRows())
+
+    held = [pair(0), {**pair(1), "chosen": "another answer"}, pair(9)]
+    assert stream.said_of_overlap(survey([pair(0), pair(1)]), survey(held)) == [
+        "1 of 3 held-out examples are also in the training data",
+        "1 of 3 held-out examples have a prompt of the training data",
+    ]
+
+
+def test_what_was_said_before_the_answers_is_the_prompt() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    answers = {"chosen": [{"role": "assistant", "content": "d"}], "rejected": [{"role": "assistant", "content": "e"}]}
+    assert [message["content"] for message in dpo().together({"prompt": turns, **answers})] == ["a", "b", "c"]
+    assert [message["content"] for message in dpo().together({"prompt": turns[1:2], **answers})] == ["b"]
 
 
 def test_a_comparison_needs_a_model_to_start_from() -> None:

@@ -435,7 +435,10 @@ def test_rows_of_several_files_read_as_one(tmp_path):
     wanted = np.array([19, 0, 7, 7, 8, 6])
     assert len(read) == 20
     assert np.array_equal(read.take(wanted)["input_ids"], whole["input_ids"][wanted])
-    assert np.array_equal(read.targets, whole["targets"])
+    assert read.targets(wanted) == whole["targets"][wanted].sum()
+    assert read.take(wanted[:0])["input_ids"].shape == (0, 3)
+    with pytest.raises(IndexError):
+        read.take(np.array([20]))
 
 
 @pytest.mark.parametrize("phase", ["evaluate", "quantize"])

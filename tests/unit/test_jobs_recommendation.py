@@ -263,6 +263,30 @@ def test_what_lies_behind_the_end_of_a_history_changes_nothing():
         assert alone["scores"] == pytest.approx(beside["scores"], abs=1e-5)
 
 
+def test_a_history_without_a_known_item_is_measured_by_popularity_as_it_is_answered():
+    task, _, _ = learned([*ROWS, *(row for at in range(9) for row in cycle(f"v{at}", 7, length=2))])
+    rows = [{"user": "new", "item": "never", "time": 0}, {"user": "new", "item": "i07", "time": 1}]
+    end = task.cut(examples(task, rows)[0], 0.0)[1]
+    batch = task.collate(encoded(task, [end]))
+    worst = Constant([1.0] * 7 + [-1.0] + [1.0] * 4)
+    assert task.predict(worst, [{"history": ["never"]}])[0]["items"][0] == "i07"
+    assert task.summarise(flat(task.measure(worst, batch)))["ndcg_10_all"] == 1.0
+
+
+def test_an_item_that_was_rated_too_low_has_been_seen_all_the_same():
+    task = get("recommendation")({"rating_column": "stars", "min_rating": 4})
+    rows = [{**row, "stars": 1 if row["item"] == "i03" else 5} for row in ROWS]
+    task.fit(task.observe(examples(task, rows)))
+    (user,) = examples(task, [{"user": "u", "item": f"i{at:02d}", "time": at, "stars": 5 - at} for at in range(3)])
+    instance = task.instance(user)
+    assert instance == {"history": ["i00", "i01"], "also_seen": ["i02"]}
+    model = Constant([float(-number) for number in range(len(task.items))])
+    assert task.predict(model, [instance])[0]["items"][0] == "i04"
+    assert task.predict(model, [{**instance, "exclude_seen": False}])[0]["items"][0] == "i00"
+    with pytest.raises(TaskError, match="also_seen is a list of items' names"):
+        task.predict(model, [{"history": ["i01"], "also_seen": "i02"}])
+
+
 def test_answers_leave_out_what_was_seen_count_what_is_unknown_and_fall_back_on_popularity():
     task, _, _ = learned()
     model = Constant([float(number) for number in range(12)])

@@ -319,6 +319,11 @@ def test_what_is_said_of_training(task):
         "the training loss has label smoothing of 0.1 in it, that of held-out rows has none",
     ]
     assert len(smoothed.prepare_model(model.eval(), set())) == 1
+    model.generation_config.repetition_penalty = 1.2
+    assert smoothed.prepare_model(model.eval(), set())[1:] == [
+        "bleu and chrf are of greedy answers; the model's generation config asks for repetition_penalty 1.2, with "
+        "which a server answers unless a request says otherwise"
+    ]
 
 
 @pytest.mark.parametrize("architecture", ["t5", "marian"])

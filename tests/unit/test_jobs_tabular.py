@@ -54,6 +54,17 @@ def table(count: int = 60) -> list[dict[str, Any]]:
     ]
 
 
+def test_dates_without_a_time_zone_beside_others_with_one_are_counted():
+    rows_ = table()
+    stamps = ["2024-01-01T05:00Z", "2024-01-02T05:00+0200", "2024-01-03T05:00", "2024-01-04", datetime.date(2024, 1, 5)]
+    for at, row in enumerate(rows_):
+        row["since"] = stamps[at % 5]
+    _, said = task(rows_)
+    dates = "column 'since' holds dates: they become days since 1970"
+    assert f"{dates}; 36 of 60 name no time zone, as the others do, and are taken as UTC" in said
+    assert dates in task([{**row, "since": row["since"] if at % 5 > 1 else None} for at, row in enumerate(rows_)])[1]
+
+
 @pytest.mark.parametrize(
     ("value", "form", "number"),
     [
@@ -353,6 +364,7 @@ def test_amounts_are_learned_and_answered_on_their_own_scale(tmp_path: Path) -> 
     model = trained(made, examples, "mlp", SMALL["mlp"])
     found = made.summarise(sums(made, model, examples))
     answers = [answer["value"] for answer in made.predict(model, [{"x": row["x"]} for row in examples])]
+    assert [part["name"] for part in made.outputs()] == ["value"], "there are no categories that could be unknown"
     truths = [row["target"] for row in examples]
     assert found["r2"] == pytest.approx(r2_score(truths, answers), abs=1e-4)
     assert found["rmse"] == pytest.approx(root_mean_squared_error(truths, answers), rel=1e-3)
@@ -375,7 +387,8 @@ def test_what_a_client_may_send() -> None:
     assert [name for name, part in parts.items() if part["parameters"].get("optional")] == ["age"]
     assert parts["city"]["parameters"]["categories"] == ["Bonn", "Paris", "Rome"]
     sent = {"city": ["Rome", "Oslo"], "since": [b"2004-05-15", "2010-01-01"], "member": ["true", "false"]}
-    assert len(made.predict(model, rows(sent, made.inputs()))) == 2
+    rome, oslo = made.predict(model, rows(sent, made.inputs()))
+    assert (rome["unknown_category"], oslo["unknown_category"]) == (False, True), "no row in training was of Oslo"
     assert made.predict(model, [{**made.instance(examples[1]), "age": math.nan}])[0]["label"] in made.labels
     with pytest.raises(TaskError, match="column 'city' is empty, and no row in training was"):
         made.predict(model, [{**made.instance(examples[1]), "city": " "}])
@@ -385,7 +398,7 @@ def test_what_a_client_may_send() -> None:
         made.predict(model, [{**made.instance(examples[1]), "since": "yesterday"}])
     with pytest.raises(TaskError, match="no text in UTF-8"):
         made.predict(model, [{**made.instance(examples[1]), "city": b"\xff"}])
-    assert {part["name"] for part in made.outputs()} == {"label", "score", "scores"}
+    assert {part["name"] for part in made.outputs()} == {"label", "score", "scores", "unknown_category"}
     assert set(blank(made.inputs())) == set(parts) - {"age"}
 
 

@@ -3,7 +3,7 @@
     load.py        how a replica loads it: what its entry in serve/engines/table.py names
     replica.py     one text of a request → the source's tokens; predictions (v2 infer) beside streams
     engine.py      the Engine protocol: checking, streaming
-    loop.py        the thread that steps, and its two doors to asyncio
+    loop.py        the thread that steps; its two doors to asyncio: serve/engines/step_thread.py
     group.py       what a step's logits mean for sequences whose rows decode together
     decoder.py     transformers' modules: a source read once, then a step for rows that are at different places
     rows.py        the keys and values of these rows: joined, taken, dropped

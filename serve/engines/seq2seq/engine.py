@@ -15,12 +15,13 @@ from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from serve.engines.protocol import Delta, EngineLoad, GenerationRequest, RequestError, SamplingParams
+from serve.engines.protocol import Delta, GenerationRequest, RequestError, SamplingParams
 from serve.engines.seq2seq.beams import Beams
 from serve.engines.seq2seq.check import goes_together
 from serve.engines.seq2seq.decoder import Decoder
 from serve.engines.seq2seq.loop import StepLoop
 from serve.engines.seq2seq.sequence import Sequence
+from serve.engines.step_thread import SteppingEngine
 from serve.engines.text import Decoder as TextDecoder
 from serve.engines.torch.completion import events, is_end
 from serve.engines.torch.sampler import RequestSampler
@@ -55,8 +56,13 @@ class Seq2SeqOptions:
     """CPU threads of a step."""
 
 
-class Seq2SeqEngine:
-    """Continuous batching of decoder steps. Takes the model over: do not use it for anything else."""
+class Seq2SeqEngine(SteppingEngine[Sequence]):
+    """Continuous batching of decoder steps. Takes the model over: do not use it for anything else.
+
+    `start` raises UnsupportedModel for a model that it cannot step.
+    """
+
+    _steps: StepLoop
 
     def __init__(self, model: Any, tokenizer: Any, start: int, ends: Collection[int], options: Seq2SeqOptions) -> None:
         """Assign only; `start` does the work.
@@ -73,19 +79,6 @@ class Seq2SeqEngine:
         self._decode = TextDecoder(tokenizer)
         self._together = True
         self._steps = StepLoop(self._prepare, options.max_batch, options.threads)
-
-    async def start(self) -> None:
-        """Start the engine's thread; returns when the model is ready. Raises UnsupportedModel."""
-        await asyncio.wrap_future(self._steps.start())
-
-    async def stop(self) -> None:
-        await asyncio.to_thread(self._steps.stop)
-
-    def healthy(self) -> bool:
-        return self._steps.alive
-
-    def load(self) -> EngineLoad:
-        return self._steps.load()
 
     def report(self) -> dict[str, Any]:
         """Return what runs here: threads, dtype, lengths, and whether requests share steps."""

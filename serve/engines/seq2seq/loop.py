@@ -1,100 +1,51 @@
-"""The thread that steps: it owns the model and every sequence's rows, and talks to asyncio through two doors.
+"""The thread that steps: it owns the model and every sequence's rows (serve/engines/step_thread.py).
 
-In: `submit` and `cancel` put messages in an inbox that is emptied between steps.
-Out: each step's events go to their event loop in one `call_soon_threadsafe`.
-
-    take the inbox (sleep when there is nothing to do)
-    read the sources of sequences for which there are rows; one step of all rows that are there
-    choose a token for each sequence, or go on with its beams; close those that end, and drop their rows
-    put the new rows to the others
-    send what was chosen
+take the inbox (sleep when there is nothing to do)
+read the sources of sequences for which there are rows; one step of all rows that are there
+choose a token for each sequence, or go on with its beams; close those that end, and drop their rows
+put the new rows to the others
+send what was chosen
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable
 
 import torch
 
-from serve.engines.protocol import EngineError, EngineLoad
-from serve.engines.rate import Rate
+from serve.engines.protocol import EngineLoad
 from serve.engines.seq2seq.decoder import Decoder
 from serve.engines.seq2seq.group import Event, Group, advanced, put_together, told, without_closed
 from serve.engines.seq2seq.rows import Rows
 from serve.engines.seq2seq.sequence import Sequence
-
-MAX_FAILED_STEPS = 3
-"""Steps that may fail one after another before the engine declares itself dead."""
-logger = logging.getLogger(__name__)
+from serve.engines.step_thread import StepThread, hand_over
 
 
-class StepLoop:
+class StepLoop(StepThread[Sequence]):
     """Run steps in a thread of its own, from `start` to `stop`."""
+
+    name = "tandem-seq2seq"
 
     def __init__(self, prepare: Callable[[], tuple[Decoder, bool]], max_rows: int, threads: int) -> None:
         """`prepare` is called in the thread: the decoder, and whether rows of several sequences go together."""
+        super().__init__(threads)
         self._prepare = prepare
         self._max_rows = max_rows
-        self._threads = threads
         self._decoder: Decoder | None = None
         self._together = True
         self._groups: list[Group] = []
         self._waiting: deque[Sequence] = deque()
-        self._inbox: deque[tuple[Callable[[Sequence], None], Sequence]] = deque()
-        self._wake = threading.Condition()
-        self._stopping = False
-        self._failed_steps = 0
+        self._stepping: list[Sequence] = []
+        """The sequences of the step that is under way, those that begin with it among them."""
         self._outbox: list[tuple[Sequence, Event]] = []
-        self._rate = Rate()
-        self._thread: threading.Thread | None = None
         self.steps = 0
         """How many there have been."""
 
-    # ---- called from the event loop ----
-
-    def start(self) -> Future[None]:
-        """Start the thread; the future is done when the model is ready, or has the error that prevented it."""
-        ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="tandem-seq2seq", daemon=True)
-        self._thread.start()
-        return ready
-
-    @property
-    def alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive() and not self._stopping
-
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises EngineError when the engine does not run."""
-        with self._wake:
-            if not self.alive:
-                raise EngineError("the engine is not running")
-            self._inbox.append((self._add, sequence))
-            self._wake.notify()
-
-    def cancel(self, sequence: Sequence) -> None:
-        """Drop the sequence's rows before the next step; nothing happens if it has ended."""
-        with self._wake:
-            if not sequence.closed:
-                self._inbox.append((self._close, sequence))
-                self._wake.notify()
-
-    def stop(self) -> None:
-        """End the thread after the step it is in; blocks until it has ended."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
-
     def load(self) -> EngineLoad:
         """Return how busy it is; the cache's room is that of its rows, in tokens of both sides."""
-        with self._wake:
-            arriving = sum(action == self._add for action, _ in self._inbox)
+        arriving = self._arriving()
         groups = list(self._groups)
         return EngineLoad(
             running=sum(len(group.sequences) for group in groups),
@@ -106,53 +57,29 @@ class StepLoop:
 
     # ---- the thread ----
 
-    def _run(self, ready: Future[None]) -> None:
-        try:
-            torch.set_num_threads(self._threads)  # torch keeps it per calling thread
-            self._decoder, self._together = self._prepare()
-        except Exception as error:
-            self._stopping = True
-            ready.set_exception(error)
-            return
-        ready.set_result(None)
-        try:
-            while self._take_inbox():
-                self._step()
-        finally:
-            self._stopping = True
-            self._fail(self._everything(), "the engine was stopped")
+    def _make_ready(self) -> None:
+        self._decoder, self._together = self._prepare()
 
-    def _take_inbox(self) -> bool:
-        """Act on what arrived, waiting for it when idle; return False when the thread should end."""
-        with self._wake:
-            while not (self._inbox or self._groups or self._waiting or self._stopping):
-                self._wake.wait()
-            messages = list(self._inbox)
-            self._inbox.clear()
-        for action, sequence in messages:
-            action(sequence)
-        return not self._stopping
+    def _advance(self) -> None:
+        self._stepping = self._running()
+        admitted = self._admitted()
+        self._stepping += admitted
+        new = self._begun(admitted)
+        self._groups = [stepped for group in self._groups if (stepped := self._stepped(group)).sequences]
+        groups = [*self._groups, *(group for group in new if group.sequences)]
+        self._groups = put_together(groups) if self._together else groups
 
-    def _step(self) -> None:
-        began, running = time.perf_counter(), self._running()
-        try:
-            admitted = self._admitted()
-            running += admitted
-            new = self._begun(admitted)
-            self._groups = [stepped for group in self._groups if (stepped := self._stepped(group)).sequences]
-            groups = [*self._groups, *(group for group in new if group.sequences)]
-            self._groups = put_together(groups) if self._together else groups
-            self._failed_steps = 0
-        except Exception as error:
-            logger.exception("a step failed with %d running requests", len(running))
-            self._step_failed(running, error)
+    def _after(self, began: float) -> None:
         self.steps += 1
         ended = time.perf_counter()
-        for sequence in running:
+        for sequence in self._stepping:
             if sequence.request.stats is not None:
                 answered = sequence.beams is None or sequence.closed
                 sequence.request.stats.ran(began, ended, answered=answered)
-        self._send()
+        self._stepping = []
+
+    def _forget(self) -> None:
+        self._groups = []
 
     def _admitted(self) -> list[Sequence]:
         """Take sequences out of the queue while there are rows for them, in their order."""
@@ -192,6 +119,11 @@ class StepLoop:
         rows, logits = self._decoder.step(group.rows, tokens)
         return self._advanced(group.sequences, rows, logits)
 
+    # ---- sequences ----
+
+    def _is_closed(self, sequence: Sequence) -> bool:
+        return sequence.closed
+
     def _add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
@@ -203,42 +135,21 @@ class StepLoop:
     def _running(self) -> list[Sequence]:
         return [each for group in self._groups for each in group.sequences if not each.closed]
 
-    def _step_failed(self, running: list[Sequence], error: Exception) -> None:
-        """Fail what ran in the step; after several failures in a row, give up on the model."""
-        self._groups = []
-        self._fail(running, f"the engine failed in a step: {error!r}")
-        self._failed_steps += 1
-        if self._failed_steps >= MAX_FAILED_STEPS:
-            self._stopping = True
-            self._fail(self._everything(), f"the engine died after {self._failed_steps} failed steps: {error!r}")
+    def _in_step(self) -> list[Sequence]:
+        return self._stepping
 
-    def _fail(self, sequences: Iterable[Sequence], message: str) -> None:
-        for sequence in sequences:
-            if not sequence.closed:
-                self._outbox += told(sequence, [EngineError(message)])
-        self._send()
+    def _busy(self) -> bool:
+        return bool(self._groups or self._waiting)
 
-    def _everything(self) -> list[Sequence]:
-        with self._wake:
-            arriving = [sequence for action, sequence in self._inbox if action == self._add]
-            self._inbox.clear()
-        everything = [*self._running(), *self._waiting, *arriving]
-        self._waiting.clear()
-        return everything
+    def _held(self) -> list[Sequence]:
+        return [*self._running(), *self._waiting]
+
+    def _say(self, sequence: Sequence, event: Event) -> None:
+        self._outbox += told(sequence, [event])
+        if sequence.closed:
+            self._close(sequence)
 
     def _send(self) -> None:
-        """Hand the step's events over, waking each event loop once."""
-        events, self._outbox = self._outbox, []
-        for loop in {sequence.loop for sequence, _ in events}:
-            own = [(sequence, event) for sequence, event in events if sequence.loop is loop]
-            try:
-                loop.call_soon_threadsafe(_deliver, own)
-            except RuntimeError:  # the loop was closed: nobody listens any more
-                for sequence, _ in own:
-                    sequence.closed = True
-
-
-def _deliver(events: Iterable[tuple[Sequence, Event]]) -> None:
-    for sequence, event in events:
-        sequence.events.append(event)
-        sequence.arrived.set()
+        said, self._outbox = self._outbox, []
+        for sequence in hand_over(said):
+            sequence.closed = True

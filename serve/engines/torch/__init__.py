@@ -2,7 +2,7 @@
 
     torch_engine.py the Engine protocol: loading, checking, streaming
     startup.py     which runner, and how large a cache; check.py compares it with the model itself
-    loop.py        the thread that steps, and its two doors to asyncio
+    loop.py        the thread that steps; its two doors to asyncio: serve/engines/step_thread.py
     scheduler.py   which tokens of which sequences run in the next step (pure Python)
     blocks.py      which sequence holds which block of the cache, and prefixes kept for later (pure Python)
     batch.py       one step as a runner gets it: a flat row of tokens, and where each goes

@@ -6,11 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
 from serve.engines.protocol import EngineError, FinishReason, RequestError, SamplingParams, TokenLogprobs
+from serve.engines.step_thread import Listener
 from serve.engines.torch import logprobs
 from serve.engines.torch.sampler import RequestSampler, choose
 from serve.engines.torch.scheduler import Chunk, Sequence, Step
@@ -44,13 +45,6 @@ class Completion:
     """Why no token is wanted: the text ended with what came with the request."""
     closed: bool = False
     """The last event was sent or nobody listens any more."""
-
-
-class Listener(Protocol):
-    """Where a sequence's events arrive."""
-
-    events: deque[Any]
-    arrived: asyncio.Event
 
 
 async def events(listener: Listener) -> AsyncIterator[Any]:

@@ -22,7 +22,8 @@ import numpy as np
 from serve.engines import stats
 from serve.engines.grammar import Constraint, Grammars
 from serve.engines.precision import best_device, dtype_for
-from serve.engines.protocol import Delta, EngineLoad, GenerationRequest, Pooling, RequestError
+from serve.engines.protocol import Delta, GenerationRequest, Pooling, RequestError
+from serve.engines.step_thread import SteppingEngine
 from serve.engines.text import Decoder
 from serve.engines.torch import startup
 from serve.engines.torch.batch import Runner
@@ -65,8 +66,13 @@ class TorchEngineOptions:
     steps were slower than the packed weights it replaces."""
 
 
-class TorchEngine:
-    """Continuous batching on one model. Takes the model over: do not use it for anything else."""
+class TorchEngine(SteppingEngine[Sequence]):
+    """Continuous batching on one model. Takes the model over: do not use it for anything else.
+
+    `start` raises UnsupportedArchitecture for a model that no runner takes.
+    """
+
+    _steps: StepLoop
 
     def __init__(
         self, model: Any, tokenizer: Any, options: TorchEngineOptions | None = None, precision: Precision = "auto"
@@ -110,19 +116,6 @@ class TorchEngine:
         place = _device(device)
         model = task.load_model(directory, _dtype(precision, place)).to(place)
         return cls(model, task.tokenizer, TorchEngineOptions(**options), precision)
-
-    async def start(self) -> None:
-        """Start the engine's thread; returns when the model is ready. Raises UnsupportedArchitecture."""
-        await asyncio.wrap_future(self._steps.start())
-
-    async def stop(self) -> None:
-        await asyncio.to_thread(self._steps.stop)
-
-    def healthy(self) -> bool:
-        return self._steps.alive
-
-    def load(self) -> EngineLoad:
-        return self._steps.load()
 
     def report(self) -> dict[str, Any]:
         """Return what runs here (runner, threads, dtype, cache), and where compiling and steps spent their time."""

@@ -1,0 +1,192 @@
+"""Initial weights without the model: its construction is recorded once, and any slice of a parameter replayed.
+
+    recorded = record(lambda: task.build(architecture, config), seed)
+    recorded.model                           every parameter on the meta device; buffers are real
+    recorded.fill("lm_head.weight", 0, out)  the first elements of one
+    recorded.materialise()                   all of it, on the CPU
+
+The same numbers come out at every ZeRO stage, number of workers and slicing. They are not those of a construction
+without recording: a parameter's depend on its name and not on what was drawn before it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from cluster.errors import UserError
+from jobs.worker.recording import Recording, Tape, Unrecordable, View
+from jobs.worker.replay import Replay, Step
+from jobs.worker.torch_internals import tree_leaves, tree_map_only
+
+__all__ = ["Recorded", "Unrecordable", "record"]
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+"""The attributes in which a module keeps what `named_parameters` and its like find."""
+
+
+@dataclass
+class Recorded:
+    """A model without weights, and how to make them."""
+
+    model: torch.nn.Module
+    _replay: Replay
+    _views: dict[str, View]
+    _steps: dict[str, list[Step] | None] = field(default_factory=dict)
+    """None: what is made of other tensors, so that a slice costs the whole."""
+    _last: tuple[str, torch.Tensor] | None = None
+
+    @property
+    def whole(self) -> dict[str, int]:
+        """The parameters of which any slice costs all elements for a moment, with their number."""
+        return {name: self._views[name].numel for name, steps in self._steps.items() if steps is None}
+
+    def fill(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Fill `out` [n], of any float type, with n of a parameter's elements, flattened, from `start` on.
+
+        Args:
+            name: any of its names, where it is tied.
+
+        Raises:
+            KeyError: there is no such parameter.
+            ValueError: it has not so many elements.
+        """
+        view, steps = self._views[name], self._steps[name]
+        if out.dim() != 1 or start < 0 or start + out.numel() > view.numel:
+            raise ValueError(f"{name} has {view.numel} elements: no {tuple(out.shape)} from {start} on")
+        with torch.no_grad():
+            if steps is not None:
+                self._replay.fill(view, steps, start, out)
+                return
+            if self._last is None or self._last[0] != name:
+                self._last = None  # let go before the next is made
+                self._last = name, self._replay.whole(view).view(-1)
+            out.copy_(self._last[1][start : start + out.numel()])
+
+    def materialise(self) -> torch.nn.Module:
+        """Give the model its weights, on the CPU, and return it; tied parameters stay tied."""
+        made: dict[int, torch.nn.Parameter] = {}
+        for name, old in list(self.model.named_parameters(remove_duplicate=False)):
+            if id(old) not in made:
+                values = torch.empty(old.shape, dtype=old.dtype)
+                self.fill(name, 0, values.view(-1))
+                made[id(old)] = _parameter_like(old, values)
+            _put(self.model, name, made[id(old)])
+        self._last = None
+        return self.model
+
+
+def record(build: Callable[[], torch.nn.Module], seed: int) -> Recorded:
+    """Run `build` without memory for weights, and write down how it draws them.
+
+    Python's, numpy's and torch's global random states are seeded meanwhile, and given back as they were.
+
+    Raises:
+        UserError: as `build`.
+        Unrecordable: it looks at random values, fails without real ones, or leaves a parameter without any.
+    """
+    tape = Tape()
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        replay, view = Replay(tape, seed, {}), tape.view(tensor)
+        if replay.drawn(view):
+            raise Unrecordable("the construction depends on values that it draws")
+        return replay.whole(view)
+
+    try:
+        with _seeded(seed), Recording(tape, look):
+            model = build()
+        with torch.no_grad():
+            return _recorded(model, tape, seed)
+    except (UserError, MemoryError, OSError, Unrecordable):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise Unrecordable(f"it cannot be built without weights: {type(error).__name__}: {said}") from error
+
+
+def _recorded(model: torch.nn.Module, tape: Tape, seed: int) -> Recorded:
+    """Find out how each parameter is replayed, and give buffers and other tensors their values at once."""
+    _shadow_real(model, tape)
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    views = {name: tape.view(tensor) for name, tensor in tensors if tensor.is_meta}
+    names = {view.storage: name for name, view in reversed(views.items())}  # of several names the first
+    replay = Replay(tape, seed, names)
+    _make_real(model, tape, replay)
+    views = {name: tape.view(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    steps = {name: replay.steps(view) for name, view in views.items()}
+    for name in (name for name, found in steps.items() if found is None):
+        replay.whole(views[name])  # fails here rather than half-way through a training's start
+    return Recorded(model, replay, views, steps)
+
+
+def _shadow_real(model: torch.nn.Module, tape: Tape) -> None:
+    """Turn parameters that have values (of `torch.tensor`, say) into recorded ones with these as constants."""
+    made: dict[int, torch.nn.Parameter] = {}
+    for name, old in list(model.named_parameters(remove_duplicate=False)):
+        if not old.is_meta:
+            if old.isnan().any():
+                raise Unrecordable(f"{name}: nothing is ever written to some of its elements")
+            if id(old) not in made:
+                made[id(old)] = _parameter_like(old, tape.shadow(old))
+            _put(model, name, made[id(old)])
+
+
+def _make_real(model: torch.nn.Module, tape: Tape, replay: Replay) -> None:
+    """Give buffers, and tensors that modules keep besides, their values; one that several share stays shared."""
+    made: dict[int, torch.Tensor] = {}
+
+    def real(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = replay.whole(tape.view(tensor))
+        return made[id(tensor)]
+
+    for name, buffer in list(model.named_buffers(remove_duplicate=False)):
+        if buffer.is_meta:
+            owner, leaf = _place(model, name)
+            owner._buffers[leaf] = real(buffer)
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.RNNBase):
+            continue  # its list of parameters follows assignments
+        for name, value in [item for item in vars(module).items() if item[0] not in _REGISTERED]:
+            found = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
+            if any(isinstance(tensor, torch.nn.Parameter) for tensor in found):
+                raise Unrecordable(f"{path or 'the model'} keeps parameters in its {name}, where they are not found")
+            if found:
+                vars(module)[name] = tree_map_only(torch.Tensor, lambda t: real(t) if t.is_meta else t, value)
+
+
+def _place(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _put(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+    """Put a parameter in place by assignment, which recurrent layers notice: they keep a list of their own."""
+    owner, leaf = _place(model, name)
+    setattr(owner, leaf, parameter)
+
+
+def _parameter_like(old: torch.nn.Parameter, values: torch.Tensor) -> torch.nn.Parameter:
+    new = torch.nn.Parameter(values, requires_grad=old.requires_grad)
+    vars(new).update(vars(old))
+    return new
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(of_numpy)

@@ -1,0 +1,105 @@
+"""What recording a model's construction takes of torch's insides (2.13): operations, their storages and their trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from cluster.internals import Internal
+
+__all__ = ["TorchDispatchMode", "storage_key", "tree_leaves", "tree_map_only", "truncated_whole", "written"]
+
+ENTRIES = (
+    Internal(
+        "torch.utils._python_dispatch.TorchDispatchMode",
+        "to see each operation on a model's tensors while it is built without memory; documented, but kept there",
+        "no model can be recorded, and ZeRO-3 builds every model whole on every rank",
+        "torch gives it a public place",
+    ),
+    Internal(
+        "torch.utils._pytree.tree_leaves, tree_map_only",
+        "to find the tensors among an operation's arguments",
+        "as for TorchDispatchMode",
+        "as for TorchDispatchMode",
+    ),
+    Internal(
+        "UntypedStorage._cdata",
+        "to tell that two tensors share their values: tensors on the meta device have no address",
+        "a parameter would be told from its own views, and keep the values it had before them",
+        "torch says whether two storages are the same",
+    ),
+    Internal(
+        "OpOverload._schema",
+        "to know which of its arguments an operation changes",
+        "what is written through `out=` or several arguments at once would be missed",
+        "torch.library tells the schema of an operation",
+    ),
+    Internal(
+        "torch.nn.init._no_grad_trunc_normal_",
+        "replaced while recording by one operation: it draws again until no number is too large, which takes values",
+        "models that draw so (ViT and its kin) cannot be recorded",
+        "torch draws truncated normal numbers in one operation",
+    ),
+)
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a number that tensors of any shape share which are looks at the same values; it may come again later."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def written(operation: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """Return the tensors, of any shape, among the arguments that an operation changes."""
+    found = []
+    for index, argument in enumerate(operation._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return found
+
+
+@contextmanager
+def truncated_whole() -> Iterator[None]:
+    """Have torch.nn.init.trunc_normal_ be one operation meanwhile, which a dispatch mode sees as such."""
+    operation, original = _trunc_normal(), torch.nn.init._no_grad_trunc_normal_
+
+    def draw(tensor: torch.Tensor, mean: float, std: float, a: float, b: float, generator: Any = None) -> torch.Tensor:
+        with torch.no_grad():
+            operation(tensor, mean, std, a, b, generator=generator)
+        return tensor
+
+    torch.nn.init._no_grad_trunc_normal_ = draw
+    try:
+        yield
+    finally:
+        torch.nn.init._no_grad_trunc_normal_ = original
+
+
+@cache
+def _trunc_normal() -> Callable[..., torch.Tensor]:
+    """Make the operation known to torch, once in a process."""
+    original = torch.nn.init._no_grad_trunc_normal_
+    library = torch.library.Library("tandem", "FRAGMENT")
+    schema = "(Tensor(a!) self, float mean, float std, float a, float b, *, Generator? generator=None) -> Tensor(a!)"
+    library.define(f"trunc_normal_{schema}", tags=(torch.Tag.nondeterministic_seeded,))
+
+    def draw(self: torch.Tensor, mean: float, std: float, a: float, b: float, *, generator: Any = None) -> torch.Tensor:
+        return original(self, mean, std, a, b, generator=generator)
+
+    def skip(self: torch.Tensor, *_: float, generator: Any = None) -> torch.Tensor:
+        return self
+
+    library.impl("trunc_normal_", draw, "CPU")
+    library.impl("trunc_normal_", skip, "Meta")
+    _libraries.append(library)
+    return torch.ops.tandem.trunc_normal_.default
+
+
+_libraries: list[torch.library.Library] = []
+"""Kept: an operation goes with its library."""

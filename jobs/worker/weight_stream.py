@@ -1,0 +1,198 @@
+"""A model's weights in the Hugging Face layout, written as they come: a block is in memory, and never a whole tensor.
+
+    shards = plan([Stored("lm_head.weight", (32000, 4096), torch.bfloat16), …], 5 << 30)
+    digests = write(directory, shards, blocks)      blocks(stored) yields the tensor's elements, flattened, in order
+    problem = verify(directory, digests, rank, world_size)
+
+Blocks of ZeRO-3 are gathered, which takes all ranks: those that write nothing take them in the same order (`in_order`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from jobs.worker.weight_files import DTYPES, INDEX, SINGLE
+
+SHARD_BYTES = 5 << 30
+"""Of tensors, in one file."""
+READ_BYTES = 4 << 20
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that is to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """In the file."""
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file."""
+
+    name: str
+    tensors: tuple[Stored, ...]
+    """In the order in which they lie there."""
+
+
+def plan(tensors: Iterable[Stored], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
+    """Divide tensors, in their order, over files of at most `shard_bytes`; a larger tensor has a file to itself. Pure.
+
+    Within a file wider dtypes come first: readers map tensors into memory, where each has to begin at a multiple of its
+    elements' size.
+    """
+    parts: list[list[Stored]] = [[]]
+    free = shard_bytes
+    for tensor in tensors:
+        if parts[-1] and tensor.nbytes > free:
+            parts.append([])
+            free = shard_bytes
+        parts[-1].append(tensor)
+        free -= tensor.nbytes
+    count = len(parts)
+    names = [SINGLE] if count == 1 else [f"model-{at:05}-of-{count:05}.safetensors" for at in range(1, count + 1)]
+    ordered = (sorted(part, key=lambda tensor: -tensor.dtype.itemsize) for part in parts)
+    return [Shard(name, tuple(part)) for name, part in zip(names, ordered, strict=True)]
+
+
+def in_order(shards: Iterable[Shard]) -> Iterator[Stored]:
+    """Yield the tensors as `write` asks for them."""
+    return (tensor for shard in shards for tensor in shard.tensors)
+
+
+def header(shard: Shard) -> bytes:
+    """Return what stands before the tensors of a file: its length, and where they lie. Pure."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in shard.tensors:
+        place = [position, position + tensor.nbytes]
+        entries[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        position += tensor.nbytes
+    if len(entries) != len(shard.tensors) + 1:
+        raise ValueError(f"{shard.name}: of its tensors two have one name")
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def index(shards: Sequence[Shard]) -> bytes:
+    """Return the content of the file that says which tensor is in which file. Pure."""
+    weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
+    total = sum(tensor.nbytes for tensor in in_order(shards))
+    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def write(
+    directory: Path, shards: Sequence[Shard], blocks: Callable[[Stored], Iterable[torch.Tensor]]
+) -> dict[str, str]:
+    """Write all files, and the index where there are several, durably; none of them may be there.
+
+    Args:
+        blocks: gives a tensor's elements, flattened, in order, in blocks [n] of any dtype, on any device.
+
+    Returns:
+        SHA-256 (hex) of what was handed to each file, by its name.
+
+    Raises:
+        ValueError: the blocks of a tensor are more or fewer elements than it has.
+    """
+    digests = {}
+    for shard in shards:
+        with (directory / shard.name).open("xb") as file:
+            digests[shard.name] = _write(file, shard, blocks)
+    if len(shards) > 1:
+        content = index(shards)
+        with (directory / INDEX).open("xb") as file:
+            file.write(content)
+            _settle(file)
+        digests[INDEX] = hashlib.sha256(content).hexdigest()
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return digests
+
+
+def verify(directory: Path, digests: Mapping[str, str], rank: int, world_size: int) -> str | None:
+    """Read this rank's share of the files back, and return what is wrong with the first that is; None: nothing.
+
+    Over all ranks every file is read once.
+    """
+    for name in sorted(digests)[rank::world_size]:
+        path = directory / name
+        try:
+            found = digest(path)
+        except OSError as error:
+            return f"{path} cannot be read back: {error}"
+        if found != digests[name]:
+            return f"{path} does not read back as it was written (SHA-256 {found[:12]}, not {digests[name][:12]})"
+    return None
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file, past the system's cache where it lets go of it."""
+    total = hashlib.sha256()
+    buffer = memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while count := file.readinto(buffer):
+            total.update(buffer[:count])
+    return total.hexdigest()
+
+
+def _write(file: IO[bytes], shard: Shard, blocks: Callable[[Stored], Iterable[torch.Tensor]]) -> str:
+    total = hashlib.sha256()
+
+    def put(content: bytes | memoryview) -> None:
+        total.update(content)
+        file.write(content)
+
+    put(header(shard))
+    for tensor in shard.tensors:
+        written = 0
+        for block in blocks(tensor):
+            written += block.numel()
+            if written > tensor.numel:
+                break
+            put(_bytes(block, tensor.dtype))
+        if written != tensor.numel:
+            raise ValueError(f"{tensor.name} has {tensor.numel} elements, and its blocks {written} or more")
+    _settle(file)
+    return total.hexdigest()
+
+
+def _bytes(block: torch.Tensor, dtype: torch.dtype) -> memoryview:
+    flat = block.detach().to("cpu", dtype).contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _settle(file: IO[bytes]) -> None:
+    """Have a file's content on the disk rather than on its way there."""
+    file.flush()
+    os.fsync(file.fileno())

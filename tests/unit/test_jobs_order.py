@@ -1,0 +1,115 @@
+"""A run goes on in the order of rows that it began with, and notes it in each of its checkpoints."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.errors import UserError
+from jobs.checkpoint import catalog, resume
+from jobs.checkpoint.catalog import Keep, Manifest
+from jobs.checkpoint.saver import Saver
+from jobs.checkpoint.shards import KINDS, Fragment
+from jobs.checkpoint.store import Store
+from jobs.data import batches, rows
+from jobs.worker import loop, setup
+
+COUNT, STEPS, SEED = batches.LISTED_ROWS + 3, 6, 4
+
+
+class Alone:
+    """The engine of a group of one, with a parameter of its own."""
+
+    rank, world_size = 0, 1
+    model = SimpleNamespace(module=torch.nn.Linear(10, 1))
+
+    def all_sum(self, *values: float) -> list[float]:
+        return list(values)
+
+    def elements(self) -> dict[str, int]:
+        return {"w": 10}
+
+    def owned_fragments(self) -> list[Fragment]:
+        return [Fragment("w", 0, {kind: torch.ones(10) for kind in KINDS})]
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> rows.Rows:
+    path = tmp_path_factory.mktemp("rows") / "0.arrow"
+    rows.write(path, {"targets": np.ones(COUNT, np.int32), "number": np.arange(COUNT, dtype=np.int32)})
+    return rows.Rows([path])
+
+
+def worker_at(point: resume.Point, read: rows.Rows, store: Store) -> SimpleNamespace:
+    """Return what the loop reads of a worker that goes on from `point`."""
+    return SimpleNamespace(
+        training=SimpleNamespace(global_batch_size=32, seed=SEED),
+        task=SimpleNamespace(collate=lambda taken: torch.from_numpy(taken["number"])),
+        rows=read,
+        engine=Alone(),
+        first=True,
+        micro_batch=32,
+        injector=SimpleNamespace(record_rows=lambda step, mine: None, inject=lambda phase, step: None),
+        watchdog=SimpleNamespace(during=lambda what, learns=True: nullcontext()),
+        saver=Saver(store, point.attempt, 0, 1, Keep()),
+        skip=frozenset(),
+        start=point.step,
+        steps=STEPS,
+        updates=point.step,
+        zero_stage=1,
+        evaluations={},
+        data="d",
+        order=setup.order_of(point),
+    )
+
+
+def seen_by(worker: SimpleNamespace, steps: int) -> np.ndarray:
+    """Return the numbers of the rows of the next steps."""
+    return np.concatenate([micro[0] for _, (micro, _, _) in islice(loop.prefetch(worker), steps)])
+
+
+def resumed(store: Store) -> resume.Point:
+    found, skipped = catalog.newest_valid(store)
+    assert skipped == []
+    return resume.Point("b", found)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_run_goes_on_in_the_order_that_it_began_with(tmp_path: Path, read: rows.Rows, version: int) -> None:
+    store, whole = Store(str(tmp_path)), batches.Order(COUNT, SEED, version).take(0, 32 * STEPS)
+    worker = worker_at(resume.Point("a"), read, store)
+    assert worker.order == batches.VERSION == 2, "a run that begins now has the newest"
+    worker.order = version
+    begun = seen_by(worker, 2)
+    for step in (2, 4):  # each checkpoint of a run that goes on says it again
+        loop.begin_checkpoint(worker, step)
+        loop.finish_checkpoint(worker)
+        worker = worker_at(resumed(store), read, store)
+        assert (worker.start, worker.order) == (step, version)
+    assert np.array_equal(np.concatenate([begun, whole[64:128], seen_by(worker, 2)]), whole)
+
+
+def test_a_checkpoint_that_notes_no_order_is_of_the_first_one(tmp_path: Path, read: rows.Rows) -> None:
+    store = Store(str(tmp_path))
+    loop.begin_checkpoint(worker := worker_at(resume.Point("a"), read, store), 2)
+    loop.finish_checkpoint(worker)
+    path = tmp_path / catalog.folder(2) / catalog.MANIFEST
+    path.write_text(path.read_text().replace(', "order": 2', ""))
+    assert "order" not in path.read_text()
+    assert np.array_equal(
+        seen_by(worker_at(resumed(store), read, store), 4), batches.Order(COUNT, SEED, 1).take(64, 128)
+    )
+
+
+@pytest.mark.parametrize("version", [0, 3])
+def test_an_order_that_is_not_known_is_refused(version: int) -> None:
+    point = resume.Point("a", replace(Manifest(7, 7, 1, 1), order=version))
+    with pytest.raises(
+        UserError, match=rf"step 7 visits its rows in an order of version {version}.*knows versions 1 to"
+    ):
+        setup.order_of(point)
