@@ -6,7 +6,9 @@ pickles where there is nothing else. Here the first is refused, the second said,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,20 @@ if TYPE_CHECKING:
 
 NAMED = 3
 """So many weights are named."""
+_unread: ContextVar[bool] = ContextVar("_unread", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Have `load` build the model that a directory describes and leave its weights to somebody who reads them in parts.
+
+    What `load` would have refused or said of the weights is theirs too (jobs/worker/weight_match.py).
+    """
+    token = _unread.set(True)
+    try:
+        yield
+    finally:
+        _unread.reset(token)
 
 
 def load(
@@ -45,7 +61,10 @@ def load(
     try:
         own = _own_config(directory)
         check_entries(own.model_type, own, entries)
-        model, found = (conv1d.class_of(directory) or source).from_pretrained(
+        source = conv1d.class_of(directory) or source
+        if _unread.get():
+            return _described(source, directory, dtype, config), []
+        model, found = source.from_pretrained(
             str(directory), dtype=dtype or "auto", ignore_mismatched_sizes=True, **settings, **config
         )
     except TaskError:
@@ -64,6 +83,21 @@ def load(
     if unexpected := sorted(found["unexpected_keys"]):
         said.append(f"{directory} holds {_counted(unexpected)} that {type(model).__name__} has no place for: left out")
     return model.eval(), [*said, *_untied(model)]
+
+
+def _described(source: Any, directory: Path | str, dtype: torch.dtype | None, config: Mapping[str, Any]) -> Any:
+    """Build what `from_pretrained` would load, in evaluation mode, with fresh weights."""
+    from transformers import AutoConfig
+
+    whole = AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
+    build = getattr(source, "from_config", None) or source._from_config
+    model = build(whole, dtype=dtype)
+    if model.can_generate():
+        hub = {"cache_dir": None, "force_download": False, "proxies": None, "local_files_only": True, "token": None}
+        model.adjust_generation_fn(
+            None, False, False, str(directory), revision="main", subfolder="", trust_remote_code=False, **hub
+        )
+    return model.eval()
 
 
 def _untied(model: Any) -> list[str]:

@@ -35,6 +35,7 @@ class Engine:
             fill: fills in its weights, where it is on the meta device.
         """
         deepspeed = import_deepspeed()
+        self._config = config
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:
@@ -164,6 +165,15 @@ class Engine:
         if updates:
             states[flat]["step"].fill_(updates)
         return states[flat]
+
+    def forget_moments(self) -> None:
+        """Let go of the optimizer's moments: nothing is learned any more."""
+        self._adamw.state.clear()
+
+    def divided(self, model: torch.nn.Module, fill: Fill) -> torch.nn.Module:
+        """Return a model, on the meta device before, in parts as this one is: to be run, not to learn. Collective."""
+        partition.divide(model, self._config, dtype_of(self._config), fill)
+        return deepspeed_internals.for_reading(model, self._config)
 
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """Return the model's weights, each in its whole shape, on the CPU at rank 0, None elsewhere. Collective."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -176,6 +176,30 @@ def in_parts(
     parameter.ds_tensor, parameter.ds_numel_aligned = part, aligned
     free_param(parameter)
     return parameter
+
+
+def is_in_parts(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is a parameter of stage 3, of which this rank has its part."""
+    return hasattr(tensor, "ds_tensor")
+
+
+def gathered(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+    """Return a context in which every rank has these parameters of stage 3 whole. Collective."""
+    return import_deepspeed().zero.GatheredParameters(list(parameters)) if parameters else nullcontext()
+
+
+def part(tensor: Any) -> tuple[int, torch.Tensor]:
+    """Return the first element of this rank's part of a tensor, and the part, 1-D; all of what is not in parts."""
+    if not is_in_parts(tensor):
+        return 0, tensor.detach().reshape(-1)
+    start = tensor.ds_tensor.ds_numel * tensor.ds_zero_partition_rank
+    return start, tensor.ds_tensor.detach().view(-1)[: max(0, tensor.ds_numel - start)]
+
+
+def for_reading(model: torch.nn.Module, config: dict[str, Any]) -> torch.nn.Module:
+    """Return a model whose parameters are in parts as one that gathers them in its forward passes. Collective."""
+    engine, *_ = import_deepspeed().initialize(model=model, config=config, dist_init_required=False)
+    return engine  # type: ignore[no-any-return]
 
 
 @contextmanager

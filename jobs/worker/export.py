@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -55,18 +56,38 @@ def export(
     Raises:
         WrongExport: the files do not load back to the weights that were written.
     """
-    for left in directory.parent.glob(f".{directory.name}*.partial"):  # of attempts before this one
-        shutil.rmtree(left, ignore_errors=True)
-    partial = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with aside(directory, True, name_aside(directory)) as partial:
         _write(partial, task, weights, fresh_model, precision, lora)
         check(partial)
+
+
+def name_aside(directory: Path) -> str:
+    """Return a new name for what is to become `directory`."""
+    return f".{directory.name}.{secrets.token_hex(4)}.partial"
+
+
+@contextmanager
+def aside(directory: Path, first: bool, name: str) -> Iterator[Path]:
+    """Yield a folder beside `directory` that takes its place at the end; of one that fails nothing is left.
+
+    Args:
+        first: makes and moves it; of several ranks that write it, one.
+        name: the same on all.
+    """
+    partial = directory.with_name(name)
+    if first:
+        for left in directory.parent.glob(f".{directory.name}*.partial"):  # of attempts before this one
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
+    try:
+        yield partial
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    if first:
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
 
 
 def _write(

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,12 +33,10 @@ from jobs.tasks import Batch
 from jobs.worker import proof, untaught
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import check_rated, to_device
-from jobs.worker.export import export
-from jobs.worker.fault_injection import damage
+from jobs.worker.finish import export_weights
 from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, logged, set_up, system_metrics
-from jobs.worker.start import fresh_model
 from tracking.spool import Spool
 
 
@@ -254,29 +251,3 @@ def report_checkpoints(worker: Worker) -> None:
         else:
             taken = {"checkpoint_s": outcome.total_s, "checkpoint_stall_s": outcome.stalled_s}
             worker.spool.append(outcome.step, {**taken, "checkpoint_bytes": float(outcome.size)})
-
-
-def export_weights(worker: Worker) -> None:
-    """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
-    worker.injector.inject("export", worker.steps)
-    trained = proof.of_trained(worker)
-    weights = worker.engine.state_dict()
-
-    def check(written: Path) -> None:
-        if worker.injector.inject("exported", worker.steps) == "damage":
-            damage(written / "model.safetensors")
-        proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
-        worker.saver.check_newest()  # else it would replace what a newer attempt has left
-
-    if weights is not None:
-        export(
-            worker.folder.model,
-            worker.task,
-            weights,
-            lambda: fresh_model(worker.spec, worker.task, worker.model_directory),
-            worker.precision,
-            worker.spec.model.lora,
-            check,
-        )
-        worker.folder.write_evaluations(worker.evaluations)
-    torch.distributed.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 
@@ -41,6 +42,13 @@ def add_lora(model: torch.nn.Module, lora: LoraSpec) -> torch.nn.Module:
             f"layers: {', '.join(linear)}"
         )
     return adapted
+
+
+def name_before(name: str) -> str:
+    """Return the name that a parameter or a buffer of an adapted model had before, if it had one. Pure."""
+    for added in ("base_model.model.", ".base_layer", ".original_module", ".modules_to_save.default"):
+        name = name.replace(added, "", 1) if added.endswith("model.") else name.replace(added, "")
+    return name
 
 
 def described(adapted: torch.nn.Module) -> str:
@@ -96,6 +104,46 @@ def _first_sentence(error: Exception) -> str:
     """Return what a peft error says, without the listing of a whole module that it may hold."""
     lines = str(error).splitlines()
     return lines[0] if len(lines) == 1 else f"{lines[0].removesuffix('(')} takes no adapter"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to the weight of a linear layer: scaling · up · down, transposed where the layer's weight is."""
+
+    down: torch.nn.Parameter
+    """A, [rank, in]."""
+    up: torch.nn.Parameter
+    """B, [out, rank]."""
+    scaling: float
+    transposed: bool
+    """The layer's weight is [in, out], as gpt2 has it."""
+
+    def added(self, rows: slice) -> torch.Tensor:
+        """Return what is added to some rows of the weight, fp32; A and B have to be whole."""
+        up, down = self.up.detach().float(), self.down.detach().float()
+        return (down.T[rows] @ up.T if self.transposed else up[rows] @ down) * self.scaling
+
+
+def adapters(model: torch.nn.Module) -> dict[str, Adapter] | str:
+    """Return what is added to which parameter, by its name, or why that is not a sum for each parameter alone."""
+    from peft.tuners import lora as layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found: dict[str, Adapter] = {}
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = owners.setdefault(id(parameter), name)
+        if owner != name and ".base_layer." in name + owner:
+            return f"{name} and {owner} are one weight, and of these layers one is adapted"
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        if type(layer) is not layers.Linear:
+            return f"{name} has an adapter that is no product of two matrices"
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        scaling, transposed = float(layer.scaling["default"]), bool(layer.fan_in_fan_out)
+        found[f"{name}.base_layer.weight"] = Adapter(down, up, scaling, transposed)
+    return found
 
 
 def merge(adapted: torch.nn.Module) -> torch.nn.Module:

@@ -52,10 +52,28 @@ def of_trained(worker: Worker) -> Measured:
 
 def measure_live(worker: Worker, rows: Rows, limit: int | None) -> dict[str, Any]:
     """Return the sums over `limit` rows, each rank measuring its share on the model in training. Collective."""
+    return _together(worker, worker.task, worker.engine.model, rows, limit)
+
+
+def of_parts(worker: Worker, loaded: Task, model: torch.nn.Module, trained: Measured) -> None:
+    """Measure a model that all ranks have loaded in parts, and compare. Collective.
+
+    Args:
+        loaded: the task as its files have it.
+
+    Raises:
+        WrongExport: the losses differ by more than rounding.
+    """
+    loaded.prepare_model(model.module, trained.rows.columns)  # type: ignore[arg-type]
+    sums = _together(worker, loaded, model, trained.rows, trained.limit)
+    check_loss(trained.loss, loaded.summarise(sums)["loss"], worker.precision, trained.what)
+
+
+def _together(worker: Worker, task: Task, model: torch.nn.Module, rows: Rows, limit: int | None) -> dict[str, Any]:
     engine = worker.engine
     sums = measure(
-        worker.task,
-        engine.model,
+        task,
+        model,
         rows,
         limit=limit,
         seed=worker.spec.data.split_seed,
@@ -67,7 +85,7 @@ def measure_live(worker: Worker, rows: Rows, limit: int | None) -> dict[str, Any
     kept = {key: value for key, value in sums.items() if isinstance(value, np.ndarray)}
     added = {key: value for key, value in sums.items() if key not in kept}
     whole = dict(zip(added, engine.all_sum(*added.values()), strict=True))
-    return {**whole, **joined(resume.gathered(kept))} if worker.task.gathered else whole
+    return {**whole, **joined(resume.gathered(kept))} if task.gathered else whole
 
 
 def _micro_batch(worker: Worker) -> int:

@@ -24,7 +24,7 @@ from jobs.worker.recording import Recording, Tape, Unrecordable, View
 from jobs.worker.replay import Replay, Step
 from jobs.worker.torch_internals import tree_leaves, tree_map_only
 
-__all__ = ["Recorded", "Unrecordable", "record"]
+__all__ = ["Recorded", "Unrecordable", "materialise", "record"]
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 """The attributes in which a module keeps what `named_parameters` and its like find."""
@@ -70,15 +70,24 @@ class Recorded:
 
     def materialise(self) -> torch.nn.Module:
         """Give the model its weights, on the CPU, and return it; tied parameters stay tied."""
-        made: dict[int, torch.nn.Parameter] = {}
-        for name, old in list(self.model.named_parameters(remove_duplicate=False)):
-            if id(old) not in made:
-                values = torch.empty(old.shape, dtype=old.dtype)
-                self.fill(name, 0, values.view(-1))
-                made[id(old)] = _parameter_like(old, values)
-            _put(self.model, name, made[id(old)])
+        materialise(self.model, self.fill)
         self._last = None
         return self.model
+
+
+def materialise(model: torch.nn.Module, fill: Callable[[str, int, torch.Tensor], None]) -> None:
+    """Give a model all its weights, on the CPU; tied parameters stay tied.
+
+    Args:
+        fill: as `Recorded.fill`.
+    """
+    made: dict[int, torch.nn.Parameter] = {}
+    for name, old in list(model.named_parameters(remove_duplicate=False)):
+        if id(old) not in made:
+            values = torch.empty(old.shape, dtype=old.dtype)
+            fill(name, 0, values.view(-1))
+            made[id(old)] = _parameter_like(old, values)
+        _put(model, name, made[id(old)])
 
 
 def record(build: Callable[[], torch.nn.Module], seed: int) -> Recorded:

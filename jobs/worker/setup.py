@@ -109,6 +109,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         training, micro_batch, accumulation, precision=config.precision, on_gpu=device.type == "cuda", base=base
     )
     engine = make_engine(begun, training, ds_config, device, store, point)
+    begun.close()
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
     if rank == 0:

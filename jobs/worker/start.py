@@ -1,20 +1,29 @@
-"""The model that a job starts from: built, or loaded; adapted; and looked at once before it learns."""
+"""The model that a job starts from: drawn, or read; adapted; and looked at once before it learns.
+
+Its construction is recorded, so that its first weights are known by the slice: drawn ones from the seed, a parent's
+from its files by byte range. At ZeRO stage 3 no process then ever has it whole; at the others every process makes it
+whole, of the same numbers. What cannot be sliced is built or loaded whole on each rank, and the job says why.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cluster.errors import UserError
+from jobs.checkpoint.resume import Fill
 from jobs.spec import JobSpec
-from jobs.tasks import Task
+from jobs.tasks import Task, loading
 from jobs.worker import lora, weights
-from jobs.worker.partition import Fill
-from jobs.worker.recorded import Recorded, Unrecordable, record
+from jobs.worker.recorded import Recorded, Unrecordable, materialise, record
+from jobs.worker.weight_files import WeightFiles
+from jobs.worker.weight_match import match
 
 
 class Unbuildable(UserError):
@@ -29,8 +38,20 @@ class Start:
     """On the CPU; its parameters on the meta device where it is to be divided without ever being whole."""
     fill: Fill | None = None
     """Fills in any slice of a parameter, where that is known without the model; None: the model has its weights."""
+    files: WeightFiles | None = None
+    """What it reads them from."""
     said: list[str] = field(default_factory=list)
     """What is to be said of it."""
+
+    def materialise(self) -> None:
+        """Give the model all its weights."""
+        assert self.fill is not None
+        materialise(self.model, self.fill)
+
+    def close(self) -> None:
+        """Let go of what it is read from: the model has been divided, or is whole."""
+        if self.files is not None:
+            self.files.close()
 
 
 def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False) -> Start:
@@ -42,14 +63,16 @@ def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False
     Raises:
         UserError: the weights cannot be loaded, or the model cannot be built.
     """
-    assert spec.training is not None
-    begun = _fresh(spec, task, in_parts) if parent is None else Start(_loaded(spec, task, parent))
+    begun = _sliced(spec, task, parent)
+    if isinstance(begun, str):
+        said = [f"every worker begins with the whole model in memory: {begun}"] if in_parts else []
+        begun = Start(_whole(spec, task, parent), said=said)
+    elif not in_parts:
+        begun.materialise()
+    begun.model.train()
     begun.said += task.said
     if spec.model.lora is not None:
-        with described(spec):
-            torch.manual_seed(spec.training.seed)
-            begun.model = lora.add_lora(begun.model, spec.model.lora)
-            begun.said.insert(0, lora.described(begun.model))
+        begun.said.insert(0, lora.described(begun.model))
     return begun
 
 
@@ -66,38 +89,144 @@ def look(spec: JobSpec, task: Task, model: torch.nn.Module, columns: Set[str]) -
         return task.prepare_model(model, columns)
 
 
-def fresh_model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:
-    """Make the model the job starts from, whole, in fp32 on the CPU: drawn by the seed alone, or the parent's."""
-    return _fresh(spec, task, False).model if parent is None else _loaded(spec, task, parent)
+def unadapted(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:
+    """Make the model without adapters whole, in fp32 on the CPU: drawn by the seed alone, or the parent's."""
+    begun = _sliced(spec, task, parent, adapt=False)
+    if isinstance(begun, str):
+        return _whole(spec, task, parent, adapt=False).train()
+    begun.materialise()
+    return begun.model.train()
 
 
-def _fresh(spec: JobSpec, task: Task, in_parts: bool) -> Start:
-    recorded = _recorded(spec, task)
-    if isinstance(recorded, Recorded):
-        model = recorded.model if in_parts else recorded.materialise()
-        return Start(model.train(), recorded.fill)
-    said = [f"{recorded}: each worker builds it whole"] if in_parts else []
+def skeleton(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module | str:
+    """Return the model without adapters on the meta device, or why it can be made whole only."""
+    begun = _sliced(spec, task, parent, adapt=False)
+    if isinstance(begun, str):
+        return begun
+    begun.close()
+    return begun.model
+
+
+def described_by(directory: Path, task: Task) -> Start | str:
+    """Return the model of a directory on the meta device and what reads its weights, or why it can be read whole only.
+
+    Raises:
+        UserError: the task refuses it.
+    """
+    plain = _recorded(lambda: _without_weights(task, directory, {}), 0)
+    return plain if isinstance(plain, str) else _of_files(plain.model, directory)
+
+
+def _sliced(spec: JobSpec, task: Task, parent: Path | None, adapt: bool = True) -> Start | str:
+    """Return the model on the meta device and what fills it, or why that cannot be."""
     assert spec.training is not None
-    assert spec.model.architecture is not None
-    torch.manual_seed(spec.training.seed)
-    with described(spec):
-        return Start(task.build(spec.model.architecture, spec.model.config).train(), said=said)
-
-
-def _recorded(spec: JobSpec, task: Task) -> Recorded | Unrecordable:
-    assert spec.training is not None
-    assert spec.model.architecture is not None
-    architecture, config = spec.model.architecture, spec.model.config
+    seed = spec.training.seed
+    if parent is None:
+        build = partial(_build, spec, task)
+    else:
+        build = partial(_without_weights, task, parent, spec.model.config)
     try:
-        with described(spec):
-            return record(lambda: task.build(architecture, config), spec.training.seed)
+        plain = _recorded(build, seed)
+        if isinstance(plain, str):
+            return plain
+        begun = Start(plain.model, plain.fill) if parent is None else _of_files(plain.model, parent)
+    except UserError as error:
+        if parent is None:
+            raise
+        return str(error)  # what loads it whole says better what is wrong with the files
+    if isinstance(begun, str) or spec.model.lora is None or not adapt:
+        return begun
+    adapters, names = spec.model.lora, {name for name, _ in _named(begun.model)}
+    adapted = _recorded(lambda: lora.add_lora(build(), adapters), seed)
+    return adapted if isinstance(adapted, str) else _adapted(begun, names, adapted)
+
+
+def _adapted(plain: Start, names: set[str], recorded: Recorded) -> Start | str:
+    """Return a model with adapters whose other weights are those of `plain`, known by `names` there."""
+    before = {name: lora.name_before(name) for name, _ in _named(recorded.model)}
+    if missing := names - set(before.values()):
+        return f"with adapters, {min(missing)} is known by another name"
+    known = {name: old for name, old in before.items() if old in names}
+    buffers = {lora.name_before(name): buffer for name, buffer in recorded.model.named_buffers()}
+    for name, buffer in plain.model.named_buffers():
+        buffers[name].copy_(buffer)
+    fill = plain.fill
+    assert fill is not None
+
+    def filled(name: str, start: int, out: torch.Tensor) -> None:
+        if name in known:
+            fill(known[name], start, out)
+        else:
+            recorded.fill(name, start, out)
+
+    return Start(recorded.model, filled, plain.files)
+
+
+def _of_files(model: torch.nn.Module, directory: Path) -> Start | str:
+    """Return a model without weights with what reads them from files, or why that cannot be; buffers are read."""
+    try:
+        files = WeightFiles(directory)
+    except weights.Unreadable as error:
+        return str(error)
+    found = match(files, model)
+    if isinstance(found, str):
+        files.close()
+        return found
+    with torch.no_grad():
+        for name, key in found.buffers.items():
+            model.get_buffer(name).copy_(files.whole(key))
+    keys = {name: found.parameters[first] for name, first in _first_names(model).items()}
+
+    def fill(name: str, start: int, out: torch.Tensor) -> None:
+        files.read(keys[name], start, out)
+
+    return Start(model, fill, files)
+
+
+def _named(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield parameters by each of their names."""
+    return model.named_parameters(remove_duplicate=False)
+
+
+def _first_names(model: torch.nn.Module) -> dict[str, str]:
+    """Return of each parameter's names the one that `named_parameters` gives it."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in _named(model)}
+
+
+def _recorded(build: Callable[[], torch.nn.Module], seed: int) -> Recorded | str:
+    """Record a construction, or return why it cannot be."""
+    try:
+        return record(build, seed)
     except Unrecordable as why:
-        return why
+        return str(why)
 
 
-def _loaded(spec: JobSpec, task: Task, parent: Path) -> torch.nn.Module:
-    with weights.readable(parent):
-        return task.load_model(parent, torch.float32, spec.model.config).train()
+def _whole(spec: JobSpec, task: Task, parent: Path | None, adapt: bool = True) -> torch.nn.Module:
+    """Build or load the model as a whole."""
+    assert spec.training is not None
+    torch.manual_seed(spec.training.seed)
+    if parent is None:
+        with described(spec):
+            model = _build(spec, task)
+    else:
+        with weights.readable(parent):
+            model = task.load_model(parent, torch.float32, spec.model.config)
+    if spec.model.lora is None or not adapt:
+        return model
+    with described(spec):
+        torch.manual_seed(spec.training.seed)
+        return lora.add_lora(model, spec.model.lora)
+
+
+def _build(spec: JobSpec, task: Task) -> torch.nn.Module:
+    assert spec.model.architecture is not None
+    return task.build(spec.model.architecture, spec.model.config)
+
+
+def _without_weights(task: Task, directory: Path, config: Mapping[str, Any]) -> torch.nn.Module:
+    with loading.without_weights():
+        return task.load_model(directory, torch.float32, config)
 
 
 @contextmanager

@@ -1,0 +1,150 @@
+"""A model of which each rank has its part → one directory in the Hugging Face layout; no rank ever has it whole.
+
+    pieces = plan(skeleton, live, dtype)     what each tensor of the files is made of, or why that is not one parameter
+    write(partial, …)                        parameter by parameter: gathered by all ranks, written by rank 0
+    check(partial, …)                        by all ranks: files read back in shares; each rank's part of the model that
+                                             the task loads from them against what it has; the loss of that model
+
+All calls are collective. Adapters are added to their layer's weight as it is written: W + scaling · B A, in fp32 (Hu et
+al. 2021, LoRA, equation 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.worker import deepspeed_internals, lora, weight_stream
+from jobs.worker.weight_match import saved_as
+from jobs.worker.weight_stream import Stored
+
+BLOCK = 1 << 22
+"""So many elements are converted, or merged, at a time."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one tensor of the files is made of."""
+
+    stored: Stored
+    name: str
+    """Of the model in training; a parameter or a buffer."""
+    tensor: torch.Tensor
+    """It: of a parameter, this rank's part."""
+    adapter: lora.Adapter | None = None
+    """What is added to it."""
+
+    @property
+    def gathered(self) -> list[torch.Tensor]:
+        """What it takes from the other ranks."""
+        factors = [self.adapter.down, self.adapter.up] if self.adapter else []
+        return [each for each in (self.tensor, *factors) if deepspeed_internals.is_in_parts(each)]
+
+
+def plan(skeleton: torch.nn.Module, live: torch.nn.Module, dtype: torch.dtype) -> list[Piece] | str:
+    """Return what is written, in the order of the model's state, or why a model has to be gathered whole.
+
+    Args:
+        skeleton: the model without adapters, on the meta device.
+        live: the model in training, adapted or not.
+        dtype: of floating-point tensors in the files.
+    """
+    keys = saved_as(skeleton)
+    if isinstance(keys, str):
+        return keys
+    adapters = lora.adapters(live)
+    if isinstance(adapters, str):
+        return adapters
+    state = skeleton.state_dict(keep_vars=True)
+    held = dict(_held(live))
+    pieces = []
+    for name, key in keys.items():
+        if name not in held:
+            return f"{name} is not found in the model in training"
+        tensor, of_file = held[name][1], dtype if state[name].is_floating_point() else state[name].dtype
+        stored = Stored(key, tuple(state[name].shape), of_file)
+        pieces.append(Piece(stored, held[name][0], tensor, adapters.get(held[name][0])))
+    return pieces
+
+
+def _held(live: torch.nn.Module) -> Iterator[tuple[str, tuple[str, torch.Tensor]]]:
+    """Yield what a model holds by its names before it was adapted; a copy that is trained comes after its original."""
+    tensors = [*live.named_parameters(remove_duplicate=False), *live.named_buffers(remove_duplicate=False)]
+    for name, tensor in sorted(tensors, key=lambda each: ".modules_to_save." in each[0]):
+        yield lora.name_before(name), (name, tensor)
+
+
+def write(directory: Path, pieces: Sequence[Piece], first: bool) -> dict[str, str]:
+    """Write the weights, on the first rank; return the digests of the files, which are empty elsewhere."""
+    shards = weight_stream.plan([piece.stored for piece in pieces])
+    by_key = {piece.stored.name: piece for piece in pieces}
+    if first:
+        return weight_stream.write(directory, shards, lambda stored: blocks(by_key[stored.name], True))
+    for stored in weight_stream.in_order(shards):
+        for _ in blocks(by_key[stored.name], False):
+            pass
+    return {}
+
+
+def blocks(piece: Piece, wanted: bool) -> Iterator[torch.Tensor]:
+    """Gather a tensor and yield its elements, flattened, [n] each, where they are wanted."""
+    with deepspeed_internals.gathered(piece.gathered):
+        if wanted:
+            yield from _rows(piece)
+
+
+@torch.no_grad()
+def _rows(piece: Piece) -> Iterator[torch.Tensor]:
+    whole = piece.tensor.detach()
+    if piece.adapter is None:
+        yield from whole.reshape(-1).split(BLOCK)
+        return
+    rows = max(1, BLOCK // whole.shape[1])
+    for start in range(0, whole.shape[0], rows):
+        part = slice(start, start + rows)
+        yield (whole[part].float() + piece.adapter.added(part)).view(-1)
+
+
+def save_adapters(directory: Path, live: Any, first: bool) -> None:
+    """Write the adapters by themselves, as peft does: with what is trained whole, and an adapted head's own weight."""
+    head = live.get_output_embeddings() if hasattr(live, "get_output_embeddings") else None
+    of_head = {id(parameter) for parameter in head.parameters()} if hasattr(head, "base_layer") else set()
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in live.named_parameters():
+        if parameter.requires_grad or id(parameter) in of_head:
+            with deepspeed_internals.gathered([parameter] if deepspeed_internals.is_in_parts(parameter) else []):
+                if first:
+                    found[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+    if first:
+        live.save_pretrained(str(directory), state_dict=found)
+
+
+def save_config(model: Any, dtype: torch.dtype, directory: Path) -> None:
+    """Write the config and the generation config of a model without weights, as `save_pretrained` does with them."""
+    model.config.dtype = str(dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(str(directory))
+    if model.can_generate():
+        model.generation_config.to_json_file(directory / "generation_config.json")
+
+
+def difference(pieces: Sequence[Piece], read: Callable[[str, int, torch.Tensor], None]) -> str | None:
+    """Compare this rank's part of what has no adapter with the files; return what is not in them as it is here.
+
+    Args:
+        read: fills in a slice of a stored tensor, by its key, from an element on.
+    """
+    for piece in pieces:
+        if piece.adapter is None:
+            start, mine = deepspeed_internals.part(piece.tensor)
+            for at in range(0, mine.numel(), BLOCK):
+                here = mine[at : at + BLOCK].to("cpu", piece.stored.dtype)
+                there = torch.empty_like(here)
+                read(piece.stored.name, start + at, there)
+                if not torch.equal(here.view(torch.uint8), there.view(torch.uint8)):
+                    return f"{piece.stored.name} does not load back as it was written"
+    return None

@@ -1,0 +1,121 @@
+"""The trained model of a worker group → the run's model directory: whole on rank 0, or in parts by all ranks."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from jobs.checkpoint import resume
+from jobs.worker import export, export_in_parts, proof, start, weight_stream
+from jobs.worker.export import DTYPES, WrongExport
+from jobs.worker.export_in_parts import Piece
+from jobs.worker.fault_injection import damage
+from jobs.worker.setup import Worker
+
+
+def export_weights(worker: Worker) -> None:
+    """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
+    worker.injector.inject("export", worker.steps)
+    trained = proof.of_trained(worker)
+    if worker.zero_stage == 3:
+        skeleton = start.skeleton(worker.spec, worker.task, worker.model_directory)
+        pieces = skeleton if isinstance(skeleton, str) else _plan(worker, skeleton)
+    else:
+        pieces = ""
+    if isinstance(pieces, str):
+        if pieces and worker.first:
+            with suppress(OSError):
+                worker.folder.add_remarks([f"rank 0 gathers the whole model to write it: {pieces}"])
+        _whole(worker, trained)
+    else:
+        assert not isinstance(skeleton, str)
+        _in_parts(worker, trained, skeleton, pieces)
+    if worker.first:
+        worker.folder.write_evaluations(worker.evaluations)
+    torch.distributed.barrier()
+
+
+def _plan(worker: Worker, skeleton: torch.nn.Module) -> list[Piece] | str:
+    return export_in_parts.plan(skeleton, worker.engine.model.module, DTYPES[worker.precision])
+
+
+def _whole(worker: Worker, trained: proof.Measured) -> None:
+    """Write it by rank 0, who has all of it in memory three times."""
+    weights = worker.engine.state_dict()
+
+    def check(written: Path) -> None:
+        _perhaps_damaged(worker, written)
+        proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
+        worker.saver.check_newest()  # else it would replace what a newer attempt has left
+
+    if weights is not None:
+        export.export(
+            worker.folder.model,
+            worker.task,
+            weights,
+            lambda: start.unadapted(worker.spec, worker.task, worker.model_directory),
+            worker.precision,
+            worker.spec.model.lora,
+            check,
+        )
+
+
+def _in_parts(worker: Worker, trained: proof.Measured, skeleton: torch.nn.Module, pieces: list[Piece]) -> None:
+    """Write it a parameter at a time, and have every rank check its part of the files."""
+    first, live = worker.first, worker.engine.model.module
+    name = resume.gathered(export.name_aside(worker.folder.model))[0]
+    with export.aside(worker.folder.model, first, name) as partial:
+        digests = resume.gathered(export_in_parts.write(partial, pieces, first))[0]
+        if worker.spec.model.lora is not None:
+            export_in_parts.save_adapters(partial / "adapter", live, first)
+        if first:
+            export_in_parts.save_config(skeleton, DTYPES[worker.precision], partial)
+            worker.task.save(partial)
+            _perhaps_damaged(worker, partial)
+        torch.distributed.barrier()
+        _check(worker, trained, partial, pieces, digests)
+        if first:
+            worker.saver.check_newest()  # as above
+
+
+def _check(
+    worker: Worker, trained: proof.Measured, written: Path, pieces: list[Piece], digests: dict[str, str]
+) -> None:
+    """Read the files back, by all ranks.
+
+    Raises:
+        WrongExport: on every rank, where one finds that they are not what was trained.
+    """
+    engine = worker.engine
+    agree(weight_stream.verify(written, digests, engine.rank, engine.world_size))
+    loaded = type(worker.task).load(written, worker.task.options)
+    begun = start.described_by(written, loaded)
+    agree(f"{written} does not load in parts: {begun}" if isinstance(begun, str) else None)
+    assert not isinstance(begun, str)
+    assert begun.files is not None
+    assert begun.fill is not None
+    try:
+        agree(export_in_parts.difference(pieces, begun.files.read))
+        engine.forget_moments()
+        model = engine.divided(begun.model, begun.fill)
+    finally:
+        begun.close()
+    proof.of_parts(worker, loaded, model, trained)
+
+
+def agree(problem: str | None) -> None:
+    """Raise what any rank has found, on all of them. Collective.
+
+    Raises:
+        WrongExport: there is something.
+    """
+    for found in resume.gathered(problem):
+        if found is not None:
+            raise WrongExport(f"the exported files are not the model that was trained: {found}")
+
+
+def _perhaps_damaged(worker: Worker, written: Path) -> None:
+    if worker.injector.inject("exported", worker.steps) == "damage":
+        damage(written / "model.safetensors")

@@ -1,0 +1,143 @@
+"""ZeRO stage 3 from the first number to the files without a whole model anywhere, on two ranks with real engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.data.prepare import prepare
+from jobs.run_folder import RunFolder
+from jobs.worker import start
+from jobs.worker.export import DTYPES, export
+from tests.support import parts_ranks, tiny_models
+
+ROOT = Path(__file__).parents[2]
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+PARENTS = {
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "gpt2": ("gpt2", {}),
+    "qwen3_moe": ("qwen3_moe", EXPERTS),
+}
+IN_PARTS = (
+    "new,none,fp32", "new,none,bf16", "llama,none,fp32", "llama-tied,none,bf16", "gpt2,none,fp32",
+    "llama,all-linear,fp32", "llama,head,bf16", "gpt2,attention,fp32",
+)  # fmt: skip
+WHOLE = ("llama-tied,head,fp32", "qwen3_moe,none,fp32")
+DAMAGED = "llama,none,fp32,damaged"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every case leaves."""
+    folder = tmp_path_factory.mktemp("parts")
+    fast = tiny_models.tokenizer()
+    for name, (kind, changes) in PARENTS.items():
+        sizes = {"vocab_size": len(fast), "num_hidden_layers": 1, **changes}
+        tiny_models.export(folder / name, fast, tiny_models.decoder(kind, spread=0.2, **sizes))
+        spec = parts_ranks.spec_of(f"{name},none,fp32", folder)
+        (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.TEXT * 12))
+        found = prepare(spec, folder, folder / "s", parent=folder / name, on_progress=lambda *_: None)
+        (folder / f"{name}.prepared").write_bytes(pickle.dumps(found))
+    command = [sys.executable, str(ROOT / "tests" / "support" / "parts_ranks.py")]
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder / "meeting"), str(folder), *IN_PARTS, *WHOLE, DAMAGED],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    return folder
+
+
+def remarks(folder: Path, case: str) -> str:
+    return "\n".join(RunFolder(folder / case / "run").remarks())
+
+
+def content(path: Path) -> dict:
+    """Return what a JSON file holds; the names of adapted layers are a set."""
+    found = json.loads(path.read_text())
+    if isinstance(found.get("target_modules"), list):
+        found["target_modules"].sort()
+    return found
+
+
+def first_whole(folder: Path, case: str) -> torch.nn.Module:
+    """Return the model that a job at another stage begins with."""
+    spec = parts_ranks.spec_of(case, folder)
+    parent = None if case.startswith("new") else folder / case.split(",")[0]
+    prepared = pickle.loads((folder / f"{(parent or folder / 'llama').name}.prepared").read_bytes())
+    return start.begin(spec, prepared.task(spec), parent).model
+
+
+@pytest.mark.parametrize("case", IN_PARTS)
+def test_parts_begin_as_the_whole_does_bit_by_bit(folder: Path, case: str) -> None:
+    found, precision = load_file(folder / case / "begun.safetensors"), case.split(",")[2]
+    expected = first_whole(folder, case).state_dict()
+    assert found.keys() <= expected.keys()
+    for name, tensor in expected.items():
+        if name in found:
+            assert torch.equal(found[name], tensor.to(found[name].dtype)), name
+    assert len({tensor.dtype for tensor in found.values()} - {DTYPES[precision]}) == 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize("case", IN_PARTS)
+def test_what_is_written_in_parts_is_what_would_be_written_whole(folder: Path, case: str, tmp_path: Path) -> None:
+    spec, name = parts_ranks.spec_of(case, folder), case.split(",")[0]
+    parent = None if name == "new" else folder / name
+    prepared = pickle.loads((folder / f"{(parent or folder / 'llama').name}.prepared").read_bytes())
+    task, weights = prepared.task(spec), load_file(folder / case / "trained.safetensors")
+    precision = spec.training.precision
+    model = start.unadapted(spec, task, parent)
+    for tied in model.state_dict().keys() - weights.keys() if spec.model.lora is None else ():
+        weights[tied] = weights["model.embed_tokens.weight" if "llama" in name else "transformer.wte.weight"]
+    whole = lambda: start.unadapted(spec, task, parent)  # noqa: E731
+    export(tmp_path / "whole", task, weights, whole, precision, spec.model.lora, lambda path: None)
+    assert "gathers the whole model" not in remarks(folder, case)
+    written = folder / case / "run" / "model"
+    expected, found = (load_file(at / "model.safetensors") for at in (tmp_path / "whole", written))
+    begun = load_file(folder / case / "begun.safetensors")
+    assert found.keys() == expected.keys()
+    moved = False
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key], tensor), key
+        moved |= key not in begun or not torch.equal(found[key], begun[key])
+    assert moved, "else nothing was learned"
+    names = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    assert names == {path.relative_to(written) for path in written.rglob("*") if path.is_file()}
+    for at in sorted(names):
+        if at.suffix == ".json":
+            assert content(written / at) == content(tmp_path / "whole" / at), at
+    if spec.model.lora is not None:
+        adapters = [load_file(at / "adapter" / "adapter_model.safetensors") for at in (tmp_path / "whole", written)]
+        assert adapters[0].keys() == adapters[1].keys()
+        assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_what_cannot_be_written_in_parts_is_said_and_written_whole(folder: Path, case: str) -> None:
+    assert "rank 0 gathers the whole model to write it" in remarks(folder, case)
+    assert (folder / case / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_damage_is_found_by_reading_back_and_nothing_is_left(folder: Path) -> None:
+    assert "does not read back as it was written" in remarks(folder, DAMAGED)
+    assert not (folder / DAMAGED / "run" / "model").exists()
+    assert list((folder / DAMAGED / "run").glob(".model*")) == []
