@@ -33,8 +33,8 @@ test: check
 test-fast: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal tests/unit tests/contracts
 
-# PROCESSES=2 runs them in two, each with clusters of its own; a test that is marked `alone` has both cores.
-PROCESSES ?= 0
+# In two processes, each with clusters of its own (PROCESSES=0: in one); a test that is marked `alone` has both cores.
+PROCESSES ?= 2
 test-faults: $(STAMP)
 	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/faults
 

@@ -166,6 +166,11 @@ class Saver:
             self._stalled_s += time.perf_counter() - began
             self._thread = None
 
+    def release(self) -> None:
+        """Let go of the memory that states are copied to: as much as they take. The next save takes it again."""
+        self.finish()
+        self._buffer = None
+
     def outcomes(self) -> list[Outcome]:
         """Return what has ended since the last call."""
         found = []

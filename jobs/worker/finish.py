@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from jobs.checkpoint import resume
-from jobs.worker import export, export_in_parts, proof, start, weight_stream
+from jobs.worker import export, export_in_parts, heap, proof, start, weight_stream
 from jobs.worker.export import DTYPES, WrongExport
 from jobs.worker.export_in_parts import Piece
 from jobs.worker.fault_injection import damage
@@ -19,6 +19,7 @@ def export_weights(worker: Worker) -> None:
     """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
     worker.injector.inject("export", worker.steps)
     trained = proof.of_trained(worker)
+    heap.trim()
     if worker.zero_stage == 3:
         skeleton = start.skeleton(worker.spec, worker.task, worker.model_directory)
         pieces = skeleton if isinstance(skeleton, str) else _plan(worker, skeleton)
@@ -99,6 +100,7 @@ def _check(
     try:
         agree(export_in_parts.difference(pieces, begun.files.read))
         engine.forget_moments()
+        heap.trim()
         model = engine.divided(begun.model, begun.fill)
     finally:
         begun.close()

@@ -51,6 +51,7 @@ def train_worker(config: WorkerConfig) -> None:
         finish_checkpoint(worker)
         report_checkpoints(worker)
         if finished:
+            worker.saver.release()
             evaluate_now(worker, worker.steps, "final")
             with watchdog.during("export", learns=False):
                 export_weights(worker)

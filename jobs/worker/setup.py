@@ -29,7 +29,7 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import buffers, start, zero
+from jobs.worker import buffers, heap, start, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
@@ -110,6 +110,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     )
     engine = make_engine(begun, training, ds_config, device, store, point)
     begun.close()
+    heap.trim()
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
     if rank == 0:

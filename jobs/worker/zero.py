@@ -19,6 +19,17 @@ _OURS = (
     "torch_autocast",
 )
 
+SMALL_BUCKETS = {
+    "stage3_max_live_parameters": 10_000_000,
+    "stage3_max_reuse_distance": 10_000_000,
+    "stage3_prefetch_bucket_size": 5_000_000,
+    "reduce_bucket_size": 10_000_000,
+}
+"""In elements, on a CPU, where a collective is a copy and larger ones are no faster.
+
+DeepSpeed's own are 1e9, 1e9, 5e7 and 5e8, with which a rank of a smaller model holds all of it.
+"""
+
 
 def deepspeed_config(
     training: TrainingSpec,
@@ -112,6 +123,8 @@ def _zero(training: TrainingSpec, on_gpu: bool) -> dict[str, Any]:
         "contiguous_gradients": True,
         "stage3_gather_16bit_weights_on_model_save": True,
     }
+    if training.deepspeed.zero_stage == 3 and not on_gpu:
+        zero |= SMALL_BUCKETS
     if training.deepspeed.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
         if training.deepspeed.zero_stage == 3:

@@ -1,0 +1,148 @@
+"""Peak memory of each rank of a training at ZeRO stage 3, by phase; another commit's beside.
+
+    python benchmarks/model_memory.py [--sizes 400M 1B] [--ranks 2] [--against CHECKOUT] [--precision fp32]
+
+A Llama with random weights begins, learns two steps, is saved and exported; then new processes resume it and learn.
+Peaks are of resident memory (VmHWM, which the kernel begins anew for each phase), the largest of the ranks. What has to
+be there is 16 bytes a parameter over the ranks (fp32: weights, gradients, two moments; bf16: 18). Where less than
+1 GiB of the machine is left, the processes are ended, and "did not fit" is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+SIZES: dict[str, dict[str, int]] = {
+    "14M": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4},
+    "140M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "400M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 26, "num_attention_heads": 16},
+    "1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 17, "num_attention_heads": 16},
+}
+VOCABULARY = 32000
+LEAST_BYTES = 1 << 30
+
+
+def parameters(size: dict[str, int]) -> int:
+    """Return how many a Llama has: embedding and head, and a layer's four projections, gated MLP and norms."""
+    hidden, between = size["hidden_size"], size["intermediate_size"]
+    layer = 4 * hidden * hidden + 3 * hidden * between + 2 * hidden
+    return 2 * VOCABULARY * hidden + size["num_hidden_layers"] * layer + hidden
+
+
+def spec_of(size: str, precision: str) -> dict[str, Any]:
+    """Return what is trained."""
+    return {
+        "name": "memory",
+        "phase": "pretrain",
+        "task": {"name": "causal-lm", "sequence_length": 64, "tokenizer": {"train": "bpe", "vocab_size": 300}},
+        "data": {"train": "x.jsonl"},
+        "model": {"architecture": "llama", "config": {**SIZES[size], "vocab_size": VOCABULARY}},
+        "training": {"steps": 2, "global_batch_size": 2, "precision": precision, "deepspeed": {"zero_stage": 3}},
+    }
+
+
+def prepared(folder: Path, size: str, precision: str, zero: str) -> None:
+    """Leave the spec, its rows, and what DeepSpeed is told besides, in a folder."""
+    from jobs.data.prepare import prepare
+    from jobs.spec import JobSpec
+
+    spec = spec_of(size, precision)
+    (folder / "spec.json").write_text(json.dumps(spec))
+    (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": f"{n} men went to mow. " * 9}) for n in range(200)))
+    found = prepare(JobSpec.model_validate(spec), folder, folder / "s", parent=None, on_progress=lambda *_: None)
+    (folder / "config.json").write_text(zero)
+    (folder / "prepared").write_bytes(pickle.dumps(found))
+
+
+def ranks(checkout: Path, folder: Path, world: int, way: str) -> dict[str, list[list[float]]] | str:
+    """Run one way on all ranks; return (MiB, seconds) of each rank by phase, or why there is none."""
+    script = str(ROOT / "benchmarks" / "model_memory_rank.py")
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    with (folder / f"{way}.log").open("w") as log:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, str(rank), str(world), str(folder), way],
+                env={**environment, "LOCAL_RANK": str(rank)},
+                stdout=log,
+                stderr=log,
+            )
+            for rank in range(world)
+        ]
+        why = watch(processes)
+    if why:
+        return why
+    found = [json.loads((folder / f"{way}-{rank}.json").read_text()) for rank in range(world)]
+    return {name: [each[name] for each in found] for name in found[0]}
+
+
+def watch(processes: list[subprocess.Popen[bytes]]) -> str | None:
+    """Wait for processes; end them all where one fails or memory runs out, and return what happened."""
+    why = None
+    while why is None and any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        if available < LEAST_BYTES:
+            why = "did not fit"
+        elif any(process.poll() not in (None, 0) for process in processes):
+            why = "failed"
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+    return why
+
+
+def measure(name: str, checkout: Path, size: str, world: int, precision: str, zero: str) -> None:
+    """Print a table of one commit and size."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "run").mkdir()
+        prepared(folder, size, precision, zero)
+        count = parameters(SIZES[size])
+        state = (16 if precision == "fp32" else 18) * count / world / 2**20
+        print(
+            f"\n{name}: {size} ({count / 1e6:,.0f}M parameters), {precision}, {world} ranks: state {state:,.0f} MiB each"
+        )
+        for way in ("begin", "resume"):
+            found = ranks(checkout, folder, world, way)
+            if isinstance(found, str):
+                print(f"  {way}: {found}", flush=True)
+                if found == "failed":
+                    print((folder / f"{way}.log").read_text()[-3000:])
+                return
+            for phase, values in found.items():
+                peak, seconds = max(each[0] for each in values), max(each[1] for each in values)
+                print(f"  {phase:<12} {peak:>8,.0f} MiB {seconds:>7.1f} s", flush=True)
+
+
+def main() -> None:
+    """Measure each size of each commit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["400M", "1B"])
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--zero", default="{}", help="JSON: settings of DeepSpeed's zero_optimization")
+    parser.add_argument("--against", type=Path, help="a checkout of another commit, measured beside")
+    arguments = parser.parse_args()
+    for size in arguments.sizes:
+        measure("here", ROOT, size, arguments.ranks, arguments.precision, arguments.zero)
+        if arguments.against:
+            measure("there", arguments.against.resolve(), size, arguments.ranks, arguments.precision, arguments.zero)
+
+
+if __name__ == "__main__":
+    main()

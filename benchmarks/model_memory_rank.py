@@ -1,0 +1,125 @@
+"""One rank of benchmarks/model_memory.py: its peak memory in each phase of a training at ZeRO stage 3.
+
+python benchmarks/model_memory_rank.py RANK WORLD FOLDER begin|resume       imports jobs/ from PYTHONPATH: of any commit
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from jobs.checkpoint import resume
+from jobs.checkpoint.catalog import Keep, Manifest
+from jobs.checkpoint.saver import GroupNotes, Saver
+from jobs.checkpoint.store import Store
+from jobs.data.prepare import rows_of
+from jobs.run_folder import RunFolder
+from jobs.spec import JobSpec
+from jobs.worker import evaluate, loop, proof, setup, start
+from jobs.worker.fault_injection import Injector
+from jobs.worker.watchdog import Pulse, Watchdog
+from jobs.worker.zero import deepspeed_config
+
+STEPS = 2
+_peaks: dict[str, tuple[float, float]] = {}
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Note this process's peak resident memory (MiB) meanwhile, and the seconds; ranks end it together."""
+    dist.barrier()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (proc(5))
+    began = time.perf_counter()
+    yield
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    _peaks[name] = peak / 1024, time.perf_counter() - began
+
+
+def begin(spec: JobSpec, task: Any, columns: Any, config: dict[str, Any], store: Store, point: resume.Point) -> Any:
+    """Return the engine, by the way of whichever commit this is."""
+    assert spec.training is not None
+    cpu = torch.device("cpu")
+    if not hasattr(start, "begin"):  # before models began in parts
+        model, _ = start.ready_model(spec, task, None, columns)
+        return setup.make_engine(model, spec.training, config, cpu, store, point)
+    from jobs.worker import heap
+
+    begun = start.begin(spec, task, None, in_parts=True)
+    engine = setup.make_engine(begun, spec.training, config, cpu, store, point)
+    begun.close()
+    heap.trim()
+    start.look(spec, task, engine.model.module, columns)
+    return engine
+
+
+def step(engine: Any, task: Any, rows: Any) -> None:
+    """Learn from a row."""
+    batch = evaluate.to_device(task.collate(rows.take(np.array([engine.rank]))), engine.device)
+    engine.backward(task.loss(engine.model, batch)[0] / 100)
+    engine.step()
+
+
+def main(rank: int, world: int, folder: Path, way: str) -> None:
+    """Begin, or go on; learn; save and write the first time. Leaves FOLDER/<way>-<rank>.json."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{way}", rank=rank, world_size=world)
+    spec = JobSpec.model_validate(json.loads((folder / "spec.json").read_text()))
+    assert spec.training is not None
+    prepared = pickle.loads((folder / "prepared").read_bytes())
+    task, rows, eval_rows = prepared.task(spec), rows_of(prepared, prepared.train_files), rows_of(prepared, [])
+    precision = spec.training.precision
+    config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
+    if (folder / "config.json").is_file():
+        config["zero_optimization"] |= json.loads((folder / "config.json").read_text())
+    store, place = Store(str(folder / "checkpoints")), RunFolder(folder / "run")
+    _peaks["imports"] = 0.0, 0.0
+    with phase("imports"):
+        pass
+    point = resume.agree(store) if way == "resume" else resume.Point(way)
+    with phase("resume" if way == "resume" else "construct"):
+        engine = begin(spec, task, rows.columns, config, store, point)
+    with phase("first step"):
+        step(engine, task, rows)
+    with phase("second step"):
+        step(engine, task, rows)
+    if way == "resume":
+        leave(folder / f"{way}-{rank}.json")
+        return
+    saver = Saver(store, way, rank, world, Keep(), notes=GroupNotes())
+    with phase("save"):
+        saver.begin(Manifest(STEPS, STEPS, world, 3, elements=engine.elements()), engine.owned_fragments())
+        saver.finish()
+    if hasattr(saver, "release"):
+        saver.release()
+    watchdog = Watchdog(place.stacks(way, rank), 3600, Pulse(place.pulse(way, rank), "node"))
+    worker = setup.Worker(
+        spec, spec.training, precision, task, engine, rows, eval_rows, place, None, saver, watchdog,
+        Injector(place, rank, ""), STEPS, 1, 3,
+    )  # fmt: skip
+    with phase("evaluation"):
+        proof.measure_live(worker, rows, 8)
+    with phase("export"):
+        loop.export_weights(worker)
+    watchdog.stop()
+    leave(folder / f"{way}-{rank}.json")
+
+
+def leave(path: Path) -> None:
+    """Write the peaks down."""
+    path.write_text(json.dumps(_peaks))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
