@@ -114,9 +114,8 @@ def measure(name: str, checkout: Path, size: str, world: int, precision: str, ze
         prepared(folder, size, precision, zero)
         count = parameters(SIZES[size])
         state = (16 if precision == "fp32" else 18) * count / world / 2**20
-        print(
-            f"\n{name}: {size} ({count / 1e6:,.0f}M parameters), {precision}, {world} ranks: state {state:,.0f} MiB each"
-        )
+        print(f"\n{name}: {size} ({count / 1e6:,.0f}M parameters), {precision}, {world} ranks:", end=" ")
+        print(f"state {state:,.0f} MiB each")
         for way in ("begin", "resume"):
             found = ranks(checkout, folder, world, way)
             if isinstance(found, str):

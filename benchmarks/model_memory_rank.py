@@ -50,8 +50,9 @@ def begin(spec: JobSpec, task: Any, columns: Any, config: dict[str, Any], store:
     """Return the engine, by the way of whichever commit this is."""
     assert spec.training is not None
     cpu = torch.device("cpu")
+    before: Any = start
     if not hasattr(start, "begin"):  # before models began in parts
-        model, _ = start.ready_model(spec, task, None, columns)
+        model, _ = before.ready_model(spec, task, None, columns)
         return setup.make_engine(model, spec.training, config, cpu, store, point)
     from jobs.worker import heap
 
@@ -78,7 +79,7 @@ def main(rank: int, world: int, folder: Path, way: str) -> None:
     assert spec.training is not None
     prepared = pickle.loads((folder / "prepared").read_bytes())
     task, rows, eval_rows = prepared.task(spec), rows_of(prepared, prepared.train_files), rows_of(prepared, [])
-    precision = spec.training.precision
+    precision: Any = spec.training.precision
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     if (folder / "config.json").is_file():
         config["zero_optimization"] |= json.loads((folder / "config.json").read_text())

@@ -112,7 +112,7 @@ def _rows(piece: Piece) -> Iterator[torch.Tensor]:
 def save_adapters(directory: Path, live: Any, first: bool) -> None:
     """Write the adapters by themselves, as peft does: with what is trained whole, and an adapted head's own weight."""
     head = live.get_output_embeddings() if hasattr(live, "get_output_embeddings") else None
-    of_head = {id(parameter) for parameter in head.parameters()} if hasattr(head, "base_layer") else set()
+    of_head = {id(each) for each in head.parameters()} if head is not None and hasattr(head, "base_layer") else set()
     found: dict[str, torch.Tensor] = {}
     for name, parameter in live.named_parameters():
         if parameter.requires_grad or id(parameter) in of_head:
