@@ -63,6 +63,8 @@ class Engine:
         self._alone = not self.model.zero_optimization()
         """Whether every rank holds all of the training state."""
         stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__
+        if stage == 3:
+            deepspeed_internals.share_masters(self.model.optimizer)
         self._layout = zero_layouts.choose(stage, self.model.optimizer)
         zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
 

@@ -71,6 +71,18 @@ ENTRIES = (
         "`safe_get_local_fp32_param` tells the part's place as well as its content",
     ),
     Internal(
+        "DeepSpeedZeroOptimizer_Stage3.fp16_partitioned_groups_flat",
+        "the weights of this rank, which fp32 masters are made to share: DeepSpeed copies them",
+        "in fp32, stage 3 takes 20 bytes a parameter instead of 16",
+        "it compares devices with devices in `_create_fp32_partitions`",
+    ),
+    Internal(
+        "zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus",
+        "to make parameters of stage 3 in parts from the beginning, which Init makes of whole ones",
+        "no job can begin at stage 3",
+        "zero.Init takes a function that fills in a part",
+    ),
+    Internal(
         "Parameter.ds_numel, Parameter.ds_tensor (deepspeed.zero.Init)",
         "the whole size of a parameter of which this rank holds a part",
         "the last, padded part of each parameter would be taken to be whole at stage 3",
@@ -136,6 +148,18 @@ def place_in_parts(parameter: Any, optimizer: Any, rank: int) -> Place | None:
     start = rank * part
     numel = min(part, parameter.ds_numel - start)
     return Place(optimizer.fp32_partitioned_groups_flat[group], start, offset, numel) if numel > 0 else None
+
+
+def share_masters(optimizer: Any) -> None:
+    """Have the fp32 master weights of stage 3 be the weights, where these are fp32 too: DeepSpeed means to, and copies.
+
+    It compares a tensor's device with a text, which is never equal.
+    """
+    for weights, masters in zip(
+        optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
+        if weights is not None and (weights.dtype, weights.device) == (masters.dtype, masters.device):
+            masters.data = weights.data
 
 
 def whole_numel(parameter: Any) -> int:

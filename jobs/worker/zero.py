@@ -24,10 +24,11 @@ SMALL_BUCKETS = {
     "stage3_max_reuse_distance": 10_000_000,
     "stage3_prefetch_bucket_size": 5_000_000,
     "reduce_bucket_size": 10_000_000,
+    "sub_group_size": 10_000_000,
 }
 """In elements, on a CPU, where a collective is a copy and larger ones are no faster.
 
-DeepSpeed's own are 1e9, 1e9, 5e7 and 5e8, with which a rank of a smaller model holds all of it.
+DeepSpeed's own are 1e9, 1e9, 5e7, 5e8 and 1e9, with which a rank of a smaller model holds all of it.
 """
 
 

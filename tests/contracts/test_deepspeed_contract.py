@@ -101,6 +101,28 @@ def _stage3() -> None:
     calls(stage3, "self.fp32_partitioned_groups_flat.append(")
 
 
+@DEEPSPEED.check("DeepSpeedZeroOptimizer_Stage3.fp16_partitioned_groups_flat")
+def _weights() -> None:
+    stage3 = optimizer("DeepSpeedZeroOptimizer_Stage3")
+    calls(
+        stage3,
+        "self.fp16_partitioned_groups_flat.append(",
+        "self.fp16_partitioned_groups_flat[sub_group_id].data.copy_(",
+    )
+
+
+@DEEPSPEED.check("zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus")
+def _init() -> None:
+    partition = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
+    has_attributes(partition.Init, "_convert_to_deepspeed_param", "_aligned_size", "_partition_param")
+    source_mentions(
+        "deepspeed.runtime.zero.partition_parameters",
+        "param.ds_tensor.ds_numel = ", "param.ds_tensor.status = PartitionedParamStatus.AVAILABLE",
+        "param.ds_tensor.final_location = ", "param.ds_numel_aligned = ", "free_param(param)", "param.ds_persist = ",
+        "self.remote_device", "ds_zero_partition_rank",
+    )  # fmt: skip
+
+
 @DEEPSPEED.check("Parameter.ds_numel, Parameter.ds_tensor (deepspeed.zero.Init)")
 def _parts() -> None:
     source_mentions("deepspeed.runtime.zero.partition_parameters", "param.ds_numel = ", "param.ds_tensor = ")
