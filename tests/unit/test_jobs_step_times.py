@@ -1,6 +1,7 @@
 """Where a step's time goes, and the memory that a rank has had."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.worker.meter import Meter
+from jobs.worker.meter import Meter, rates_of
 from jobs.worker.peak_memory import peak_bytes, resident_peak
 from jobs.worker.step_times import DeviceClock, HostClock, StepTimes
 from tests.support import machine
@@ -107,16 +108,24 @@ def test_rank_0_writes_a_steps_metrics_with_its_parts_and_every_rank_its_memory(
     for meter in meters:
         with meter.during("forward"):
             pass
-        meter.end_step(1, {"loss": 2.0})
-        meter.end_step(2, {"loss": 1.0})
+        meter.end_step(1, {"loss": 2.0, "step_time_s": 0.5}, 3e9)
+        meter.end_step(2, {"loss": 1.0, "step_time_s": 0.5}, math.nan)
         meter.close()
     (first, parts), second = spooled(tmp_path / "rank-0.jsonl")
-    assert (first, parts["loss"], sorted(parts)) == (1, 2.0, ["forward_s", "loss"])
-    assert second == (2, {"loss": 1.0})
+    assert (first, parts["loss"], parts["model_flops_per_second"]) == (1, 2.0, 6e9)
+    assert sorted(parts) == ["forward_s", "loss", "model_flops_per_second", "step_time_s"]
+    assert second == (2, {"loss": 1.0, "step_time_s": 0.5})
     for rank in range(2):
         ((step, memory), *_) = spooled(tmp_path / f"memory-rank-{rank}.jsonl")
         assert step == 1
         assert 0 < memory[f"peak_memory_bytes/rank-{rank}"] <= peak_bytes(cpu)
+
+
+def test_the_share_of_the_peak_is_told_where_all_of_it_is_known() -> None:
+    assert rates_of(4e12, 2.0, 8e12) == {"model_flops_per_second": 2e12, "mfu": 0.25}
+    assert rates_of(4e12, 2.0, math.nan) == {"model_flops_per_second": 2e12}
+    assert rates_of(math.nan, 2.0, 8e12) == {}
+    assert rates_of(0.0, 2.0, 8e12) == {}, "a model of no products"
 
 
 def test_the_resident_peak_is_read_in_bytes() -> None:
