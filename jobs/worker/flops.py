@@ -7,7 +7,8 @@ L layers, H heads of size Q, T tokens); attention counts whole, be it causal or 
 
 - What is computed a second time to save memory does not count: layers under gradient checkpointing, and the scores
   within the backward pass of fused attention.
-- torch (2.13) does not know fused attention on CPUs, nor oneDNN's recurrent layers; they count here.
+- torch (2.13) does not know fused attention on CPUs, products grouped by expert, nor oneDNN's recurrent layers; they
+  count here.
 - Where an operation that multiplies is not known, or the count depends on more than shapes, nothing is told.
 """
 
@@ -56,6 +57,15 @@ def _attention_backward(_: torch.Tensor, *qkv: Any, **__: Any) -> int:
     return 2 * _attention(*qkv)
 
 
+def _grouped(left: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Count the products of experts: (T, I) by (E, I, O), (E, M, I) by (I, T), or (I, T) by (T, O).
+
+    Each of the T rows goes to one of the E experts.
+    """
+    of_each = left.shape[-2:].numel() if right.dim() == 2 else left.numel()
+    return 2 * of_each * right.shape[-1]
+
+
 def _recurrent(rows: torch.Tensor, of_input: torch.Tensor, of_state: torch.Tensor, *_: Any, **__: Any) -> int:
     """Count a layer's products: rows (T, B, I), weights (G, I) and (G, H) for G gates' numbers."""
     return 2 * rows.shape[:-1].numel() * (of_input.numel() + of_state.numel())
@@ -72,6 +82,7 @@ FORMULAS: dict[Any, Formula] = {
     **{operation: flop_registry[operation] for operation in _PRODUCTS},
     **{getattr(aten, f"_scaled_dot_product_{kind}"): _attention for kind in _KINDS_OF_ATTENTION},
     **{getattr(aten, f"_scaled_dot_product_{kind}_backward"): _attention_backward for kind in _KINDS_OF_ATTENTION},
+    aten._grouped_mm: _grouped,
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: _recurrent_backward,
 }

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from jobs.worker import flops
 from jobs.worker.flops import FlopCounter, ModelFlops
@@ -44,6 +44,18 @@ def test_a_decoder_takes_what_palm_says(attention: str) -> None:
     in_products = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name)
     counter = counted(model, ids())
     assert counter.flops == ROWS * TOKENS * (6 * in_products + 12 * LAYERS * HIDDEN * TOKENS)
+    assert counter.unknown == set()
+
+
+def test_of_experts_those_count_that_a_token_goes_to() -> None:
+    config = MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=4, num_local_experts=6, num_experts_per_tok=2,
+    )  # fmt: skip
+    counter = counted(MixtralForCausalLM(config).train(), ids())
+    of_layer = 4 * HIDDEN * HIDDEN + 6 * HIDDEN + 2 * 3 * HIDDEN * 48  # attention, router, two of six experts
+    active = LAYERS * of_layer + VOCABULARY * HIDDEN
+    assert counter.flops == ROWS * TOKENS * (6 * active + 12 * LAYERS * HIDDEN * TOKENS)
     assert counter.unknown == set()
 
 
