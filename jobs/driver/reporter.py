@@ -77,7 +77,7 @@ class Reporter:
 
 
 def _report_step(record: Record, steps: int) -> None:
-    rates = {k: v for k, v in record.metrics.items() if k.endswith("_per_second")}
+    rates = {k: v for k, v in record.metrics.items() if k.endswith("_per_second") and k != "model_flops_per_second"}
     left = (steps - record.step) * record.metrics["step_time_s"]
     progress.report("train", record.step, max(steps, record.step), loss=record.metrics["loss"], **rates, eta_s=left)
 

@@ -30,11 +30,12 @@ from jobs.checkpoint.fence import Superseded
 from jobs.data import batches
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
-from jobs.worker import proof, untaught
+from jobs.worker import flops, proof, untaught
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import check_rated, to_device
 from jobs.worker.finish import export_weights
 from jobs.worker.losses import RecentLosses, check_gradient
+from jobs.worker.meter import Meter
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, logged, set_up, system_metrics
 from tracking.spool import Spool
@@ -47,7 +48,9 @@ def train_worker(config: WorkerConfig) -> None:
         worker = set_up(config, watchdog)
         worker.engine.model.train()
         worker.injector.inject("start", worker.start)
-        finished = run_steps(worker)
+        meter = begin_meter(worker)
+        finished = run_steps(worker, meter)
+        end_meter(worker, meter)
         finish_checkpoint(worker)
         report_checkpoints(worker)
         if finished:
@@ -67,7 +70,23 @@ def close_spool(spool: Spool, folder: RunFolder) -> None:
             folder.add_remarks([f"{spool.lost} lines of metrics are missing: the disk did not take them"])
 
 
-def run_steps(worker: Worker) -> bool:
+def begin_meter(worker: Worker) -> Meter:
+    """Begin to measure this rank's steps. Collective."""
+    engine = worker.engine
+    (peak,) = engine.all_sum(flops.peak(engine.device, worker.precision))
+    return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, peak)
+
+
+def end_meter(worker: Worker, meter: Meter) -> None:
+    """End it, and have the run say why it has no FLOPs if the model multiplies in a way that is not known."""
+    meter.close()
+    if worker.first and meter.uncounted:
+        with suppress(OSError):
+            names = ", ".join(sorted(meter.uncounted))
+            worker.folder.add_remarks([f"no model_flops_per_second: not known how to count {names}"])
+
+
+def run_steps(worker: Worker, meter: Meter) -> bool:
     """Run the steps that are left. Return False when the driver asked to stop; a checkpoint was written then."""
     engine, training = worker.engine, worker.training
     if worker.start == 0:
@@ -80,21 +99,23 @@ def run_steps(worker: Worker) -> bool:
         rate = learning_rate(training, step, worker.steps)
         engine.set_learning_rate(rate)
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
-        loss, stop, save = forward_backward(worker, micro_batches, targets)
+        loss, stop, save, done_flops = forward_backward(worker, meter, micro_batches, targets)
         loss *= {"nan": math.nan, "spike": 1e3}.get(worker.injector.inject("step", step + 1) or "", 1.0)
         recent.check(loss, step + 1)
         wait_copied(worker)
-        engine.step()
+        with meter.during("optimizer"):
+            engine.step()
         norm = engine.gradient_norm()
         check_gradient(norm, loss, step + 1)  # before the step is noted or saved: its weights are of no use
-        engine.average_buffers()
+        with meter.during("buffers"):
+            engine.average_buffers()
         worker.updates += 1
         done, now = step + 1, time.perf_counter()
-        if worker.spool is not None:
-            metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
-            metrics[f"{worker.task.unit}_per_second"] = targets / (now - previous)
-            metrics["workers"] = float(engine.world_size)
-            worker.spool.append(done, {**metrics, "step_time_s": now - previous, "data_wait_s": data_wait_s})
+        metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "workers": float(engine.world_size)}
+        rates = {f"{worker.task.unit}_per_second": targets / (now - previous)}
+        meter.end_step(
+            done, {**metrics, **rates, "step_time_s": now - previous, "data_wait_s": data_wait_s}, done_flops
+        )
         worker.watchdog.step(now - previous)
         previous = now
         if training.eval_every and done % training.eval_every == 0 and done < worker.steps:
@@ -111,8 +132,10 @@ def run_steps(worker: Worker) -> bool:
     return True
 
 
-def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets: int) -> tuple[float, bool, bool]:
-    """Accumulate one global batch's gradients; return its mean loss, whether to stop, and whether to save.
+def forward_backward(
+    worker: Worker, meter: Meter, micro_batches: list[Batch | None], targets: int
+) -> tuple[float, bool, bool, float]:
+    """Accumulate one global batch's gradients; return its mean loss, whether to stop, whether to save, and its FLOPs.
 
     The last micro-batch is left to `engine.step()` by the caller, after the loss has been looked at.
 
@@ -126,17 +149,20 @@ def forward_backward(worker: Worker, micro_batches: list[Batch | None], targets:
     for index, micro_batch in enumerate(micro_batches):
         # A rank without rows left still takes part in the collectives of the backward pass, with weight 0.
         batch = micro_batch or filler or task.collate(worker.rows.take(np.zeros(1, dtype=np.int64)))
-        loss, _ = task.loss(engine.model, to_device(batch, engine.device))
+        with meter.forward(micro_batch):
+            loss, _ = task.loss(engine.model, to_device(batch, engine.device))
         if worker.first and worker.updates == index == 0 and micro_batch is not None:
             worker.folder.add_remarks(untaught.remarks(loss, engine.model.module))
         weighted = loss if micro_batch is not None else loss * 0.0
-        engine.backward(weighted / max(targets, 1))
+        with meter.backward():
+            engine.backward(weighted / max(targets, 1))
         total += weighted.detach()
         if index + 1 < len(micro_batches):
             engine.step()
     asked = (worker.folder.stop_requested(), worker.folder.save_requested()) if worker.first else (False, False)
-    loss_sum, stop, save = engine.all_sum(total, *map(float, asked))
-    return loss_sum / max(targets, 1), stop > 0, save > 0
+    with meter.during("loss_sum"):
+        loss_sum, stop, save, flops_sum = engine.all_sum(total, *map(float, asked), meter.rank_flops())
+    return loss_sum / max(targets, 1), stop > 0, save > 0, flops_sum
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -8,18 +8,28 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from cluster.internals import Internal
 
-__all__ = ["TorchDispatchMode", "storage_key", "tree_leaves", "tree_map_only", "truncated_whole", "written"]
+__all__ = [
+    "TorchDispatchMode",
+    "ranks_among",
+    "storage_key",
+    "tree_leaves",
+    "tree_map_only",
+    "truncated_whole",
+    "written",
+]
 
 ENTRIES = (
     Internal(
         "torch.utils._python_dispatch.TorchDispatchMode",
-        "to see each operation on a model's tensors while it is built without memory; documented, but kept there",
-        "no model can be recorded, and ZeRO-3 builds every model whole on every rank",
+        "to see each operation on a model's tensors while it is built without memory, and what a step multiplies and "
+        "sends; documented, but kept there",
+        "no model can be recorded, ZeRO-3 builds every model whole on every rank, and no run is told its FLOPs",
         "torch gives it a public place",
     ),
     Internal(
@@ -41,6 +51,12 @@ ENTRIES = (
         "torch.library tells the schema of an operation",
     ),
     Internal(
+        "ScriptObject._type",
+        "to find the process group among a collective's arguments, and how many ranks are in it",
+        "no run is told the bytes of its collectives",
+        "a dispatch mode is told the group as a ProcessGroup",
+    ),
+    Internal(
         "torch.nn.init._no_grad_trunc_normal_",
         "replaced while recording by one operation: it draws again until no number is too large, which takes values",
         "models that draw so (ViT and its kin) cannot be recorded",
@@ -52,6 +68,12 @@ ENTRIES = (
 def storage_key(tensor: torch.Tensor) -> int:
     """Return a number that tensors of any shape share which are looks at the same values; it may come again later."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def ranks_among(arguments: Any) -> int:
+    """Return how many ranks are in the process group among a collective's arguments."""
+    boxed = (each for each in arguments if isinstance(each, torch.ScriptObject))
+    return next(dist.ProcessGroup.unbox(each).size() for each in boxed if "ProcessGroup" in str(each._type()))
 
 
 def written(operation: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

@@ -93,6 +93,26 @@ def _written() -> None:
     assert [tensor is expected for tensor, expected in zip(seen.changed, [out, a], strict=True)] == [True, True]
 
 
+@WORKER.check("ScriptObject._type")
+def _collectives() -> None:
+    found = []
+
+    class Groups(worker_internals.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func.namespace == "c10d":
+                found.append((func.overloadpacket.__name__, worker_internals.ranks_among(args)))
+            return func(*args, **(kwargs or {}))
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with Groups():
+            torch.distributed.all_reduce(torch.ones(2))
+            torch.distributed.broadcast(torch.ones(2), src=0)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found == [("allreduce_", 1), ("broadcast_", 1)]
+
+
 @WORKER.check("torch.nn.init._no_grad_trunc_normal_")
 def _truncated() -> None:
     plain, drawn = torch.empty(1000), torch.nn.Parameter(torch.empty(1000))

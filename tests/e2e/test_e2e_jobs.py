@@ -108,8 +108,13 @@ def test_a_run_holds_what_happened(pretrained):
     assert found.data.tags["tandem.code_version"]
     assert found.data.tags["tandem.dataset.train"].startswith("python-stdlib@")
     assert [step for step, _ in history(pretrained["run_id"], "loss")] == list(range(1, 31))
-    for key in ("learning_rate", "gradient_norm", "tokens_per_second", "step_time_s", "data_wait_s"):
+    rates = ("tokens_per_second", "model_flops_per_second")
+    for key in ("learning_rate", "gradient_norm", "step_time_s", "data_wait_s", *rates):
         assert len(history(pretrained["run_id"], key)) == 30, key
+    parts = [history(pretrained["run_id"], f"{part}_s") for part in ("forward", "backward", "loss_sum", "optimizer")]
+    for (_, whole), *each in zip(history(pretrained["run_id"], "step_time_s"), *parts, strict=True):
+        assert 0 < sum(value for _, value in each) <= whole
+    assert max(value for _, value in history(pretrained["run_id"], "peak_memory_bytes/rank-0")) > 100 << 20
     assert [step for step, _ in history(pretrained["run_id"], "eval_loss")] == [0, 30]
     assert logged_models(found) == [20, 30], "the kept checkpoints are logged models, the removed one is not"
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from jobs.driver.reporter import FolderWatch
+from jobs.driver.reporter import FolderWatch, _report_step
 from jobs.run_folder import RunFolder
+from tracking.spool import Record
 
 ENTRY = {
     "kind": "non-finite loss",
@@ -45,3 +46,10 @@ def test_what_workers_remark_is_said_once_and_kept_with_the_run(tmp_path: Path, 
     ]
     assert asked, "the run is told"
     assert len(RunFolder(tmp_path).remarks()) == 3
+
+
+def test_a_line_of_progress_has_the_rate_of_what_is_learned_and_no_flops(capsys: Any) -> None:
+    metrics = {"loss": 2.5, "tokens_per_second": 800.0, "model_flops_per_second": 3e12, "step_time_s": 0.5}
+    _report_step(Record(3, metrics, 0, "rank-0"), 9)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "tandem: train 3/9 loss=2.5 tokens_per_second=800 eta_s=3"

@@ -1,0 +1,93 @@
+"""What is measured of each step on a rank, and where it goes: to rank 0's spool, the memory to one of each rank's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from jobs.tasks import Batch
+from jobs.worker.flops import ModelFlops
+from jobs.worker.peak_memory import PeakMemory
+from jobs.worker.step_times import StepTimes, clock
+from jobs.worker.traffic import Traffic
+from tracking.spool import Spool
+
+
+class Meter:
+    """One rank's."""
+
+    def __init__(
+        self, device: torch.device, rank: int, spool: Spool | None, folder: Path, peak_flops: float = math.nan
+    ) -> None:
+        """Begin.
+
+        Args:
+            spool: that of the steps, on rank 0.
+            folder: the run's spool.
+            peak_flops: what the devices of all ranks can do in a second; NaN where that is not known.
+        """
+        self._spool, self._peak_flops = spool, peak_flops
+        self._times = StepTimes(clock(device))
+        self._memory = PeakMemory(folder, rank, device)
+        self._flops = ModelFlops()
+        self._traffic = Traffic()
+
+    @property
+    def uncounted(self) -> set[str]:
+        """Operations for whose sake no FLOPs are told."""
+        return self._flops.unknown
+
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """Count what goes on meanwhile as a part of the step, `PART_s`."""
+        with self._times.during(part), self._traffic.counting():
+            yield
+
+    @contextmanager
+    def forward(self, batch: Batch | None) -> Iterator[None]:
+        """Measure a micro-batch's forward pass; tensors (b, …), or None if its rows are no part of the step."""
+        with self.during("forward"), self._flops.forward(batch):
+            yield
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Measure the backward pass behind it."""
+        with self.during("backward"), self._flops.backward():
+            yield
+
+    def rank_flops(self) -> float:
+        """Return the model FLOPs of this rank's step, once its passes are done; NaN where they are not known."""
+        return self._flops.end_step()
+
+    def end_step(self, step: int, metrics: dict[str, float], flops: float) -> None:
+        """Write a step's metrics down, with where its time went if that is known by now, and what memory it took.
+
+        Args:
+            metrics: `step_time_s` is among them.
+            flops: of all ranks; NaN where they are not known.
+        """
+        known, traffic = dict(self._times.end(step)), self._traffic.end_step()
+        self._memory.note(step)
+        if self._spool is None:
+            return
+        rates = rates_of(flops, metrics["step_time_s"], self._peak_flops)
+        self._spool.append(step, {**metrics, **rates, **traffic, **known.pop(step, {})})
+        for earlier, parts in known.items():
+            self._spool.append(earlier, parts)
+
+    def close(self) -> None:
+        """Look at the memory a last time: the steps are over."""
+        self._memory.close()
+
+
+def rates_of(flops: float, seconds: float, peak_flops: float) -> dict[str, float]:
+    """Return the FLOPs a second of a step, and which part of the devices' peak that is; what is not known is left out.
+
+    Pure.
+    """
+    rates = {"model_flops_per_second": flops / seconds, "mfu": flops / seconds / peak_flops}
+    return {name: rate for name, rate in rates.items() if math.isfinite(rate) and flops > 0}
