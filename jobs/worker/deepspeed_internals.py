@@ -203,17 +203,17 @@ def in_parts(
 
 
 def is_in_parts(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor is a parameter of stage 3, of which this rank has its part."""
+    """Tell whether a tensor of any shape is a parameter of stage 3, of which this rank has its part."""
     return hasattr(tensor, "ds_tensor")
 
 
 def gathered(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
-    """Return a context in which every rank has these parameters of stage 3 whole. Collective."""
+    """Return a context in which every rank has these parameters of stage 3, of any shapes, whole. Collective."""
     return import_deepspeed().zero.GatheredParameters(list(parameters)) if parameters else nullcontext()
 
 
 def part(tensor: Any) -> tuple[int, torch.Tensor]:
-    """Return the first element of this rank's part of a tensor, and the part, 1-D; all of what is not in parts."""
+    """Return the first element of this rank's part of a tensor of any shape, and the part, (N,); or all of it."""
     if not is_in_parts(tensor):
         return 0, tensor.detach().reshape(-1)
     start = tensor.ds_tensor.ds_numel * tensor.ds_zero_partition_rank

@@ -40,7 +40,7 @@ class Piece:
 
     @property
     def gathered(self) -> list[torch.Tensor]:
-        """What it takes from the other ranks."""
+        """What it takes from the other ranks, of any shapes."""
         factors = [self.adapter.down, self.adapter.up] if self.adapter else []
         return [each for each in (self.tensor, *factors) if deepspeed_internals.is_in_parts(each)]
 
@@ -136,7 +136,7 @@ def difference(pieces: Sequence[Piece], read: Callable[[str, int, torch.Tensor],
     """Compare this rank's part of what has no adapter with the files; return what is not in them as it is here.
 
     Args:
-        read: fills in a slice of a stored tensor, by its key, from an element on.
+        read: fills in a slice (N,) of a stored tensor, by its key, from an element on.
     """
     for piece in pieces:
         if piece.adapter is None:

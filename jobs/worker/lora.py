@@ -119,7 +119,7 @@ class Adapter:
     """The layer's weight is [in, out], as gpt2 has it."""
 
     def added(self, rows: slice) -> torch.Tensor:
-        """Return what is added to some rows of the weight, fp32; A and B have to be whole."""
+        """Return what is added to some rows of the weight, (rows, columns) fp32; A and B have to be whole."""
         up, down = self.up.detach().float(), self.down.detach().float()
         return (down.T[rows] @ up.T if self.transposed else up[rows] @ down) * self.scaling
 

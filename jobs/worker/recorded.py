@@ -79,7 +79,7 @@ def materialise(model: torch.nn.Module, fill: Callable[[str, int, torch.Tensor],
     """Give a model all its weights, on the CPU; tied parameters stay tied.
 
     Args:
-        fill: as `Recorded.fill`.
+        fill: as `Recorded.fill`; `out` is (N,).
     """
     made: dict[int, torch.nn.Parameter] = {}
     for name, old in list(model.named_parameters(remove_duplicate=False)):
