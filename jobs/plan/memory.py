@@ -7,8 +7,10 @@ T elements are trained, F frozen, over W ranks. Bytes (jobs/worker/zero.py, jobs
     1, bf16   2 (T+F)        6 T        4 T/W    8 T/W    BF16_Optimizer: whole fp32 sums beside bf16 gradients
     1, fp32   4 (T+F)        4 T        4 T/W    8 T/W
     2         2 or 4 (T+F)   4 T/W      4 T/W    8 T/W
-    3, bf16   2 (T+F)/W      4 T/W      4 T/W    8 T/W
-    3, fp32   4 (T+F)/W      4 T/W      –        8 T/W    –: the weights are what the optimizer changes
+    3         2 or 4 (T+F)/W 4 T/W      4 T/W    8 T/W    also in fp32 the masters are a copy
+
+The dash: the weights are what the optimizer changes. tests/integration/test_jobs_plan_engine.py holds this table
+against engines.
 
 The account is that of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), whose example has 2 + 2 + 12 bytes a parameter;
 here gradients are summed in fp32.
@@ -153,8 +155,7 @@ def _state(facts: Facts, setting: Setting) -> Need:
     if setting.stage == 2:
         return Need(weights=whole, gradients=4 * mine, masters=4 * mine, moments=8 * mine)
     parted = _stored(setting) * _share(facts.parameters, setting)
-    masters = 4 * mine if setting.precision == "bf16" or setting.offload == "cpu" else 0
-    return Need(weights=parted, gradients=4 * mine, masters=masters, moments=8 * mine)
+    return Need(weights=parted, gradients=4 * mine, masters=4 * mine, moments=8 * mine)
 
 
 def _buffers(facts: Facts, setting: Setting) -> int:

@@ -103,8 +103,8 @@ def _fit(spec: JobSpec, task: Task, base: Path) -> list[str]:
     except Exception as error:  # of whatever kind: the job itself would say it better
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"data.train: the size of a model of task {spec.task.name} depends on its data, which a plan cannot read so "
-            f"far here: {said}"
+            f"data.train: the size of a model of task {spec.task.name} depends on its data, which a plan cannot read "
+            f"here: {said}"
         ) from error
     return [f"labels, columns and words are those of the first {len(examples):,} examples: more data may have more"]
 

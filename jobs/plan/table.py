@@ -18,7 +18,7 @@ WIDTH = 140
 GIB = 1 << 30
 PARTS = ("weights", "gradients", "masters", "moments", "activations", "buffers", "saving", "step", "process")
 NOT_COUNTED = (
-    "not counted: time of communication, offload, evaluation and checkpoints beyond what the MFU allows for; memory "
+    "not counted: time of communication, offload, evaluation and checkpoints beyond what --mfu allows for; memory "
     "that fragments; data loading"
 )
 
