@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,13 @@ Overrides = Annotated[
 ]
 JobId = Annotated[str, typer.Argument(help="The job's id, as `tandem jobs list` shows it.", metavar="JOB")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def _number(given: float | None) -> float | None:
+    """Refuse what is no finite number."""
+    if given is not None and not isfinite(given):
+        raise typer.BadParameter(f"{given} is no finite number")
+    return given
 
 
 @app.command()
@@ -74,10 +82,14 @@ def plan(
         int | None, typer.Option("--devices", min=1, help="How many, one a worker. Left out: resources.workers.")
     ] = None,
     mfu: Annotated[
-        float, typer.Option("--mfu", min=0.01, max=1.0, help="Share of its peak FLOP/s that a device reaches.")
+        float,
+        typer.Option(
+            "--mfu", min=0.01, max=1.0, callback=_number, help="Share of its peak FLOP/s that a device reaches."
+        ),
     ] = 0.4,
     price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0.0, help="Of one device; the cost is in its currency.")
+        float | None,
+        typer.Option("--price-per-hour", min=0.0, callback=_number, help="Of one device; the cost is in its currency."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner, Result
 
 import tandem
 from jobs import cli
+from tests.support import tiny_models
 
 SEVENTY = """\
 name: big
@@ -89,6 +90,29 @@ def test_a_classifier_is_counted_with_the_labels_of_its_data(plan):
 
 
 @pytest.mark.parametrize(
+    ("task", "make"),
+    [("causal-lm", tiny_models.language_model), ("image-classification", tiny_models.image_classifier)],
+)
+def test_a_parent_is_counted_by_its_config(plan, task, make):
+    from safetensors import safe_open
+
+    folder = make(Path("parent").absolute())
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        held = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 (no mapping)
+    spec = {
+        "name": "t", "phase": "finetune", "task": task, "model": {"from": str(folder)},
+        "data": {"train": "nowhere.txt"}, "training": {"steps": 1},
+    }  # fmt: skip
+    done = plan(json.dumps(spec), "--json")
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["model"]["parameters"] == held
+    if task == "causal-lm":
+        adapted = json.loads(plan(json.dumps(spec), "--json", "--set", "model.lora={rank: 2}").stdout)
+        assert adapted["model"]["parameters"] - adapted["model"]["trainable"] == held
+        assert adapted["optimal_tokens"] is None  # it begins with learned weights
+
+
+@pytest.mark.parametrize(
     ("spec", "arguments", "said"),
     [
         (TINY, ["--device", "h10"], "--device: 'h10' is no device whose figures are known; did you mean 'h100'?"),
@@ -111,9 +135,11 @@ def test_a_mistake_ends_with_2_and_its_place(plan, spec, arguments, said, monkey
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("arguments", [["--devices", "0"], ["--mfu", "2"], ["--price-per-hour", "-1"]])
-def test_options_out_of_range_end_with_2(plan, arguments):
-    assert plan(TINY, *arguments).exit_code == 2
+@pytest.mark.parametrize(
+    "arguments", [["--devices", "0"], ["--mfu", "2"], ["--price-per-hour", "-1"], ["--mfu", "nan"]]
+)
+def test_options_out_of_range_end_with_2(plan, option):
+    assert plan(TINY, *option.split()).exit_code == 2
 
 
 def test_help_names_every_known_device():
