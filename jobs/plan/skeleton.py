@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,6 +11,8 @@ import torch
 from cluster.errors import UserError
 from jobs import hub_folder, parents
 from jobs.data import sources
+from jobs.data.examples import BadRows
+from jobs.data.grouping import grouped
 from jobs.data.tables import TableForm
 from jobs.spec import JobSpec
 from jobs.tasks import Task, get, language_models, loading, tokenization
@@ -20,6 +21,8 @@ from jobs.worker import lora, start
 
 EXAMPLES = 2000
 """So many are looked at for what a task learns from its data, such as the number of classes."""
+GROUPED_ROWS = 100_000
+"""So many rows, where an example is made of several."""
 CHARACTERS = 256
 """The vocabulary of a tokenizer of characters whose text has not been seen."""
 
@@ -98,7 +101,11 @@ def _fit(spec: JobSpec, task: Task, base: Path) -> list[str]:
     try:
         assert where is not None, "phases that train name data"
         source = sources.open_source(where, base, TableForm(spec.data.columns, spec.data.quotes))
-        examples = list(islice(source.examples(EXAMPLES), EXAMPLES))
+        grouping = task.grouping()
+        if grouping is None:
+            examples = list(source.examples(EXAMPLES))
+        else:
+            examples = list(grouped(source.examples(GROUPED_ROWS), grouping, task.check, BadRows()))
         task.fit(task.observe(examples))
     except Exception as error:  # of whatever kind: the job itself would say it better
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

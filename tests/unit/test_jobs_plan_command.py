@@ -7,7 +7,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import tandem
+from cluster import specfile
 from jobs import cli
+from jobs.plan import facts, skeleton
+from jobs.spec import JobSpec
 from tests.support import tiny_models
 
 SEVENTY = """\
@@ -89,6 +92,17 @@ def test_a_classifier_is_counted_with_the_labels_of_its_data(plan):
     assert "is no causal transformer" in done.output
 
 
+@pytest.mark.parametrize("name", ["forecast", "gan"])
+def test_a_model_without_memory_has_the_parameters_of_a_whole_one(name):
+    """Of a forecaster, whose examples are made of several rows, and of two networks that learn from each other."""
+    path = Path(cli.__file__).parent / "specs" / f"{name}.yaml"
+    spec = specfile.load(path, JobSpec)
+    model, task, _ = skeleton.build(spec, path.parent)
+    whole = task.build(spec.model.architecture, spec.model.config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert facts.of(model) == facts.of(whole)
+
+
 @pytest.mark.parametrize(
     ("task", "make"),
     [("causal-lm", tiny_models.language_model), ("image-classification", tiny_models.image_classifier)],
@@ -135,9 +149,7 @@ def test_a_mistake_ends_with_2_and_its_place(plan, spec, arguments, said, monkey
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--devices", "0"], ["--mfu", "2"], ["--price-per-hour", "-1"], ["--mfu", "nan"]]
-)
+@pytest.mark.parametrize("option", ["--devices 0", "--mfu 2", "--mfu nan", "--price-per-hour -1"])
 def test_options_out_of_range_end_with_2(plan, option):
     assert plan(TINY, *option.split()).exit_code == 2
 
