@@ -78,6 +78,14 @@ def loads(
         raise UserError(explain(error, model, values, lines, name)) from None
 
 
+def place(path: Path, key: str, overrides: typing.Sequence[str] = ()) -> str:
+    """Return where the spec at `path` gives a key, by its dotted path: file and line, or that `--set` did."""
+    at: Location = tuple(key.split("."))
+    _, lines = parse(path.read_text(encoding="utf-8"), str(path))
+    given = {location: 0 for location in map(_override_location, overrides)}
+    return where(at, {**lines, **given}, str(path))
+
+
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Location, int]]:
     """Return the mapping in `text` and the line (from 1) of each key path in it."""
     try:

@@ -1,7 +1,8 @@
-"""`tandem jobs …`: validate, submit, follow, list, stop."""
+"""`tandem jobs …`: validate, plan, submit, follow, list, stop."""
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,13 @@ Overrides = Annotated[
 ]
 JobId = Annotated[str, typer.Argument(help="The job's id, as `tandem jobs list` shows it.", metavar="JOB")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def _number(given: float | None) -> float | None:
+    """Refuse what is no finite number."""
+    if given is not None and not isfinite(given):
+        raise typer.BadParameter(f"{given} is no finite number")
+    return given
 
 
 @app.command()
@@ -57,6 +65,56 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
         typer.echo(f"note: {note}", err=True)
     resolved = checked.resolved()
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")
+
+
+@app.command()
+def plan(
+    spec: SpecPath,
+    set_: Overrides = [],  # noqa: B006
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            help="h100, h200, b200, a100-80, a100-40, l40s, l4 or rtx-4090. Left out: this machine's CPUs.",
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="How many, one a worker. Left out: resources.workers.")
+    ] = None,
+    mfu: Annotated[
+        float,
+        typer.Option(
+            "--mfu", min=0.01, max=1.0, callback=_number, help="Share of its peak FLOP/s that a device reaches."
+        ),
+    ] = 0.4,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option("--price-per-hour", min=0.0, callback=_number, help="Of one device; the cost is in its currency."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a job's memory by ZeRO stage, its time, tokens and cost. Needs no cluster, and starts nothing.
+
+    Neither weights nor, for a language model, data need be there: the model is built without memory.
+
+    Example: tandem jobs plan my-70b.yaml --device h100 --devices 64
+    """
+    import json
+
+    from cluster import specfile
+    from jobs import noise
+    from jobs.plan import plan as planner
+    from jobs.plan import table
+    from jobs.spec import JobSpec
+
+    checked, base = specfile.load(spec, JobSpec, set_), spec.absolute().parent
+    noise.quiet()
+    asked = planner.Asked(device, devices, mfu)
+    made = planner.make(checked, base, asked, lambda key: specfile.place(spec, key, set_))
+    if as_json:
+        print(json.dumps(table.as_json(made, price_per_hour), indent=2))
+    else:
+        table.show(made, price_per_hour)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""What a training job would need before it runs: memory, time and cost, estimated. Nothing here starts anything."""

@@ -1,0 +1,106 @@
+"""What a plan has to know of a model, read off a model that is built without memory: its parameters and its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The shape of a causal transformer; widths are numbers of elements for each token."""
+
+    layers: int
+    hidden: int
+    queries: int
+    """All heads together, which is not always `hidden`."""
+    keys: int
+    """All key heads together; as many again are values."""
+    intermediate: int
+    """Of the MLP."""
+    gated: bool
+    """The MLP multiplies two projections (Shazeer 2020, arXiv:2002.05202)."""
+    rms_norm: bool
+    """Its norms are RMSNorm as transformers computes it, in fp32."""
+    vocabulary: int
+    mixture: bool = False
+    """A token sees some experts only."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model in numbers. Elements are counted once where layers share them."""
+
+    kind: str
+    """Its class."""
+    parameters: int
+    trainable: int
+    embedding: int
+    """Elements of tables that are looked up only; one that is also the output head is not among them."""
+    vectors: int
+    """Elements of biases and norms."""
+    largest: int
+    """Elements of the largest parameter."""
+    decoder: Decoder | None = None
+    """None: no causal transformer, of which only the parameters are known."""
+
+    @property
+    def frozen(self) -> int:
+        """Elements that are not trained."""
+        return self.parameters - self.trainable
+
+
+def of(model: torch.nn.Module) -> Facts:
+    """Count a model's parameters; it may be on the meta device, and have adapters."""
+    parameters = list(model.parameters())
+    looked_up = {id(each.weight): each.weight for each in model.modules() if isinstance(each, torch.nn.Embedding)}
+    others = [module for module in model.modules() if not isinstance(module, torch.nn.Embedding)]
+    shared = {id(own) for module in others for own in module.parameters(recurse=False)}
+    base = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    return Facts(
+        kind=type(base).__name__,
+        parameters=sum(each.numel() for each in parameters),
+        trainable=sum(each.numel() for each in parameters if each.requires_grad),
+        embedding=sum(weight.numel() for at, weight in looked_up.items() if at not in shared),
+        vectors=sum(each.numel() for each in parameters if each.dim() < 2),
+        largest=max((each.numel() for each in parameters), default=0),
+        decoder=_decoder(base),
+    )
+
+
+def _decoder(model: torch.nn.Module) -> Decoder | None:
+    """Read the shape of a causal transformer off its config; None of what has no attention heads or does not write."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        return None
+    layers, hidden = _entry(config, "num_hidden_layers"), _entry(config, "hidden_size")
+    heads, vocabulary = _entry(config, "num_attention_heads"), _entry(config, "vocab_size")
+    if not (layers and hidden and heads and vocabulary):
+        return None
+    head = _entry(config, "head_dim") or hidden // heads
+    between = next(
+        filter(None, (_entry(config, name) for name in ("intermediate_size", "n_inner", "ffn_dim"))), 4 * hidden
+    )
+    names = [name.rpartition(".")[2] for name, _ in model.named_modules()]
+    return Decoder(
+        layers=layers,
+        hidden=hidden,
+        queries=heads * head,
+        keys=(_entry(config, "num_key_value_heads") or heads) * head,
+        intermediate=between,
+        gated="gate_proj" in names or "gate_up_proj" in names,
+        rms_norm=any(type(module).__name__.endswith("RMSNorm") for module in model.modules()),
+        vocabulary=vocabulary,
+        mixture=any(_entry(config, name) for name in ("num_local_experts", "num_experts", "n_routed_experts")),
+    )
+
+
+def _entry(config: Any, name: str) -> int:
+    """Return a whole number of a config, 0 where it has none."""
+    try:
+        found = getattr(config, name, None)
+    except Exception:  # there is one for each layer, and no single value
+        return 0
+    return found if isinstance(found, int) else 0

@@ -1,0 +1,37 @@
+"""What a plan says of a rank's state, held against the tensors that engines of DeepSpeed have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.plan import memory
+from jobs.plan.facts import Facts
+
+ROOT = Path(__file__).parents[2]
+CASES = [f"{stage}-{precision}" for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    found: dict[str, float] = {}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
+    for case in CASES:  # an engine leaves hooks behind, so each has a process
+        folder = tmp_path_factory.mktemp(case)
+        command = [sys.executable, str(ROOT / "tests/support/plan_rank.py"), str(folder), case]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_engine_holds_what_the_plan_says(held: dict[str, float], case: str) -> None:
+    stage, _, precision = case.partition("-")
+    count = 10**7
+    setting = memory.Setting(int(stage), "none", precision, 1, on_gpu=False)  # type: ignore[arg-type]
+    need = memory.need(Facts("x", count, count, 0, 0, count), setting)
+    assert held[case] == pytest.approx((need.state - need.process) / count, rel=0.02)

@@ -1,0 +1,200 @@
+"""What a plan counts: parameters, bytes by part and stage, FLOPs, time, tokens; each worked out by hand beside it."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from cluster.errors import UserError
+from jobs.plan import compute, devices, facts, memory
+from jobs.plan.facts import Decoder, Facts
+from jobs.spec_sections import LoraSpec
+from jobs.tasks import get
+from jobs.worker.lora import add_lora
+
+BILLIONS = Facts("X", parameters=7_500_000_000, trainable=7_500_000_000, embedding=0, vectors=0, largest=10**8)
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def setting(stage: int, precision: str = "bf16", world: int = 64, offload: str = "none", **more) -> memory.Setting:
+    return memory.Setting(stage, offload, precision, world, **{"on_gpu": True, **more})  # type: ignore[arg-type]
+
+
+def built(architecture: str, **config):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **config))
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_a_llama_is_counted_by_hand():
+    found = facts.of(built("llama", **SMALL, vocab_size=300, intermediate_size=96, num_key_value_heads=2))
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96 + 2 * 64  # q and o, k and v, the gated MLP, two norms
+    assert found.parameters == found.trainable == 2 * 300 * 64 + 2 * layer + 64
+    assert (found.embedding, found.vectors, found.largest) == (300 * 64, 5 * 64, 300 * 64)
+    assert found.decoder == Decoder(2, 64, 64, 32, 96, True, True, 300)
+
+
+def test_a_gpt2_is_counted_by_hand():
+    """The embedding is the head too, so only positions are looked up and nothing else."""
+    found = facts.of(built("gpt2", n_embd=64, n_layer=2, n_head=4, vocab_size=300, n_positions=32))
+    layer = 64 * 192 + 192 + 64 * 64 + 64 + 64 * 256 + 256 + 256 * 64 + 64 + 4 * 64
+    assert found.parameters == 300 * 64 + 32 * 64 + 2 * layer + 2 * 64
+    assert found.embedding == 32 * 64
+    assert found.decoder == Decoder(2, 64, 64, 64, 256, False, False, 300)
+
+
+def test_a_cnn_is_counted_as_torch_has_it_and_is_no_decoder():
+    task = get("image-classification")({"image_size": 8})
+    images = [
+        {"image": torch.randint(0, 255, (8, 8), dtype=torch.uint8).numpy(), "label": str(n % 3)} for n in range(6)
+    ]
+    task.fit(task.observe(images))
+    model = task.build("cnn", {})
+    found = facts.of(model)
+    assert found.parameters == sum(math.prod(p.shape) for p in model.state_dict().values() if p.is_floating_point())
+    assert found.decoder is None
+
+
+def test_adapters_are_what_is_trained():
+    """Rank 4 on the seven linear layers of each of two: 4 · (in + out)."""
+    config = {**SMALL, "vocab_size": 300, "intermediate_size": 96, "num_key_value_heads": 2}
+    with torch.device("meta"):
+        plain = facts.of(built("llama", **config))
+        found = facts.of(add_lora(built("llama", **config), LoraSpec(rank=4)))
+    added = 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96))
+    assert found.trainable == added
+    assert found.frozen == plain.parameters
+    assert found.kind == "LlamaForCausalLM"
+    assert found.decoder == plain.decoder
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "gigabytes"),
+    [
+        (0, 120.0),  # 16 bytes: fp32 weights, gradients, two moments, as in the paper
+        (1, 61.40625),  # (2 + 6) whole, 12 / 64; the paper has 31.4 with gradients of 2 bytes
+        (2, 16.875),  # 2 whole, 16 / 64; the paper: 16.6
+        (3, 2.109375),  # 18 / 64; the paper: 1.9
+    ],
+)
+def test_the_example_of_the_zero_paper(stage, gigabytes):
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 devices; here gradients are summed in fp32."""
+    found = memory.need(BILLIONS, setting(stage))
+    assert found.state / 1e9 == pytest.approx(gigabytes, rel=1e-9)
+
+
+def test_in_fp32_every_stage_keeps_four_bytes_of_each():
+    assert [memory.need(BILLIONS, setting(stage, "fp32")).state / 7.5e9 for stage in range(4)] == pytest.approx(
+        [16, 8 + 12 / 64, 4 + 16 / 64, 20 / 64]
+    )
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments():
+    adapted = dataclasses.replace(BILLIONS, trainable=75_000_000)
+    assert memory.need(adapted, setting(2)).state == 2 * 7_500_000_000 + 16 * math.ceil(75_000_000 / 64)
+
+
+def test_offload_moves_the_state_to_the_host_and_nothing_is_lost():
+    plain, moved = (memory.need(BILLIONS, setting(2, offload=offload)) for offload in ("none", "cpu"))
+    assert moved.state == moved.weights == 15 * 10**9
+    assert moved.host - plain.host == plain.state - plain.weights
+
+
+def test_a_cpus_memory_holds_the_process_and_the_copy_for_checkpoints_too():
+    found = memory.need(BILLIONS, setting(3, "fp32", on_gpu=False))
+    assert (found.process, found.host) == (340 << 20, 0)
+    assert found.saving == 12 * math.ceil(7_500_000_000 / 64)
+    assert not any(each.offload == "cpu" for each in memory.settings(setting(3, on_gpu=False)))
+
+
+def test_the_lowest_stage_that_fits_is_recommended_and_offload_only_where_nothing_else_does():
+    needs = [(each, memory.need(BILLIONS, each)) for each in memory.settings(setting(0))]
+
+    def chosen(gigabytes: float) -> tuple[int, str] | None:
+        found = memory.recommended(needs, int(gigabytes * 1e9))
+        return (found.stage, found.offload) if found else None
+
+    assert [chosen(size) for size in (200, 80, 24, 10)] == [(0, "none"), (1, "none"), (2, "none"), (3, "none")]
+    assert chosen(5) == (3, "cpu")
+    assert chosen(1) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("keys", [4, 2])
+def test_activations_are_what_autograd_keeps(precision, keys):
+    """Two models that differ by two layers: the tensors saved for backward differ by what the account says of two."""
+    tokens, dtype = 2 * 32, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+    def kept(layers: int) -> tuple[int, int]:
+        sizes = {**SMALL, "num_hidden_layers": layers, "num_key_value_heads": keys}
+        model = built("llama", **sizes, vocab_size=300, intermediate_size=96).to(dtype).train()
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        saved: dict[int, torch.Tensor] = {}
+
+        def pack(tensor):
+            if tensor.untyped_storage().data_ptr() not in own:
+                saved[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = model(input_ids=torch.zeros(2, 32, dtype=torch.long), use_cache=False).logits
+        assert logits.requires_grad
+        decoder = facts.of(model).decoder
+        planned = memory.activations(decoder, setting(1, precision, 1, tokens=tokens))
+        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()), planned
+
+    (more, planned_more), (few, planned_few) = kept(4), kept(2)
+    statistics = 2 * tokens * 4 * (2 + 4)  # one fp32 number of each norm and head, which the account leaves out
+    assert planned_more - planned_few == more - few - statistics
+
+
+def test_computing_again_keeps_one_layer_and_the_input_of_each():
+    decoder = Decoder(10, 64, 64, 64, 256, False, False, 300)
+    plain, again = (memory.activations(decoder, setting(1, tokens=7, checkpointing=on)) for on in (False, True))
+    layer = 2 * (64 + 4 * 64 + 64 + 2 * 256) + 2 * 2 * 64
+    assert plain - again == 7 * (10 * layer - (10 * 2 * 64 + layer))
+
+
+# -- time, tokens, devices -------------------------------------------------------------------------------------------
+
+DECODER = Decoder(2, 64, 64, 32, 96, True, True, 300)
+LLAMA = Facts("X", 1000, 1000, 100, 10, 100, DECODER)
+
+
+def test_flops_of_a_token_by_hand():
+    attention = 12 * 2 * 64 * 128
+    assert compute.flops_per_token(LLAMA, 128) == 6 * 900 + attention
+    assert compute.flops_per_token(LLAMA, 128, again=True) == (6 * 900 + attention) * 4 / 3
+    frozen = dataclasses.replace(LLAMA, parameters=1050, trainable=50)
+    assert compute.flops_per_token(frozen, 128) == 4 * 900 + 6 * 50 + attention
+    assert compute.flops_per_token(dataclasses.replace(LLAMA, decoder=None), 128) is None
+
+
+def test_time_and_cost_by_hand():
+    """6e9 FLOPs a token, 1,000 tokens on a rank, 40 % of 1e15: 15 ms; 240,000 such steps are an hour, on 8 at 2.5."""
+    work = compute.Work(8000, 240_000, compute.step_s(6e9, 1000, 1e15, 0.4))
+    assert work.step_s == pytest.approx(0.015)
+    assert (work.tokens, work.duration_s) == (1_920_000_000, pytest.approx(3600))
+    assert work.cost(2.5, 8) == pytest.approx(20)
+    assert compute.Work(8000, None, 0.015).cost(2.5, 8) is None
+    assert compute.optimal_tokens(LLAMA) == 20_000
+
+
+@pytest.mark.parametrize("name", ["h100", "H100", "rtx4090", "RTX 4090", "A100_80"])
+def test_devices_are_found_however_they_are_written(name):
+    assert devices.named(name).flops["bf16"] > devices.named(name).flops["fp32"] > 1e13
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("h10", "'h100'"), ("a100", "'a100-80' or 'a100-40'"), ("xyz", "known: h100")]
+)
+def test_an_unknown_device_is_refused_with_what_is_close(name, hint):
+    with pytest.raises(UserError, match=f"--device: '{name}' is no device.*{hint}"):
+        devices.named(name)

@@ -1,0 +1,162 @@
+"""`tandem jobs plan`: no data, no weights, no cluster; mistakes end with 2 and their place."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import tandem
+from cluster import specfile
+from jobs import cli
+from jobs.plan import facts, skeleton
+from jobs.spec import JobSpec
+from tests.support import tiny_models
+
+SEVENTY = """\
+name: big
+phase: pretrain
+task: {name: causal-lm, sequence_length: 4096}
+model:
+  architecture: llama
+  config: {vocab_size: 128256, hidden_size: 8192, intermediate_size: 28672, num_hidden_layers: 80,
+    num_attention_heads: 64, num_key_value_heads: 8}
+data: {train: nowhere/*.parquet}
+training: {steps: 100, global_batch_size: 1024, micro_batch_size: 1, gradient_checkpointing: true}
+"""
+TINY = """\
+name: tiny
+phase: pretrain
+model:
+  architecture: llama
+  config: {hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, num_attention_heads: 4}
+data: {train: nowhere.txt}
+training: {steps: 10}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(spec: str, *arguments: str) -> Result:
+        Path("spec.yaml").write_text(spec)
+        return CliRunner().invoke(cli.app, ["plan", "spec.yaml", *arguments])
+
+    return run
+
+
+def test_what_seventy_billions_on_64_h100_need(plan):
+    done = plan(SEVENTY, "--device", "h100", "--devices", "64", "--price-per-hour", "2", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["model"]["parameters"] == 70_553_706_496  # what Llama 3 70B has
+    assert found["recommended"] == {"zero_stage": 3, "offload": "none"}
+    assert [each["fits"] for each in found["memory"] if each["offload"] == "none"] == [False, False, False, True]
+    flops = (6 * (70_553_706_496 - 128256 * 8192) + 12 * 80 * 8192 * 4096) * 4 / 3
+    assert found["flops_per_token"] == pytest.approx(flops)
+    assert found["step_s"] == pytest.approx(flops * 16 * 4096 / (989.4e12 * 0.4))
+    assert found["cost"] == pytest.approx(found["step_s"] * 100 / 3600 * 64 * 2)
+
+
+def test_a_reader_sees_what_fits_what_was_assumed_and_what_is_left_out(plan):
+    said = plan(TINY, "--devices", "2").output
+    assert "an estimate; nothing was started" in said
+    assert "recommended: training.deepspeed: {zero_stage: 0}" in said
+    assert "fits, the spec's" in said
+    assert "a vocabulary of 4,096 tokens is assumed" in said
+    assert "no time: the rate of this machine is not known" in said
+    assert "not counted:" in said
+
+
+def test_what_the_micro_batch_does(plan):
+    """Memory follows it; another batch on more workers leaves some without rows, which is said."""
+    wide, narrow = (
+        json.loads(plan(TINY, "--json", "--set", f"training.micro_batch_size={rows}").stdout) for rows in (8, 4)
+    )
+    assert wide["memory"][0]["activations"] > 1.9 * narrow["memory"][0]["activations"]
+    assert wide["memory"][0]["weights"] == narrow["memory"][0]["weights"]
+    assert "32 of 64 workers would have no rows" in plan(TINY, "--device", "l4", "--devices", "64").output
+
+
+def test_a_classifier_is_counted_with_the_labels_of_its_data(plan):
+    rows = [{"a": n, "b": n / 2, "y": "no" if n % 2 else "yes"} for n in range(40)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spec = {
+        "name": "t", "phase": "pretrain", "task": {"name": "tabular", "target_column": "y"},
+        "model": {"architecture": "mlp"}, "data": {"train": "rows.jsonl"}, "training": {"steps": 1},
+    }  # fmt: skip
+    done = plan(json.dumps(spec))
+    assert done.exit_code == 0, done.output
+    assert "those of the first 40 examples" in done.output
+    assert "is no causal transformer" in done.output
+
+
+@pytest.mark.parametrize("name", ["forecast", "gan"])
+def test_a_model_without_memory_has_the_parameters_of_a_whole_one(name):
+    """Of a forecaster, whose examples are made of several rows, and of two networks that learn from each other."""
+    path = Path(cli.__file__).parent / "specs" / f"{name}.yaml"
+    spec = specfile.load(path, JobSpec)
+    model, task, _ = skeleton.build(spec, path.parent)
+    whole = task.build(spec.model.architecture, spec.model.config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert facts.of(model) == facts.of(whole)
+
+
+@pytest.mark.parametrize(
+    ("task", "make"),
+    [("causal-lm", tiny_models.language_model), ("image-classification", tiny_models.image_classifier)],
+)
+def test_a_parent_is_counted_by_its_config(plan, task, make):
+    from safetensors import safe_open
+
+    folder = make(Path("parent").absolute())
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        held = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 (no mapping)
+    spec = {
+        "name": "t", "phase": "finetune", "task": task, "model": {"from": str(folder)},
+        "data": {"train": "nowhere.txt"}, "training": {"steps": 1},
+    }  # fmt: skip
+    done = plan(json.dumps(spec), "--json")
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["model"]["parameters"] == held
+    if task == "causal-lm":
+        adapted = json.loads(plan(json.dumps(spec), "--json", "--set", "model.lora={rank: 2}").stdout)
+        assert adapted["model"]["parameters"] - adapted["model"]["trainable"] == held
+        assert adapted["optimal_tokens"] is None  # it begins with learned weights
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "said"),
+    [
+        (TINY, ["--device", "h10"], "--device: 'h10' is no device whose figures are known; did you mean 'h100'?"),
+        (TINY + "resources: {gpus_per_worker: 1}\n", [], "spec.yaml:8: `resources.gpus_per_worker` is 1"),
+        (TINY, ["--set", "resources.gpus_per_worker=2"], "--set resources.gpus_per_worker: `resources"),
+        ("name: x\nphase: evaluate\nmodel: {from: y}\ndata: {eval: z}\n", [], "spec.yaml:2: phase evaluate trains"),
+        (TINY, ["--set", "model.config.hiden_size=8"], "llama has no 'hiden_size'; did you mean 'hidden_size'"),
+        (TINY.replace("pretrain", "pretrian"), [], "spec.yaml:2"),
+        (TINY.replace("architecture: llama", "from: ./absent").replace("  config", "  #"), [], "absent"),
+        ("name: x\nphase: pretrain\ntask: image-classification\nmodel: {architecture: cnn}\n"
+         "data: {train: ./none}\ntraining: {steps: 1}\n", [], "data.train: the size of a model"),
+    ],
+)  # fmt: skip
+def test_a_mistake_ends_with_2_and_its_place(plan, spec, arguments, said, monkeypatch, capsys):
+    plan(spec)
+    monkeypatch.setattr("sys.argv", ["tandem", "jobs", "plan", "spec.yaml", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        tandem.main()
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("option", ["--devices 0", "--mfu 2", "--mfu nan", "--price-per-hour -1"])
+def test_options_out_of_range_end_with_2(plan, option):
+    assert plan(TINY, *option.split()).exit_code == 2
+
+
+def test_help_names_every_known_device():
+    from jobs.plan.devices import KNOWN
+
+    said = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["plan", "--help"]).output.split())
+    assert [name for name in KNOWN if name not in said] == []
+    assert "starts nothing" in said
