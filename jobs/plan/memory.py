@@ -7,7 +7,8 @@ T elements are trained, F frozen, over W ranks. Bytes (jobs/worker/zero.py, jobs
     1, bf16   2 (T+F)        6 T        4 T/W    8 T/W    BF16_Optimizer: whole fp32 sums beside bf16 gradients
     1, fp32   4 (T+F)        4 T        4 T/W    8 T/W
     2         2 or 4 (T+F)   4 T/W      4 T/W    8 T/W
-    3         2 or 4 (T+F)/W 4 T/W      4 T/W    8 T/W    also in fp32 the masters are a copy
+    3, bf16   2 (T+F)/W      4 T/W      4 T/W    8 T/W
+    3, fp32   4 (T+F)/W      4 T/W      –        8 T/W
 
 The dash: the weights are what the optimizer changes. tests/integration/test_jobs_plan_engine.py holds this table
 against engines.
@@ -155,7 +156,8 @@ def _state(facts: Facts, setting: Setting) -> Need:
     if setting.stage == 2:
         return Need(weights=whole, gradients=4 * mine, masters=4 * mine, moments=8 * mine)
     parted = _stored(setting) * _share(facts.parameters, setting)
-    return Need(weights=parted, gradients=4 * mine, masters=4 * mine, moments=8 * mine)
+    masters = 4 * mine if setting.precision == "bf16" else 0
+    return Need(weights=parted, gradients=4 * mine, masters=masters, moments=8 * mine)
 
 
 def _buffers(facts: Facts, setting: Setting) -> int:
@@ -179,7 +181,8 @@ def _buffers(facts: Facts, setting: Setting) -> int:
 def _step(facts: Facts, setting: Setting) -> int:
     """Return the copy of its gradients that a rank steps with, where the sums are not flat already."""
     if setting.stage == 3:
-        return 4 * _share(min(facts.trainable, LIVE), setting)
+        most = LIVE if setting.on_gpu else max(SMALL_BUCKETS["sub_group_size"], facts.largest)
+        return 4 * _share(min(facts.trainable, most), setting)
     if setting.stage and setting.precision == "fp32":
         return 4 * _share(facts.trainable, setting)
     return 0

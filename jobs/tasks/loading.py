@@ -90,8 +90,7 @@ def _described(source: Any, directory: Path | str, dtype: torch.dtype | None, co
     from transformers import AutoConfig
 
     whole = AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
-    build = getattr(source, "from_config", None) or source._from_config
-    model = build(whole, dtype=dtype)
+    model = source.from_config(whole, dtype=dtype) if hasattr(source, "from_config") else source(whole)
     if model.can_generate():
         hub = {"cache_dir": None, "force_download": False, "proxies": None, "local_files_only": True, "token": None}
         model.adjust_generation_fn(

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cluster.precision import Precision
 from jobs.tasks import Batch
-from jobs.worker.torch_internals import TorchDispatchMode
+from jobs.worker.torch_internals import GROUPED_PRODUCT, TorchDispatchMode
 
 MOST_SHAPES = 32
 """So many shapes of micro-batches are counted; a step with others is told no FLOPs."""
@@ -82,7 +82,7 @@ FORMULAS: dict[Any, Formula] = {
     **{operation: flop_registry[operation] for operation in _PRODUCTS},
     **{getattr(aten, f"_scaled_dot_product_{kind}"): _attention for kind in _KINDS_OF_ATTENTION},
     **{getattr(aten, f"_scaled_dot_product_{kind}_backward"): _attention_backward for kind in _KINDS_OF_ATTENTION},
-    aten._grouped_mm: _grouped,
+    GROUPED_PRODUCT: _grouped,
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: _recurrent_backward,
 }

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from cluster.internals import Internal
 
 __all__ = [
+    "GROUPED_PRODUCT",
     "TorchDispatchMode",
     "ranks_among",
     "storage_key",
@@ -51,6 +52,12 @@ ENTRIES = (
         "torch.library tells the schema of an operation",
     ),
     Internal(
+        "torch.ops.aten._grouped_mm",
+        "the operation of transformers' experts, whose products count as FLOPs",
+        "runs of mixtures are told no FLOPs, and why",
+        "torch.nn.functional.grouped_mm's operation has a public name",
+    ),
+    Internal(
         "ScriptObject._type",
         "to find the process group among a collective's arguments, and how many ranks are in it",
         "no run is told the bytes of its collectives",
@@ -63,6 +70,9 @@ ENTRIES = (
         "torch draws truncated normal numbers in one operation",
     ),
 )
+
+
+GROUPED_PRODUCT = torch.ops.aten._grouped_mm
 
 
 def storage_key(tensor: torch.Tensor) -> int:

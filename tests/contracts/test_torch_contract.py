@@ -93,6 +93,21 @@ def _written() -> None:
     assert [tensor is expected for tensor, expected in zip(seen.changed, [out, a], strict=True)] == [True, True]
 
 
+@WORKER.check("torch.ops.aten._grouped_mm")
+def _grouped() -> None:
+    found = []
+
+    class Products(worker_internals.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found.append(getattr(func, "overloadpacket", None))
+            return func(*args, **(kwargs or {}))
+
+    ends = torch.tensor([8, 16], dtype=torch.int32)
+    with Products():
+        torch.nn.functional.grouped_mm(torch.ones(16, 16), torch.ones(2, 16, 16), offs=ends)
+    assert worker_internals.GROUPED_PRODUCT in found
+
+
 @WORKER.check("ScriptObject._type")
 def _collectives() -> None:
     found = []
