@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from jobs.checkpoint.resume import Fill
 from jobs.checkpoint.shards import Fragment, Reader, share
 from jobs.spec import TrainingSpec
-from jobs.worker import buffers, deepspeed_internals, partition, zero_layouts
+from jobs.worker import buffers, deepspeed_internals, partition, zero, zero_layouts
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
 
 
@@ -36,6 +36,8 @@ class Engine:
         """
         deepspeed = import_deepspeed()
         self._config = config
+        self.sliceable = zero.sliceable(config)
+        """Whether this rank's part of a parameter is a plain run of it."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:

@@ -20,7 +20,7 @@ def export_weights(worker: Worker) -> None:
     worker.injector.inject("export", worker.steps)
     trained = proof.of_trained(worker)
     heap.trim()
-    if worker.zero_stage == 3:
+    if worker.engine.sliceable:
         skeleton = start.skeleton(worker.spec, worker.task, worker.model_directory)
         pieces = skeleton if isinstance(skeleton, str) else _plan(worker, skeleton)
     else:

@@ -101,13 +101,12 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         folder.write_attempt(attempt)
     base = zero.read_named(training, config.base)
     eval_rows = rows_of(prepared, prepared.eval_files)
-    zero_stage = zero.stage_of(training, base)
-    begun = start.begin(spec, task, config.parent, in_parts=zero_stage == 3)
     accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
     ds_config = zero.deepspeed_config(
         training, micro_batch, accumulation, precision=config.precision, on_gpu=device.type == "cuda", base=base
     )
+    begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
     engine = make_engine(begun, training, ds_config, device, store, point)
     begun.close()
     heap.trim()
@@ -133,7 +132,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
-        zero_stage=zero_stage,
+        zero_stage=zero.stage_of(training, base),
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,

@@ -103,6 +103,18 @@ def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
     return training.deepspeed.zero_stage
 
 
+def sliceable(config: dict[str, Any]) -> bool:
+    """Return whether a rank's part of a parameter is a plain run of it in memory: stage 3, and nothing done to parts.
+
+    Quantised weights, parts over fewer ranks (MiCS) and parameters on NVMe are DeepSpeed's own affair: such a model
+    begins whole.
+    """
+    zero = config.get("zero_optimization", {})
+    on_nvme = (zero.get("offload_param") or {}).get("device") == "nvme"
+    odd = zero.get("zero_quantized_weights") or zero.get("mics_shard_size", -1) > 0 or on_nvme
+    return zero.get("stage") == 3 and not odd
+
+
 def _precision(precision: Precision, stage: int) -> dict[str, Any]:
     """bf16 weights with fp32 masters and fp32 gradient sums where ZeRO keeps them; else fp32 weights and autocast.
 

@@ -30,6 +30,7 @@ PARENTS = {
 IN_PARTS = (
     "new,none,fp32", "new,none,bf16", "llama,none,fp32", "llama-tied,none,bf16", "gpt2,none,fp32",
     "llama,all-linear,fp32", "llama,head,bf16", "gpt2,attention,fp32",
+    "llama,none,bf16,offload",
 )  # fmt: skip
 WHOLE = ("llama-tied,head,fp32", "qwen3_moe,none,fp32")
 DAMAGED = "llama,none,fp32,damaged"

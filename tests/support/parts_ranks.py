@@ -52,7 +52,7 @@ def spec_of(case: str, folder: Path) -> JobSpec:
         "phase": "pretrain" if parent == "new" else "finetune",
         "data": {"train": "x.jsonl", "sequence_length": 32},
         "training": {"steps": STEPS, "global_batch_size": 2, "precision": precision, "learning_rate": 0.01}
-        | {"deepspeed": {"zero_stage": 3}},
+        | {"deepspeed": {"zero_stage": 3, "offload": "cpu" if "offload" in case else "none"}},
         "model": model,
     }
     if parent == "new":

@@ -64,3 +64,18 @@ def test_json_that_contradicts_the_spec_is_refused(tmp_path, content, said):
     path.write_text(content)
     with pytest.raises(UserError, match=said):
         zero.read_deepspeed_json(path)
+
+
+@pytest.mark.parametrize(
+    ("zero_optimization", "expected"),
+    [
+        ({"stage": 3}, True),
+        ({"stage": 3, "offload_param": {"device": "cpu"}}, True),
+        ({"stage": 2}, False),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, False),
+        ({"stage": 3, "zero_quantized_weights": True}, False),
+        ({"stage": 3, "mics_shard_size": 2}, False),
+    ],
+)
+def test_what_deepspeed_does_more_to_parts_begins_whole(zero_optimization, expected):
+    assert zero.sliceable({"zero_optimization": zero_optimization}) is expected
