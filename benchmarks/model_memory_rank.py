@@ -54,12 +54,8 @@ def begin(spec: JobSpec, task: Any, columns: Any, config: dict[str, Any], store:
     if not hasattr(start, "begin"):  # before models began in parts
         model, _ = before.ready_model(spec, task, None, columns)
         return setup.make_engine(model, spec.training, config, cpu, store, point)
-    from jobs.worker import heap
-
     begun = start.begin(spec, task, None, in_parts=True)
     engine = setup.make_engine(begun, spec.training, config, cpu, store, point)
-    begun.close()
-    heap.trim()
     start.look(spec, task, engine.model.module, columns)
     return engine
 

@@ -2,8 +2,7 @@
 
     pieces = plan(skeleton, live, dtype)     what each tensor of the files is made of, or why that is not one parameter
     write(partial, …)                        parameter by parameter: gathered by all ranks, written by rank 0
-    check(partial, …)                        by all ranks: files read back in shares; each rank's part of the model that
-                                             the task loads from them against what it has; the loss of that model
+    difference(pieces, read)                 what of a rank's part is otherwise in the files
 
 All calls are collective. Adapters are added to their layer's weight as it is written: W + scaling · B A, in fp32 (Hu et
 al. 2021, LoRA, equation 3).
@@ -31,10 +30,8 @@ class Piece:
     """What one tensor of the files is made of."""
 
     stored: Stored
-    name: str
-    """Of the model in training; a parameter or a buffer."""
     tensor: torch.Tensor
-    """It: of a parameter, this rank's part."""
+    """A parameter of the model in training, of which this rank has its part, or a buffer."""
     adapter: lora.Adapter | None = None
     """What is added to it."""
 
@@ -65,9 +62,8 @@ def plan(skeleton: torch.nn.Module, live: torch.nn.Module, dtype: torch.dtype) -
     for name, key in keys.items():
         if name not in held:
             return f"{name} is not found in the model in training"
-        tensor, of_file = held[name][1], dtype if state[name].is_floating_point() else state[name].dtype
-        stored = Stored(key, tuple(state[name].shape), of_file)
-        pieces.append(Piece(stored, held[name][0], tensor, adapters.get(held[name][0])))
+        (live_name, tensor), of_file = held[name], dtype if state[name].is_floating_point() else state[name].dtype
+        pieces.append(Piece(Stored(key, tuple(state[name].shape), of_file), tensor, adapters.get(live_name)))
     return pieces
 
 

@@ -19,27 +19,27 @@ def export_weights(worker: Worker) -> None:
     """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
     worker.injector.inject("export", worker.steps)
     trained = proof.of_trained(worker)
-    heap.trim()
-    if worker.engine.sliceable:
-        skeleton = start.skeleton(worker.spec, worker.task, worker.model_directory)
-        pieces = skeleton if isinstance(skeleton, str) else _plan(worker, skeleton)
+    found = _skeleton_and_pieces(worker) if worker.engine.sliceable else None
+    if isinstance(found, tuple):
+        _in_parts(worker, trained, *found)
     else:
-        pieces = ""
-    if isinstance(pieces, str):
-        if pieces and worker.first:
+        if found and worker.first:
             with suppress(OSError):
-                worker.folder.add_remarks([f"rank 0 gathers the whole model to write it: {pieces}"])
+                worker.folder.add_remarks([f"rank 0 gathers the whole model to write it: {found}"])
         _whole(worker, trained)
-    else:
-        assert not isinstance(skeleton, str)
-        _in_parts(worker, trained, skeleton, pieces)
     if worker.first:
         worker.folder.write_evaluations(worker.evaluations)
     torch.distributed.barrier()
 
 
-def _plan(worker: Worker, skeleton: torch.nn.Module) -> list[Piece] | str:
-    return export_in_parts.plan(skeleton, worker.engine.model.module, DTYPES[worker.precision])
+def _skeleton_and_pieces(worker: Worker) -> tuple[torch.nn.Module, list[Piece]] | str:
+    """Return the model without weights and what its files are made of, or why rank 0 has to have it whole."""
+    heap.trim()
+    skeleton = start.skeleton(worker.spec, worker.task, worker.model_directory)
+    if isinstance(skeleton, str):
+        return skeleton
+    pieces = export_in_parts.plan(skeleton, worker.engine.model.module, DTYPES[worker.precision])
+    return pieces if isinstance(pieces, str) else (skeleton, pieces)
 
 
 def _whole(worker: Worker, trained: proof.Measured) -> None:

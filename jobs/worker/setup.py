@@ -99,17 +99,11 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
-    base = zero.read_named(training, config.base)
     eval_rows = rows_of(prepared, prepared.eval_files)
-    accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
     device = ray.train.torch.get_device()
-    ds_config = zero.deepspeed_config(
-        training, micro_batch, accumulation, precision=config.precision, on_gpu=device.type == "cuda", base=base
-    )
+    ds_config = settings_of(config, training, micro_batch, world_size, device)
     begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
     engine = make_engine(begun, training, ds_config, device, store, point)
-    begun.close()
-    heap.trim()
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
     if rank == 0:
@@ -132,12 +126,23 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
         steps=total_steps(training, len(rows)),
         micro_batch=micro_batch,
-        zero_stage=zero.stage_of(training, base),
+        zero_stage=int(ds_config["zero_optimization"].get("stage", 0)),
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,
         model_directory=config.parent,
         data=prepared.rows,
         order=order,
+    )
+
+
+def settings_of(
+    config: WorkerConfig, training: TrainingSpec, micro_batch: int, world_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for this group."""
+    accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
+    base, on_gpu = zero.read_named(training, config.base), device.type == "cuda"
+    return zero.deepspeed_config(
+        training, micro_batch, accumulation, precision=config.precision, on_gpu=on_gpu, base=base
     )
 
 
@@ -223,11 +228,14 @@ def make_engine(
         engine = Engine(begun.model, training, ds_config, device, begun.fill)
         if begun.fill is not None:
             engine.make_exact(begun.fill)
-        return engine
-    state = resume.reader(store, point.manifest)
-    fill = resume.resumed(begun.model, begun.fill, state, store, point.manifest)
-    engine = Engine(begun.model, training, ds_config, device, fill)
-    engine.restore(state, point.manifest.updates)
+    else:
+        state = resume.reader(store, point.manifest)
+        fill = resume.resumed(begun.model, begun.fill, state, store, point.manifest)
+        engine = Engine(begun.model, training, ds_config, device, fill)
+        engine.restore(state, point.manifest.updates)
+    begun.close()
+    if engine.sliceable:
+        heap.trim()
     return engine
 
 

@@ -95,6 +95,7 @@ def unadapted(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module
     if isinstance(begun, str):
         return _whole(spec, task, parent, adapt=False).train()
     begun.materialise()
+    begun.close()
     return begun.model.train()
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support import two_ranks
+
 STAGES = ("0", "1", "2", "3")
 STEPS, ROWS, MICRO_BATCHES = 5, 8, 2
 PARTS = ("forward_s", "backward_s", "loss_sum_s", "optimizer_s", "buffers_s")
@@ -33,20 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": {"steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 2, "learning_rate": 0.01},
     }
     (folder / "spec.json").write_text(json.dumps(values))
-    command = [sys.executable, str(ROOT / "tests" / "support" / "metered_ranks.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "meeting"), str(folder), *STAGES],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)[-4000:]
+    two_ranks.run("metered_ranks.py", folder, STAGES)
     return folder
 
 

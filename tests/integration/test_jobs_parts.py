@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +14,8 @@ from jobs.data.prepare import prepare
 from jobs.run_folder import RunFolder
 from jobs.worker import start
 from jobs.worker.export import DTYPES, export
-from tests.support import parts_ranks, tiny_models
+from tests.support import parts_ranks, tiny_models, two_ranks
 
-ROOT = Path(__file__).parents[2]
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 PARENTS = {
     "llama": ("llama", {"tie_word_embeddings": False}),
@@ -48,22 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.TEXT * 12))
         found = prepare(spec, folder, folder / "s", parent=folder / name, on_progress=lambda *_: None)
         (folder / f"{name}.prepared").write_bytes(pickle.dumps(found))
-    command = [sys.executable, str(ROOT / "tests" / "support" / "parts_ranks.py")]
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "meeting"), str(folder), *IN_PARTS, *WHOLE, DAMAGED],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *WHOLE, DAMAGED], timeout_s=300)
     return folder
 
 

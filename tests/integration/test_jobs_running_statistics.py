@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +12,8 @@ from PIL import Image
 
 from jobs.tasks.image_classification import ImageClassification
 from jobs.worker import buffers
+from tests.support import two_ranks
 
-ROOT = Path(__file__).parents[2]
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -45,20 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": {"steps": 4, "global_batch_size": 16, "learning_rate": 0.05},
     }
     (folder / "spec.json").write_text(json.dumps(values))
-    command = [sys.executable, str(ROOT / "tests" / "support" / "norm_ranks.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "meeting"), str(folder), *PRECISIONS],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)[-4000:]
+    two_ranks.run("norm_ranks.py", folder, PRECISIONS)
     return folder
 
 

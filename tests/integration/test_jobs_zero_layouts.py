@@ -1,8 +1,5 @@
 """What checkpoints hold at every ZeRO stage, written by real DeepSpeed engines on two ranks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,8 @@ from jobs.checkpoint import catalog
 from jobs.checkpoint.shards import KINDS, Reader
 from jobs.checkpoint.store import Store
 from jobs.worker import zero_layouts
+from tests.support import two_ranks
 
-ROOT = Path(__file__).parents[2]
 CASES = ("0-fp32", "1-fp32", "2-fp32", "3-fp32", "0-bf16", "1-bf16", "2-bf16", "3-bf16")
 UNCLIPPED = ("0-fp32-unclipped", "2-fp32-unclipped")
 SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
@@ -25,22 +22,7 @@ SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of each case, by two ranks that train one after the other; they check the gradients' norms."""
     folder = tmp_path_factory.mktemp("zero")
-    command = [sys.executable, str(ROOT / "tests" / "support" / "zero_ranks.py")]
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "meeting"), str(folder), *CASES, *UNCLIPPED],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=180)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
+    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED])
     return folder
 
 

@@ -71,7 +71,6 @@ def run(case: str, rank: int, folder: Path) -> None:
     place = RunFolder(folder / case / "run")
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), Store(str(folder / case)), Point("a"))
-    begun.close()
     remarks = begun.said + start.look(spec, task, engine.model.module, rows.columns)
     leave(engine.state_dict(), folder / case / "begun")
     watchdog = Watchdog(place.stacks("a", rank), 600, Pulse(place.pulse("a", rank), "node"))
