@@ -21,7 +21,8 @@ def main() -> None:
     deepspeed.init_distributed("gloo")
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     rows = settings["rows"] // world_size
-    training = TrainingSpec(steps=settings["steps"], global_batch_size=settings["rows"], deepspeed={"zero_stage": 1})
+    zero = {"zero_stage": settings["stage"]}
+    training = TrainingSpec(steps=settings["steps"], global_batch_size=settings["rows"], deepspeed=zero)
     config = AutoConfig.for_model("llama", **settings["model"], tie_word_embeddings=True)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)

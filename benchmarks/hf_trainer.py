@@ -43,8 +43,9 @@ def main() -> None:
     """Train and write the step times."""
     settings = json.loads(sys.argv[1])
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    rows = settings["rows"] // 2
-    training = TrainingSpec(steps=settings["steps"], global_batch_size=settings["rows"], deepspeed={"zero_stage": 1})
+    rows = settings["rows"] // int(os.environ["WORLD_SIZE"])
+    zero = {"zero_stage": settings["stage"]}
+    training = TrainingSpec(steps=settings["steps"], global_batch_size=settings["rows"], deepspeed=zero)
     precision = resolve("auto", [this_cpu()])  # as Tandem does
     arguments = TrainingArguments(
         output_dir="out",

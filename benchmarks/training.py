@@ -1,9 +1,12 @@
-"""Training speed, side by side in one run: Tandem's loop, a bare DeepSpeed script, Hugging Face Trainer with DeepSpeed.
+"""Training speed, side by side in one run: Tandem's loop and what people would write or take instead.
 
-    python benchmarks/training.py [--steps 16] [--rounds 5] [--size 14M]
+    python benchmarks/training.py [--steps 16] [--rounds 5] [--size 14M] [--stage 1] [--workers 2] [--rows 16]
 
-All three train the same random Llama on the same number of tokens with the same DeepSpeed configuration, two processes
-of one thread each. The rounds alternate, so that the machine's own drift hits all alike; a rate is the median step's.
+Beside it a bare DeepSpeed script, Hugging Face Trainer with DeepSpeed, and plain PyTorch with DistributedDataParallel,
+compiled too. All train the same random Llama on the same number of tokens in the precision that `auto` picks, with the
+same DeepSpeed configuration, in processes of one thread. The rounds alternate, so that the machine's own drift hits all
+alike; a rate is the median step's. The cluster is up meanwhile: what it takes of the cores, it takes of all.
+
 Printed: tokens/s of each, Tandem's ratio to the others, seconds from submission to the first step, and what logging
 costs: the time of an append over that of a step, and the rate with tracking over the rate without.
 """
@@ -26,15 +29,24 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SIZES = {
+    "100M": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 12, "num_attention_heads": 12},
     "14M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
     "4M": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4},
 }
-VOCABULARY, LENGTH, ROWS = 8192, 256, 16
+VOCABULARY, LENGTH = 8192, 256
 WARM_UP = 5
+RIVALS = {
+    "deepspeed": ("bare_deepspeed.py", {}),
+    "hf trainer": ("hf_trainer.py", {}),
+    "ddp": ("plain_ddp.py", {"compiled": False}),
+    "ddp compiled": ("plain_ddp.py", {"compiled": True}),
+}
+"""Name → (script, what it is told besides)."""
+UNTRACKED = "tandem without tracking"
 
 
-def job_spec(size: str, steps: int) -> dict[str, Any]:
-    """The job that all three run."""
+def job_spec(size: str, steps: int, stage: int = 1, workers: int = 2, rows: int = 16) -> dict[str, Any]:
+    """The job that all run."""
     return {
         "name": "bench-training",
         "phase": "pretrain",
@@ -49,10 +61,20 @@ def job_spec(size: str, steps: int) -> dict[str, Any]:
             "sequence_length": LENGTH,
             "tokenizer": {"train": "bpe", "vocab_size": VOCABULARY},
         },
-        "training": {"steps": steps, "global_batch_size": ROWS, "learning_rate": 1e-3, "deepspeed": {"zero_stage": 1}},
-        "resources": {"workers": 2, "cpus_per_worker": 1},
+        "training": {
+            "steps": steps,
+            "global_batch_size": rows,
+            "learning_rate": 1e-3,
+            "deepspeed": {"zero_stage": stage},
+        },
+        "resources": {"workers": workers, "cpus_per_worker": 1},
         "checkpoint": {"resume": "never"},
     }
+
+
+def spec_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The job that is asked for."""
+    return job_spec(options.size, options.steps, options.stage, options.workers, options.rows)
 
 
 def main() -> None:
@@ -61,6 +83,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16, help="optimiser steps per measurement (default 16)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--size", choices=SIZES, default="14M")
+    parser.add_argument("--stage", type=int, choices=(1, 2, 3), default=1, help="of ZeRO (default 1)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default 2)")
+    parser.add_argument("--rows", type=int, default=16, help="rows of 256 tokens in a step (default 16)")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
     os.environ["TANDEM_HOME"] = str(work)
@@ -86,18 +111,18 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, list[float]]:
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
         times, first_step_s = tandem_job(work, options)
-        note("tandem", rate(times))
+        note("tandem", rate(times, options))
         note("submit to first step, s", first_step_s)
-        note("deepspeed", rate(torchrun("bare_deepspeed.py", options)))
-        note("hf trainer", rate(torchrun("hf_trainer.py", options)))
-        note("tandem without tracking", rate(untracked(work, options)))
+        for name, (script, told) in RIVALS.items():
+            note(name, rate(torchrun(script, told, options), options))
+        note(UNTRACKED, rate(untracked(work, options), options))
         note("append, µs", 1e6 * append_s(work))
     return measured
 
 
-def rate(step_times_s: list[float]) -> float:
+def rate(step_times_s: list[float], options: argparse.Namespace) -> float:
     """Tokens per second of the median step after the warm-up."""
-    return ROWS * LENGTH / statistics.median(step_times_s[WARM_UP:])
+    return options.rows * LENGTH / statistics.median(step_times_s[WARM_UP:])
 
 
 def tandem_job(work: Path, options: argparse.Namespace) -> tuple[list[float], float]:
@@ -105,7 +130,7 @@ def tandem_job(work: Path, options: argparse.Namespace) -> tuple[list[float], fl
     from jobs import submit
 
     path = work / "bench.yaml"
-    path.write_text(yaml.safe_dump(job_spec(options.size, options.steps)))
+    path.write_text(yaml.safe_dump(spec_of(options)))
     began = time.time()
     outcome = submit.follow(submit.submit(path, []), lambda line, meaning: None)
     if outcome.status != "SUCCEEDED":
@@ -123,7 +148,7 @@ def spooled(run: Path) -> list[dict[str, Any]]:
 def untracked(work: Path, options: argparse.Namespace) -> list[float]:
     """Run the same worker group with nobody sending to MLflow; return its step times."""
     path, home = work / "untracked.yaml", str(work)
-    path.write_text(yaml.safe_dump(job_spec(options.size, options.steps)))
+    path.write_text(yaml.safe_dump(spec_of(options)))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TANDEM_HOME": home}
     command = [sys.executable, str(ROOT / "benchmarks" / "untracked.py"), str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -132,14 +157,15 @@ def untracked(work: Path, options: argparse.Namespace) -> list[float]:
     return [r["metrics"]["step_time_s"] for r in spooled(Path(done.stdout.split()[-1]))]
 
 
-def torchrun(script: str, options: argparse.Namespace) -> list[float]:
-    """Run a rival in two processes of one thread; return its step times."""
+def torchrun(script: str, told: dict[str, Any], options: argparse.Namespace) -> list[float]:
+    """Run a rival in processes of one thread; return its step times."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "times.json"
-        settings = {"steps": options.steps, "model": {**SIZES[options.size], "vocab_size": VOCABULARY},
-                    "rows": ROWS, "length": LENGTH, "result": str(result)}  # fmt: skip
+        model = {**SIZES[options.size], "vocab_size": VOCABULARY}
+        settings = {"steps": options.steps, "model": model, "rows": options.rows, "length": LENGTH,
+                    "stage": options.stage, "result": str(result), **told}  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.workers}"]
         command += [str(ROOT / "benchmarks" / script), json.dumps(settings)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode:
@@ -164,17 +190,20 @@ def append_s(work: Path) -> float:
 
 def show(measured: dict[str, list[float]], options: argparse.Namespace) -> None:
     """Print medians, ranges and ratios; ratios are taken round by round."""
+    from cluster.precision import resolve, this_cpu
+
+    precision = resolve("auto", [this_cpu()])
     print(
-        f"\n{options.size} Llama, {ROWS}×{LENGTH} tokens a step, ZeRO-1 bf16, 2 processes × 1 thread, "
-        f"{options.rounds} rounds"
+        f"\n{options.size} Llama, {options.rows}×{LENGTH} tokens a step, ZeRO-{options.stage} {precision}, "
+        f"{options.workers} processes × 1 thread, {options.rounds} rounds"
     )
-    for name in ("tandem", "deepspeed", "hf trainer", "tandem without tracking"):
+    for name in ("tandem", *RIVALS, UNTRACKED):
         values = measured[name]
         print(f"  {name:<26} {statistics.median(values):>8,.0f} tokens/s   ({min(values):,.0f} to {max(values):,.0f})")
-    for other in ("deepspeed", "hf trainer", "tandem without tracking"):
+    for other in (*RIVALS, UNTRACKED):
         ratios = [a / b for a, b in zip(measured["tandem"], measured[other], strict=True)]
         print(f"  tandem / {other:<24} {statistics.median(ratios):.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
-    step_s = ROWS * LENGTH / statistics.median(measured["tandem"])
+    step_s = options.rows * LENGTH / statistics.median(measured["tandem"])
     append = statistics.median(measured["append, µs"])
     print(f"  submit to first step       {statistics.median(measured['submit to first step, s']):.1f} s")
     print(f"  logging on the step's path {append:.0f} µs of {1e3 * step_s:.0f} ms = {1e-4 * append / step_s:.4f} %")

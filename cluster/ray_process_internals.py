@@ -50,7 +50,7 @@ HEAD_SETTINGS = {
 
 CONTROLLER_SETTINGS = {
     # How fast Ray Train's controller sees an end or a death.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # jobs/driver/preemption.py watches
     # Ray Train adds this one by itself; were it missing here, its actors would not find the processes.
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
