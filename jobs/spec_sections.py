@@ -118,7 +118,13 @@ class DeepSpeedSpec(Strict):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What is sharded over the workers: nothing, optimizer states, gradients too, parameters too."""
     offload: Literal["none", "cpu"] = "none"
-    """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator."""
+    """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator; not at stage 0."""
+
+    @model_validator(mode="after")
+    def _something_to_offload(self) -> DeepSpeedSpec:
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(f"offload: {self.offload} has no effect at zero_stage: 0; set zero_stage to 1, 2 or 3")
+        return self
 
 
 class TrainingSpec(Strict):
@@ -160,7 +166,7 @@ class TrainingSpec(Strict):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     deepspeed: DeepSpeedSpec | Text = DeepSpeedSpec()
-    """Settings, or the path of a DeepSpeed JSON that is passed through."""
+    """Settings, or the path of a DeepSpeed JSON: docs/deepspeed.md says which of its keys are let through."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSpec:

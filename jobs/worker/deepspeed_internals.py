@@ -194,7 +194,7 @@ def in_parts(
     part = torch.zeros(size, dtype=dtype, device=device)
     start = size * parameter.ds_zero_partition_rank
     fill(start, part[: max(0, min(size, parameter.ds_numel - start))])
-    if init.pin_memory and part.device.type == "cpu":
+    if init.pin_memory and part.device.type == "cpu" and torch.cuda.is_available():  # the setting is on by default
         part = part.pin_memory()
     part.ds_numel, part.status, part.final_location = size, PartitionedParamStatus.AVAILABLE, None
     parameter.ds_tensor, parameter.ds_numel_aligned = part, aligned

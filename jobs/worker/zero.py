@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs.spec import TrainingSpec
-
-_OURS = (
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "bf16",
-    "fp16",
-    "torch_autocast",
-)
+from jobs.worker import deepspeed_json
 
 SMALL_BUCKETS = {
     "stage3_max_live_parameters": 10_000_000,
@@ -48,7 +38,7 @@ def deepspeed_config(
         accumulation: micro-batches per optimiser step.
         precision: what the run computes in; the spec may say `auto`.
         on_gpu: overlap communication with the backward pass (there is no second stream on a CPU).
-        base: a user's own DeepSpeed JSON; its keys win, but for those the spec decides (batch, clipping, precision).
+        base: a user's own DeepSpeed JSON, as jobs/worker/deepspeed_json.py reads it: its keys win.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -61,39 +51,18 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31 - 1,
     }
-    return config if base is None else {**config, **base, **{key: config[key] for key in _OURS if key in config}}
-
-
-def read_deepspeed_json(path: Path) -> dict[str, Any]:
-    """Read a user's DeepSpeed JSON, dropping `"auto"` values (the Hugging Face convention for "you decide").
-
-    Raises:
-        UserError: unreadable, or it sets what the spec decides to another value.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"training.deepspeed: cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"training.deepspeed: {path} holds a {type(config).__name__}, not an object")
-    if "elasticity" in config:
-        raise UserError(f"{path}: DeepSpeed 0.19 removed `elasticity`; Tandem keeps the batch exact at any world size")
-    config = _without_auto(config)
-    clash = [key for key in (*_OURS, "train_batch_size", "optimizer", "scheduler") if key in config]
-    if clash:
-        raise UserError(f"{path} sets {', '.join(clash)}: the spec's `training` section decides that; remove it there")
-    return config
+    return {**config, **(base or {})}
 
 
 def read_named(training: TrainingSpec | None, base: Path) -> dict[str, Any] | None:
     """Return the DeepSpeed JSON that the spec names, None where it names none; relative paths start at `base`.
 
     Raises:
-        UserError: see `read_deepspeed_json`.
+        UserError: see jobs/worker/deepspeed_json.py.
     """
     if training is None or not isinstance(training.deepspeed, str):
         return None
-    return read_deepspeed_json(base / training.deepspeed)
+    return deepspeed_json.read(base / training.deepspeed)
 
 
 def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
@@ -104,15 +73,8 @@ def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
 
 
 def sliceable(config: dict[str, Any]) -> bool:
-    """Return whether a rank's part of a parameter is a plain run of it in memory: stage 3, and nothing done to parts.
-
-    Quantised weights, parts over fewer ranks (MiCS) and parameters on NVMe are DeepSpeed's own affair: such a model
-    begins whole.
-    """
-    zero = config.get("zero_optimization", {})
-    on_nvme = (zero.get("offload_param") or {}).get("device") == "nvme"
-    odd = zero.get("zero_quantized_weights") or zero.get("mics_shard_size", -1) > 0 or on_nvme
-    return zero.get("stage") == 3 and not odd
+    """Return whether a rank's part of a parameter is a plain run of it in memory: ZeRO stage 3."""
+    return config.get("zero_optimization", {}).get("stage") == 3
 
 
 def _precision(precision: Precision, stage: int) -> dict[str, Any]:
@@ -143,9 +105,3 @@ def _zero(training: TrainingSpec, on_gpu: bool) -> dict[str, Any]:
         if training.deepspeed.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     return zero
-
-
-def _without_auto(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_auto(inner) for key, inner in value.items() if inner != "auto"}
-    return value

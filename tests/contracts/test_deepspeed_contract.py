@@ -6,10 +6,12 @@ What lies where is tested on real engines in tests/integration/test_jobs_zero_la
 import importlib
 import subprocess
 import sys
+from typing import Any, ClassVar
 
 import pytest
 
 from jobs.worker import deepspeed_internals, zero_layouts
+from jobs.worker.deepspeed_keys import LEAF, OFFLOAD, SPEC, STAGE3_NAMES, TOP, ZERO
 from tests.support.contracts import Contract, calls, has_attributes, source_mentions
 
 DEEPSPEED = Contract("jobs/worker/deepspeed_internals.py", deepspeed_internals.ENTRIES)
@@ -137,3 +139,45 @@ def test_every_known_layout_is_that_of_a_class_which_exists() -> None:
     assert {name for _, name in zero_layouts.LAYOUTS} == OPTIMIZERS.keys()
     for name in OPTIMIZERS:
         assert optimizer(name).__name__ == name
+
+
+class Watched(dict):
+    """A configuration that notes which of its keys are asked for."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what is at a key, as dict does."""
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        """Return itself: code asks whether a key is in it."""
+        return self
+
+
+def test_every_key_that_deepspeed_asks_for_has_a_rule() -> None:
+    config = importlib.import_module("deepspeed.runtime.config")
+    config.DeepSpeedConfig(Watched(train_micro_batch_size_per_gpu=1))
+    own = {key for key in Watched.asked if key.islower()}
+    assert {"zero_optimization", "optimizer", "communication_data_type", "tensor_parallel"} <= own
+    assert own | config._REMOVED_TOP_LEVEL_CONFIG_KEYS.keys() <= TOP.keys() | SPEC.keys()
+
+
+def test_every_key_of_its_sections_has_a_rule_and_none_is_made_up() -> None:
+    zero, offload = (importlib.import_module(f"deepspeed.runtime.zero.{name}") for name in ("config", "offload_config"))
+    fields = zero.DeepSpeedZeroConfig.model_fields
+    removed = importlib.import_module("deepspeed.runtime.config")._REMOVED_ZERO_CONFIG_KEYS
+    assert ZERO.keys() == fields.keys() | removed.keys()
+    assert {f"stage3_{name}" for name in STAGE3_NAMES} == {field.alias for field in fields.values() if field.alias}
+    kinds = (offload.DeepSpeedZeroOffloadOptimizerConfig, offload.DeepSpeedZeroOffloadParamConfig)
+    assert OFFLOAD.keys() == {name for kind in kinds for name in kind.model_fields}
+    assert LEAF.keys() == fields["leaf_module"].annotation.model_fields.keys()

@@ -1,5 +1,6 @@
 """What checkpoints hold at every ZeRO stage, written by real DeepSpeed engines on two ranks."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,36 @@ from tests.support import two_ranks
 
 CASES = ("0-fp32", "1-fp32", "2-fp32", "3-fp32", "0-bf16", "1-bf16", "2-bf16", "3-bf16")
 UNCLIPPED = ("0-fp32-unclipped", "2-fp32-unclipped")
+OWN = {
+    "0-fp32-sums": {"communication_data_type": "fp32", "zero_allow_untested_optimizer": False},
+    "1-fp32-plain": {"zero_optimization": {"stage": 1, "contiguous_gradients": False, "reduce_scatter": False}},
+    "1-fp32-aligned": {"zero_optimization": {"stage": 1, "parameter_alignment": True, "round_robin_gradients": True}},
+    "2-fp32-aligned": {
+        "zero_optimization": {"stage": 2, "parameter_alignment": True, "round_robin_gradients": True}
+        | {"use_multi_rank_bucket_allreduce": False, "ignore_unused_parameters": False, "overlap_comm": True}
+        | {"reduce_bucket_size": 8, "allgather_bucket_size": 16},
+    },
+    "2-fp32-offloaded": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+    "2-bf16-sums": {"communication_data_type": "fp32", "zero_optimization": {"stage": 2}},
+    "3-fp32-defaults": {"zero_optimization": {"stage": 3}},
+    "3-fp32-reduced": {
+        "zero_optimization": {"stage": 3, "reduce_scatter": False, "contiguous_gradients": False, "overlap_comm": False}
+        | {"stage3_use_all_reduce_for_fetch_params": True, "memory_efficient_linear": False, "sub_group_size": 30}
+        | {"stage3_param_persistence_threshold": 10, "stage3_model_persistence_threshold": 10},
+    },
+    "3-fp32-leaves": {
+        "zero_optimization": {"stage": 3, "allgather_sequential": True, "enable_sanity_checks": True}
+        | {"leaf_module": {"names": ["body"]}, "log_trace_cache_warnings": True, "stage3_max_live_parameters": 0}
+        | {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0, "reduce_bucket_size": 8},
+    },
+    "3-fp32-offloaded": {
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}},
+        "disable_python_gc": True,
+        "log_level": "info",
+        "steps_per_print": 2,
+    },
+}
+"""DeepSpeed JSONs that are let through."""
 SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
 
 
@@ -22,7 +53,9 @@ SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of each case, by two ranks that train one after the other; they check the gradients' norms."""
     folder = tmp_path_factory.mktemp("zero")
-    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED])
+    for case, content in OWN.items():
+        (folder / f"{case}.json").write_text(json.dumps(content))
+    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *OWN])
     return folder
 
 
@@ -39,12 +72,12 @@ def state(folder: Path, case: str) -> dict[tuple[str, str], torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("case", CASES[1:])
+@pytest.mark.parametrize("case", [*CASES[1:], *OWN])
 def test_every_layout_holds_what_training_without_zero_holds(saved: Path, case: str) -> None:
     expected, found = state(saved, "0-fp32"), state(saved, case)
     # fp32 sums in another order; bf16 rounds to 2^-9 at each of a dozen products. In norms: AdamW's first steps go by a
     # gradient's sign, so a single element whose gradient is all but zero may well be a step's length away.
-    tolerance = 1e-5 if case.endswith("fp32") else 0.05
+    tolerance = 1e-5 if "fp32" in case else 0.05
     for key, tensor in found.items():
         assert float(expected[key].norm()) > 0
         assert float((tensor - expected[key]).norm() / expected[key].norm()) < tolerance, key
@@ -60,7 +93,7 @@ def begun(folder: Path, case: str) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("case", CASES[1:])
+@pytest.mark.parametrize("case", [*CASES[1:], *OWN])
 def test_the_first_weights_are_the_same_at_every_stage_bit_by_bit(saved: Path, case: str) -> None:
     """At stage 3 no rank has ever had a whole parameter, and in bf16 the masters are not rounded."""
     expected, found = begun(saved, "0-fp32"), begun(saved, case)

@@ -1,6 +1,8 @@
 """One of two ranks that train a tiny model on real DeepSpeed engines, one for each case, and save what they hold.
 
-python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION[-unclipped]…
+python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION[-unclipped][-OWN]…
+
+Where FOLDER holds a file named as a case with `.json` after it, that is the case's DeepSpeed JSON, STAGE included.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from jobs.spec import TrainingSpec
 from jobs.worker import untaught
 from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.recorded import record
-from jobs.worker.zero import deepspeed_config
+from jobs.worker.zero import deepspeed_config, read_named
 
 STEPS = 3
 
@@ -45,19 +47,22 @@ class Tiny(torch.nn.Module):
 
 def train(case: str, rank: int, folder: Path) -> None:
     """Train and save below `folder`/`case`."""
-    stage, precision, *unclipped = case.split("-")
+    stage, precision, *more = case.split("-")
+    own = (folder / f"{case}.json").exists()
     training = TrainingSpec.model_validate(
         {
             "steps": STEPS,
             "global_batch_size": 2,
             "learning_rate": 0.05,
             "precision": precision,
-            "clip": 0.0 if unclipped else 1.0,
-            "deepspeed": {"zero_stage": int(stage)},
+            "clip": 0.0 if "unclipped" in more else 1.0,
+            "deepspeed": f"{case}.json" if own else {"zero_stage": int(stage)},
         }
     )
-    config = deepspeed_config(training, 1, 1, precision=training.precision, on_gpu=False)
-    config["zero_optimization"] |= {"sub_group_size": 30} if stage == "3" else {}  # several, as large models have
+    base = read_named(training, folder)
+    config = deepspeed_config(training, 1, 1, precision=training.precision, on_gpu=False, base=base)
+    if stage == "3" and not own:
+        config["zero_optimization"] |= {"sub_group_size": 30}  # several, as large models have
     recorded = record(Tiny, 0)
     engine = Engine(
         recorded.model if stage == "3" else recorded.materialise(),

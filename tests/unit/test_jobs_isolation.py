@@ -64,6 +64,35 @@ def test_packed_conversations_have_the_loss_that_they_have_alone(lm, architectur
     assert together[0].item() == pytest.approx(sum(loss.item() for loss, _ in apart), rel=1e-5)
 
 
+def losses_of_each(lm, model):
+    """Return the loss of each conversation, lowest first, whichever row it is in."""
+    rows = encode(lm, CONVERSATIONS)
+    assert lm.prepare_model(model, rows.keys()) == []
+    batch = lm.collate(rows)
+    with torch.no_grad():
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False).logits
+    of_tokens = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
+    beginnings = torch.zeros_like(batch["labels"])
+    beginnings[:, 0] = 1
+    beginnings = (batch["position_ids"] == 0).long() if "position_ids" in batch else beginnings
+    piece = beginnings.flatten().cumsum(0) - 1
+    sums = torch.zeros(int(piece.max()) + 1).index_add(0, piece, of_tokens)
+    return sums[sums > 0].sort().values
+
+
+def test_each_packed_conversation_has_the_loss_that_it_has_in_a_padded_row(lm, tokenizer):
+    padded = get("causal-lm")({"sequence_length": 128, "pack": False})
+    padded.tokenizer = tokenizer
+    torch.manual_seed(0)
+    model = lm.build("llama", SHAPE).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    alone = losses_of_each(padded, model)
+    assert len(alone) == len(CONVERSATIONS) == len(set(alone.tolist()))
+    torch.testing.assert_close(losses_of_each(lm, model), alone, rtol=1e-5, atol=0)
+
+
 def test_text_alone_asks_nothing_of_the_model(lm):
     assert lm.prepare_model(torch.nn.Linear(1, 1), encode(lm, [{"text": "fox"}]).keys()) == []
 

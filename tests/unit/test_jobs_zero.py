@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from cluster.errors import UserError
 from jobs.spec import TrainingSpec
 from jobs.worker import zero
 
@@ -36,46 +35,18 @@ def test_offload_of_parameters_needs_stage_3():
     assert "offload_param" in config(deepspeed={"zero_stage": 3, "offload": "cpu"})["zero_optimization"]
 
 
-def test_own_json_is_passed_through_without_auto(tmp_path):
+def test_own_json_wins_over_tandems_settings_and_the_spec_keeps_what_is_its(tmp_path):
     path = tmp_path / "ds.json"
-    path.write_text(
-        json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}, "prescale_gradients": True})
-    )
-    base = zero.read_deepspeed_json(path)
-    training = TrainingSpec(steps=1, deepspeed="ds.json")
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "log_level": "info"}))
+    training = TrainingSpec(steps=1, clip=0.5, deepspeed="ds.json")
+    base = zero.read_named(training, tmp_path)
     made = zero.deepspeed_config(training, 2, 3, precision="bf16", on_gpu=False, base=base)
-    assert made["zero_optimization"] == {"stage": 2}
-    assert made["prescale_gradients"]
+    assert made["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 7}
+    assert (made["log_level"], made["gradient_clipping"]) == ("info", 0.5)
     assert made["bf16"]["enabled"]
     assert zero.stage_of(training, base) == 2
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"train_batch_size": 8}', "the spec's `training` section decides"),
-        ('{"elasticity": {}}', "removed"),
-        ("[]", "not an object"),
-        ("{", "cannot read"),
-    ],
-)
-def test_json_that_contradicts_the_spec_is_refused(tmp_path, content, said):
-    path = tmp_path / "ds.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=said):
-        zero.read_deepspeed_json(path)
-
-
-@pytest.mark.parametrize(
-    ("zero_optimization", "expected"),
-    [
-        ({"stage": 3}, True),
-        ({"stage": 3, "offload_param": {"device": "cpu"}}, True),
-        ({"stage": 2}, False),
-        ({"stage": 3, "offload_param": {"device": "nvme"}}, False),
-        ({"stage": 3, "zero_quantized_weights": True}, False),
-        ({"stage": 3, "mics_shard_size": 2}, False),
-    ],
-)
-def test_what_deepspeed_does_more_to_parts_begins_whole(zero_optimization, expected):
-    assert zero.sliceable({"zero_optimization": zero_optimization}) is expected
+def test_there_is_nothing_to_offload_at_stage_0():
+    with pytest.raises(ValueError, match="offload: cpu has no effect at zero_stage: 0; set zero_stage to 1, 2 or 3"):
+        TrainingSpec(steps=1, deepspeed={"zero_stage": 0, "offload": "cpu"})
