@@ -121,6 +121,14 @@ class DeepSpeedSpec(Strict):
     """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator."""
 
 
+class ParallelSpec(Strict):
+    """How workers share the rows of a step, besides each taking rows of its own."""
+
+    sequence: int = Field(1, ge=1, le=65_536)
+    """So many workers share each row, a part of its tokens each (Ulysses sequence parallelism, arXiv:2309.14509): for
+    rows whose activations do not fit one worker. Results are those of 1. The number of workers is a multiple of it."""
+
+
 class TrainingSpec(Strict):
     """The optimisation."""
 
@@ -161,6 +169,8 @@ class TrainingSpec(Strict):
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     deepspeed: DeepSpeedSpec | Text = DeepSpeedSpec()
     """Settings, or the path of a DeepSpeed JSON that is passed through."""
+    parallel: ParallelSpec = ParallelSpec()
+    """How workers share rows."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSpec:

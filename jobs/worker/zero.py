@@ -19,6 +19,9 @@ _OURS = (
     "torch_autocast",
 )
 
+_DIVIDING = ("sequence_parallel_size", "data_parallel_size", "tensor_parallel", "expert_parallel")
+"""Keys that have ranks share what each is taken to hold: the batch would be another one, or the export and resume."""
+
 SMALL_BUCKETS = {
     "stage3_max_live_parameters": 10_000_000,
     "stage3_max_reuse_distance": 10_000_000,
@@ -79,6 +82,11 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     if "elasticity" in config:
         raise UserError(f"{path}: DeepSpeed 0.19 removed `elasticity`; Tandem keeps the batch exact at any world size")
     config = _without_auto(config)
+    if dividing := [key for key in _DIVIDING if key in config]:
+        raise UserError(
+            f"{path} sets {', '.join(dividing)}: Tandem divides models by ZeRO, and rows by training.parallel.sequence "
+            "in the spec; remove it there"
+        )
     clash = [key for key in (*_OURS, "train_batch_size", "optimizer", "scheduler") if key in config]
     if clash:
         raise UserError(f"{path} sets {', '.join(clash)}: the spec's `training` section decides that; remove it there")
