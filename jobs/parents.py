@@ -8,7 +8,8 @@ from pathlib import Path
 from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.spec import JobSpec
-from jobs.tasks import get, tokenization
+from jobs.tasks import Task, get, tokenization
+from jobs.tasks.shared_rows import SharesRows
 from tracking import model_folder, registry
 from tracking.address import known_uri
 from tracking.errors import ServerUnreachable, TrackingError
@@ -126,6 +127,14 @@ def check_architecture(spec: JobSpec, base: Path) -> None:
     if spec.model.architecture is not None:
         task = get(spec.task.name, base)(spec.task.options)
         task.check_model(spec.model.architecture, spec.model.config)
+        _check_shared(spec, task, spec.model.architecture)
+
+
+def _check_shared(spec: JobSpec, task: Task, origin: Path | str) -> None:
+    """Refuse a model of whose rows workers cannot have a part each, where the spec wants that."""
+    if spec.training is not None and spec.training.parallel.sequence > 1:
+        assert isinstance(task, SharesRows), "a spec of another task is refused"
+        task.check_shared_by(spec.training.parallel.sequence, origin, spec.model.config)
 
 
 def check_version(spec: JobSpec, source: str, version: registry.ModelVersion, tracking: str | None = None) -> None:
@@ -166,7 +175,9 @@ def check_folder(spec: JobSpec, source: str, folder: Path, base: Path, whole: bo
     if whole:
         model_folder.refuse(what, model_folder.damage(folder))
     if (folder / "config.json").is_file():
-        get(spec.task.name, base)(spec.task.options).check_parent(folder, spec.model.config)
+        task = get(spec.task.name, base)(spec.task.options)
+        task.check_parent(folder, spec.model.config)
+        _check_shared(spec, task, folder)
 
 
 def check_hub_model(spec: JobSpec, source: str, base: Path) -> None:

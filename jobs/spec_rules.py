@@ -50,6 +50,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             f"phase {phase} makes no model that `register` could name; promote the one that it starts from",
         )
     yield from _without_effect(written, values)
+    yield from _parallel(_section(values, "training"), _section(values, "resources"))
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:
@@ -89,6 +90,21 @@ def _training(phase: str, values: Mapping[str, Any]) -> Iterator[tuple[Location,
         yield (), f"phase {phase} needs a `training` section, at least `training: {{steps: 100}}`"
     if _section(values, "data").get("train") is None:
         yield (), f"phase {phase} needs `data.train`: files, a glob, or python-stdlib"
+
+
+def _parallel(training: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield which numbers of workers cannot be divided into groups that share rows."""
+    sequence, workers = _section(training, "parallel").get("sequence", 1), resources.get("workers", 1)
+    if not isinstance(sequence, int) or sequence <= 1:
+        return
+    numbers = {"min": 1, **workers} if isinstance(workers, Mapping) else {"": workers}
+    for key, number in numbers.items():
+        if key in ("", "min", "max") and isinstance(number, int) and number % sequence:
+            yield (
+                ("training", "parallel", "sequence"),
+                f"so many workers share each row, and {'.'.join(filter(None, ['resources.workers', key]))}, {number}, "
+                f"is no multiple of {sequence}",
+            )
 
 
 def _holds_nothing_out(data: Mapping[str, Any]) -> bool:

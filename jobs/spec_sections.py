@@ -127,6 +127,14 @@ class DeepSpeedSpec(Strict):
         return self
 
 
+class ParallelSpec(Strict):
+    """How workers share the rows of a step, besides each taking rows of its own."""
+
+    sequence: int = Field(1, ge=1, le=65_536)
+    """So many workers share each row, a part of its tokens each (Ulysses sequence parallelism, arXiv:2309.14509): for
+    rows whose activations do not fit one worker. Results are those of 1. The number of workers is a multiple of it."""
+
+
 class TrainingSpec(Strict):
     """The optimisation."""
 
@@ -167,6 +175,8 @@ class TrainingSpec(Strict):
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     deepspeed: DeepSpeedSpec | Text = DeepSpeedSpec()
     """Settings, or the path of a DeepSpeed JSON: docs/deepspeed.md says which of its keys are let through."""
+    parallel: ParallelSpec = ParallelSpec()
+    """How workers share rows."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSpec:

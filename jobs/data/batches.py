@@ -72,6 +72,11 @@ def accumulation_steps(global_batch_size: int, world_size: int, micro_batch: int
     return -(-per_rank // micro_batch)
 
 
+def whole_groups(workers: int, parts: int) -> int:
+    """Return how many of so many workers make groups of `parts` that share rows: one group at least."""
+    return max(parts, workers - workers % parts)
+
+
 def share(rows: np.ndarray, rank: int, world_size: int, micro_batch: int) -> list[np.ndarray]:
     """Split a step's row numbers, int64 [G], into this rank's micro-batches [b]; the last may be short or empty."""
     mine = rows[rank::world_size]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from cluster import placement, topology
 from jobs import deaths
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
+from jobs.data.batches import whole_groups
 from jobs.driver import failures, postmortem, warm
 from jobs.driver.failures import Decision, Failure, Limits, RankError
 from jobs.driver.ray_train_internals import (
@@ -46,9 +47,10 @@ class ElasticSize(ElasticPolicy):
 
     SAVE_TIMEOUT_S = 120.0
 
-    def __init__(self, scaling_config: Any, run: RunFolder, store: Store) -> None:
+    def __init__(self, scaling_config: Any, run: RunFolder, store: Store, multiple: int = 1) -> None:
+        """`multiple`: workers that share rows; a group is made of whole ones."""
         super().__init__(scaling_config)
-        self._run, self._store = run, store
+        self._run, self._store, self._multiple = run, store, multiple
         self._asked_at: float | None = None
         self._newest = 0
 
@@ -58,13 +60,17 @@ class ElasticSize(ElasticPolicy):
         return self._capped(decision)
 
     def _capped(self, decision: Any) -> Any:
-        excluded = self._run.control().excluded
-        if not excluded or not isinstance(decision, ResizeDecision):
+        if not isinstance(decision, ResizeDecision):
             return decision
+        excluded, most = self._run.control().excluded, decision.num_workers
+        if excluded:
+            most = min(most, self._room(excluded))
+        return replace(decision, num_workers=whole_groups(most, self._multiple))
+
+    def _room(self, excluded: Sequence[str]) -> int:
         wanted = worker_resources(self.scaling_config)
         nodes = [node for node in topology.nodes() if node.node_id not in excluded]
-        room = placement.capacity(placement.Request(1, wanted.get("CPU", 0), wanted.get("GPU", 0)), nodes)
-        return replace(decision, num_workers=max(1, min(decision.num_workers, room)))
+        return placement.capacity(placement.Request(1, wanted.get("CPU", 0), wanted.get("GPU", 0)), nodes)
 
     def make_decision_for_running_worker_group(self, *arguments: Any, **keywords: Any) -> Any:
         """Return Ray Train's decision, or none yet: as long as the checkpoint that it needs is not there."""
@@ -231,9 +237,10 @@ def run_group(function: Callable[[WorkerConfig], None], config: WorkerConfig, *,
     failure_config = ray.train.FailureConfig(max_failures=spec.max_failures)
     own = spec.failures
     limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory, own.exclude_node_after)
+    parts = spec.training.parallel.sequence if spec.training else 1
     fewest = placement.Request(wanted.fewest, wanted.cpus_per_worker, wanted.gpus_per_worker)
     scaling: ScalingPolicy = (
-        ElasticSize(scaling_config, run, store) if elastic else FixedWithoutAutoscaler(scaling_config)
+        ElasticSize(scaling_config, run, store, parts) if elastic else FixedWithoutAutoscaler(scaling_config)
     )
     if autoscaling and not elastic:
         scaling = FixedScalingPolicy(scaling_config)

@@ -72,10 +72,12 @@ def make(spec: JobSpec, base: Path, asked: Asked, where: Where) -> Plan:
     model, task, said = skeleton.build(spec, base)
     found = facts.of(model)
     precision = resolve(training.precision, [this_device()]) if not device.on_gpu else _on_gpu(training)
-    micro = micro_batch_size(training.micro_batch_size, training.global_batch_size, world)
-    accumulation = accumulation_steps(training.global_batch_size, world, micro)
+    parts = training.parallel.sequence
+    readers = max(1, world // parts)
+    micro = micro_batch_size(training.micro_batch_size, training.global_batch_size, readers)
+    accumulation = accumulation_steps(training.global_batch_size, readers, micro)
     row_tokens = _row_tokens(task)
-    chosen = _chosen(training, precision, world, device, micro * row_tokens)
+    chosen = _chosen(training, precision, world, device, -(-micro * row_tokens // parts))
     flops = compute.flops_per_token(found, row_tokens, training.gradient_checkpointing) if row_tokens else None
     return Plan(
         name=spec.name,
@@ -105,11 +107,14 @@ def remarks(spec: JobSpec, found: Facts, world: int, device: devices.Device) -> 
         said.append("this is one trial of the sweep, with the spec's own values")
     if isinstance(training.deepspeed, str):
         said.append(f"{training.deepspeed} was not looked at: buckets are DeepSpeed's own, and no stage is marked")
-    if training.global_batch_size < world:
+    parts = training.parallel.sequence
+    if training.global_batch_size * parts < world:
         said.append(
-            f"training.global_batch_size is {training.global_batch_size}: {world - training.global_batch_size} of "
-            f"{world} workers would have no rows"
+            f"training.global_batch_size is {training.global_batch_size}: "
+            f"{world - parts * training.global_batch_size} of {world} workers would have no rows"
         )
+    if parts > 1:
+        said.append(f"what attention takes while {parts} workers exchange their parts of a row is not counted")
     if found.decoder is None:
         said.append(f"activations, FLOPs and time are not counted: {found.kind} is no causal transformer")
         return said
@@ -182,7 +187,8 @@ def _work(
     precision: Precision,
     mfu: float,
 ) -> compute.Work:
-    tokens_of_a_rank = -(-training.global_batch_size // world) * row_tokens
+    parts = training.parallel.sequence
+    tokens_of_a_rank = -(-training.global_batch_size // max(1, world // parts)) * row_tokens // parts
     step = None
     if flops is not None and device.flops is not None:
         step = compute.step_s(flops, tokens_of_a_rank, device.flops[precision], mfu)

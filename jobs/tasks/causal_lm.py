@@ -20,7 +20,6 @@ from jobs.tasks import (
     Batch,
     Better,
     Columns,
-    Task,
     TaskError,
     TaskOptions,
     balance,
@@ -43,13 +42,14 @@ from jobs.tasks.conversations import conversation_of
 from jobs.tasks.examples import ExampleReader, PreferenceReader
 from jobs.tasks.preferences import preference_of
 from jobs.tasks.prompts import prompt_of
+from jobs.tasks.shared_rows import SharesRows
 from jobs.tasks.tokenization import TextFindings
 
 if TYPE_CHECKING:
     import torch
 
 
-class CausalLM(Task):
+class CausalLM(SharesRows):
     """Writes on from a text, or answers in a conversation, token by token.
 
     It knows what was in its training data, by chance and by frequency, and says what is likely, not what is true.

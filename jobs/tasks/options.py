@@ -44,6 +44,7 @@ def in_their_place(
         mistakes += _metric_mistakes(values.get("checkpoint"), kind.metrics_of(checked))
         options = checked.model_dump(mode="json", by_alias=True)
         mistakes += _origin_mistakes(kind, checked, values.get("model"))
+        mistakes += _parallel_mistakes(kind, checked, values.get("training"))
     except TaskError as error:
         mistakes.append(mistake(("task", "name"), str(error), name))
     except ValidationError as error:
@@ -71,6 +72,17 @@ def _origin_mistakes(kind: type[Task], options: TaskOptions, model: Any) -> list
         kind.check_options(options, source if isinstance(source, str) else None)
     except TaskError as error:
         return [mistake(("model", "from"), str(error), source)]
+    return []
+
+
+def _parallel_mistakes(kind: type[Task], options: TaskOptions, training: Any) -> list[InitErrorDetails]:
+    parallel = training.get("parallel") if isinstance(training, Mapping) else None
+    parts = parallel.get("sequence", 1) if isinstance(parallel, Mapping) else 1
+    try:
+        if isinstance(parts, int) and parts > 1:
+            kind.check_shared_rows(options)
+    except TaskError as error:
+        return [mistake(("training", "parallel", "sequence"), str(error), parts)]
     return []
 
 

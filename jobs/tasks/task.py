@@ -113,6 +113,14 @@ class Task:
         """
 
     @classmethod
+    def check_shared_rows(cls, options: TaskOptions) -> None:
+        """Raise TaskError where ranks cannot share a row, a part of it each, while the spec is checked.
+
+        Where they can, the task is one that SharesRows (jobs/tasks/shared_rows.py).
+        """
+        raise TaskError(f"rows of task {cls.name!r} cannot be shared by several workers: leave it out, or set it to 1")
+
+    @classmethod
     def metrics_of(cls, options: TaskOptions) -> Mapping[str, Better]:
         """Return those of `metrics` that a task with these options has."""
         return cls.metrics

@@ -107,7 +107,7 @@ TOP: Mapping[str, Honoured | Refused] = {
     "pipeline": Refused(f"a pipeline cuts the model up: {_PARTS}"),
     "expert_parallel": Refused(f"it divides experts over workers: {_PARTS}"),
     "use_data_before_expert_parallelism": Refused("no experts are divided over workers; remove it", (False,)),
-    "sequence_parallel_size": Refused("each worker gets rows of its own, not parts of the same ones; remove it", (1,)),
+    "sequence_parallel_size": Refused("the spec's training.parallel.sequence has workers share rows; remove it", (1,)),
     "data_parallel_size": Refused("it is the number of workers: resources.workers; remove it"),
     "seq_parallel_communication_data_type": Refused("it is for sequence_parallel_size alone; remove it"),
     "data_efficiency": Refused(f"curricula and dropped tokens change what is learned from: {_DATA}"),

@@ -16,7 +16,7 @@ from cluster.precision import Precision
 from jobs.data.prepare import Prepared
 from jobs.data.rows import Rows
 from jobs.spec import JobSpec
-from jobs.tasks import Task
+from jobs.tasks import Batch, Task
 
 
 class NotFinite(UserError):
@@ -64,6 +64,15 @@ Say = Callable[[Sequence[str]], None]
 """Takes sentences for the job's log and its run."""
 
 
+Part = Callable[[Batch], Batch]
+"""Takes a micro-batch; returns what of it is this rank's."""
+
+
+def whole(batch: Batch) -> Batch:
+    """Return a micro-batch, with tensors of any shape, as it is: no other rank shares its rows."""
+    return batch
+
+
 def unsaid(sentences: Sequence[str]) -> None:
     """Keep to oneself what the model has to be said of."""
 
@@ -85,6 +94,7 @@ def measure(
     rank: int = 0,
     world_size: int = 1,
     during: During = unwatched,
+    part: Part = whole,
 ) -> dict[str, Any]:
     """Return the task's sums over this rank's share (every W-th) of `limit` rows drawn by `seed` (all for None).
 
@@ -104,7 +114,7 @@ def measure(
             chosen = mine[index * micro_batch : (index + 1) * micro_batch]
             taken = rows.take(chosen if len(chosen) else np.zeros(1, dtype=np.int64))
             with during("pass"):
-                for key, value in task.measure(model, to_device(task.collate(taken), device)).items():
+                for key, value in task.measure(model, to_device(part(task.collate(taken)), device)).items():
                     if key in task.gathered:
                         kept.setdefault(key, []).append(_array(value)[: len(chosen)])
                         continue

@@ -148,7 +148,7 @@ def forward_backward(
     filler = next(batch for batch in reversed(micro_batches) if batch is not None) if any(micro_batches) else None
     for index, micro_batch in enumerate(micro_batches):
         # A rank without rows left still takes part in the collectives of the backward pass, with weight 0.
-        batch = micro_batch or filler or task.collate(worker.rows.take(np.zeros(1, dtype=np.int64)))
+        batch = micro_batch or filler or worker.part(task.collate(worker.rows.take(np.zeros(1, dtype=np.int64))))
         with meter.forward(micro_batch):
             loss, _ = task.loss(engine.model, to_device(batch, engine.device))
         if worker.first and worker.updates == index == 0 and micro_batch is not None:
@@ -181,9 +181,9 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
 
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
-        mine = batches.share(chosen, worker.engine.rank, worker.engine.world_size, worker.micro_batch)
+        mine = batches.share(chosen, worker.place.reader, worker.place.readers, worker.micro_batch)
         worker.injector.record_rows(step + 1, mine)
-        micro = [worker.task.collate(worker.rows.take(part)) if len(part) else None for part in mine]
+        micro = [worker.part(worker.task.collate(worker.rows.take(each))) if len(each) else None for each in mine]
         return micro, worker.rows.targets(chosen)
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:

@@ -65,6 +65,8 @@ def of_parts(worker: Worker, loaded: Task, model: torch.nn.Module, trained: Meas
         WrongExport: the losses differ by more than rounding.
     """
     loaded.prepare_model(model.module, trained.rows.columns)  # type: ignore[arg-type]
+    if worker.shared is not None:
+        worker.shared.attach(model.module)  # type: ignore[arg-type]
     sums = _together(worker, loaded, model, trained.rows, trained.limit)
     check_loss(trained.loss, loaded.summarise(sums)["loss"], worker.precision, trained.what)
 
@@ -79,8 +81,9 @@ def _together(worker: Worker, task: Task, model: torch.nn.Module, rows: Rows, li
         seed=worker.spec.data.split_seed,
         micro_batch=_micro_batch(worker),
         device=engine.device,
-        rank=engine.rank,
-        world_size=engine.world_size,
+        rank=worker.place.reader,
+        world_size=worker.place.readers,
+        part=worker.part,
     )
     kept = {key: value for key, value in sums.items() if isinstance(value, np.ndarray)}
     added = {key: value for key, value in sums.items() if key not in kept}
@@ -89,6 +92,8 @@ def _together(worker: Worker, task: Task, model: torch.nn.Module, rows: Rows, li
 
 
 def _micro_batch(worker: Worker) -> int:
+    if worker.shared is not None:  # rows are as long as there is room for
+        return worker.micro_batch
     return max(worker.micro_batch, 8)  # no gradients: there is room for more than in training
 
 

@@ -28,8 +28,9 @@ from jobs.data.prepare import rows_of
 from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
-from jobs.tasks import Task
-from jobs.worker import buffers, heap, start, zero
+from jobs.tasks import Batch, Task
+from jobs.tasks.shared_rows import SharesRows
+from jobs.worker import buffers, heap, sequence, start, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
@@ -68,6 +69,20 @@ class Worker:
     order: int = batches.VERSION
     """Version of the order in which it visits them."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    shared: sequence.SharedRows | None = None
+    """What the model attends with where other ranks share this one's rows."""
+
+    @property
+    def place(self) -> sequence.Place:
+        """Where this rank stands among those that share rows."""
+        return sequence.place(self.engine.rank, self.engine.world_size, self.training.parallel.sequence)
+
+    def part(self, batch: Batch) -> Batch:
+        """Return what of a micro-batch, with tensors of any shape, is this rank's."""
+        if self.shared is None:
+            return batch
+        assert isinstance(self.task, SharesRows)
+        return self.task.part(batch, self.place.part, self.place.parts)
 
     @property
     def first(self) -> bool:
@@ -88,23 +103,26 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     assert training is not None
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    readers = sequence.place(rank, world_size, training.parallel.sequence).readers
     task = prepared.task(spec)
     rows = rows_of(prepared, prepared.train_files)
     store, control = Store(config.checkpoints), folder.control()
     fence, point = where_to_start(config, store, rank)
     order = order_of(point)
     wanted = control.micro_batch or training.micro_batch_size
-    micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, world_size)
+    micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, readers)
     attempt = this_attempt(point.attempt, micro_batch)
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
-    ds_config = settings_of(config, training, micro_batch, world_size, device)
+    ds_config = settings_of(config, training, micro_batch, readers, device)
     begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
+    shared = sequence.begin(spec, task, engine, rows)
+    looked = [*looked, *(shared.said if shared else [])]
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
     if rank == 0:
         folder.write_attempt(replace(attempt, training=True))
@@ -132,14 +150,15 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         model_directory=config.parent,
         data=prepared.rows,
         order=order,
+        shared=shared,
     )
 
 
 def settings_of(
-    config: WorkerConfig, training: TrainingSpec, micro_batch: int, world_size: int, device: torch.device
+    config: WorkerConfig, training: TrainingSpec, micro_batch: int, readers: int, device: torch.device
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for this group."""
-    accumulation = batches.accumulation_steps(training.global_batch_size, world_size, micro_batch)
+    """Return DeepSpeed's configuration for this group, in which `readers` ranks have rows of their own."""
+    accumulation = batches.accumulation_steps(training.global_batch_size, readers, micro_batch)
     base, on_gpu = zero.read_named(training, config.base), device.type == "cuda"
     return zero.deepspeed_config(
         training, micro_batch, accumulation, precision=config.precision, on_gpu=on_gpu, base=base

@@ -17,7 +17,7 @@ from jobs.checkpoint.saver import Saver
 from jobs.checkpoint.shards import KINDS, Fragment
 from jobs.checkpoint.store import Store
 from jobs.data import batches, rows
-from jobs.worker import loop, setup
+from jobs.worker import evaluate, loop, sequence, setup
 
 COUNT, STEPS, SEED = batches.LISTED_ROWS + 3, 6, 4
 
@@ -54,6 +54,8 @@ def worker_at(point: resume.Point, read: rows.Rows, store: Store) -> SimpleNames
         engine=Alone(),
         first=True,
         micro_batch=32,
+        place=sequence.place(0, 1, 1),
+        part=evaluate.whole,
         injector=SimpleNamespace(record_rows=lambda step, mine: None, inject=lambda phase, step: None),
         watchdog=SimpleNamespace(during=lambda what, learns=True: nullcontext()),
         saver=Saver(store, point.attempt, 0, 1, Keep()),
