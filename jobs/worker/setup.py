@@ -31,7 +31,7 @@ from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
 from jobs.worker import buffers, heap, start, zero
 from jobs.worker.config import WorkerConfig
-from jobs.worker.deepspeed_engine import Engine, import_deepspeed
+from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
 from jobs.worker.fault_injection import Injector
 from jobs.worker.watchdog import Pulse, Watchdog
 from tracking.spool import Spool
@@ -102,7 +102,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, world_size, device)
-    begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
+    begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)

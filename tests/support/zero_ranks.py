@@ -60,7 +60,7 @@ def train(case: str, rank: int, folder: Path) -> None:
     config["zero_optimization"] |= {"sub_group_size": 30} if stage == "3" else {}  # several, as large models have
     recorded = record(Tiny, 0)
     engine = Engine(
-        recorded.model if stage == "3" else recorded.materialise(),
+        recorded.model,
         training,
         config,
         torch.device("cpu"),
