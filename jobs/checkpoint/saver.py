@@ -7,6 +7,8 @@
     commit     rank 0's thread waits for all shards, compares their headers with the model's elements, writes the
                manifest, removes old checkpoints
 
+Where there is no memory for a copy, the thread writes the state itself, and the training thread waits for that.
+
 State is constant between two optimizer steps, and a forward and backward pass is longer than a copy in memory: the idea
 is that of lazy snapshots (Maurya et al. 2024, DataStates-LLM, arXiv:2406.10707). A save that fails is tried again from
 the buffer, then given up and reported; training goes on.
@@ -18,9 +20,10 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -119,12 +122,19 @@ class Saver:
         self._copied.set()
         self.to_copy = False
         """A save was begun, and `wait_copied` has not returned since: the same on all ranks."""
+        self.direct = False
+        """It is written from the state itself."""
         self._thread: threading.Thread | None = None
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._stalled_s = 0.0
 
     def begin(
-        self, manifest: Manifest, fragments: Sequence[Fragment], extra: Mapping[str, bytes] | None = None
+        self,
+        manifest: Manifest,
+        fragments: Sequence[Fragment],
+        extra: Mapping[str, bytes] | None = None,
+        *,
+        direct: bool = False,
     ) -> None:
         """Start to save; the state must not change before `wait_copied` returned.
 
@@ -132,11 +142,14 @@ class Saver:
             manifest: of this checkpoint, without its files.
             fragments: this rank's part of the state; all ranks' parts cover it once.
             extra: further files (rank 0's), by the end of their names.
+            direct: write the state without a copy, for which there is no memory; the same on all ranks.
         """
         self.finish()  # backpressure: a disk slower than the interval between checkpoints slows training down, visibly
         self._stalled_s = 0.0
         self._copied.clear()
-        self.to_copy = True
+        self.to_copy, self.direct = True, direct
+        if direct:
+            self._buffer = None
         arguments = (manifest, fragments, dict(extra or {}), time.monotonic())
         self._thread = threading.Thread(target=self._save, args=arguments, name="tandem-checkpoint", daemon=True)
         self._thread.start()
@@ -166,6 +179,11 @@ class Saver:
             self._stalled_s += time.perf_counter() - began
             self._thread = None
 
+    @property
+    def held(self) -> int:
+        """The bytes of memory that are there for a copy."""
+        return self._buffer.nbytes if self._buffer is not None else 0
+
     def release(self) -> None:
         """Let go of the memory that states are copied to: as much as they take. The next save takes it again."""
         self.finish()
@@ -183,11 +201,7 @@ class Saver:
     ) -> None:
         error, size, superseded = None, 0, False
         try:
-            try:
-                head, data = shards.header(fragments), self._copy(fragments)
-            finally:
-                self._copied.set()
-            written = _repeated(lambda: self._write(manifest.step, head, data, extra))
+            written = self._written(manifest.step, fragments, extra)
             if self._rank == 0:
                 size = self._commit(manifest, written)
             else:
@@ -199,6 +213,17 @@ class Saver:
         total_s = time.monotonic() - began
         self._outcomes.put(Outcome(manifest.step, error, total_s, self._stalled_s, size, superseded))
 
+    def _written(self, step: int, fragments: Sequence[Fragment], extra: Mapping[str, bytes]) -> dict[str, Written]:
+        """Write this rank's files; the state may change as soon as it is copied, or written."""
+        try:
+            head = shards.header(fragments)
+            if self.direct:
+                return _repeated(lambda: self._write(step, chain([head], shards.blocks(fragments)), extra))
+            data = self._copy(fragments)
+        finally:
+            self._copied.set()
+        return _repeated(lambda: self._write(step, [head, data.numpy()], extra))
+
     def _copy(self, fragments: Sequence[Fragment]) -> torch.Tensor:
         count = shards.total_elements(fragments)
         if self._buffer is None or self._buffer.numel() < count:
@@ -209,11 +234,11 @@ class Saver:
             torch.cuda.synchronize()
         return self._buffer[:count]
 
-    def _write(self, step: int, head: bytes, data: torch.Tensor, extra: Mapping[str, bytes]) -> dict[str, Written]:
+    def _write(self, step: int, shard: Iterable[Any], extra: Mapping[str, bytes]) -> dict[str, Written]:
         self._on_phase("save", step)
         where = catalog.folder(step)
         name = catalog.shard_name(self._attempt, self._rank, self._world_size)
-        files = {name: self._store.write(f"{where}/{name}", [head, data.numpy()])}
+        files = {name: self._store.write(f"{where}/{name}", shard)}
         for ending, content in extra.items():
             name = f"{self._attempt}-{ending}"
             files[name] = self._store.write(f"{where}/{name}", [content])

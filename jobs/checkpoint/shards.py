@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from jobs.checkpoint.store import Store
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """The fp32 master weights and AdamW's two moments."""
 FLOAT_BYTES = 4
+BLOCK = 1 << 21
+"""So many elements are read, or copied from a device, at a time."""
 
 
 class ShardError(RuntimeError):
@@ -72,6 +74,14 @@ def copy_out(fragments: Iterable[Fragment], buffer: torch.Tensor) -> None:
             position += tensor.numel()
 
 
+def blocks(fragments: Iterable[Fragment]) -> Iterator[Any]:
+    """Yield what `copy_out` copies, as buffers: of memory as it is, from a device block by block."""
+    for fragment in fragments:
+        for tensor in fragment.tensors.values():
+            for block in tensor.split(BLOCK):
+                yield block.detach().cpu().numpy()
+
+
 def header(fragments: Iterable[Fragment]) -> bytes:
     """Return the safetensors header of a shard whose data is what `copy_out` makes."""
     entries: dict[str, Any] = {}
@@ -117,8 +127,9 @@ class Reader:
         """
         position, stop = start, start + out.numel()
         for piece in self._pieces.get((kind, parameter), ()):
-            if position < stop and piece.start <= position < piece.start + piece.numel:
-                count = min(stop, piece.start + piece.numel) - position
+            last = min(stop, piece.start + piece.numel)
+            while piece.start <= position < last:
+                count = min(last - position, BLOCK)
                 offset = piece.offset + (position - piece.start) * FLOAT_BYTES
                 data = bytearray(piece.file.read_at(count * FLOAT_BYTES, offset))
                 out[position - start : position - start + count].copy_(torch.frombuffer(data, dtype=torch.float32))

@@ -5,13 +5,14 @@ T elements are trained, F frozen, over W ranks. Bytes (jobs/worker/zero.py, jobs
     stage     weights        gradients  masters  moments
     0         4 (T+F)        4 T        –        8 T      bf16 is autocast, which keeps copies of 2 (T+F)
     1, bf16   2 (T+F)        6 T        4 T/W    8 T/W    BF16_Optimizer: whole fp32 sums beside bf16 gradients
-    1, fp32   4 (T+F)        4 T        4 T/W    8 T/W
-    2         2 or 4 (T+F)   4 T/W      4 T/W    8 T/W
+    1, fp32   4 (T+F)        4 T        –        8 T/W
+    2, bf16   2 (T+F)        4 T/W      4 T/W    8 T/W
+    2, fp32   4 (T+F)        4 T/W      –        8 T/W
     3, bf16   2 (T+F)/W      4 T/W      4 T/W    8 T/W
     3, fp32   4 (T+F)/W      4 T/W      –        8 T/W
 
-The dash: the weights are what the optimizer changes. tests/integration/test_jobs_plan_engine.py holds this table
-against engines.
+The dash: the weights are what the optimizer changes; where it is on the host of a GPU (offload at stages 1 and 2) there
+are masters, 4 T/W. tests/integration/test_jobs_plan_engine.py holds this table against engines.
 
 The account is that of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), whose example has 2 + 2 + 12 bytes a parameter;
 here gradients are summed in fp32.
@@ -150,13 +151,14 @@ def _state(facts: Facts, setting: Setting) -> Need:
     whole = _stored(setting) * facts.parameters
     if setting.stage == 0:
         return Need(weights=whole, gradients=4 * trained, moments=8 * trained)
+    apart = setting.precision == "bf16" or (setting.stage < 3 and setting.offload == "cpu" and setting.on_gpu)
+    masters = 4 * mine if apart else 0
     if setting.stage == 1:
         summed = 6 if setting.precision == "bf16" else 4
-        return Need(weights=whole, gradients=summed * trained, masters=4 * mine, moments=8 * mine)
+        return Need(weights=whole, gradients=summed * trained, masters=masters, moments=8 * mine)
     if setting.stage == 2:
-        return Need(weights=whole, gradients=4 * mine, masters=4 * mine, moments=8 * mine)
+        return Need(weights=whole, gradients=4 * mine, masters=masters, moments=8 * mine)
     parted = _stored(setting) * _share(facts.parameters, setting)
-    masters = 4 * mine if setting.precision == "bf16" else 0
     return Need(weights=parted, gradients=4 * mine, masters=masters, moments=8 * mine)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from cluster.errors import UserError
 from jobs.checkpoint.resume import Fill
 from jobs.checkpoint.shards import Fragment, Reader, share
 from jobs.spec import TrainingSpec
-from jobs.worker import buffers, deepspeed_internals, partition, zero, zero_layouts
+from jobs.worker import buffers, deepspeed_internals, partition, replica, zero, zero_layouts
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
 
 
@@ -31,13 +32,15 @@ class Engine:
         """Shard `model` over the ranks of the process group that Ray Train has set up.
 
         Args:
-            model: on the CPU, in fp32; on the meta device where stage 3 divides it, so that no rank has it whole.
-            fill: fills in its weights, where it is on the meta device.
+            model: on the CPU, in fp32; on the meta device where its weights are known by the slice.
+            fill: fills them in then.
         """
         deepspeed = import_deepspeed()
         self._config = config
         self.sliceable = zero.sliceable(config)
         """Whether this rank's part of a parameter is a plain run of it."""
+        self._rounded = dtype_of(config) != torch.float32
+        """Whether DeepSpeed makes its master weights of rounded ones."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:
@@ -47,8 +50,9 @@ class Engine:
         self._buffers = buffers.learned(model)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
+        flats = {}
         if fill is not None and any(parameter.is_meta for parameter in model.parameters()):
-            partition.divide(model, config, dtype_of(config), fill)
+            flats = self._fill(model, fill, parameter_groups(model.named_parameters(), 0.0))
         optimizer = torch.optim.AdamW(
             parameter_groups(model.named_parameters(), training.weight_decay),
             lr=training.learning_rate,
@@ -56,7 +60,7 @@ class Engine:
             eps=training.epsilon,
             fused=True,
         )
-        self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        self.model = deepspeed_internals.initialize(model, optimizer, config, partial(replica.flatten, flats))
         buffers.match_types(self.model.module)
         self._adamw = optimizer
         self._clip = training.clip
@@ -65,14 +69,23 @@ class Engine:
         self._alone = not self.model.zero_optimization()
         """Whether every rank holds all of the training state."""
         stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__
-        if stage == 3:
-            deepspeed_internals.share_masters(self.model.optimizer)
+        deepspeed_internals.share_masters(self.model.optimizer, stage)
         self._layout = zero_layouts.choose(stage, self.model.optimizer)
         zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
 
+    def _fill(self, model: torch.nn.Module, fill: Fill, groups: Iterable[dict[str, Any]]) -> dict[tuple[int, int], int]:
+        """Give a model on the meta device its weights: this rank's parts, or all; return where groups lie flat."""
+        dtype, stage = dtype_of(self._config), self._config.get("zero_optimization", {}).get("stage", 0)
+        if self.sliceable:
+            partition.divide(model, self._config, dtype, fill)
+            return {}
+        members = [group["params"] for group in groups] if stage in (1, 2) else []
+        device = torch.device("cpu") if stage == 3 else self.device  # DeepSpeed moves parts, not a whole model
+        return replica.build(model, fill, dtype, device, members, self.world_size)
+
     def make_exact(self, fill: Fill) -> None:
-        """Give the master weights what is not rounded: DeepSpeed makes them of weights in what is computed in."""
-        for name, place in self._places():
+        """Give the master weights what is not rounded, where DeepSpeed has made them of weights that are."""
+        for name, place in self._places() if self._rounded else ():
             fill(name, place.start, zero_layouts.view(place, place.flat))
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -136,11 +149,12 @@ class Engine:
     def restore(self, reader: Reader, updates: int) -> None:
         """Put a checkpoint's state in place, whatever group wrote it; the model was built from its weights already.
 
-        DeepSpeed makes its master weights from the model after rounding it to bf16, so those are read once more.
+        DeepSpeed makes its master weights of the model's, which may be rounded: then they are read once more.
         """
         for name, place in self._places():
             for kind, tensor in _views(self._states(place.flat, updates), place).items():
-                reader.read(kind, name, place.start, tensor)
+                if kind != "weight" or self._rounded:
+                    reader.read(kind, name, place.start, tensor)
 
     def _places(self) -> Iterator[tuple[str, Place]]:
         """Yield what this rank holds, by parameter."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +78,19 @@ ENTRIES = (
         "it compares devices with devices in `_create_fp32_partitions`",
     ),
     Internal(
+        "DeepSpeedZeroOptimizer.parallel_partitioned_bit16_groups, bit16_groups, real_dp_process_group; hp_fragment",
+        "the weights that this rank updates at stages 1 and 2, which fp32 masters are made to share: they are a copy",
+        "in fp32, stages 1 and 2 take 4 bytes a parameter more, over the ranks",
+        "it makes no copy of what is in fp32 already",
+    ),
+    Internal(
+        "deepspeed.runtime.zero.stage_1_and_2._flatten_dense_tensors, bf16_optimizer._flatten_dense_tensors; "
+        "optimizer.flatten",
+        "while an engine is made, replaced by one that leaves weights where they are if they lie behind each other",
+        "at stages 1 and 2 every rank has its weights twice while it begins",
+        "it looks where they lie, or is given them flat",
+    ),
+    Internal(
         "zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus",
         "to make parameters of stage 3 in parts from the beginning, which Init makes of whole ones",
         "no job can begin at stage 3",
@@ -89,6 +103,10 @@ ENTRIES = (
         "as for grad_position",
     ),
 )
+
+
+Plain = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""Tensors of any shapes → one with their elements behind each other, (N,)."""
 
 
 class Place(NamedTuple):
@@ -111,6 +129,37 @@ def import_deepspeed() -> Any:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}  # set whole: reading it runs the compiler
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **keywords: None
     return deepspeed
+
+
+def initialize(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+    flatten: Callable[[Plain, Sequence[torch.Tensor]], torch.Tensor],
+) -> Any:
+    """Return an engine, whose groups of weights, at stages 1 and 2, are put behind each other by `flatten`.
+
+    Args:
+        flatten: given DeepSpeed's own way to do so, which copies, and the weights.
+    """
+    from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    modules = (bf16_optimizer, stage_1_and_2)
+    plain: list[Plain] = [module._flatten_dense_tensors for module in modules]
+    for module, theirs in zip(modules, plain, strict=True):
+        module._flatten_dense_tensors = partial(flatten, theirs)
+    try:
+        engine, *_ = import_deepspeed().initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
+        )
+    finally:
+        for module, theirs in zip(modules, plain, strict=True):
+            module._flatten_dense_tensors = theirs
+    for module, theirs in zip(modules, plain, strict=True):
+        if module.__name__ == type(engine.optimizer).__module__:
+            engine.optimizer.flatten = theirs  # what it flattens from now on are gradients
+    return engine
 
 
 def replace_clipping(engine: Any, clip: Callable[[], None]) -> None:
@@ -150,16 +199,37 @@ def place_in_parts(parameter: Any, optimizer: Any, rank: int) -> Place | None:
     return Place(optimizer.fp32_partitioned_groups_flat[group], start, offset, numel) if numel > 0 else None
 
 
-def share_masters(optimizer: Any) -> None:
-    """Have the fp32 master weights of stage 3 be the weights, where these are fp32 too: DeepSpeed means to, and copies.
+def share_masters(optimizer: Any, stage: int) -> None:
+    """Have the fp32 master weights be the weights, where these are fp32 too: DeepSpeed copies them.
 
-    It compares a tensor's device with a text, which is never equal.
+    At stage 3 it means not to, and compares a tensor's device with a text, which is never equal. At stages 1 and 2 it
+    copies masters to weights after a step, which then is nothing.
     """
-    for weights, masters in zip(
-        optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
-    ):
-        if weights is not None and (weights.dtype, weights.device) == (masters.dtype, masters.device):
-            masters.data = weights.data
+    if stage == 3:
+        both = zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True)
+        for weights, masters in both:
+            _share(weights, masters)
+    elif hasattr(optimizer, "parallel_partitioned_bit16_groups"):
+        for index, masters in enumerate(fp32_partitions(optimizer)):
+            rank = torch.distributed.get_rank(optimizer.real_dp_process_group[index])
+            if _share(optimizer.parallel_partitioned_bit16_groups[index][rank], masters):
+                _point_to(masters, optimizer.bit16_groups[index])
+
+
+def _share(weights: torch.Tensor | None, masters: torch.Tensor) -> bool:
+    """Have two tensors (N,) be one, unless they are of other types (bf16), or elsewhere (offloaded from a GPU)."""
+    if weights is None or (weights.dtype, weights.device) != (masters.dtype, masters.device):
+        return False
+    masters.data = weights.data
+    return True
+
+
+def _point_to(masters: torch.Tensor, parameters: Sequence[Any]) -> None:
+    """Have parameters know their run of the masters (N,), of which they keep the old one else."""
+    for mapping in (each._hp_mapping for each in parameters):
+        if mapping is not None:
+            place = mapping.hp_fragment_address
+            mapping.hp_fragment = masters.detach().narrow(0, place.start, place.numel)
 
 
 def whole_numel(parameter: Any) -> int:

@@ -5,7 +5,8 @@ evaluate
 for each step:
     for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
     sum the loss over ranks; stop before the update if it is not finite
-    wait until a checkpoint that is being saved has been copied; clip, update; stop if the gradient was not finite
+    wait until a checkpoint that is being saved has been copied (or written, where there is no memory for a copy)
+    clip, update; stop if the gradient was not finite
     average running statistics
     write the step's metrics to the spool on disk
     now and then: evaluate; begin to save a checkpoint
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -24,13 +25,14 @@ import numpy as np
 import torch
 
 from jobs import noise
-from jobs.checkpoint import resume
+from jobs.checkpoint import resume, shards
 from jobs.checkpoint.catalog import Manifest
 from jobs.checkpoint.fence import Superseded
+from jobs.checkpoint.shards import Fragment
 from jobs.data import batches
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
-from jobs.worker import flops, proof, untaught
+from jobs.worker import flops, proof, save_room, untaught
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import check_rated, to_device
 from jobs.worker.finish import export_weights
@@ -218,9 +220,13 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
 
 
 def wait_copied(worker: Worker) -> None:
-    """Wait until what is being saved has been copied. Collective where anything was: nobody's step pays for it."""
+    """Wait until what is being saved may change. Collective where anything was.
+
+    That is once it has been copied, so that nobody's step pays for the disk; or written, where there is no memory.
+    """
     if worker.saver.to_copy:
-        with worker.watchdog.during("copy"):
+        direct = worker.saver.direct
+        with worker.watchdog.during("save" if direct else "copy", learns=not direct):
             worker.saver.wait_copied()
             worker.engine.all_sum(0.0)
 
@@ -252,8 +258,19 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
         order=worker.order,
     )
     extra = resume.buffers(engine.model.module) if worker.first else None
-    worker.saver.begin(manifest, engine.owned_fragments(), extra)
+    fragments = engine.owned_fragments()
+    worker.saver.begin(manifest, fragments, extra, direct=no_room(worker, fragments))
     worker.injector.inject("saved", step)
+
+
+def no_room(worker: Worker, fragments: Sequence[Fragment]) -> bool:
+    """Return whether a rank's machine has no memory for copies of `fragments`, and say so. Collective."""
+    copy = shards.total_elements(fragments) * shards.FLOAT_BYTES
+    lacking = save_room.shortage(resume.gathered(save_room.look(copy, worker.saver.held)))
+    if lacking and worker.first:
+        with suppress(OSError):
+            worker.folder.add_remarks([lacking.said()])
+    return lacking is not None
 
 
 def report_checkpoints(worker: Worker) -> None:

@@ -28,7 +28,16 @@ def peak_bytes(device: torch.device) -> int:
 
 def resident_peak(status: str) -> int:
     """Return the bytes of VmHWM in the text of /proc/PID/status; 0 where there is none. Pure."""
-    lines = (line.split() for line in status.splitlines() if line.startswith("VmHWM:"))
+    return _bytes_of("VmHWM:", status)
+
+
+def resident(status: str) -> int:
+    """Return the bytes of VmRSS in the text of /proc/PID/status; 0 where there is none. Pure."""
+    return _bytes_of("VmRSS:", status)
+
+
+def _bytes_of(key: str, status: str) -> int:
+    lines = (line.split() for line in status.splitlines() if line.startswith(key))
     return next((int(kib) * 1024 for _, kib, _ in lines), 0)
 
 

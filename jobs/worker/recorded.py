@@ -75,16 +75,26 @@ class Recorded:
         return self.model
 
 
-def materialise(model: torch.nn.Module, fill: Callable[[str, int, torch.Tensor], None]) -> None:
-    """Give a model all its weights, on the CPU; tied parameters stay tied.
+def _on_cpu(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Return memory for a parameter's values, of its shape and type."""
+    return torch.empty(parameter.shape, dtype=parameter.dtype)
+
+
+def materialise(
+    model: torch.nn.Module,
+    fill: Callable[[str, int, torch.Tensor], None],
+    room: Callable[[torch.nn.Parameter], torch.Tensor] = _on_cpu,
+) -> None:
+    """Give a model all its weights; tied parameters stay tied.
 
     Args:
         fill: as `Recorded.fill`; `out` is (N,).
+        room: returns where a parameter's values go: contiguous, of its shape.
     """
     made: dict[int, torch.nn.Parameter] = {}
     for name, old in list(model.named_parameters(remove_duplicate=False)):
         if id(old) not in made:
-            values = torch.empty(old.shape, dtype=old.dtype)
+            values = room(old)
             fill(name, 0, values.view(-1))
             made[id(old)] = _parameter_like(old, values)
         _put(model, name, made[id(old)])

@@ -32,7 +32,7 @@ from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
 from jobs.worker import buffers, heap, sequence, start, zero
 from jobs.worker.config import WorkerConfig
-from jobs.worker.deepspeed_engine import Engine, import_deepspeed
+from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
 from jobs.worker.fault_injection import Injector
 from jobs.worker.watchdog import Pulse, Watchdog
 from tracking.spool import Spool
@@ -118,7 +118,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, readers, device)
-    begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
+    begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     shared = sequence.begin(spec, task, engine, rows)

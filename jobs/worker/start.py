@@ -1,8 +1,9 @@
 """The model that a job starts from: drawn, or read; adapted; and looked at once before it learns.
 
 Its construction is recorded, so that its first weights are known by the slice: drawn ones from the seed, a parent's
-from its files by byte range. At ZeRO stage 3 no process then ever has it whole; at the others every process makes it
-whole, of the same numbers. What cannot be sliced is built or loaded whole on each rank, and the job says why.
+from its files by byte range. The engine fills them in, of the same numbers at every stage: at ZeRO stage 3 a process
+has its parts alone, at the others the whole once, in what is computed in. What cannot be sliced is built or loaded
+whole, in fp32, on each rank, and the job says why.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Start:
     """The model that a job starts from, in fp32."""
 
     model: torch.nn.Module
-    """On the CPU; its parameters on the meta device where it is to be divided without ever being whole."""
+    """On the CPU; its parameters on the meta device where their values are known without it."""
     fill: Fill | None = None
     """Fills in any slice of a parameter, where that is known without the model; None: the model has its weights."""
     files: WeightFiles | None = None
@@ -49,26 +50,26 @@ class Start:
         materialise(self.model, self.fill)
 
     def close(self) -> None:
-        """Let go of what it is read from: the model has been divided, or is whole."""
+        """Let go of what it is read from: the model has its weights."""
         if self.files is not None:
             self.files.close()
 
 
-def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False) -> Start:
+def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False, in_bf16: bool = False) -> Start:
     """Return what is trained, with adapters where the spec wants them.
 
     Args:
         in_parts: whether it will be divided by ZeRO stage 3, so that no rank need have it whole.
+        in_bf16: whether its weights will be bf16, so that no rank need have them all in fp32.
 
     Raises:
         UserError: the weights cannot be loaded, or the model cannot be built.
     """
     begun = _sliced(spec, task, parent)
     if isinstance(begun, str):
-        said = [f"every worker begins with the whole model in memory: {begun}"] if in_parts else []
+        what = "the whole model in memory" if in_parts else "the whole model in fp32"
+        said = [f"every worker begins with {what}: {begun}"] if in_parts or in_bf16 else []
         begun = Start(_whole(spec, task, parent), said=said)
-    elif not in_parts:
-        begun.materialise()
     begun.model.train()
     begun.said += task.said
     if spec.model.lora is not None:

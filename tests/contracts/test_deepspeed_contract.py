@@ -113,6 +113,30 @@ def _weights() -> None:
     )
 
 
+@DEEPSPEED.check(
+    "DeepSpeedZeroOptimizer.parallel_partitioned_bit16_groups, bit16_groups, real_dp_process_group; hp_fragment"
+)
+def _partitions() -> None:
+    calls(
+        optimizer("DeepSpeedZeroOptimizer"),
+        "self.parallel_partitioned_bit16_groups.append(",
+        "self.bit16_groups.append(",
+        "bit16_partitions[partition_id].data.copy_(fp32_partition.data)",
+        "dist.get_rank(group=self.real_dp_process_group[i])",
+    )
+    tensor_fragment = importlib.import_module("deepspeed.utils.tensor_fragment")
+    assert "hp_fragment" in tensor_fragment.tensor_fragment.__dataclass_fields__
+
+
+@DEEPSPEED.check(
+    "deepspeed.runtime.zero.stage_1_and_2._flatten_dense_tensors, bf16_optimizer._flatten_dense_tensors; "
+    "optimizer.flatten"
+)
+def _flatten() -> None:
+    calls(optimizer("BF16_Optimizer"), "self.flatten = _flatten_dense_tensors", "align_dense_tensors(")
+    calls(optimizer("DeepSpeedZeroOptimizer"), "self.flatten = _flatten_dense_tensors", "align_dense_tensors(")
+
+
 @DEEPSPEED.check("zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus")
 def _init() -> None:
     partition = importlib.import_module("deepspeed.runtime.zero.partition_parameters")

@@ -1,8 +1,12 @@
-"""ZeRO stage 3 from the first number to the files without a whole model anywhere, on two ranks with real engines."""
+"""ZeRO stages from the first number to the files without a model in fp32 anywhere, on two ranks with real engines.
+
+At stage 3 no rank has a whole model of any kind.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from safetensors.torch import load_file
 from jobs.data.prepare import prepare
 from jobs.run_folder import RunFolder
 from jobs.worker import start
+from jobs.worker.deepspeed_engine import parameter_groups
 from jobs.worker.export import DTYPES, export
 from tests.support import parts_ranks, tiny_models, two_ranks
 
@@ -27,6 +32,10 @@ IN_PARTS = (
     "new,none,fp32", "new,none,bf16", "llama,none,fp32", "llama-tied,none,bf16", "gpt2,none,fp32",
     "llama,all-linear,fp32", "llama,head,bf16", "gpt2,attention,fp32",
     "llama,none,bf16,offload",
+)  # fmt: skip
+REPLICATED = (
+    "new,none,bf16,stage1", "llama,none,bf16,stage2", "llama,all-linear,bf16,stage1", "llama-tied,none,fp32,stage2",
+    "gpt2,none,fp32,stage1",
 )  # fmt: skip
 WHOLE = ("llama-tied,head,fp32", "qwen3_moe,none,fp32")
 DAMAGED = "llama,none,fp32,damaged"
@@ -44,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.TEXT * 12))
         found = prepare(spec, folder, folder / "s", parent=folder / name, on_progress=lambda *_: None)
         (folder / f"{name}.prepared").write_bytes(pickle.dumps(found))
-    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *WHOLE, DAMAGED], timeout_s=300)
+    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *REPLICATED, *WHOLE, DAMAGED], timeout_s=300)
     return folder
 
 
@@ -65,11 +74,13 @@ def first_whole(folder: Path, case: str) -> torch.nn.Module:
     spec = parts_ranks.spec_of(case, folder)
     parent = None if case.startswith("new") else folder / case.split(",")[0]
     prepared = pickle.loads((folder / f"{(parent or folder / 'llama').name}.prepared").read_bytes())
-    return start.begin(spec, prepared.task(spec), parent).model
+    begun = start.begin(spec, prepared.task(spec), parent)
+    begun.materialise()
+    return begun.model
 
 
-@pytest.mark.parametrize("case", IN_PARTS)
-def test_parts_begin_as_the_whole_does_bit_by_bit(folder: Path, case: str) -> None:
+@pytest.mark.parametrize("case", [*IN_PARTS, *REPLICATED])
+def test_ranks_begin_as_the_whole_does_bit_by_bit(folder: Path, case: str) -> None:
     found, precision = load_file(folder / case / "begun.safetensors"), case.split(",")[2]
     expected = first_whole(folder, case).state_dict()
     assert found.keys() <= expected.keys()
@@ -77,6 +88,33 @@ def test_parts_begin_as_the_whole_does_bit_by_bit(folder: Path, case: str) -> No
         if name in found:
             assert torch.equal(found[name], tensor.to(found[name].dtype)), name
     assert len({tensor.dtype for tensor in found.values()} - {DTYPES[precision]}) == 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize("case", [*IN_PARTS, *REPLICATED])
+def test_masters_begin_exact(folder: Path, case: str) -> None:
+    """They are fp32, in bf16 too, and of each trained weight everything is there once."""
+    model = first_whole(folder, case)
+    expected = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = {name: tensor.numel() for name, tensor in expected.items()}
+    for rank in range(2):
+        for key, part in load_file(folder / case / f"masters-{rank}.safetensors").items():
+            name, _, start = key.partition("|")
+            assert torch.equal(part, expected[name].view(-1)[int(start) : int(start) + part.numel()]), name
+            missing[name] -= part.numel()
+    assert not any(missing.values())
+
+
+@pytest.mark.parametrize("case", REPLICATED)
+def test_no_weight_is_ever_there_twice_or_in_fp32_beside_bf16(folder: Path, case: str) -> None:
+    model, precision = first_whole(folder, case), case.split(",")[2]
+    matrices = {parameter.shape for parameter in model.parameters() if parameter.dim() > 1}
+    groups = [sum(each.numel() for each in group["params"]) for group in parameter_groups(model.named_parameters(), 0)]
+    for rank in range(2):
+        made = json.loads((folder / case / f"made-{rank}.json").read_text())
+        assert len(made) > 20
+        if precision == "bf16":
+            assert [each for each in made if each[1] == "torch.float32" and tuple(each[2]) in matrices] == []
+        assert [each for each in made if each[0] == "aten.cat" and math.prod(each[2]) >= min(groups)] == []
 
 
 @pytest.mark.parametrize("case", IN_PARTS)

@@ -46,8 +46,7 @@ def run(stage: int, rank: int, folder: Path) -> None:
     settings = deepspeed_config(training, training.micro_batch_size or 1, 2, precision="fp32", on_gpu=False)
     if stage == 3:
         settings["zero_optimization"] |= NEVER_WHOLE
-    model = recorded.model if stage == 3 else recorded.materialise()
-    engine = Engine(model.train(), training, settings, torch.device("cpu"), recorded.fill)
+    engine = Engine(recorded.model.train(), training, settings, torch.device("cpu"), recorded.fill)
     engine.make_exact(recorded.fill)
     watchdog = Watchdog(place.stacks("a", rank), 600)
     worker = setup.Worker(

@@ -1,13 +1,18 @@
-"""One of two ranks that begin at ZeRO stage 3 without a whole model, learn, and write what they learned in parts.
+"""One of two ranks that begin at a ZeRO stage without a whole model in fp32, learn, and write what they learned.
 
 python tests/support/parts_ranks.py RANK STORE_FILE FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
+A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3.
+
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
-and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written.
+and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written. Each
+rank leaves `masters-<RANK>`, its part of the fp32 weights at the beginning, and `made-<RANK>.json`: the dtype and shape
+of each tensor that was made meanwhile, and by what.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sys
@@ -18,6 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.checkpoint.catalog import Keep
 from jobs.checkpoint.resume import Point
@@ -33,6 +39,26 @@ from jobs.worker.zero import deepspeed_config
 
 LAYERS = {"attention": ["q_proj", "v_proj", "c_attn"], "head": ["lm_head"], "all-linear": "all-linear"}
 STEPS = 2
+
+
+class Made(TorchDispatchMode):
+    """Notes what makes tensors with memory, of which type and shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[str, str, tuple[int, ...]]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note its result."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result.is_meta:
+            self.found.add((str(func.overloadpacket), str(result.dtype), tuple(result.shape)))
+        return result
+
+
+def stage_of(case: str) -> int:
+    """Return a case's ZeRO stage."""
+    return next((int(each[-1]) for each in case.split(",") if each.startswith("stage")), 3)
 
 
 def spec_of(case: str, folder: Path) -> JobSpec:
@@ -52,7 +78,7 @@ def spec_of(case: str, folder: Path) -> JobSpec:
         "phase": "pretrain" if parent == "new" else "finetune",
         "data": {"train": "x.jsonl", "sequence_length": 32},
         "training": {"steps": STEPS, "global_batch_size": 2, "precision": precision, "learning_rate": 0.01}
-        | {"deepspeed": {"zero_stage": 3, "offload": "cpu" if "offload" in case else "none"}},
+        | {"deepspeed": {"zero_stage": stage_of(case), "offload": "cpu" if "offload" in case else "none"}},
         "model": model,
     }
     if parent == "new":
@@ -67,17 +93,22 @@ def run(case: str, rank: int, folder: Path) -> None:
     prepared = pickle.loads((folder / f"{(parent or folder / 'llama').name}.prepared").read_bytes())
     assert spec.training is not None
     task, rows, precision = prepared.task(spec), rows_of(prepared, prepared.train_files), spec.training.precision
-    begun = start.begin(spec, task, parent, in_parts=True)
     place = RunFolder(folder / case / "run")
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
-    engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), Store(str(folder / case)), Point("a"))
+    with Made() as made:
+        begun = start.begin(spec, task, parent, in_parts=stage_of(case) == 3)
+        store = Store(str(folder / case))
+        engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), store, Point("a"))
+    (folder / case / f"made-{rank}.json").write_text(json.dumps(sorted(made.found)))
+    masters = {f"{each.parameter}|{each.start}": each.tensors["weight"].clone() for each in engine.owned_fragments()}
+    save_file(masters, folder / case / f"masters-{rank}.safetensors")
     remarks = begun.said + start.look(spec, task, engine.model.module, rows.columns)
     leave(engine.state_dict(), folder / case / "begun")
     watchdog = Watchdog(place.stacks("a", rank), 600, Pulse(place.pulse("a", rank), "node"))
     worker = setup.Worker(
         spec, spec.training, precision, task, engine, rows, rows_of(prepared, prepared.eval_files), place, None,
         Saver(Store(str(folder / case)), "a", rank, 2, Keep(), notes=GroupNotes()), watchdog,
-        Injector(place, rank), STEPS, 1, 3, model_directory=parent,
+        Injector(place, rank), STEPS, 1, stage_of(case), model_directory=parent,
     )  # fmt: skip
     for step in range(STEPS):
         batch = evaluate.to_device(task.collate(rows.take(np.array([2 * step + rank]))), engine.device)

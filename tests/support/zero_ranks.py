@@ -65,7 +65,7 @@ def train(case: str, rank: int, folder: Path) -> None:
         config["zero_optimization"] |= {"sub_group_size": 30}  # several, as large models have
     recorded = record(Tiny, 0)
     engine = Engine(
-        recorded.model if stage == "3" else recorded.materialise(),
+        recorded.model,
         training,
         config,
         torch.device("cpu"),

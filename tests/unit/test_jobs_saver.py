@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jobs.checkpoint import catalog, saver
+from jobs.checkpoint import catalog, saver, shards
 from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.saver import Saver
 from jobs.checkpoint.shards import KINDS, Fragment, Reader
@@ -169,6 +169,46 @@ def test_training_waits_only_while_the_state_is_copied(tmp_path):
     store.released.set()
     one.finish()
     assert saved_value(store, 10) == 2.0
+
+
+def test_without_memory_for_a_copy_training_waits_until_the_state_itself_is_written(tmp_path):
+    class Slow(Store):
+        released, written, failures = threading.Event(), [], 1
+
+        def write(self, name, chunks, **how):
+            assert self.released.wait(10)
+            if self.failures:
+                self.failures -= 1
+                next(iter(chunks))
+                raise OSError(5, "Input/output error")
+            self.written.append(name)
+            return super().write(name, chunks, **how)
+
+    store, state = Slow(str(tmp_path)), fragment(1.0, numel=shards.BLOCK + 7)
+    one = Saver(store, "a", 0, 1, Keep())
+    one.begin(manifest(10), [state], direct=True)
+    threading.Timer(0.1, store.released.set).start()
+    one.wait_copied()
+    assert len(store.written) >= 1, "the shard, at the second try"
+    for tensor in state.tensors.values():
+        tensor.fill_(99.0)
+    one.finish()
+    (outcome,) = one.outcomes()
+    assert outcome.error is None
+    assert outcome.stalled_s > 0.05
+    assert one.held == 0
+    assert saved_value(store, 10) == 2.0
+
+
+def test_a_copy_and_the_state_itself_make_the_same_file(tmp_path):
+    state = [fragment(1.0, numel=shards.BLOCK + 7), fragment(5.0, numel=3)]
+    for name in ("copied", "direct"):
+        one = Saver(Store(str(tmp_path / name)), "a", 0, 1, Keep())
+        one.begin(manifest(10), state, direct=name == "direct")
+        one.finish()
+        assert (one.held > 0) == (name == "copied")
+    files = [(tmp_path / name / "step-00000010" / "a-00000-of-00001.safetensors") for name in ("copied", "direct")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_old_checkpoints_go(tmp_path):

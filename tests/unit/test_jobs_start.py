@@ -47,7 +47,9 @@ def test_so_is_one_that_shows_when_it_is_first_run(lm, config):
     wanted = spec({"name": "causal-lm"}, "llama", small | config)
 
     def begin():
-        start.look(wanted, lm, start.begin(wanted, lm, None).model, {"input_ids"})
+        begun = start.begin(wanted, lm, None)
+        begun.materialise()
+        start.look(wanted, lm, begun.model, {"input_ids"})
 
     with pytest.raises(UserError, match=r"model: llama with model\.config"):
         begin()
