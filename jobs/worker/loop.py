@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -86,8 +86,12 @@ def end_meter(worker: Worker, meter: Meter) -> None:
             worker.folder.add_remarks([f"no model_flops_per_second: not known how to count {names}"])
 
 
-def run_steps(worker: Worker, meter: Meter) -> bool:
-    """Run the steps that are left. Return False when the driver asked to stop; a checkpoint was written then."""
+def run_steps(worker: Worker, meter: Meter, after: Callable[[int], None] = lambda done: None) -> bool:
+    """Run the steps that are left. Return False when the driver asked to stop; a checkpoint was written then.
+
+    Args:
+        after: called after each step, with how many are done.
+    """
     engine, training = worker.engine, worker.training
     if worker.start == 0:
         evaluate_now(worker, 0, "first")
@@ -127,6 +131,7 @@ def run_steps(worker: Worker, meter: Meter) -> bool:
             if worker.first:
                 worker.folder.save_granted()
         report_checkpoints(worker)
+        after(done)
         if stop and done < worker.steps:
             return False
     return True
@@ -177,7 +182,8 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     """
     size = worker.training.global_batch_size
     order = batches.Order(len(worker.rows), worker.training.seed, worker.order)
-    steps = [step for step in range(worker.start, worker.steps) if step not in worker.skip]
+    last = worker.steps if worker.until is None else worker.until
+    steps = [step for step in range(worker.start, last) if step not in worker.skip]
 
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
@@ -198,7 +204,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
 
 def evaluate_now(worker: Worker, step: int, label: str) -> None:
     """Measure the held-out rows and spool the result as `eval_…`. Collective."""
-    if not len(worker.eval_rows):
+    if worker.until is not None or not len(worker.eval_rows):
         return
     with worker.watchdog.during("evaluation"):
         worker.injector.inject("evaluate", step)
@@ -238,6 +244,8 @@ def finish_checkpoint(worker: Worker) -> None:
 
 def begin_checkpoint(worker: Worker, step: int) -> None:
     """Begin to save the state after `step`, once the one before is saved. Collective."""
+    if worker.until is not None:
+        return
     finish_checkpoint(worker)
     engine = worker.engine
     evaluation = worker.evaluations.get("latest", {})

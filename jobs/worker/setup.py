@@ -68,6 +68,8 @@ class Worker:
     order: int = batches.VERSION
     """Version of the order in which it visits them."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    until: int | None = None
+    """A profile's last step, before the run's own: nothing is saved, and nothing measured on held-out rows."""
 
     @property
     def first(self) -> bool:
