@@ -162,14 +162,14 @@ def profile(
     spec: SpecPath,
     set_: Overrides = [],  # noqa: B006
     steps: Annotated[
-        int, typer.Option("--steps", min=1, max=100, help="How many steps to record, after three to warm up.")
+        int, typer.Option("--steps", min=1, max=100, help="How many steps to record, after four to warm up.")
     ] = 3,
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the whole log meanwhile.")] = False,
 ) -> None:
     """Take a job's first steps under torch's profiler, and print its costliest operators.
 
-    The cluster prepares the data and runs the job's workers as `submit` does; after three steps, --steps are recorded.
+    The cluster prepares the data and runs the job's workers as `submit` does; after four steps, --steps are recorded.
     The table adds up, over these steps on rank 0, what each operator took itself, without those that it calls: of the
     GPU where there is one, else of the CPU. For each worker, a trace (open it in https://ui.perfetto.dev or
     chrome://tracing) and a longer table are in the run's folder, `profile/`, and in MLflow.

@@ -13,9 +13,9 @@ from cluster.errors import UserError
 from cluster.names import check_name
 from jobs.spec import JobSpec
 
-WARM_UP = 3
-"""Steps that are not recorded: in the first two ZeRO stage 3 finds out what it will need when, micro-batches' FLOPs are
-counted, and a compiler works; in the third what is communicated is counted."""
+WARM_UP = 4
+"""Steps that are not recorded: in the first two ZeRO stage 3 finds out what it will need when and FLOPs are counted, in
+the third bytes are, and by the fourth a compiler is done."""
 KEPT = 200
 """So many of the costliest operators a table holds."""
 SHOWN = 20

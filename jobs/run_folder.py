@@ -125,6 +125,11 @@ class RunFolder:
         return self.path / "profile"
 
     @property
+    def compiled(self) -> Path:
+        """Where what is compiled is kept, for all runs beside it."""
+        return self.path.parent.parent / "compiled"
+
+    @property
     def ray_state(self) -> Path:
         """Where Ray Train keeps its own state."""
         return self.path / "ray"

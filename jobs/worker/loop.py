@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from jobs.data import batches
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
 from jobs.worker import flops, proof, untaught
+from jobs.worker.compiling import SETTLED
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import check_rated, to_device
 from jobs.worker.finish import export_weights
@@ -56,7 +57,7 @@ def train_worker(config: WorkerConfig) -> None:
         if finished:
             worker.saver.release()
             evaluate_now(worker, worker.steps, "final")
-            with watchdog.during("export", learns=False):
+            with watchdog.during("export", learns=False), worker.engine.eager():
                 export_weights(worker)
     if worker.spool is not None:
         close_spool(worker.spool, worker.folder)
@@ -74,7 +75,7 @@ def begin_meter(worker: Worker) -> Meter:
     """Begin to measure this rank's steps. Collective."""
     engine = worker.engine
     (peak,) = engine.all_sum(flops.peak(engine.device, worker.precision))
-    return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, peak)
+    return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, peak, engine.eager)
 
 
 def end_meter(worker: Worker, meter: Meter) -> None:
@@ -103,7 +104,8 @@ def run_steps(worker: Worker, meter: Meter, after: Callable[[int], None] = lambd
         rate = learning_rate(training, step, worker.steps)
         engine.set_learning_rate(rate)
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
-        loss, stop, save, done_flops = forward_backward(worker, meter, micro_batches, targets)
+        with settling(worker, step):
+            loss, stop, save, done_flops = forward_backward(worker, meter, micro_batches, targets)
         loss *= {"nan": math.nan, "spike": 1e3}.get(worker.injector.inject("step", step + 1) or "", 1.0)
         recent.check(loss, step + 1)
         wait_copied(worker)
@@ -116,7 +118,7 @@ def run_steps(worker: Worker, meter: Meter, after: Callable[[int], None] = lambd
         worker.updates += 1
         done, now = step + 1, time.perf_counter()
         metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "workers": float(engine.world_size)}
-        rates = {f"{worker.task.unit}_per_second": targets / (now - previous)}
+        rates = {f"{worker.task.unit}_per_second": targets / (now - previous), **compiled(worker, done)}
         meter.end_step(
             done, {**metrics, **rates, "step_time_s": now - previous, "data_wait_s": data_wait_s}, done_flops
         )
@@ -170,6 +172,23 @@ def forward_backward(
     return loss_sum / max(targets, 1), stop > 0, save > 0, flops_sum
 
 
+def settling(worker: Worker, step: int) -> AbstractContextManager[None]:
+    """Return what a step's passes run in: one of the first that a compiler may work in may take long, on all ranks."""
+    if worker.compiling is None or step >= worker.start + SETTLED:
+        return nullcontext()
+    return worker.watchdog.during("settling", learns=False)
+
+
+def compiled(worker: Worker, done: int) -> dict[str, float]:
+    """Return what a compiler took within the step that ends, if it did; have the run told once the first are over."""
+    if worker.compiling is None:
+        return {}
+    if worker.first and done == min(worker.start + SETTLED, worker.steps):
+        with suppress(OSError):
+            worker.folder.add_remarks([worker.compiling.said()])
+    return worker.compiling.take()
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return what seeds the dropout of a step on a rank, so that a resumed run draws what an unbroken one would."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -206,7 +225,7 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
     """Measure the held-out rows and spool the result as `eval_…`. Collective."""
     if worker.until is not None or not len(worker.eval_rows):
         return
-    with worker.watchdog.during("evaluation"):
+    with worker.watchdog.during("evaluation"), worker.engine.eager():
         worker.injector.inject("evaluate", step)
         sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows)
     metrics = worker.task.summarise(sums)

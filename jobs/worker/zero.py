@@ -61,6 +61,8 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31 - 1,
     }
+    if training.compile and on_gpu and stage_of(training, base) == 3:
+        config["compile"] = {"deepcompile": True}  # torch.compile alone stops at each hook that gathers weights
     return config if base is None else {**config, **base, **{key: config[key] for key in _OURS if key in config}}
 
 
@@ -93,7 +95,13 @@ def read_named(training: TrainingSpec | None, base: Path) -> dict[str, Any] | No
     """
     if training is None or not isinstance(training.deepspeed, str):
         return None
-    return read_deepspeed_json(base / training.deepspeed)
+    config = read_deepspeed_json(base / training.deepspeed)
+    if (config.get("compile") or {}).get("deepcompile") and not training.compile:
+        raise UserError(
+            f"{base / training.deepspeed} asks for DeepCompile, which training.compile turns on: set that to true, or "
+            "remove `compile` there"
+        )
+    return config
 
 
 def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:

@@ -1,6 +1,6 @@
 """One of two ranks that take a job's steps in the real loop, without Ray, and leave what was measured.
 
-python tests/support/metered_ranks.py RANK STORE_FILE FOLDER STAGE[-profile]…
+python tests/support/metered_ranks.py RANK STORE_FILE FOLDER STAGE[-profile|-compile]…
 
 In FOLDER: spec.json, of a job with its data beside it. Below FOLDER/<CASE>/run the spools; rank 0 leaves the number of
 weights in FOLDER/<CASE>/weights. A profile takes the same steps and records those after the warm-up.
@@ -9,6 +9,7 @@ weights in FOLDER/<CASE>/weights. A profile takes the same steps and records tho
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def run(case: str, rank: int, folder: Path) -> None:
         Saver(Store(str(left)), "a", rank, 2, Keep(), notes=GroupNotes()), watchdog,
         Injector(place, rank), training.steps or 1, training.micro_batch_size or 1, stage,
     )  # fmt: skip
+    if case.endswith("-compile"):
+        worker.compiling = setup.begin_to_compile(engine, kept(folder), watchdog)
     if case.endswith("-profile"):
         worker.until = worker.steps
         assert profile.record(worker, worker.steps - WARM_UP)
@@ -69,6 +72,11 @@ def run(case: str, rank: int, folder: Path) -> None:
     if rank == 0:
         (left / "weights").write_text(str(sum(engine.elements().values())))
     dist.barrier()
+
+
+def kept(folder: Path) -> Path:
+    """Return where what is compiled is kept: over runs of the tests, if they have such a place; it takes a while."""
+    return Path(os.environ.get("TANDEM_CACHE") or folder) / "compiled"
 
 
 def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:

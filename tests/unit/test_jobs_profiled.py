@@ -25,16 +25,16 @@ VALUES = {
 
 def test_it_has_a_run_of_its_own_and_registers_nothing() -> None:
     spec = JobSpec.model_validate(VALUES)
-    made = profiled.of(spec, 7)
+    made = profiled.of(spec, 6)
     assert (made.name, made.register_, made.checkpoint.resume) == ("x-profile", None, "never")
     assert made.training == spec.training, "the schedule is that of the whole job"
 
 
 def test_more_steps_than_the_job_has_are_refused() -> None:
     spec = JobSpec.model_validate(VALUES)
-    with pytest.raises(UserError, match=r"the job has 10 steps.* 3 to warm up and 8 to record: record 7 \(--steps 7\)"):
+    with pytest.raises(UserError, match=r"the job has 10 steps.* 4 to warm up and 8 to record: record 6 \(--steps 6\)"):
         profiled.of(spec, 8)
-    with pytest.raises(UserError, match=r"the job has 3 steps.* give it 4 steps or more"):
+    with pytest.raises(UserError, match=r"the job has 3 steps.* give it 5 steps or more"):
         profiled.check_length(1, 3)
 
 
