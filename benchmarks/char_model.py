@@ -33,9 +33,10 @@ from jobs.data.rows import Rows  # noqa: E402
 from jobs.spec import JobSpec, TrainingSpec  # noqa: E402
 from jobs.tasks import Batch, Task  # noqa: E402
 from jobs.worker import start  # noqa: E402
-from jobs.worker.deepspeed_engine import Engine, import_deepspeed, parameter_groups  # noqa: E402
+from jobs.worker.deepspeed_engine import Engine, import_deepspeed  # noqa: E402
 from jobs.worker.evaluate import to_device  # noqa: E402
 from jobs.worker.loop import step_seed  # noqa: E402
+from jobs.worker.optimizers import parameter_groups  # noqa: E402
 from jobs.worker.schedules import learning_rate  # noqa: E402
 from jobs.worker.zero import deepspeed_config  # noqa: E402
 

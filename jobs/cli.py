@@ -1,12 +1,15 @@
-"""`tandem jobs …`: validate, plan, submit, follow, list, stop."""
+"""`tandem jobs …`: validate, plan, submit, profile, follow, list, stop."""
 
 from __future__ import annotations
 
 from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from jobs.submit import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Train, fine-tune, evaluate and quantise models, one YAML file per job.")
 
@@ -154,6 +157,36 @@ def submit(
         typer.echo(f"watch it: tandem jobs logs {job_id} --follow   stop it: tandem jobs stop {job_id}", err=True)
 
 
+@app.command()
+def profile(
+    spec: SpecPath,
+    set_: Overrides = [],  # noqa: B006
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=100, help="How many steps to record, after four to warm up.")
+    ] = 3,
+    as_json: AsJson = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the whole log meanwhile.")] = False,
+) -> None:
+    """Take a job's first steps under torch's profiler, and print its costliest operators.
+
+    The cluster prepares the data and runs the job's workers as `submit` does; after four steps, --steps are recorded.
+    The table adds up, over these steps on rank 0, what each operator took itself, without those that it calls: of the
+    GPU where there is one, else of the CPU. For each worker, a trace (open it in https://ui.perfetto.dev or
+    chrome://tracing) and a longer table are in the run's folder, `profile/`, and in MLflow.
+
+    No model, no checkpoint and no evaluation come of it, and it touches nothing that the job itself has saved.
+
+    Example: tandem jobs profile jobs/specs/stdlib-lm.yaml --steps 3 --set training.deepspeed.zero_stage=3
+    """
+    import json
+
+    from jobs import profiled
+    from jobs import submit as jobs_submit
+
+    found = _follow(jobs_submit.submit(spec, set_, profile=steps), verbose).result["operators"]
+    print(json.dumps(found, indent=2) if as_json else profiled.text(profiled.Profile.of(found)))
+
+
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the cluster's jobs, newest first.
@@ -210,7 +243,8 @@ def stop(job: JobId) -> None:
     print(f"{job}: {'stopping' if stopped else 'had ended already'}")
 
 
-def _follow(job_id: str, verbose: bool) -> None:
+def _follow(job_id: str, verbose: bool) -> Outcome:
+    """Show a job until it ends; return how it ended, which was well: else this ends the command."""
     from cluster.errors import UserError
     from jobs import submit as jobs_submit
     from jobs.live import LiveView
@@ -232,5 +266,6 @@ def _follow(job_id: str, verbose: bool) -> None:
             typer.echo(f"{job_id}: {outcome.message}", err=True)
         typer.echo(f"{job_id}: {outcome.status.lower()}; its log: tandem jobs logs {job_id}", err=True)
         raise typer.Exit(2 if outcome.exit_code == UserError.exit_code else 1)
-    made = outcome.result.get("output") or outcome.result.get("model", "")
+    made = next((outcome.result[key] for key in ("output", "profile", "model") if outcome.result.get(key)), "")
     typer.echo(f"{job_id}: finished {made}", err=True)
+    return outcome

@@ -19,6 +19,7 @@ storage/runs/<name>-<spec digest>-<k>/
     checkpoints/     model/  evaluations.json                     workers → driver
     first.json       metrics before the first step                first rank → first rank of a later attempt
     sums.json        gathered.npz: what was measured last         workers → driver
+    profile/         each rank's trace and table of operators     workers → driver
     ray/             Ray Train's own state
     guard.log        what the guard printed
 """
@@ -117,6 +118,16 @@ class RunFolder:
     def model(self) -> Path:
         """The model directory that the run leaves."""
         return self.path / "model"
+
+    @property
+    def profile(self) -> Path:
+        """Where a profile's traces and tables go."""
+        return self.path / "profile"
+
+    @property
+    def compiled(self) -> Path:
+        """Where what is compiled is kept, for all runs beside it."""
+        return self.path.parent.parent / "compiled"
 
     @property
     def ray_state(self) -> Path:

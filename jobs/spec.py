@@ -106,7 +106,7 @@ class JobSpec(Strict):
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) of what decides the result: not where, how divided, or how often it is saved."""
-        how = {"deepspeed", "micro_batch_size", "gradient_checkpointing", "parallel"}
+        how = {"deepspeed", "micro_batch_size", "gradient_checkpointing", "parallel", "compile"}
         predicts = self.phase == "predict"  # the digests of other phases are those of before there was this one
         sweep = True if self.sweep is None else dict.fromkeys(("parallel", "time_budget_s"), True)
         what = self.model_dump(
@@ -120,5 +120,7 @@ class JobSpec(Strict):
                 "sweep": sweep,
             },
         )
+        if (what["training"] or {}).get("optimizer") == "adamw":  # digests are those of before it could be chosen
+            del what["training"]["optimizer"]
         what["task"] = importlib.import_module("jobs.tasks.options").decisive(what["task"])
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -53,6 +53,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     yield from _parallel(_section(values, "training"), _section(values, "resources"))
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
+    yield from _compile(values)
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:
         yield (
             ("checkpoint", "keep_best"),
@@ -73,6 +74,17 @@ def _without_effect(phase: Any, values: Mapping[str, Any]) -> Iterator[tuple[Loc
         yield ("data", "max_bad_rows"), "is for `data.bad_rows: skip`; as it is, the first bad row ends the job"
     if failures.get("non_finite", "stop") == "stop" and _is_set(FailuresSpec, failures, "max_skipped"):
         yield ("failures", "max_skipped"), "is for `failures.non_finite: skip`; as it is, nothing is skipped"
+
+
+def _compile(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield that stage 3 is not compiled on CPUs; a stage in a file of DeepSpeed's is known to the workers."""
+    training = _section(values, "training")
+    stage = _section(training, "deepspeed").get("zero_stage")
+    if training.get("compile") is True and stage == 3 and not _section(values, "resources").get("gpus_per_worker"):
+        yield (
+            ("training", "compile"),
+            "ZeRO stage 3 on CPUs is compiled again at each hook that gathers weights, for minutes: take stage 1 or 2",
+        )
 
 
 def _changed(given: Any, defaults: Mapping[str, Any] | None) -> bool:

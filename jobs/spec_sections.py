@@ -156,6 +156,9 @@ class TrainingSpec(Strict):
     """Steps in which it rises from 0 in a line."""
     decay_steps: Positive | Share | None = None
     """warmup-stable-decay: length of the final decay, in steps or, below 1, as a share of all (default: a fifth)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of hidden layers learn by the orthogonal part of their momentum (Muon, 0.95), all else by
+    AdamW. learning_rate and weight_decay go for both."""
     weight_decay: float = Field(0.1, ge=0, le=100)
     """AdamW's, on matrices; not on biases and norms."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -171,8 +174,12 @@ class TrainingSpec(Strict):
     """Decides initial weights, dropout and the order of the rows."""
     eval_every: Positive | None = None
     """Evaluate on the held-out rows every so many steps, besides before the first and after the last."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time. selective: all
+    but the outputs of matrix products, convolutions and fused attention, which cost most time."""
+    compile: bool = False
+    """Run the model through torch.compile: faster steps, after a start that takes up to minutes longer. What is
+    compiled is kept in `storage` for later starts. Not at ZeRO stage 3 on CPUs."""
     deepspeed: DeepSpeedSpec | Text = DeepSpeedSpec()
     """Settings, or the path of a DeepSpeed JSON: docs/deepspeed.md says which of its keys are let through."""
     parallel: ParallelSpec = ParallelSpec()

@@ -22,7 +22,7 @@ DIGITS = 6
 MOST_POINTS = 100_000
 
 SAME_RESULT = ("resources", "storage", "failures", "max_failures", "checkpoint", "register", "evaluate", "quantize")
-SAME_RESULT_IN_TRAINING = ("micro_batch_size", "gradient_checkpointing", "deepspeed", "eval_every")
+SAME_RESULT_IN_TRAINING = ("micro_batch_size", "gradient_checkpointing", "compile", "deepspeed", "eval_every")
 HELD_OUT = ("eval", "eval_fraction", "split_seed", "eval_max_rows")
 
 

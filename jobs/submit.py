@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster import connect, shadows, shipping, specfile
 from cluster.errors import UserError
-from jobs import parents, progress
+from jobs import parents, profiled, progress
 from jobs.spec import JobSpec
 from jobs.worker import fault_injection, zero
 
@@ -54,13 +54,17 @@ class Outcome:
         return errors[-1].removeprefix("tandem: error: ") if errors else None
 
 
-def submit(path: Path, overrides: list[str]) -> str:
+def submit(path: Path, overrides: list[str], profile: int = 0) -> str:
     """Validate the spec at `path` and send it to the cluster; return the job's id.
+
+    Args:
+        profile: of how many steps a profile is wanted, and nothing else; 0: the job itself.
 
     Raises:
         UserError: the spec is wrong, or there is no cluster. Nothing was submitted.
     """
     spec = specfile.load(path, JobSpec, overrides)
+    spec = profiled.of(spec, profile) if profile else spec
     shadows.check_own_module(spec.task.name, path.absolute().parent)
     zero.read_named(spec.training, path.absolute().parent)
     where = connect.connection()
@@ -70,7 +74,9 @@ def submit(path: Path, overrides: list[str]) -> str:
     environment = {"TANDEM_SPEC_FOLDER": str(path.absolute().parent)} if where.is_local else {}
     if fault_injection.VARIABLE in os.environ:
         environment[fault_injection.VARIABLE] = os.environ[fault_injection.VARIABLE]
-    entry_point = shlex.join([*shlex.split(ENTRY_POINT), path.name, *(w for o in overrides for w in ("--set", o))])
+    options = [word for override in overrides for word in ("--set", override)]
+    options += ["--profile", str(profile)] if profile else []
+    entry_point = shlex.join([*shlex.split(ENTRY_POINT), path.name, *options])
     job_id = f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{secrets.token_hex(3)}"
     metadata = {"tandem.name": spec.name, "tandem.phase": spec.phase}
     with shipping.copied(path.absolute().parent, also=path) as working_dir:

@@ -122,6 +122,10 @@ class Run:
             path.write_bytes(content)
             ask(self._client, lambda: self._client.log_artifact(self.run_id, str(path)))
 
+    def log_file(self, path: Path, folder: str) -> None:
+        """Store a file as it is, under its own name in a folder of the run."""
+        ask(self._client, lambda: self._client.log_artifact(self.run_id, str(path), folder))
+
     def log_dataset(self, name: str, digest: str, split: str = "train") -> None:
         """Note which data the run reads. The whole digest is in the tag `tandem.dataset.<split>`: MLflow keeps 36."""
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -21,8 +21,11 @@ import torch
 
 from jobs.checkpoint.store import Store
 
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
-"""The fp32 master weights and AdamW's two moments."""
+ADAMW = ("weight", "exp_avg", "exp_avg_sq")
+"""What there is of a parameter that AdamW trains: the fp32 master weights and two moments."""
+MUON = ("weight", "momentum")
+"""The same of one that Muon trains."""
+KINDS = tuple(dict.fromkeys((*ADAMW, *MUON)))
 FLOAT_BYTES = 4
 BLOCK = 1 << 21
 """So many elements are read, or copied from a device, at a time."""
@@ -119,6 +122,10 @@ class Reader:
     def __contains__(self, parameter: str) -> bool:
         return ("weight", parameter) in self._pieces
 
+    def kinds(self, parameter: str) -> tuple[str, ...]:
+        """Return the kinds that there should be of a parameter: by which optimizer it was trained, the shards tell."""
+        return MUON if ("momentum", parameter) in self._pieces else ADAMW
+
     def read(self, kind: str, parameter: str, start: int, out: torch.Tensor) -> None:
         """Fill `out`, fp32 [n], with the n elements from `start` on.
 
@@ -138,7 +145,7 @@ class Reader:
             raise ShardError(f"{kind} of {parameter!r}: elements {position} to {stop} are in no shard")
 
     def check_whole(self, elements: Mapping[str, int]) -> None:
-        """Compare what the shards hold with a model: every element of each parameter once, of every kind.
+        """Compare what the shards hold with a model: every element of each parameter once, of each of its kinds.
 
         Raises:
             ShardError: not so; it names the first few parameters that differ.
@@ -146,7 +153,7 @@ class Reader:
         strange = {name for _, name in self._pieces} - elements.keys()
         wrong = [f"{name!r} is no parameter of the model" for name in sorted(strange)]
         for name, numel in elements.items():
-            for kind in KINDS:
+            for kind in self.kinds(name):
                 pieces = self._pieces.get((kind, name), [])
                 if (problem := _uncovered(pieces, numel)) is not None:
                     wrong.append(f"{kind} of {name!r} {problem}")

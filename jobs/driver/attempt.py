@@ -26,12 +26,13 @@ from tracking.run import Run
 from tracking.spool import SpoolSender
 
 
-def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | None = None) -> int:
+def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | None = None, profile: int = 0) -> int:
     """Run `spec`, whose relative paths start at `base`, in this process and its worker group; return the exit code.
 
     Args:
         placed: how many workers each node takes, by node id.
         part: of a sweep's trial, what it is beside its spec.
+        profile: how many steps are recorded, if it is a profile.
 
     Raises:
         RunIsOwned: another job works on the same run.
@@ -45,7 +46,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
         stop = Stop(folder, trains=spec.training is not None)
         stop.listen()
         pipe = guard.start(folder, owned.number)
-        tags = {**_tags(spec), **(part.tags if part else {})}
+        tags = {**_tags(spec), **(part.tags if part else {}), **({"tandem.profile": str(profile)} if profile else {})}
         decision = precision.settle(spec, folder, placed)
         params = precision.in_params(spec, decision)
         outbox.own(folder.spool, Ending(folder.key, spec.name, "FAILED", params, tags))
@@ -63,6 +64,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
             stop,
             lineage.pinned(spec.model.source),
             part=part,
+            profile=profile,
         )
         progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
         job.track(lambda run: progress.say(f"MLflow {run.url}"))
@@ -81,7 +83,7 @@ def _run_phase(job: Job, ending: Ending) -> int:
     watch = FolderWatch(job.folder, job.track)
     try:
         with job.stop:
-            outcome = phases.PHASES[job.spec.phase](job)
+            outcome = (phases.profile_phase if job.profile else phases.PHASES[job.spec.phase])(job)
         unsaved = unsaved_sentence(job.folder.saves(), outcome.get("model"))
         if unsaved is None:
             ending = replace(ending, status="FINISHED")

@@ -68,6 +68,8 @@ class Job:
     """Optimiser steps of the run, once they are known."""
     part: Part | None = None
     """Of a sweep's trial."""
+    profile: int = 0
+    """How many steps are recorded, if it is a profile: it leaves no model."""
 
     def track(self, call: Callable[[Run], object]) -> None:
         """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""

@@ -1,6 +1,6 @@
 """The driver of a job, inside the cluster.
 
-    python -m jobs.driver SPEC [--set key.path=value …]
+    python -m jobs.driver SPEC [--set key.path=value …] [--profile STEPS]
 
 This is the entry point of a Ray job, whether `tandem jobs submit` or plain `ray job submit` sends it. It exits 0 when
 the job finished, 1 when it failed, 2 when the spec or the data is wrong; the MLflow run ends the same way.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster import connect, placement, specfile, topology
 from cluster.errors import UserError
-from jobs import noise, progress
+from jobs import noise, profiled, progress
 from jobs.driver import stopping, storage, warm
 from jobs.spec import JobSpec
 
@@ -29,11 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("spec", type=Path, help="the job's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides")
+    parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="record so many steps, keep no model")
     options = parser.parse_args(arguments)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     noise.quiet()
     try:
         spec = specfile.load(options.spec, JobSpec, options.overrides)
+        spec = profiled.of(spec, options.profile) if options.profile else spec
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
         storage.check(spec, base)
         stopping.end_before_it_begins()
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         placed = connect_and_place(spec)
         from jobs.driver import attempt
 
-        return attempt.run_job(spec, base, placed)
+        return attempt.run_job(spec, base, placed, profile=options.profile)
     except UserError as error:
         progress.say(f"error: {error}")
         return error.exit_code

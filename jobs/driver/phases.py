@@ -10,12 +10,12 @@ from typing import Any
 
 from cluster import connect
 from cluster.errors import UserError
-from jobs import lineage, progress
+from jobs import lineage, profiled, progress
 from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import figures, publish, reference, shares, storage
+from jobs.driver import figures, profile, publish, reference, shares, storage
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -23,6 +23,7 @@ from jobs.driver.stopping import Stopped
 from jobs.driver.sweep.phase import sweep_phase
 from jobs.worker import loop, setup, zero
 from jobs.worker.config import WorkerConfig
+from jobs.worker.profile import profile_worker
 
 
 def train_phase(job: Job) -> dict[str, Any]:
@@ -46,6 +47,19 @@ def train_phase(job: Job) -> dict[str, Any]:
     job.folder.add_remarks(task.verdict(evaluations.get("final", {})))
     publish.log_figures(job, task, job.folder.sums())
     return publish.publish(job, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
+
+
+def profile_phase(job: Job) -> dict[str, Any]:
+    """Run a training job's first steps under torch's profiler; leave each rank's trace and table, and no model."""
+    prepared = _prepare(job)
+    assert job.spec.training is not None
+    zero.read_named(job.spec.training, job.base)
+    job.steps = profiled.last_step(job.profile)
+    profiled.check_length(job.profile, setup.total_steps(job.spec.training, prepared.train_rows))
+    progress.report("start", 0, 1)
+    run_workers(job, profile_worker, prepared)
+    end_if_lost(job.folder)
+    return profile.published(job)
 
 
 def evaluate_phase(job: Job) -> dict[str, Any]:
@@ -111,7 +125,7 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
     from jobs.driver import ray_train
 
     parent = Path(job.parent) if job.parent else None
-    config = WorkerConfig(job.spec, job.precision, prepared, job.folder, job.checkpoints, parent, job.base)
+    config = WorkerConfig(job.spec, job.precision, prepared, job.folder, job.checkpoints, parent, job.base, job.profile)
     name = f"{job.folder.key}-{os.getpid()}"
     try:
         ray_train.run_group(function, config, name=name, autoscaling=not connect.connection().is_local)

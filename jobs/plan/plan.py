@@ -78,7 +78,7 @@ def make(spec: JobSpec, base: Path, asked: Asked, where: Where) -> Plan:
     accumulation = accumulation_steps(training.global_batch_size, readers, micro)
     row_tokens = _row_tokens(task)
     chosen = _chosen(training, precision, world, device, -(-micro * row_tokens // parts))
-    flops = compute.flops_per_token(found, row_tokens, training.gradient_checkpointing) if row_tokens else None
+    flops = compute.flops_per_token(found, row_tokens, training.gradient_checkpointing is True) if row_tokens else None
     return Plan(
         name=spec.name,
         facts=found,
@@ -174,7 +174,7 @@ def _chosen(
         world_size=world,
         on_gpu=device.on_gpu,
         tokens=tokens,
-        checkpointing=training.gradient_checkpointing,
+        checkpointing=training.gradient_checkpointing is True,
     )
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
-from cluster.errors import UserError
-from jobs.checkpoint.resume import Fill
-from jobs.checkpoint.shards import Fragment, Reader, share
+from jobs.checkpoint.resume import Fill, gathered
+from jobs.checkpoint.shards import ADAMW, MUON, Fragment, Reader, share
 from jobs.spec import TrainingSpec
-from jobs.worker import buffers, deepspeed_internals, partition, replica, zero, zero_layouts
+from jobs.worker import buffers, deepspeed_internals, optimizers, partition, recomputing, replica, zero, zero_layouts
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
+from jobs.worker.muon import Matrix, MuonAndAdamW, dealt
 
 
 class Engine:
@@ -44,25 +45,20 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:
-            check_checkpointing(model)
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            recomputing.enable(model, training.gradient_checkpointing)
         self.device = device
         self._buffers = buffers.learned(model)
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
+        self.matrices = optimizers.matrices_of(model) if training.optimizer == "muon" else frozenset()
+        """Names of the parameters that Muon trains."""
         flats = {}
         if fill is not None and any(parameter.is_meta for parameter in model.parameters()):
-            flats = self._fill(model, fill, parameter_groups(model.named_parameters(), 0.0))
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model.named_parameters(), training.weight_decay),
-            lr=training.learning_rate,
-            betas=training.betas,
-            eps=training.epsilon,
-            fused=True,
-        )
+            flats = self._fill(model, fill)
+        optimizer = optimizers.make(model, training, self.matrices, computes_in(config), device)
         self.model = deepspeed_internals.initialize(model, optimizer, config, partial(replica.flatten, flats))
         buffers.match_types(self.model.module)
-        self._adamw = optimizer
+        self._optimizer = optimizer
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
         deepspeed_internals.replace_clipping(self.model, self._clip_and_note)
@@ -72,14 +68,17 @@ class Engine:
         deepspeed_internals.share_masters(self.model.optimizer, stage)
         self._layout = zero_layouts.choose(stage, self.model.optimizer)
         zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
+        if isinstance(optimizer, MuonAndAdamW):
+            optimizer.lay_out(dealt(self._matrices()))
 
-    def _fill(self, model: torch.nn.Module, fill: Fill, groups: Iterable[dict[str, Any]]) -> dict[tuple[int, int], int]:
+    def _fill(self, model: torch.nn.Module, fill: Fill) -> replica.Flats:
         """Give a model on the meta device its weights: this rank's parts, or all; return where groups lie flat."""
         dtype, stage = dtype_of(self._config), self._config.get("zero_optimization", {}).get("stage", 0)
         if self.sliceable:
             partition.divide(model, self._config, dtype, fill)
             return {}
-        members = [group["params"] for group in groups] if stage in (1, 2) else []
+        groups = optimizers.parameter_groups(model.named_parameters(), 0.0, self.matrices) if stage in (1, 2) else ()
+        members = [group["params"] for group in groups]
         device = torch.device("cpu") if stage == 3 else self.device  # DeepSpeed moves parts, not a whole model
         return replica.build(model, fill, dtype, device, members, self.world_size)
 
@@ -87,6 +86,19 @@ class Engine:
         """Give the master weights what is not rounded, where DeepSpeed has made them of weights that are."""
         for name, place in self._places() if self._rounded else ():
             fill(name, place.start, zero_layouts.view(place, place.flat))
+
+    def compile(self) -> None:
+        """Have the model run compiled from its next call on.
+
+        Dropout draws what it draws without: each start takes its first passes as they are written, and a run that goes
+        on has to be the unbroken one.
+        """
+        own = {} if self.model.is_deepcompile_enabled() else {"options": {"fallback_random": True}}
+        self.model.compile(compile_kwargs=own)
+
+    def eager(self) -> AbstractContextManager[Any]:
+        """Return a context in which a compiled model runs as it is written."""
+        return torch.compiler.set_stance("force_eager") if self.model.is_compiled else nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss`, a scalar. Over the ranks they are summed, as if one rank had seen it all.
@@ -139,7 +151,7 @@ class Engine:
 
         With ZeRO the ranks' parts cover it once; without, every rank holds all of it (`owned_fragments` divides it).
         """
-        return [Fragment(name, place.start, _views(self._states(place.flat), place)) for name, place in self._places()]
+        return [Fragment(name, place.start, self._views(name, place)) for name, place in self._places()]
 
     def owned_fragments(self) -> list[Fragment]:
         """Return this rank's part of the training state: over the ranks, everything once."""
@@ -152,7 +164,7 @@ class Engine:
         DeepSpeed makes its master weights of the model's, which may be rounded: then they are read once more.
         """
         for name, place in self._places():
-            for kind, tensor in _views(self._states(place.flat, updates), place).items():
+            for kind, tensor in self._views(name, place, updates).items():
                 if kind != "weight" or self._rounded:
                     reader.read(kind, name, place.start, tensor)
 
@@ -171,22 +183,46 @@ class Engine:
         names = list(self.elements())
         return dict(zip(names, map(int, self.all_sum(*(mine.get(name, 0) for name in names))), strict=True))
 
-    def _states(self, flat: torch.Tensor, updates: int = 0) -> dict[str, torch.Tensor]:
-        """Return AdamW's state of one of its tensors; make it where the first step has not, or set its step."""
-        states = self._adamw.state
-        if not states[flat]:
-            states[flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                "exp_avg": torch.zeros_like(flat.detach()),
-                "exp_avg_sq": torch.zeros_like(flat.detach()),
-            }
-        if updates:
-            states[flat]["step"].fill_(updates)
-        return states[flat]
+    def _matrices(self) -> dict[torch.Tensor, list[Matrix]]:
+        """Return Muon's matrices by the optimizer's tensors in which they lie, in one order on all ranks. Collective.
+
+        A rank may hold nothing of a matrix.
+        """
+        places = {name: place for name, place in self._places() if name in self.matrices}
+        mine = {name: place.numel for name, place in places.items()}
+        held = gathered(mine) if self._layout.partitioned else [mine]
+        found: dict[torch.Tensor, list[Matrix]] = {}
+        for name, parameter in zero_layouts.trainable(self.model.module):
+            if name in self.matrices:
+                flat = self._layout.tensor(parameter, self.model.optimizer)
+                offset = places[name].offset if name in places else 0
+                rows, columns = optimizers.shape_of(parameter)
+                matrix = Matrix(rows, columns, offset, tuple(each.get(name, 0) for each in held))
+                found.setdefault(flat, []).append(matrix)
+        return found
+
+    def _views(self, name: str, place: Place, updates: int = 0) -> dict[str, torch.Tensor]:
+        """Return by kind what is held of a parameter, 1-D: views of the training state.
+
+        The first step makes the optimizer's states; where there are none, they are made here.
+
+        Args:
+            updates: those behind the state that is about to be read, 0 where none is.
+        """
+        states, kinds = self._optimizer.state[place.flat], MUON if name in self.matrices else ADAMW
+        for kind in kinds[1:]:
+            if kind not in states:
+                states[kind] = torch.zeros_like(place.flat.detach())
+        if kinds is ADAMW:
+            step = states.setdefault("step", torch.zeros((), dtype=torch.float32, device=place.flat.device))
+            if updates:
+                step.fill_(updates)
+        whole = {"weight": place.flat, **{kind: states[kind] for kind in kinds[1:]}}
+        return {kind: zero_layouts.view(place, tensor) for kind, tensor in whole.items()}
 
     def forget_moments(self) -> None:
         """Let go of the optimizer's moments: nothing is learned any more."""
-        self._adamw.state.clear()
+        self._optimizer.state.clear()
 
     def divided(self, model: torch.nn.Module, fill: Fill) -> torch.nn.Module:
         """Return a model, on the meta device before, in parts as this one is: to be run, not to learn. Collective."""
@@ -200,40 +236,11 @@ class Engine:
         return {k: v.detach().cpu() for k, v in self.model.module.state_dict().items()} if self.rank == 0 else None
 
 
-def _views(states: dict[str, torch.Tensor], place: Place) -> dict[str, torch.Tensor]:
-    whole = {"weight": place.flat, "exp_avg": states["exp_avg"], "exp_avg_sq": states["exp_avg_sq"]}
-    return {kind: zero_layouts.view(place, tensor) for kind, tensor in whole.items()}
-
-
-def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> Iterator[dict[str, Any]]:
-    """Split trainable parameters into those that decay (matrices) and those that do not (biases, norms)."""
-    trainable = [p for _, p in named if p.requires_grad]
-    for members, decay in (
-        ([p for p in trainable if _dimensions(p) >= 2], weight_decay),
-        ([p for p in trainable if _dimensions(p) < 2], 0.0),
-    ):
-        if members:
-            yield {"params": members, "weight_decay": decay}
-
-
-def _dimensions(parameter: torch.nn.Parameter) -> int:
-    """Return how many a parameter has, also one that is in parts."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
 def dtype_of(config: dict[str, Any]) -> torch.dtype:
     """Return what the weights are in that a configuration computes with."""
     return torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
 
 
-def check_checkpointing(model: torch.nn.Module) -> None:
-    """Refuse a model whose layers cannot be computed again.
-
-    Raises:
-        UserError: it is one.
-    """
-    inner = getattr(model, "base_model", model)  # adapters answer for themselves
-    if not getattr(getattr(inner, "model", inner), "supports_gradient_checkpointing", False):
-        raise UserError(
-            f"training.gradient_checkpointing: {type(model).__name__} cannot compute its layers again; leave it out"
-        )
+def computes_in(config: dict[str, Any]) -> torch.dtype:
+    """Return what a configuration's matrix products are computed in."""
+    return torch.bfloat16 if config.get("torch_autocast", {}).get("enabled") else dtype_of(config)

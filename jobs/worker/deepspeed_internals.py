@@ -199,6 +199,12 @@ def place_in_parts(parameter: Any, optimizer: Any, rank: int) -> Place | None:
     return Place(optimizer.fp32_partitioned_groups_flat[group], start, offset, numel) if numel > 0 else None
 
 
+def flat_of_parts(parameter: Any, optimizer: Any) -> torch.Tensor:
+    """Return the fp32 master weights (N,) among which a parameter's part lies at stage 3, as on every other rank."""
+    group, *_ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    return optimizer.fp32_partitioned_groups_flat[group]  # type: ignore[no-any-return]
+
+
 def share_masters(optimizer: Any, stage: int) -> None:
     """Have the fp32 master weights be the weights, where these are fp32 too: DeepSpeed copies them.
 

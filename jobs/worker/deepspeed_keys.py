@@ -126,7 +126,7 @@ TOP: Mapping[str, Honoured | Refused] = {
     "checkpoint": Refused(_CHECKPOINTS),
     "datastates_ckpt": Refused(_CHECKPOINTS),
     "activation_checkpointing": Refused("it is for DeepSpeed's own layers; training.gradient_checkpointing is meant"),
-    "compile": Refused("nothing compiles the engine, so it would do nothing; remove it"),
+    "compile": Refused("the spec's training.compile decides it, with DeepCompile at stage 3 on GPUs; remove it"),
     "hybrid_engine": Refused("it generates text while it trains, which no task does; remove it"),
     "autotuning": Refused("it ends the process after a few steps; `tandem jobs plan` and sweeps choose settings"),
     "aio": Refused("it is for offload to NVMe alone, which is not let in; remove it"),

@@ -137,6 +137,11 @@ class ModelFlops:
         self._shapes: Any = None
         self._step = 0.0
 
+    @property
+    def counting(self) -> bool:
+        """Whether the micro-batch at hand is counted."""
+        return self._counter is not None
+
     @contextmanager
     def forward(self, batch: Batch | None) -> Iterator[None]:
         """Count a micro-batch's forward pass if its shapes are new; None: its rows are no part of the step."""

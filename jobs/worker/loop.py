@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from jobs.data import batches
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
 from jobs.worker import flops, proof, save_room, untaught
+from jobs.worker.compiling import SETTLED
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import check_rated, to_device
 from jobs.worker.finish import export_weights
@@ -58,7 +59,7 @@ def train_worker(config: WorkerConfig) -> None:
         if finished:
             worker.saver.release()
             evaluate_now(worker, worker.steps, "final")
-            with watchdog.during("export", learns=False):
+            with watchdog.during("export", learns=False), worker.engine.eager():
                 export_weights(worker)
     if worker.spool is not None:
         close_spool(worker.spool, worker.folder)
@@ -76,7 +77,7 @@ def begin_meter(worker: Worker) -> Meter:
     """Begin to measure this rank's steps. Collective."""
     engine = worker.engine
     (peak,) = engine.all_sum(flops.peak(engine.device, worker.precision))
-    return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, peak)
+    return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, peak, engine.eager)
 
 
 def end_meter(worker: Worker, meter: Meter) -> None:
@@ -88,8 +89,12 @@ def end_meter(worker: Worker, meter: Meter) -> None:
             worker.folder.add_remarks([f"no model_flops_per_second: not known how to count {names}"])
 
 
-def run_steps(worker: Worker, meter: Meter) -> bool:
-    """Run the steps that are left. Return False when the driver asked to stop; a checkpoint was written then."""
+def run_steps(worker: Worker, meter: Meter, after: Callable[[int], None] = lambda done: None) -> bool:
+    """Run the steps that are left. Return False when the driver asked to stop; a checkpoint was written then.
+
+    Args:
+        after: called after each step, with how many are done.
+    """
     engine, training = worker.engine, worker.training
     if worker.start == 0:
         evaluate_now(worker, 0, "first")
@@ -101,7 +106,8 @@ def run_steps(worker: Worker, meter: Meter) -> bool:
         rate = learning_rate(training, step, worker.steps)
         engine.set_learning_rate(rate)
         torch.manual_seed(step_seed(training.seed, step, engine.rank))
-        loss, stop, save, done_flops = forward_backward(worker, meter, micro_batches, targets)
+        with settling(worker, step):
+            loss, stop, save, done_flops = forward_backward(worker, meter, micro_batches, targets)
         loss *= {"nan": math.nan, "spike": 1e3}.get(worker.injector.inject("step", step + 1) or "", 1.0)
         recent.check(loss, step + 1)
         wait_copied(worker)
@@ -114,7 +120,7 @@ def run_steps(worker: Worker, meter: Meter) -> bool:
         worker.updates += 1
         done, now = step + 1, time.perf_counter()
         metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "workers": float(engine.world_size)}
-        rates = {f"{worker.task.unit}_per_second": targets / (now - previous)}
+        rates = {f"{worker.task.unit}_per_second": targets / (now - previous), **compiled(worker, done)}
         meter.end_step(
             done, {**metrics, **rates, "step_time_s": now - previous, "data_wait_s": data_wait_s}, done_flops
         )
@@ -129,6 +135,7 @@ def run_steps(worker: Worker, meter: Meter) -> bool:
             if worker.first:
                 worker.folder.save_granted()
         report_checkpoints(worker)
+        after(done)
         if stop and done < worker.steps:
             return False
     return True
@@ -167,6 +174,23 @@ def forward_backward(
     return loss_sum / max(targets, 1), stop > 0, save > 0, flops_sum
 
 
+def settling(worker: Worker, step: int) -> AbstractContextManager[None]:
+    """Return what a step's passes run in: one of the first that a compiler may work in may take long, on all ranks."""
+    if worker.compiling is None or step >= worker.start + SETTLED:
+        return nullcontext()
+    return worker.watchdog.during("settling", learns=False)
+
+
+def compiled(worker: Worker, done: int) -> dict[str, float]:
+    """Return what a compiler took within the step that ends, if it did; have the run told once the first are over."""
+    if worker.compiling is None:
+        return {}
+    if worker.first and done == min(worker.start + SETTLED, worker.steps):
+        with suppress(OSError):
+            worker.folder.add_remarks([worker.compiling.said()])
+    return worker.compiling.take()
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return what seeds the dropout of a step on a rank, so that a resumed run draws what an unbroken one would."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -179,7 +203,8 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     """
     size = worker.training.global_batch_size
     order = batches.Order(len(worker.rows), worker.training.seed, worker.order)
-    steps = [step for step in range(worker.start, worker.steps) if step not in worker.skip]
+    last = worker.steps if worker.until is None else worker.until
+    steps = [step for step in range(worker.start, last) if step not in worker.skip]
 
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
@@ -200,9 +225,9 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
 
 def evaluate_now(worker: Worker, step: int, label: str) -> None:
     """Measure the held-out rows and spool the result as `eval_…`. Collective."""
-    if not len(worker.eval_rows):
+    if worker.until is not None or not len(worker.eval_rows):
         return
-    with worker.watchdog.during("evaluation"):
+    with worker.watchdog.during("evaluation"), worker.engine.eager():
         worker.injector.inject("evaluate", step)
         sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows)
     metrics = worker.task.summarise(sums)
@@ -244,6 +269,8 @@ def finish_checkpoint(worker: Worker) -> None:
 
 def begin_checkpoint(worker: Worker, step: int) -> None:
     """Begin to save the state after `step`, once the one before is saved. Collective."""
+    if worker.until is not None:
+        return
     finish_checkpoint(worker)
     engine = worker.engine
     evaluation = worker.evaluations.get("latest", {})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,13 @@ class Meter:
     """One rank's."""
 
     def __init__(
-        self, device: torch.device, rank: int, spool: Spool | None, folder: Path, peak_flops: float = math.nan
+        self,
+        device: torch.device,
+        rank: int,
+        spool: Spool | None,
+        folder: Path,
+        peak_flops: float = math.nan,
+        eager: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Begin.
 
@@ -29,8 +36,9 @@ class Meter:
             spool: that of the steps, on rank 0.
             folder: the run's spool.
             peak_flops: what the devices of all ranks can do in a second; NaN where that is not known.
+            eager: makes a context in which a model runs as it is written: compiled ones cannot be counted.
         """
-        self._spool, self._peak_flops = spool, peak_flops
+        self._spool, self._peak_flops, self._eager = spool, peak_flops, eager
         self._times = StepTimes(clock(device))
         self._memory = PeakMemory(folder, rank, device)
         self._flops = ModelFlops()
@@ -43,14 +51,14 @@ class Meter:
 
     @contextmanager
     def during(self, part: str) -> Iterator[None]:
-        """Count what goes on meanwhile as a part of the step, `PART_s`."""
-        with self._times.during(part), self._traffic.counting():
+        """Count what goes on meanwhile as a part of the step, `PART_s`; a profile's trace shows it by that name."""
+        with torch.profiler.record_function(part), self._times.during(part), self._traffic.counting():
             yield
 
     @contextmanager
     def forward(self, batch: Batch | None) -> Iterator[None]:
         """Measure a micro-batch's forward pass; tensors (b, …), or None if its rows are no part of the step."""
-        with self.during("forward"), self._flops.forward(batch):
+        with self.during("forward"), self._flops.forward(batch), self._as_written():
             yield
 
     @contextmanager
@@ -58,6 +66,10 @@ class Meter:
         """Measure the backward pass behind it."""
         with self.during("backward"), self._flops.backward():
             yield
+
+    def _as_written(self) -> AbstractContextManager[Any]:
+        """Return what a pass runs in that may be counted: it is entered once that is known."""
+        return self._eager() if self._flops.counting or self._traffic.counts else nullcontext()
 
     def rank_flops(self) -> float:
         """Return the model FLOPs of this rank's step, once its passes are done; NaN where they are not known."""

@@ -30,11 +30,12 @@ from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
-from jobs.worker import buffers, heap, sequence, start, zero
+from jobs.worker import buffers, compiling, heap, optimizers, sequence, start, zero
+from jobs.worker.compiling import Compiling
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
 from jobs.worker.fault_injection import Injector
-from jobs.worker.watchdog import Pulse, Watchdog
+from jobs.worker.watchdog import MARGIN_S, Pulse, Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler
 
@@ -84,6 +85,11 @@ class Worker:
         assert isinstance(self.task, SharesRows)
         return self.task.part(batch, self.place.part, self.place.parts)
 
+    compiling: Compiling | None = None
+    """Listens to the compiler, where the model is compiled."""
+    until: int | None = None
+    """A profile's last step, before the run's own: nothing is saved, and nothing measured on held-out rows."""
+
     @property
     def first(self) -> bool:
         """True on the rank that writes and reports."""
@@ -122,7 +128,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     shared = sequence.begin(spec, task, engine, rows)
-    looked = [*looked, *(shared.said if shared else [])]
+    looked += [*(shared.said if shared else []), *optimizers.said(engine.model.module, engine.matrices)]
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
     if rank == 0:
         folder.write_attempt(replace(attempt, training=True))
@@ -147,11 +153,25 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         zero_stage=int(ds_config["zero_optimization"].get("stage", 0)),
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,
+        compiling=begin_to_compile(engine, folder.compiled, watchdog) if training.compile else None,
         model_directory=config.parent,
         data=prepared.rows,
         order=order,
         shared=shared,
     )
+
+
+def begin_to_compile(engine: Engine, folder: Path, watchdog: Watchdog) -> Compiling:
+    """Have the model run compiled, now that the task has looked at it; keep in `folder` what is compiled.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    stage, deepcompile = engine.model.zero_optimization_stage(), engine.model.is_deepcompile_enabled()
+    compiling.check(stage, engine.device.type == "cuda", deepcompile, os.environ)
+    place = compiling.keep_in(folder, engine.device)
+    engine.compile()
+    return Compiling(watchdog, place)
 
 
 def settings_of(
@@ -276,7 +296,9 @@ def logged(config: WorkerConfig) -> Iterator[Watchdog]:
         )
     rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
     pulse = Pulse(config.folder.pulse(attempt, rank), ray.get_runtime_context().get_node_id())
-    watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s, pulse)
+    compiles = config.spec.training is not None and config.spec.training.compile
+    margin_s = compiling.MARGIN_S if compiles else MARGIN_S
+    watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s, pulse, margin_s)
     file = config.folder.log(attempt, rank).open("a", buffering=1)
     tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
     try:

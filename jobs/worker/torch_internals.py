@@ -17,6 +17,7 @@ from cluster.internals import Internal
 __all__ = [
     "GROUPED_PRODUCT",
     "TorchDispatchMode",
+    "listen_to_compiler",
     "ranks_among",
     "storage_key",
     "tree_leaves",
@@ -64,6 +65,12 @@ ENTRIES = (
         "a dispatch mode is told the group as a ProcessGroup",
     ),
     Internal(
+        "torch._dynamo.callback.callback_handler",
+        "to tell a step's time from that of the compiler, which is no hang",
+        "a compiler that works for long is taken for a hang, and `compile_s` is not told",
+        "torch.compiler tells when it begins and ends",
+    ),
+    Internal(
         "torch.nn.init._no_grad_trunc_normal_",
         "replaced while recording by one operation: it draws again until no number is too large, which takes values",
         "models that draw so (ViT and its kin) cannot be recorded",
@@ -94,6 +101,14 @@ def written(operation: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
     return found
+
+
+def listen_to_compiler(start: Callable[[Any], None], end: Callable[[Any], None]) -> None:
+    """Have functions called when a compiler begins to work in this process, and when it ends; the last ones alone."""
+    from torch._dynamo.callback import callback_handler
+
+    callback_handler.start_callbacks[:] = [start]
+    callback_handler.end_callbacks[:] = [end]
 
 
 @contextmanager

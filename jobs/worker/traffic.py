@@ -68,9 +68,14 @@ class Traffic:
         self._step = 1
         self._counter = TrafficCounter()
 
+    @property
+    def counts(self) -> bool:
+        """Whether the step at hand is the one that is counted."""
+        return self._step == AT_STEP
+
     def counting(self) -> AbstractContextManager[Any]:
         """Return what a part of a step runs in: the counter if it is the step that is counted."""
-        return self._counter if self._step == AT_STEP else nullcontext()
+        return self._counter if self.counts else nullcontext()
 
     def end_step(self) -> dict[str, float]:
         """End a step; return the bytes as a metric if it was the one that is counted, and all of it is known."""

@@ -41,9 +41,9 @@ REARM_S = 1.0
 STEP = "step"
 
 
-def limit(lengths: Collection[float], longest_s: float) -> float:
+def limit(lengths: Collection[float], longest_s: float, margin_s: float = MARGIN_S) -> float:
     """Return how long something may take that took so long before, in seconds. Pure."""
-    return min(longest_s, FACTOR * statistics.median(lengths) + MARGIN_S) if lengths else longest_s
+    return min(longest_s, FACTOR * statistics.median(lengths) + margin_s) if lengths else longest_s
 
 
 class Pulse:
@@ -67,12 +67,15 @@ class Pulse:
 class Watchdog:
     """One rank's. `stacks` is the file that appears when it hangs, `pulse` its sign of life for the driver."""
 
-    def __init__(self, stacks: Path, longest_s: float = LONGEST_S, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self, stacks: Path, longest_s: float = LONGEST_S, pulse: Pulse | None = None, margin_s: float = MARGIN_S
+    ) -> None:
+        """Begin; `margin_s`: how much longer than three of those before a step may take."""
         stacks.parent.mkdir(parents=True, exist_ok=True)
         self._pulse = pulse
         self._path = stacks
         self._file: IO[str] | None = stacks.open("w")
-        self._longest_s = longest_s
+        self._longest_s, self._margin_s = longest_s, margin_s
         self._lengths: dict[str, deque[float]] = {}
         self._within: list[float] = []
         """The limits of what goes on that is no step, the innermost last."""
@@ -85,7 +88,7 @@ class Watchdog:
     def step(self, seconds: float) -> None:
         """A step of this length is done, and another begins: it has FACTOR times the median, and a margin."""
         self._measured(STEP).append(seconds)
-        allowed = limit(self._measured(STEP), self._longest_s)
+        allowed = limit(self._measured(STEP), self._longest_s, self._margin_s)
         if time.monotonic() - self._armed_at >= min(REARM_S, allowed / 2):
             self._arm(allowed)
 
@@ -105,7 +108,8 @@ class Watchdog:
         finally:
             self._measured(what).append(time.monotonic() - began)
             self._within.pop()
-            self._arm(self._within[-1] if self._within else limit(self._measured(STEP), self._longest_s))
+            step_s = limit(self._measured(STEP), self._longest_s, self._margin_s)
+            self._arm(self._within[-1] if self._within else step_s)
 
     def stop(self) -> None:
         """Disarm, and remove the file if nothing was written to it."""

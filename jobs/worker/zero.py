@@ -51,6 +51,8 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31 - 1,
     }
+    if training.compile and on_gpu and stage_of(training, base) == 3:
+        config["compile"] = {"deepcompile": True}  # torch.compile alone stops at each hook that gathers weights
     return {**config, **(base or {})}
 
 

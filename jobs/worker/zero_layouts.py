@@ -1,6 +1,6 @@
 """Where the training state lies at each ZeRO stage: one layout for each optimizer of DeepSpeed's that is known.
 
-    stage 0       torch's own AdamW: every rank holds every parameter whole
+    stage 0       torch's own AdamW, or ours with Muon: every rank holds every parameter whole
     stage 1, 2    the parameters of a group behind each other, in equal parts over the ranks: one part a rank
     stage 3       every parameter in equal parts over the ranks, the last of them padded
 
@@ -29,6 +29,8 @@ class Layout:
     """(parameter, optimizer, rank) → what this rank holds of the parameter, if anything."""
     numel: Callable[[torch.nn.Parameter], int]
     """Elements of the whole parameter."""
+    tensor: Callable[[torch.nn.Parameter, Any], torch.Tensor]
+    """(a parameter of Muon's, optimizer) → the optimizer's tensor for it, also where this rank has none of it."""
     partitioned: bool = True
     """False: every rank holds all of it."""
 
@@ -45,12 +47,28 @@ def _fp32_part(parameter: torch.nn.Parameter, optimizer: Any, rank: int) -> Plac
     return deepspeed_internals.place_in_group(parameter, deepspeed_internals.fp32_partitions(optimizer))
 
 
+def _itself(parameter: torch.nn.Parameter, optimizer: Any) -> torch.Tensor:
+    return parameter
+
+
+def _first_bf16(parameter: torch.nn.Parameter, optimizer: Any) -> torch.Tensor:
+    """Return the partition of Muon's group: the first one (jobs/worker/optimizers.py)."""
+    return deepspeed_internals.bf16_partitions(optimizer)[0]
+
+
+def _first_fp32(parameter: torch.nn.Parameter, optimizer: Any) -> torch.Tensor:
+    return deepspeed_internals.fp32_partitions(optimizer)[0]
+
+
 LAYOUTS: Mapping[tuple[int, str], Layout] = {
-    (0, "AdamW"): Layout(_whole, torch.nn.Parameter.numel, partitioned=False),
-    (1, "BF16_Optimizer"): Layout(_bf16_part, torch.nn.Parameter.numel),
-    (1, "DeepSpeedZeroOptimizer"): Layout(_fp32_part, torch.nn.Parameter.numel),
-    (2, "DeepSpeedZeroOptimizer"): Layout(_fp32_part, torch.nn.Parameter.numel),
-    (3, "DeepSpeedZeroOptimizer_Stage3"): Layout(deepspeed_internals.place_in_parts, deepspeed_internals.whole_numel),
+    (0, "AdamW"): Layout(_whole, torch.nn.Parameter.numel, _itself, partitioned=False),
+    (0, "MuonAndAdamW"): Layout(_whole, torch.nn.Parameter.numel, _itself, partitioned=False),
+    (1, "BF16_Optimizer"): Layout(_bf16_part, torch.nn.Parameter.numel, _first_bf16),
+    (1, "DeepSpeedZeroOptimizer"): Layout(_fp32_part, torch.nn.Parameter.numel, _first_fp32),
+    (2, "DeepSpeedZeroOptimizer"): Layout(_fp32_part, torch.nn.Parameter.numel, _first_fp32),
+    (3, "DeepSpeedZeroOptimizer_Stage3"): Layout(
+        deepspeed_internals.place_in_parts, deepspeed_internals.whole_numel, deepspeed_internals.flat_of_parts
+    ),
 }
 """By ZeRO stage and class of DeepSpeed's optimizer. Stage 1 has two: in bf16 with fp32 gradient sums, and otherwise."""
 

@@ -17,6 +17,7 @@ from tests.support.contracts import Contract, calls, has_attributes, source_ment
 DEEPSPEED = Contract("jobs/worker/deepspeed_internals.py", deepspeed_internals.ENTRIES)
 OPTIMIZERS = {
     "AdamW": "torch.optim",
+    "MuonAndAdamW": "jobs.worker.muon",
     "BF16_Optimizer": "deepspeed.runtime.bf16_optimizer",
     "DeepSpeedZeroOptimizer": "deepspeed.runtime.zero.stage_1_and_2",
     "DeepSpeedZeroOptimizer_Stage3": "deepspeed.runtime.zero.stage3",

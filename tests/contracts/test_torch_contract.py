@@ -71,6 +71,20 @@ def _dispatch() -> None:
     assert seen.names == ["empty", "normal_"]
 
 
+@WORKER.check("torch._dynamo.callback.callback_handler")
+def _compiler() -> None:
+    from torch._dynamo.callback import callback_handler
+
+    heard: list[str] = []
+    worker_internals.listen_to_compiler(lambda _: heard.append("begins"), lambda _: heard.append("ends"))
+    try:
+        doubled = torch.compile(lambda tensor: tensor * 2, backend="eager")
+        assert doubled(torch.ones(2)).tolist() == [2, 2]
+        assert heard == ["begins", "ends"]
+    finally:
+        callback_handler.clear()
+
+
 @WORKER.check("torch.utils._pytree.tree_leaves, tree_map_only")
 def _trees() -> None:
     assert worker_internals.tree_leaves(([1, (2,)], {"a": 3})) == [1, 2, 3]

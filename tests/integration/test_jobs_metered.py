@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs.profiled import WARM_UP, Profile
+from jobs.run_folder import RunFolder
 from tests.support import two_ranks
+from tests.support.metered_ranks import kept
 
 STAGES = ("0", "1", "2", "3")
-STEPS, ROWS, MICRO_BATCHES = 5, 8, 2
+PROFILED, COMPILED = "3-profile", "1-compile"
+STEPS, ROWS, MICRO_BATCHES = 6, 8, 2
 PARTS = ("forward_s", "backward_s", "loss_sum_s", "optimizer_s", "buffers_s")
 
 
@@ -31,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": {"steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 2, "learning_rate": 0.01},
     }
     (folder / "spec.json").write_text(json.dumps(values))
-    two_ranks.run("metered_ranks.py", folder, STAGES)
+    two_ranks.run("metered_ranks.py", folder, [*STAGES, PROFILED, COMPILED])
     return folder
 
 
@@ -80,3 +85,35 @@ def test_each_rank_tells_its_memory(folder: Path) -> None:
         records = [json.loads(line) for line in spool.read_text().splitlines()]
         assert records[0]["step"] == 1
         assert records[0]["metrics"][f"peak_memory_bytes/rank-{rank}"] > 100 << 20
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_profile_has_the_recorded_steps_of_each_rank_and_nothing_is_saved(folder: Path, rank: int) -> None:
+    left = RunFolder(folder / PROFILED / "run")
+    found = Profile.of(json.loads((left.profile / f"rank-{rank}.operators.json").read_text()))
+    losses = [each for each in found.operators if each.name == "aten::mse_loss"]
+    assert sum(each.calls for each in losses) == (STEPS - WARM_UP) * MICRO_BATCHES, "and none of the warm-up"
+    products = [each for each in found.operators if each.name == "aten::addmm" and each.shapes.endswith("2x256 256x1")]
+    assert sum(each.calls for each in products) == (STEPS - WARM_UP) * MICRO_BATCHES
+    assert 0 < sum(each.self_cpu_ms for each in found.operators) <= found.self_cpu_ms * (1 + 1e-9)
+    assert found.operators[0].self_cpu_ms == max(each.self_cpu_ms for each in found.operators)
+    with gzip.open(left.profile / f"rank-{rank}.trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    assert sum(each.get("name") == "aten::mse_loss" for each in events) == (STEPS - WARM_UP) * MICRO_BATCHES
+    assert not list((folder / PROFILED).glob("step-*"))
+    assert steps_of(folder, PROFILED)[-1]["loss"] == pytest.approx(steps_of(folder, "3")[-1]["loss"], rel=1e-6)
+
+
+def test_a_compiled_model_learns_and_counts_the_same_and_is_kept(folder: Path) -> None:
+    plain, compiled = steps_of(folder, "1"), steps_of(folder, COMPILED)
+    for expected, found in zip(plain, compiled, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
+        flops = [step["model_flops_per_second"] * step["step_time_s"] for step in (expected, found)]
+        assert flops[0] == pytest.approx(flops[1])
+    worked = [step for step in compiled if "compile_s" in step]
+    assert 0 < sum(step["compile_s"] for step in worked) < sum(step["step_time_s"] for step in worked)
+    assert "compile_s" not in compiled[-1], "the last steps go by what was compiled"
+    assert list(kept(folder).rglob("*.so"))
+    (said,) = [each for each in RunFolder(folder / COMPILED / "run").remarks() if each.startswith("compiled the model")]
+    assert f"finds that in {kept(folder)}" in said

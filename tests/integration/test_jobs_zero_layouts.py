@@ -9,10 +9,13 @@ from safetensors.torch import load_file
 
 from cluster.errors import UserError
 from jobs.checkpoint import catalog
-from jobs.checkpoint.shards import KINDS, Reader
+from jobs.checkpoint.shards import MUON, Reader
 from jobs.checkpoint.store import Store
-from jobs.worker import zero_layouts
-from tests.support import two_ranks
+from jobs.spec import TrainingSpec
+from jobs.worker import optimizers, zero_layouts
+from jobs.worker.muon import Matrix, MuonAndAdamW
+from jobs.worker.recorded import record
+from tests.support import two_ranks, zero_ranks
 
 CASES = ("0-fp32", "1-fp32", "2-fp32", "3-fp32", "0-bf16", "1-bf16", "2-bf16", "3-bf16")
 UNCLIPPED = ("0-fp32-unclipped", "2-fp32-unclipped")
@@ -47,6 +50,9 @@ OWN = {
 }
 """DeepSpeed JSONs that are let through."""
 SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
+MUON_CASES = ("0-fp32-muon", "1-fp32-muon", "2-fp32-muon", "3-fp32-muon", "1-bf16-muon", "3-bf16-muon")
+MATRICES = {"body.weight": 25, "wide.weight": 45, "narrow.weight": 45}
+WITH_MUON = {**SIZES, **MATRICES, "wide.bias": 9, "narrow.bias": 5}
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +61,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero")
     for case, content in OWN.items():
         (folder / f"{case}.json").write_text(json.dumps(content))
-    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *OWN])
+    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *OWN])
     return folder
 
 
-def state(folder: Path, case: str) -> dict[tuple[str, str], torch.Tensor]:
+def state(folder: Path, case: str, sizes: dict[str, int] = SIZES) -> dict[tuple[str, str], torch.Tensor]:
     store = Store(str(folder / case))
     manifest, skipped = catalog.newest_valid(store)
     assert manifest is not None
     assert skipped == []
-    assert manifest.elements == SIZES, "frozen parameters and second names are no part of it"
+    assert manifest.elements == sizes, "frozen parameters and second names are no part of it"
     reader = Reader(store, [f"{catalog.folder(manifest.step)}/{name}" for name in manifest.shards])
-    found = {(kind, name): torch.zeros(numel) for kind in KINDS for name, numel in SIZES.items()}
+    found = {(kind, name): torch.zeros(numel) for name, numel in sizes.items() for kind in reader.kinds(name)}
     for (kind, name), out in found.items():
         reader.read(kind, name, 0, out)
     return found
@@ -78,6 +84,38 @@ def test_every_layout_holds_what_training_without_zero_holds(saved: Path, case: 
     # fp32 sums in another order; bf16 rounds to 2^-9 at each of a dozen products. In norms: AdamW's first steps go by a
     # gradient's sign, so a single element whose gradient is all but zero may well be a step's length away.
     tolerance = 1e-5 if "fp32" in case else 0.05
+    for key, tensor in found.items():
+        assert float(expected[key].norm()) > 0
+        assert float((tensor - expected[key]).norm() / expected[key].norm()) < tolerance, key
+
+
+def by_one_process() -> dict[tuple[str, str], torch.Tensor]:
+    """Train the same without ranks and without DeepSpeed: both rows in one process, clipped by torch."""
+    model = record(zero_ranks.Deeper, 0).materialise()
+    training = TrainingSpec.model_validate({"steps": zero_ranks.STEPS, "learning_rate": 0.05, "optimizer": "muon"})
+    matrices = optimizers.matrices_of(model)
+    optimizer = optimizers.make(model, training, matrices, torch.float32, torch.device("cpu"))
+    assert isinstance(optimizer, MuonAndAdamW)
+    assert matrices == MATRICES.keys()
+    weights = dict(model.named_parameters())
+    optimizer.lay_out({weights[name]: [Matrix(*weights[name].shape, 0, (size,))] for name, size in MATRICES.items()})
+    for step in range(zero_ranks.STEPS):
+        ids = torch.tensor([(3 * step) % 7, (3 * step + 1) % 7])
+        torch.nn.functional.cross_entropy(model(ids), (ids + 1) % 7).backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    states = {name: {"weight": weights[name], **optimizer.state[weights[name]]} for name in WITH_MUON}
+    return {(kind, name): found.detach().view(-1) for name, kinds in states.items() for kind, found in kinds.items()}
+
+
+@pytest.mark.parametrize("case", MUON_CASES)
+def test_with_muon_every_stage_holds_what_one_process_holds(saved: Path, case: str) -> None:
+    """And each has gone on from its checkpoint bit by bit (tests/support/zero_ranks.py)."""
+    expected, found = by_one_process(), state(saved, case, WITH_MUON)
+    tolerance = 1e-5 if "fp32" in case else 0.1
+    assert {name for kind, name in found if kind == "momentum"} == MATRICES.keys()
+    assert {kind for kind, name in found if name in MATRICES} == set(MUON)
     for key, tensor in found.items():
         assert float(expected[key].norm()) > 0
         assert float((tensor - expected[key]).norm() / expected[key].norm()) < tolerance, key

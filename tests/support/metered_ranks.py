@@ -1,14 +1,15 @@
 """One of two ranks that take a job's steps in the real loop, without Ray, and leave what was measured.
 
-python tests/support/metered_ranks.py RANK STORE_FILE FOLDER STAGE…
+python tests/support/metered_ranks.py RANK STORE_FILE FOLDER STAGE[-profile|-compile]…
 
-In FOLDER: spec.json, of a job with its data beside it. Below FOLDER/<STAGE>/run the spools; rank 0 leaves the number of
-weights in FOLDER/<STAGE>/weights.
+In FOLDER: spec.json, of a job with its data beside it. Below FOLDER/<CASE>/run the spools; rank 0 leaves the number of
+weights in FOLDER/<CASE>/weights. A profile takes the same steps and records those after the warm-up.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from jobs.checkpoint.catalog import Keep
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data.prepare import prepare, rows_of
+from jobs.profiled import WARM_UP
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.worker import loop, setup
+from jobs.worker import loop, profile, setup
 from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.fault_injection import Injector
 from jobs.worker.recorded import record
@@ -33,15 +35,16 @@ NEVER_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_paramet
 """So that at stage 3 no weight stays gathered, as none of a large model does."""
 
 
-def run(stage: int, rank: int, folder: Path) -> None:
+def run(case: str, rank: int, folder: Path) -> None:
     """Take the steps."""
+    stage, left = int(case[0]), folder / case
     values = json.loads((folder / "spec.json").read_text())
     values["training"]["deepspeed"] = {"zero_stage": stage}
     spec = JobSpec.model_validate(values)
     assert spec.training is not None
     training = spec.training
     prepared = prepare(spec, folder, folder / f"prepared-{rank}", parent=None, on_progress=lambda *_: None)
-    task, place = prepared.task(spec), RunFolder(folder / str(stage) / "run")
+    task, place = prepared.task(spec), RunFolder(left / "run")
     recorded = record(lambda: task.build(spec.model.architecture, spec.model.config), 0)
     settings = deepspeed_config(training, training.micro_batch_size or 1, 2, precision="fp32", on_gpu=False)
     if stage == 3:
@@ -52,28 +55,39 @@ def run(stage: int, rank: int, folder: Path) -> None:
     worker = setup.Worker(
         spec, training, "fp32", task, engine, rows_of(prepared, prepared.train_files),
         rows_of(prepared, prepared.eval_files), place, Spool(place.rank_0_spool) if rank == 0 else None,
-        Saver(Store(str(folder / str(stage))), "a", rank, 2, Keep(), notes=GroupNotes()), watchdog,
+        Saver(Store(str(left)), "a", rank, 2, Keep(), notes=GroupNotes()), watchdog,
         Injector(place, rank), training.steps or 1, training.micro_batch_size or 1, stage,
     )  # fmt: skip
-    meter = loop.begin_meter(worker)
-    assert loop.run_steps(worker, meter)
-    loop.end_meter(worker, meter)
+    if case.endswith("-compile"):
+        worker.compiling = setup.begin_to_compile(engine, kept(folder), watchdog)
+    if case.endswith("-profile"):
+        worker.until = worker.steps
+        assert profile.record(worker, worker.steps - WARM_UP)
+    else:
+        meter = loop.begin_meter(worker)
+        assert loop.run_steps(worker, meter)
+        loop.end_meter(worker, meter)
     watchdog.stop()
     if rank == 0:
-        (folder / str(stage) / "weights").write_text(str(sum(engine.elements().values())))
+        (left / "weights").write_text(str(sum(engine.elements().values())))
     dist.barrier()
 
 
-def main(rank: int, meeting: str, folder: Path, stages: list[str]) -> None:
-    """Meet the other rank; run at every stage."""
+def kept(folder: Path) -> Path:
+    """Return where what is compiled is kept: over runs of the tests, if they have such a place; it takes a while."""
+    return Path(os.environ.get("TANDEM_CACHE") or folder) / "compiled"
+
+
+def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
+    """Meet the other rank; run every case."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for stage in stages:
-        (folder / stage / "run").mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        (folder / case / "run").mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            RunFolder(folder / stage / "run").begin()
+            RunFolder(folder / case / "run").begin()
         dist.barrier()
-        run(int(stage), rank, folder)
+        run(case, rank, folder)
     dist.destroy_process_group()
 
 

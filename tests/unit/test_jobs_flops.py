@@ -1,6 +1,7 @@
 """FLOPs of forward and backward passes: PaLM's formula, torch's own counter, and what is not told."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from jobs.worker import flops
+from jobs.worker import flops, recomputing
 from jobs.worker.flops import FlopCounter, ModelFlops
+from jobs.worker.torch_internals import TorchDispatchMode
 from jobs.worker.traffic import sent_share
 
 LAYERS, HIDDEN, TOKENS, ROWS, VOCABULARY = 3, 32, 24, 2, 50
@@ -186,3 +188,33 @@ def test_what_a_rank_sends_of_a_collective() -> None:
     assert sent_share("allreduce_", 1) == 0
     assert sent_share("barrier", 4) == 0
     assert sent_share("send", 4) is None
+
+
+def test_selective_checkpointing_makes_no_product_again_and_changes_no_bit() -> None:
+    plain, saving, most = llama(), llama(), llama()
+    recomputing.enable(saving, True)
+    recomputing.enable(most, "selective")
+    operations = {}
+    for name, model in {"plain": plain, "all": saving, "selective": most}.items():
+        with Operations() as seen:
+            model(ids()).logits.float().square().mean().backward()
+        operations[name] = seen.counts
+    for (name, expected), *found in zip(plain.named_parameters(), saving.parameters(), most.parameters(), strict=True):
+        assert all(torch.equal(expected.grad, each.grad) for each in found), name
+    for product in ("mm", "_scaled_dot_product_flash_attention_for_cpu"):
+        assert operations["all"][product] > operations["plain"][product]
+        assert operations["selective"][product] == operations["plain"][product]
+    assert operations["selective"]["silu"] == operations["all"]["silu"] == 2 * operations["plain"]["silu"]
+    assert counted(most, ids()).flops == counted(plain, ids()).flops
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))

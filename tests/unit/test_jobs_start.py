@@ -7,8 +7,7 @@ from cluster.errors import UserError
 from jobs.spec import JobSpec
 from jobs.spec_sections import LoraSpec
 from jobs.tasks import get
-from jobs.worker import start, zero
-from jobs.worker.deepspeed_engine import check_checkpointing
+from jobs.worker import recomputing, start, zero
 from jobs.worker.lora import add_lora
 
 CLASSIFIER = {"name": "text-classification", "tokenizer": {"train": "word"}}
@@ -64,10 +63,10 @@ def test_too_little_memory_is_no_fault_of_the_spec():
 
 def test_layers_that_cannot_be_computed_again_are_refused(classifier, lm):
     with pytest.raises(UserError, match=r"training\.gradient_checkpointing: Ngram"):
-        check_checkpointing(classifier.build("ngram", {}))
+        recomputing.check(classifier.build("ngram", {}))
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    check_checkpointing(lm.build("llama", small))
-    check_checkpointing(add_lora(lm.build("llama", small), LoraSpec()))
+    recomputing.check(lm.build("llama", small))
+    recomputing.check(add_lora(lm.build("llama", small), LoraSpec()))
 
 
 def test_a_deepspeed_file_that_is_not_there_is_refused_before_anything_starts(tmp_path):
