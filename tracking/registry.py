@@ -198,6 +198,8 @@ def _tags_of(manifest: ModelManifest) -> dict[str, str]:
         tags["tandem.quantization"] = str(manifest.quantization.get("method", "unnamed"))
     if manifest.parent:
         tags["tandem.parent"] = manifest.parent
+    if manifest.base:
+        tags["tandem.base"] = manifest.base.reference
     return tags
 
 

@@ -1,0 +1,247 @@
+"""Adapters kept apart from their base load as the merged export does, everywhere and in parts, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
+
+from cluster.errors import UserError
+from jobs import lineage, parents
+from jobs.spec import JobSpec, LoraSpec
+from jobs.tasks import TaskError, adapters, weights_digest
+from jobs.tasks.causal_lm import CausalLM
+from jobs.worker import apart, start
+from jobs.worker.export import DTYPES, export
+from jobs.worker.lora import add_lora
+from serve.deploy import plan
+from serve.spec import ServeSpec
+from tests.support import tiny_models
+from tracking import manifest, model_folder
+from tracking.errors import TrackingError
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+PARENTS = {"llama tied": ("llama", {"tie_word_embeddings": True}), "llama": ("llama", {"tie_word_embeddings": False})}
+PARENTS |= {"gpt2": ("gpt2", {}), "qwen3_moe": ("qwen3_moe", EXPERTS)}
+TARGETS = {
+    "all-linear": lambda is_gpt2: "all-linear",
+    "head": lambda is_gpt2: ["lm_head"],
+    "both": lambda is_gpt2: ["c_attn" if is_gpt2 else "q_proj", "wte" if is_gpt2 else "embed_tokens", "lm_head"],
+}
+TOKENS = torch.arange(12).view(2, 6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each kind to start from."""
+    folder = tmp_path_factory.mktemp("models")
+    fast = tiny_models.tokenizer()
+    for name, (kind, changes) in PARENTS.items():
+        sizes = {"vocab_size": len(fast), "num_hidden_layers": 1, **changes}
+        tiny_models.export(folder / name, fast, tiny_models.decoder(kind, spread=0.2, **sizes))
+    return folder
+
+
+def trained(parent: Path, targets: str, seed: int = 1) -> tuple[CausalLM, Any, LoraSpec]:
+    """Return an adapted model whose adapters have learned."""
+    is_gpt2 = json.loads((parent / "config.json").read_text())["model_type"] == "gpt2"
+    lora = LoraSpec.model_validate({"rank": 3, "target_modules": TARGETS[targets](is_gpt2), "merge": False})
+    task = CausalLM.load(parent, CausalLM({"sequence_length": 16}).options)
+    torch.manual_seed(seed)
+    model = add_lora(task.load_model(parent, torch.float32), lora)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return task, model, lora
+
+
+def written(parent: Path, to: Path, targets: str, precision: Any = "fp32", seed: int = 1) -> Path:
+    """Write the adapters of such a model apart, as a worker and the driver do."""
+    task, live, _ = trained(parent, targets, seed)
+    to.mkdir(parents=True)
+    base = apart.base(parent, "")
+    apart.save(to, live, base)
+    apart.save_config(live, DTYPES[precision], to)
+    task.save(to)
+    named = manifest.BaseRef(reference=base.at, digest=base.digest)
+    about = manifest.ModelManifest(name="tiny", task="causal-lm", architecture="llama", base=named, parent=str(parent))
+    manifest.write(to, about)
+    return to
+
+
+def merged(parent: Path, to: Path, targets: str, precision: Any) -> Path:
+    """Write the same model merged."""
+    task, live, lora = trained(parent, targets)
+    weights = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    export(to, task, weights, lambda: task.load_model(parent, torch.float32), precision, lora, lambda path: None)
+    return to
+
+
+def loaded(directory: Path, dtype: torch.dtype | None = None) -> Any:
+    return CausalLM.load(directory, CausalLM({"sequence_length": 16}).options).load_model(directory, dtype)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(TOKENS).logits
+
+
+CASES = [(name, targets) for name in PARENTS for targets in TARGETS]
+
+
+@pytest.mark.parametrize(("name", "targets"), CASES)
+def test_they_load_as_the_merged_export_bit_by_bit(folder: Path, name: str, targets: str, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        expected = loaded(merged(folder / name, tmp_path / precision / "whole", targets, precision))
+        found = loaded(written(folder / name, tmp_path / precision / "apart", targets, precision))
+        tensors = found.state_dict()
+        assert tensors.keys() == expected.state_dict().keys()
+        for key, tensor in expected.state_dict().items():
+            assert tensors[key].dtype == tensor.dtype
+            assert torch.equal(tensors[key], tensor), key
+        assert not any(
+            p.requires_grad != q.requires_grad for p, q in zip(found.parameters(), expected.parameters(), strict=True)
+        )
+        assert found.training is expected.training
+        assert torch.equal(logits(found), logits(expected))
+        assert found.config.tie_word_embeddings == expected.config.tie_word_embeddings
+    assert not torch.equal(logits(loaded(folder / name)), logits(expected)), "else nothing was learned"
+
+
+@pytest.mark.parametrize("name", ["llama", "llama tied", "gpt2"])
+def test_peft_loads_them_on_the_base_that_they_name(folder: Path, name: str, tmp_path: Path) -> None:
+    directory = written(folder / name, tmp_path / "apart", "both")
+    named = peft.PeftConfig.from_pretrained(str(directory)).base_model_name_or_path
+    assert named == str(folder / name)
+    base = AutoModelForCausalLM.from_pretrained(named, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, str(directory)).eval()
+    torch.testing.assert_close(logits(model), logits(loaded(directory, torch.float32)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_slice_is_that_of_the_whole(folder: Path, name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    directory = written(folder / name, tmp_path / "apart", "all-linear")
+    task = CausalLM.load(directory, CausalLM({"sequence_length": 16}).options)
+    begun = start.described_by(directory, task)
+    assert not isinstance(begun, str), begun
+    assert begun.fill is not None
+    for key, parameter in loaded(directory, torch.float32).named_parameters():
+        count = parameter.numel()
+        for first, end in ((0, count), (count // 3, count // 2 + 1), (count - 1, count)):
+            out = torch.empty(end - first, dtype=dtype)
+            begun.fill(key, first, out)
+            expected = parameter.detach().view(-1)[first:end]
+            torch.testing.assert_close(
+                out, expected.to(dtype), rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-6
+            )
+    begun.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "why"),
+    [("llama tied", "head", "no weight of its own"), ("qwen3_moe", "all-linear", "has an adapter|transformers makes")],
+)
+def test_what_is_no_sum_by_slices_is_loaded_whole(
+    folder: Path, name: str, targets: str, why: str, tmp_path: Path
+) -> None:
+    import re
+
+    directory = written(folder / name, tmp_path / "apart", targets)
+    begun = start.described_by(directory, CausalLM.load(directory, CausalLM({"sequence_length": 16}).options))
+    assert isinstance(begun, str)
+    assert re.search(why, begun)
+
+
+def test_adapters_on_adapters_load_and_are_trained_further(folder: Path, tmp_path: Path) -> None:
+    first = written(folder / "llama", tmp_path / "first", "all-linear")
+    second = written(first, tmp_path / "second", "all-linear", seed=2)
+    expected = adapters.merge(trained(first, "all-linear", 2)[1])
+    assert torch.equal(logits(loaded(second)), logits(expected))
+    assert all(parameter.requires_grad for parameter in loaded(second).parameters())
+    begun = start.described_by(second, CausalLM.load(second, CausalLM({"sequence_length": 16}).options))
+    assert not isinstance(begun, str), begun
+    begun.materialise()
+    torch.testing.assert_close(logits(begun.model), logits(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_that_is_gone_or_has_changed_is_refused(folder: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(folder / "llama", tmp_path / "base")
+    directory = written(base, tmp_path / "apart", "all-linear")
+    model_folder.check(directory, "it")
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(TaskError, match=r"adapters for the model in \S+base, which is not there"):
+        loaded(directory)
+    with pytest.raises(TrackingError, match=r"it: .*which is not there: put that back"):
+        model_folder.check(directory, "it")
+    base.symlink_to(tmp_path / "elsewhere")
+    before = logits(loaded(directory))
+    content = bytearray((base / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (base / "model.safetensors").write_bytes(content)
+    with pytest.raises(TaskError, match="whose weights have changed since"):
+        loaded(directory)
+    content[-5] ^= 1
+    (base / "model.safetensors").write_bytes(content)
+    assert torch.equal(logits(loaded(directory)), before)
+
+
+def test_adapters_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    directory = written(folder / "llama", tmp_path / "apart", "all-linear")
+    deeper = tiny_models.decoder("llama", num_hidden_layers=2, vocab_size=320, tie_word_embeddings=False)
+    with pytest.raises(TaskError, match=r"are not those of LlamaForCausalLM: .*layers\.1\S+ is missing"):
+        adapters.put_on(deeper, directory)
+
+
+def test_a_base_is_known_by_what_adapters_below_it_say(folder: Path, tmp_path: Path) -> None:
+    directory = written(folder / "llama", tmp_path / "apart", "all-linear")
+    before = weights_digest.of_folder(directory)
+    assert lineage.weights_digest(directory) == before
+    settings = json.loads((directory / adapters.CONFIG).read_text())
+    (directory / adapters.CONFIG).write_text(json.dumps({**settings, "lora_alpha": 17}))
+    assert weights_digest.of_folder(directory) != before
+
+
+def spec(**model: Any) -> JobSpec:
+    values = {"name": "x", "phase": "finetune", "model": model, "data": {"train": "a.txt"}, "training": {"steps": 1}}
+    return JobSpec.model_validate(values)
+
+
+def test_they_may_be_started_from_and_served_but_not_by_vllm(folder: Path, tmp_path: Path) -> None:
+    directory = written(folder / "llama", tmp_path / "apart", "all-linear")
+    assert parents.find(spec(**{"from": str(directory)}), tmp_path) == directory
+    model = {"model": str(directory)}
+    (served,) = plan.resolve(ServeSpec.model_validate({"models": {"tiny": model}}))
+    assert served.details["base"] == "llama"
+    said = "models.tiny.engine: vllm serves whole models, and .* holds adapters for .*llama: leave engine out"
+    with pytest.raises(UserError, match=said):
+        plan.resolve(ServeSpec.model_validate({"models": {"tiny": {**model, "engine": "vllm"}}}))
+
+
+def test_there_has_to_be_a_base_and_the_choice_is_part_of_the_run() -> None:
+    with pytest.raises((UserError, ValidationError), match=r"model\.lora\.merge"):
+        JobSpec.model_validate(
+            {
+                "name": "x",
+                "phase": "pretrain",
+                "model": {"architecture": "llama", "lora": {"merge": False}},
+                "data": {"train": "a.txt"},
+                "training": {"steps": 1},
+            }
+        )
+    digests = [spec(**{"from": "/m", "lora": lora}).digest() for lora in ({}, {"merge": True}, {"merge": False})]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_running_statistics_are_refused_before_anything_is_learned() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    with pytest.raises(UserError, match="running statistics of BatchNorm2d change in the base itself"):
+        apart.check(model, Path("/somewhere"))
