@@ -37,6 +37,12 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     written, phase = values.get("phase"), phase_of(values)
     yield from _model(phase, _section(values, "model"))
     yield from _held_whole(values)
+    if "://" in str(values.get("storage", "")):
+        yield (
+            ("storage",),
+            f"{values['storage']!r} is a URL, and this is a folder that all nodes reach, on a shared file system; only "
+            "`checkpoint.directory` may be a URL",
+        )
     if phase in ("pretrain", "finetune"):
         yield from _training(phase, values)
     elif phase in ("evaluate", "quantize"):

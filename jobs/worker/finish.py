@@ -112,7 +112,8 @@ def _wrong(worker: Worker, trained: proof.Measured, written: Path) -> str | None
         else:
             begun = start.begin(worker.spec, worker.task, worker.model_directory)
             apart.put_back(begun.model, written)
-            proof.of_model(begun.model, trained, worker.task, worker.precision, worker.engine.device)
+            loaded = type(worker.task).load(written, worker.task.options)
+            proof.of_model(begun.model, trained, loaded, worker.precision, worker.engine.device)
             begun.close()
     except UserError as error:
         return str(error)

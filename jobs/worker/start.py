@@ -67,7 +67,7 @@ def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False
     if isinstance(begun, str):
         said = [f"every worker begins with the whole model in memory: {begun}"] if in_parts or _is_held(spec) else []
         begun = Start(_whole(spec, task, parent), said=said)
-    lora_said = _looked_at_adapters(spec, begun, parent)
+    lora_said = _looked_at_adapters(spec, task, begun, parent)
     if not in_parts and begun.fill is not None:
         begun.materialise()
     begun.model.train()
@@ -79,21 +79,26 @@ def _is_held(spec: JobSpec) -> bool:
     return spec.model.lora is not None and spec.model.lora.base != "whole"
 
 
-def _looked_at_adapters(spec: JobSpec, begun: Start, parent: Path | None) -> list[str]:
+def _looked_at_adapters(spec: JobSpec, task: Task, begun: Start, parent: Path | None) -> list[str]:
     """Check what the spec says of adapters, and hold their base in few bits where it asks for that; say so.
 
     Raises:
-        UserError: the model cannot be told apart from its adapters.
+        UserError: what is trained could not be told apart from its base, or would be compared with another one.
     """
-    adapters = spec.model.lora
-    if adapters is None:
+    wanted = spec.model.lora
+    if wanted is None:
         return []
     said = [lora.described(begun.model)]
-    if not adapters.merge:
+    if not wanted.merge:
         assert parent is not None
         apart.check(begun.model, parent)
-    if adapters.base != "whole":
-        said.append(held.hold(begun.model, begun.fill, adapters.base))
+    if wanted.base != "whole":
+        if task.refers():
+            raise UserError(
+                f"model.lora.base: the reference answers come from the model as it is, and what is compared with them "
+                f"would begin as another one, in {wanted.base}: leave base out"
+            )
+        said.append(held.hold(begun.model, begun.fill, wanted.base))
     return said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,6 @@ def test_any_slice_is_that_of_the_whole(folder: Path, name: str, dtype: torch.dt
 def test_what_is_no_sum_by_slices_is_loaded_whole(
     folder: Path, name: str, targets: str, why: str, tmp_path: Path
 ) -> None:
-    import re
-
     directory = written(folder / name, tmp_path / "apart", targets)
     begun = start.described_by(directory, CausalLM.load(directory, CausalLM({"sequence_length": 16}).options))
     assert isinstance(begun, str)
@@ -227,7 +226,7 @@ def test_they_may_be_started_from_and_served_but_not_by_vllm(folder: Path, tmp_p
 
 
 def test_there_has_to_be_a_base_and_the_choice_is_part_of_the_run() -> None:
-    with pytest.raises((UserError, ValidationError), match=r"model\.lora\.merge"):
+    with pytest.raises(ValidationError, match=r"model\.lora\.merge"):
         JobSpec.model_validate(
             {
                 "name": "x",
