@@ -63,6 +63,11 @@ class ModelVersion:
         """The quantisation method, or None for full precision."""
         return self.tags.get("tandem.quantization")
 
+    @property
+    def base(self) -> str | None:
+        """What a version of adapters alone has to be put on; None for a whole model."""
+        return self.tags.get("tandem.base")
+
 
 def register(
     name: str,
