@@ -92,7 +92,9 @@ def _apart(worker: Worker, trained: proof.Measured) -> None:
         loaded = type(worker.task).load(partial, worker.task.options)
         begun = start.described_by(partial, loaded) if worker.engine.sliceable else "it is not trained in parts"
         if isinstance(begun, str):
-            agree(_wrong(worker, trained, partial) if first else None)
+            wrong = resume.gathered(_wrong(worker, trained, partial) if first else None)[0]
+            if wrong is not None:
+                raise WrongExport(wrong)
         else:
             with closing(begun):
                 _measured_in_parts(worker, trained, loaded, begun)

@@ -37,7 +37,7 @@ APART = (
 )  # fmt: skip
 HELD = ("llama,all-linear,fp32,apart,int8,stage0", "gpt2,attention,bf16,apart,int8,stage1",
         "llama,all-linear,fp32,apart,nf4,stage2")  # fmt: skip
-DAMAGED_APART = "llama,all-linear,fp32,apart,damaged"
+DAMAGED_APART = ("llama,all-linear,fp32,apart,damaged", "llama,all-linear,fp32,apart,damaged,stage1")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.TEXT * 12))
         found = prepare(spec, folder, folder / "s", parent=folder / name, on_progress=lambda *_: None)
         (folder / f"{name}.prepared").write_bytes(pickle.dumps(found))
-    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *WHOLE, DAMAGED, *APART, *HELD, DAMAGED_APART], timeout_s=300)
+    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *WHOLE, *APART, *HELD, *DAMAGED_APART, DAMAGED], timeout_s=300)
     return folder
 
 
@@ -153,9 +153,11 @@ def test_adapters_kept_apart_are_those_that_were_trained(folder: Path, case: str
     assert len(moved) == len(names) // 2
 
 
-def test_damaged_adapters_are_found_at_the_loss_and_nothing_is_left(folder: Path) -> None:
-    assert "the exported files are not the model that was trained" in remarks(folder, DAMAGED_APART)
-    assert not (folder / DAMAGED_APART / "run" / "model").exists()
+@pytest.mark.parametrize("case", DAMAGED_APART)
+def test_damaged_adapters_are_found_at_the_loss_and_nothing_is_left(folder: Path, case: str) -> None:
+    assert "the exported model is not the one that was trained" in remarks(folder, case)
+    assert not (folder / case / "run" / "model").exists()
+    assert list((folder / case / "run").glob(".model*")) == []
 
 
 @pytest.mark.parametrize("case", HELD)
@@ -165,4 +167,4 @@ def test_beside_a_base_of_few_bits_nearly_the_same_is_learned(folder: Path, case
     beside = case.replace(",int8", "").replace(",nf4", "").replace("gpt2,attention,bf16,apart,stage1", APART[1])
     found, whole = (RunFolder(folder / each / "run").evaluations()["final"]["loss"] for each in (case, beside))
     assert found != whole
-    assert found == pytest.approx(whole, rel=0.005 if kind == "int8" else 0.05)
+    assert found == pytest.approx(whole, rel=0.01 if kind == "int8" else 0.05)

@@ -32,7 +32,7 @@ def test_nf4_takes_the_values_that_torchao_takes() -> None:
     assert ((found - weight).abs() <= (expected - weight).abs() + 1e-2).all()
 
 
-@pytest.mark.parametrize(("kind", "most", "share"), [("int8", 0.006, 0.27), ("nf4", 0.1, 0.15)])
+@pytest.mark.parametrize(("kind", "most", "share"), [("int8", 0.01, 0.27), ("nf4", 0.1, 0.15)])
 @pytest.mark.parametrize("shape", [(24, 100), (3, 7), (1, 64)])
 def test_bits_stand_for_nearly_the_same_weights(kind: Any, most: float, share: float, shape: tuple[int, int]) -> None:
     weight = drawn(*shape)
