@@ -98,7 +98,7 @@ def _of_hub(base: Base, directory: Path | str) -> Path:
     """Return this machine's copy of a model of the hub, at the commit that the adapters were trained on."""
     from huggingface_hub import snapshot_download
 
-    wanted = {"revision": base.digest, "allow_patterns": ["*.safetensors", "*.json"]}
+    wanted: dict[str, Any] = {"revision": base.digest, "allow_patterns": ["*.safetensors", "*.json"]}
     with suppress(Exception):  # the client's kinds of errors are many; what is not here is asked for below
         here = Path(snapshot_download(base.at, local_files_only=True, **wanted))
         if any(here.glob("*.safetensors")):

@@ -115,7 +115,7 @@ def save_adapters(directory: Path, live: Any, first: bool) -> None:
 
 
 def trained(live: torch.nn.Module, first: bool, others: Set[int] = frozenset()) -> dict[str, torch.Tensor]:
-    """Return a model's trained parameters by name, whole, in fp32 on the CPU of the first rank. Collective.
+    """Return a model's trained parameters by name, each in its shape, in fp32 on the first rank's CPU. Collective.
 
     Args:
         others: further parameters, by their `id`.

@@ -74,11 +74,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, held: Held) -> torch.Tensor:
+        """Return [..., out] of x [..., in]."""
         ctx.held = held
         return linear(x, held.made(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        """Return the gradient [..., in] of x, of that [..., out] of the product."""
         return gradient @ ctx.held.made(gradient.dtype), None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,25 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cluster.errors import UserError
 from jobs import lineage, parents
 from jobs.spec import JobSpec, LoraSpec
-from jobs.tasks import TaskError, adapters, weights_digest
+from jobs.tasks import TaskError, adapters, loading, weights_digest
 from jobs.tasks.causal_lm import CausalLM
 from jobs.worker import apart, start
-from jobs.worker.export import DTYPES, export
 from jobs.worker.lora import add_lora
 from serve.deploy import plan
 from serve.spec import ServeSpec
-from tests.support import tiny_models
-from tracking import manifest, model_folder
+from tests.support import hub, tiny_models
+from tests.support.adapters_apart import loaded, merged, trained, written
+from tracking import model_folder
 from tracking.errors import TrackingError
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 PARENTS = {"llama tied": ("llama", {"tie_word_embeddings": True}), "llama": ("llama", {"tie_word_embeddings": False})}
 PARENTS |= {"gpt2": ("gpt2", {}), "qwen3_moe": ("qwen3_moe", EXPERTS)}
-TARGETS = {
-    "all-linear": lambda is_gpt2: "all-linear",
-    "head": lambda is_gpt2: ["lm_head"],
-    "both": lambda is_gpt2: ["c_attn" if is_gpt2 else "q_proj", "wte" if is_gpt2 else "embed_tokens", "lm_head"],
-}
 TOKENS = torch.arange(12).view(2, 6)
 
 
@@ -49,46 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sizes = {"vocab_size": len(fast), "num_hidden_layers": 1, **changes}
         tiny_models.export(folder / name, fast, tiny_models.decoder(kind, spread=0.2, **sizes))
     return folder
-
-
-def trained(parent: Path, targets: str, seed: int = 1) -> tuple[CausalLM, Any, LoraSpec]:
-    """Return an adapted model whose adapters have learned."""
-    is_gpt2 = json.loads((parent / "config.json").read_text())["model_type"] == "gpt2"
-    lora = LoraSpec.model_validate({"rank": 3, "target_modules": TARGETS[targets](is_gpt2), "merge": False})
-    task = CausalLM.load(parent, CausalLM({"sequence_length": 16}).options)
-    torch.manual_seed(seed)
-    model = add_lora(task.load_model(parent, torch.float32), lora)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn_like(parameter)
-    return task, model, lora
-
-
-def written(parent: Path, to: Path, targets: str, precision: Any = "fp32", seed: int = 1) -> Path:
-    """Write the adapters of such a model apart, as a worker and the driver do."""
-    task, live, _ = trained(parent, targets, seed)
-    to.mkdir(parents=True)
-    base = apart.base(parent, "")
-    apart.save(to, live, base)
-    apart.save_config(live, DTYPES[precision], to)
-    task.save(to)
-    named = manifest.BaseRef(reference=base.at, digest=base.digest)
-    about = manifest.ModelManifest(name="tiny", task="causal-lm", architecture="llama", base=named, parent=str(parent))
-    manifest.write(to, about)
-    return to
-
-
-def merged(parent: Path, to: Path, targets: str, precision: Any) -> Path:
-    """Write the same model merged."""
-    task, live, lora = trained(parent, targets)
-    weights = {name: tensor.clone() for name, tensor in live.state_dict().items()}
-    export(to, task, weights, lambda: task.load_model(parent, torch.float32), precision, lora, lambda path: None)
-    return to
-
-
-def loaded(directory: Path, dtype: torch.dtype | None = None) -> Any:
-    return CausalLM.load(directory, CausalLM({"sequence_length": 16}).options).load_model(directory, dtype)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -173,6 +129,28 @@ def test_adapters_on_adapters_load_and_are_trained_further(folder: Path, tmp_pat
     torch.testing.assert_close(logits(begun.model), logits(expected), rtol=1e-4, atol=1e-4)
 
 
+def test_the_head_of_a_classifier_is_that_which_was_trained(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=320, **sizes))
+    encoder.save_pretrained(tmp_path / "base")  # it has no head
+    classifier = partial(loading.load, AutoModelForSequenceClassification, dtype=None, may_lack_head=True)
+    model, said = classifier(tmp_path / "base", config={"num_labels": 5})
+    assert "random until trained" in said[0]
+    live = add_lora(model, LoraSpec(rank=2, merge=False))
+    with torch.no_grad():
+        for parameter in live.parameters():
+            parameter += 0.1 * parameter.requires_grad * torch.randn_like(parameter)
+    (tmp_path / "apart").mkdir()
+    apart.save(tmp_path / "apart", live, apart.base(tmp_path / "base", ""))
+    apart.save_config(live, torch.float32, tmp_path / "apart")
+    expected = logits(live.eval())
+    found, said = classifier(tmp_path / "apart", config={})
+    assert not any("random" in sentence for sentence in said)
+    assert expected.shape == (2, 5)
+    torch.testing.assert_close(logits(found), expected)
+    assert all(parameter.requires_grad for parameter in found.parameters())
+
+
 def test_a_base_that_is_gone_or_has_changed_is_refused(folder: Path, tmp_path: Path) -> None:
     base = shutil.copytree(folder / "llama", tmp_path / "base")
     directory = written(base, tmp_path / "apart", "all-linear")
@@ -192,6 +170,23 @@ def test_a_base_that_is_gone_or_has_changed_is_refused(folder: Path, tmp_path: P
     content[-5] ^= 1
     (base / "model.safetensors").write_bytes(content)
     assert torch.equal(logits(loaded(directory)), before)
+
+
+def test_a_base_of_the_hub_is_asked_for_at_its_commit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.use(tmp_path / "cache", monkeypatch)
+    with pytest.raises(UserError, match=r"that of org/tiny is not known on this machine: leave merge out"):
+        apart.check(torch.nn.Linear(1, 1), Path("org/tiny"))
+    hub.keep(tmp_path / "cache", "org/tiny", folder / "llama")
+    directory = written(folder / "llama", tmp_path / "apart", "all-linear")
+    expected = logits(loaded(directory))
+    assert apart.base(Path("org/tiny"), "") == adapters.Base("org/tiny", hub.COMMIT)
+    adapters.Base("org/tiny", hub.COMMIT).write(directory)
+    assert torch.equal(logits(loaded(directory)), expected)
+    adapters.Base("org/tiny", "f" * 40).write(directory)
+    with pytest.raises(TaskError, match=r"adapters for org/tiny at commit ffff\S+, which cannot be had"):
+        loaded(directory)
 
 
 def test_adapters_that_lack_a_tensor_or_have_another_one_are_refused(folder: Path, tmp_path: Path) -> None:
