@@ -12,7 +12,7 @@ from jobs import progress
 from jobs.data.prepare import Prepared
 from jobs.driver import card
 from jobs.driver.job import Job
-from jobs.tasks import Task
+from jobs.tasks import Task, adapters
 from jobs.tasks.own_code import code_digest
 from tracking import manifest, outbox, registry
 from tracking.errors import ServerUnreachable
@@ -44,6 +44,7 @@ def publish(
         architecture=config.get("model_type", "unknown"),
         run_id=run_id,
         parent=job.parent_uri,
+        base=_base(job),
         dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
         spec_digest=job.spec.digest(),
         code=code_digest(job.spec.task.name),
@@ -67,6 +68,14 @@ def publish(
             progress.say(f"{register.model} is not registered yet: {error}")
             outbox.postpone(job.folder.spool, outbox.Version(register.model, str(model), register.alias))
     return made
+
+
+def _base(job: Job) -> manifest.BaseRef | None:
+    """Return what the adapters of a run that did not merge them belong to."""
+    base, version = adapters.read(job.folder.model), job.parent_uri or ""
+    if base is None:
+        return None
+    return manifest.BaseRef(reference=version if version.startswith("models:/") else base.at, digest=base.digest)
 
 
 def _facts(job: Job, prepared: Prepared, whole: bool) -> card.Facts:

@@ -124,6 +124,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, readers, device)
+    zero.check_base(spec.model.lora, ds_config)
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)

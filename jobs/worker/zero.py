@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
 from cluster.precision import Precision
-from jobs.spec import TrainingSpec
+from jobs.spec import LoraSpec, TrainingSpec
 from jobs.worker import deepspeed_json
 
 SMALL_BUCKETS = {
@@ -77,6 +78,19 @@ def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
 def sliceable(config: dict[str, Any]) -> bool:
     """Return whether a rank's part of a parameter is a plain run of it in memory: ZeRO stage 3."""
     return config.get("zero_optimization", {}).get("stage") == 3
+
+
+def check_base(lora: LoraSpec | None, config: dict[str, Any]) -> None:
+    """Refuse to divide weights of few bits, where a user's own JSON asks for it; the spec's rules do otherwise.
+
+    Raises:
+        UserError: it does.
+    """
+    if lora is not None and lora.base != "whole" and config.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            f"model.lora.base: {lora.base} is held whole by every worker, and training.deepspeed asks for stage 3: "
+            "take stage 2 there, or leave base out"
+        )
 
 
 def _precision(precision: Precision, stage: int) -> dict[str, Any]:

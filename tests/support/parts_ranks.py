@@ -72,7 +72,8 @@ def spec_of(case: str, folder: Path) -> JobSpec:
         is_gpt2 = parent.startswith("gpt2")
         if isinstance(wanted, list):
             wanted = [name for name in wanted if (name == "c_attn") == is_gpt2 or name == "lm_head"]
-        model["lora"] = {"rank": 3, "target_modules": wanted}
+        model["lora"] = {"rank": 3, "target_modules": wanted, "merge": "apart" not in case}
+        model["lora"]["base"] = next((kind for kind in ("int8", "nf4") if kind in case), "whole")
     values = {
         "name": "x",
         "phase": "pretrain" if parent == "new" else "finetune",
