@@ -103,14 +103,15 @@ def plan(
 
     from cluster import specfile
     from jobs import noise
+    from jobs.plan import open_stage, table
     from jobs.plan import plan as planner
-    from jobs.plan import table
     from jobs.spec import JobSpec
 
     checked, base = specfile.load(spec, JobSpec, set_), spec.absolute().parent
     noise.quiet()
     asked = planner.Asked(device, devices, mfu)
-    made = planner.make(checked, base, asked, lambda key: specfile.place(spec, key, set_))
+    settled, said = open_stage.settled(checked, base, asked)
+    made = open_stage.told(planner.make(settled, base, asked, lambda key: specfile.place(spec, key, set_)), said)
     if as_json:
         print(json.dumps(table.as_json(made, price_per_hour), indent=2))
     else:

@@ -26,3 +26,5 @@ class WorkerConfig:
     """Directory of the model that the job starts from (a hub id is held in one too)."""
     base: Path
     """Where relative paths in the spec start."""
+    storage: Path
+    """The folder that all runs share."""

@@ -170,6 +170,11 @@ class Engine:
             states[flat]["step"].fill_(updates)
         return states[flat]
 
+    def unmade_bytes(self) -> int:
+        """Return what AdamW's moments will take on this rank that are not there before the first step."""
+        mine = (tensor for group in self._adamw.param_groups for tensor in group["params"])
+        return sum(2 * tensor.numel() * tensor.element_size() for tensor in mine if not self._adamw.state.get(tensor))
+
     def forget_moments(self) -> None:
         """Let go of the optimizer's moments: nothing is learned any more."""
         self._adamw.state.clear()
