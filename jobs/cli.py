@@ -103,15 +103,15 @@ def plan(
 
     from cluster import specfile
     from jobs import noise
-    from jobs.plan import open_stage, table
     from jobs.plan import plan as planner
+    from jobs.plan import settled, table
     from jobs.spec import JobSpec
 
     checked, base = specfile.load(spec, JobSpec, set_), spec.absolute().parent
     noise.quiet()
     asked = planner.Asked(device, devices, mfu)
-    settled, said = open_stage.settled(checked, base, asked)
-    made = open_stage.told(planner.make(settled, base, asked, lambda key: specfile.place(spec, key, set_)), said)
+    certain, said = settled.settled(checked, base, asked)
+    made = settled.told(planner.make(certain, base, asked, lambda key: specfile.place(spec, key, set_)), said)
     if as_json:
         print(json.dumps(table.as_json(made, price_per_hour), indent=2))
     else:

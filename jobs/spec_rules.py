@@ -50,6 +50,8 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             f"phase {phase} makes no model that `register` could name; promote the one that it starts from",
         )
     yield from _without_effect(written, values)
+    if phase_of(values) == "sweep" or written == "sweep":
+        yield from _open(_section(values, "training"))
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:
@@ -72,6 +74,15 @@ def _without_effect(phase: Any, values: Mapping[str, Any]) -> Iterator[tuple[Loc
         yield ("data", "max_bad_rows"), "is for `data.bad_rows: skip`; as it is, the first bad row ends the job"
     if failures.get("non_finite", "stop") == "stop" and _is_set(FailuresSpec, failures, "max_skipped"):
         yield ("failures", "max_skipped"), "is for `failures.non_finite: skip`; as it is, nothing is skipped"
+
+
+def _open(training: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield what a trial of a sweep cannot find out for itself: others run beside it, and take memory meanwhile."""
+    beside = "trials run beside each other, and each would count with memory that the others take"
+    if training.get("micro_batch_size") == "auto":
+        yield ("training", "micro_batch_size"), f"phase sweep takes no `auto` here: {beside}; give a number"
+    if _section(training, "deepspeed").get("zero_stage") == "auto":
+        yield ("training", "deepspeed", "zero_stage"), f"phase sweep takes no `auto` here: {beside}; name a stage"
 
 
 def _changed(given: Any, defaults: Mapping[str, Any] | None) -> bool:

@@ -158,6 +158,22 @@ def growth(found: Facts, setting: Setting, tokens_of_row: int) -> Callable[[int]
     return added
 
 
+def largest_rows(found: Facts, of: Setting, row_tokens: int, rows: int, memory_bytes: int) -> int:
+    """Return the most rows of a micro-batch, up to `rows`, with which the planned peak fits; 0: not even one."""
+    low, high = 0, rows + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = memory.need(found, replace(of, tokens=middle * row_tokens)).fits(memory_bytes)
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def with_rows(spec: JobSpec, rows: int) -> JobSpec:
+    """Return a spec with so many rows of a micro-batch in place of `auto`."""
+    assert spec.training is not None
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"micro_batch_size": rows})})
+
+
 def with_stage(spec: JobSpec, stage: int) -> JobSpec:
     """Return a spec with the stage in place of `auto`."""
     assert spec.training is not None

@@ -191,6 +191,29 @@ def test_a_plan_shows_what_auto_comes_to(tmp_path: Path, devices: str, stage: in
     assert (found["recommended"] or {"zero_stage": 3})["zero_stage"] == stage
 
 
+def test_a_plan_shows_how_many_rows_should_fit(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(SEVENTY)
+    set_ = ["--set", "training.micro_batch_size=auto", "--set", "training.deepspeed.zero_stage=3", "--json"]
+    for devices, rows in (("64", 16), ("32", 4)):
+        command = ["plan", str(tmp_path / "spec.yaml"), "--device", "h100", "--devices", devices, *set_]
+        found = json.loads(CliRunner().invoke(cli.app, command).stdout)
+        of = 1024 // int(devices)
+        assert found["micro_batch"] <= of
+        assert f"{found['micro_batch']} of a worker's {of} rows should fit" in found["notes"][0]
+        (stage_3,) = (each for each in found["memory"] if (each["zero_stage"], each["offload"]) == (3, "none"))
+        assert stage_3["fits"], rows
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [({"micro_batch_size": "auto"}, "give a number"), ({"deepspeed": {"zero_stage": "auto"}}, "name a stage")],
+)
+def test_trials_of_a_sweep_which_run_beside_each_other_find_nothing_out(training: dict[str, Any], said: str) -> None:
+    sweep = {"phase": "sweep", "sweep": {"trials": 2, "parameters": {"training.learning_rate": {"values": [1, 2]}}}}
+    with pytest.raises(ValueError, match=f"phase sweep takes no `auto` here: .*{said}"):
+        spec(training, **sweep)
+
+
 def test_a_model_is_counted_as_what_will_train(tmp_path: Path) -> None:
     """With adapters, on the meta device, and torch's random state as it was."""
     import torch
