@@ -50,7 +50,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             f"phase {phase} makes no model that `register` could name; promote the one that it starts from",
         )
     yield from _without_effect(written, values)
-    if phase_of(values) == "sweep" or written == "sweep":
+    if written == "sweep":
         yield from _open(_section(values, "training"))
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))

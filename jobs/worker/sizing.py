@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from cluster.errors import UserError
 from jobs.checkpoint import resume
 from jobs.data import batches
 from jobs.data.rows import Rows
@@ -25,7 +26,7 @@ from jobs.plan import fit, memory
 from jobs.plan.facts import Facts
 from jobs.run_folder import Attempt, Control
 from jobs.tasks import Task
-from jobs.worker import growth, remembered, rows_search, trial_internals
+from jobs.worker import buffers, growth, remembered, rows_search, trial_internals
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.growth import Growth
@@ -106,12 +107,16 @@ def settle(this: Sizing, rows: int | None, control: Control) -> int:
 
     Args:
         rows: as `known` returns them.
+
+    Raises:
+        UserError: it is `auto`, and would change what the model learns.
     """
     training, folder, first = this.config.spec.training, this.config.folder, this.engine.rank == 0
     assert training is not None
     if training.micro_batch_size != "auto":
         assert rows is not None
         return rows
+    check(this.engine.model.module, this.task)
     if control.micro_batch and first:
         remembered.too_many(place(this, trial_of(this)), 2 * control.micro_batch)
     if rows is None:
@@ -124,6 +129,20 @@ def settle(this: Sizing, rows: int | None, control: Control) -> int:
     accumulation = batches.accumulation_steps(training.global_batch_size, this.engine.world_size, rows)
     trial_internals.set_accumulation(this.engine.model, rows, accumulation)
     return rows
+
+
+def check(model: torch.nn.Module, task: Task) -> None:
+    """Refuse a model or a task to which the size of a micro-batch makes a difference.
+
+    Raises:
+        UserError: it would decide what is learned.
+    """
+    layers = [f"{kind} normalises by the rows of a micro-batch" for kind in buffers.batch_normalisation(model)]
+    if why := [*layers, *filter(None, [task.rows_meet()])]:
+        raise UserError(
+            f"training.micro_batch_size: auto: {'; '.join(why)}, so that its size decides what is learned, and what "
+            "fits here need not fit elsewhere: give a number"
+        )
 
 
 def room_of(this: Sizing) -> int:

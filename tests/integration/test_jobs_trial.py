@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "x.jsonl").write_text(json.dumps({"text": text}))
     images = {
         "name": "x", "phase": "pretrain", "training": TRAINING,
-        "task": {"name": "image-classification", "image_size": 8}, "data": {"train": "sklearn-digits"},
+        "task": {"name": "image-classification", "image_size": 32}, "data": {"train": "sklearn-digits"},
         "model": {"architecture": "resnet", "config": RESNET},
     }  # fmt: skip
     text_job = {

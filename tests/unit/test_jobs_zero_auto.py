@@ -71,9 +71,10 @@ def test_what_is_offloaded_stays_so() -> None:
 def test_a_refusal_names_what_is_missing_and_the_ways_out() -> None:
     small = room(2, needs(3, 16, 4))
     found = fit.lowest_stage(MODEL, GPU, 1024, [4], [small])
-    assert (found.stage, found.fits) == (3, False)
+    assert not found.fits
+    assert needs(found.stage, 2, 4) == min(needs(stage, 2, 4) for stage in range(4))
     said = fit.refusal(found, MODEL, GPU, 1024)
-    assert f"{(needs(3, 2, 4) - found.usable) / GIB:.2f} GiB are missing" in said
+    assert f"{(needs(found.stage, 2, 4) - found.usable) / GIB:.2f} GiB are missing" in said
     for way in (
         "16 workers with as much memory each",
         "gradient_checkpointing: true",
@@ -221,7 +222,7 @@ def test_a_model_is_counted_as_what_will_train(tmp_path: Path) -> None:
     from jobs.tasks import get
 
     config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-              "vocab_size": 300}  # fmt: skip
+              "vocab_size": 400}  # fmt: skip
     adapted = spec({}, model={"architecture": "llama", "config": config, "lora": {"rank": 2}})
     from tests.support import tiny_models
 
