@@ -13,7 +13,6 @@ import pytest
 from tests.support import two_ranks
 
 STAGES = [f"{stage}-{precision}" for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
-RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
 TRAINING = {"steps": 2, "global_batch_size": 8, "learning_rate": 0.01, "deepspeed": {"zero_stage": 0}}
 LLAMA = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4}
 
@@ -25,10 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = random.Random(0)
     text = "".join(draw.choice("abcdefgh ") for _ in range(20_000))
     (folder / "x.jsonl").write_text(json.dumps({"text": text}))
-    images = {
-        "name": "x", "phase": "pretrain", "training": TRAINING,
-        "task": {"name": "image-classification", "image_size": 32}, "data": {"train": "sklearn-digits"},
-        "model": {"architecture": "resnet", "config": RESNET},
+    rows = [{"a": draw.random(), "b": draw.random(), "y": draw.random()} for _ in range(64)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = {
+        "name": "x", "phase": "pretrain", "training": TRAINING, "data": {"train": "rows.jsonl"},
+        "task": {"name": "tabular", "target_column": "y"},
+        "model": {"architecture": "mlp", "config": {"hidden_size": 64, "layers": 2, "dropout": 0.2}},
     }  # fmt: skip
     text_job = {
         "name": "y", "phase": "pretrain", "data": {"train": "x.jsonl", "eval_fraction": 0},
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"architecture": "llama", "config": LLAMA},
         "training": TRAINING | {"global_batch_size": 16, "micro_batch_size": "auto"},
     }  # fmt: skip
-    (folder / "images.json").write_text(json.dumps(images))
+    (folder / "table.json").write_text(json.dumps(table))
     (folder / "text.json").write_text(json.dumps(text_job))
     two_ranks.run("trial_ranks.py", folder, [*STAGES, "rows"])
     return folder
@@ -48,7 +49,7 @@ def left(folder: Path, case: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", STAGES)
 def test_training_after_trials_is_that_without_bit_by_bit(folder: Path, case: str) -> None:
-    """Weights, moments, running statistics and gradient norms, of two steps of two passes, on each rank."""
+    """Weights, moments, buffers and gradient norms, of two steps of two passes, on each rank."""
     for found in left(folder, case):
         assert found["differ"] == []
         assert found["names"]

@@ -2,7 +2,7 @@
 
 python tests/support/trial_ranks.py RANK STORE_FILE FOLDER CASE…      a case: <stage>-<precision>, or `rows`
 
-In FOLDER: images.json and text.json, specs of jobs with their data beside them. Of a stage each rank leaves
+In FOLDER: table.json and text.json, specs of jobs with their data beside them. Of a stage each rank leaves
 <case>-<rank>.json: whether trials left random states and buffers alone, what they took, and whether what was trained
 afterwards is the same; of `rows`, what was chosen.
 """
@@ -47,13 +47,26 @@ def engine_of(spec: JobSpec, prepared: Prepared, micro_batch: int, precision: An
     """Return a new engine, which takes ROWS rows of each rank in a step."""
     assert spec.training is not None
     task = prepared.task(spec)
-    recorded = record(lambda: task.build(spec.model.architecture, spec.model.config), 0)
+    recorded = record(lambda: counting(task.build(spec.model.architecture, spec.model.config)), 0)
     settings = deepspeed_config(spec.training, micro_batch, ROWS // micro_batch, precision=precision, on_gpu=False)
     in_parts = settings["zero_optimization"]["stage"] == 3
     model = recorded.model if in_parts else recorded.materialise()
     engine = Engine(model.train(), spec.training, settings, CPU, recorded.fill)
     engine.make_exact(recorded.fill)
     return engine
+
+
+def counting(model: torch.nn.Module) -> torch.nn.Module:
+    """Have a model count its passes in a buffer, as layers keep statistics."""
+    model.register_buffer("passes", torch.zeros(()))
+    model.register_forward_pre_hook(count_pass)
+    return model
+
+
+def count_pass(model: torch.nn.Module, inputs: Any) -> None:
+    """Count one."""
+    if not model.passes.is_meta:  # type: ignore[union-attr]
+        model.passes.add_(1)  # type: ignore[union-attr, operator]
 
 
 def trained(spec: JobSpec, prepared: Prepared, engine: Engine, rank: int) -> dict[str, torch.Tensor]:
@@ -77,7 +90,7 @@ def trained(spec: JobSpec, prepared: Prepared, engine: Engine, rank: int) -> dic
 def with_and_without(case: str, rank: int, folder: Path) -> dict[str, Any]:
     """Train with trials before it and without."""
     stage, precision = case.split("-")
-    spec, prepared = prepared_of(folder, "images.json", rank, deepspeed={"zero_stage": int(stage)})
+    spec, prepared = prepared_of(folder, "table.json", rank, deepspeed={"zero_stage": int(stage)})
     plain = trained(spec, prepared, engine_of(spec, prepared, 2, precision), rank)
     engine = engine_of(spec, prepared, 1, precision)
     torch.manual_seed(7)
