@@ -64,7 +64,7 @@ class Choices:
         training, found = asked.get("training") or {}, dict[str, Any]()
         if training.get("micro_batch_size") == "auto" and (rows := list(self.micro_batches().values())):
             found["micro_batch_size"] = rows[-1]
-        if _asks_for_stage(deepspeed := training.get("deepspeed")):
+        if (deepspeed := _open(training.get("deepspeed"))) is not None:
             stage = self.zero_stage(deepspeed["offload"])
             found |= {} if stage is None else {"deepspeed": {"zero_stage": stage}}
         return {"training": found} if found else {}
@@ -76,7 +76,7 @@ def without_open(params: dict[str, Any]) -> dict[str, Any]:
     if not training:
         return params
     kept = {key: value for key, value in training.items() if key != "micro_batch_size" or value != "auto"}
-    if _asks_for_stage(deepspeed := kept["deepspeed"]):
+    if (deepspeed := _open(kept["deepspeed"])) is not None:
         kept["deepspeed"] = {key: value for key, value in deepspeed.items() if key != "zero_stage"}
     return {**params, "training": kept}
 
@@ -87,5 +87,6 @@ def merged(params: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any
     return {**params, **found, **inner}
 
 
-def _asks_for_stage(deepspeed: Any) -> bool:
-    return isinstance(deepspeed, Mapping) and deepspeed.get("zero_stage") == "auto"
+def _open(deepspeed: Any) -> Mapping[str, Any] | None:
+    """Return a section that leaves its stage open; None for others, and for the name of a JSON."""
+    return deepspeed if isinstance(deepspeed, Mapping) and deepspeed.get("zero_stage") == "auto" else None

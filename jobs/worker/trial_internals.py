@@ -61,8 +61,9 @@ def _forget_gradients(engine: Any) -> None:
         return
     optimizer = engine.optimizer
     optimizer.zero_grad()
-    for gradients in (getattr(optimizer, name, None) for name in ("averaged_gradients", "all_grad_tensors")):
-        for group in gradients or ():
+    for name in ("averaged_gradients", "all_grad_tensors"):
+        gradients = getattr(optimizer, name, {})
+        for group in gradients:
             gradients[group] = None  # the same mapping: others refer to it
     if engine.zero_optimization_stage() in (1, 2) and hasattr(optimizer, "micro_step_id"):
         optimizer.micro_step_id = -1
