@@ -34,7 +34,7 @@ def _thrown_away() -> None:
     skipped = ("self.averaged_gradients[k] = None", "self.all_grad_tensors[k] = None")
     calls(DeepSpeedZeroOptimizer.step, "self.micro_step_id = INITIAL_MICRO_STEP_ID", *skipped)
     source_mentions(STAGES_1_AND_2, "INITIAL_MICRO_STEP_ID = -1")
-    calls(DeepSpeedZeroOptimizer_Stage3.zero_grad, "self.micro_step_id = 0", "self._epilogue_ran_this_backward = False")
+    calls(DeepSpeedZeroOptimizer_Stage3, "self.micro_step_id = 0", "self._epilogue_ran_this_backward = False")
     calls(BF16_Optimizer.zero_grad, "set_to_none=True", "self.clear_lp_grads(set_to_none)", "self.clear_hp_grads()")
 
 
