@@ -1,18 +1,29 @@
-"""Ask nodes of the cluster in which precision they compute: one task each that reserves nothing, so it never waits."""
+"""Ask nodes of the cluster what they are: one task each that reserves nothing, so it never waits."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from cluster import topology
 from cluster.precision import Device, this_device
 
 ANSWER_TIMEOUT_S = 60.0
+Answer = TypeVar("Answer")
 
 
 def ask(node_ids: Iterable[str], on_gpu: bool) -> list[Device]:
     """Return what each node computes with; for a process that is connected to the cluster.
 
-    This process's own node is judged here and now. A node that says nothing counts as one that emulates bf16, and is
-    named: a guess in the other direction would be ten times as slow.
+    A node that says nothing counts as one that emulates bf16, and is named: a guess in the other direction would be ten
+    times as slow.
+    """
+    wanted = sorted(set(node_ids))
+    return with_silent(wanted, said_by(wanted, this_device, on_gpu))
+
+
+def said_by(node_ids: Iterable[str], function: Callable[..., Answer], *arguments: Any) -> dict[str, Answer]:
+    """Return what a function returns on each node, by node id; nodes that say nothing are left out.
+
+    This process's own node is asked here and now.
     """
     import ray
     from ray.exceptions import RayError
@@ -20,19 +31,19 @@ def ask(node_ids: Iterable[str], on_gpu: bool) -> list[Device]:
 
     here = ray.get_runtime_context().get_node_id()
     wanted = sorted(set(node_ids))
-    task = ray.remote(num_cpus=0, max_retries=0)(this_device)
-    asked = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(on_gpu): node_id
-        for node_id in wanted
-        if node_id != here
-    }
-    said = {here: this_device(on_gpu)} if here in wanted else {}
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked = {}
+    for node_id in wanted:
+        if node_id != here:
+            there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            asked[task.options(scheduling_strategy=there).remote(*arguments)] = node_id
+    said = {here: function(*arguments)} if here in wanted else {}
     for reference in ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)[0] if asked else []:
         try:
             said[asked[reference]] = ray.get(reference)
         except RayError:  # its node is gone
             continue
-    return with_silent(wanted, said)
+    return said
 
 
 def with_silent(node_ids: Sequence[str], said: Mapping[str, Device]) -> list[Device]:

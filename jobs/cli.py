@@ -107,13 +107,14 @@ def plan(
     from cluster import specfile
     from jobs import noise
     from jobs.plan import plan as planner
-    from jobs.plan import table
+    from jobs.plan import settled, table
     from jobs.spec import JobSpec
 
     checked, base = specfile.load(spec, JobSpec, set_), spec.absolute().parent
     noise.quiet()
     asked = planner.Asked(device, devices, mfu)
-    made = planner.make(checked, base, asked, lambda key: specfile.place(spec, key, set_))
+    certain, said = settled.settled(checked, base, asked)
+    made = settled.told(planner.make(certain, base, asked, lambda key: specfile.place(spec, key, set_)), said)
     if as_json:
         print(json.dumps(table.as_json(made, price_per_hour), indent=2))
     else:

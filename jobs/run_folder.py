@@ -6,6 +6,7 @@ storage/runs/<name>-<spec digest>-<k>/
     control.json     what failures have changed (Control)         driver → workers
     precision.json   what the run computes in, once decided       driver → driver of a later attempt
     data.json        what the encoded rows were decided by        driver → driver of a later attempt
+    zero.json, micro_batches.json  what `auto` came to            jobs/run_choices.py
     attempt.json     the newest start of the group (Attempt)      first rank → driver
     failures.jsonl   failed attempts, oldest first                driver → post-mortem page
     saves.json       how saving checkpoints went (Saves)          first rank → driver
@@ -36,6 +37,7 @@ from typing import Any, get_args
 from cluster.precision import Precision
 from jobs.data.identity import Noted
 from jobs.notes import DamagedNote, lines, made, read, write
+from jobs.run_choices import Choices
 
 TAIL_BYTES = 65536
 
@@ -234,6 +236,11 @@ class RunFolder:
     def keep_data(self, noted: Noted) -> None:
         """Note what decides the run's data, for attempts to come."""
         write(self.path / "data.json", asdict(noted))
+
+    @property
+    def choices(self) -> Choices:
+        """What `auto` came to."""
+        return Choices(self.path)
 
     # -- requests to the workers -------------------------------------------------------------------------------------
 

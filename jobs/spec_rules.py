@@ -58,6 +58,8 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         )
     yield from _without_effect(written, values)
     yield from _parallel(_section(values, "training"), _section(values, "resources"))
+    if written == "sweep":
+        yield from _open(_section(values, "training"))
     training, checkpoint = values.get("training"), _section(values, "checkpoint")
     yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
     yield from _compile(values)
@@ -94,6 +96,15 @@ def _compile(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         )
 
 
+def _open(training: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield what a trial of a sweep cannot find out for itself: others run beside it, and take memory meanwhile."""
+    beside = "trials run beside each other, and each would count with memory that the others take"
+    if training.get("micro_batch_size") == "auto":
+        yield ("training", "micro_batch_size"), f"phase sweep takes no `auto` here: {beside}; give a number"
+    if _section(training, "deepspeed").get("zero_stage") == "auto":
+        yield ("training", "deepspeed", "zero_stage"), f"phase sweep takes no `auto` here: {beside}; name a stage"
+
+
 def _changed(given: Any, defaults: Mapping[str, Any] | None) -> bool:
     if not given or defaults is None or not isinstance(given, Mapping):
         return bool(given)
@@ -116,6 +127,8 @@ def _parallel(training: Mapping[str, Any], resources: Mapping[str, Any]) -> Iter
     sequence, workers = _section(training, "parallel").get("sequence", 1), resources.get("workers", 1)
     if not isinstance(sequence, int) or sequence <= 1:
         return
+    if training.get("micro_batch_size") == "auto":
+        yield ("training", "micro_batch_size"), "is not found by trial where workers share rows: give a number"
     numbers = {"min": 1, **workers} if isinstance(workers, Mapping) else {"": workers}
     for key, number in numbers.items():
         if key in ("", "min", "max") and isinstance(number, int) and number % sequence:

@@ -121,8 +121,9 @@ class DataSpec(Strict):
 class DeepSpeedSpec(Strict):
     """The part of DeepSpeed's configuration people change; everything else follows from the spec."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """What is sharded over the workers: nothing, optimizer states, gradients too, parameters too."""
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = 1
+    """What is sharded over the workers: nothing, optimizer states, gradients too, parameters too. auto: the lowest
+    stage whose planned memory fits what a worker has, decided when the run begins."""
     offload: Literal["none", "cpu"] = "none"
     """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator; not at stage 0."""
 
@@ -150,8 +151,9 @@ class TrainingSpec(Strict):
     """Passes over the training rows, also parts of one."""
     global_batch_size: Positive = 32
     """Rows per optimiser step, at any number of workers (G)."""
-    micro_batch_size: Positive | None = None
-    """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16."""
+    micro_batch_size: Positive | Literal["auto"] | None = None
+    """Rows per forward pass on one worker; left out, as many as a worker gets, up to 16. auto: the most that fit its
+    memory, found by plan and trial when the run begins. It changes speed and memory, no result."""
     learning_rate: Rate = LEARNING_RATE
     """The highest one, after the warm-up."""
     min_learning_rate: float = Field(0.0, ge=0, le=100)

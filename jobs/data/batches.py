@@ -60,16 +60,24 @@ class Order:
         return self._permutations[epoch]
 
 
-def micro_batch_size(wanted: int | None, global_batch_size: int, world_size: int) -> int:
-    """Return the rows per forward pass: as asked for, else all of a rank's rows up to 16."""
-    per_rank = -(-global_batch_size // world_size)
-    return min(wanted or 16, per_rank)
+def micro_batch_size(wanted: int | str | None, global_batch_size: int, world_size: int) -> int:
+    """Return the rows per forward pass: as asked for, else (also for `auto`, until that is found) up to 16 of a rank's.
+
+    Args:
+        wanted: a number, or what leaves it to Tandem: None or `auto`.
+    """
+    asked = wanted if isinstance(wanted, int) else 16
+    return min(asked, rows_of_rank(global_batch_size, world_size))
+
+
+def rows_of_rank(global_batch_size: int, world_size: int) -> int:
+    """Return the rows of a step on the rank that has the most."""
+    return -(-global_batch_size // world_size)
 
 
 def accumulation_steps(global_batch_size: int, world_size: int, micro_batch: int) -> int:
     """Return the micro-batches per optimiser step, the same on every rank."""
-    per_rank = -(-global_batch_size // world_size)
-    return -(-per_rank // micro_batch)
+    return -(-rows_of_rank(global_batch_size, world_size) // micro_batch)
 
 
 def whole_groups(workers: int, parts: int) -> int:

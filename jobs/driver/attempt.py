@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
-from jobs import lineage, parents, progress
+from jobs import lineage, parents, progress, run_choices
 from jobs.claim import claim, claim_folder
 from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
 from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
+from jobs.notes import DamagedNote
 from jobs.run_folder import Saves
 from jobs.spec import JobSpec
 from tracking import outbox
@@ -80,7 +82,8 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
 
 def _run_phase(job: Job, ending: Ending) -> int:
     """Run the job's phase and end its run as that went; return the exit code."""
-    watch = FolderWatch(job.folder, job.track)
+    asked = job.spec.resolved()
+    watch = FolderWatch(job.folder, job.track, asked)
     try:
         with job.stop:
             outcome = (phases.profile_phase if job.profile else phases.PHASES[job.spec.phase])(job)
@@ -107,6 +110,8 @@ def _run_phase(job: Job, ending: Ending) -> int:
         if failed:
             job.track(lambda run: run.set_tags({"tandem.checkpoints_failed": str(failed)}))
         watch.finish()
+        with suppress(DamagedNote, OSError):
+            ending = replace(ending, params=run_choices.merged(ending.params, job.folder.choices.found(asked)))
         _end(job, ending)
     if unsaved is not None:
         progress.say(f"error: {unsaved}")

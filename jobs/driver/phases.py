@@ -15,7 +15,7 @@ from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import figures, profile, publish, reference, shares, storage
+from jobs.driver import figures, profile, publish, reference, shares, storage, zero_stage
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -36,6 +36,7 @@ def train_phase(job: Job) -> dict[str, Any]:
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
     for said in figures.passes(job.spec.training, job.steps, prepared.train_rows):
         progress.say(said)
+    zero_stage.settle(job, prepared)
     progress.report("start", 0, 1)
     run_workers(job, loop.train_worker, prepared)
     end_if_lost(job.folder)
@@ -125,7 +126,9 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
     from jobs.driver import ray_train
 
     parent = Path(job.parent) if job.parent else None
-    config = WorkerConfig(job.spec, job.precision, prepared, job.folder, job.checkpoints, parent, job.base, job.profile)
+    config = WorkerConfig(
+        job.spec, job.precision, prepared, job.folder, job.checkpoints, parent, job.base, job.storage, job.profile
+    )
     name = f"{job.folder.key}-{os.getpid()}"
     try:
         ray_train.run_group(function, config, name=name, autoscaling=not connect.connection().is_local)

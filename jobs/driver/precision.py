@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster import devices
 from cluster.precision import Decision, Device, Precision, decide
-from jobs import progress
+from jobs import progress, run_choices
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 
@@ -40,9 +40,9 @@ def with_kept(spec: JobSpec, found: list[Device], kept: Precision | None) -> Dec
 
 
 def in_params(spec: JobSpec, decision: Decision) -> dict[str, Any]:
-    """Return the spec as the run's params show it: with what was decided instead of `auto`."""
+    """Return the spec as the run's params show it: with what was decided instead of `auto`, or nothing yet."""
     resolved = spec.resolved()
     for section in SECTIONS:
         if (resolved.get(section) or {}).get("precision") == "auto":
             resolved[section]["precision"] = decision.precision
-    return resolved
+    return run_choices.without_open(resolved)

@@ -7,13 +7,16 @@ Records come from the spool, in the sender's thread; failures from what the fail
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 from jobs import progress
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
 from jobs.driver import postmortem, warm
 from jobs.driver.job import Job
+from jobs.notes import DamagedNote
 from jobs.run_folder import RunFolder
 from tracking.run import Run
 from tracking.spool import Record
@@ -87,9 +90,19 @@ class FolderWatch:
 
     INTERVAL_S = 0.5
 
-    def __init__(self, folder: RunFolder, track: Callable[[Callable[[Run], object]], None]) -> None:
-        """Start a thread that looks into the run's `folder` every INTERVAL_S, and has its MLflow run told."""
-        self._folder, self._track = folder, track
+    def __init__(
+        self,
+        folder: RunFolder,
+        track: Callable[[Callable[[Run], object]], None],
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start a thread that looks into the run's `folder` every INTERVAL_S, and has its MLflow run told.
+
+        Args:
+            asked: the spec, resolved, in which something may be `auto`.
+        """
+        self._folder, self._track, self._asked = folder, track, asked or {}
+        self._chosen: dict[str, Any] = {}
         self._told = self._remarked = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tandem-failures", daemon=True)
@@ -107,6 +120,7 @@ class FolderWatch:
 
     def _look(self) -> None:
         self._tell_remarks()
+        self._tell_choices()
         found = self._folder.failures()
         for entry in found[self._told :]:
             who = f" on rank {entry['rank']}" if entry["rank"] is not None else ""
@@ -125,3 +139,10 @@ class FolderWatch:
             page = "".join(f"{remark}\n" for remark in remarks)
             self._track(lambda run: run.log_text(page, "remarks.txt"))
         self._remarked = len(remarks)
+
+    def _tell_choices(self) -> None:
+        with suppress(DamagedNote, OSError):  # whoever needs the note says so
+            chosen = self._folder.choices.found(self._asked)
+            if chosen != self._chosen:
+                self._track(lambda run: run.log_params(chosen))
+            self._chosen = chosen

@@ -165,8 +165,9 @@ def _row_tokens(task: Task) -> int:
 def _chosen(
     training: TrainingSpec, precision: Precision, world: int, device: devices.Device, tokens: int
 ) -> memory.Setting:
-    given = training.deepspeed
-    stage, offload = (-1, "none") if isinstance(given, str) else (given.zero_stage, given.offload)
+    given, stage, offload = training.deepspeed, -1, "none"
+    if not isinstance(given, str) and given.zero_stage != "auto":
+        stage, offload = given.zero_stage, given.offload
     return memory.Setting(
         stage=stage,
         offload=offload if device.on_gpu and stage else "none",  # type: ignore[arg-type]

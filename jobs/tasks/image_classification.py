@@ -173,6 +173,10 @@ class ImageClassification(LabelledImages, Classifier):
         """Describe label, score and scores."""
         return [] if self.answers_otherwise(ImageClassification) else classified(self.labels)
 
+    def rows_meet(self) -> str:
+        """Return that mixup mixes images of a micro-batch, where it does."""
+        return "task.mixup takes its pairs within a micro-batch" if self.options.mixup else ""
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _said_of_mixup(self) -> list[str]:

@@ -273,6 +273,10 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
             else described(self.threshold, self.threshold if self.gallery else self.identity_threshold)
         )
 
+    def rows_meet(self) -> str:
+        """Return that triplets are made within a micro-batch, where they are."""
+        return "triplets are sought within a micro-batch" if self.objective["loss"] == "triplet" else ""
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     @property

@@ -55,6 +55,10 @@ class NextItem(OwnNetworks):
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
+    def rows_meet(self) -> str:
+        """Return that the loss compares items of a micro-batch, where it does."""
+        return "task.softmax in-batch compares items of a micro-batch" if self.softmax == "in-batch" else ""
+
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the cross-entropy of what follows each item: a scalar () fp32, in nats; and the number of terms ()."""
         return self._loss(model, batch, self.softmax)

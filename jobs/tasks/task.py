@@ -279,6 +279,13 @@ class Task:
         """Return the summed loss, a scalar () fp32 in nats, and the number of its terms, a scalar () int64."""
         raise NotImplementedError
 
+    def rows_meet(self) -> str:
+        """Return what of the loss depends on which rows share a micro-batch, in words; "": each row stands alone.
+
+        Where it does, the size of a micro-batch is part of what is learned, and nobody else may choose it.
+        """
+        return ""
+
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Return sums over the batch, to be added over batches and ranks; `loss` and `targets` are among them.
 

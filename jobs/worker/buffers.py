@@ -68,13 +68,18 @@ def _put(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
 
 def said(model: torch.nn.Module, workers: int) -> list[str]:
     """Say what batch normalisation means on several workers; nothing for a model without."""
-    kinds = sorted({type(each).__name__ for each in model.modules() if counts(each)})
+    kinds = batch_normalisation(model)
     if not kinds or workers == 1:
         return []
     return [
         f"{', '.join(kinds)}: each worker normalises by the rows of its own micro-batch, so that losses depend on the "
         "number of workers; running statistics are averaged over them after each step"
     ]
+
+
+def batch_normalisation(model: torch.nn.Module) -> list[str]:
+    """Return the kinds of a model's layers that normalise by the rows of a micro-batch, whose size changes losses."""
+    return sorted({type(each).__name__ for each in model.modules() if counts(each)})
 
 
 def counts(module: torch.nn.Module) -> bool:

@@ -26,5 +26,7 @@ class WorkerConfig:
     """Directory of the model that the job starts from (a hub id is held in one too)."""
     base: Path
     """Where relative paths in the spec start."""
+    storage: Path
+    """The folder that all runs share."""
     profile: int = 0
     """How many steps are recorded, if the job is a profile (jobs/profiled.py)."""

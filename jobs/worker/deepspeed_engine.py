@@ -220,6 +220,13 @@ class Engine:
         whole = {"weight": place.flat, **{kind: states[kind] for kind in kinds[1:]}}
         return {kind: zero_layouts.view(place, tensor) for kind, tensor in whole.items()}
 
+    def unmade_bytes(self) -> int:
+        """Return what AdamW's moments will take on this rank that are not there before the first step."""
+        mine = (tensor for group in self._optimizer.param_groups for tensor in group["params"])
+        return sum(
+            2 * tensor.numel() * tensor.element_size() for tensor in mine if not self._optimizer.state.get(tensor)
+        )
+
     def forget_moments(self) -> None:
         """Let go of the optimizer's moments: nothing is learned any more."""
         self._optimizer.state.clear()

@@ -26,11 +26,12 @@ from jobs.checkpoint.store import Store
 from jobs.data import batches
 from jobs.data.prepare import rows_of
 from jobs.data.rows import Rows
+from jobs.plan import facts
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
-from jobs.worker import buffers, compiling, heap, optimizers, sequence, start, zero
+from jobs.worker import buffers, compiling, heap, optimizers, sequence, sizing, start, zero
 from jobs.worker.compiling import Compiling
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
@@ -115,24 +116,26 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     store, control = Store(config.checkpoints), folder.control()
     fence, point = where_to_start(config, store, rank)
     order = order_of(point)
-    wanted = control.micro_batch or training.micro_batch_size
-    micro_batch = batches.micro_batch_size(wanted, training.global_batch_size, readers)
-    attempt = this_attempt(point.attempt, micro_batch)
+    known = sizing.known(config, control, readers)
+    attempt = this_attempt(point.attempt, known or 1)
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
-    ds_config = settings_of(config, training, micro_batch, readers, device)
+    ds_config = settings_of(config, training, attempt.micro_batch, readers, device)
     zero.check_base(spec.model.lora, ds_config)
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
+    counted = facts.of(begun.model)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     shared = sequence.begin(spec, task, engine, rows)
     looked += [*(shared.said if shared else []), *optimizers.said(engine.model.module, engine.matrices)]
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
+    this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
+    attempt = replace(attempt, micro_batch=sizing.settle(this, known, control), training=True)
     if rank == 0:
-        folder.write_attempt(replace(attempt, training=True))
+        folder.write_attempt(attempt)
     metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])
     keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
     return Worker(
@@ -150,7 +153,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         skip=frozenset(control.skip),
         saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
         steps=total_steps(training, len(rows)),
-        micro_batch=micro_batch,
+        micro_batch=attempt.micro_batch,
         zero_stage=int(ds_config["zero_optimization"].get("stage", 0)),
         start=point.step,
         updates=point.manifest.updates if point.manifest else 0,

@@ -69,9 +69,10 @@ def read_named(training: TrainingSpec | None, base: Path) -> dict[str, Any] | No
 
 
 def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
-    """Return the ZeRO stage in force."""
+    """Return the ZeRO stage in force; `auto` has been decided by now (jobs/driver/zero_stage.py)."""
     if isinstance(training.deepspeed, str):
         return int((base or {}).get("zero_optimization", {}).get("stage", 0))
+    assert training.deepspeed.zero_stage != "auto", "no stage was chosen"
     return training.deepspeed.zero_stage
 
 

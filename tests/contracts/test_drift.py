@@ -22,6 +22,7 @@ from tests.contracts import (
     test_ray_train_contract,
     test_seq2seq_contract,
     test_torch_contract,
+    test_trial_contract,
     test_uvicorn_contract,
 )
 from tests.support.contracts import Contract
@@ -66,6 +67,7 @@ CONTRACTS = (
     test_torch_contract.JOBS,
     test_torch_contract.WORKER,
     test_torch_contract.SERVE,
+    test_trial_contract.TRIAL,
     test_uvicorn_contract.UVICORN,
     test_seq2seq_contract.CHRF,
     test_seq2seq_contract.POSITIONS,

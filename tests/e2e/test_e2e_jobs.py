@@ -92,19 +92,26 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(cluster, folder):
-    """One worker, ZeRO 0: what every other way of running the same spec must reproduce."""
+    """One worker, ZeRO 0, all rows at once, as `auto` has it: what every other way of running must reproduce."""
     spec = {
         **SPEC,
         "register": {"model": "jobs-tiny", "alias": "candidate"},
         "checkpoint": {"every_steps": 10, "keep": 2},
     }
-    return finished(run(folder, spec, "training.deepspeed.zero_stage=0"))
+    settings = ["training.deepspeed.zero_stage=auto", "training.micro_batch_size=auto"]
+    outcome = run(folder, spec, *settings)
+    said = "\n".join(outcome.log)
+    assert "zero_stage auto: ZeRO stage 0: the lowest whose peak is within what a worker has" in said
+    assert "micro_batch_size auto: all 7 rows of a worker in one pass" in said
+    return finished(outcome)
 
 
 def test_a_run_holds_what_happened(pretrained):
     found = mlflow_run(pretrained["run_id"])
     assert found.info.status == "FINISHED"
     assert found.data.params["training.steps"] == "30"
+    assert found.data.params["training.deepspeed.zero_stage"] == "0"
+    assert found.data.params["training.micro_batch_size"] == "7"
     assert found.data.tags["tandem.code_version"]
     assert found.data.tags["tandem.dataset.train"].startswith("python-stdlib@")
     assert [step for step, _ in history(pretrained["run_id"], "loss")] == list(range(1, 31))

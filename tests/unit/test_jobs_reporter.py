@@ -53,3 +53,17 @@ def test_a_line_of_progress_has_the_rate_of_what_is_learned_and_no_flops(capsys:
     _report_step(Record(3, metrics, 0, "rank-0"), 9)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "tandem: train 3/9 loss=2.5 tokens_per_second=800 eta_s=3"
+
+
+def test_what_auto_came_to_is_logged_once_as_a_param(tmp_path: Path) -> None:
+    asked: list[Any] = []
+    watch = FolderWatch(RunFolder(tmp_path), asked.append, {"training": {"micro_batch_size": "auto", "deepspeed": "x"}})
+    RunFolder(tmp_path).choices.keep_micro_batch(2, 16)
+    watch.finish()
+    logged: list[Any] = []
+    run = type("Run", (), {"log_params": lambda self, params: logged.append(params)})()
+    for call in asked:
+        call(run)
+    assert logged == [{"training": {"micro_batch_size": 16}}]
+    watch.finish()
+    assert len(asked) == 1, "nothing new"

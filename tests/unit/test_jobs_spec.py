@@ -50,7 +50,7 @@ def test_there_is_an_example_of_every_phase_and_task():
         (["training.min_learning_rate=1"], "above learning_rate"),
         (["data.tokenizer.train=bpe", "data.tokenizer.from=x"], "not both"),
         (["name=a/b"], "is not a valid name"),
-        (["training.deepspeed.zero_stage=4"], "Input should be 0, 1, 2 or 3"),
+        (["training.deepspeed.zero_stage=4"], "Input should be 0, 1, 2, 3 or 'auto'"),
         (["resources.workers=0"], "greater than 0"),
         (["resources.workers={min: 3, max: 2}"], "min 3 is above max 2"),
         (["failures.loss_spike=0.5"], "greater than 1"),
