@@ -43,7 +43,7 @@ from jobs.tasks.conversations import conversation_of
 from jobs.tasks.examples import ExampleReader, PreferenceReader
 from jobs.tasks.preferences import preference_of
 from jobs.tasks.prompts import prompt_of
-from jobs.tasks.tokenization import TextFindings
+from jobs.tasks.text_sample import TextFindings
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,11 @@ class CausalLM(Task):
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
         """Draw a share of the sample that a tokenizer is trained on."""
-        return tokenization.observe(self.options.tokenizer, map(self._reader.words, examples))
+        return tokenization.observe(self.options.tokenizer, map(self._reader.words, examples), self.expected_bytes)
+
+    def learns(self) -> bool:
+        """Return whether a tokenizer is trained."""
+        return not self.options.tokenizer.source
 
     def fit(self, findings: TextFindings | None) -> list[str]:
         """Train the tokenizer on the sample, or load the one named in `tokenizer.from`."""

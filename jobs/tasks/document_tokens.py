@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.tasks import word_cache
 from jobs.tasks.chat_template import special_ids
 from jobs.tasks.tokenization import SPECIAL_TOKENS
 
@@ -46,10 +47,13 @@ def unknown_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def _ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of each text, whole and without special ones: 1.5 times as fast as calling the tokenizer."""
+    """Return the token ids of each text, whole and without special ones that are not written in it."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may ask for both, as a call of transformers' would undo too
     backend.no_padding()
+    words = word_cache.of(tokenizer)
+    if words is not None:
+        return words.encode(texts)
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
