@@ -35,8 +35,8 @@ Chunk = tuple[str, list[Example]]
 
 def layout_of(readings: list[Reading], sizes: Sizes) -> str:
     """Return what decides the files of a preparation besides its digest."""
-    sizes = [[reading.name, [part.size for part in reading.ranges]] for reading in readings]
-    return json.dumps([ranges.VERSION, sizes.range_bytes, stream.CHUNK_BYTES, sizes])
+    of_ranges = [[reading.name, [part.size for part in reading.ranges]] for reading in readings]
+    return json.dumps([ranges.VERSION, sizes.range_bytes, stream.CHUNK_BYTES, of_ranges])
 
 
 class Rounds:

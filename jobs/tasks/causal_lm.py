@@ -184,7 +184,7 @@ class CausalLM(Task):
         documents, counted = document_tokens.encode(self.tokenizer, texts)
         counts |= counted
         if self.options.documents == "separate":
-            pieces, documents = packing.documents(documents, end, width) + pieces, []
+            pieces, documents = packing.documents([ids.tolist() for ids in documents], end, width) + pieces, []
         parts = [self._windows(documents, end)] if documents else []
         if pieces or not parts:
             parts.append(packing.pack(pieces, width, self.tokenizer.pad_token_id, self.options.pack))
@@ -339,9 +339,9 @@ class CausalLM(Task):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _windows(self, documents: list[list[int]], end: int) -> Columns:
-        tokens = (token for ids in documents for token in (*ids, end))
-        stream = np.fromiter(tokens, dtype=np.int32)
+    def _windows(self, documents: list[np.ndarray], end: int) -> Columns:
+        ends = np.array([end], dtype=np.int32)
+        stream = np.concatenate([part for ids in documents for part in (ids, ends)])
         return packing.windows(stream, self.options.sequence_length, self.tokenizer.pad_token_id)
 
     def _forward(self, model: torch.nn.Module, batch: Batch) -> Any:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 KEPT = 3 << 19
 """Characters of the words that are kept: about 250,000 words, some 60 MB."""
@@ -52,31 +55,33 @@ class WordCache:
     def __init__(self, backend: Any, added: tuple[str, ...]) -> None:
         """Take a tokenizer of the library `tokenizers`, and its added tokens, which may stand anywhere in a text."""
         self._backend, self._added = backend, added
-        self._first: dict[str, tuple[int, ...]] = {}
-        self._later: dict[str, tuple[int, ...]] = {}
-        """Of a word behind a space, which is its own."""
+        self._first: dict[str, bytes] = {}
+        self._later: dict[str, bytes] = {}
+        """Of a word behind a space, which is its own: the bytes of its ids, int32."""
         self._kept = 0
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, without special ones that are not written in it."""
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the token ids of each text, int32 (n,), without special ones that are not written in it."""
         if self._kept > KEPT:
             self._first, self._later, self._kept = {}, {}, 0
         whole = {number for number, text in enumerate(texts) if any(token in text for token in self._added)}
         words = [words_of(text) for number, text in enumerate(texts) if number not in whole]
         self._learn(self._first, "", {each[0] for each in words})
         self._learn(self._later, " ", set(chain.from_iterable(islice(each, 1, None) for each in words)))
-        later = self._later.__getitem__
-        found = ([*self._first[each[0]], *chain.from_iterable(map(later, islice(each, 1, None)))] for each in words)
+        first, later = self._first, self._later.__getitem__
+        found = (first[each[0]] + b"".join(map(later, islice(each, 1, None))) for each in words)
         others = iter(self._by_library([texts[number] for number in sorted(whole)]))
-        return [next(others) if number in whole else next(found) for number in range(len(texts))]
+        ids = (next(others) if number in whole else next(found) for number in range(len(texts)))
+        return [np.frombuffer(each, dtype=np.int32) for each in ids]
 
-    def _learn(self, known: dict[str, tuple[int, ...]], before: str, words: set[str]) -> None:
+    def _learn(self, known: dict[str, bytes], before: str, words: set[str]) -> None:
         new = list(words.difference(known))
         self._kept += sum(map(len, new))
-        known.update(zip(new, map(tuple, self._by_library([before + word for word in new])), strict=True))
+        known.update(zip(new, self._by_library([before + word for word in new]), strict=True))
 
-    def _by_library(self, texts: list[str]) -> Iterable[list[int]]:
-        return (encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False))
+    def _by_library(self, texts: list[str]) -> Iterable[bytes]:
+        found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return (array("i", encoding.ids).tobytes() for encoding in found)
 
 
 def words_of(text: str) -> list[str]:
