@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def by_datasets(folder: Path, processes: int) -> None:
 
 def watched(command: list[str]) -> dict[str, float]:
     """Run a process; return its seconds and the most memory of it and of its largest child, in MB."""
-    began = time.monotonic()
+    began, before = time.monotonic(), _cpu_seconds()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     most: dict[tuple[bool, str], float] = {}
     while process.poll() is None:
@@ -125,7 +126,13 @@ def watched(command: list[str]) -> dict[str, float]:
     names = {(True, "VmHWM"): "first_mb", (True, "RssAnon"): "first_own_mb"}
     names |= {(False, "VmHWM"): "child_mb", (False, "RssAnon"): "child_own_mb"}
     found = {name: most.get(key, 0.0) for key, name in names.items()}
-    return {"seconds": time.monotonic() - began, **found, **json.loads(said.splitlines()[-1])}
+    spent = {"seconds": time.monotonic() - began, "cpu_seconds": _cpu_seconds() - before}
+    return {**spent, **found, **json.loads(said.splitlines()[-1])}
+
+
+def _cpu_seconds() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def _children(pid: int) -> list[int]:
@@ -147,21 +154,25 @@ def compare(folder: Path, gb: float, processes: int, rounds: int, only: str | No
     """Print a line for each run, and the ratio of the best ones."""
     generate(folder / "text.jsonl", int(gb * 1e9))
     train_tokenizer(folder / "text.jsonl", folder / "tokenizer")
-    size, best = (folder / "text.jsonl").stat().st_size, dict[str, float]()
+    size, best = (folder / "text.jsonl").stat().st_size, dict[str, tuple[float, float]]()
     kinds = [kind for kind in ("tandem", "datasets") if only in (None, kind)]
     for kind in kinds * rounds:
         command = [sys.executable, __file__, "--as", kind, "--folder", str(folder), "--processes", str(processes)]
         found = watched(command)
         shutil.rmtree(folder / "made", ignore_errors=True)
-        rate = size / 1e6 / found["seconds"]
-        best[kind] = max(best.get(kind, 0.0), rate)
+        rate, per_cpu = size / 1e6 / found["seconds"], size / 1e6 / found["cpu_seconds"]
+        best[kind] = max(best.get(kind, (0.0, 0.0)), (rate, per_cpu))
         memory = ", ".join(
             f"{name} {found[name]:.0f}" for name in ("first_mb", "first_own_mb", "child_mb", "child_own_mb")
         )
-        print(f"{kind:9s} {size / 1e9:.2f} GB {found['seconds']:7.1f} s {rate:6.1f} MB/s", end="  ")
+        print(
+            f"{kind:9s} {size / 1e9:.2f} GB {found['seconds']:7.1f} s {rate:6.1f} MB/s {per_cpu:6.1f} MB a CPU second",
+            end="  ",
+        )
         print(f"{memory}  tokens {found['tokens']}")
     if len(best) == 2:
-        print(f"tandem / datasets: {best['tandem'] / best['datasets']:.2f}")
+        rates, per_cpus = (best["tandem"][at] / best["datasets"][at] for at in (0, 1))
+        print(f"tandem / datasets: {rates:.2f} in MB/s, {per_cpus:.2f} in MB a CPU second")
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ class Surveyed:
 
 
 def column_of(path: Path, column: str) -> np.ndarray:
-    """Return the hashes of one kind of a range's examples; `contents` stand for `answers` where these say no more."""
+    """Return hashes of a range's examples, uint64 (n,); `contents` stand for `answers` where these say no more."""
     found = unfinished.hashes_in(path, column)
     return found if len(found) or column != "answers" else unfinished.hashes_in(path, "contents")
 
