@@ -14,6 +14,7 @@ from jobs.data.examples import BadRows, Source
 from jobs.data.meter import OnProgress
 from jobs.data.ranges import Sizes, ranges_of
 from jobs.data.rounds import Rounds, layout_of
+from jobs.data.spread import Helpers
 from jobs.data.stream import Split
 from jobs.data.surveying import Reading, Surveyed
 from jobs.spec import JobSpec
@@ -31,6 +32,7 @@ class Preparation:
         parent: Path | str | None,
         on_progress: OnProgress,
         sizes: Sizes,
+        helpers: Helpers,
     ) -> None:
         """Take what `run` needs; `sources` are those to train on and to hold out."""
         self._spec, self._directory, self._parent, self._sizes = spec, directory, parent, sizes
@@ -45,7 +47,7 @@ class Preparation:
         limit = spec.data.max_examples
         self._train_reading = self._reading("train", train, checker, limit) if train else None
         self._held_out_reading = self._reading("held-out", held_out, checker, None) if held_out else None
-        self._rounds = Rounds(directory, on_progress, sizes, most)
+        self._rounds = Rounds(directory, on_progress, sizes, most, helpers)
 
     def _reading(self, name: str, source: Source, checker: Task, limit: int | None) -> Reading:
         ranges = ranges_of(source, checker, limit, self._sizes)

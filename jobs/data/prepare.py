@@ -25,6 +25,7 @@ from jobs.data.identity import Noted
 from jobs.data.meter import OnProgress
 from jobs.data.preparation import Preparation, trains
 from jobs.data.ranges import SIZES, Sizes
+from jobs.data.spread import Helpers
 from jobs.data.tables import PLAIN, TableForm
 from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
@@ -105,9 +106,9 @@ def prepare(
     if known is None:
         source = train or held_out
         assert source is not None, "the spec names data"
-        with unfinished.folder_for(directory) as place:
-            sources_ = (train, held_out)
-            made = Preparation(_anchored(spec, base), place, sources_, parent, on_progress, sizes).run()
+        with unfinished.folder_for(directory) as place, Helpers() as helpers:
+            own = _anchored(spec, base)
+            made = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers).run()
             unfinished.done(place)
             _publish(place, directory, {**made, "name": source.name, "digest": identity.digest_of(parts)})
     idle = spec_rules.unused(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))

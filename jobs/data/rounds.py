@@ -42,10 +42,12 @@ def layout_of(readings: list[Reading], sizes: Sizes) -> str:
 class Rounds:
     """Goes over the ranges, round by round."""
 
-    def __init__(self, directory: Path, on_progress: OnProgress, sizes: Sizes, most_bad: int) -> None:
-        """Take the preparation's folder, who is told of progress, and from how many bytes on others work too."""
+    def __init__(
+        self, directory: Path, on_progress: OnProgress, sizes: Sizes, most_bad: int, helpers: spread.Helpers
+    ) -> None:
+        """Take the preparation's folder, who is told of progress, from how many bytes on others work too, and these."""
         self._directory, self._on_progress, self._most_bad = directory, on_progress, most_bad
-        self._sizes = sizes
+        self._sizes, self._helpers = sizes, helpers
         self._unseen = False
         """True once a task did not find the files: from then on they are read here."""
 
@@ -134,7 +136,7 @@ class Rounds:
                 sent.append(_told(unit, place, meter))
                 yield sent[-1]
 
-        for made in spread.everywhere(work, items(), place, meter.look):
+        for made in self._helpers.do(work, items(), place, meter.look):
             unit = sent.popleft()
             if isinstance(unit, Share):
                 if not was_read(made):

@@ -11,8 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from typing import Any, Literal, TypeVar
 
 from cluster.results import result_of
@@ -30,23 +29,65 @@ def elsewhere() -> Place:
     return "cluster" if ray is not None and ray.is_initialized() else "processes"
 
 
-def everywhere(
-    work: Callable[[Given], Made], items: Iterable[Given], place: Place, on_wait: Callable[[], None] = lambda: None
-) -> Iterator[Made]:
-    """Do `work` on each item and yield the results in the items' order; few items are under way at a time.
+class Helpers:
+    """Those that work beside this process: begun when they are first needed, gone at the end of a `with`."""
 
-    Args:
-        on_wait: called now and then while a result is waited for.
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._before: set[Any] = set()
 
-    Raises:
-        Exception: what the work raised first, in the items' order; what else is under way is given up.
-    """
-    if place == "here":
-        yield from map(work, items)
-    elif place == "processes":
-        yield from _by_processes(work, items, on_wait)
-    else:
-        yield from _by_tasks(work, items, on_wait)
+    def __enter__(self) -> Helpers:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._pool is None:
+            return
+        if error is not None:  # what they are at is of no use
+            for process in set(multiprocessing.active_children()) - self._before:
+                process.kill()
+        self._pool.shutdown(cancel_futures=True)
+
+    def do(
+        self,
+        work: Callable[[Given], Made],
+        items: Iterable[Given],
+        place: Place,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> Iterator[Made]:
+        """Do `work` on each item and yield the results in the items' order; few items are under way at a time.
+
+        Args:
+            on_wait: called now and then while a result is waited for.
+
+        Raises:
+            Exception: what the work raised first, in the items' order.
+        """
+        if place == "here":
+            yield from map(work, items)
+        elif place == "processes":
+            yield from self._by_processes(work, items, on_wait)
+        else:
+            yield from _by_tasks(work, items, on_wait)
+
+    def _by_processes(
+        self, work: Callable[[Given], Made], items: Iterable[Given], on_wait: Callable[[], None]
+    ) -> Iterator[Made]:
+        if self._pool is None:
+            self._before = set(multiprocessing.active_children())
+            self._pool = ProcessPoolExecutor(cpus(), multiprocessing.get_context("spawn"), _end_with_parent)
+        running: deque[Future[Made]] = deque()
+        for item in items:
+            running.append(self._pool.submit(work, item))
+            if len(running) == 2 * cpus():
+                yield _result(running.popleft(), on_wait)
+        while running:
+            yield _result(running.popleft(), on_wait)
+
+
+def _result(future: Future[Made], on_wait: Callable[[], None]) -> Made:
+    while not wait([future], timeout=LOOK_S).done:
+        on_wait()
+    return future.result()
 
 
 def _by_tasks(work: Callable[[Given], Made], items: Iterable[Given], on_wait: Callable[[], None]) -> Iterator[Made]:
@@ -78,37 +119,6 @@ def _by_tasks(work: Callable[[Given], Made], items: Iterable[Given], on_wait: Ca
             ray.cancel(reference)
 
 
-def _by_processes(work: Callable[[Given], Made], items: Iterable[Given], on_wait: Callable[[], None]) -> Iterator[Made]:
-    before, count = set(multiprocessing.active_children()), cpus()
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _end_with_parent)
-    running: deque[Future[Made]] = deque()
-
-    def first() -> Made:
-        while True:
-            try:
-                found = running[0].result(timeout=LOOK_S)
-            except NotYet:
-                if running[0].done():
-                    raise
-                on_wait()
-            else:
-                running.popleft()
-                return found
-
-    try:
-        for item in items:
-            running.append(pool.submit(work, item))
-            if len(running) == 2 * count:
-                yield first()
-        while running:
-            yield first()
-    finally:
-        if running:
-            for process in set(multiprocessing.active_children()) - before:
-                process.kill()
-        pool.shutdown(cancel_futures=True)
-
-
 def cpus() -> int:
     """Return on how many CPUs this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -120,8 +130,8 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "a process of a pool has a parent"
 
-    def wait() -> None:
+    def follow() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=wait, name="tandem-parent", daemon=True).start()
+    threading.Thread(target=follow, name="tandem-parent", daemon=True).start()

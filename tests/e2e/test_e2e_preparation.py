@@ -15,4 +15,4 @@ def test_tasks_of_a_cluster_give_what_one_process_gives(tmp_path, monkeypatch):
     found = subprocess.run(command, env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert found.returncode == 0, found.stderr
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    assert found.stdout.split() == [made(tmp_path, "here", HERE).rows]
+    assert found.stdout.split() == ["cluster", made(tmp_path, "here", HERE).rows]

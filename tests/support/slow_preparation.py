@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.data import prepare
+from jobs.data import prepare, spread
 from jobs.data.prepare import Prepared
 from jobs.data.ranges import Sizes
 from jobs.spec import JobSpec
@@ -63,4 +63,4 @@ if __name__ == "__main__":
         from cluster.connect import init_ray
 
         init_ray(runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}})
-    print(made(Path(sys.argv[1]), sys.argv[2], SPREAD).rows)
+    print(spread.elsewhere(), made(Path(sys.argv[1]), sys.argv[2], SPREAD).rows)

@@ -186,6 +186,36 @@ def test_what_only_this_process_can_read_makes_the_same_rows(tmp_path, numbers):
     assert len(rows[1].train_files) > 5
 
 
+HIDING = """
+import multiprocessing
+from pathlib import Path
+from own_numbers import Numbers
+
+file, away, once = (Path(__file__).with_name(name) for name in ("x.jsonl", "away", "once"))
+in_child = multiprocessing.parent_process() is not None
+if in_child and not once.exists():
+    once.touch()
+    file.rename(away)
+
+class Hiding(Numbers):
+    name = "hiding"
+
+    def grouping(self):
+        if not in_child and away.exists():
+            away.rename(file)
+        return None
+"""
+
+
+def test_what_others_do_not_see_is_read_by_the_driver(tmp_path, numbers, capsys):
+    """The first process that is to read hides the file, and the driver finds it again."""
+    (tmp_path / "x.jsonl").write_text(lines(1500))
+    (tmp_path / "own_hiding.py").write_text(HIDING)
+    found = made(spec_for("own_hiding:Hiding"), tmp_path, "spread", SPREAD)
+    assert "not every machine of the cluster sees x.jsonl: the driver reads it for them" in capsys.readouterr().out
+    assert found.rows == made(spec_for(numbers), tmp_path, "here").rows
+
+
 def test_copies_are_dropped_where_that_is_asked_for(tmp_path, numbers):
     (tmp_path / "x.jsonl").write_text(lines(1000) + lines(500, 900))
     kept, dropped = (made(spec_for(numbers, duplicates=how), tmp_path, how) for how in ("keep", "drop"))
