@@ -159,7 +159,7 @@ def _predict(phase: Any, data: Mapping[str, Any]) -> Iterator[tuple[Location, st
         return
     if not data.get("predict"):
         yield (), "phase predict needs `data.predict`: files, a glob, a folder, or a built-in corpus"
-    for key in ("train", "eval", "eval_fraction", "split_seed", "eval_max_rows", "max_examples"):
+    for key in ("train", "eval", "eval_fraction", "split_seed", "eval_max_rows", "max_examples", "duplicates"):
         if _is_set(DataSpec, data, key):
             yield ("data", key), "phase predict takes all rows of `data.predict` and nothing else: leave it out"
 

@@ -116,6 +116,9 @@ class DataSpec(Strict):
     row out and count it."""
     max_bad_rows: Positive = 100
     """With `bad_rows: skip`: more than so many stop the job all the same."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Examples that are equal in all that is learned from them, white space aside: keep and count them, or keep the
+    first one only. Copies are on one side of the split in any case."""
 
 
 class DeepSpeedSpec(Strict):

@@ -1,23 +1,21 @@
-"""What is done to a chunk of examples, observing or encoding it, and where: here, or by tasks all over the cluster."""
+"""What is done to a chunk of examples: observing or encoding it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.results import result_of
-from jobs.data import rows
+from jobs.data import rows, unfinished
 from jobs.data.examples import BadRow, BadRows, Example, bounded
+from jobs.data.file_digests import file_digest
 from jobs.spec import TaskSpec
 from jobs.tasks import TASKS, Task, TaskError, TaskSetupError, get
 
-Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
@@ -35,39 +33,21 @@ class Encoded:
     counts: dict[str, int] = field(default_factory=dict)
     """What the task counted while it encoded."""
     left_out: list[BadRow] = field(default_factory=list)
+    was_there: bool = False
+    """True where an earlier preparation, which did not come to its end, had made it."""
 
 
-def everywhere(work: Callable[[Given], Made], chunks: Iterable[Given], on_cluster: bool) -> Iterator[Made]:
-    """Do `work` on each chunk and yield the results in the chunks' order; few chunks are in memory at a time.
-
-    On the cluster a few more are under way than there are CPUs. What a chunk gives does not depend on where.
-    """
-    if not on_cluster:
-        yield from map(work, chunks)
-        return
-    import ray
-
-    def one(chunk: Given) -> Made:  # Ray takes functions, and `work` may be a partial one
-        return work(chunk)
-
-    remote = ray.remote(num_cpus=1, max_retries=3)(one)
-    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: deque[Any] = deque()
-    for chunk in chunks:
-        running.append(remote.remote(chunk))
-        if len(running) == limit:
-            yield result_of(running.popleft())
-    while running:
-        yield result_of(running.popleft())
-
-
-def observe(task: TaskSpec, skip_bad: bool, chunk: list[Example]) -> Any:
+def observe(task: TaskSpec, skip_bad: bool, expected_bytes: int, chunk: list[Example]) -> Any:
     """Return what the task finds in a chunk; None where nothing of it can be used.
+
+    Args:
+        expected_bytes: see Task.
 
     Raises:
         UserError: an example cannot be used, and `skip_bad` is off; else `encode` leaves it out and counts it.
     """
     learner = get(task.name)(task.options)
+    learner.expected_bytes = expected_bytes
     found, bad = _each_or_all(learner.observe, chunk)
     if bad and not skip_bad:
         BadRows(own_code=task.name not in TASKS).add(bad[0])
@@ -75,7 +55,7 @@ def observe(task: TaskSpec, skip_bad: bool, chunk: list[Example]) -> Any:
 
 
 def encode(task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]]) -> Encoded:
-    """Encode a chunk by what the task in `directory`/task learned, and write its rows there.
+    """Encode a chunk by what the task in `directory`/task learned, and write its rows there; or find them there.
 
     Args:
         numbered: the file's name, and the chunk.
@@ -84,7 +64,17 @@ def encode(task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]])
         TaskError: the task returns no rows.
     """
     name, chunk = numbered
-    encoder = _load(task.name, directory / "task", json.dumps(task.options))
+    found = unfinished.finished(directory, name)
+    if found is not None and found["examples"] == len(chunk):
+        left_out = [BadRow(**row) for row in found.pop("left_out")]
+        return Encoded(**{**found, "left_out": left_out, "was_there": True})
+    made = _encoded(task, directory, name, chunk)
+    unfinished.keep_record(directory, name, asdict(made))
+    return made
+
+
+def _encoded(task: TaskSpec, directory: Path, name: str, chunk: list[Example]) -> Encoded:
+    encoder = _load(task.name, directory / "task", json.dumps(task.options), unfinished.learned_at(directory))
     columns, left_out = _each_or_all(encoder.encode, chunk)
     if columns is None:
         return Encoded(name, len(chunk), 0, left_out=left_out)
@@ -93,8 +83,10 @@ def encode(task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]])
         raise TaskError(f"task {task.name!r}: encode() must return a column `targets`; it returned {sorted(columns)}")
     if not len(columns["targets"]):
         return Encoded(name, len(chunk), 0, counts=counts, left_out=left_out)
-    written = rows.write(directory / name, columns)
-    digest = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    aside = directory / f".{name}.{os.getpid()}.new"
+    written = rows.write(aside, columns)
+    digest = file_digest(aside)
+    aside.replace(directory / name)
     return Encoded(name, len(chunk), written, int(columns["targets"].sum()), digest, counts, left_out)
 
 
@@ -120,6 +112,6 @@ def _each_or_all(work: Callable[[list[Example]], Made], chunk: list[Example]) ->
 
 
 @lru_cache(maxsize=1)
-def _load(task: str, directory: Path, options: str) -> Task:
+def _load(task: str, directory: Path, options: str, learned_at: int) -> Task:
     """Load the task once for all the chunks of a process; `options` is JSON, which can be hashed."""
     return get(task).load(directory, json.loads(options))

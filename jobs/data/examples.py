@@ -137,6 +137,20 @@ class BadRows:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A part of a file that can be read by itself."""
+
+    start: int
+    """Where it begins: a byte of a file of lines, a row group of a Parquet file."""
+    end: int
+    """Where the next one begins."""
+    before: int
+    """How many lines, or rows, of the file are before it."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
 class Source:
     """Raw examples, with where they are from and what they are."""
 
@@ -156,6 +170,14 @@ class Source:
     """The real path, or the name: two sources of one origin are one. "" where it is made of several."""
     parts: tuple[Source, ...] = ()
     """The single sources that it is made of; none where it is a single one itself."""
+    size: int | None = None
+    """Bytes of the file, or of the part of it; None where it is no file."""
+    cuts: tuple[Cut, ...] = ()
+    """The parts that the file can be read in; none where it is read as a whole."""
+    read_cut: Callable[[Cut], Rows] | None = None
+    """Reads one of `cuts`."""
+    is_cut: bool = False
+    """True where it is one of a file's parts."""
 
     @property
     def singles(self) -> tuple[Source, ...]:
@@ -174,6 +196,21 @@ class Source:
             UserError: there is no example, or a file or a row cannot be read; the message names file and line.
         """
         found, bad = 0, bad or BadRows()
+        for example in self.found(limit, bad, empty):
+            found += 1
+            yield example
+        if not found:
+            raise self.nothing(bad)
+
+    def found(self, limit: int | None, bad: BadRows, empty: list[str] | None) -> Iterator[Example]:
+        """Read the examples as `examples` does, or none where there are none.
+
+        Of a file that is read in parts it cannot be told here whether it is `empty`.
+
+        Raises:
+            UserError: a file cannot be read, or there is one bad row too many.
+        """
+        found = 0
         for part in self.singles:
             if found == limit:
                 break
@@ -187,12 +224,14 @@ class Source:
                 yield item
                 if found == limit:
                     break
-            if not items and empty is not None:
+            if not items and empty is not None and not part.is_cut:
                 empty.append(part.name)
-        if not found:
-            seen = f" but {bad.count} bad rows; the first: {bad.first[0]}" if bad.count else ""
-            left_out = "".join(f"; {note}" for note in self.notes)
-            raise UserError(f"data: {self.name} holds no example{seen}{left_out}")
+
+    def nothing(self, bad: BadRows) -> UserError:
+        """Say that there is no example."""
+        seen = f" but {bad.count} bad rows; the first: {bad.first[0]}" if bad.count else ""
+        left_out = "".join(f"; {note}" for note in self.notes)
+        return UserError(f"data: {self.name} holds no example{seen}{left_out}")
 
 
 def _shown(error: Exception) -> str:

@@ -1,12 +1,14 @@
-"""What a file is: its bytes' digest, or the reason why they cannot be read."""
+"""What a file is: its bytes' digest, where it can be cut, or the reason why it cannot be read."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from cluster.errors import UserError
+from jobs.data.examples import Cut
 
 
 def open_or_say(path: Path) -> BinaryIO:
@@ -28,10 +30,41 @@ def file_digest(path: Path) -> str:
         UserError: it cannot be read.
     """
     digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_and_cuts(path: Path, size: int) -> tuple[str, tuple[Cut, ...]]:
+    """Return the SHA-256 (hex) of a file of lines, and the parts to read it in: cut where a line begins.
+
+    Args:
+        size: the first line that begins at a multiple of so many bytes, or behind it, begins a part.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    digest, at, lines, wanted = hashlib.sha256(), 0, 0, size
+    begins = [(0, 0)]  # byte, lines before it
+    for chunk in _chunks(path):
+        digest.update(chunk)
+        counted = 0
+        while found := chunk.find(b"\n", max(0, wanted - 1 - at)) + 1:
+            lines += chunk.count(b"\n", counted, found)
+            counted = found
+            begins.append((at + found, lines))
+            wanted = ((at + found) // size + 1) * size
+        lines += chunk.count(b"\n", counted)
+        at += len(chunk)
+    ends = [byte for byte, _ in begins[1:]] + [at]
+    cuts = (Cut(byte, end, before, end - byte) for (byte, before), end in zip(begins, ends, strict=True))
+    return digest.hexdigest(), tuple(cut for cut in cuts if cut.size)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
     try:
         with open_or_say(path) as file:
             while chunk := file.read(1 << 20):
-                digest.update(chunk)
+                yield chunk
     except OSError as error:
         raise UserError(f"data: cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()

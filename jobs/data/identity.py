@@ -18,6 +18,8 @@ from typing import Any
 from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.data.examples import BadRow, Example, Source, bounded
+from jobs.data.ranges import SIZES, Sizes, ranges_of
+from jobs.data.ranges import VERSION as RANGES_VERSION
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, get, options, tokenization
 from jobs.tasks.own_code import code_digest
@@ -74,13 +76,26 @@ class Noted:
 
 
 def parts_of(
-    spec: JobSpec, train: Source | None, held_out: Source | None, parent: Path | str | None, base: Path
+    spec: JobSpec,
+    train: Source | None,
+    held_out: Source | None,
+    parent: Path | str | None,
+    base: Path,
+    sizes: Sizes = SIZES,
 ) -> dict[str, str]:
     """Digest what decides the rows of a job."""
     task = get(spec.task.name)
     own_tokenizer = (spec.task.options.get("tokenizer") or {}).get("from")
     reading = [source.reading if source else None for source in (train, held_out)]
-    settings = spec.data.model_dump(mode="json", by_alias=True, exclude={"train", "eval", "predict", "eval_max_rows"})
+    limits = ((train, spec.data.max_examples), (held_out, None))
+    several = any(
+        len(ranges_of(source, task(spec.task.options), limit, sizes)) > 1 for source, limit in limits if source
+    )
+    reading += [f"ranges {RANGES_VERSION}"] if several else []
+    other = {"train", "eval", "predict", "eval_max_rows"} | (
+        {"duplicates"} if spec.data.duplicates == "keep" else set()
+    )
+    settings = spec.data.model_dump(mode="json", by_alias=True, exclude=other)
     return {
         "train": train.digest if train else "",
         "eval": held_out.digest if held_out else "",

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import chunks, stream
+from jobs.data import chunks, said, stream, surveying, unfinished
 from jobs.data.corpora import BUILT_IN
-from jobs.data.examples import BadRows, Example, Source
-from jobs.data.stream import Split, Stream, Survey
+from jobs.data.examples import BadRows, Source
+from jobs.data.meter import OnProgress
+from jobs.data.ranges import Sizes, ranges_of
+from jobs.data.rounds import Rounds, layout_of
+from jobs.data.spread import Helpers
+from jobs.data.stream import Split
+from jobs.data.surveying import Reading, Surveyed
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, get
-
-OnProgress = Callable[[str, int, int], None]
 
 
 class Preparation:
@@ -30,28 +31,37 @@ class Preparation:
         sources: tuple[Source | None, Source | None],
         parent: Path | str | None,
         on_progress: OnProgress,
-        cluster_bytes: int,
+        sizes: Sizes,
+        helpers: Helpers,
     ) -> None:
         """Take what `run` needs; `sources` are those to train on and to hold out."""
-        self._spec, self._directory, self._parent, self._on_progress = spec, directory, parent, on_progress
+        self._spec, self._directory, self._parent, self._sizes = spec, directory, parent, sizes
         most = spec.data.max_bad_rows if spec.data.bad_rows == "skip" else 0
         self._bad = BadRows(most, own_code=spec.task.name not in TASKS)
-        train, held_out = sources
         checker = get(spec.task.name)(spec.task.options)
         if parent is not None:
             checker.follow(parent)
-        self._train = Stream(train, checker, spec.data.max_examples) if train else None
-        self._held_out = Stream(held_out, checker) if held_out else None
-        self._cluster_bytes = cluster_bytes
+        train, held_out = sources
+        self._train: Surveyed | None = None
+        self._held_out: Surveyed | None = None
+        limit = spec.data.max_examples
+        self._train_reading = self._reading("train", train, checker, limit) if train else None
+        self._held_out_reading = self._reading("held-out", held_out, checker, None) if held_out else None
+        self._rounds = Rounds(directory, on_progress, sizes, most, helpers)
+
+    def _reading(self, name: str, source: Source, checker: Task, limit: int | None) -> Reading:
+        ranges = ranges_of(source, checker, limit, self._sizes)
+        return Reading(name, source, checker, limit, ranges, self._directory / unfinished.SURVEYS)
 
     def run(self) -> dict[str, Any]:
         """Survey, learn, encode; return the entries of meta.json."""
-        self._on_progress("read", 0, 1)
-        self._survey = self._train.survey(self._bad) if self._train else Survey()
-        self._held_out_survey = self._held_out.survey(self._bad) if self._held_out else Survey()
-        self._on_progress("read", 1, 1)
-        self._size = self._survey.size + self._held_out_survey.size
-        self._on_cluster = self._size >= self._cluster_bytes
+        readings = [reading for reading in (self._train_reading, self._held_out_reading) if reading]
+        unfinished.keep_if(self._directory, layout_of(readings, self._sizes))
+        drop = self._spec.data.duplicates == "drop"
+        surveyed = {found.reading.name: found for found in self._rounds.survey(readings, self._bad, drop)}
+        self._train, self._held_out = surveyed.get("train"), surveyed.get("held-out")
+        if self._train and not self._held_out:
+            self._train.divide(self._spec.data)
         notes = self._said_of_content() + self._said_of_split() + self._learn()
         encoded = list(self._encode())
         notes = ([] if self._is_cut() else _said_of_examples(encoded)) + notes
@@ -66,73 +76,71 @@ class Preparation:
 
     def _is_cut(self) -> bool:
         """Tell whether examples are cut to hold their ends out, so that each stands on both sides."""
-        return self._held_out is None and stream.way_of(self._survey, self._spec.data) == "cut"
+        if self._held_out is not None or self._train is None:
+            return False
+        return stream.way_of(self._train.survey, self._spec.data) == "cut"
 
     def _said_of_content(self) -> list[str]:
-        both = ((self._train, self._survey, ""), (self._held_out, self._held_out_survey, "held out: "))
-        owned = [(survey, prefix) for at, survey, prefix in both if at and at.source.name not in BUILT_IN]
-        return [prefix + note for survey, prefix in owned for note in stream.said_of_content(survey)]
+        both = ((self._train, ""), (self._held_out, "held out: "))
+        owned = [(found, prefix) for found, prefix in both if found and found.reading.source.name not in BUILT_IN]
+        notes = [prefix + note for found, prefix in owned for note in said.said_of_content(found.survey)]
+        return notes + [
+            prefix + note for found, prefix in both if found for note in said.said_of_dropped(*found.dropped)
+        ]
 
     def _said_of_split(self) -> list[str]:
         if self._train and self._held_out:
-            short = self._held_out_survey.uncut
-            said = [f"{short} of the held-out examples are too short to be predicted: left out"] if short else []
-            return said + stream.said_of_overlap(self._survey, self._held_out_survey)
-        return stream.said_of_split(self._survey, self._spec.data) if self._train else []
+            short = self._held_out.survey.uncut
+            notes = [f"{short} of the held-out examples are too short to be predicted: left out"] if short else []
+            shared = surveying.shared(self._train, self._held_out)
+            return notes + said.said_of_overlap(self._train.survey, self._held_out.survey, shared)
+        return said.said_of_split(self._train.survey, self._spec.data, self._train.held) if self._train else []
 
     def _learn(self) -> list[str]:
         """Let the task learn from the training examples, or take over what the parent knows; save it."""
+        before = unfinished.learned(self._directory)
+        if before is not None:
+            return before
         task = get(self._spec.task.name)(self._spec.task.options)
         if self._parent is None or not task.inherit(self._parent):
             _check_measurable(self._spec, task, self._parent)
             named = task.generates and getattr(getattr(task.options, "tokenizer", None), "source", None)
             if self._train is None and not named:
                 raise UserError("data.train is missing: there is nothing that the task could be fitted to")
-            self._on_progress("fit", 0, 1)
-            notes = task.fit(self._findings())
-            self._on_progress("fit", 1, 1)
+            notes = task.fit(self._findings(task))
         else:
             notes = task.inherited()
         task.save(self._directory / "task")
+        unfinished.keep_learned(self._directory, notes)
         return notes
 
-    def _findings(self) -> Any:
-        """Return what the task finds in the training examples."""
-        work = partial(chunks.observe, self._spec.task, self._spec.data.bad_rows == "skip")
-        training = (example for split, example in self._examples() if split == "train")
-        return _merged(chunks.everywhere(work, stream.chunks(training), self._on_cluster))
+    def _findings(self, task: Task) -> Any:
+        """Return what a task finds in the training examples."""
+        if self._train is None or not task.learns():
+            return None
+        how = (self._spec.task, self._spec.data.bad_rows == "skip", self._train)
+        found = self._rounds.observe(*how, self._train.survey.size)
+        return found if getattr(found, "suffices", True) else self._rounds.observe(*how, 0)
 
     def _encode(self) -> Iterator[chunks.Encoded]:
-        total = max(1, -(-self._size // stream.CHUNK_BYTES))
-        self._on_progress("encode", 0, total)
-        wanted = (item for item in self._examples() if item[0] == "eval" or trains(self._spec))
-        work = partial(chunks.encode, self._spec.task, self._directory)
-        for done, encoded in enumerate(chunks.everywhere(work, _numbered(wanted), self._on_cluster), 1):
+        splits: frozenset[Split] = frozenset(("train", "eval") if trains(self._spec) else ("eval",))
+        of = [found for found in (self._train, self._held_out) if found]
+        for encoded in self._rounds.encode(self._spec.task, splits, of):
             for row in encoded.left_out:
                 self._bad.add(row)
-            self._on_progress("encode", done, max(total, done + 1))
             yield encoded
-        self._on_progress("encode", total, total)
-
-    def _examples(self) -> Iterator[tuple[Split, Example]]:
-        """Yield all examples, each with the split it belongs to."""
-        if self._train and self._held_out:
-            yield from (("train", example) for _, example in self._train.again(self._survey))
-        elif self._train:
-            yield from stream.told_apart(self._train, self._survey, self._spec.data)
-        if self._held_out:
-            yield from (("eval", example) for example in self._held_out.ends(self._held_out_survey))
 
     def _files(self, encoded: list[chunks.Encoded], counted: list[str]) -> dict[str, Any]:
         """Return the files with rows; what was asked for must have left some that count."""
         of = {split: [e for e in encoded if e.file.startswith(split)] for split in ("train", "eval")}
         asked = {"train": self._train, "eval": self._held_out or (None if trains(self._spec) else self._train)}
         for split, parts in of.items():
-            stream_ = asked[split]
+            found = asked[split]
             if not parts or any(part.targets for part in parts):
                 continue
-            if stream_ is not None:
-                raise UserError(_nothing_left(stream_.source.name, parts, self._spec.task.options, self._bad, counted))
+            if found is not None:
+                name = found.reading.source.name
+                raise UserError(_nothing_left(name, parts, self._spec.task.options, self._bad, counted))
             else:
                 counted.append("of the held-out examples none has anything to predict: nothing is evaluated")
         names = {f"{split}_files": sorted(e.file for e in of[split] if e.rows) for split in of}
@@ -177,22 +185,6 @@ def _nothing_left(
     return f"data: {name}: none of its {count} examples has anything to predict: " + "; ".join(
         filter(None, (why, *counted))
     )
-
-
-def _merged(findings: Iterator[Any]) -> Any:
-    """Add findings up, in the order of their chunks; None where nothing was found."""
-    whole = None
-    for found in findings:
-        whole = found if whole is None else whole if found is None else whole.merged(found)
-    return whole
-
-
-def _numbered(examples: Iterator[tuple[Split, Example]]) -> Iterator[tuple[str, list[Example]]]:
-    """Name the file that each chunk goes to."""
-    counts: Counter[str] = Counter()
-    for split, chunk in stream.split_chunks(examples):
-        yield f"{split}-{counts[split]:05d}.arrow", chunk
-        counts[split] += 1
 
 
 def _said_of_examples(encoded: list[chunks.Encoded]) -> list[str]:

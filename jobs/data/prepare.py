@@ -5,15 +5,14 @@ storage/data/<digest>/   train-00000.arrow … eval-00000.arrow …   encoded ro
                          meta.json                                 written last; without it the folder is no cache
 storage/data/<digest>-eval/                                        the held-out rows only, for a job that trains nothing
 
-What decides the rows is in jobs/data/identity.py; how they are made, in jobs/data/preparation.py. Examples are streamed
-(jobs/data/stream.py): of each, 8 bytes are kept.
+What decides the rows is in jobs/data/identity.py; how they are made, in jobs/data/preparation.py. Sources are read in
+ranges (jobs/data/ranges.py), by tasks where they are large; a preparation that was killed leaves a folder that the next
+one goes on from (jobs/data/unfinished.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +20,15 @@ from typing import Any
 
 from cluster.errors import UserError
 from jobs import spec_rules
-from jobs.data import identity, rows, sources
+from jobs.data import identity, rows, sources, unfinished
 from jobs.data.identity import Noted
-from jobs.data.preparation import OnProgress, Preparation, trains
+from jobs.data.meter import OnProgress
+from jobs.data.preparation import Preparation, trains
+from jobs.data.ranges import SIZES, Sizes
+from jobs.data.spread import Helpers
 from jobs.data.tables import PLAIN, TableForm
 from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
-
-CLUSTER_BYTES = 64 << 20
-"""From this size on, chunks are encoded by tasks all over the cluster; below, starting workers would take longer."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def prepare(
     *,
     parent: Path | str | None,
     on_progress: OnProgress,
-    cluster_bytes: int = CLUSTER_BYTES,
+    sizes: Sizes = SIZES,
     before: Noted | None = None,
 ) -> Prepared:
     """Encode the data of `spec`, or find it already encoded.
@@ -85,8 +84,8 @@ def prepare(
     Args:
         base: where relative paths start.
         parent: the model whose tokenizer or labels are kept, if the job starts from weights: directory or hub id.
-        on_progress: called with (phase, done, total).
-        cluster_bytes: see CLUSTER_BYTES.
+        on_progress: see jobs/data/meter.py.
+        sizes: who reads what.
         before: what the run that goes on has noted about its data; other data is refused.
 
     Raises:
@@ -94,31 +93,27 @@ def prepare(
     """
     data, before = spec.data, before or Noted()
     form = TableForm(data.columns, data.quotes)
-    train = sources.open_source(data.train, base, form) if data.train is not None else None
-    held_out = sources.open_source(data.eval, base, form) if data.eval is not None else None
+    train = sources.open_source(data.train, base, form, sizes.range_bytes) if data.train is not None else None
+    held_out = sources.open_source(data.eval, base, form, sizes.range_bytes) if data.eval is not None else None
     if form != PLAIN and not any(source.tables for source in (train, held_out) if source):
         key = "columns" if data.columns else "quotes"
         raise UserError(f"data.{key} is for CSV and TSV files, and there is none: leave it out")
-    parts = identity.parts_of(spec, train, held_out, parent, base)
+    parts = identity.parts_of(spec, train, held_out, parent, base, sizes)
     identity.check_same(before, parts)
     whole = storage / "data" / identity.digest_of(parts)[:16]
     directory = whole if trains(spec) else whole.with_name(f"{whole.name}-eval")
-    known = next((place for place in (whole, directory) if (place / "meta.json").is_file()), None)
+    known = next((place for place in (whole, directory) if (place / unfinished.META).is_file()), None)
     if known is None:
         source = train or held_out
         assert source is not None, "the spec names data"
-        partial_ = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
-        (partial_ / "task").mkdir(parents=True)
-        try:
-            made = Preparation(
-                _anchored(spec, base), partial_, (train, held_out), parent, on_progress, cluster_bytes
-            ).run()
-            _publish(partial_, directory, {**made, "name": source.name, "digest": identity.digest_of(parts)})
-        finally:
-            shutil.rmtree(partial_, ignore_errors=True)
+        with unfinished.folder_for(directory) as place, Helpers() as helpers:
+            own = _anchored(spec, base)
+            made = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers).run()
+            unfinished.done(place)
+            _publish(place, directory, {**made, "name": source.name, "digest": identity.digest_of(parts)})
     idle = spec_rules.unused(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     left_out = [note for source in (train, held_out) if source for note in source.notes]
-    meta = json.loads(((known or directory) / "meta.json").read_text(encoding="utf-8"))
+    meta = json.loads(((known or directory) / unfinished.META).read_text(encoding="utf-8"))
     notes = [*idle, *left_out, *meta["notes"], *identity.check_same(before, parts, meta["rows"])]
     return Prepared(
         **{**meta, "notes": notes, "parts": parts, "directory": str(known or directory), "cached": known is not None}
@@ -132,13 +127,13 @@ def _anchored(spec: JobSpec, base: Path) -> JobSpec:
     )
 
 
-def _publish(partial_: Path, directory: Path, meta: Mapping[str, Any]) -> None:
+def _publish(place: Path, directory: Path, meta: Mapping[str, Any]) -> None:
     """Write meta.json and rename into place; if another job was faster, its result is the same."""
-    (partial_ / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    (place / unfinished.META).write_text(json.dumps(meta), encoding="utf-8")
     try:
-        partial_.rename(directory)
+        place.rename(directory)
     except OSError:
-        if not (directory / "meta.json").is_file():
+        if not (directory / unfinished.META).is_file():
             raise
 
 

@@ -7,7 +7,7 @@ jobs/data/examples.py to say. A file of which nothing can be read is one such ro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from cluster.unique_keys import KeyTwice, unique
 from jobs.data import coco
 from jobs.data.compression import open_content
-from jobs.data.examples import BadRow, Example, Rows, bounded, unread
+from jobs.data.examples import BadRow, Cut, Example, Rows, bounded, unread
 
 VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
@@ -55,8 +55,24 @@ def read_json_lines(path: Path) -> Rows:
         yield from _json_lines(path, file)
 
 
-def _json_lines(path: Path, lines: Iterable[bytes]) -> Rows:
-    for number, line in enumerate(lines, 1):
+def read_json_lines_cut(path: Path, cut: Cut) -> Rows:
+    """Read the lines of a part of a file, numbered as in the whole."""
+    with path.open("rb") as file:
+        file.seek(cut.start)
+        yield from _json_lines(path, _up_to(file, cut.end - cut.start), cut.before + 1)
+
+
+def _up_to(lines: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield lines until they come to `size` bytes."""
+    for line in lines if size > 0 else ():
+        yield line
+        size -= len(line)
+        if size <= 0:
+            return
+
+
+def _json_lines(path: Path, lines: Iterable[bytes], first: int = 1) -> Rows:
+    for number, line in enumerate(lines, first):
         if line.strip(b" \t\r\n\xef\xbb\xbf"):
             where = f"{path}:{number}"
             yield bounded(partial(_json_line, line, where), where)
@@ -205,3 +221,6 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".ndjson": read_json_lines,
     ".json": read_json,
 }
+
+CUT_READERS: dict[str, Callable[[Path, Cut], Rows]] = dict.fromkeys((".jsonl", ".ndjson"), read_json_lines_cut)
+"""Of the files of lines: what reads a part of one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from jobs.data import audio_folders, listing, readers, tables
 from jobs.data.classes import features_in, said_of_names
 from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind, other_content
 from jobs.data.corpora import BUILT_IN
-from jobs.data.examples import BadRow, Example, Rows, Source, unread
-from jobs.data.file_digests import file_digest, open_or_say
+from jobs.data.examples import BadRow, Cut, Example, Rows, Source, unread
+from jobs.data.file_digests import digest_and_cuts, file_digest, open_or_say
 from jobs.data.hub import open_hub
 from jobs.data.joining import joined, once, said_of_kinds, sha256
 from jobs.data.listing import Listing
+from jobs.data.ranges import RANGE_BYTES
 from jobs.data.tables import TableForm
 
 IMAGE_SUFFIXES = {
@@ -43,17 +45,21 @@ IMAGE_SUFFIXES = {
 READERS = {**readers.READERS, **tables.READERS}
 KINDS = sorted([*READERS, *tables.SEPARATORS])
 """Suffixes of the files that are read."""
+CUT_READERS: dict[str, Callable[[Path, Cut], Rows]] = {**readers.CUT_READERS, ".parquet": tables.read_parquet}
 _WHOLE = {".parquet"}
 """Kinds that compress inside; another compression around them is not read."""
 _IMAGES_VERSION = 1
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def open_source(where: str | Sequence[str], base: Path, form: TableForm = tables.PLAIN) -> Source:
+def open_source(
+    where: str | Sequence[str], base: Path, form: TableForm = tables.PLAIN, range_bytes: int = RANGE_BYTES
+) -> Source:
     """Open what `data.train` or `data.eval` names; relative paths start at `base`.
 
     Args:
         form: what CSV and TSV files do not say of themselves.
+        range_bytes: larger files are read in parts of about so many bytes, where they can be.
 
     Raises:
         UserError: nothing there, or of an unknown kind.
@@ -61,7 +67,7 @@ def open_source(where: str | Sequence[str], base: Path, form: TableForm = tables
     if not where:
         raise UserError("data: an empty name or list names no data")
     if not isinstance(where, str):
-        return joined(once([open_source(part, base, form) for part in where]))
+        return joined(once([open_source(part, base, form, range_bytes) for part in where]))
     if where in BUILT_IN:
         return replace(BUILT_IN[where](), origin=where)
     if where.startswith("hf://"):
@@ -70,13 +76,13 @@ def open_source(where: str | Sequence[str], base: Path, form: TableForm = tables
         raise UserError(f"data: {where!r} is a URL, and only hf:// is fetched: download it, and name the file")
     path = listing.existing(where, base)
     if path is not None:
-        return _folder(path, form) if path.is_dir() else _file(path, form)
+        return _folder(path, form, range_bytes) if path.is_dir() else _file(path, form, range_bytes)
     found = listing.of_glob(where, base)
     if not found.files and not found.left_out:
         hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
         hint += "; several places are a list: [a, b]" if "," in where or "{" in where else ""
         raise UserError(f"data: nothing matches {where!r} (looked from {base}); built in: {', '.join(BUILT_IN)}{hint}")
-    return _of_listing(where, base, found, form)
+    return _of_listing(where, base, found, form, range_bytes)
 
 
 def readable(path: Path) -> bool:
@@ -84,7 +90,7 @@ def readable(path: Path) -> bool:
     return kind(path) in KINDS and not (kind(path) in _WHOLE and compression(path))
 
 
-def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
+def _file(path: Path, form: TableForm, range_bytes: int) -> Source:
     if path.is_symlink() and not path.exists():
         raise UserError(f"data: {path} is a link to nothing")
     listing.refuse_special(path)
@@ -98,17 +104,29 @@ def _file(path: Path, form: TableForm = tables.PLAIN) -> Source:
     table = suffix in tables.SEPARATORS
     reader = tables.read_separated(tables.SEPARATORS[suffix], form) if table else READERS[suffix]
     version = tables.VERSION if table or suffix in tables.READERS else readers.VERSION
-    reading = f"{suffix} {version} {compression(path)}"
+    digest, cuts = _digest_and_cuts(path, suffix, range_bytes)
     return Source(
         path.name,
-        file_digest(path),
-        lambda: _whole(path, reader),
-        reading,
+        digest,
+        partial(_whole, path, reader),
+        f"{suffix} {version} {compression(path)}",
         said_of_names(features_in(path)) if suffix == ".parquet" else (),
         suffix not in readers.TEXT_SUFFIXES,
         table,
         str(path.resolve()),
+        size=path.stat().st_size,
+        cuts=cuts,
+        read_cut=partial(_part, path, CUT_READERS[suffix]) if cuts else None,
     )
+
+
+def _digest_and_cuts(path: Path, suffix: str, range_bytes: int) -> tuple[str, tuple[Cut, ...]]:
+    """Return a file's digest and the parts that it is read in; no parts where it is small, or read as a whole."""
+    if suffix in readers.CUT_READERS and not compression(path):
+        digest, cuts = digest_and_cuts(path, range_bytes)
+    else:
+        digest, cuts = file_digest(path), tables.parquet_cuts(path, range_bytes) if suffix in _WHOLE else ()
+    return digest, cuts if len(cuts) > 1 else ()
 
 
 def _refuse_pointer(path: Path) -> None:
@@ -145,7 +163,23 @@ def _whole(path: Path, reader: Callable[[Path], Rows]) -> Rows:
         yield unread(str(path), f"{what}: {error}")
 
 
-def _folder(path: Path, form: TableForm = tables.PLAIN) -> Source:
+def _part(path: Path, reader: Callable[[Path, Cut], Rows], cut: Cut) -> Rows:
+    """Read a part of a file. One of which nothing can be read is a bad row of its first part.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    try:
+        if kind(path) not in _WHOLE and (what := other_content(path)) is not None:
+            if not cut.before:
+                yield unread(str(path), f"the file holds {what}")
+            return
+        yield from reader(path, cut)
+    except DAMAGED as error:
+        raise UserError(f"data: {path}: cannot be read: {error}") from error
+
+
+def _folder(path: Path, form: TableForm, range_bytes: int) -> Source:
     found = listing.of_folder(path)
     images = [file for file in found.files if file.suffix.lower() in IMAGE_SUFFIXES]
     by_label = [file for file in images if len(file.relative_to(path).parts) == 2]
@@ -153,7 +187,7 @@ def _folder(path: Path, form: TableForm = tables.PLAIN) -> Source:
         return _images(path, by_label, found)
     if audio_folders.are_recordings(found.files, READERS | tables.SEPARATORS):
         return audio_folders.recordings(_name(path), path, found, form)
-    whole = _of_listing(_name(path), path, found, form)
+    whole = _of_listing(_name(path), path, found, form, range_bytes)
     return replace(whole, name=_name(path))
 
 
@@ -193,7 +227,7 @@ def _name(folder: Path) -> str:
     return folder.resolve().name or str(folder)
 
 
-def _of_listing(name: str, base: Path, found: Listing, form: TableForm) -> Source:
+def _of_listing(name: str, base: Path, found: Listing, form: TableForm, range_bytes: int) -> Source:
     """Open the files of a known kind; the others are named, from `base`.
 
     Raises:
@@ -214,7 +248,7 @@ def _of_listing(name: str, base: Path, found: Listing, form: TableForm) -> Sourc
             f"data: {name} ({base}) holds neither <label>/<image> files nor files of a known kind ({', '.join(KINDS)})."
             f"{hint} {'; '.join(found.notes(name))}".rstrip()
         )
-    opened = [_file(path, form) for path in files]
+    opened = [_file(path, form, range_bytes) for path in files]
     return joined(opened, found.notes(name) + said_of_kinds(name, joined(opened)))
 
 

@@ -1,6 +1,7 @@
 """Which examples are held out. Pure: by what is encoded of each, the share that is asked for, and a seed.
 
-Whole examples are held out; copies of one lie on one side. Only a single text, or a few long ones, are cut.
+Whole examples are held out; copies of one lie on one side. Only a single text, or a few long ones, are cut. Where there
+are too many examples to list (jobs/data/tally.py), each is held out or not by its own hash.
 """
 
 from __future__ import annotations
@@ -63,9 +64,34 @@ def held_out(contents: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return chosen
 
 
-def copies(contents: np.ndarray) -> int:
-    """Count the examples that are copies of an earlier one, by their contents, uint64 (N,)."""
-    return len(contents) - len(np.unique(contents))
+def taken(contents: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Choose by its own hash whether an example is held out: bool (N,), of contents, uint64 (N,).
+
+    For examples that are too many to be listed: each is held out with a probability of `fraction`, whatever else there
+    is. The hash is mixed with the seed's by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+    """
+    key = np.array([content_of(seed)], dtype=np.uint64)
+    return _mixed(contents ^ key) < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
+
+
+def check_taken(held: int, count: int, fraction: float) -> None:
+    """Refuse a share of many examples by which none of them is held out, or all.
+
+    Raises:
+        UserError: it does.
+    """
+    if held in (0, count):
+        raise UserError(
+            f"data.eval_fraction {fraction} holds out {'none' if not held else 'all'} of {count} examples, each of "
+            "which is held out by its own hash; set another, give data.eval, or set data.eval_fraction: 0"
+        )
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def content_of(value: Any) -> int:
@@ -107,7 +133,7 @@ def _drawn(groups: np.ndarray, sizes: np.ndarray, wanted: int, seed: int) -> np.
 def _add(digest: Any, value: Any) -> None:
     """Add a value, its kind and its length, so that no two values give the same bytes."""
     if isinstance(value, str):
-        kind, content = "s", _encoded(" ".join(value.split()))
+        kind, content = "s", _encoded(value if _is_plain(value) else " ".join(value.split()))
     elif isinstance(value, bytes):
         kind, content = "b", value
     elif isinstance(value, Mapping):
@@ -126,6 +152,11 @@ def _add(digest: Any, value: Any) -> None:
     else:
         kind, content = type(value).__name__, _bytes(value)
     digest.update(f"{kind}{len(content)};".encode() + content)
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether all white space in a text is single spaces between others; quick, and may miss some."""
+    return text.isascii() and text.isprintable() and "  " not in text and text == text.strip()
 
 
 def _bytes(value: Any) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cluster.errors import UserError
 from jobs.data.classes import class_columns, features_of, unlabelled
 from jobs.data.compression import open_content
-from jobs.data.examples import BadRow, Example, Rows, bounded, unread
+from jobs.data.examples import BadRow, Cut, Example, Rows, bounded, unread
 from jobs.data.readers import not_utf8
 
 VERSION = 4
@@ -41,29 +41,29 @@ PLAIN = TableForm()
 
 
 def read_separated(separator: str, form: TableForm) -> Callable[[Path], Rows]:
-    """Return what reads a table, its columns separated by `separator`."""
+    """Return what reads a table, its columns separated by `separator`; any process can be sent it."""
+    return partial(_read_table, separator, form)
+
+
+def _read_table(separator: str, form: TableForm, path: Path) -> Rows:
     columns = form.columns
-
-    def read(path: Path) -> Rows:
-        csv.field_size_limit(FIELD_CHARS)
-        with open_content(path) as raw:
-            # What is no UTF-8 becomes surrogates, so that the row they are in can be named, and the next one read.
-            text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            lines = _Lines(text)
-            records = _records(path, csv.reader(lines, delimiter=separator, strict=True, quoting=_quoting(form)), lines)
-            names = _unique(list(columns), "data.columns: ") if columns else _header(records, separator)
-            if isinstance(names, BadRow):
-                yield names
-                return
-            for where, values in records:
-                if columns and _spoken(values) == _spoken(names):
-                    raise UserError(f"{where}: the line is a header with the names of data.columns: leave those out")
-                if isinstance(values, BadRow):
-                    yield values
-                    continue
-                yield bounded(partial(_row, names, values, where, "data.columns" if columns else "the header"), where)
-
-    return read
+    csv.field_size_limit(FIELD_CHARS)
+    with open_content(path) as raw:
+        # What is no UTF-8 becomes surrogates, so that the row they are in can be named, and the next one read.
+        text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        lines = _Lines(text)
+        records = _records(path, csv.reader(lines, delimiter=separator, strict=True, quoting=_quoting(form)), lines)
+        names = _unique(list(columns), "data.columns: ") if columns else _header(records, separator)
+        if isinstance(names, BadRow):
+            yield names
+            return
+        for where, values in records:
+            if columns and _spoken(values) == _spoken(names):
+                raise UserError(f"{where}: the line is a header with the names of data.columns: leave those out")
+            if isinstance(values, BadRow):
+                yield values
+                continue
+            yield bounded(partial(_row, names, values, where, "data.columns" if columns else "the header"), where)
 
 
 def _quoting(form: TableForm) -> Literal[0, 3]:
@@ -174,17 +174,22 @@ def _unique(names: list[str], where: str = "") -> list[str]:
     return names
 
 
-def read_parquet(path: Path) -> Rows:
-    """Read the rows of a Parquet file."""
+def read_parquet(path: Path, cut: Cut | None = None) -> Rows:
+    """Read the rows of a Parquet file, or of some of its row groups.
+
+    Raises:
+        UserError: it breaks off behind a row that can be read, or one of several parts is broken.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number = cut.before if cut else 0
     try:
         file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         _unique(file.schema_arrow.names)
         classes = class_columns(features_of(file.schema_arrow.metadata))
-        for batch in file.iter_batches(batch_size=1024):
+        groups = range(cut.start, cut.end) if cut else None
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups):
             for row in _python_rows(batch):
                 number += 1
                 where = f"{path}: row {number}"
@@ -192,9 +197,29 @@ def read_parquet(path: Path) -> Rows:
     except UserError as error:
         yield unread(str(path), str(error))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is no UTF-8
-        if number:
+        if number or cut:
             raise UserError(f"{path}: broken behind row {number}: {error}") from error
         yield unread(str(path), f"not a readable Parquet file: {error}")
+
+
+def parquet_cuts(path: Path, size: int) -> tuple[Cut, ...]:
+    """Cut a Parquet file between row groups, into parts of at least `size` bytes; none where it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        _unique(file.schema_arrow.names)
+    except (UserError, pyarrow.ArrowException, OSError, ValueError):
+        return ()  # reading it says so
+    cuts, start, before, rows, bytes_ = list[Cut](), 0, 0, 0, 0
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        rows, bytes_ = rows + group.num_rows, bytes_ + group.total_byte_size
+        if bytes_ >= size or number == file.metadata.num_row_groups - 1:
+            cuts.append(Cut(start, number + 1, before, bytes_))
+            start, before, rows, bytes_ = number + 1, before + rows, 0, 0
+    return tuple(cuts)
 
 
 def _python_rows(batch: Any) -> Iterator[Callable[[], dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,10 @@ def _prepare(job: Job) -> Prepared:
     throttle = progress.Throttle(0.5)
     standstill = Standstill(job.folder.stacks(ATTEMPT, 0), job.spec.failures.hang_after_s)
 
-    def on_progress(phase: str, done: int, total: int) -> None:
+    def on_progress(phase: str, done: int, total: int, counts: Mapping[str, float]) -> None:
         standstill.beat()
         if done in (0, total) or throttle.ready():
-            progress.report(phase, done, total)
+            progress.report(phase, done, total, **counts)
 
     trained = trains(job.spec)
     with standstill.watched():

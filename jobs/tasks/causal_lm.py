@@ -43,7 +43,7 @@ from jobs.tasks.examples import ExampleReader, PreferenceReader
 from jobs.tasks.preferences import preference_of
 from jobs.tasks.prompts import prompt_of
 from jobs.tasks.shared_rows import SharesRows
-from jobs.tasks.tokenization import TextFindings
+from jobs.tasks.text_sample import TextFindings
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,11 @@ class CausalLM(SharesRows):
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
         """Draw a share of the sample that a tokenizer is trained on."""
-        return tokenization.observe(self.options.tokenizer, map(self._reader.words, examples))
+        return tokenization.observe(self.options.tokenizer, map(self._reader.words, examples), self.expected_bytes)
+
+    def learns(self) -> bool:
+        """Return whether a tokenizer is trained."""
+        return not self.options.tokenizer.source
 
     def fit(self, findings: TextFindings | None) -> list[str]:
         """Train the tokenizer on the sample, or load the one named in `tokenizer.from`."""
@@ -180,7 +184,7 @@ class CausalLM(SharesRows):
         documents, counted = document_tokens.encode(self.tokenizer, texts)
         counts |= counted
         if self.options.documents == "separate":
-            pieces, documents = packing.documents(documents, end, width) + pieces, []
+            pieces, documents = packing.documents([ids.tolist() for ids in documents], end, width) + pieces, []
         parts = [self._windows(documents, end)] if documents else []
         if pieces or not parts:
             parts.append(packing.pack(pieces, width, self.tokenizer.pad_token_id, self.options.pack))
@@ -335,9 +339,9 @@ class CausalLM(SharesRows):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _windows(self, documents: list[list[int]], end: int) -> Columns:
-        tokens = (token for ids in documents for token in (*ids, end))
-        stream = np.fromiter(tokens, dtype=np.int32)
+    def _windows(self, documents: list[np.ndarray], end: int) -> Columns:
+        ends = np.array([end], dtype=np.int32)
+        stream = np.concatenate([part for ids in documents for part in (ids, ends)])
         return packing.windows(stream, self.options.sequence_length, self.tokenizer.pad_token_id)
 
     def _forward(self, model: torch.nn.Module, batch: Batch) -> Any:

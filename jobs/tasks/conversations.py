@@ -45,6 +45,8 @@ _SHAPES = (("messages",), ("conversations",), ("prompt", "completion"), ("instru
 _WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 COLUMNS = frozenset(key for shape in _SHAPES for key in shape)
 """Columns that make a conversation, some of them two together."""
+_TELLING = COLUMNS | {"chosen", "rejected"}
+"""Without any of these an example is no conversation."""
 NOT_HONOURED = ("rejected", "chosen", "context", "functions", "documents", "images", "image", "videos", "audio",
                  "audios", "chat_template_kwargs", "chat_template", "weight", "train", "loss_weight", "sample_weight",
                  "loss_mask", "completion_mask", "system_prompt", *REASONING)  # fmt: skip
@@ -66,6 +68,8 @@ def is_conversation(example: Mapping[str, Any]) -> bool:
 
     A column that holds null is not there; one of two that make a conversation is half of it.
     """
+    if _TELLING.isdisjoint(example):
+        return False
     return _shape(example) is not None or _is_preference(example) or _half(example) is not None
 
 

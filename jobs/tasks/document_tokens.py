@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
 
+from jobs.tasks import word_cache
 from jobs.tasks.chat_template import special_ids
 from jobs.tasks.tokenization import SPECIAL_TOKENS
 
@@ -18,14 +19,15 @@ COUNTED = {
 """What is counted of texts: name → what it is."""
 
 
-def encode(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], dict[str, np.ndarray]]:
+def encode(tokenizer: Any, texts: list[str]) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Tokenise texts, each behind what the tokenizer puts before it.
 
     Returns:
-        The token ids of each, and the counts of `COUNTED`, each int32 (1,).
+        The token ids of each, int32 (n,), and the counts of `COUNTED`, each int32 (1,).
     """
-    documents, begins = _ids_of(tokenizer, texts), beginning(tokenizer)
-    return [[*begins, *ids] for ids in documents], _counts(tokenizer, documents)
+    documents, begins = _ids_of(tokenizer, texts), np.array(beginning(tokenizer), dtype=np.int32)
+    counts = _counts(tokenizer, documents)
+    return [np.concatenate([begins, ids]) for ids in documents] if len(begins) else documents, counts
 
 
 def beginning(tokenizer: Any) -> list[int]:
@@ -45,21 +47,34 @@ def unknown_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(both - {None, tokenizer.eos_token_id})  # of some, that is the end token
 
 
-def _ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of each text, whole and without special ones: 1.5 times as fast as calling the tokenizer."""
+def _ids_of(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
+    """Return the token ids of each text, whole and without special ones that are not written in it."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may ask for both, as a call of transformers' would undo too
     backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    words = word_cache.of(tokenizer)
+    if words is not None:
+        return words.encode(texts)
+    found = backend.encode_batch_fast(texts, add_special_tokens=False)  # 1.5 times as fast as calling the tokenizer
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
 
 
-def _counts(tokenizer: Any, documents: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+def _counts(tokenizer: Any, documents: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Count of texts, given by their own token ids, what `COUNTED` says: int32 (1,) each."""
     unknown = unknown_ids(tokenizer)
     looked_for = {"special_texts": special_ids(tokenizer) - unknown, "unknown": unknown}
     found = {"begun": len(documents) * bool(beginning(tokenizer))}
-    found |= {name: sum(not these.isdisjoint(ids) for ids in documents) for name, these in looked_for.items()}
+    found |= {name: _holding(documents, these) for name, these in looked_for.items()}
     return {name: np.array([count], dtype=np.int32) for name, count in found.items()}
+
+
+def _holding(documents: Sequence[np.ndarray], these: Set[int]) -> int:
+    """Count the documents, int32 (n,) each, that hold one of some ids."""
+    if not documents or not these:
+        return 0
+    places = np.flatnonzero(np.isin(np.concatenate(documents), np.array(sorted(these))))
+    ends = np.cumsum([len(ids) for ids in documents])
+    return len(np.unique(np.searchsorted(ends, places, side="right")))
 
 
 def bytes_per_token(tokenizer: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ from jobs.tasks.labels import chosen, column_of
 from jobs.tasks.messages import is_nothing, text_of
 from jobs.tasks.pair_options import Seq2SeqOptions
 from jobs.tasks.text_rows import filled
-from jobs.tasks.tokenization import TextFindings
+from jobs.tasks.text_sample import TextFindings
 
 PAIRS_FILE = "seq2seq.json"
 MAX_LENGTH = 128
@@ -82,7 +82,12 @@ class PairRows(Task):
 
     def observe(self, examples: Sequence[Mapping[str, Any]]) -> TextFindings | None:
         """Draw a share of the sample that a tokenizer is trained on, of both sides."""
-        return tokenization.observe(self.options.tokenizer, [text for each in examples for text in self._pair(each)])
+        texts = [text for each in examples for text in self._pair(each)]
+        return tokenization.observe(self.options.tokenizer, texts, self.expected_bytes)
+
+    def learns(self) -> bool:
+        """Return whether a tokenizer is trained."""
+        return not self.options.tokenizer.source
 
     def fit(self, findings: TextFindings | None) -> list[str]:
         """Train the tokenizer on the sample, or load the one named in `tokenizer.from`."""

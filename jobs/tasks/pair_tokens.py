@@ -14,7 +14,8 @@ import numpy as np
 from jobs.tasks import IGNORED, Batch, Columns, TaskSetupError, tokenization, unigram
 from jobs.tasks.chat_template import special_texts
 from jobs.tasks.document_tokens import unknown_ids
-from jobs.tasks.tokenization import END_OF_TEXT, TextFindings, TokenizerOptions
+from jobs.tasks.text_sample import TextFindings
+from jobs.tasks.tokenization import END_OF_TEXT, TokenizerOptions
 
 COUNTED: Mapping[str, str] = {
     "cut_source": "sources are longer than task.max_source_length and were cut",

@@ -85,6 +85,10 @@ class Task:
     options: Any
     """The task's own `Options`."""
 
+    expected_bytes: int = 0
+    """About how many bytes of examples are to be observed in all: `observe` may leave out what `fit` will hardly need.
+    Findings then say by `suffices` whether they hold all that is needed; if not, all is observed again with 0."""
+
     said: Sequence[str] = ()
     """Sentences about the weights that `load_model` read last: what was left out, or is random until trained."""
 
@@ -183,6 +187,10 @@ class Task:
         chunks were cut; they are merged in the order of the data. None where there is nothing to learn.
         """
         return None
+
+    def learns(self) -> bool:
+        """Return whether `fit` needs findings; False spares a reading of all examples."""
+        return True
 
     def fit(self, findings: Any) -> list[str]:
         """Learn from the merged findings what encoding needs: labels, statistics, a tokenizer.

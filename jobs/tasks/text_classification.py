@@ -110,7 +110,8 @@ class TextClassification(Classifier):
         texts = [text for example in examples for text in self._texts(example)]
         labels = frozenset(self._label(example) for example in examples)
         kinds = frozenset(kind_of(example[self.options.label_column]) for example in examples)
-        return ClassFindings(labels, tokenization.observe(self.options.tokenizer, texts), kinds)
+        drawn = tokenization.observe(self.options.tokenizer, texts, self.expected_bytes)
+        return ClassFindings(labels, drawn, kinds)
 
     def fit(self, findings: ClassFindings) -> list[str]:
         """Learn the labels, and the tokenizer unless a parent's is kept."""

@@ -12,7 +12,8 @@ from jobs.tasks import Batch, Columns, TaskError
 from jobs.tasks.chat_template import special_ids
 from jobs.tasks.document_tokens import unknown_ids
 from jobs.tasks.messages import is_blank
-from jobs.tasks.tokenization import END_OF_TEXT, TextFindings
+from jobs.tasks.text_sample import TextFindings
+from jobs.tasks.tokenization import END_OF_TEXT
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class ClassFindings:
     texts: TextFindings | None
     kinds: frozenset[str] = frozenset()
     """What the labels are, in words: text, numbers."""
+
+    @property
+    def suffices(self) -> bool:
+        """True where the sample of the texts is whole."""
+        return self.texts is None or self.texts.suffices
 
     def merged(self, later: ClassFindings) -> ClassFindings:
         """Return the findings of both chunks."""

@@ -1,16 +1,12 @@
 """Tokenizers: trained on the data (byte-level BPE, single characters, whole words), or loaded.
 
-A BPE or a list of words is trained on a sample of stated size, drawn by a hash of each text: which texts are in it
-depends neither on how the data was cut into chunks nor on where these were read. Characters are all kept.
+A BPE or a list of words is trained on a sample of stated size (jobs/tasks/text_sample.py). Characters are all kept.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +14,13 @@ from pydantic import Field, model_validator
 
 from jobs.tasks import TaskError, TaskOptions, TaskSetupError, unigram
 from jobs.tasks.chat_template import CHATML
+from jobs.tasks.text_sample import TextFindings, drawn
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
          "merges.txt", "vocab.txt", "tokenizer.model")  # fmt: skip
 """What decides how a text becomes tokens, in the layouts that transformers reads."""
-PIECE = 1 << 20
-"""Longer texts are drawn in pieces of so many characters, cut where a line begins."""
 
 
 class TokenizerOptions(TaskOptions):
@@ -64,63 +59,20 @@ class TokenizerOptions(TaskOptions):
         return bool(self.train or self.source)
 
 
-@dataclass(frozen=True)
-class TextFindings:
-    """What a tokenizer is trained on, out of one chunk or many."""
+def observe(options: TokenizerOptions, texts: Iterable[str], expected_bytes: int = 0) -> TextFindings | None:
+    """Return what `obtain` needs of some texts; None for a tokenizer that is loaded.
 
-    limit: int
-    """Bytes that the sample may hold."""
-    texts: tuple[tuple[bytes, str], ...] = ()
-    """(hash, text); those of the smallest hashes are the sample."""
-    size: int = 0
-    """Bytes of the texts kept."""
-    characters: frozenset[str] = frozenset()
-    seen_bytes: int = 0
-
-    def merged(self, later: TextFindings) -> TextFindings:
-        """Return the findings of both chunks."""
-        texts, size = self.texts + later.texts, self.size + later.size
-        if size > 2 * self.limit:  # now and then is enough: the sample is the same
-            texts = _smallest(texts, self.limit)
-            size = sum(len(text.encode()) for _, text in texts)
-        seen_bytes = self.seen_bytes + later.seen_bytes
-        return TextFindings(self.limit, texts, size, self.characters | later.characters, seen_bytes)
-
-    @property
-    def sample(self) -> list[str]:
-        """The texts drawn."""
-        return [text for _, text in _smallest(self.texts, self.limit)]
-
-
-def _smallest(texts: tuple[tuple[bytes, str], ...], limit: int) -> tuple[tuple[bytes, str], ...]:
-    """Return the texts of the smallest hashes, as many as fit: of a union it is that of the parts' own smallest."""
-    ordered = sorted(texts)
-    sizes = accumulate(len(text.encode()) for _, text in ordered)
-    return tuple(entry for entry, size in zip(ordered, sizes, strict=True) if size <= limit)
-
-
-def observe(options: TokenizerOptions, texts: Iterable[str]) -> TextFindings | None:
-    """Return what `obtain` needs of some texts; None for a tokenizer that is loaded."""
+    Args:
+        expected_bytes: about how much text there is in all. Where it is far more than the sample, texts whose hashes
+            are so high that they will hardly be in it are left out at once. 0: none is.
+    """
     if options.source:
         return None
     texts = list(texts)
     seen_bytes, limit = sum(len(text.encode()) for text in texts), options.sample_mb * 1_000_000
     if options.train == "char":
         return TextFindings(limit, (), 0, frozenset().union(*map(set, texts)), seen_bytes)
-    seed = options.sample_seed.to_bytes(8, "little")
-    pieces = [piece for text in texts for piece in _pieces(text)]
-    hashed = tuple((hashlib.blake2b(piece.encode(), digest_size=16, salt=seed).digest(), piece) for piece in pieces)
-    return TextFindings(limit, hashed, seen_bytes, frozenset(), seen_bytes)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > PIECE:
-        end = text.find("\n", start + PIECE // 2, start + PIECE)
-        end = start + PIECE if end < 0 else end
-        yield text[start:end]
-        start = end
-    yield text[start:]
+    return drawn(texts, limit, options.sample_seed, expected_bytes)
 
 
 def obtain(options: TokenizerOptions, findings: TextFindings | None) -> tuple[Any, list[str]]:
@@ -132,10 +84,10 @@ def obtain(options: TokenizerOptions, findings: TextFindings | None) -> tuple[An
     if options.train == "char":
         return train("char", options.vocab_size, findings.characters), []
     sample = findings.sample
-    drawn, seen = sum(len(text.encode()) for text in sample) / 1e6, findings.seen_bytes / 1e6
-    share = f"{drawn:.1f} of {seen:.1f} MB of text, drawn by tokenizer.sample_seed {options.sample_seed}"
+    taken, seen = sum(len(text.encode()) for text in sample) / 1e6, findings.seen_bytes / 1e6
+    share = f"{taken:.1f} of {seen:.1f} MB of text, drawn by tokenizer.sample_seed {options.sample_seed}"
     tokenizer = train(options.train or "bpe", options.vocab_size, sample)
-    return tokenizer, [f"tokenizer trained on {share if drawn < seen else f'all {seen:.1f} MB of text'}"]
+    return tokenizer, [f"tokenizer trained on {share if taken < seen else f'all {seen:.1f} MB of text'}"]
 
 
 def train(kind: str, vocab_size: int, texts: Iterable[str]) -> Any:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cluster.errors import UserError
 from jobs.data import prepare, splitting, stream
 from jobs.data.examples import BadRows, Example, Source
+from jobs.data.said import said_of_overlap, said_of_split
 from jobs.spec import DataSpec, JobSpec, LoraSpec
 from jobs.tasks import IGNORED, TaskError, is_ours, preference_loss
 from jobs.tasks.causal_lm import CausalLM
@@ -194,7 +195,7 @@ def sides(rows: list[dict[str, Any]], **data: Any) -> tuple[list[set[str]], list
     survey, settings = reading.survey(BadRows()), DataSpec.model_validate(data)
     found = list(stream.told_apart(reading, survey, settings))
     prompts = [{row["prompt"].strip() for split, row in found if split == side} for side in ("train", "eval")]
-    return prompts, stream.said_of_split(survey, settings)
+    return prompts, said_of_split(survey, settings)
 
 
 def test_pairs_of_one_prompt_are_on_one_side_of_the_split() -> None:
@@ -221,7 +222,7 @@ def test_held_out_prompts_that_are_in_the_training_data_are_counted() -> None:
         return stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), dpo()).survey(BadRows())
 
     held = [pair(0), {**pair(1), "chosen": "another answer"}, pair(9)]
-    assert stream.said_of_overlap(survey([pair(0), pair(1)]), survey(held)) == [
+    assert said_of_overlap(survey([pair(0), pair(1)]), survey(held)) == [
         "1 of 3 held-out examples are also in the training data",
         "1 of 3 held-out examples have a prompt of the training data",
     ]

@@ -65,7 +65,7 @@ def test_second_time_is_read_from_the_cache(corpus, tmp_path):
     first, events = run(spec, corpus, tmp_path / "s")
     second, no_events = run(spec, corpus, tmp_path / "s")
     assert (first.cached, second.cached) == (False, True)
-    assert {"read", "fit", "encode"} == {phase for phase, _, _ in events}
+    assert {"read", "fit", "encode"} == {phase for phase, *_ in events}
     assert no_events == []
     assert (first.train_rows, first.eval_rows) == (second.train_rows, second.eval_rows)
     assert first.eval_rows > 0

@@ -6,6 +6,7 @@ import pytest
 from cluster.errors import UserError
 from jobs.data import splitting, stream
 from jobs.data.examples import BadRows, Example, Source
+from jobs.data.said import said_of_content, said_of_split
 from jobs.spec import DataSpec
 from jobs.tasks import get
 
@@ -17,7 +18,7 @@ def apart(examples: list[dict], task: str = "causal-lm", **data) -> tuple[list[d
     survey = reading.survey(BadRows(most=9))
     found = list(stream.told_apart(reading, survey, settings))
     sides = ([dict(e) for s, e in found if s == side] for side in ("train", "eval"))
-    return *sides, stream.said_of_split(survey, settings)
+    return *sides, said_of_split(survey, settings)
 
 
 def texts(*values: str) -> list[dict]:
@@ -117,7 +118,7 @@ def test_copies_that_differ_in_white_space_only_lie_on_one_side():
 def test_copies_with_another_label_are_said():
     rows = [{"text": text, "label": label} for text, label in ("ax", "ay", "ay", "bx", "bx", "by", "bz", "cx")]
     reading = stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), get("text-classification")())
-    said = stream.said_of_content(reading.survey(BadRows()))
+    said = said_of_content(reading.survey(BadRows()))
     assert said == ["3 of 8 examples are copies of an earlier one with another target"]
     rows[:] = [{"text": "a", "label": 1}, {"text": "a", "label": "1"}, {"text": "b", "label": 2}]
-    assert stream.said_of_content(reading.survey(BadRows())) == []
+    assert said_of_content(reading.survey(BadRows())) == []

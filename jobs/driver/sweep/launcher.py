@@ -107,10 +107,10 @@ class Trials:
         job, throttle = self._job, progress.Throttle(0.5)
         standstill = Standstill(job.folder.stacks(ATTEMPT, 0), job.spec.failures.hang_after_s)
 
-        def on_progress(phase: str, done: int, total: int) -> None:
+        def on_progress(phase: str, done: int, total: int, counts: Mapping[str, float]) -> None:
             standstill.beat()
             if done in (0, total) or throttle.ready():
-                progress.report(phase, done, total)
+                progress.report(phase, done, total, **counts)
 
         with standstill.watched():
             prepared = prepare.prepare(spec, job.base, job.storage, parent=job.parent, on_progress=on_progress)

@@ -1,0 +1,196 @@
+"""Preparing text: MB/s, and the most memory that each process takes, beside Hugging Face's `datasets.map`.
+
+    python benchmarks/preparation.py [--gb 0.2] [--processes 2] [--rounds 1] [--only tandem|datasets]
+
+Text of N GB is generated, one document a line of JSON (600 characters on average, words by Zipf's law), with a
+byte-level BPE of 8,192 tokens that was trained on some of it. Then, in turns, each as a process of its own:
+
+    tandem    the preparation of a causal-lm job (jobs/data/prepare.py) by processes of this machine: check, hash,
+              split, encode, pack into rows of 513 tokens, write Arrow files with their digests
+    datasets  load_dataset("json"), map(tokenise, batched), map(pack, batched, rows of 513 tokens), save_to_disk
+
+Both with the same tokenizer and as many processes. Memory is the largest VmHWM of the process that began and of each of
+its children, which counts pages of mapped files as well; `own` is the largest RssAnon seen, without these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+LENGTH = 512
+LOOK_S = 0.2
+
+
+def generate(path: Path, size: int) -> None:
+    """Write about `size` bytes of documents."""
+    draw = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    weights = [1 / rank for rank in range(1, len(letters) + 1)]
+    words = ["".join(draw.choices(letters, weights, k=draw.randint(2, 10))) for _ in range(50_000)]
+    shares = [1 / rank for rank in range(1, len(words) + 1)]
+    written, number = 0, 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < size:
+            stream = draw.choices(words, shares, k=200_000)
+            at = 0
+            while at < len(stream):
+                count = draw.randint(20, 200)
+                line = json.dumps({"text": f"{number}. " + " ".join(stream[at : at + count]).capitalize() + "."}) + "\n"
+                file.write(line)
+                written, at, number = written + len(line), at + count, number + 1
+
+
+def train_tokenizer(path: Path, folder: Path) -> None:
+    """Train the tokenizer that both use on the first lines."""
+    from jobs.tasks import tokenization
+
+    with path.open(encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for _, line in zip(range(10_000), file, strict=False)]
+    tokenization.train("bpe", 8192, texts).save_pretrained(folder)
+
+
+def by_tandem(folder: Path, processes: int) -> None:
+    """Prepare the text as a job does, with as many processes as this one may use CPUs."""
+    from jobs.data import prepare
+    from jobs.data.ranges import Sizes
+    from jobs.spec import JobSpec
+
+    spec = {
+        "name": "x",
+        "phase": "pretrain",
+        "task": {"name": "causal-lm", "sequence_length": LENGTH, "tokenizer": {"from": str(folder / "tokenizer")}},
+        "model": {"architecture": "llama"},
+        "data": {"train": "text.jsonl", "eval_fraction": 0.01},
+        "training": {"steps": 1},
+    }
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processes])
+    checked, sizes = JobSpec.model_validate(spec), Sizes(spread_bytes=0)
+    made = prepare.prepare(checked, folder, folder / "made", parent=None, on_progress=lambda *_: None, sizes=sizes)
+    print(json.dumps({"tokens": (made.train_rows + made.eval_rows) * LENGTH}))
+
+
+def by_datasets(folder: Path, processes: int) -> None:
+    """Tokenise and pack as the examples of transformers do (run_clm.py)."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+    def tokenise(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return {"input_ids": [[*each, tokenizer.eos_token_id] for each in ids]}
+
+    def pack(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        stream = [token for ids in batch["input_ids"] for token in ids]
+        return {"input_ids": [stream[at : at + LENGTH + 1] for at in range(0, len(stream) - LENGTH, LENGTH)]}
+
+    text = datasets.load_dataset("json", data_files=str(folder / "text.jsonl"), cache_dir=str(folder / "made"))["train"]
+    tokens = text.map(tokenise, batched=True, num_proc=processes, remove_columns=["text"])
+    rows = tokens.map(pack, batched=True, num_proc=processes)
+    rows.save_to_disk(folder / "made" / "rows", num_proc=processes)
+    print(json.dumps({"tokens": len(rows) * LENGTH}))
+
+
+def watched(command: list[str]) -> dict[str, float]:
+    """Run a process; return its seconds and the most memory of it and of its largest child, in MB."""
+    began, before = time.monotonic(), _cpu_seconds()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    most: dict[tuple[bool, str], float] = {}
+    while process.poll() is None:
+        time.sleep(LOOK_S)
+        for pid in [process.pid, *_children(process.pid)]:
+            for name, value in _memory(pid).items():
+                key = (pid == process.pid, name)
+                most[key] = max(most.get(key, 0.0), value)
+    said = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}")
+    names = {(True, "VmHWM"): "first_mb", (True, "RssAnon"): "first_own_mb"}
+    names |= {(False, "VmHWM"): "child_mb", (False, "RssAnon"): "child_own_mb"}
+    found = {name: most.get(key, 0.0) for key, name in names.items()}
+    spent = {"seconds": time.monotonic() - began, "cpu_seconds": _cpu_seconds() - before}
+    return {**spent, **found, **json.loads(said.splitlines()[-1])}
+
+
+def _cpu_seconds() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _memory(pid: int) -> dict[str, float]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith(("VmHWM", "RssAnon"))}
+
+
+def compare(folder: Path, gb: float, processes: int, rounds: int, only: str | None) -> None:
+    """Print a line for each run, and the ratio of the best ones."""
+    generate(folder / "text.jsonl", int(gb * 1e9))
+    train_tokenizer(folder / "text.jsonl", folder / "tokenizer")
+    size, best = (folder / "text.jsonl").stat().st_size, dict[str, tuple[float, float]]()
+    kinds = [kind for kind in ("tandem", "datasets") if only in (None, kind)]
+    for kind in kinds * rounds:
+        command = [sys.executable, __file__, "--as", kind, "--folder", str(folder), "--processes", str(processes)]
+        found = watched(command)
+        shutil.rmtree(folder / "made", ignore_errors=True)
+        rate, per_cpu = size / 1e6 / found["seconds"], size / 1e6 / found["cpu_seconds"]
+        best[kind] = max(best.get(kind, (0.0, 0.0)), (rate, per_cpu))
+        memory = ", ".join(
+            f"{name} {found[name]:.0f}" for name in ("first_mb", "first_own_mb", "child_mb", "child_own_mb")
+        )
+        print(
+            f"{kind:9s} {size / 1e9:.2f} GB {found['seconds']:7.1f} s {rate:6.1f} MB/s {per_cpu:6.1f} MB a CPU second",
+            end="  ",
+        )
+        print(f"{memory}  tokens {found['tokens']}")
+    if len(best) == 2:
+        rates, per_cpus = (best["tandem"][at] / best["datasets"][at] for at in (0, 1))
+        print(f"tandem / datasets: {rates:.2f} in MB/s, {per_cpus:.2f} in MB a CPU second")
+
+
+def main() -> None:
+    """Compare; or be one of those that are compared."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=0.2)
+    parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", choices=["tandem", "datasets"])
+    parser.add_argument("--as", dest="kind", choices=["tandem", "datasets"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.kind:
+        {"tandem": by_tandem, "datasets": by_datasets}[arguments.kind](arguments.folder, arguments.processes)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compare(Path(folder), arguments.gb, arguments.processes, arguments.rounds, arguments.only)
+
+
+if __name__ == "__main__":
+    main()

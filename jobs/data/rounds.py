@@ -1,0 +1,188 @@
+"""The rounds of a preparation over the ranges of its sources: survey, observe, encode. It is decided here who does one.
+
+    few bytes                               this process, one range after the other
+    ranges that any process can read        a task for each: the cluster's, or a process of this machine
+    a range that only this process can      it is read here, and its chunks are worked on by tasks
+    read, or that cannot be cut
+
+What comes of a range, the borders of its chunks too, is the same in all cases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs import progress
+from jobs.data import chunks, ranges, shares, spread, stream, surveying, unfinished
+from jobs.data.chunks import Encoded
+from jobs.data.examples import BadRows, Example
+from jobs.data.meter import Meter, OnProgress
+from jobs.data.ranges import Sizes
+from jobs.data.shares import Share
+from jobs.data.stream import Split
+from jobs.data.surveying import Reading, Surveyed
+from jobs.spec import TaskSpec
+
+Chunk = tuple[str, list[Example]]
+"""Examples, and the name of the file they go to."""
+
+
+def layout_of(readings: list[Reading], sizes: Sizes) -> str:
+    """Return what decides the files of a preparation besides its digest."""
+    of_ranges = [[reading.name, [part.size for part in reading.ranges]] for reading in readings]
+    return json.dumps([ranges.VERSION, sizes.range_bytes, stream.CHUNK_BYTES, of_ranges])
+
+
+class Rounds:
+    """Goes over the ranges, round by round."""
+
+    def __init__(
+        self, directory: Path, on_progress: OnProgress, sizes: Sizes, most_bad: int, helpers: spread.Helpers
+    ) -> None:
+        """Take the preparation's folder, who is told of progress, from how many bytes on others work too, and these."""
+        self._directory, self._on_progress, self._most_bad = directory, on_progress, most_bad
+        self._sizes, self._helpers = sizes, helpers
+        self._unseen = False
+        """True once a task did not find the files: from then on they are read here."""
+
+    def survey(self, readings: list[Reading], bad: BadRows, drop: bool) -> Iterator[Surveyed]:
+        """Survey sources one after the other. Raises as surveying.gathered does."""
+        size = sum(ranges.disk_size(reading.source) for reading in readings)
+        meter = self._meter("read", size)
+        for reading in readings:
+            todo = [self._share(reading, number) for number in range(len(reading.ranges))]
+            alone = len(todo) == 1 or not all(map(_can_be_sent, todo))
+            place = "here" if alone else self._place(ranges.disk_size(reading.source))
+            done = self._everywhere(_survey, iter(todo), place, meter, bool)
+            yield surveying.gathered(reading, bad, drop, done, self._sizes.listed)
+        meter.end()
+
+    def observe(self, task: TaskSpec, skip_bad: bool, of: Surveyed, expected_bytes: int) -> Any:
+        """Return what a task finds in the training examples; `expected_bytes`: see Task."""
+        meter, place = self._meter("fit", of.survey.size), self._place(of.survey.size)
+        work = partial(_observe, task, skip_bad, expected_bytes)
+        found = self._everywhere(work, self._todo(of, place, frozenset({"train"})), place, meter, lambda made: made[0])
+        whole = shares.merged(observed for _, observed in found)
+        meter.end()
+        return whole
+
+    def encode(self, task: TaskSpec, splits: frozenset[Split], of: list[Surveyed]) -> Iterator[Encoded]:
+        """Encode the splits that are wanted, file by file, in order."""
+        size = sum(found.survey.size for found in of)
+        meter, place, there = self._meter("encode", size), self._place(size), 0
+        todo = (item for found in of for item in self._todo(found, place, splits))
+        work = partial(_encode, task, self._directory, splits)
+        for made in self._everywhere(work, todo, place, meter, lambda made: made is not None):
+            there += sum(encoded.was_there for encoded in made or ())
+            yield from made or ()
+        meter.end()
+        if there:
+            progress.say(f"{there} files of rows were there from a preparation that did not come to its end")
+
+    def _goes_out(self, share: Share) -> bool:
+        """Tell whether a range is encoded as a whole by another process: it is one of several, and not too large."""
+        size = share.source.size or 0
+        return bool(share.suffix) and size <= 2 * self._sizes.range_bytes and _can_be_sent(share)
+
+    def _place(self, size: int) -> spread.Place:
+        return "here" if size < self._sizes.spread_bytes else spread.elsewhere()
+
+    def _meter(self, phase: str, size: int) -> Meter:
+        return Meter(phase, size, self._on_progress, self._directory / unfinished.PULSES)
+
+    def _share(self, reading: Reading, number: int, of: Surveyed | None = None) -> Share:
+        several = len(reading.ranges) > 1
+        return Share(
+            f"{reading.name}-{number:06d}",
+            reading.ranges[number],
+            reading.checker,
+            reading.limit,
+            reading.survey_file(number),
+            self._most_bad,
+            _unheard,
+            of.division(number) if of else None,
+            ends=reading.name == "held-out",
+            suffix=f"-{number:06d}" if several else "",
+        )
+
+    def _todo(self, of: Surveyed, place: spread.Place, splits: frozenset[Split]) -> Iterator[Share | Chunk]:
+        """Yield the ranges of a source, or the chunks of those that have to be read here."""
+        for number in range(len(of.reading.ranges)):
+            share = self._share(of.reading, number, of)
+            if place == "here" or (not self._unseen and self._goes_out(share)):
+                yield share
+            else:
+                yield from shares.numbered(share, splits)
+
+    def _everywhere(
+        self,
+        work: Callable[[Share | Chunk], Any],
+        todo: Iterator[Share | Chunk],
+        place: spread.Place,
+        meter: Meter,
+        was_read: Callable[[Any], bool],
+    ) -> Iterator[Any]:
+        """Do `work` on each range or chunk, in order; a range whose files were not found elsewhere is done here."""
+        sent = deque[Share | Chunk]()
+
+        def items() -> Iterator[Share | Chunk]:
+            for unit in todo:
+                sent.append(_told(unit, place, meter))
+                yield sent[-1]
+
+        for made in self._helpers.do(work, items(), place, meter.look):
+            unit = sent.popleft()
+            if isinstance(unit, Share):
+                if not was_read(made):
+                    self._say_unseen(unit)
+                    made = work(_told(unit, "here", meter))
+                meter.settle(unit.name)
+            else:
+                meter.add(len(unit[1]), sum(map(stream.size_of, unit[1])))
+            yield made
+
+    def _say_unseen(self, share: Share) -> None:
+        if not self._unseen:
+            progress.say(f"not every machine of the cluster sees {share.source.name}: the driver reads it for them")
+        self._unseen = True
+
+
+def _unheard(rows: int, size: int) -> None:
+    raise AssertionError("nobody is told yet how far a range is")
+
+
+def _told(unit: Share | Chunk, place: spread.Place, meter: Meter) -> Share | Chunk:
+    """Let a range tell the meter how far it is, from here or through a file."""
+    if not isinstance(unit, Share):
+        return unit
+    return (
+        replace(unit, pulse=meter.add, is_here=True) if place == "here" else replace(unit, pulse=meter.pulse(unit.name))
+    )
+
+
+def _can_be_sent(share: Share) -> bool:
+    """Tell whether another process can read a range."""
+    return ranges.can_be_sent(share.source, share.checker)
+
+
+def _survey(unit: Share | Chunk) -> bool:
+    assert isinstance(unit, Share), "what is surveyed is a range"
+    return shares.survey(unit)
+
+
+def _observe(task: TaskSpec, skip_bad: bool, expected_bytes: int, unit: Share | Chunk) -> tuple[bool, Any]:
+    if isinstance(unit, Share):
+        return shares.observe(task, skip_bad, expected_bytes, unit)
+    return True, chunks.observe(task, skip_bad, expected_bytes, unit[1])
+
+
+def _encode(task: TaskSpec, directory: Path, splits: frozenset[Split], unit: Share | Chunk) -> list[Encoded] | None:
+    if isinstance(unit, Share):
+        return shares.encode(task, directory, splits, unit)
+    return [chunks.encode(task, directory, unit)]

@@ -1,0 +1,66 @@
+"""A preparation of many small ranges by a slow task of its own, in a process that can be killed.
+
+python -m tests.support.slow_preparation FOLDER STORAGE [cluster]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from jobs.data import prepare, spread
+from jobs.data.prepare import Prepared
+from jobs.data.ranges import Sizes
+from jobs.spec import JobSpec
+
+HERE, SPREAD = Sizes(4_000, 1 << 40), Sizes(4_000, 0)
+"""All in one process; a process or a task for each range of 4 kB."""
+ROOT = Path(__file__).parents[2]
+TASK = """
+import os, time
+import numpy as np
+from jobs.tasks import Task
+
+class Slow(Task):
+    name = "slow"
+
+    def encode(self, examples):
+        time.sleep(float(os.environ.get("SLOW_S", 0)))
+        numbers = np.array([example["n"] for example in examples], np.int32)
+        return {"n": numbers, "targets": np.ones_like(numbers)}
+"""
+
+
+def lay_out(folder: Path) -> None:
+    """Write the task and 6,000 rows."""
+    (folder / "own_slow.py").write_text(TASK)
+    (folder / "x.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in range(6000)))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the variables with which a process finds Tandem and the task."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+def made(folder: Path, storage: str, sizes: Sizes) -> Prepared:
+    """Prepare the rows."""
+    spec = {
+        "name": "x",
+        "phase": "pretrain",
+        "task": "own_slow:Slow",
+        "model": {"architecture": "x"},
+        "data": {"train": "x.jsonl", "eval_fraction": 0.1},
+        "training": {"steps": 1},
+    }
+    checked = JobSpec.model_validate(spec)
+    return prepare.prepare(checked, folder, folder / storage, parent=None, on_progress=lambda *_: None, sizes=sizes)
+
+
+if __name__ == "__main__":
+    if sys.argv[3:] == ["cluster"]:
+        from cluster.connect import init_ray
+
+        init_ray(runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}})
+    print(spread.elsewhere(), made(Path(sys.argv[1]), sys.argv[2], SPREAD).rows)
