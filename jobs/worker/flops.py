@@ -3,7 +3,7 @@
 Counted from the operations themselves, once or twice for each shape of a micro-batch, as torch's FlopCounterMode does:
 two for each multiplication and addition of matrix products, convolutions and attention, nothing for the rest. It makes
 6 N + 12 L H Q T a token of a decoder (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B: N weights in products,
-L layers, H heads of size Q, T tokens); attention counts whole, be it causal or not. Unlike torch's:
+L layers, H heads of size Q, T tokens); attention counts whole, be it causal, within documents, or not. Unlike torch's:
 
 - What is computed a second time to save memory does not count: layers under gradient checkpointing, and the scores
   within the backward pass of fused attention.
@@ -24,7 +24,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from cluster.precision import Precision
-from jobs.tasks import Batch
+from jobs.tasks import Batch, document_attention
 from jobs.worker.torch_internals import GROUPED_PRODUCT, TorchDispatchMode
 
 MOST_SHAPES = 32
@@ -82,6 +82,8 @@ FORMULAS: dict[Any, Formula] = {
     **{operation: flop_registry[operation] for operation in _PRODUCTS},
     **{getattr(aten, f"_scaled_dot_product_{kind}"): _attention for kind in _KINDS_OF_ATTENTION},
     **{getattr(aten, f"_scaled_dot_product_{kind}_backward"): _attention_backward for kind in _KINDS_OF_ATTENTION},
+    document_attention.ON_CPU: _attention,
+    document_attention.ON_CPU_BACKWARD: _attention_backward,
     GROUPED_PRODUCT: _grouped,
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: _recurrent_backward,
