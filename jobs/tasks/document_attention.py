@@ -49,7 +49,7 @@ def attend(
     if alike and query.device.type == "cpu":
         made: torch.Tensor = ON_CPU(query, key, value, bounds(documents), scale)[0]
         return made
-    if alike and query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+    if alike and query.device.type == "cuda" and _has_lengths(query):
         return _of_lengths(query, key, value, documents, scale)
     return scaled_dot_product_attention(query, key, value, attn_mask=_mask(documents), dropout_p=dropout, scale=scale)
 
@@ -64,6 +64,12 @@ def _mask(documents: torch.Tensor) -> torch.Tensor:
     """Return which tokens see which, (B, 1, S, S), of documents (B, S)."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril()
+
+
+def _has_lengths(query: torch.Tensor) -> bool:
+    """Say whether flash attention takes queries (B, H, S, D) on this GPU: Ampere or later, up to 256 numbers a head."""
+    recent = torch.cuda.get_device_capability(query.device)[0] >= 8
+    return recent and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
 
 
 def _of_lengths(

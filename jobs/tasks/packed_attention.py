@@ -45,7 +45,7 @@ def use(model: torch.nn.Module, longest: int) -> None:
     put(model, NAME, attention)
     try:
         apart = isolation.leak(model, longest, numbered=True) is None
-    except (Unknown, TypeError, ValueError):
+    except (Unknown, TypeError, ValueError, RuntimeError):
         apart = False
     if not apart:
         inner.set_attn_implementation(before)

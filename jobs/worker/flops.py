@@ -57,6 +57,18 @@ def _attention_backward(_: torch.Tensor, *qkv: Any, **__: Any) -> int:
     return 2 * _attention(*qkv)
 
 
+def _lengths(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any, **__: Any) -> int:
+    """Count attention of rows of documents, one after another, (T, H, D), as that of whole rows of `longest` tokens."""
+    _, _, longest, *_ = others
+    return 2 * query.shape[:-1].numel() * int(longest) * (query.shape[-1] + value.shape[-1])
+
+
+def _lengths_backward(_: torch.Tensor, *given: Any, **__: Any) -> int:
+    """Count four products, as above; what came forward, (T, H, D), and the sums of its weights come between."""
+    query, key, value, _made, _sums, *others = given
+    return 2 * _lengths(query, key, value, *others)
+
+
 def _grouped(left: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
     """Count the products of experts: (T, I) by (E, I, O), (E, M, I) by (I, T), or (I, T) by (T, O).
 
@@ -88,6 +100,11 @@ FORMULAS: dict[Any, Formula] = {
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: _recurrent_backward,
 }
+BY_NAME: dict[str, Formula] = {
+    "torch_attn._varlen_attn": _lengths,
+    "torch_attn._varlen_attn_backward": _lengths_backward,
+}
+"""Of operations that are there once torch.nn.attention.varlen is imported, which takes a second."""
 _MULTIPLIES = re.compile(r"(^|_)(rnn|mv|addmv|\w*mm|\w*matmul|linear|\w*conv\w*|attention|cdist|trilinear)(_|$)")
 _KNOWN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional"})
 
@@ -122,8 +139,9 @@ class FlopCounter(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = getattr(func, "overloadpacket", None)
-        if name in FORMULAS:
-            self.flops += FORMULAS[name](*args, **kwargs, out_val=out)
+        formula = FORMULAS.get(name) or BY_NAME.get(str(name))
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
         elif name is None or func.namespace not in _KNOWN_NAMESPACES or _MULTIPLIES.search(name.__name__):
             self.unknown.add(str(func))
 
