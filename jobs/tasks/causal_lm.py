@@ -29,6 +29,7 @@ from jobs.tasks import (
     generation,
     isolation,
     language_models,
+    packed_attention,
     packing,
     preference_figures,
     preference_learning,
@@ -86,9 +87,8 @@ class CausalLM(SharesRows):
         self._for_data = options is not None
         """False where only a model directory is loaded: then rows have no length yet."""
         self._parent: Path | str | None = None
-        self._separate = False
+        self._separate = False  # true where the model would let packed pieces see each other
         self._config: Any = None  # the model's, once `prepare_model` has seen it
-        """True where the model would let packed pieces see each other."""
         self._bytes_per_token: np.ndarray | None = None
 
     # -- data -------------------------------------------------------------------------------------------------------
@@ -263,9 +263,10 @@ class CausalLM(SharesRows):
             return []
         seen = isolation.leak(model, self.options.sequence_length)
         self._separate = seen is not None
-        if not self._separate:
-            return []
-        return [isolation.remark(model)]
+        if self._separate:
+            return [isolation.remark(model)]
+        packed_attention.use(model, self.options.sequence_length)
+        return []
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -346,7 +347,7 @@ class CausalLM(SharesRows):
 
     def _forward(self, model: torch.nn.Module, batch: Batch) -> Any:
         """Return the model's output; its logits (B, S, V) are in the model's own type."""
-        return model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
+        return model(**packed_attention.inputs(model, batch), use_cache=False)
 
     def _length(self) -> int | None:
         """Return how long rows are; None where only a model directory is loaded."""

@@ -1,22 +1,18 @@
 """Rows of tokens that several ranks share, a part of each row on each rank: sequence parallelism as the task sees it.
 
 A part is input_ids, labels and position_ids of a run of tokens, labels shifted before. Which tokens see each other is
-told in place of an attention mask, of the whole row: `attention_mask` (B, 1, 1, S) int32, the number of each token's
-document, or (B, 1, 1, 1) where each row is one. transformers hands a mask of four dimensions to the attention as it is
-(masking_utils.py), and an attention that knows such numbers has to be set: jobs/worker/sequence.py does.
+told in place of an attention mask, of the whole row, as in packed_attention.py: jobs/worker/sequence.py sets an
+attention that knows how to read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.tasks import IGNORED, Batch, Task, TaskError, TaskOptions, balance, language_models
+from jobs.tasks import IGNORED, Batch, Task, TaskError, TaskOptions, balance, language_models, packed_attention
 from jobs.tasks.causal_lm_options import CausalLMOptions
-
-if TYPE_CHECKING:
-    import torch
 
 _ROPES = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies depend on the largest position that a forward pass sees."""
@@ -90,20 +86,12 @@ def part(batch: Batch, index: int, parts: int) -> Batch:
         )
     }
     if "position_ids" in batch:
-        documents = numbered(padded["position_ids"])
+        documents = packed_attention.numbered(padded["position_ids"])
     else:
         documents = torch.zeros(rows, 1, dtype=torch.int32, device=ids.device)
     each = (length + missing) // parts
     mine = {name: tensor[:, index * each : (index + 1) * each] for name, tensor in padded.items()}
     return {**mine, "attention_mask": documents[:, None, None, :]}
-
-
-def numbered(positions: torch.Tensor) -> torch.Tensor:
-    """Return the number of each token's document, (B, S) int32: one begins where the positions (B, S) restart."""
-    import torch
-
-    restarts = positions[:, 1:] != positions[:, :-1] + 1
-    return torch.nn.functional.pad(restarts, (1, 0)).cumsum(1, dtype=torch.int32)
 
 
 def check_config(config: Any, parts: int, length: int) -> None:
@@ -129,7 +117,7 @@ def check_config(config: Any, parts: int, length: int) -> None:
             f"{what} has positions of kind {changing[0]}, which depend on the length of a row, and no worker sees it: "
             "leave it out, or set it to 1"
         )
-    if (window := _window(text)) is not None and window < length:
+    if (window := packed_attention.narrowest(text)) is not None and window < length:
         raise TaskError(
             f"{what} has layers that see {window} tokens of a row's {length}: workers can share rows only where each "
             "token sees its whole row: leave it out, or set it to 1"
@@ -147,12 +135,3 @@ def _rope_types(parameters: Any) -> set[str]:
         return set()
     each = [inner for inner in parameters.values() if isinstance(inner, Mapping)] or [parameters]
     return {str(inner.get("rope_type", "default")) for inner in each}
-
-
-def _window(text: Any) -> int | None:
-    """Return the fewest tokens that a layer sees; None where all see whole rows."""
-    kinds = getattr(text, "layer_types", None)
-    if kinds and set(kinds) == {"full_attention"}:
-        return None
-    found = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
-    return min((int(width) for width in found if isinstance(width, int) and width > 0), default=None)

@@ -3,7 +3,7 @@
 Counted from the operations themselves, once or twice for each shape of a micro-batch, as torch's FlopCounterMode does:
 two for each multiplication and addition of matrix products, convolutions and attention, nothing for the rest. It makes
 6 N + 12 L H Q T a token of a decoder (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B: N weights in products,
-L layers, H heads of size Q, T tokens); attention counts whole, be it causal or not. Unlike torch's:
+L layers, H heads of size Q, T tokens); attention counts whole, be it causal, within documents, or not. Unlike torch's:
 
 - What is computed a second time to save memory does not count: layers under gradient checkpointing, and the scores
   within the backward pass of fused attention.
@@ -24,7 +24,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from cluster.precision import Precision
-from jobs.tasks import Batch
+from jobs.tasks import Batch, document_attention
 from jobs.worker.torch_internals import GROUPED_PRODUCT, TorchDispatchMode
 
 MOST_SHAPES = 32
@@ -57,6 +57,18 @@ def _attention_backward(_: torch.Tensor, *qkv: Any, **__: Any) -> int:
     return 2 * _attention(*qkv)
 
 
+def _lengths(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any, **__: Any) -> int:
+    """Count attention of rows of documents, one after another, (T, H, D), as that of whole rows of `longest` tokens."""
+    _, _, longest, *_ = others
+    return 2 * query.shape[:-1].numel() * int(longest) * (query.shape[-1] + value.shape[-1])
+
+
+def _lengths_backward(_: torch.Tensor, *given: Any, **__: Any) -> int:
+    """Count four products, as above; what came forward, (T, H, D), and the sums of its weights come between."""
+    query, key, value, _made, _sums, *others = given
+    return 2 * _lengths(query, key, value, *others)
+
+
 def _grouped(left: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
     """Count the products of experts: (T, I) by (E, I, O), (E, M, I) by (I, T), or (I, T) by (T, O).
 
@@ -82,10 +94,17 @@ FORMULAS: dict[Any, Formula] = {
     **{operation: flop_registry[operation] for operation in _PRODUCTS},
     **{getattr(aten, f"_scaled_dot_product_{kind}"): _attention for kind in _KINDS_OF_ATTENTION},
     **{getattr(aten, f"_scaled_dot_product_{kind}_backward"): _attention_backward for kind in _KINDS_OF_ATTENTION},
+    document_attention.ON_CPU: _attention,
+    document_attention.ON_CPU_BACKWARD: _attention_backward,
     GROUPED_PRODUCT: _grouped,
     aten.mkldnn_rnn_layer: _recurrent,
     aten.mkldnn_rnn_layer_backward: _recurrent_backward,
 }
+BY_NAME: dict[str, Formula] = {
+    "torch_attn._varlen_attn": _lengths,
+    "torch_attn._varlen_attn_backward": _lengths_backward,
+}
+"""Of operations that are there once torch.nn.attention.varlen is imported, which takes a second."""
 _MULTIPLIES = re.compile(r"(^|_)(rnn|mv|addmv|\w*mm|\w*matmul|linear|\w*conv\w*|attention|cdist|trilinear)(_|$)")
 _KNOWN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional"})
 
@@ -120,8 +139,9 @@ class FlopCounter(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = getattr(func, "overloadpacket", None)
-        if name in FORMULAS:
-            self.flops += FORMULAS[name](*args, **kwargs, out_val=out)
+        formula = FORMULAS.get(name) or BY_NAME.get(str(name))
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
         elif name is None or func.namespace not in _KNOWN_NAMESPACES or _MULTIPLIES.search(name.__name__):
             self.unknown.add(str(func))
 

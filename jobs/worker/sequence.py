@@ -23,15 +23,13 @@ from cluster.errors import UserError
 from jobs.checkpoint import resume
 from jobs.data.rows import Rows
 from jobs.spec import JobSpec
-from jobs.tasks import Batch, Task, causality, document_attention
+from jobs.tasks import Batch, Task, causality, document_attention, packed_attention
 from jobs.tasks.shared_rows import SharesRows
 from jobs.worker import start
 from jobs.worker.deepspeed_engine import Engine
 
 NAME = "tandem_shared_rows"
 """What transformers knows the attention by."""
-NOT_KNOWN = ("position_bias", "softcap", "s_aux")
-"""What models may tell their attention besides, and this one has not learned."""
 TOKENS = 6
 """Of a part of the rows that are compared, at most."""
 TOLERANCE = 1e-4
@@ -80,12 +78,7 @@ class SharedRows:
 
     def attach(self, model: torch.nn.Module) -> None:
         """Have a model of transformers attend so, as far as it can be told."""
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-
-        AttentionInterface.register(NAME, self)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        unadapted(model).set_attn_implementation(NAME)
+        packed_attention.put(model, NAME, self)
 
     def __call__(
         self,
@@ -109,19 +102,16 @@ class SharedRows:
             scaling: what products are multiplied by.
             others: what other attentions are told.
         """
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        if odd := [name for name in NOT_KNOWN if others.get(name) is not None]:
-            raise _cannot(self._parts, module, f"its scores take {odd[0]}, which is not known how to divide")
-        if attention_mask is None or attention_mask.dtype != torch.int32:
+        documents = packed_attention.numbers(attention_mask)
+        if documents is None:
             how = {"dropout": dropout, "scaling": scaling, **others}
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+            return packed_attention.attention(module, query, key, value, attention_mask, **how)
+        packed_attention.check_known(others)
         self.calls += 1
         fewest = _repeats(query.shape[1], key.shape[1], self._parts)
         if fewest > 1:
             key, value = (tensor.repeat_interleave(fewest, dim=1) for tensor in (key, value))
         query, key, value = to_heads((query, key, value), self._parts, self._group)
-        documents = attention_mask[:, 0, 0]
         made = document_attention.attend(query, key, value, documents, dropout=dropout, scale=scaling)
         return to_parts(made, self._parts, self._group), None
 
@@ -199,7 +189,7 @@ def share(task: SharesRows, model: torch.nn.Module, where: Place, batch: Batch) 
     Raises:
         UserError: parts of rows make something else, or not all layers attend.
     """
-    if not hasattr(unadapted(model), "set_attn_implementation"):
+    if not hasattr(packed_attention.unadapted(model), "set_attn_implementation"):
         raise _cannot(where.parts, model, "it is none of transformers'")
     shared = SharedRows(where.parts)
     each = max(1, min(TOKENS, batch["input_ids"].shape[1] // where.parts))
@@ -212,7 +202,7 @@ def share(task: SharesRows, model: torch.nn.Module, where: Place, batch: Batch) 
             noise = _distance(_logits(model, {name: part[:, :each] for name, part in whole.items()}), expected[:each])
             shared.attach(model)
             mine = _logits(model, task.part(whole, where.part, where.parts))
-    except (TypeError, ValueError) as failure:
+    except (packed_attention.Unknown, TypeError, ValueError) as failure:
         raise _cannot(where.parts, model, f"it fails at a part of a row: {failure}") from failure
     finally:
         model.train(was_training)
@@ -228,11 +218,6 @@ def said(parts: int, length: int) -> str:
     each = -(-length // parts)
     padded = f", padded by {each * parts - length}" if each * parts > length else ""
     return f"{parts} workers share each row of {length} tokens{padded}: {each} on each, and a part of the heads"
-
-
-def unadapted(model: torch.nn.Module) -> Any:
-    """Return the model that adapters were added to, or the model."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def _row(model: torch.nn.Module, where: Place, each: int, *, packed: bool) -> Batch:

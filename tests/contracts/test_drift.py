@@ -65,6 +65,7 @@ CONTRACTS = (
     test_deepspeed_contract.DEEPSPEED,
     test_mlflow_contract.MLFLOW,
     test_torch_contract.JOBS,
+    test_torch_contract.TASKS,
     test_torch_contract.WORKER,
     test_torch_contract.SERVE,
     test_trial_contract.TRIAL,

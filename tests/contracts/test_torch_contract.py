@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from jobs.checkpoint import torch_internals as jobs_internals
+from jobs.tasks import torch_internals as tasks_internals
 from jobs.worker import torch_internals as worker_internals
 from serve.engines.torch import torch_internals as serve_internals
 from tests.support.contracts import Contract, binary_holds, has_attributes
 
 JOBS = Contract("jobs/checkpoint/torch_internals.py", jobs_internals.ENTRIES)
+TASKS = Contract("jobs/tasks/torch_internals.py", tasks_internals.ENTRIES)
 WORKER = Contract("jobs/worker/torch_internals.py", worker_internals.ENTRIES)
 SERVE = Contract("serve/engines/torch/torch_internals.py", serve_internals.ENTRIES)
 ROWS, WIDTH, GROUP = 3, 64, 32
@@ -48,6 +50,21 @@ def _store() -> None:
 def _pages() -> None:
     (name,) = jobs_internals.HUGE_PAGES
     binary_holds(next(Path(torch.__file__).parent.glob("lib/libc10.*")), name)
+
+
+@TASKS.check("torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, …_backward")
+def _flash() -> None:
+    given = [torch.randn(1, 2, 6, 8, generator=torch.Generator().manual_seed(at)) for at in range(4)]
+    *qkv, gradient = (tensor.requires_grad_() for tensor in given)
+    expected = torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True, scale=0.3)
+    made, sums = tasks_internals.flash_on_cpu(*(tensor.detach() for tensor in qkv), 0.3)
+    torch.testing.assert_close(made, expected)
+    assert sums.shape == (1, 2, 6)
+    found = tasks_internals.flash_on_cpu_backward(
+        gradient, *(tensor.detach() for tensor in (*qkv, made, sums)), scale=0.3
+    )
+    for mine, right in zip(found, torch.autograd.grad(expected, qkv, gradient), strict=True):
+        torch.testing.assert_close(mine, right)
 
 
 class Seen(worker_internals.TorchDispatchMode):
@@ -203,6 +220,11 @@ def _torchao() -> None:
 @pytest.mark.parametrize("name", JOBS.entries)
 def test_torch_for_jobs(name: str) -> None:
     JOBS.verify(name)
+
+
+@pytest.mark.parametrize("name", TASKS.entries)
+def test_torch_for_tasks(name: str) -> None:
+    TASKS.verify(name)
 
 
 @pytest.mark.parametrize("name", WORKER.entries)

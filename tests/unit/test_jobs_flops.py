@@ -49,6 +49,24 @@ def test_a_decoder_takes_what_palm_says(attention: str) -> None:
     assert counter.unknown == set()
 
 
+def test_documents_on_a_gpu_count_as_whole_rows_do() -> None:
+    """Which is what attention of sequences of different lengths is told; on the meta device it computes nothing."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (torch.empty(2 * 24, 4, 8, device="meta", requires_grad=True) for _ in range(3))
+    ends = torch.empty(5, dtype=torch.int32, device="meta")
+    counter = FlopCounter()
+    with counter:
+        made = varlen_attn(query, key, value, ends, ends, 24, 24, window_size=(-1, 0))
+        assert isinstance(made, torch.Tensor)
+    forward = counter.flops
+    counter.backward = True
+    with counter:
+        made.sum().backward()
+    assert (forward, counter.flops - forward) == (4 * 2 * 4 * 24 * 24 * 8, 8 * 2 * 4 * 24 * 24 * 8)
+    assert counter.unknown == set()
+
+
 def test_of_experts_those_count_that_a_token_goes_to() -> None:
     config = MixtralConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=LAYERS,
