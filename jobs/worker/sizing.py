@@ -157,11 +157,10 @@ def find(this: Sizing, budget: int) -> Choice:
     Args:
         budget: bytes that passes may take.
     """
-    trial, first = trial_of(this), this.engine.rank == 0
     plan = fit.growth(this.facts, this.setting(), fit.row_tokens(this.task))
     if plan is not None and plan(this.of) * rows_search.AMPLE <= budget:
         return Choice(this.of, by_plan(this.of, plan(this.of), budget))
-    known = known_of(this, plan, budget)
+    known, trial, first = known_of(this, plan, budget), trial_of(this), this.engine.rank == 0
     memory_of = place(this, trial)
     tried = resume.gathered(remembered.read(memory_of))[0]
     before = len(tried)
