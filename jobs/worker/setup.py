@@ -24,12 +24,12 @@ from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
-from jobs.data.prepare import rows_of
+from jobs.data.prepare import Prepared, rows_of
 from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import buffers, heap, start, zero
+from jobs.worker import buffers, heap, reference, start, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
 from jobs.worker.fault_injection import Injector
@@ -89,7 +89,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     task = prepared.task(spec)
-    rows = rows_of(prepared, prepared.train_files)
+    known = reference.without_missing(prepared)
+    rows, eval_rows = both_rows(known)
     store, control = Store(config.checkpoints), folder.control()
     fence, point = where_to_start(config, store, rank)
     order = order_of(point)
@@ -99,13 +100,15 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
-    eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, world_size, device)
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
+    if known is not prepared:
+        reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
+        rows, eval_rows = both_rows(prepared)
     if rank == 0:
         folder.write_attempt(replace(attempt, training=True))
     metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])
@@ -133,6 +136,11 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         data=prepared.rows,
         order=order,
     )
+
+
+def both_rows(prepared: Prepared) -> tuple[Rows, Rows]:
+    """Open the rows to learn from, and those that are held out."""
+    return rows_of(prepared, prepared.train_files), rows_of(prepared, prepared.eval_files)
 
 
 def settings_of(

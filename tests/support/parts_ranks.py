@@ -2,7 +2,8 @@
 
 python tests/support/parts_ranks.py RANK STORE_FILE FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
-A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3.
+A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3. With `preferences` the ranks
+only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`.
 
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
 and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written. Each
@@ -16,6 +17,7 @@ import json
 import os
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from jobs.checkpoint.store import Store
 from jobs.data.prepare import rows_of
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.worker import evaluate, finish, proof, setup, start
+from jobs.worker import evaluate, finish, proof, reference, setup, start
 from jobs.worker.fault_injection import VARIABLE, Injector
 from jobs.worker.watchdog import Pulse, Watchdog
 from jobs.worker.zero import deepspeed_config
@@ -81,6 +83,9 @@ def spec_of(case: str, folder: Path) -> JobSpec:
         | {"deepspeed": {"zero_stage": stage_of(case), "offload": "cpu" if "offload" in case else "none"}},
         "model": model,
     }
+    if "preferences" in case:
+        values["task"] = {"name": "causal-lm", "objective": "dpo", "sequence_length": 32}
+        values["data"] = {"train": "pairs.jsonl"}
     if parent == "new":
         values["task"] = {"name": "causal-lm", "tokenizer": {"from": str(folder / "llama")}}
     return JobSpec.model_validate(values)
@@ -127,6 +132,24 @@ def run(case: str, rank: int, folder: Path) -> None:
     dist.barrier()
 
 
+def refer(case: str, folder: Path) -> None:
+    """Make the columns of a reference with the model as it begins."""
+    spec, parent = spec_of(case, folder), folder / case.split(",")[0]
+    assert spec.training is not None
+    prepared = pickle.loads((folder / f"{parent.name}-preferences.prepared").read_bytes())
+    task = prepared.task(spec)
+    config = deepspeed_config(spec.training, 1, 1, precision=spec.training.precision, on_gpu=False)
+    begun, store = start.begin(spec, task, parent, in_parts=True), Store(str(folder / case))
+    engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), store, Point("a"))
+    wanted = replace(prepared, reference="reference-group")
+    engine.model.train()
+    assert reference.without_missing(wanted).reference == ""
+    reference.make_in_parts(engine, task, wanted, 0)
+    assert engine.model.training
+    assert reference.without_missing(wanted) is wanted
+    assert setup.both_rows(wanted)[0].columns >= {"reference"}
+
+
 def leave(weights: dict[str, torch.Tensor] | None, where: Path) -> None:
     """Write all weights, where this rank has them."""
     if weights is not None:
@@ -144,7 +167,10 @@ def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
         if rank == 0:
             RunFolder(folder / case / "run").begin()
         dist.barrier()
-        run(case, rank, folder)
+        if "preferences" in case:
+            refer(case, folder)
+        else:
+            run(case, rank, folder)
     dist.destroy_process_group()
 
 
