@@ -135,6 +135,13 @@ def test_no_weight_is_ever_there_twice_or_in_fp32_beside_bf16(folder: Path, case
         assert [each for each in made if each[0] == "aten.cat" and math.prod(each[2]) >= min(groups)] == []
 
 
+@pytest.mark.parametrize("case", REPLICATED)
+def test_a_save_without_memory_for_a_copy_says_so(folder: Path, case: str) -> None:
+    """The ranks go on from it bit by bit, of which they see to themselves."""
+    said = "checkpoints are written from the training state, and the next update waits for that"
+    assert (said in remarks(folder, case)) == ("stage2" in case)
+
+
 @pytest.mark.parametrize("case", IN_PARTS)
 def test_what_is_written_in_parts_is_what_would_be_written_whole(folder: Path, case: str, tmp_path: Path) -> None:
     spec, name = parts_ranks.spec_of(case, folder), case.split(",")[0]
