@@ -43,6 +43,7 @@ REPLICATED = (
     "gpt2,none,fp32,stage1",
 )  # fmt: skip
 WHOLE = ("llama-tied,head,fp32", "qwen3_moe,none,fp32")
+IN_FP32 = "qwen3_moe,none,bf16,stage2"
 PREFERENCES = ("llama,attention,fp32,preferences", "gpt2,none,bf16,preferences")
 DAMAGED = "llama,none,fp32,damaged"
 
@@ -61,7 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.prepared").write_bytes(pickle.dumps(found))
     for case in PREFERENCES:
         prepare_pairs(folder, case)
-    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *REPLICATED, *WHOLE, *PREFERENCES, DAMAGED], timeout_s=300)
+    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, DAMAGED]
+    two_ranks.run("parts_ranks.py", folder, cases, timeout_s=300)
     return folder
 
 
@@ -180,6 +182,12 @@ def test_what_is_written_in_parts_is_what_would_be_written_whole(folder: Path, c
 def test_what_cannot_be_written_in_parts_is_said_and_written_whole(folder: Path, case: str) -> None:
     assert "rank 0 gathers the whole model to write it" in remarks(folder, case)
     assert (folder / case / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_what_is_loaded_whole_in_fp32_before_it_is_bf16_is_said(folder: Path) -> None:
+    """It goes on from a save all the same."""
+    assert "every worker begins with the whole model in fp32: transformers makes" in remarks(folder, IN_FP32)
+    assert "the whole model in fp32" not in remarks(folder, "llama,none,bf16,stage2")
 
 
 def test_damage_is_found_by_reading_back_and_nothing_is_left(folder: Path) -> None:

@@ -102,7 +102,7 @@ def run(case: str, rank: int, folder: Path) -> None:
     place = RunFolder(folder / case / "run")
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     with Made() as made:
-        begun = start.begin(spec, task, parent, in_parts=stage_of(case) == 3)
+        begun = start.begin(spec, task, parent, stage_of(case) == 3, in_bf16=precision == "bf16")
         store = Store(str(folder / case))
         engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), store, Point("a"))
     (folder / case / f"made-{rank}.json").write_text(json.dumps(sorted(made.found)))
