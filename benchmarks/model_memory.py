@@ -1,11 +1,11 @@
-"""Peak memory of each rank of a training at ZeRO stage 3, by phase; another commit's beside.
+"""Peak memory of each rank of a training, by phase; another commit's beside.
 
-    python benchmarks/model_memory.py [--sizes 400M 1B] [--ranks 2] [--against CHECKOUT] [--precision fp32]
+    python benchmarks/model_memory.py [--sizes 400M 1B] [--ranks 2] [--against CHECKOUT] [--precision fp32] [--stage 3]
 
 A Llama with random weights begins, learns two steps, is saved and exported; then new processes resume it and learn.
-Peaks are of resident memory (VmHWM, which the kernel begins anew for each phase), the largest of the ranks. What has to
-be there is 16 bytes a parameter over the ranks (fp32: weights, gradients, two moments; bf16: 18). Where less than
-1 GiB of the machine is left, the processes are ended, and "did not fit" is printed.
+Peaks are of resident memory (VmHWM, which the kernel begins anew for each phase), the largest of the ranks; `state` is
+what has to be there by jobs/plan/memory.py (stage 3: 16 bytes a parameter over the ranks in fp32, 18 in bf16). Where
+less than 1 GiB of the machine is left, the processes are ended, and "did not fit" is printed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parameters(size: dict[str, int]) -> int:
     return 2 * VOCABULARY * hidden + size["num_hidden_layers"] * layer + hidden
 
 
-def spec_of(size: str, precision: str) -> dict[str, Any]:
+def spec_of(size: str, precision: str, stage: int) -> dict[str, Any]:
     """Return what is trained."""
     return {
         "name": "memory",
@@ -50,16 +50,16 @@ def spec_of(size: str, precision: str) -> dict[str, Any]:
         "task": {"name": "causal-lm", "sequence_length": 64, "tokenizer": {"train": "bpe", "vocab_size": 300}},
         "data": {"train": "x.jsonl"},
         "model": {"architecture": "llama", "config": {**SIZES[size], "vocab_size": VOCABULARY}},
-        "training": {"steps": 2, "global_batch_size": 2, "precision": precision, "deepspeed": {"zero_stage": 3}},
+        "training": {"steps": 2, "global_batch_size": 2, "precision": precision, "deepspeed": {"zero_stage": stage}},
     }
 
 
-def prepared(folder: Path, size: str, precision: str, zero: str) -> None:
+def prepared(folder: Path, size: str, precision: str, stage: int, zero: str) -> None:
     """Leave the spec, its rows, and what DeepSpeed is told besides, in a folder."""
     from jobs.data.prepare import prepare
     from jobs.spec import JobSpec
 
-    spec = spec_of(size, precision)
+    spec = spec_of(size, precision, stage)
     (folder / "spec.json").write_text(json.dumps(spec))
     (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": f"{n} men went to mow. " * 9}) for n in range(200)))
     found = prepare(JobSpec.model_validate(spec), folder, folder / "s", parent=None, on_progress=lambda *_: None)
@@ -106,15 +106,20 @@ def watch(processes: list[subprocess.Popen[bytes]]) -> str | None:
     return why
 
 
-def measure(name: str, checkout: Path, size: str, world: int, precision: str, zero: str) -> None:
+def measure(name: str, checkout: Path, size: str, world: int, precision: Any, stage: int, zero: str) -> None:
     """Print a table of one commit and size."""
+    from jobs.plan import memory
+    from jobs.plan.facts import Facts
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "run").mkdir()
-        prepared(folder, size, precision, zero)
+        prepared(folder, size, precision, stage, zero)
         count = parameters(SIZES[size])
-        state = (16 if precision == "fp32" else 18) * count / world / 2**20
-        print(f"\n{name}: {size} ({count / 1e6:,.0f}M parameters), {precision}, {world} ranks:", end=" ")
+        setting = memory.Setting(stage, "none", precision, world, on_gpu=False)
+        need = memory.need(Facts(size, count, count, 0, 0, count), setting)
+        state = (need.state - need.process) / 2**20
+        print(f"\n{name}: {size} ({count / 1e6:,.0f}M parameters), {precision}, stage {stage}, {world} ranks:", end=" ")
         print(f"state {state:,.0f} MiB each")
         for way in ("begin", "resume"):
             found = ranks(checkout, folder, world, way)
@@ -134,13 +139,15 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["400M", "1B"])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--stage", type=int, choices=[1, 2, 3], default=3)
     parser.add_argument("--zero", default="{}", help="JSON: settings of DeepSpeed's zero_optimization")
     parser.add_argument("--against", type=Path, help="a checkout of another commit, measured beside")
     arguments = parser.parse_args()
+    commits = {"here": ROOT} | ({"there": arguments.against.resolve()} if arguments.against else {})
     for size in arguments.sizes:
-        measure("here", ROOT, size, arguments.ranks, arguments.precision, arguments.zero)
-        if arguments.against:
-            measure("there", arguments.against.resolve(), size, arguments.ranks, arguments.precision, arguments.zero)
+        for name, checkout in commits.items():
+            how = (arguments.ranks, arguments.precision, arguments.stage, arguments.zero)
+            measure(name, checkout, size, *how)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One rank of benchmarks/model_memory.py: its peak memory in each phase of a training at ZeRO stage 3.
+"""One rank of benchmarks/model_memory.py: its peak memory in each phase of a training.
 
 python benchmarks/model_memory_rank.py RANK WORLD FOLDER begin|resume       imports jobs/ from PYTHONPATH: of any commit
 """
@@ -54,7 +54,7 @@ def begin(spec: JobSpec, task: Any, columns: Any, config: dict[str, Any], store:
     if not hasattr(start, "begin"):  # before models began in parts
         model, _ = before.ready_model(spec, task, None, columns)
         return setup.make_engine(model, spec.training, config, cpu, store, point)
-    begun = start.begin(spec, task, None, in_parts=True)
+    begun = start.begin(spec, task, None, in_parts=spec.training.deepspeed.zero_stage == 3)  # type: ignore[union-attr]
     engine = setup.make_engine(begun, spec.training, config, cpu, store, point)
     start.look(spec, task, engine.model.module, columns)
     return engine
@@ -76,6 +76,7 @@ def main(rank: int, world: int, folder: Path, way: str) -> None:
     prepared = pickle.loads((folder / "prepared").read_bytes())
     task, rows, eval_rows = prepared.task(spec), rows_of(prepared, prepared.train_files), rows_of(prepared, [])
     precision: Any = spec.training.precision
+    stage: int = spec.training.deepspeed.zero_stage  # type: ignore[union-attr]
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     if (folder / "config.json").is_file():
         config["zero_optimization"] |= json.loads((folder / "config.json").read_text())
@@ -95,14 +96,14 @@ def main(rank: int, world: int, folder: Path, way: str) -> None:
         return
     saver = Saver(store, way, rank, world, Keep(), notes=GroupNotes())
     with phase("save"):
-        saver.begin(Manifest(STEPS, STEPS, world, 3, elements=engine.elements()), engine.owned_fragments())
+        saver.begin(Manifest(STEPS, STEPS, world, stage, elements=engine.elements()), engine.owned_fragments())
         saver.finish()
     if hasattr(saver, "release"):
         saver.release()
     watchdog = Watchdog(place.stacks(way, rank), 3600, Pulse(place.pulse(way, rank), "node"))
     worker = setup.Worker(
         spec, spec.training, precision, task, engine, rows, eval_rows, place, None, saver, watchdog,
-        Injector(place, rank, ""), STEPS, 1, 3,
+        Injector(place, rank, ""), STEPS, 1, stage,
     )  # fmt: skip
     with phase("evaluation"):
         proof.measure_live(worker, rows, 8)

@@ -5,6 +5,9 @@ storage/data/<digest>/reference-<digest of the model's weights and of how it com
 
 Which model: the one that the job starts from. Where a model is only measured, or quantised, the one that it was made
 from, as its tandem.json says; without that it cannot be told what its answers are to be compared with.
+
+Tasks that load the model whole make them. A training at ZeRO stage 3, whose model may be larger than any of them, makes
+them by itself before it learns.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.precision import Precision
 from jobs import lineage, progress
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import shares
 from jobs.driver.job import Job
+from jobs.spec import JobSpec
 from jobs.tasks import get
+from jobs.worker import zero
 from jobs.worker.reference import write_share
 from tracking import manifest, registry
 from tracking.errors import TrackingError
@@ -41,10 +47,25 @@ def added(job: Job, prepared: Prepared) -> Prepared:
     place = Path(prepared.directory) / name
     if place.is_dir():
         progress.say(f"reference {called}: what it makes of the rows is known from before")
+    elif by_the_group(job.spec, job.base, job.precision, job.folder.last_step()):
+        progress.say(f"reference {called}: the workers make its answers in parts, before they learn")
     else:
         progress.say(f"reference {called}: its answers are what the model's are compared with")
         _make(job, prepared, model, place)
     return replace(prepared, reference=name)
+
+
+def by_the_group(spec: JobSpec, base: Path, precision: Precision, behind: int) -> bool:
+    """Return whether the training group makes the columns, by the model that it has in parts as it begins.
+
+    Args:
+        base: where relative paths start.
+        behind: steps that the run has behind it: its model is no reference any more.
+    """
+    if spec.training is None or not trains(spec) or behind:
+        return False
+    named = zero.read_named(spec.training, base)
+    return zero.sliceable(zero.deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False, base=named))
 
 
 def model_of(job: Job) -> tuple[Path | str, str]:

@@ -140,7 +140,7 @@ def initialize(
     """Return an engine, whose groups of weights, at stages 1 and 2, are put behind each other by `flatten`.
 
     Args:
-        flatten: given DeepSpeed's own way to do so, which copies, and the weights.
+        flatten: given DeepSpeed's own way to do so, which copies, and the weights of any shapes; returns them as (N,).
     """
     from deepspeed.runtime import bf16_optimizer
     from deepspeed.runtime.zero import stage_1_and_2

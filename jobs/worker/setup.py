@@ -24,14 +24,14 @@ from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
-from jobs.data.prepare import rows_of
+from jobs.data.prepare import Prepared, rows_of
 from jobs.data.rows import Rows
 from jobs.plan import facts
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
-from jobs.worker import buffers, compiling, heap, optimizers, sequence, sizing, start, zero
+from jobs.worker import buffers, compiling, heap, optimizers, reference, sequence, sizing, start, zero
 from jobs.worker.compiling import Compiling
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
@@ -112,7 +112,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     readers = sequence.place(rank, world_size, training.parallel.sequence).readers
     task = prepared.task(spec)
-    rows = rows_of(prepared, prepared.train_files)
+    at_first = reference.without_missing(prepared)
+    rows, eval_rows = both_rows(at_first)
     store, control = Store(config.checkpoints), folder.control()
     fence, point = where_to_start(config, store, rank)
     order = order_of(point)
@@ -121,7 +122,6 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
-    eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, attempt.micro_batch, readers, device)
     zero.check_base(spec.model.lora, ds_config)
@@ -132,6 +132,9 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     shared = sequence.begin(spec, task, engine, rows)
     looked += [*(shared.said if shared else []), *optimizers.said(engine.model.module, engine.matrices)]
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
+    if at_first is not prepared:
+        reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
+        rows, eval_rows = both_rows(prepared)
     this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
     attempt = replace(attempt, micro_batch=sizing.settle(this, known, control), training=True)
     if rank == 0:
@@ -176,6 +179,11 @@ def begin_to_compile(engine: Engine, folder: Path, watchdog: Watchdog) -> Compil
     place = compiling.keep_in(folder, engine.device)
     engine.compile()
     return Compiling(watchdog, place)
+
+
+def both_rows(prepared: Prepared) -> tuple[Rows, Rows]:
+    """Open the rows to learn from, and those that are held out."""
+    return rows_of(prepared, prepared.train_files), rows_of(prepared, prepared.eval_files)
 
 
 def settings_of(

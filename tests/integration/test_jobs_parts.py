@@ -10,16 +10,21 @@ import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster.errors import UserError
 from jobs import lineage
-from jobs.data.prepare import prepare
+from jobs.data.prepare import Prepared, prepare
+from jobs.data.rows import Rows
+from jobs.driver.reference import by_the_group
 from jobs.run_folder import RunFolder
 from jobs.worker import start
 from jobs.worker.deepspeed_engine import parameter_groups
 from jobs.worker.export import DTYPES, export
+from jobs.worker.reference import make_in_parts, write_share
 from tests.support import parts_ranks, tiny_models, two_ranks
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
@@ -39,6 +44,8 @@ REPLICATED = (
     "gpt2,none,fp32,stage1",
 )  # fmt: skip
 WHOLE = ("llama-tied,head,fp32", "qwen3_moe,none,fp32")
+IN_FP32 = "qwen3_moe,none,bf16,stage2"
+PREFERENCES = ("llama,attention,fp32,preferences", "gpt2,none,bf16,preferences")
 DAMAGED = "llama,none,fp32,damaged"
 APART = (
     "llama,all-linear,fp32,apart", "gpt2,attention,bf16,apart", "llama-tied,head,fp32,apart",
@@ -61,9 +68,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.TEXT * 12))
         found = prepare(spec, folder, folder / "s", parent=folder / name, on_progress=lambda *_: None)
         (folder / f"{name}.prepared").write_bytes(pickle.dumps(found))
-    cases = [*IN_PARTS, *REPLICATED, *WHOLE, *APART, *HELD, *DAMAGED_APART, DAMAGED]
+    for case in PREFERENCES:
+        prepare_pairs(folder, case)
+    adapted = [*APART, *HELD, *DAMAGED_APART]
+    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *adapted, DAMAGED]
     two_ranks.run("parts_ranks.py", folder, cases, timeout_s=300)
     return folder
+
+
+def prepare_pairs(folder: Path, case: str) -> None:
+    """Encode pairs of answers: rows for three batches, and a few that are held out."""
+    pairs = [{"prompt": f"n {n}", "chosen": "the quick fox", "rejected": "a dog" * (n % 3 + 1)} for n in range(45)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    name, spec = case.split(",")[0], parts_ranks.spec_of(case, folder)
+    found = prepare(spec, folder, folder / f"pairs-{name}", parent=folder / name, on_progress=lambda *_: None)
+    (folder / f"{name}-preferences.prepared").write_bytes(pickle.dumps(found))
 
 
 def remarks(folder: Path, case: str) -> str:
@@ -116,7 +135,8 @@ def test_masters_begin_exact(folder: Path, case: str) -> None:
 @pytest.mark.parametrize("case", REPLICATED)
 def test_no_weight_is_ever_there_twice_or_in_fp32_beside_bf16(folder: Path, case: str) -> None:
     model, precision = first_whole(folder, case), case.split(",")[2]
-    matrices = {parameter.shape for parameter in model.parameters() if parameter.dim() > 1}
+    named = [*model.named_parameters()]  # adapters are small: drawn whole, one at a time
+    matrices = {parameter.shape for name, parameter in named if parameter.dim() > 1 and "lora_" not in name}
     groups = [sum(each.numel() for each in group["params"]) for group in parameter_groups(model.named_parameters(), 0)]
     for rank in range(2):
         made = json.loads((folder / case / f"made-{rank}.json").read_text())
@@ -124,6 +144,13 @@ def test_no_weight_is_ever_there_twice_or_in_fp32_beside_bf16(folder: Path, case
         if precision == "bf16":
             assert [each for each in made if each[1] == "torch.float32" and tuple(each[2]) in matrices] == []
         assert [each for each in made if each[0] == "aten.cat" and math.prod(each[2]) >= min(groups)] == []
+
+
+@pytest.mark.parametrize("case", REPLICATED)
+def test_a_save_without_memory_for_a_copy_says_so(folder: Path, case: str) -> None:
+    """The ranks go on from it bit by bit, of which they see to themselves."""
+    said = "checkpoints are written from the training state, and the next update waits for that"
+    assert (said in remarks(folder, case)) == ("stage2" in case)
 
 
 @pytest.mark.parametrize("case", IN_PARTS)
@@ -164,6 +191,12 @@ def test_what_is_written_in_parts_is_what_would_be_written_whole(folder: Path, c
 def test_what_cannot_be_written_in_parts_is_said_and_written_whole(folder: Path, case: str) -> None:
     assert "rank 0 gathers the whole model to write it" in remarks(folder, case)
     assert (folder / case / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_what_is_loaded_whole_in_fp32_before_it_is_bf16_is_said(folder: Path) -> None:
+    """It goes on from a save all the same."""
+    assert "every worker begins with the whole model in fp32: transformers makes" in remarks(folder, IN_FP32)
+    assert "the whole model in fp32" not in remarks(folder, "llama,none,bf16,stage2")
 
 
 def test_damage_is_found_by_reading_back_and_nothing_is_left(folder: Path) -> None:
@@ -207,3 +240,43 @@ def test_beside_a_base_of_few_bits_nearly_the_same_is_learned(folder: Path, case
     found, whole = (RunFolder(folder / each / "run").evaluations()["final"]["loss"] for each in (case, beside))
     assert found != whole
     assert found == pytest.approx(whole, rel=0.01 if kind == "int8" else 0.05)
+
+
+@pytest.mark.parametrize("case", PREFERENCES)
+def test_the_group_makes_a_reference_as_tasks_with_the_whole_model_do(folder: Path, case: str, tmp_path: Path) -> None:
+    spec, name = parts_ranks.spec_of(case, folder), case.split(",")[0]
+    prepared = pickle.loads((folder / f"{name}-preferences.prepared").read_bytes())
+    files = [*prepared.train_files, *prepared.eval_files]
+    count = write_share(spec, str(folder / name), prepared, spec.training.precision, str(tmp_path), files)
+    assert count == prepared.train_rows + prepared.eval_rows > 40
+    made = Path(prepared.directory) / "reference-group"
+    assert sorted(path.name for path in made.iterdir()) == sorted(files)
+    for file in files:
+        both = [Rows([at / file]) for at in (made, tmp_path)]
+        of_group, of_task = (found.take(np.arange(len(found)))["reference"] for found in both)
+        assert np.array_equal(of_group, of_task)
+        assert len(np.unique(of_group)) > 1
+
+
+def test_a_group_whose_model_has_learned_makes_no_reference(tmp_path: Path) -> None:
+    found = Prepared(str(tmp_path), "x", "d", ["train.arrow"], [], 1, 0, reference="reference-x")
+    with pytest.raises(UserError, match=r"answers, .*reference-x, are gone, and the model has learned 7 steps since"):
+        make_in_parts(None, None, found, 7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("zero", "behind", "by_group"),
+    [
+        ({"stage": 3}, 0, True),
+        ({"stage": 3}, 1, False),
+        ({"stage": 2}, 0, False),
+        ({"stage": 3, "zero_quantized_weights": True}, 0, False),
+    ],
+)
+def test_the_group_makes_the_reference_where_it_has_the_model_in_parts(
+    tmp_path: Path, zero: dict, behind: int, by_group: bool
+) -> None:
+    spec = parts_ranks.spec_of("llama,none,bf16,preferences", tmp_path)
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
+    training = spec.training.model_copy(update={"deepspeed": "zero.json"})
+    assert by_the_group(spec.model_copy(update={"training": training}), tmp_path, "bf16", behind) == by_group

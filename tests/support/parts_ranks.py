@@ -2,7 +2,8 @@
 
 python tests/support/parts_ranks.py RANK STORE_FILE FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
-A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3.
+A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3. With `preferences` the ranks
+only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`.
 
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
 and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written. Each
@@ -16,6 +17,7 @@ import json
 import os
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
 from jobs.checkpoint.resume import Point
 from jobs.checkpoint.saver import GroupNotes, Saver
@@ -32,7 +35,7 @@ from jobs.checkpoint.store import Store
 from jobs.data.prepare import rows_of
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.worker import evaluate, finish, proof, setup, start
+from jobs.worker import evaluate, finish, loop, proof, reference, save_room, setup, start
 from jobs.worker.fault_injection import VARIABLE, Injector
 from jobs.worker.watchdog import Pulse, Watchdog
 from jobs.worker.zero import deepspeed_config
@@ -82,6 +85,9 @@ def spec_of(case: str, folder: Path) -> JobSpec:
         | {"deepspeed": {"zero_stage": stage_of(case), "offload": "cpu" if "offload" in case else "none"}},
         "model": model,
     }
+    if "preferences" in case:
+        values["task"] = {"name": "causal-lm", "objective": "dpo", "sequence_length": 32}
+        values["data"] = {"train": "pairs.jsonl"}
     if parent == "new":
         values["task"] = {"name": "causal-lm", "tokenizer": {"from": str(folder / "llama")}}
     return JobSpec.model_validate(values)
@@ -97,7 +103,7 @@ def run(case: str, rank: int, folder: Path) -> None:
     place = RunFolder(folder / case / "run")
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     with Made() as made:
-        begun = start.begin(spec, task, parent, in_parts=stage_of(case) == 3)
+        begun = start.begin(spec, task, parent, stage_of(case) == 3, in_bf16=precision == "bf16")
         store = Store(str(folder / case))
         engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), store, Point("a"))
     (folder / case / f"made-{rank}.json").write_text(json.dumps(sorted(made.found)))
@@ -116,6 +122,8 @@ def run(case: str, rank: int, folder: Path) -> None:
         engine.backward(task.loss(engine.model, batch)[0] / 30)
         engine.step()
     leave(engine.state_dict(), folder / case / "trained")
+    if "stage" in case:
+        go_on(worker, config, parent)
     sums = proof.measure_live(worker, worker.eval_rows, spec.data.eval_max_rows)
     worker.evaluations["final"] = task.summarise(sums)
     try:
@@ -126,6 +134,55 @@ def run(case: str, rank: int, folder: Path) -> None:
         place.add_remarks(remarks)
     watchdog.stop()
     dist.barrier()
+
+
+def go_on(worker: setup.Worker, config: dict[str, Any], parent: Path | None) -> None:
+    """Save, with memory for copies at stage 1 alone, and see that a new start has the same state bit by bit."""
+    lacking = worker.zero_stage == 2
+    before = save_room.ALWAYS, save_room.SPARE_PERCENT
+    save_room.ALWAYS, save_room.SPARE_PERCENT = (-1, 100) if lacking else before
+    loop.begin_checkpoint(worker, STEPS)
+    save_room.ALWAYS, save_room.SPARE_PERCENT = before
+    loop.wait_copied(worker)
+    assert worker.saver.direct == lacking
+    assert (worker.saver.held == 0) == lacking
+    loop.finish_checkpoint(worker)
+    (outcome,) = worker.saver.outcomes()
+    assert outcome.error is None
+    store = Store(str(worker.folder.path.parent))
+    point = resume.agree(store)
+    assert point.step == STEPS
+    begun, training = start.begin(worker.spec, worker.task, parent), worker.training
+    engine = setup.make_engine(begun, training, config, torch.device("cpu"), store, point)
+    states = [
+        {(part.parameter, part.start, kind): part.tensors[kind] for part in one.fragments() for kind in part.tensors}
+        for one in (worker.engine, engine)
+    ]
+    assert states[0].keys() == states[1].keys()
+    for key, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][key]), key
+        assert tensor.abs().sum() > 0, key
+    weights = [one.model.module.state_dict() for one in (worker.engine, engine)]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+def refer(case: str, folder: Path) -> None:
+    """Make the columns of a reference with the model as it begins."""
+    spec, parent = spec_of(case, folder), folder / case.split(",")[0]
+    assert spec.training is not None
+    prepared = pickle.loads((folder / f"{parent.name}-preferences.prepared").read_bytes())
+    task = prepared.task(spec)
+    config = deepspeed_config(spec.training, 1, 1, precision=spec.training.precision, on_gpu=False)
+    begun, store = start.begin(spec, task, parent, in_parts=True), Store(str(folder / case))
+    engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), store, Point("a"))
+    wanted = replace(prepared, reference="reference-group")
+    engine.model.train()
+    assert reference.without_missing(wanted).reference == ""
+    reference.make_in_parts(engine, task, wanted, 0)
+    assert engine.model.training
+    assert reference.without_missing(wanted) is wanted
+    assert setup.both_rows(wanted)[0].columns >= {"reference"}
 
 
 def leave(weights: dict[str, torch.Tensor] | None, where: Path) -> None:
@@ -145,7 +202,10 @@ def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
         if rank == 0:
             RunFolder(folder / case / "run").begin()
         dist.barrier()
-        run(case, rank, folder)
+        if "preferences" in case:
+            refer(case, folder)
+        else:
+            run(case, rank, folder)
     dist.destroy_process_group()
 
 

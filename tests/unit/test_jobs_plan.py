@@ -92,7 +92,7 @@ def test_the_example_of_the_zero_paper(stage, gigabytes):
 
 def test_in_fp32_every_stage_keeps_four_bytes_of_each():
     assert [memory.need(BILLIONS, setting(stage, "fp32")).state / 7.5e9 for stage in range(4)] == pytest.approx(
-        [16, 8 + 12 / 64, 4 + 16 / 64, 16 / 64]
+        [16, 8 + 8 / 64, 4 + 12 / 64, 16 / 64]
     )
 
 
