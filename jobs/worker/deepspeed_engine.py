@@ -42,7 +42,7 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:
-            recomputing.enable(model, training.gradient_checkpointing)
+            recomputing.enable(model, training.gradient_checkpointing, training.compile)
         self.device = device
         self._buffers = buffers.learned(model)
         self.rank = torch.distributed.get_rank()

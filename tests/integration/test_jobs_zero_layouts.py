@@ -20,6 +20,7 @@ CASES = ("0-fp32", "1-fp32", "2-fp32", "3-fp32", "0-bf16", "1-bf16", "2-bf16", "
 UNCLIPPED = ("0-fp32-unclipped", "2-fp32-unclipped")
 SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
 MUON_CASES = ("0-fp32-muon", "1-fp32-muon", "2-fp32-muon", "3-fp32-muon", "1-bf16-muon", "3-bf16-muon")
+LAYERS_CASES = ("3-fp32-layers", "3-fp32-layers-selective", "1-bf16-layers", "1-bf16-layers-selective")
 MATRICES = {"body.weight": 25, "wide.weight": 45, "narrow.weight": 45}
 WITH_MUON = {**SIZES, **MATRICES, "wide.bias": 9, "narrow.bias": 5}
 
@@ -28,7 +29,7 @@ WITH_MUON = {**SIZES, **MATRICES, "wide.bias": 9, "narrow.bias": 5}
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of each case, by two ranks that train one after the other; they check the gradients' norms."""
     folder = tmp_path_factory.mktemp("zero")
-    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES])
+    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *LAYERS_CASES])
     return folder
 
 
@@ -86,6 +87,14 @@ def test_with_muon_every_stage_holds_what_one_process_holds(saved: Path, case: s
     for key, tensor in found.items():
         assert float(expected[key].norm()) > 0
         assert float((tensor - expected[key]).norm() / expected[key].norm()) < tolerance, key
+
+
+@pytest.mark.parametrize("case", LAYERS_CASES[::2])
+def test_selective_checkpointing_changes_no_bit_though_weights_are_gathered_again(saved: Path, case: str) -> None:
+    expected, found = (Store(str(saved / name)) for name in (case, f"{case}-selective"))
+    shards = [list(catalog.newest_valid(store)[0].files.values()) for store in (expected, found)]  # type: ignore[union-attr]
+    assert len(shards[0]) == 2
+    assert [file.sha256 for file in shards[0]] == [file.sha256 for file in shards[1]]
 
 
 def begun(folder: Path, case: str) -> dict[str, torch.Tensor]:
