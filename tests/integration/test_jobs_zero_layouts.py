@@ -29,7 +29,7 @@ WITH_MUON = {**SIZES, **MATRICES, "wide.bias": 9, "narrow.bias": 5}
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of each case, by two ranks that train one after the other; they check the gradients' norms."""
     folder = tmp_path_factory.mktemp("zero")
-    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *LAYERS_CASES])
+    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *LAYERS_CASES], timeout_s=600)
     return folder
 
 
