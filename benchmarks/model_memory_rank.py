@@ -76,7 +76,7 @@ def main(rank: int, world: int, folder: Path, way: str) -> None:
     prepared = pickle.loads((folder / "prepared").read_bytes())
     task, rows, eval_rows = prepared.task(spec), rows_of(prepared, prepared.train_files), rows_of(prepared, [])
     precision: Any = spec.training.precision
-    stage: int = spec.training.deepspeed.zero_stage  # type: ignore[union-attr]
+    stage: Any = spec.training.deepspeed.zero_stage  # type: ignore[union-attr]
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     if (folder / "config.json").is_file():
         config["zero_optimization"] |= json.loads((folder / "config.json").read_text())

@@ -21,11 +21,10 @@ import torch
 
 from jobs.checkpoint.store import Store
 
-ADAMW = ("weight", "exp_avg", "exp_avg_sq")
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What there is of a parameter that AdamW trains: the fp32 master weights and two moments."""
 MUON = ("weight", "momentum")
-"""The same of one that Muon trains."""
-KINDS = tuple(dict.fromkeys((*ADAMW, *MUON)))
+"""What there is of one that Muon trains."""
 FLOAT_BYTES = 4
 BLOCK = 1 << 21
 """So many elements are read, or copied from a device, at a time."""
@@ -124,7 +123,7 @@ class Reader:
 
     def kinds(self, parameter: str) -> tuple[str, ...]:
         """Return the kinds that there should be of a parameter: by which optimizer it was trained, the shards tell."""
-        return MUON if ("momentum", parameter) in self._pieces else ADAMW
+        return MUON if ("momentum", parameter) in self._pieces else KINDS
 
     def read(self, kind: str, parameter: str, start: int, out: torch.Tensor) -> None:
         """Fill `out`, fp32 [n], with the n elements from `start` on.
@@ -152,6 +151,7 @@ class Reader:
         """
         strange = {name for _, name in self._pieces} - elements.keys()
         wrong = [f"{name!r} is no parameter of the model" for name in sorted(strange)]
+        wrong += [f"{name!r} has {kind} and momentum" for kind, name in self._pieces if kind not in self.kinds(name)]
         for name, numel in elements.items():
             for kind in self.kinds(name):
                 pieces = self._pieces.get((kind, name), [])
@@ -166,8 +166,8 @@ class Reader:
         for key, entry in json.loads(file.read_at(length, 8)).items():
             kind, parameter, start = key.split("|")
             first, last = entry["data_offsets"]
-            if entry["dtype"] != "F32" or kind not in KINDS:
-                raise ShardError(f"{name}: {key!r} is no fp32 {' or '.join(KINDS)}")
+            if entry["dtype"] != "F32" or kind not in (*KINDS, *MUON):
+                raise ShardError(f"{name}: {key!r} is no fp32 {' or '.join(dict.fromkeys((*KINDS, *MUON)))}")
             piece = _Piece(int(start), (last - first) // FLOAT_BYTES, file, 8 + length + first)
             self._pieces.setdefault((kind, parameter), []).append(piece)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from jobs.checkpoint.resume import Fill, gathered
-from jobs.checkpoint.shards import ADAMW, MUON, Fragment, Reader, share
+from jobs.checkpoint.shards import KINDS, MUON, Fragment, Reader, share
 from jobs.spec import TrainingSpec
 from jobs.worker import buffers, deepspeed_internals, optimizers, partition, recomputing, replica, zero, zero_layouts
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
@@ -45,7 +45,7 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         if training.gradient_checkpointing:
-            recomputing.enable(model, training.gradient_checkpointing)
+            recomputing.enable(model, training.gradient_checkpointing, training.compile)
         self.device = device
         self._buffers = buffers.learned(model)
         self.rank = torch.distributed.get_rank()
@@ -209,11 +209,11 @@ class Engine:
         Args:
             updates: those behind the state that is about to be read, 0 where none is.
         """
-        states, kinds = self._optimizer.state[place.flat], MUON if name in self.matrices else ADAMW
+        states, kinds = self._optimizer.state[place.flat], MUON if name in self.matrices else KINDS
         for kind in kinds[1:]:
             if kind not in states:
                 states[kind] = torch.zeros_like(place.flat.detach())
-        if kinds is ADAMW:
+        if kinds is KINDS:
             step = states.setdefault("step", torch.zeros((), dtype=torch.float32, device=place.flat.device))
             if updates:
                 step.fill_(updates)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from cluster.errors import UserError
 from jobs.worker.flops import FORMULAS
+from jobs.worker.torch_internals import TorchDispatchMode
 
 aten = torch.ops.aten
 KEPT = frozenset(
@@ -25,8 +26,11 @@ KEPT = frozenset(
 )
 
 
-def enable(model: torch.nn.Module, how: Literal[True, "selective"]) -> None:
+def enable(model: torch.nn.Module, how: Literal[True, "selective"], compiled: bool = False) -> None:
     """Have each layer of a model computed again in the backward pass.
+
+    Args:
+        compiled: whether it will run compiled.
 
     Raises:
         UserError: the model's layers cannot be.
@@ -34,8 +38,34 @@ def enable(model: torch.nn.Module, how: Literal[True, "selective"]) -> None:
     check(model)
     settings: dict[str, Any] = {"use_reentrant": False}
     if how == "selective":
-        settings["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, policy) if compiled else contexts
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)  # type: ignore[operator]
+
+
+class OfKept(TorchDispatchMode):
+    """Hands operations whose outputs are kept to one of torch's two modes; all others are none of its business.
+
+    torch's own refuse a second pass that does other than the first: ZeRO stage 3 gathers weights in one of them and has
+    them still in the other. A compiler, which knows no hooks, wants to be told of all operations.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, mode: Any) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, or have it run or remembered."""
+        if getattr(func, "overloadpacket", None) in KEPT:
+            return self._mode.__torch_dispatch__(func, types, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def contexts() -> tuple[OfKept, OfKept]:
+    """Return what a layer's first pass runs in, and its second."""
+    first, again = create_selective_checkpoint_contexts(policy)
+    return OfKept(first), OfKept(again)
 
 
 def policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:

@@ -51,6 +51,7 @@ OWN = {
 """DeepSpeed JSONs that are let through."""
 SIZES = {"embed.weight": 35, "body.weight": 25, "body.bias": 5, "head.bias": 7}
 MUON_CASES = ("0-fp32-muon", "1-fp32-muon", "2-fp32-muon", "3-fp32-muon", "1-bf16-muon", "3-bf16-muon")
+LAYERS_CASES = ("3-fp32-layers", "3-fp32-layers-selective", "1-bf16-layers", "1-bf16-layers-selective")
 MATRICES = {"body.weight": 25, "wide.weight": 45, "narrow.weight": 45}
 WITH_MUON = {**SIZES, **MATRICES, "wide.bias": 9, "narrow.bias": 5}
 
@@ -61,7 +62,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero")
     for case, content in OWN.items():
         (folder / f"{case}.json").write_text(json.dumps(content))
-    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *OWN])
+    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *LAYERS_CASES, *OWN], timeout_s=600)
     return folder
 
 
@@ -119,6 +120,14 @@ def test_with_muon_every_stage_holds_what_one_process_holds(saved: Path, case: s
     for key, tensor in found.items():
         assert float(expected[key].norm()) > 0
         assert float((tensor - expected[key]).norm() / expected[key].norm()) < tolerance, key
+
+
+@pytest.mark.parametrize("case", LAYERS_CASES[::2])
+def test_selective_checkpointing_changes_no_bit_though_weights_are_gathered_again(saved: Path, case: str) -> None:
+    expected, found = (Store(str(saved / name)) for name in (case, f"{case}-selective"))
+    shards = [list(catalog.newest_valid(store)[0].files.values()) for store in (expected, found)]  # type: ignore[union-attr]
+    assert len(shards[0]) == 2
+    assert [file.sha256 for file in shards[0]] == [file.sha256 for file in shards[1]]
 
 
 def begun(folder: Path, case: str) -> dict[str, torch.Tensor]:

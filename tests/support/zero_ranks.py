@@ -1,15 +1,17 @@
 """One of two ranks that train a tiny model on real DeepSpeed engines, one for each case, and save what they hold.
 
-python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION[-unclipped|-muon][-OWN]…
+python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION[-unclipped|-muon|-layers[-selective]|-OWN]…
 
 Where FOLDER holds a file named as a case with `.json` after it, that is the case's DeepSpeed JSON, STAGE included.
-With Muon they go on from what they have saved, too: as if nothing had been between.
+With Muon they go on from what they have saved, too: as if nothing had been between. `layers` is a model of which they
+can be computed again, and of which no weight stays gathered at stage 3, as none of a large model does.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep, Manifest
@@ -66,6 +69,17 @@ class Deeper(Tiny):
         return logits
 
 
+def layers() -> LlamaForCausalLM:
+    """Build a language model of two layers."""
+    sizes = {"vocab_size": 7, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).train()
+
+
+MODELS = {"muon": Deeper, "layers": layers}
+"""By a case's first word; others train `Tiny`."""
+NEVER_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+
+
 def train(case: str, rank: int, folder: Path) -> None:
     """Train and save below `folder`/`case`."""
     stage, precision, *more = case.split("-")
@@ -78,6 +92,7 @@ def train(case: str, rank: int, folder: Path) -> None:
             "precision": precision,
             "clip": 0.0 if "unclipped" in more else 1.0,
             "optimizer": "muon" if muon else "adamw",
+            "gradient_checkpointing": "selective" if "selective" in more else False,
             "deepspeed": f"{case}.json" if own else {"zero_stage": int(stage)},
         }
     )
@@ -85,7 +100,8 @@ def train(case: str, rank: int, folder: Path) -> None:
     config = deepspeed_config(training, 1, 1, precision=training.precision, on_gpu=False, base=base)
     if stage == "3" and not own:
         config["zero_optimization"] |= {"sub_group_size": 30}  # several, as large models have
-    begin = partial(_begin, training, config)
+        config["zero_optimization"] |= NEVER_WHOLE if "layers" in more else {}
+    begin = partial(_begin, MODELS.get("".join(more[:1]), Tiny), training, config)
     engine = begin(None)
     begun = {f"{each.parameter}|{each.start}": each.tensors["weight"].clone() for each in engine.owned_fragments()}
     save_file(begun, folder / f"{case}-{rank}.safetensors")
@@ -105,14 +121,18 @@ def train(case: str, rank: int, folder: Path) -> None:
         for expected, found in zip(engine.owned_fragments(), again.owned_fragments(), strict=True):
             for kind, tensor in expected.tensors.items():
                 assert torch.equal(tensor, found.tensors[kind]), f"{case}: {kind} of {expected.parameter} goes on"
+    if "layers" in more:
+        return
     spoil(engine, on_this_rank=rank == 0)
     assert not math.isfinite(engine.gradient_norm()), f"{case}: rank {rank} does not see that a gradient is NaN"
     dist.barrier()
 
 
-def _begin(training: TrainingSpec, config: dict[str, Any], store: Store | None) -> Engine:
+def _begin(
+    build: Callable[[], torch.nn.Module], training: TrainingSpec, config: dict[str, Any], store: Store | None
+) -> Engine:
     """Return an engine that begins, or goes on from what is in `store`, as a job does."""
-    recorded = record(Deeper if training.optimizer == "muon" else Tiny, 0)
+    recorded = record(build, 0)
     begun = start.Start(recorded.model, recorded.fill)
     point = resume.agree(store) if store else resume.Point("begins")
     return setup.make_engine(begun, training, config, torch.device("cpu"), store or Store("/nowhere"), point)
@@ -121,7 +141,8 @@ def _begin(training: TrainingSpec, config: dict[str, Any], store: Store | None) 
 def take_step(engine: Engine, step: int, rank: int) -> None:
     """Take a step of one row on each rank."""
     ids = torch.tensor([(3 * step + rank) % 7])
-    loss = torch.nn.functional.cross_entropy(engine.model(ids).float(), (ids + 1) % 7, reduction="sum")
+    out = engine.model(ids) if isinstance(engine.model.module, Tiny) else engine.model(ids.view(1, 1)).logits[0]
+    loss = torch.nn.functional.cross_entropy(out.float(), (ids + 1) % 7, reduction="sum")
     assert untaught.remarks(loss, engine.model.module) == []
     engine.backward(loss / 2)
     engine.step()

@@ -62,6 +62,7 @@ def worker_at(point: resume.Point, read: rows.Rows, store: Store) -> SimpleNames
         skip=frozenset(),
         start=point.step,
         steps=STEPS,
+        until=None,
         updates=point.step,
         zero_stage=1,
         evaluations={},

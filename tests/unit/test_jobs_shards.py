@@ -94,3 +94,18 @@ def test_another_type_of_number_is_refused(tmp_path):
     store.write("x/y.safetensors", [save({"weight|a|0": torch.zeros(2, dtype=torch.float64)})])
     with pytest.raises(ShardError, match="is no fp32"):
         Reader(store, ["x/y.safetensors"])
+
+
+def test_what_muon_trains_has_a_momentum_and_nothing_of_adamw(tmp_path):
+    store, ones = Store(str(tmp_path)), torch.ones(4)
+    by_muon = Fragment("a", 0, {"weight": ones, "momentum": ones})
+    reader = Reader(store, write(store, [[by_muon, Fragment("b", 0, dict.fromkeys(KINDS, ones))]]))
+    reader.check_whole({"a": 4, "b": 4})
+    assert [reader.kinds(name) for name in "ab"] == [("weight", "momentum"), KINDS]
+    half = Fragment("a", 2, {"weight": ones[:2]})
+    first = Fragment("a", 0, {"weight": ones[:2], "momentum": ones[:2]})
+    with pytest.raises(ShardError, match="momentum of 'a' has 4 elements, of which 2 to 4 are in no shard"):
+        Reader(store, write(store, [[first, half]])).check_whole({"a": 4})
+    both = Fragment("a", 0, {"weight": ones, "momentum": ones, "exp_avg": ones})
+    with pytest.raises(ShardError, match="'a' has exp_avg and momentum"):
+        Reader(store, write(store, [[both]])).check_whole({"a": 4})
