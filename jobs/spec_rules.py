@@ -36,6 +36,12 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what a phase lacks or cannot honour, each with its place; sections of a wrong type are passed over."""
     written, phase = values.get("phase"), phase_of(values)
     yield from _model(phase, _section(values, "model"))
+    if "://" in str(values.get("storage", "")):
+        yield (
+            ("storage",),
+            f"{values['storage']!r} is a URL, and this is a folder that all nodes reach, on a shared file system; only "
+            "`checkpoint.directory` may be a URL",
+        )
     if phase in ("pretrain", "finetune"):
         yield from _training(phase, values)
     elif phase in ("evaluate", "quantize"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from jobs.driver import storage
 from jobs.driver.attempt import submission_id, unsaved_sentence
@@ -120,3 +121,8 @@ def test_a_failing_disk_is_told_from_other_errors_and_named(tmp_path: Path):
     assert nameless.exit_code == 1
     for other in (PermissionError(errno.EACCES, "Permission denied", "/data"), ValueError("No space left on device")):
         assert storage.told(other, tmp_path) is other
+
+
+def test_a_url_is_no_folder_below_the_spec() -> None:
+    with pytest.raises(ValidationError, match=r"(?s)storage.*'s3://bucket/runs' is a URL, and this is a folder"):
+        spec(storage="s3://bucket/runs")
