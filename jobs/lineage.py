@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.tasks import own_code
+from jobs.tasks import weights_digest as digests
 from tracking import manifest, registry
 from tracking.errors import TrackingError
-
-WHOLE = 1 << 30
-"""Bytes of the largest file that is read whole; of a larger one, pages all over it."""
-PAGES, PAGE = 1024, 1 << 12
 
 
 def pinned(source: str | None) -> str | None:
@@ -27,7 +23,7 @@ def pinned(source: str | None) -> str | None:
 
 
 def weights_digest(parent: Path | str | None) -> str:
-    """Return the SHA-256 (hex) of a model directory's weights and config.json, or the commit of a hub id.
+    """Return the SHA-256 (hex) of a model directory's weights and configs, or the commit of a hub id.
 
     "" where there is no model, or its commit is not known.
     """
@@ -35,10 +31,7 @@ def weights_digest(parent: Path | str | None) -> str:
     if folder is None or not folder.is_dir():
         snapshot = hub_folder.cached(str(parent)) if parent is not None else None
         return snapshot.name if snapshot is not None else ""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
-        digest.update(f"{path.name} {path.stat().st_size} {_content(path)}\n".encode())
-    return digest.hexdigest()
+    return digests.of_folder(folder)
 
 
 def said_of_pages(parent: Path | str | None) -> list[str]:
@@ -46,13 +39,13 @@ def said_of_pages(parent: Path | str | None) -> list[str]:
     folder = Path(parent) if parent is not None else None
     if folder is None or not folder.is_dir():
         return []
-    large = [path for path in sorted(folder.glob("*.safetensors")) if path.stat().st_size > WHOLE]
+    large = digests.read_in_pages(folder)
     if not large:
         return []
     files = f"{large[0].name}{f' and {len(large) - 1} more files' if len(large) > 1 else ''}"
     return [
-        f"{files} of model.from: above {WHOLE >> 30} GiB a file, {PAGES:,} pages all over it tell whether it changes "
-        "under this run; a change of single weights between them would not be noticed"
+        f"{files} of model.from: above {digests.WHOLE >> 30} GiB a file, {digests.PAGES:,} pages all over it tell "
+        "whether it changes under this run; a change of single weights between them would not be noticed"
     ]
 
 
@@ -83,15 +76,3 @@ def said_of_code(task: str, parent: Path | str | None) -> list[str]:
         return []
     said = own_code.difference(task, written.code) if written is not None and written.task == task else None
     return [said] if said else []
-
-
-def _content(path: Path) -> str:
-    size = path.stat().st_size
-    if size <= WHOLE:
-        return manifest.digest_of(path).sha256
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for page in range(PAGES):
-            file.seek(page * (size - PAGE) // (PAGES - 1))
-            digest.update(file.read(PAGE))
-    return digest.hexdigest()

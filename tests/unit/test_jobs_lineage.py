@@ -6,6 +6,7 @@ import pytest
 
 from cluster.errors import UserError
 from jobs import lineage
+from jobs.tasks import weights_digest
 from tests.support import hub
 
 
@@ -37,8 +38,8 @@ def test_what_weights_do_not_depend_on_changes_nothing(parent):
 
 
 def test_pages_all_over_a_large_file_are_read(parent, monkeypatch):
-    monkeypatch.setattr(lineage, "WHOLE", 1 << 16)
-    monkeypatch.setattr(lineage, "PAGES", 16)
+    monkeypatch.setattr(weights_digest, "WHOLE", 1 << 16)
+    monkeypatch.setattr(weights_digest, "PAGES", 16)
     file = parent / "model.safetensors"
     content = bytearray(1 << 17)
     file.write_bytes(content)
