@@ -108,6 +108,8 @@ class JobSpec(Strict):
         """Return the SHA-256 (hex) of what decides the result: not where, how divided, or how often it is saved."""
         how = {"deepspeed", "micro_batch_size", "gradient_checkpointing"}
         predicts = self.phase == "predict"  # the digests of other phases are those of before there was this one
+        lora = self.model.lora  # digests from before there was a choice
+        chosen = lora is not None and (not lora.merge or lora.base != "whole")
         sweep = True if self.sweep is None else dict.fromkeys(("parallel", "time_budget_s"), True)
         what = self.model_dump(
             mode="json",
@@ -115,6 +117,7 @@ class JobSpec(Strict):
             exclude={
                 **dict.fromkeys(("resources", "storage", "register_", "max_failures", "failures", "checkpoint"), True),
                 "training": dict.fromkeys(how, True),
+                "model": {} if chosen else {"lora": {"merge": True, "base": True}},
                 "predict": {"batch_size": True} if predicts else True,
                 "data": {} if predicts else {"predict": True},
                 "sweep": sweep,

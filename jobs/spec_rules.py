@@ -36,6 +36,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what a phase lacks or cannot honour, each with its place; sections of a wrong type are passed over."""
     written, phase = values.get("phase"), phase_of(values)
     yield from _model(phase, _section(values, "model"))
+    yield from _held_whole(values)
     if "://" in str(values.get("storage", "")):
         yield (
             ("storage",),
@@ -130,10 +131,39 @@ def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str
         yield (), "give `model.architecture` (with `config`) or `model.from`"
     if source is not None and architecture is not None:
         yield ("model",), "give either `model.architecture` or `model.from`, not both"
+    yield from _lora(source, _section(model, "lora"))
     if phase in ("evaluate", "quantize", "predict"):
         given = {"lora": model.get("lora") is not None, "config": bool(model.get("config"))}
         for key in (key for key, is_given in given.items() if is_given):
             yield ("model", key), f"phase {phase} takes the model as it is, without `model.{key}`"
+
+
+def _lora(source: Any, lora: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    if source is None and lora.get("merge") is False:
+        yield (
+            ("model", "lora", "merge"),
+            "adapters are kept apart from a model that is there already: give `model.from`, or leave it out",
+        )
+    if lora.get("base", "whole") != "whole" and lora.get("merge", True):
+        yield (
+            ("model", "lora", "base"),
+            "needs `model.lora.merge: false`: what is trained beside a base of few bits is not merged into whole "
+            "weights that nobody has measured",
+        )
+
+
+def _held_whole(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield where a base of few bits would have to be divided."""
+    lora = _section(_section(values, "model"), "lora")
+    if (
+        lora.get("base", "whole") != "whole"
+        and _section(_section(values, "training"), "deepspeed").get("zero_stage") == 3
+    ):
+        yield (
+            ("training", "deepspeed", "zero_stage"),
+            f"stage 3 divides weights, and `model.lora.base: {lora['base']}` is held whole by every worker: take stage "
+            "2, or leave `base` out",
+        )
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ Workers = Annotated[int, Field(gt=0, le=100_000)]
 
 
 class LoraSpec(Strict):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained through peft and merged at the end."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained through peft."""
 
     rank: int = Field(8, gt=0, le=65_536)
     """Width of the adapters."""
@@ -38,6 +38,12 @@ class LoraSpec(Strict):
     """Share of the adapters' inputs that is dropped in training."""
     target_modules: Literal["all-linear"] | Texts = "all-linear"
     """Names of the layers that get adapters, or every linear layer but the head."""
+    merge: bool = True
+    """The export is one whole model with the adapters in its weights; false: the adapters alone, as peft keeps them,
+    and the name and digest of the model in `from`, which whoever loads them needs too."""
+    base: Literal["whole", "int8", "nf4"] = "whole"
+    """How each worker holds the frozen weights of linear layers (QLoRA): as they are, or in 8 or about 4.5 bits. Needs
+    `merge: false` and a ZeRO stage below 3."""
 
 
 class TaskSpec(BaseModel):

@@ -157,6 +157,7 @@ def _version_record(version: "ModelVersion") -> dict[str, object]:
         "size_bytes": version.size_bytes,
         "evaluation": version.evaluation,
         "quantization": version.quantization,
+        "base": version.base,
         "created_at_ms": version.created_at_ms,
     }
 

@@ -36,6 +36,17 @@ class DatasetRef(BaseModel):
     """What decided the encoded rows: name of a part → digest; empty for a model that an older Tandem exported."""
 
 
+class BaseRef(BaseModel):
+    """The model that adapters belong to, which are kept apart from it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    reference: str
+    """As `parent`: a `models:/` URI, a directory or a hub id."""
+    digest: str
+    """SHA-256 (hex) of its weights and config.json, or the commit of a hub id."""
+
+
 class ModelManifest(BaseModel):
     """What an exported model directory holds and where it came from."""
 
@@ -48,6 +59,8 @@ class ModelManifest(BaseModel):
     run_id: str | None = None
     parent: str | None = None
     """The model it was made from: a `models:/` URI or a directory."""
+    base: BaseRef | None = None
+    """Of adapters that were not merged: what they have to be put on. None: the model is whole."""
     dataset: DatasetRef | None = None
     spec_digest: str | None = None
     code: str | None = None

@@ -22,7 +22,7 @@ OWN_CODE = ("auto_map", "custom_pipelines")
 """Entries that name classes of the model's own, in whatever config of its folder they stand."""
 GENERATE = Path("custom_generate", "generate.py")
 """transformers replaces `generate` by what lies there."""
-ADAPTER = "adapter_config.json"
+ADAPTER, BASE = "adapter_config.json", "base.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 BESIDE_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")
 """Pickles that trainers leave and nobody loads."""
@@ -162,6 +162,10 @@ def _adapter(folder: Path) -> Iterator[str]:
     path = folder / ADAPTER
     if not path.is_file():
         return
+    at = _read(folder / BASE).get("at")
+    if at is not None:  # Tandem's own, which say by what digest their base is known
+        yield from _of_base(folder, Path(str(at)))
+        return
     if (folder / "config.json").is_file():
         yield (
             f"{path}: an adapter lies beside the weights of a whole model, and whether these hold it already is not "
@@ -174,6 +178,15 @@ def _adapter(folder: Path) -> Iterator[str]:
         f"{folder} holds an adapter{f' for {base}' if base else ''}, not a whole model: merge it into that model "
         "(merge_and_unload in peft, then save_pretrained) and name the folder of the result"
     )
+
+
+def _of_base(folder: Path, base: Path) -> Iterator[str]:
+    """Yield what is wrong with the base of adapters, where that is to be on this machine."""
+    if base.is_absolute() and base.resolve() != folder.resolve():
+        if base.is_dir():
+            yield from problems(base)
+        else:
+            yield f"{folder} holds adapters for the model in {base}, which is not there: put that back (a link will do)"
 
 
 def _fault(path: Path) -> str | None:

@@ -63,6 +63,11 @@ class ModelVersion:
         """The quantisation method, or None for full precision."""
         return self.tags.get("tandem.quantization")
 
+    @property
+    def base(self) -> str | None:
+        """What a version of adapters alone has to be put on; None for a whole model."""
+        return self.tags.get("tandem.base")
+
 
 def register(
     name: str,
@@ -198,6 +203,8 @@ def _tags_of(manifest: ModelManifest) -> dict[str, str]:
         tags["tandem.quantization"] = str(manifest.quantization.get("method", "unnamed"))
     if manifest.parent:
         tags["tandem.parent"] = manifest.parent
+    if manifest.base:
+        tags["tandem.base"] = manifest.base.reference
     return tags
 
 

@@ -25,7 +25,7 @@ class Facts:
 
     phase: str
     parameters: int | None
-    """How many weights the model has; None where they are quantised."""
+    """How many weights the model has; None where they are quantised, or adapters alone."""
     size: int
     """Bytes of the files of weights."""
     train_rows: int
@@ -55,7 +55,10 @@ def text(manifest: ModelManifest, task: Task, facts: Facts) -> str:
 
 def _front(manifest: ModelManifest) -> str:
     """Return the head that model hubs read, in YAML, of which JSON is a part."""
-    entries = {"library_name": "transformers", "tags": ["tandem", manifest.task, manifest.architecture]}
+    entries = {
+        "library_name": "peft" if manifest.base else "transformers",
+        "tags": ["tandem", manifest.task, manifest.architecture],
+    }
     parent = {"base_model": manifest.parent} if manifest.parent else {}
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in {**entries, **parent}.items()]
     return "\n".join(["---", *lines, "---", ""])
@@ -70,6 +73,8 @@ def _made(manifest: ModelManifest, facts: Facts) -> Iterator[str]:
     yield "| | |\n| --- | --- |"
     yield f"| task | `{manifest.task}` |"
     yield f"| architecture | `{manifest.architecture}`{_counted(facts.parameters, facts.size)} |"
+    if manifest.base:
+        yield f"| weights | adapters alone; their base is `{manifest.base.reference}` |"
     if manifest.parent:
         yield f"| made from | `{manifest.parent}` |"
     if facts.training is not None:

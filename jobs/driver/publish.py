@@ -12,7 +12,7 @@ from jobs import progress
 from jobs.data.prepare import Prepared
 from jobs.driver import card
 from jobs.driver.job import Job
-from jobs.tasks import Task
+from jobs.tasks import Task, adapters
 from jobs.tasks.own_code import code_digest
 from tracking import manifest, outbox, registry
 from tracking.errors import ServerUnreachable
@@ -44,6 +44,7 @@ def publish(
         architecture=config.get("model_type", "unknown"),
         run_id=run_id,
         parent=job.parent_uri,
+        base=base_of(model, job.parent_uri),
         dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
         spec_digest=job.spec.digest(),
         code=code_digest(job.spec.task.name),
@@ -53,7 +54,9 @@ def publish(
         sweep=dict(job.part.origin) if job.part else None,
         remarks=job.folder.remarks(),
     )
-    told = card.text(contract, prepared.task(job.spec), _facts(job, prepared, quantization is None))
+    told = card.text(
+        contract, prepared.task(job.spec), _facts(job, prepared, quantization is None and contract.base is None)
+    )
     (model / card.FILE_NAME).write_text(told, encoding="utf-8")
     manifest.write(model, contract)
     job.track(lambda run: run.log_bytes(told.encode(), "model-card.md"))
@@ -69,8 +72,22 @@ def publish(
     return made
 
 
+def base_of(model: Path, parent: str | None) -> manifest.BaseRef | None:
+    """Return what a model's adapters belong to, where they were not merged.
+
+    Args:
+        parent: what the job started from, as others name it.
+    """
+    base = adapters.read(model)
+    if base is None:
+        return None
+    return manifest.BaseRef(
+        reference=parent if parent and parent.startswith("models:/") else base.at, digest=base.digest
+    )
+
+
 def _facts(job: Job, prepared: Prepared, whole: bool) -> card.Facts:
-    """Return what the model's card tells beside the manifest; quantised weights are not counted."""
+    """Return what the model's card tells beside the manifest; only a whole model's weights are counted."""
     files = sorted(job.folder.model.glob("*.safetensors"))
     training = job.spec.training
     return card.Facts(

@@ -49,6 +49,8 @@ def build(spec: JobSpec, base: Path) -> tuple[torch.nn.Module, Task, list[str]]:
     if spec.model.lora is not None:
         with start.described(spec), _without_memory():
             model = lora.add_lora(model, spec.model.lora)
+        if spec.model.lora.base != "whole":
+            said.append(f"the base is counted as if whole: with model.lora.base {spec.model.lora.base} it takes less")
     return model, task, said
 
 

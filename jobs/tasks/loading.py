@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.tasks import TaskError, conv1d
+from jobs.tasks import TaskError, adapters, conv1d
 from jobs.tasks.architectures import check_entries, last_line
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def load(
     """
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    settings = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     entries = {key: value for key, value in config.items() if not isinstance(value, QuantizationConfigMixin)}
     try:
         own = _own_config(directory)
@@ -64,14 +63,16 @@ def load(
         source = conv1d.class_of(directory) or source
         if _unread.get():
             return _described(source, directory, dtype, config), []
-        model, found = source.from_pretrained(
-            str(directory), dtype=dtype or "auto", ignore_mismatched_sizes=True, **settings, **config
+        base = adapters.base_of(directory)
+        model, found = (
+            _from_files(source, directory, dtype or "auto", dict(config))
+            if base is None
+            else _adapted(source, Path(directory), base, dtype, config)
         )
     except TaskError:
         raise
     except (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError) as error:
         raise TaskError(f"cannot load a model from {str(directory)!r}: {_first_line(error)}") from error
-    _check_shapes(directory, found["mismatched_keys"])
     missing = sorted(found["missing_keys"])
     lacking = [name for name in missing if not (may_lack_head and _is_head(model, name))]
     if lacking:
@@ -85,18 +86,63 @@ def load(
     return model.eval(), [*said, *_untied(model)]
 
 
+def _from_files(source: Any, directory: Path | str, dtype: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Have transformers read a folder; return the model and what it says of its weights.
+
+    Args:
+        settings: entries that override the config's, or `config`, which stands in its place.
+    """
+    safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+    model, found = source.from_pretrained(str(directory), dtype=dtype, ignore_mismatched_sizes=True, **safe, **settings)
+    _check_shapes(directory, found["mismatched_keys"])
+    return model, found
+
+
+def _adapted(
+    source: Any, directory: Path, base: Path, dtype: torch.dtype | None, config: Mapping[str, Any], whole: Any = None
+) -> tuple[Any, dict[str, Any]]:
+    """Read a base, as a folder of adapters describes it, and put them on; the base may have such a base itself.
+
+    It is read in the wider one of the types that it is stored in and that are wanted, so that it is rounded once.
+
+    Args:
+        whole: the config of the adapters on top, where these are not.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    whole = whole or AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
+    wanted = dtype or whole.dtype or torch.float32
+    wider = torch.promote_types(wanted, _own_config(base).dtype or torch.float32)
+    below = adapters.base_of(base)
+    model, found = (
+        _from_files(source, base, wider, {"config": whole})
+        if below is None
+        else _adapted(source, base, below, wider, {}, whole)
+    )
+    model, replaced = adapters.put_on(model, directory)
+    found["missing_keys"] = set(found["missing_keys"]) - replaced
+    _keep_generation(model, directory)
+    return adapters.as_type(model, wanted), found
+
+
 def _described(source: Any, directory: Path | str, dtype: torch.dtype | None, config: Mapping[str, Any]) -> Any:
     """Build what `from_pretrained` would load, in evaluation mode, with fresh weights."""
     from transformers import AutoConfig
 
     whole = AutoConfig.from_pretrained(str(directory), trust_remote_code=False, **config)
     model = source.from_config(whole, dtype=dtype) if hasattr(source, "from_config") else source(whole)
+    _keep_generation(model, directory)
+    return model.eval()
+
+
+def _keep_generation(model: Any, directory: Path | str) -> None:
+    """Give a model the generation config of a folder, as `from_pretrained` does."""
     if model.can_generate():
         hub = {"cache_dir": None, "force_download": False, "proxies": None, "local_files_only": True, "token": None}
         model.adjust_generation_fn(
             None, False, False, str(directory), revision="main", subfolder="", trust_remote_code=False, **hub
         )
-    return model.eval()
 
 
 def _untied(model: Any) -> list[str]:

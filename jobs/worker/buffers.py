@@ -31,7 +31,7 @@ def match_types(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        if _counts(module) and weight is not None:
+        if counts(module) and weight is not None:
             for key in ("running_mean", "running_var"):
                 setattr(module, key, getattr(module, key).to(weight.dtype))
 
@@ -68,7 +68,7 @@ def _put(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
 
 def said(model: torch.nn.Module, workers: int) -> list[str]:
     """Say what batch normalisation means on several workers; nothing for a model without."""
-    kinds = sorted({type(each).__name__ for each in model.modules() if _counts(each)})
+    kinds = sorted({type(each).__name__ for each in model.modules() if counts(each)})
     if not kinds or workers == 1:
         return []
     return [
@@ -77,6 +77,6 @@ def said(model: torch.nn.Module, workers: int) -> list[str]:
     ]
 
 
-def _counts(module: torch.nn.Module) -> bool:
+def counts(module: torch.nn.Module) -> bool:
     """Tell whether a module keeps running statistics of its batches."""
     return isinstance(getattr(module, "num_batches_tracked", None), torch.Tensor)

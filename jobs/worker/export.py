@@ -13,8 +13,8 @@ import torch
 from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs.spec import LoraSpec
-from jobs.tasks import Task
-from jobs.worker.lora import add_lora, merge
+from jobs.tasks import Task, adapters
+from jobs.worker.lora import add_lora
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -103,7 +103,7 @@ def _write(
         wrapped = add_lora(model, lora)
         wrapped.load_state_dict(weights)
         wrapped.save_pretrained(str(directory / "adapter"))  # type: ignore[operator]
-        model = merge(wrapped)
+        model = adapters.merge(wrapped)
     else:
         model.load_state_dict(weights)
     save(model.to(DTYPES[precision]), directory)

@@ -10,7 +10,7 @@ al. 2021, LoRA, equation 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,14 +109,24 @@ def save_adapters(directory: Path, live: Any, first: bool) -> None:
     """Write the adapters by themselves, as peft does: with what is trained whole, and an adapted head's own weight."""
     head = live.get_output_embeddings() if hasattr(live, "get_output_embeddings") else None
     of_head = {id(each) for each in head.parameters()} if head is not None and hasattr(head, "base_layer") else set()
+    found = trained(live, first, of_head)
+    if first:
+        live.save_pretrained(str(directory), state_dict=found)
+
+
+def trained(live: torch.nn.Module, first: bool, others: Set[int] = frozenset()) -> dict[str, torch.Tensor]:
+    """Return a model's trained parameters by name, each in its shape, in fp32 on the first rank's CPU. Collective.
+
+    Args:
+        others: further parameters, by their `id`.
+    """
     found: dict[str, torch.Tensor] = {}
     for name, parameter in live.named_parameters():
-        if parameter.requires_grad or id(parameter) in of_head:
+        if parameter.requires_grad or id(parameter) in others:
             with deepspeed_internals.gathered([parameter] if deepspeed_internals.is_in_parts(parameter) else []):
                 if first:
                     found[name] = parameter.detach().to("cpu", torch.float32, copy=True)
-    if first:
-        live.save_pretrained(str(directory), state_dict=found)
+    return found
 
 
 def save_config(model: Any, dtype: torch.dtype, directory: Path) -> None:

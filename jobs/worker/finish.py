@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
 
+from cluster.errors import UserError
 from jobs.checkpoint import resume
-from jobs.worker import export, export_in_parts, heap, proof, start, weight_stream
+from jobs.tasks import Task, adapters
+from jobs.worker import apart, export, export_in_parts, heap, proof, start, weight_files, weight_stream
 from jobs.worker.export import DTYPES, WrongExport
 from jobs.worker.export_in_parts import Piece
 from jobs.worker.fault_injection import damage
@@ -19,6 +21,11 @@ def export_weights(worker: Worker) -> None:
     """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
     worker.injector.inject("export", worker.steps)
     trained = proof.of_trained(worker)
+    lora = worker.spec.model.lora
+    if lora is not None and not lora.merge:
+        _apart(worker, trained)
+        _end(worker)
+        return
     found = _skeleton_and_pieces(worker) if worker.engine.sliceable else None
     if isinstance(found, tuple):
         _in_parts(worker, trained, *found)
@@ -27,6 +34,11 @@ def export_weights(worker: Worker) -> None:
             with suppress(OSError):
                 worker.folder.add_remarks([f"rank 0 gathers the whole model to write it: {found}"])
         _whole(worker, trained)
+    _end(worker)
+
+
+def _end(worker: Worker) -> None:
+    """Write the evaluations: with them the run has its model."""
     if worker.first:
         worker.folder.write_evaluations(worker.evaluations)
     torch.distributed.barrier()
@@ -47,7 +59,7 @@ def _whole(worker: Worker, trained: proof.Measured) -> None:
     weights = worker.engine.state_dict()
 
     def check(written: Path) -> None:
-        _perhaps_damaged(worker, written)
+        _perhaps_damaged(worker, written / weight_files.SINGLE)
         proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
         worker.saver.check_newest()  # else it would replace what a newer attempt has left
 
@@ -63,6 +75,53 @@ def _whole(worker: Worker, trained: proof.Measured) -> None:
         )
 
 
+def _apart(worker: Worker, trained: proof.Measured) -> None:
+    """Write the adapters alone, and have what the files say measured on their base: in parts, or by rank 0."""
+    first, live = worker.first, worker.engine.model.module
+    assert worker.model_directory is not None
+    name = resume.gathered(export.name_aside(worker.folder.model))[0]
+    with export.aside(worker.folder.model, first, name) as partial:
+        noted = worker.folder.data()
+        base = apart.base(worker.model_directory, noted.weights if noted else "") if first else None
+        apart.save(partial, live, base)
+        if first:
+            apart.save_config(live, DTYPES[worker.precision], partial)
+            worker.task.save(partial)
+            _perhaps_damaged(worker, partial / adapters.WEIGHTS)
+        torch.distributed.barrier()
+        loaded = type(worker.task).load(partial, worker.task.options)
+        begun = start.described_by(partial, loaded) if worker.engine.sliceable else "it is not trained in parts"
+        if isinstance(begun, str):
+            wrong = resume.gathered(_wrong(worker, trained, partial) if first else None)[0]
+            if wrong is not None:
+                raise WrongExport(wrong)
+        else:
+            with closing(begun):
+                _measured_in_parts(worker, trained, loaded, begun)
+        if first:
+            worker.saver.check_newest()
+
+
+def _wrong(worker: Worker, trained: proof.Measured, written: Path) -> str | None:
+    """Have this rank load the files, and return what is wrong with them.
+
+    Where the base is held in few bits, it is held so again: on the base as it is, the loss is another one.
+    """
+    assert worker.spec.model.lora is not None
+    try:
+        if worker.spec.model.lora.base == "whole":
+            proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
+        else:
+            begun = start.begin(worker.spec, worker.task, worker.model_directory)
+            apart.put_back(begun.model, written)
+            loaded = type(worker.task).load(written, worker.task.options)
+            proof.of_model(begun.model, trained, loaded, worker.precision, worker.engine.device)
+            begun.close()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _in_parts(worker: Worker, trained: proof.Measured, skeleton: torch.nn.Module, pieces: list[Piece]) -> None:
     """Write it a parameter at a time, and have every rank check its part of the files."""
     first, live = worker.first, worker.engine.model.module
@@ -74,7 +133,7 @@ def _in_parts(worker: Worker, trained: proof.Measured, skeleton: torch.nn.Module
         if first:
             export_in_parts.save_config(skeleton, DTYPES[worker.precision], partial)
             worker.task.save(partial)
-            _perhaps_damaged(worker, partial)
+            _perhaps_damaged(worker, partial / weight_files.SINGLE)
         torch.distributed.barrier()
         _check(worker, trained, partial, pieces, digests)
         if first:
@@ -96,14 +155,22 @@ def _check(
     agree(f"{written} does not load in parts: {begun}" if isinstance(begun, str) else None)
     assert not isinstance(begun, str)
     assert begun.files is not None
-    assert begun.fill is not None
-    try:
+    with closing(begun):
         agree(export_in_parts.difference(pieces, begun.files.read))
-        engine.forget_moments()
-        heap.trim()
-        model = engine.divided(begun.model, begun.fill)
-    finally:
-        begun.close()
+        _measured_in_parts(worker, trained, loaded, begun)
+
+
+def _measured_in_parts(worker: Worker, trained: proof.Measured, loaded: Task, begun: start.Start) -> None:
+    """Have all ranks read a model in parts, and compare its loss. Collective.
+
+    Raises:
+        WrongExport: it is not the trained model's.
+    """
+    assert begun.fill is not None
+    worker.engine.forget_moments()
+    heap.trim()
+    model = worker.engine.divided(begun.model, begun.fill)
+    begun.close()
     proof.of_parts(worker, loaded, model, trained)
 
 
@@ -118,6 +185,6 @@ def agree(problem: str | None) -> None:
             raise WrongExport(f"the exported files are not the model that was trained: {found}")
 
 
-def _perhaps_damaged(worker: Worker, written: Path) -> None:
+def _perhaps_damaged(worker: Worker, weights: Path) -> None:
     if worker.injector.inject("exported", worker.steps) == "damage":
-        damage(written / "model.safetensors")
+        damage(weights)

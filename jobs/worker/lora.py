@@ -1,4 +1,4 @@
-"""Low-rank adapters: put on before training, added into the weights after it."""
+"""Low-rank adapters: put on before training, and what they add to which weight after it."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ def _first_sentence(error: Exception) -> str:
 class Adapter:
     """What is added to the weight of a linear layer: scaling · up · down, transposed where the layer's weight is."""
 
-    down: torch.nn.Parameter
+    down: torch.Tensor
     """A, [rank, in]."""
-    up: torch.nn.Parameter
+    up: torch.Tensor
     """B, [out, rank]."""
     scaling: float
     transposed: bool
@@ -144,33 +144,3 @@ def adapters(model: torch.nn.Module) -> dict[str, Adapter] | str:
         scaling, transposed = float(layer.scaling["default"]), bool(layer.fan_in_fan_out)
         found[f"{name}.base_layer.weight"] = Adapter(down, up, scaling, transposed)
     return found
-
-
-def merge(adapted: torch.nn.Module) -> torch.nn.Module:
-    """Add the adapters of a peft model into its weights, in place, and return the plain model.
-
-    An adapter changes one layer. Where that layer shares its weight with another one (an embedding tied to the output
-    head), the two part first: merged into the shared weight, the adapter would change both.
-    """
-    if untie(adapted):
-        config = adapted.get_base_model().config  # type: ignore[operator]
-        for each in (config, config.get_text_config()):
-            each.tie_word_embeddings = False
-    return adapted.merge_and_unload()  # type: ignore[operator]
-
-
-def untie(adapted: torch.nn.Module) -> list[str]:
-    """Give each adapted layer a weight of its own, where it shares one; return the names of those layers."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    parted = []
-    for name, layer in adapted.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        base, which = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
-        weight: torch.nn.Parameter = getattr(base, which)
-        others = (each for other in adapted.modules() if other is not base for each in other.parameters(recurse=False))
-        if any(each is weight for each in others):
-            setattr(base, which, torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
-            parted.append(name)
-    return parted

@@ -12,7 +12,7 @@ import torch
 from cluster.precision import Precision
 from jobs.checkpoint import resume
 from jobs.data.rows import Rows
-from jobs.tasks import Task
+from jobs.tasks import Task, adapters
 from jobs.worker.evaluate import check_finite, joined, measure
 from jobs.worker.export import DTYPES, check_loss
 from jobs.worker.setup import Worker
@@ -109,9 +109,26 @@ def of_files(directory: Path, trained: Measured, task: Task, precision: Precisio
     check_loss(trained.loss, found, precision, trained.what)
 
 
+def of_model(model: torch.nn.Module, trained: Measured, task: Task, precision: Precision, device: torch.device) -> None:
+    """Measure a model that was made again of its files, and compare.
+
+    Args:
+        model: in fp32; it becomes what the precision computes with.
+
+    Raises:
+        WrongExport: the losses differ by more than rounding.
+    """
+    adapters.as_type(model, DTYPES[precision]).to(device).eval()
+    check_loss(trained.loss, _loss_of(model, trained, task, device), precision, trained.what)
+
+
 def _loss(directory: Path, trained: Measured, task: Task, precision: Precision, device: torch.device) -> float:
     loaded = type(task).load(directory, task.options)
     model = loaded.load_model(directory, DTYPES[precision]).to(device)
-    loaded.prepare_model(model, trained.rows.columns)
+    return _loss_of(model, trained, loaded, device)
+
+
+def _loss_of(model: torch.nn.Module, trained: Measured, task: Task, device: torch.device) -> float:
+    task.prepare_model(model, trained.rows.columns)
     how = {"limit": trained.limit, "seed": trained.seed, "micro_batch": trained.micro_batch}
-    return loaded.summarise(measure(loaded, model, trained.rows, **how, device=device))["loss"]  # type: ignore[arg-type]
+    return task.summarise(measure(task, model, trained.rows, **how, device=device))["loss"]  # type: ignore[arg-type]

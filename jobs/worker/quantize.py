@@ -106,7 +106,7 @@ def _write(task: Task, parent: Path, directory: Path, scratch: Path) -> Layers:
     import transformers
     from torchao.quantization import Int8WeightOnlyConfig
 
-    from jobs.tasks import conv1d
+    from jobs.tasks import adapters, conv1d
     from jobs.worker.export import save
 
     for folder in (directory, scratch):
@@ -116,6 +116,9 @@ def _write(task: Task, parent: Path, directory: Path, scratch: Path) -> Layers:
     _check_supported(whole, parent)
     if conv1d.layers(whole):
         conv1d.save(whole, scratch)
+        source = scratch
+    elif adapters.read(parent) is not None:
+        save(whole, scratch)
         source = scratch
     settings = transformers.TorchAoConfig(Int8WeightOnlyConfig())
     model = task.load_model(source, None, {"quantization_config": settings})
@@ -194,4 +197,9 @@ def _check_smaller(size: float, before: float, parent: str) -> None:
 
 
 def _weight_bytes(directory: Path) -> float:
-    return float(sum(path.stat().st_size for path in directory.glob("*.safetensors")))
+    """Return the bytes of a model's weights; adapters apart, with those of their base."""
+    from jobs.tasks import adapters
+
+    own = float(sum(path.stat().st_size for path in directory.glob("*.safetensors")))
+    base = adapters.base_of(directory)
+    return own + (_weight_bytes(base) if base is not None else 0.0)

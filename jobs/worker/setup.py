@@ -102,6 +102,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, world_size, device)
+    zero.check_base(spec.model.lora, ds_config)
     begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)

@@ -19,8 +19,8 @@ import torch
 from cluster.errors import UserError
 from jobs.checkpoint.resume import Fill
 from jobs.spec import JobSpec
-from jobs.tasks import Task, loading
-from jobs.worker import lora, weights
+from jobs.tasks import Task, adapters, loading
+from jobs.worker import apart, held, lora, weights
 from jobs.worker.recorded import Recorded, Unrecordable, materialise, record
 from jobs.worker.weight_files import WeightFiles
 from jobs.worker.weight_match import match
@@ -65,15 +65,41 @@ def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False
     """
     begun = _sliced(spec, task, parent)
     if isinstance(begun, str):
-        said = [f"every worker begins with the whole model in memory: {begun}"] if in_parts else []
+        said = [f"every worker begins with the whole model in memory: {begun}"] if in_parts or _is_held(spec) else []
         begun = Start(_whole(spec, task, parent), said=said)
-    elif not in_parts:
+    lora_said = _looked_at_adapters(spec, task, begun, parent)
+    if not in_parts and begun.fill is not None:
         begun.materialise()
     begun.model.train()
-    begun.said += task.said
-    if spec.model.lora is not None:
-        begun.said.insert(0, lora.described(begun.model))
+    begun.said = [*lora_said, *begun.said, *task.said]
     return begun
+
+
+def _is_held(spec: JobSpec) -> bool:
+    return spec.model.lora is not None and spec.model.lora.base != "whole"
+
+
+def _looked_at_adapters(spec: JobSpec, task: Task, begun: Start, parent: Path | None) -> list[str]:
+    """Check what the spec says of adapters, and hold their base in few bits where it asks for that; say so.
+
+    Raises:
+        UserError: what is trained could not be told apart from its base, or would be compared with another one.
+    """
+    wanted = spec.model.lora
+    if wanted is None:
+        return []
+    said = [lora.described(begun.model)]
+    if not wanted.merge:
+        assert parent is not None
+        apart.check(begun.model, parent)
+    if wanted.base != "whole":
+        if task.refers():
+            raise UserError(
+                f"model.lora.base: the reference answers come from the model as it is, and what is compared with them "
+                f"would begin as another one, in {wanted.base}: leave base out"
+            )
+        said.append(held.hold(begun.model, begun.fill, wanted.base))
+    return said
 
 
 def look(spec: JobSpec, task: Task, model: torch.nn.Module, columns: Set[str]) -> list[str]:
@@ -165,6 +191,9 @@ def _adapted(plain: Start, names: set[str], recorded: Recorded) -> Start | str:
 
 def _of_files(model: torch.nn.Module, directory: Path) -> Start | str:
     """Return a model without weights with what reads them from files, or why that cannot be; buffers are read."""
+    base = adapters.base_of(directory)
+    if base is not None:
+        return _over_a_base(model, directory, base)
     try:
         files = WeightFiles(directory)
     except weights.Unreadable as error:
@@ -182,6 +211,19 @@ def _of_files(model: torch.nn.Module, directory: Path) -> Start | str:
         files.read(keys[name], start, out)
 
     return Start(model, fill, files)
+
+
+def _over_a_base(model: torch.nn.Module, directory: Path, base: Path) -> Start | str:
+    """Return the same of a folder of adapters: what is read of the base, with them added."""
+    begun = _of_files(model, base)
+    if isinstance(begun, str):
+        return begun
+    assert begun.fill is not None
+    fill = apart.laid_over(begun.fill, model, directory)
+    if isinstance(fill, str):
+        begun.close()
+        return fill
+    return Start(begun.model, fill, begun.files)
 
 
 def _named(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

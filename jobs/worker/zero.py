@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.precision import Precision
-from jobs.spec import TrainingSpec
+from jobs.spec import LoraSpec, TrainingSpec
 
 _OURS = (
     "train_micro_batch_size_per_gpu",
@@ -113,6 +113,19 @@ def sliceable(config: dict[str, Any]) -> bool:
     on_nvme = (zero.get("offload_param") or {}).get("device") == "nvme"
     odd = zero.get("zero_quantized_weights") or zero.get("mics_shard_size", -1) > 0 or on_nvme
     return zero.get("stage") == 3 and not odd
+
+
+def check_base(lora: LoraSpec | None, config: dict[str, Any]) -> None:
+    """Refuse to divide weights of few bits, where a user's own JSON asks for it; the spec's rules do otherwise.
+
+    Raises:
+        UserError: it does.
+    """
+    if lora is not None and lora.base != "whole" and config.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            f"model.lora.base: {lora.base} is held whole by every worker, and training.deepspeed asks for stage 3: "
+            "take stage 2 there, or leave base out"
+        )
 
 
 def _precision(precision: Precision, stage: int) -> dict[str, Any]:

@@ -102,6 +102,11 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
     generates = task.generates
     check_context(name, model.max_context, generates, config)
     engine_name, engine = _engine(name, model, manifest.task, generates, code)
+    if manifest.base is not None and not engine.adapters:
+        raise UserError(
+            f"models.{name}.engine: {engine_name} serves whole models, and {model.model} holds adapters for "
+            f"{manifest.base.reference}: leave engine out, or train again with model.lora.merge: true"
+        )
     sent = code is not None and any(_is_sent(part, code) for part in (manifest.task, engine_name))
     return ServedModel(
         name=name,
@@ -221,6 +226,7 @@ def _details(uri: str, manifest: Any) -> dict[str, Any]:
         "architecture": manifest.architecture,
         "run_id": manifest.run_id,
         "parent": _told(manifest.parent),
+        **({"base": _told(manifest.base.reference)} if manifest.base else {}),
         "dataset": manifest.dataset.model_dump() if manifest.dataset else None,
         "evaluation": manifest.evaluation,
         "quantization": manifest.quantization,

@@ -106,6 +106,8 @@ class EngineEntry:
     own, or starts threads while it is imported."""
     tasks: frozenset[str] = frozenset()
     """Tasks that it is made for: `auto` takes it for these, and for no other."""
+    adapters: bool = True
+    """Whether it loads adapters that lie apart from their base: whatever loads through the task does."""
     infers: bool = False
     """Whether a generative engine's replicas answer /v2/models/{name}/infer too."""
     preload: tuple[str, ...] = ()
@@ -141,6 +143,7 @@ ENGINES: dict[str, EngineEntry] = {
             load="serve.engines.vllm:load",
             options=VllmOptions,
             forked=False,
+            adapters=False,
         ),
         EngineEntry(
             name="task",

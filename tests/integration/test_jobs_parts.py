@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jobs import lineage
 from jobs.data.prepare import prepare
 from jobs.run_folder import RunFolder
 from jobs.worker import start
@@ -30,6 +31,13 @@ IN_PARTS = (
 )  # fmt: skip
 WHOLE = ("llama-tied,head,fp32", "qwen3_moe,none,fp32")
 DAMAGED = "llama,none,fp32,damaged"
+APART = (
+    "llama,all-linear,fp32,apart", "gpt2,attention,bf16,apart", "llama-tied,head,fp32,apart",
+    "llama,all-linear,bf16,apart,stage1",
+)  # fmt: skip
+HELD = ("llama,all-linear,fp32,apart,int8,stage0", "gpt2,attention,bf16,apart,int8,stage1",
+        "llama,all-linear,fp32,apart,nf4,stage2")  # fmt: skip
+DAMAGED_APART = ("llama,all-linear,fp32,apart,damaged", "llama,all-linear,fp32,apart,damaged,stage1")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny_models.TEXT * 12))
         found = prepare(spec, folder, folder / "s", parent=folder / name, on_progress=lambda *_: None)
         (folder / f"{name}.prepared").write_bytes(pickle.dumps(found))
-    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *WHOLE, DAMAGED], timeout_s=300)
+    two_ranks.run("parts_ranks.py", folder, [*IN_PARTS, *WHOLE, *APART, *HELD, *DAMAGED_APART, DAMAGED], timeout_s=300)
     return folder
 
 
@@ -123,3 +131,40 @@ def test_damage_is_found_by_reading_back_and_nothing_is_left(folder: Path) -> No
     assert "does not read back as it was written" in remarks(folder, DAMAGED)
     assert not (folder / DAMAGED / "run" / "model").exists()
     assert list((folder / DAMAGED / "run").glob(".model*")) == []
+
+
+@pytest.mark.parametrize("case", [*APART, *HELD])
+def test_adapters_kept_apart_are_those_that_were_trained(folder: Path, case: str) -> None:
+    spec, parent = parts_ranks.spec_of(case, folder), folder / case.split(",")[0]
+    prepared = pickle.loads((folder / f"{parent.name}.prepared").read_bytes())
+    task, trained = prepared.task(spec), load_file(folder / case / "trained.safetensors")
+    written = folder / case / "run" / "model"
+    assert not list(written.glob("model*.safetensors")), "the base is not written again"
+    base = json.loads((written / "base.json").read_text())
+    assert base == {"at": str(parent), "digest": lineage.weights_digest(parent)}
+    adapters = load_file(written / "adapter_model.safetensors")
+    names = {name.replace(".default", ""): name for name in trained if ".lora_" in name}
+    assert adapters.keys() == names.keys()
+    for name, tensor in adapters.items():
+        assert torch.equal(tensor, trained[names[name]].float()), name
+    assert any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name), "else nothing was learned"
+    plain, adapted = (task.load_model(at, torch.float32) for at in (parent, written))
+    moved = [name for name, p in adapted.named_parameters() if not torch.equal(p, plain.get_parameter(name))]
+    assert len(moved) == len(names) // 2
+
+
+@pytest.mark.parametrize("case", DAMAGED_APART)
+def test_damaged_adapters_are_found_at_the_loss_and_nothing_is_left(folder: Path, case: str) -> None:
+    assert "the exported model is not the one that was trained" in remarks(folder, case)
+    assert not (folder / case / "run" / "model").exists()
+    assert list((folder / case / "run").glob(".model*")) == []
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_beside_a_base_of_few_bits_nearly_the_same_is_learned(folder: Path, case: str) -> None:
+    kind = "int8" if "int8" in case else "nf4"
+    assert f"the base is held in {kind} while adapters are trained" in remarks(folder, case)
+    beside = case.partition(f",{kind}")[0]
+    found, whole = (RunFolder(folder / each / "run").evaluations()["final"]["loss"] for each in (case, beside))
+    assert found != whole
+    assert found == pytest.approx(whole, rel=0.01 if kind == "int8" else 0.05)

@@ -46,18 +46,24 @@ def spec_of(case: str, folder: Path) -> JobSpec:
         is_gpt2 = parent.startswith("gpt2")
         if isinstance(wanted, list):
             wanted = [name for name in wanted if (name == "c_attn") == is_gpt2 or name == "lm_head"]
-        model["lora"] = {"rank": 3, "target_modules": wanted}
+        model["lora"] = {"rank": 3, "target_modules": wanted, "merge": "apart" not in case}
+        model["lora"]["base"] = next((kind for kind in ("int8", "nf4") if kind in case), "whole")
     values = {
         "name": "x",
         "phase": "pretrain" if parent == "new" else "finetune",
         "data": {"train": "x.jsonl", "sequence_length": 32},
         "training": {"steps": STEPS, "global_batch_size": 2, "precision": precision, "learning_rate": 0.01}
-        | {"deepspeed": {"zero_stage": 3, "offload": "cpu" if "offload" in case else "none"}},
+        | {"deepspeed": {"zero_stage": stage_of(case), "offload": "cpu" if "offload" in case else "none"}},
         "model": model,
     }
     if parent == "new":
         values["task"] = {"name": "causal-lm", "tokenizer": {"from": str(folder / "llama")}}
     return JobSpec.model_validate(values)
+
+
+def stage_of(case: str) -> int:
+    """Return the ZeRO stage of a case: 3, where it names no other."""
+    return next((int(part.removeprefix("stage")) for part in case.split(",") if part.startswith("stage")), 3)
 
 
 def run(case: str, rank: int, folder: Path) -> None:
@@ -67,7 +73,7 @@ def run(case: str, rank: int, folder: Path) -> None:
     prepared = pickle.loads((folder / f"{(parent or folder / 'llama').name}.prepared").read_bytes())
     assert spec.training is not None
     task, rows, precision = prepared.task(spec), rows_of(prepared, prepared.train_files), spec.training.precision
-    begun = start.begin(spec, task, parent, in_parts=True)
+    begun = start.begin(spec, task, parent, in_parts=stage_of(case) == 3)
     place = RunFolder(folder / case / "run")
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     engine = setup.make_engine(begun, spec.training, config, torch.device("cpu"), Store(str(folder / case)), Point("a"))
@@ -77,7 +83,7 @@ def run(case: str, rank: int, folder: Path) -> None:
     worker = setup.Worker(
         spec, spec.training, precision, task, engine, rows, rows_of(prepared, prepared.eval_files), place, None,
         Saver(Store(str(folder / case)), "a", rank, 2, Keep(), notes=GroupNotes()), watchdog,
-        Injector(place, rank), STEPS, 1, 3, model_directory=parent,
+        Injector(place, rank), STEPS, 1, stage_of(case), model_directory=parent,
     )  # fmt: skip
     for step in range(STEPS):
         batch = evaluate.to_device(task.collate(rows.take(np.array([2 * step + rank]))), engine.device)
