@@ -25,7 +25,7 @@ class Facts:
 
     phase: str
     parameters: int | None
-    """How many weights the files have; None where they are quantised."""
+    """How many weights the model has; None where they are quantised, or adapters alone."""
     size: int
     """Bytes of the files of weights."""
     train_rows: int

@@ -44,7 +44,7 @@ def publish(
         architecture=config.get("model_type", "unknown"),
         run_id=run_id,
         parent=job.parent_uri,
-        base=_base(job),
+        base=base_of(model, job.parent_uri),
         dataset=manifest.DatasetRef(name=prepared.name, digest=prepared.digest, parts=dict(prepared.parts)),
         spec_digest=job.spec.digest(),
         code=code_digest(job.spec.task.name),
@@ -54,7 +54,9 @@ def publish(
         sweep=dict(job.part.origin) if job.part else None,
         remarks=job.folder.remarks(),
     )
-    told = card.text(contract, prepared.task(job.spec), _facts(job, prepared, quantization is None))
+    told = card.text(
+        contract, prepared.task(job.spec), _facts(job, prepared, quantization is None and contract.base is None)
+    )
     (model / card.FILE_NAME).write_text(told, encoding="utf-8")
     manifest.write(model, contract)
     job.track(lambda run: run.log_bytes(told.encode(), "model-card.md"))
@@ -70,16 +72,22 @@ def publish(
     return made
 
 
-def _base(job: Job) -> manifest.BaseRef | None:
-    """Return what the adapters of a run that did not merge them belong to."""
-    base, version = adapters.read(job.folder.model), job.parent_uri or ""
+def base_of(model: Path, parent: str | None) -> manifest.BaseRef | None:
+    """Return what a model's adapters belong to, where they were not merged.
+
+    Args:
+        parent: what the job started from, as others name it.
+    """
+    base = adapters.read(model)
     if base is None:
         return None
-    return manifest.BaseRef(reference=version if version.startswith("models:/") else base.at, digest=base.digest)
+    return manifest.BaseRef(
+        reference=parent if parent and parent.startswith("models:/") else base.at, digest=base.digest
+    )
 
 
 def _facts(job: Job, prepared: Prepared, whole: bool) -> card.Facts:
-    """Return what the model's card tells beside the manifest; quantised weights are not counted."""
+    """Return what the model's card tells beside the manifest; only a whole model's weights are counted."""
     files = sorted(job.folder.model.glob("*.safetensors"))
     training = job.spec.training
     return card.Facts(

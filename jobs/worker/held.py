@@ -21,13 +21,14 @@ from torch.nn.functional import linear
 
 from cluster.errors import UserError
 from jobs.checkpoint.resume import Fill
+from jobs.worker import heap
 from jobs.worker.quantize import counted
 
 Kind = Literal["int8", "nf4"]
 BLOCK = 64
 """Elements that share a magnitude in nf4."""
-AT_ONCE = 1 << 22
-"""So many elements are made 4-bit at a time."""
+AT_ONCE = 1 << 18
+"""So many elements are made few bits at a time: what that takes besides fits the processor's cache."""
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
     *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
@@ -86,8 +87,15 @@ class _Product(torch.autograd.Function):
 
 def int8_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (int8 [out, in], fp32 scales [out]) of a weight [out, in]."""
-    scale = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 127
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
+    scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    bits = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    rows = max(1, AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), rows):
+        part = weight[start : start + rows].float()
+        largest = part.abs().amax(dim=1).clamp(min=1e-12) / 127
+        scale[start : start + rows] = largest
+        bits[start : start + rows] = (part / largest[:, None]).round_()
+    return bits, scale
 
 
 def nf4_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,26 +133,19 @@ def hold(model: nn.Module, fill: Fill | None, kind: Kind) -> str:
     Raises:
         UserError: there is no such layer.
     """
-    from transformers.pytorch_utils import Conv1D
-
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    of_head = {id(each) for each in head.modules()} if head is not None else set()
     replaced: Counter[str] = Counter()
     before = after = 0
-    for name, module in list(model.named_modules()):
-        if type(module) not in (nn.Linear, Conv1D) or id(module) in of_head or module.weight.requires_grad:
-            continue
-        if len(names[id(module.weight)]) > 1 or ".original_module" in name:
-            continue
-        weight = _whole(module.weight, f"{name}.weight", fill)
-        made = Held(weight.T.contiguous() if isinstance(module, Conv1D) else weight, module.bias, kind)
+    scratch = torch.empty(0)
+    for name, module in _frozen(model):
+        count = module.weight.numel()
+        scratch = scratch if scratch.numel() >= count else torch.empty(count)
+        made = Held(_linear_weight(module, name, fill, scratch), module.bias, kind)
         model.set_submodule(name, made)
         replaced[name.removesuffix(".base_layer").rpartition(".")[2]] += 1
-        before += 4 * weight.numel()
+        before += 4 * count
         after += made.bits.nbytes + made.scale.nbytes
+    del scratch
+    heap.trim()
     if not replaced:
         raise UserError(
             f"model.lora.base: {kind} is for linear layers, and {type(model).__name__} has none that are frozen: leave "
@@ -157,10 +158,33 @@ def hold(model: nn.Module, fill: Fill | None, kind: Kind) -> str:
     )
 
 
-def _whole(parameter: nn.Parameter, name: str, fill: Fill | None) -> torch.Tensor:
-    """Return a weight in fp32, whole."""
-    if fill is None or not parameter.is_meta:
-        return parameter.detach().float()
-    weight = torch.empty(parameter.shape, dtype=torch.float32)
-    fill(name, 0, weight.view(-1))
-    return weight
+def _frozen(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return the linear layers that can be held in few bits, gpt2's Conv1D among them, by name."""
+    from transformers.pytorch_utils import Conv1D
+
+    names: Counter[int] = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    of_head = {id(each) for each in head.modules()} if head is not None else set()
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D)
+        and id(module) not in of_head
+        and not module.weight.requires_grad
+        and names[id(module.weight)] == 1
+        and ".original_module" not in name
+    ]
+
+
+def _linear_weight(module: Any, name: str, fill: Fill | None, scratch: torch.Tensor) -> torch.Tensor:
+    """Return a layer's weight [out, in] in fp32.
+
+    Args:
+        scratch: where it is read to, (N,): fresh memory for each layer would stay with the heap.
+    """
+    weight = module.weight.detach()
+    if fill is not None and weight.is_meta:
+        flat = scratch[: weight.numel()]
+        fill(f"{name}.weight", 0, flat)
+        weight = flat.view(weight.shape)
+    return (weight if isinstance(module, nn.Linear) else weight.T).float()

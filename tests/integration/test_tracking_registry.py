@@ -29,6 +29,7 @@ def model(tmp_path: Path) -> Path:
     contract = manifest.ModelManifest(
         name="lm", task="causal-lm", architecture="llama", evaluation={"loss": 1.5}, quantization={"method": "int8"}
     )
+    contract = contract.model_copy(update={"base": manifest.BaseRef(reference="models:/base/3", digest="d" * 64)})
     manifest.write(directory, contract)
     return directory
 
@@ -42,6 +43,7 @@ def test_a_registered_directory_resolves_by_version_alias_and_name(model: Path) 
     assert version.uri == f"models:/lm/{version.version}"
     assert version.aliases == ("candidate",)
     assert (version.size_bytes, version.evaluation, version.quantization) == (2000, {"loss": 1.5}, "int8")
+    assert version.base == "models:/base/3"
     for uri in (version.uri, "models:/lm@candidate", "models:/lm", "models:/lm/latest", str(model)):
         assert registry.resolve(uri) == model
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from cluster.errors import UserError
 from jobs import lineage, parents
+from jobs.driver import publish
 from jobs.spec import JobSpec, LoraSpec
 from jobs.tasks import TaskError, adapters, loading, weights_digest
 from jobs.tasks.causal_lm import CausalLM
@@ -27,7 +28,7 @@ from serve.deploy import plan
 from serve.spec import ServeSpec
 from tests.support import hub, tiny_models
 from tests.support.adapters_apart import loaded, merged, trained, written
-from tracking import model_folder
+from tracking import manifest, model_folder
 from tracking.errors import TrackingError
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
@@ -224,6 +225,10 @@ def test_they_may_be_started_from_and_served_but_not_by_vllm(folder: Path, tmp_p
     model = {"model": str(directory)}
     (served,) = plan.resolve(ServeSpec.model_validate({"models": {"tiny": model}}))
     assert served.details["base"] == "llama"
+    named = publish.base_of(directory, "models:/lm/3")
+    assert named == manifest.BaseRef(reference="models:/lm/3", digest=lineage.weights_digest(folder / "llama"))
+    assert publish.base_of(directory, str(folder / "llama")) == manifest.read(directory).base
+    assert publish.base_of(folder / "llama", "models:/lm/3") is None
     said = "models.tiny.engine: vllm serves whole models, and .* holds adapters for .*llama: leave engine out"
     with pytest.raises(UserError, match=said):
         plan.resolve(ServeSpec.model_validate({"models": {"tiny": {**model, "engine": "vllm"}}}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jobs.tasks.image_classification import ImageClassification
 from jobs.tasks.text_classification import TextClassification
 from tests.support import tiny_models
 from tracking import registry
-from tracking.manifest import DatasetRef, ModelManifest
+from tracking.manifest import BaseRef, DatasetRef, ModelManifest
 
 FACTS = card.Facts(
     "pretrain", 1234, 2**20, 90, 10, ["2 of 100 examples\nare copies"], 3, ["a.csv:7: no label"], {"steps": 5}
@@ -88,3 +89,11 @@ def test_a_card_says_which_sweep_chose_the_model_and_what_that_does_to_its_figur
     text = card.text(manifest(sweep={"sweep": "s-1", "trial": 3, "metric": "loss"}), TextClassification(), FACTS)
     assert "| sweep | `s-1`, trial 3 |" in text
     assert "- A sweep chose it by loss on these rows, which flatters its figures." in text
+
+
+def test_a_card_of_adapters_alone_names_their_base() -> None:
+    base = BaseRef(reference="models:/lm/3", digest="e" * 64)
+    text = card.text(manifest(base=base, parent="models:/lm/3"), TextClassification(), replace(FACTS, parameters=None))
+    assert text.startswith('---\nlibrary_name: "peft"\n')
+    assert 'base_model: "models:/lm/3"' in text
+    assert "| weights | adapters alone; their base is `models:/lm/3` |" in text

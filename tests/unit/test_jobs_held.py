@@ -13,7 +13,8 @@ from torchao.quantization import to_nf4
 
 from cluster.errors import UserError
 from jobs.spec import JobSpec, LoraSpec
-from jobs.worker import held, zero
+from jobs.tasks.causal_lm import CausalLM
+from jobs.worker import held, start, zero
 from jobs.worker.held import Held
 from jobs.worker.lora import add_lora
 from tests.support import tiny_models
@@ -109,3 +110,28 @@ def test_what_cannot_be_is_refused_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nf4 is held whole by every worker, and training\.deepspeed asks for stage 3"):
         zero.check_base(found.model.lora, {"zero_optimization": {"stage": 3}})
     zero.check_base(found.model.lora, {"zero_optimization": {"stage": 2}})
+
+
+class Comparing(CausalLM):
+    """A task that compares with what the model was."""
+
+    def refers(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("task_class", [CausalLM, Comparing])
+def test_what_is_compared_with_the_model_as_it_is_does_not_begin_as_another(task_class: Any, tmp_path: Path) -> None:
+    parent = tiny_models.language_model(tmp_path / "m")
+    values = {"name": "x", "phase": "finetune", "data": {"train": "a.txt"}, "training": {"steps": 1}}
+    lora = {"merge": False, "base": "nf4"}
+    job = JobSpec.model_validate({**values, "model": {"from": str(parent), "lora": lora}})
+    task = task_class.load(parent, CausalLM({"sequence_length": 16}).options)
+    if task.refers():
+        with pytest.raises(UserError, match="would begin as another one, in nf4: leave base out"):
+            start.begin(job, task, parent)
+        return
+    begun = start.begin(job, task, parent)
+    assert begun.said[1].startswith("the base is held in nf4 while adapters are trained: 14 linear layers")
+    assert not any(parameter.is_meta for parameter in begun.model.parameters())
+    assert {name.rpartition(".")[2] for name, p in begun.model.named_parameters() if p.requires_grad} == {"weight"}
+    begun.close()
