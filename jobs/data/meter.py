@@ -25,6 +25,7 @@ class Meter:
         self._phase, self._total, self._on_progress, self._folder = phase, total, on_progress, folder
         self._rows, self._bytes = 0, 0
         self._under_way: dict[str, tuple[int, int]] = {}
+        self._shown, self._next = -1, 0.0
         self._show(0, 0)
 
     def add(self, rows: int, size: int) -> None:
@@ -62,7 +63,10 @@ class Meter:
 
     def _show(self, rows: int, size: int) -> None:
         total = _megabytes(self._total)
-        done = min(size // MEGABYTE, total - 1)
+        done, now = min(size // MEGABYTE, total - 1), time.monotonic()
+        if done == self._shown and now < self._next:
+            return
+        self._shown, self._next = done, now + EVERY_S
         self._on_progress(self._phase, done, total, {"rows": rows, "bytes": size})
 
 

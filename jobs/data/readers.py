@@ -23,6 +23,8 @@ VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".text"}
+_DECODER = json.JSONDecoder(object_pairs_hook=unique)
+"""Made once: json.loads makes one for each line."""
 _CONVERSATION = {"messages", "conversations", "prompt", "completion"}
 
 
@@ -212,7 +214,9 @@ def _next(text: str, at: int) -> int:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=unique)
+    if text.startswith("\ufeff"):
+        return json.loads(text)  # which says so
+    return _DECODER.decode(text)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -12,11 +12,11 @@ NAMED = 12
 """So many files or columns are named."""
 
 
-def said_of_split(survey: Survey, data: DataSpec, held: int | None = None) -> list[str]:
+def said_of_split(survey: Survey, data: DataSpec, held: int) -> list[str]:
     """Say what was chosen: how a few examples were told apart, and that copies were kept together.
 
     Args:
-        held: how many are held out; None: it is looked up.
+        held: how many are held out whole.
     """
     how, tally = stream.way_of(survey, data), survey.tally
     count, twice, different = tally.count, tally.copies, tally.contents
@@ -30,9 +30,6 @@ def said_of_split(survey: Survey, data: DataSpec, held: int | None = None) -> li
         what = "the text is" if count == 1 else f"the {count} texts are each"
         said.append(f"{what} cut: the last {100 * data.eval_fraction:.3g}% is held out")
     elif how == "whole" and survey.is_listed and (twice or count < splitting.FEW):
-        held = (
-            int(splitting.held_out(survey.groups, data.eval_fraction, data.split_seed).sum()) if held is None else held
-        )
         said.append(f"{held} of {count} examples are held out, whole")
     elif how == "whole" and not survey.is_listed:
         said.append(f"{held} of {count} examples are held out, whole, each by a hash of its content")
@@ -77,13 +74,13 @@ def _some(names: list[str], count: int) -> str:
     return printable(", ".join(names[:NAMED]) + (f", … ({count})" if count > NAMED else ""))
 
 
-def said_of_overlap(train: Survey, held_out: Survey, shared: tuple[int, int] | None = None) -> list[str]:
+def said_of_overlap(train: Survey, held_out: Survey, shared: tuple[int, int]) -> list[str]:
     """Say how many training examples are copies, and how many held-out ones are in the training data too.
 
     Args:
-        shared: how many held-out ones have the content, and the group, of a training one; None: they are looked up.
+        shared: how many held-out ones have the content, and the group, of a training one.
     """
-    in_content, in_group = shared or stream.shared(train, held_out)
+    in_content, in_group = shared
     count, twice = held_out.tally.count, train.tally.copies
     said = [f"{twice} of {train.tally.count} examples are copies of an earlier one"] if twice else []
     said += [f"{in_content} of {count} held-out examples are also in the training data"] if in_content else []

@@ -188,15 +188,15 @@ class Division:
     """Which are left out as copies, bool (N,); None: none."""
 
 
-def told_apart(stream: Stream, survey: Survey, data: DataSpec) -> Iterator[tuple[Split, Example]]:
-    """Yield each example with the split it belongs to (jobs/data/splitting.py).
+def division_of(survey: Survey, data: DataSpec) -> Division:
+    """Decide how listed examples are told apart (jobs/data/splitting.py).
 
     Raises:
         UserError: nothing would be left to train on.
     """
     how = way_of(survey, data)
     held = splitting.held_out(survey.groups, data.eval_fraction, data.split_seed) if how == "whole" else None
-    return divided(stream, survey, Division(how, data.eval_fraction, held))
+    return Division(how, data.eval_fraction, held)
 
 
 def divided(stream: Stream, survey: Survey, division: Division) -> Iterator[tuple[Split, Example]]:
@@ -221,7 +221,7 @@ def way_of(survey: Survey, data: DataSpec) -> splitting.Way:
 
 
 def shared(train: Survey, held_out: Survey) -> tuple[int, int]:
-    """Count the held-out examples that have the content, and the group, of a training one."""
+    """Count the listed held-out examples that have the content, and the group, of a listed training one."""
     both = ((held_out.contents, train.contents), (held_out.groups, train.groups))
     in_content, in_group = (int(np.isin(one, other).sum()) for one, other in both)
     return in_content, in_group

@@ -69,10 +69,10 @@ class Surveyed:
         if stream.way_of(self.survey, data) != "whole":
             return
         if self.survey.is_listed:
+            held = stream.division_of(self.survey, data).held
             self._held = np.zeros(int(self._starts[-1]), dtype=bool)
-            held = splitting.held_out(self.survey.groups, data.eval_fraction, data.split_seed)
             self._held[slice(None) if self._marks is None else ~self._marks] = held
-            self.held = int(held.sum())
+            self.held = int(self._held.sum())
             return
         for groups in self.hashes("groups")():
             self.held += int(splitting.taken(groups, data.eval_fraction, data.split_seed).sum())
@@ -185,6 +185,8 @@ def _marked(found: Surveyed, count: int, listed: int) -> np.ndarray:
 
 def shared(train: Surveyed, held_out: Surveyed) -> tuple[int, int]:
     """Count the held-out examples that have the content, and the group, of a training one."""
+    if train.survey.is_listed and held_out.survey.is_listed:
+        return stream.shared(train.survey, held_out.survey)
     together = train.survey.tally.count + held_out.survey.tally.count
     contents, groups = (tally.among(held_out.hashes(n), train.hashes(n), together) for n in ("contents", "groups"))
     return contents, groups

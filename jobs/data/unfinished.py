@@ -13,7 +13,6 @@ ends by an error of the user's leaves nothing.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -72,10 +71,12 @@ def _locked(place: Path) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.stat(place / LOCK).st_ino == os.fstat(lock).st_ino:  # it was not renamed meanwhile
             return lock
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.ENOTSUP, errno.ENOENT):
-            os.close(lock)
-            raise
+    except BlockingIOError:
+        pass
+    except OSError:  # no locks on this storage
+        with suppress(OSError):
+            (place / LOCK).unlink()
+            place.rmdir()
     os.close(lock)
     return None
 

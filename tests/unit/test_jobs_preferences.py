@@ -193,9 +193,10 @@ def sides(rows: list[dict[str, Any]], **data: Any) -> tuple[list[set[str]], list
     """Return the prompts that are trained on and those that are held out, and what is said of it."""
     reading = stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), dpo())
     survey, settings = reading.survey(BadRows()), DataSpec.model_validate(data)
-    found = list(stream.told_apart(reading, survey, settings))
+    division = stream.division_of(survey, settings)
+    found = list(stream.divided(reading, survey, division))
     prompts = [{row["prompt"].strip() for split, row in found if split == side} for side in ("train", "eval")]
-    return prompts, said_of_split(survey, settings)
+    return prompts, said_of_split(survey, settings, 0 if division.held is None else int(division.held.sum()))
 
 
 def test_pairs_of_one_prompt_are_on_one_side_of_the_split() -> None:
@@ -222,7 +223,8 @@ def test_held_out_prompts_that_are_in_the_training_data_are_counted() -> None:
         return stream.Stream(Source("x", "", lambda: (Example(row) for row in rows)), dpo()).survey(BadRows())
 
     held = [pair(0), {**pair(1), "chosen": "another answer"}, pair(9)]
-    assert said_of_overlap(survey([pair(0), pair(1)]), survey(held)) == [
+    both = survey([pair(0), pair(1)]), survey(held)
+    assert said_of_overlap(*both, stream.shared(*both)) == [
         "1 of 3 held-out examples are also in the training data",
         "1 of 3 held-out examples have a prompt of the training data",
     ]

@@ -65,7 +65,11 @@ def test_second_time_is_read_from_the_cache(corpus, tmp_path):
     first, events = run(spec, corpus, tmp_path / "s")
     second, no_events = run(spec, corpus, tmp_path / "s")
     assert (first.cached, second.cached) == (False, True)
-    assert {"read", "fit", "encode"} == {phase for phase, *_ in events}
+    assert list(dict.fromkeys(phase for phase, *_ in events)) == ["read", "fit", "encode"]
+    ends = {phase: (done, total, counts) for phase, done, total, counts in events}
+    size = sum(path.stat().st_size for path in corpus.iterdir())
+    assert ends["read"] == ends["encode"] == (1, 1, {"rows": 30, "bytes": size})
+    assert len(events) < 20, "not a line for each example"
     assert no_events == []
     assert (first.train_rows, first.eval_rows) == (second.train_rows, second.eval_rows)
     assert first.eval_rows > 0

@@ -92,7 +92,8 @@ def test_the_library_is_text_and_its_docstrings_are_conversations():
 def apart(texts: list[str], **data) -> tuple[list[str], list[str]]:
     source = Source("x", "", lambda: (Example({"text": text}) for text in texts))
     reading = stream.Stream(source, get("causal-lm")())
-    found = list(stream.told_apart(reading, reading.survey(BadRows()), DataSpec.model_validate(data)))
+    survey = reading.survey(BadRows())
+    found = list(stream.divided(reading, survey, stream.division_of(survey, DataSpec.model_validate(data))))
     train, held_out = ([e["text"] for s, e in found if s == split] for split in ("train", "eval"))
     return train, held_out
 

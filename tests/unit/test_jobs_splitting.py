@@ -16,9 +16,10 @@ def apart(examples: list[dict], task: str = "causal-lm", **data) -> tuple[list[d
     reading = stream.Stream(Source("x", "", lambda: (Example(e) for e in examples)), get(task)())
     settings = DataSpec.model_validate(data)
     survey = reading.survey(BadRows(most=9))
-    found = list(stream.told_apart(reading, survey, settings))
+    division = stream.division_of(survey, settings)
+    found = list(stream.divided(reading, survey, division))
     sides = ([dict(e) for s, e in found if s == side] for side in ("train", "eval"))
-    return *sides, said_of_split(survey, settings)
+    return *sides, said_of_split(survey, settings, 0 if division.held is None else int(division.held.sum()))
 
 
 def texts(*values: str) -> list[dict]:
@@ -105,7 +106,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused():
     survey = reading.survey(BadRows())
     rows.append({"text": "appended"})
     with pytest.raises(UserError, match="x has changed while it was read"):
-        list(stream.told_apart(reading, survey, DataSpec(eval_fraction=0.1)))
+        list(stream.divided(reading, survey, stream.division_of(survey, DataSpec(eval_fraction=0.1))))
 
 
 def test_copies_that_differ_in_white_space_only_lie_on_one_side():
