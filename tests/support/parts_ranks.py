@@ -93,11 +93,6 @@ def spec_of(case: str, folder: Path) -> JobSpec:
     return JobSpec.model_validate(values)
 
 
-def stage_of(case: str) -> int:
-    """Return the ZeRO stage of a case: 3, where it names no other."""
-    return next((int(part.removeprefix("stage")) for part in case.split(",") if part.startswith("stage")), 3)
-
-
 def run(case: str, rank: int, folder: Path) -> None:
     """Begin, learn, and write."""
     spec = spec_of(case, folder)
