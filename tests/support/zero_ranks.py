@@ -104,7 +104,7 @@ def train(case: str, rank: int, folder: Path) -> None:
     engine = begin(None)
     begun = {f"{each.parameter}|{each.start}": each.tensors["weight"].clone() for each in engine.owned_fragments()}
     save_file(begun, folder / f"{case}-{rank}.safetensors")
-    if option[:1] == ["layers"]:
+    if "layers" in more:
         with torch.no_grad():
             engine.model.module(torch.tensor([[1, 2]]))
     for step in range(STEPS):
