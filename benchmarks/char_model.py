@@ -96,7 +96,7 @@ def compare(spec: JobSpec, folder: Path, steps: int) -> None:
     task, rows = prepared.task(spec), rows_of(prepared, prepared.train_files)
     micro = batches.micro_batch_size(training.micro_batch_size, training.global_batch_size, 1)
     accumulation = batches.accumulation_steps(training.global_batch_size, 1, micro)
-    begun = start.begin(spec, task, None)
+    begun = start.begin_whole(spec, task, None)
     model = copy.deepcopy(begun.model).to(device)
     groups = parameter_groups(model.named_parameters(), training.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=training.betas, eps=training.epsilon)

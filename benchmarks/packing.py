@@ -103,7 +103,7 @@ def contestants(options: argparse.Namespace, folder: Path) -> tuple[list[Contest
         prepared = prepare(spec, Path.cwd(), folder, parent=None, on_progress=lambda *_: None)
         task, rows = prepared.task(spec), rows_of(prepared, prepared.train_files)
         if model is None:
-            model = start.begin(spec, task, None).model
+            model = start.begin_whole(spec, task, None).model
         task.prepare_model(model, rows.columns)
         order = np.random.default_rng(0).permutation(len(rows))
         parts = [order[at : at + options.rows] for at in range(0, len(order), options.rows)]

@@ -76,6 +76,14 @@ def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False
     return begun
 
 
+def begin_whole(spec: JobSpec, task: Task, parent: Path | None) -> Start:
+    """Return the same with all its weights in memory, in fp32 on the CPU: for who has no engine."""
+    begun = begin(spec, task, parent)
+    if begun.fill is not None:
+        begun.materialise()
+    return begun
+
+
 def _is_held(spec: JobSpec) -> bool:
     return spec.model.lora is not None and spec.model.lora.base != "whole"
 

@@ -17,7 +17,7 @@ from jobs.data import batches
 from jobs.data.prepare import prepare, rows_of
 from jobs.tasks.causal_lm import CausalLM
 from jobs.worker import evaluate, sequence, start
-from jobs.worker.deepspeed_engine import parameter_groups
+from jobs.worker.optimizers import parameter_groups
 from jobs.worker.schedules import learning_rate
 from tests.support import shared_ranks, tiny_models, two_ranks
 
@@ -62,7 +62,7 @@ def _alone(folder: Path, data: str):
     spec = shared_ranks.spec_of(folder, data)
     prepared = prepare(spec, folder, folder / f"{data}-alone", parent=None, on_progress=lambda *_: None)
     task, rows, training = prepared.task(spec), rows_of(prepared, prepared.train_files), spec.training
-    model = start.begin(spec, task, None).model
+    model = start.begin_whole(spec, task, None).model
     start.look(spec, task, model, rows.columns)
     groups = parameter_groups(model.named_parameters(), training.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=training.betas, eps=training.epsilon)
