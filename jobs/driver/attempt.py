@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress
 from jobs.claim import claim, claim_folder
-from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
+from jobs.driver import guard, phases, planned, postmortem, precision, preemption, pulse, storage
 from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
@@ -105,6 +105,7 @@ def _run_phase(job: Job, ending: Ending) -> int:
         if failed:
             job.track(lambda run: run.set_tags({"tandem.checkpoints_failed": str(failed)}))
         watch.finish()
+        planned.settle(job.folder, job.track)
         _end(job, ending)
     if unsaved is not None:
         progress.say(f"error: {unsaved}")

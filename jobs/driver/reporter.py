@@ -12,8 +12,9 @@ from collections.abc import Callable
 from jobs import progress
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
-from jobs.driver import postmortem, warm
+from jobs.driver import planned, postmortem, warm
 from jobs.driver.job import Job
+from jobs.plan.outlook import Outlook
 from jobs.run_folder import RunFolder
 from tracking.run import Run
 from tracking.spool import Record
@@ -83,7 +84,7 @@ def _report_step(record: Record, steps: int) -> None:
 
 
 class FolderWatch:
-    """Say what the workers remark, what failed and what was decided; keep that in the MLflow run up to date too."""
+    """Say what the workers should take, what they remark, what failed and what was decided; tell the MLflow run too."""
 
     INTERVAL_S = 0.5
 
@@ -91,6 +92,7 @@ class FolderWatch:
         """Start a thread that looks into the run's `folder` every INTERVAL_S, and has its MLflow run told."""
         self._folder, self._track = folder, track
         self._told = self._remarked = 0
+        self._outlook: Outlook | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tandem-failures", daemon=True)
         self._thread.start()
@@ -106,6 +108,7 @@ class FolderWatch:
         self._look()
 
     def _look(self) -> None:
+        self._outlook = planned.say(self._folder, self._outlook, self._track)
         self._tell_remarks()
         found = self._folder.failures()
         for entry in found[self._told :]:

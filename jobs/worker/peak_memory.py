@@ -26,9 +26,14 @@ def peak_bytes(device: torch.device) -> int:
     return resident_peak(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
 
 
-def resident_peak(status: str) -> int:
-    """Return the bytes of VmHWM in the text of /proc/PID/status; 0 where there is none. Pure."""
-    lines = (line.split() for line in status.splitlines() if line.startswith("VmHWM:"))
+def resident_bytes() -> int:
+    """Return what this process has resident now."""
+    return resident_peak(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"), "VmRSS:")
+
+
+def resident_peak(status: str, entry: str = "VmHWM:") -> int:
+    """Return the bytes of VmHWM, or another entry, in the text of /proc/PID/status; 0 where there is none. Pure."""
+    lines = (line.split() for line in status.splitlines() if line.startswith(entry))
     return next((int(kib) * 1024 for _, kib, _ in lines), 0)
 
 

@@ -29,10 +29,11 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import buffers, heap, start, zero
+from jobs.worker import buffers, heap, planned, start, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
+from jobs.worker.peak_memory import resident_bytes
 from jobs.worker.watchdog import Pulse, Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler
@@ -102,7 +103,11 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, world_size, device)
+    without_model = resident_bytes()
     begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
+    if rank == 0:
+        group = planned.group(device, config.precision, micro_batch, without_model)
+        planned.note(folder, spec, task, begun.model, group)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
