@@ -6,7 +6,7 @@ Each combination of model, ZeRO stage, ranks, micro-batch, rows' length, offload
 as `tandem jobs plan` does, then run: worker processes (gloo, without Ray) build the task's model, divide it and learn a
 few steps of real rows. Printed for each: planned and measured peak of resident memory (the rank that took most) and
 step time (median of all but the first, of the slower rank), and what share of the measured one the plan is off; then
-the median and the worst. Memory is compared as a whole, and without what a process takes that has no model yet.
+the median and the worst. Memory is compared as a whole, and without what the plan has for a process without a model.
 
 Times need a calibration of this machine: `--calibrate`, or `tandem jobs plan --calibrate` before.
 """
@@ -163,9 +163,8 @@ def compare(each: Combination, steps: int, errors: Errors, verbose: bool) -> Non
         raise SystemExit(f"{each.name} failed:\n{found}")
     last = max(max(rank["peaks"].values()) for rank in found)
     taken = max(rank["step_s"] for rank in found)
-    base = max(rank["peaks"]["imports"] for rank in found)
     errors.memory.append(peak / last - 1)
-    errors.memory_of_model.append((peak - process) / (last - base) - 1)
+    errors.memory_of_model.append((peak - process) / (last - process) - 1)
     line = f"{each.name:<34} {peak / 2**20:>8,.0f} {last / 2**20:>8,.0f} {errors.memory[-1]:>+7.1%}"
     line += f" {errors.memory_of_model[-1]:>+8.1%}"
     if step_s is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -15,12 +16,16 @@ import torch
 
 from cluster.errors import UserError
 from cluster.precision import Precision
+from jobs.data.prepare import prepare
 from jobs.plan.rates import Rates, kind_of_cpu, kind_of_gpu
+from jobs.spec import JobSpec
 
 RANK = "jobs.plan.calibrate_rank"
 LIMIT_S = 600
 """A measurement that takes longer has failed."""
 STAGES = (0, 1, 2, 3)
+SMALLEST = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 1}
+"""The model of an engine whose own time and memory are to be seen."""
 
 
 def worlds(cores: int, threads: int) -> list[int]:
@@ -48,12 +53,12 @@ def measure(
         overhead, process, engine = [], [], []
         for stage in STAGES:  # an engine leaves hooks behind, so each has a process
             say(f"{world} worker{'s' * (world > 1)}: ZeRO {stage}")
-            found = _first(_run(world, threads, [f"engine-{stage}", precision, device]))
+            found = _first(_run(world, threads, ["engine", precision, device], stage))
             overhead.append(found["overhead_s"])
             process.append(int(found["process_bytes"]))
             engine.append(int(found["engine_bytes"]))
-        memory = {"process_bytes": max(process), "engine_bytes": max(engine)}
-        yield Rates(kind, precision, threads, world, overhead_s=overhead, **memory, **rates)
+        rates |= {"overhead_s": overhead, "process_bytes": max(process), "engine_bytes": max(engine)}
+        yield Rates(kind=kind, precision=precision, threads=threads, workers=world, **rates)
 
 
 def _first(ranks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -61,11 +66,29 @@ def _first(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return ranks[0]
 
 
-def _run(world: int, threads: int, arguments: list[str]) -> list[dict[str, Any]]:
+def _prepared(folder: Path, stage: int, precision: Precision) -> None:
+    """Leave a job and its rows in a folder."""
+    values = {
+        "name": "calibration",
+        "phase": "pretrain",
+        "task": {"name": "causal-lm", "sequence_length": 32, "tokenizer": {"train": "bpe", "vocab_size": 300}},
+        "data": {"train": "x.jsonl", "eval_fraction": 0},
+        "model": {"architecture": "llama", "config": SMALLEST},
+        "training": {"steps": 1, "precision": precision, "deepspeed": {"zero_stage": stage}},
+    }
+    (folder / "spec.json").write_text(json.dumps(values))
+    (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": f"{n} men went to mow"}) for n in range(100)))
+    found = prepare(JobSpec.model_validate(values), folder, folder / "s", parent=None, on_progress=lambda *_: None)
+    (folder / "prepared").write_bytes(pickle.dumps(found))
+
+
+def _run(world: int, threads: int, arguments: list[str], stage: int | None = None) -> list[dict[str, Any]]:
     """Run as many processes of jobs/plan/calibrate_rank.py, and return what each measured."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": arguments[-1]}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_root(), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="tandem-calibrate-") as folder:
+        if stage is not None:
+            _prepared(Path(folder), stage, arguments[1])  # type: ignore[arg-type]
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", RANK, str(rank), str(world), folder, *arguments],

@@ -1,6 +1,6 @@
 """One process of a calibration, started by jobs/plan/calibrate.py.
 
-python -m jobs.plan.calibrate_rank RANK WORLD FOLDER rates|engine-STAGE PRECISION cpu|cuda
+python -m jobs.plan.calibrate_rank RANK WORLD FOLDER rates|engine PRECISION cpu|cuda
 
 Leaves FOLDER/rank-<rank>.json. Tensors are made on the device that torch has as its default, which `main` sets. What is
 here for GPUs has not been run on one.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import statistics
 import sys
 import time
@@ -22,17 +23,19 @@ import torch
 import torch.distributed as dist
 
 from cluster.precision import Precision
+from jobs.checkpoint import resume
+from jobs.checkpoint.store import Store
+from jobs.data.prepare import rows_of
 from jobs.spec import JobSpec
 from jobs.tasks.cross_entropy import cross_entropy_sum
-from jobs.worker import zero
-from jobs.worker.deepspeed_engine import Engine, import_deepspeed
+from jobs.worker import setup, start, zero
+from jobs.worker.deepspeed_internals import import_deepspeed
 from jobs.worker.peak_memory import peak_bytes, resident_bytes
 
 REPEATS = 5
 ENOUGH_S = 1.5
 """A measurement that has taken so long is not repeated any more."""
 ROW = 64
-SMALLEST = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 1}
 STEPS = 8
 
 
@@ -176,28 +179,35 @@ def rates(world: int, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def engine(stage: int, precision: Precision, process: int) -> dict[str, float]:
-    """Measure what an engine adds to a model so small that it takes next to nothing itself."""
+def engine(folder: Path, rank: int, world: int) -> dict[str, float]:
+    """Measure what an engine adds to a model so small that it takes next to nothing itself, begun as a worker does."""
     import transformers
 
-    device = torch.get_default_device()
-    config = transformers.LlamaConfig(vocab_size=128, **SMALLEST)
-    model = transformers.LlamaForCausalLM(config).train()
-    parameters = list(model.parameters())
-    plain_s = _steps(model, lambda loss: loss.backward(), lambda: None)
-    for parameter in parameters:
-        parameter.grad = None
-    base = {"name": "x", "phase": "pretrain", "model": {"architecture": "llama"}, "data": {"train": "x"}}
-    training = {"steps": 1, "precision": precision, "deepspeed": {"zero_stage": stage}}
-    spec = JobSpec.model_validate({**base, "training": training})
-    assert spec.training is not None
-    settings = zero.deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=device.type == "cuda")
-    made = Engine(model, spec.training, settings, device)
+    spec = JobSpec.model_validate(json.loads((folder / "spec.json").read_text()))
+    prepared, device, training = (
+        pickle.loads((folder / "prepared").read_bytes()),
+        torch.get_default_device(),
+        spec.training,
+    )
+    assert training is not None
+    precision: Any = training.precision
+    task, rows = prepared.task(spec), rows_of(prepared, prepared.train_files)
+    settings = zero.deepspeed_config(training, 1, 1, precision=precision, on_gpu=device.type == "cuda")
+    process = resident_bytes()
+    with torch.device("cpu"):
+        begun = start.begin(spec, task, None, in_parts=zero.sliceable(settings))
+        store = Store(str(folder / "checkpoints"))
+        made = setup.make_engine(begun, training, settings, device, store, resume.Point("calibration"))
     engine_s = _steps(made.model, made.backward, made.step)
+    peak = peak_bytes(device)
+    sizes = {**spec.model.config, "vocab_size": made.model.module.config.vocab_size}
+    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).to(device).train()
+    plain_s = _steps(plain, lambda loss: loss.backward(), lambda: None)
+    assert len(rows)
     return {
-        "overhead_s": max(0.0, engine_s - plain_s) / len(parameters),
+        "overhead_s": max(0.0, engine_s - plain_s) / len(list(plain.parameters())),
         "process_bytes": process,
-        "engine_bytes": peak_bytes(device) - (process if device.type == "cpu" else 0),
+        "engine_bytes": peak - (process if device.type == "cpu" else 0),
     }
 
 
@@ -219,7 +229,6 @@ def main(rank: int, world: int, folder: Path, what: str, precision: Precision, k
     import_deepspeed()
     importlib.import_module("transformers.modeling_utils")
     importlib.import_module("jobs.worker.loop")  # what a worker imports
-    process = resident_bytes()
     if kind == "cuda":
         torch.cuda.set_device(rank)
     torch.set_default_device(torch.device(kind, rank) if kind == "cuda" else torch.device("cpu"))
@@ -229,7 +238,7 @@ def main(rank: int, world: int, folder: Path, what: str, precision: Precision, k
     if what == "rates":
         found = rates(world, torch.bfloat16 if precision == "bf16" else torch.float32)
     else:
-        found = engine(int(what.partition("-")[2]), precision, process)
+        found = engine(folder, rank, world)
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
 

@@ -28,6 +28,8 @@ class Decoder:
     rms_norm: bool
     """Its norms are RMSNorm as transformers computes it, in fp32."""
     vocabulary: int
+    stepped: bool = False
+    """Its GELU is computed in steps, as gpt2's is, each of which keeps something."""
     mixture: bool = False
     """A token sees some experts only."""
 
@@ -102,6 +104,7 @@ def _decoder(model: torch.nn.Module) -> Decoder | None:
         gated="gate_proj" in names or "gate_up_proj" in names,
         rms_norm=any(type(module).__name__.endswith("RMSNorm") for module in model.modules()),
         vocabulary=vocabulary,
+        stepped=any(type(module).__name__ == "NewGELUActivation" for module in model.modules()),
         mixture=any(_entry(config, name) for name in ("num_local_experts", "num_experts", "n_routed_experts")),
     )
 

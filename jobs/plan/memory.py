@@ -27,7 +27,7 @@ from jobs.plan.setting import FREE, MIB, Need, Setting
 
 __all__ = ["FREE", "MIB", "Need", "Setting", "activations", "need", "recommended", "settings"]
 
-PROCESS = 340 * MIB
+PROCESS = 480 * MIB
 """A worker that has imported what it needs (`imports` of benchmarks/model_memory.py), where none was measured."""
 
 
@@ -43,7 +43,7 @@ def need(facts: Facts, setting: Setting) -> Need:
         activations=0 if facts.decoder is None else activations(facts.decoder, setting),
         buffers=passes.buffers(facts, setting),
         step=passes.step(facts, setting),
-        most=passes.most(moments, setting.on_gpu),
+        most=passes.most(moments, setting.on_gpu, passes.HOLES[setting.stage], passes.resting(facts, setting)),
     )
     return _placed(found, facts, setting)
 

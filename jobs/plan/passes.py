@@ -2,13 +2,14 @@
 
     loss        gradients of earlier micro-batches, what the forward pass keeps, logits and their gradient
     head        the same with the output head's gradient in place of the logits, which are gone
+    layer       the same with what a layer's backward pass works with in place of the logits' gradient
     reduce      all gradients, the bucket they are moved to, and the copy that is reduced
     step        this rank's gradients, and a copy of them where the sums are not flat already
     construct   on a CPU: the model before it is flattened
 
 On a GPU the largest of these counts. On a CPU what was freed counts too: glibc gives memory back at once where a tensor
 has 32 MiB or more, and keeps smaller ones on its heap for the next. So of small tensors the most that there ever was
-stays, whatever large ones do meanwhile.
+stays, whatever large ones do meanwhile, and the holes between them too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ BUCKET = 500_000_000
 """DeepSpeed's own `reduce_bucket_size`, in elements."""
 LIVE = 1_000_000_000
 """DeepSpeed's own `stage3_max_live_parameters`, and the size of the groups in which stage 3 steps, in elements."""
+HOLES = {0: 0.33, 1: 0.27, 2: 0.27, 3: 0.5}
+"""As a share of small tensors, what the heap loses to holes that the next one does not fit into, by ZeRO stage: as
+mallinfo2 has it of glibc 2.36 (0.32, 0.30, 0.24, 0.53). Stage 3 gathers and frees weights between activations."""
 CHUNK = {True: 1 << 28, False: 1 << 20}
 """Bytes of fp32 logits at a time, on a GPU and on a CPU (jobs/tasks/cross_entropy.py)."""
 
@@ -48,11 +52,17 @@ def of(size: int, count: int = 1) -> Bytes:
     return Bytes(small=size * count) if size < HEAP else Bytes(large=size * count)
 
 
-def most(moments: list[Bytes], on_gpu: bool) -> int:
-    """Return the most at once over all moments."""
+def most(moments: list[Bytes], on_gpu: bool, holes: float = 0.0, resting: int = 0) -> int:
+    """Return the most at once over all moments.
+
+    Args:
+        holes: what the heap of a CPU's process loses, as a share of small tensors.
+        resting: small tensors that are there all the time, between which the others have to fit.
+    """
     if on_gpu:
         return max(each.all for each in moments)
-    return max(each.large for each in moments) + max(each.small for each in moments)
+    small = max(each.small for each in moments)
+    return max(each.large for each in moments) + small + round(holes * (small + resting))
 
 
 def moments(facts: Facts, setting: Setting) -> list[Bytes]:
@@ -66,8 +76,15 @@ def moments(facts: Facts, setting: Setting) -> list[Bytes]:
         whole = setting.width * setting.tokens * facts.decoder.vocabulary
         chunk = min(CHUNK[setting.on_gpu], 4 * setting.tokens * facts.decoder.vocabulary)
         found.append(held + of(whole, 2) + of(chunk))
-        found.append(held + of(whole) + of(setting.stored * facts.largest))
+        head = of(setting.stored * facts.largest)
+        found.append(held + of(whole) + head)
+        found.append(sum((of(*each) for each in _working(facts.decoder, setting)), held + head))
     return found
+
+
+def resting(facts: Facts, setting: Setting) -> int:
+    """Return the bytes of weights and moments that are small tensors: those of ZeRO's stages are flattened."""
+    return 12 * facts.small if setting.stage == 0 else 0
 
 
 def gradients(facts: Facts, setting: Setting) -> int:
@@ -103,9 +120,20 @@ def _layer(decoder: Decoder, setting: Setting) -> list[tuple[int, int]]:
         (tokens * width * decoder.hidden, 4),
         (tokens * width * decoder.queries, 2),
         (tokens * width * decoder.keys, 2),
-        (tokens * width * decoder.intermediate, 4 if decoder.gated else 2),
+        (tokens * width * decoder.intermediate, _kept_of_mlp(decoder)),
         *([(tokens * 4 * decoder.hidden, 2)] if decoder.rms_norm else []),
     ]
+
+
+def _kept_of_mlp(decoder: Decoder) -> int:
+    """Return how many tensors of an MLP's width are kept: a GELU in steps keeps its input, tanh and two factors."""
+    return 4 if decoder.gated else 5 if decoder.stepped else 2
+
+
+def _working(decoder: Decoder, setting: Setting) -> list[tuple[int, int]]:
+    """Return what the backward pass of a layer's MLP, its widest part, works with: (bytes of a tensor, how many)."""
+    row = setting.tokens * setting.width
+    return [(row * decoder.intermediate, 4 if decoder.gated else 2), (row * decoder.hidden, 3)]
 
 
 def _split(facts: Facts, width: int) -> Bytes:
@@ -136,7 +164,7 @@ def _during(facts: Facts, setting: Setting) -> int:
         return 2 * facts.parameters if setting.precision == "bf16" else 0
     if setting.stage == 3:
         live = LIVE if setting.on_gpu else SMALL_BUCKETS["stage3_max_live_parameters"]
-        gathered = 0 if setting.world_size == 1 else min(facts.parameters, max(live, facts.largest))
+        gathered = 0 if setting.world_size == 1 else min(facts.parameters, live + facts.largest)
         return setting.width * (gathered + _bucket(facts, setting))
     return _buckets(facts, setting) if setting.on_gpu and not _sums_whole(setting) else 0
 

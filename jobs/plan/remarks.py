@@ -28,7 +28,7 @@ def of(spec: JobSpec, found: Facts, world: int) -> list[str]:
     if found.decoder.mixture:
         said.append("experts are counted as if each token saw all: FLOPs, time and activations are upper bounds")
     if not (found.decoder.rms_norm and found.decoder.gated):
-        said.append("activations are a lower bound: dropout and a GELU in steps (gpt2) keep up to as much again")
+        said.append("activations are a lower bound: dropout keeps up to as much again")
     if spec.task.options.get("objective", "likelihood") != "likelihood":
         said.append("a pair of answers is counted as two rows of full length")
     return said
