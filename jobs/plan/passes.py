@@ -68,7 +68,9 @@ def most(moments: list[Bytes], on_gpu: bool, holes: float = 0.0, resting: int = 
 def moments(facts: Facts, setting: Setting) -> list[Bytes]:
     """Return what there is at each moment of a step, when earlier ones have been taken."""
     before, during = _before(facts, setting), of(_during(facts, setting))
-    found = [*_reducing(facts, setting), Bytes(gradients(facts, setting) + step(facts, setting))]
+    apart = _apart(facts, setting)
+    stepping = 0 if apart else gradients(facts, setting) + step(facts, setting)
+    found = [*_reducing(facts, setting), Bytes(stepping)]
     if not setting.on_gpu and setting.stage in (1, 2):
         found.append(Bytes(small=4 * facts.small))
     if facts.decoder is not None:
@@ -79,7 +81,7 @@ def moments(facts: Facts, setting: Setting) -> list[Bytes]:
         head = of(setting.stored * facts.largest)
         found.append(held + of(whole) + head)
         found.append(sum((of(*each) for each in _working(facts.decoder, setting)), held + head))
-    return found
+    return [each + Bytes(apart) for each in found]
 
 
 def resting(facts: Facts, setting: Setting) -> int:
@@ -156,6 +158,17 @@ def _before(facts: Facts, setting: Setting) -> Bytes:
     if not again:
         return Bytes()
     return _split(facts, 4) if setting.stage < 2 else Bytes(4 * setting.share(facts.trainable))
+
+
+def _apart(facts: Facts, setting: Setting) -> int:
+    """Return what offload keeps apart from the device where this is the same memory: gradients, weights, ways there."""
+    if setting.on_gpu or setting.offload == "none" or not setting.stage:
+        return 0
+    mine = setting.share(facts.trainable)
+    if setting.stage == 3:
+        return 4 * mine
+    summed = setting.width * mine if setting.micro_batches > 1 else 0
+    return (4 + setting.width) * mine + 2 * setting.width * facts.largest + summed
 
 
 def _during(facts: Facts, setting: Setting) -> int:
