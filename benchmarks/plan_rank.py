@@ -25,7 +25,7 @@ from jobs.spec import JobSpec
 from jobs.tasks import Task
 from jobs.worker import setup, start, zero
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
-from jobs.worker.peak_memory import peak_bytes
+from jobs.worker.peak_memory import peak_bytes, resident_bytes
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def main(rank: int, world: int, folder: Path, steps: int) -> None:
     precision = resolve(training.precision, [this_device()])
     accumulation = batches.accumulation_steps(training.global_batch_size, world, micro)
     config = zero.deepspeed_config(training, micro, accumulation, precision=precision, on_gpu=False)
-    peaks = {"imports": peak_bytes(CPU)}
+    peaks, process = {"imports": peak_bytes(CPU)}, resident_bytes()
     begun = start.begin(spec, task, None, in_parts=zero.sliceable(config))
     peaks["begin"] = peak_bytes(CPU)
     store = Store(str(folder / "checkpoints"))
@@ -62,7 +62,7 @@ def main(rank: int, world: int, folder: Path, steps: int) -> None:
         learn(engine, task, mine, rows.targets(chosen))
         times.append(time.perf_counter() - began)
         peaks[f"step {step + 1}"] = peak_bytes(CPU)
-    found = {"peaks": peaks, "step_s": statistics.median(times[1:]), "precision": precision}
+    found = {"peaks": peaks, "process": process, "step_s": statistics.median(times[1:]), "precision": precision}
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
 

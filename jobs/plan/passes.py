@@ -204,7 +204,8 @@ def _reducing(facts: Facts, setting: Setting) -> list[Bytes]:
         whole = _split(facts, 4) if setting.stage == 0 else Bytes(4 * trained) + _split(facts, 2)
         return [whole + Bytes(4 * min(BUCKET, trained))]
     if setting.stage == 3:
-        return [Bytes(4 * mine + _during(facts, setting))]
+        copies = 2 if facts.largest > _bucket(facts, setting) else 1  # what no bucket holds is reduced in a copy
+        return [Bytes(4 * mine + _during(facts, setting)) + of(setting.stored * facts.largest, copies)]
     copied = _moved(setting) * min(BUCKET, trained)
     summed = Bytes(_buckets(facts, setting) + max(copied, 4 * mine))
     if setting.stage == 1:  # moved there one by one: large ones are gone then
