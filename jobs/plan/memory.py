@@ -25,7 +25,7 @@ from jobs.plan import passes
 from jobs.plan.facts import Decoder, Facts
 from jobs.plan.setting import FREE, MIB, Need, Setting
 
-__all__ = ["FREE", "MIB", "Need", "Setting", "activations", "need", "recommended", "settings"]
+__all__ = ["ENGINE", "FREE", "MIB", "Need", "Setting", "activations", "need", "recommended", "settings"]
 
 PROCESS = 480 * MIB
 """A worker that has imported what it needs (`imports` of benchmarks/model_memory.py), where none was measured."""

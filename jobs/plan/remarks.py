@@ -42,7 +42,7 @@ def of_time(known: Rates | None, device: Device, world: int, parts: StepTime | N
         return []
     said = list[str]()
     if known.workers != world:
-        said.append(f"rates are those of {known.workers} workers at once, not of {world}")
+        said.append(f"rates are those of {known.workers} at once, not of {world} workers")
     if world > 2:
         said.append("communication is reckoned from two ranks on this machine; a network between nodes is not measured")
     return said

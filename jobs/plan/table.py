@@ -151,7 +151,7 @@ def _served(plan: Plan) -> Iterator[str]:
         yield f"serve    {wanted}: no number of replicas of one device does it, {reason} ({plan.served.by})"
         return
     yield (
-        f"serve    {wanted}: {found.count:,} replicas of one device, {found.users_of_each:,} users each, limited by "
+        f"serve    {wanted}: {found.count:,} × one device, {found.users_of_each:,} users each, limited by "
         f"{found.limit}; prompts are not counted ({plan.served.by})"
     )
 

@@ -188,7 +188,7 @@ def test_measured_rates_give_a_time_and_the_process(plan):
     assert found["duration_s"] == pytest.approx(10 * found["step_s"])
     assert {each["process"] for each in found["memory"]} == {350 << 20}
     said = plan(TINY, "--devices", "2", "--set", "training.precision=fp32").output
-    assert "rates are those of 1 workers at once, not of 2" in said
+    assert "rates are those of 1 at once, not of 2 workers" in said
     assert "a step by rates measured on" in said
     assert "assumed; --mfu" not in said
 
