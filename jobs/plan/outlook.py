@@ -47,8 +47,8 @@ def line(outlook: Outlook) -> str:
     """Return what is expected, in one line."""
     workers = f"{outlook.workers} worker{'' if outlook.workers == 1 else 's'}, {outlook.layout}"
     if outlook.peak_bytes is None:
-        why = outlook.said[0] if outlook.said else "not known"
-        return f"plan: memory is not known ({why}); {size(outlook.room_bytes)} for each of {workers}"
+        room = f"; {size(outlook.room_bytes)} for each of {workers}" if outlook.room_bytes else ""
+        return f"plan: memory is not known ({'; '.join(outlook.said[:1])}){room}"
     memory = f"{size(outlook.peak_bytes)} of {size(outlook.room_bytes)} for each of {workers}"
     advice = f"; {outlook.advice}" if outlook.advice else ""
     return f"plan: {memory}; {_time(outlook)}{advice}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -17,19 +18,24 @@ from jobs.tasks import Task
 from jobs.worker import flops
 
 
-def note(folder: RunFolder, spec: JobSpec, task: Task, model: torch.nn.Module, group: plan.Group) -> None:
-    """Leave in the run's folder what `group` should take to train `model`, which may be on the meta device.
+def note(
+    folder: RunFolder, spec: JobSpec, task: Task, model: torch.nn.Module, described: Callable[[], plan.Group]
+) -> None:
+    """Leave in the run's folder what the workers should take to train `model`, which may be on the meta device.
 
     An estimate is worth no run: one that cannot be made says why, and one that cannot be written is left out.
+
+    Args:
+        described: describes the workers.
     """
     assert spec.training is not None
     now = int(time.time() * 1000)
     try:
-        made = plan.of_model(spec, facts.of(model), task, group)
+        made = plan.of_model(spec, facts.of(model), task, described())
         expected = plan.outlook(made, now, saves=spec.checkpoint.every_steps is not None)
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-        expected = Outlook(group.world_size, group.precision, group.device.memory_bytes, said=(said,), time_ms=now)
+        expected = Outlook(spec.resources.fewest, "not planned", 0, said=(said,), time_ms=now)
     with suppress(OSError):
         folder.write_outlook(expected)
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,7 +107,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     without_model = resident_bytes()
     begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
     if rank == 0:
-        group = planned.group(device, config.precision, micro_batch, without_model)
+        group = partial(planned.group, device, config.precision, micro_batch, without_model)
         planned.note(folder, spec, task, begun.model, group)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)

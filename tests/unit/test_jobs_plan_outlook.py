@@ -4,12 +4,16 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from jobs.driver import planned
-from jobs.plan import outlook
+from jobs.plan import devices, outlook, plan
 from jobs.plan.outlook import Outlook
 from jobs.run_folder import Attempt, RunFolder
+from jobs.spec import JobSpec
+from jobs.tasks import get
 from jobs.worker import energy
+from jobs.worker import planned as worker_planned
 from tracking import plan_errors
 from tracking.plan_errors import Beside
 
@@ -117,3 +121,48 @@ def test_errors_have_a_sign_and_their_spread_has_none():
     found = plan_errors.spread([0.1, None, -0.3, 0.05])
     assert (found.runs, found.median, found.worst) == (3, pytest.approx(0.1), pytest.approx(0.3))
     assert plan_errors.spread([None]) is None
+
+
+# -- the first worker's plan -----------------------------------------------------------------------------------------
+
+
+def noted(folder, task: str, options: dict, model, described=None) -> Outlook:
+    values = {
+        "name": "x", "phase": "pretrain", "task": {"name": task, **options}, "model": {"architecture": "llama"},
+        "data": {"train": "x"}, "training": {"steps": 10, "precision": "fp32", "micro_batch_size": 4},
+    }  # fmt: skip
+    spec = JobSpec.model_validate(values)
+    group = plan.Group(devices.this_machine(2), 2, "fp32", 4, 300 << 20)
+    run = RunFolder(folder)
+    worker_planned.note(run, spec, get(task)(options), model, described or (lambda: group))
+    found = run.outlook()
+    assert found is not None
+    return found
+
+
+def test_the_first_worker_plans_with_its_own_process_and_group(tmp_path):
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+    )
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    found = noted(tmp_path, "causal-lm", {"sequence_length": 32}, model)
+    assert (found.workers, found.layout, found.step_s) == (2, "ZeRO 1, fp32", None)
+    assert found.room_bytes == devices.this_machine(2).memory_bytes
+    assert 300 << 20 < found.peak_bytes < 310 << 20
+    assert found.time_ms > 1.7e12
+
+
+def test_a_plan_that_cannot_be_made_says_why_and_ends_no_run(tmp_path):
+    other = noted(tmp_path, "causal-lm", {}, torch.nn.Linear(3, 4))
+    assert other.peak_bytes is None
+    assert "what the layers of Linear keep is not" in outlook.line(other)
+
+    def fail() -> plan.Group:
+        raise OSError("no such device")
+
+    assert outlook.line(noted(tmp_path, "causal-lm", {}, torch.nn.Linear(3, 4), fail)) == (
+        "plan: memory is not known (OSError: no such device)"
+    )
