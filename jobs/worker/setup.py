@@ -104,10 +104,10 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, world_size, device)
-    without_model = resident_bytes()
-    begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
+    empty, in_parts = resident_bytes(), zero.sliceable(ds_config)
+    begun = start.begin(spec, task, config.parent, in_parts=in_parts)
     if rank == 0:
-        group = partial(planned.group, device, config.precision, micro_batch, without_model)
+        group = partial(planned.group, device, config.precision, micro_batch, empty)
         planned.note(folder, spec, task, begun.model, group)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
