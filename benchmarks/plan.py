@@ -187,6 +187,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = [each for each in COMBINATIONS if arguments.only in each.name][: arguments.limit]
+    if not chosen:
+        parser.error(f"--only {arguments.only}: none of {', '.join(each.name for each in COMBINATIONS)}")
     if arguments.calibrate:
         calibrate({each.precision for each in chosen})
     print(f"{'':<34} {'planned':>8} {'measured':>8} {'error':>7} {'of model':>8} {'planned':>8} {'measured':>8} error")
