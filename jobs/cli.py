@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from jobs.spec import JobSpec
     from jobs.submit import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Train, fine-tune, evaluate and quantise models, one YAML file per job.")
@@ -72,7 +73,9 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
 
 @app.command()
 def plan(
-    spec: SpecPath,
+    spec: Annotated[
+        Path | None, typer.Argument(help="The job's YAML file; --calibrate needs none.", metavar="SPEC")
+    ] = None,
     set_: Overrides = [],  # noqa: B006
     device: Annotated[
         str | None,
@@ -94,9 +97,27 @@ def plan(
         float | None,
         typer.Option("--price-per-hour", min=0.0, callback=_number, help="Of one device; the cost is in its currency."),
     ] = None,
+    users: Annotated[
+        int | None, typer.Option("--users", min=1, help="How many replicas serve so many users at once, too.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float, typer.Option("--tokens-per-second", min=0.001, callback=_number, help="Of each user.")
+    ] = 20.0,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", min=1, help="Tokens of prompt and answer. Left out: task.sequence_length."),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="First measure this machine for some minutes, while nothing else runs; kept in $TANDEM_HOME. With "
+            "SPEC: at its precision and threads.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a job's memory by ZeRO stage, its time, tokens and cost. Needs no cluster, and starts nothing.
+    """Estimate a job's memory by ZeRO stage, its time, tokens and cost. Needs no cluster, and starts no job.
 
     Neither weights nor, for a language model, data need be there: the model is built without memory.
 
@@ -105,20 +126,48 @@ def plan(
     import json
 
     from cluster import specfile
+    from cluster.errors import UserError
     from jobs import noise
-    from jobs.plan import plan as planner
-    from jobs.plan import settled, table
     from jobs.spec import JobSpec
 
-    checked, base = specfile.load(spec, JobSpec, set_), spec.absolute().parent
+    if spec is None and not calibrate:
+        raise UserError("jobs plan: name a SPEC, or add --calibrate to measure this machine")
+    checked = None if spec is None else specfile.load(spec, JobSpec, set_)
     noise.quiet()
-    asked = planner.Asked(device, devices, mfu)
-    certain, said = settled.settled(checked, base, asked)
-    made = settled.told(planner.make(certain, base, asked, lambda key: specfile.place(spec, key, set_)), said)
+    from jobs.plan import plan as planner
+    from jobs.plan import settled, table
+
+    if calibrate:
+        _calibrate(checked)
+    if spec is None or checked is None:
+        return
+    base = spec.absolute().parent
+    asked = planner.Asked(device, devices, mfu, users, tokens_per_second, context)
+    made = settled.planned(checked, base, asked, lambda key: specfile.place(spec, key, set_))
     if as_json:
         print(json.dumps(table.as_json(made, price_per_hour), indent=2))
     else:
         table.show(made, price_per_hour)
+
+
+def _calibrate(spec: JobSpec | None) -> None:
+    """Measure this machine at a spec's precision and threads, and keep what was measured."""
+    import torch
+
+    from cluster.home import home
+    from cluster.precision import resolve, this_device
+    from jobs.plan import calibrate, rates
+
+    training = spec.training if spec else None
+    threads = max(1, int(spec.resources.cpus_per_worker)) if spec else 1
+    on_gpu = torch.cuda.is_available() and (spec is None or spec.resources.gpus_per_worker > 0)
+    precision = resolve(training.precision if training else "auto", [this_device(on_gpu)])
+
+    def say(said: str) -> None:
+        typer.echo(f"measuring {said}", err=True)
+
+    for found in calibrate.measure(precision, threads, on_gpu, say):
+        typer.echo(f"{found.said}: kept in {rates.keep(home(), found)}", err=True)
 
 
 @app.command()
@@ -156,6 +205,8 @@ def submit(
         _follow(job_id, verbose)
     else:
         typer.echo(f"watch it: tandem jobs logs {job_id} --follow   stop it: tandem jobs stop {job_id}", err=True)
+        if planned := jobs_submit.planned(spec, set_):  # the job is on its way; its own log says the same
+            typer.echo(planned, err=True)
 
 
 @app.command()

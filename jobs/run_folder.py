@@ -8,6 +8,7 @@ storage/runs/<name>-<spec digest>-<k>/
     data.json        what the encoded rows were decided by        driver → driver of a later attempt
     zero.json, micro_batches.json  what `auto` came to            jobs/run_choices.py
     attempt.json     the newest start of the group (Attempt)      first rank → driver
+    plan.json        what the newest start should take (Outlook)  first rank → driver
     failures.jsonl   failed attempts, oldest first                driver → post-mortem page
     saves.json       how saving checkpoints went (Saves)          first rank → driver
     STOP, SAVE       requests for a checkpoint (and an end)       driver → workers
@@ -37,6 +38,7 @@ from typing import Any, get_args
 from cluster.precision import Precision
 from jobs.data.identity import Noted
 from jobs.notes import DamagedNote, lines, made, read, write
+from jobs.plan.outlook import Outlook
 from jobs.run_choices import Choices
 
 TAIL_BYTES = 65536
@@ -171,7 +173,7 @@ class RunFolder:
         """Begin a new attempt at the job: it runs; requests and notes of an earlier one are gone, skips stay."""
         control = self.control()
         self.write_status("RUNNING")
-        for name in ("STOP", "SAVE", "attempt.json", "failures.jsonl", "saves.json"):
+        for name in ("STOP", "SAVE", "attempt.json", "plan.json", "failures.jsonl", "saves.json"):
             (self.path / name).unlink(missing_ok=True)
         for left in (*self.pulses(), *(self.path / "stacks").glob("*-rank-*")):
             left.unlink(missing_ok=True)
@@ -197,6 +199,15 @@ class RunFolder:
     def write_attempt(self, attempt: Attempt) -> None:
         """Note the newest start of the worker group."""
         write(self.path / "attempt.json", asdict(attempt))
+
+    def outlook(self) -> Outlook | None:
+        """Return what the newest start of the worker group was expected to take, if that is known by now."""
+        values = read(path := self.path / "plan.json")
+        return made(path, Outlook, {**values, "said": tuple(values.get("said", ()))}) if values else None
+
+    def write_outlook(self, outlook: Outlook) -> None:
+        """Note what the newest start of the worker group is expected to take, or what it took."""
+        write(self.path / "plan.json", asdict(outlook))
 
     def saves(self) -> Saves:
         """Return how saving checkpoints went."""

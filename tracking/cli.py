@@ -1,6 +1,6 @@
 """`tandem tracking`: runs, models and which version an alias means."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from tracking.history import RunSummary
+    from tracking.plan_errors import Beside, Compared
     from tracking.registry import ModelVersion
 
 app = typer.Typer(
@@ -39,6 +40,45 @@ def list_runs(
         _print_table(["name", "phase", "status", "started", "duration", "loss", "evaluation"], map(_run_row, found))
     else:
         typer.echo("no runs yet: start one with `tandem jobs submit SPEC`", err=True)
+
+
+@app.command("plan-errors")
+def list_plan_errors(
+    name: Annotated[str | None, typer.Argument(help="Only runs whose name contains this.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="How many, newest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far plans were off: peak memory and step time, planned beside measured, with median and worst error.
+
+    Example: tandem tracking plan-errors stdlib-lm
+    """
+    from dataclasses import asdict
+
+    from tracking.plan_errors import compared, spread
+
+    found = compared(limit, name)
+    spreads = {"memory": spread(run.memory.error for run in found), "step": spread(run.step.error for run in found)}
+    if as_json:
+        runs = [asdict(run) | {"memory_error": run.memory.error, "step_error": run.step.error} for run in found]
+        _print_json({"runs": runs, **{key: each and asdict(each) for key, each in spreads.items()}})
+        return
+    if not found:
+        typer.echo("no runs yet of which something planned was measured", err=True)
+        return
+    _print_table(["name", "trained by", "memory planned", "measured", "error", "step planned", "measured", "error"],
+                 map(_compared_row, found))  # fmt: skip
+    for what, each in (("peak memory", spreads["memory"]), ("step time", spreads["step"])):
+        if each is not None:
+            typer.echo(f"{what}: median error {each.median:.1%}, worst {each.worst:.1%}, of {each.runs} runs")
+
+
+def _compared_row(run: "Compared") -> list[str]:
+    def cells(of: "Beside", unit: Callable[[float], str]) -> list[str]:
+        error = "" if of.error is None else f"{of.error:+.1%}"
+        return [*("" if value is None else unit(value) for value in (of.planned, of.measured)), error]
+
+    memory, step = cells(run.memory, lambda value: _size(int(value))), cells(run.step, lambda value: f"{value:.3g} s")
+    return [run.name, run.layout, *memory, *step]
 
 
 @app.command("models")

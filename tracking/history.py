@@ -34,14 +34,17 @@ def runs(limit: int = 20, name: str | None = None, tracking_uri: str | None = No
     """Return the newest runs that jobs opened, newest first; `name` keeps those whose name contains it."""
     client = connect(tracking_uri)
     experiments = [e.experiment_id for e in ask(client, client.search_experiments)]
-    query = f"tags.`{RUN_KEY_TAG}` LIKE '%'"
-    if name:
-        query += f" AND attributes.run_name LIKE '%{_escaped(name)}%'"
     found = ask(
         client,
-        lambda: client.search_runs(experiments, query, max_results=limit, order_by=["start_time DESC"]),
+        lambda: client.search_runs(experiments, named(name), max_results=limit, order_by=["start_time DESC"]),
     )
     return [summary(raw, client.tracking_uri, time.time() * 1000) for raw in found]
+
+
+def named(name: str | None) -> str:
+    """Return MLflow's query for the runs that jobs opened; `name` keeps those whose name contains it. Pure."""
+    query = f"tags.`{RUN_KEY_TAG}` LIKE '%'"
+    return f"{query} AND attributes.run_name LIKE '%{_escaped(name)}%'" if name else query
 
 
 def summary(raw: Any, uri: str, now_ms: float) -> RunSummary:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress, run_choices
 from jobs.claim import claim, claim_folder
-from jobs.driver import guard, phases, postmortem, precision, preemption, pulse, storage
+from jobs.driver import guard, phases, planned, postmortem, precision, preemption, pulse, storage
 from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
@@ -112,6 +112,7 @@ def _run_phase(job: Job, ending: Ending) -> int:
         watch.finish()
         with suppress(DamagedNote, OSError):
             ending = replace(ending, params=run_choices.merged(ending.params, job.folder.choices.found(asked)))
+        planned.settle(job.folder, job.track)
         _end(job, ending)
     if unsaved is not None:
         progress.say(f"error: {unsaved}")

@@ -14,9 +14,10 @@ from typing import Any
 from jobs import progress
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
-from jobs.driver import postmortem, warm
+from jobs.driver import planned, postmortem, warm
 from jobs.driver.job import Job
 from jobs.notes import DamagedNote
+from jobs.plan.outlook import Outlook
 from jobs.run_folder import RunFolder
 from tracking.run import Run
 from tracking.spool import Record
@@ -86,7 +87,7 @@ def _report_step(record: Record, steps: int) -> None:
 
 
 class FolderWatch:
-    """Say what the workers remark, what failed and what was decided; keep that in the MLflow run up to date too."""
+    """Say what the workers should take, what they remark, what failed and what was decided; tell the MLflow run too."""
 
     INTERVAL_S = 0.5
 
@@ -104,6 +105,7 @@ class FolderWatch:
         self._folder, self._track, self._asked = folder, track, asked or {}
         self._chosen: dict[str, Any] = {}
         self._told = self._remarked = 0
+        self._outlook: Outlook | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tandem-failures", daemon=True)
         self._thread.start()
@@ -119,6 +121,7 @@ class FolderWatch:
         self._look()
 
     def _look(self) -> None:
+        self._outlook = planned.say(self._folder, self._outlook, self._track)
         self._tell_remarks()
         self._tell_choices()
         found = self._folder.failures()

@@ -60,7 +60,7 @@ def _decided(job: Job, prepared: Prepared) -> fit.Fit:
     assert training is not None
     parent = Path(job.parent) if job.parent else None
     task = prepared.task(spec)
-    found, tokens = fit.facts_of(spec, task, parent), fit.row_tokens(task)
+    found, tokens = fit.facts_of(spec, task, parent), fit.tokens_of_worker(training, task)
     of = Setting(
         stage=0,
         offload=training.deepspeed.offload,  # type: ignore[union-attr]
@@ -68,6 +68,7 @@ def _decided(job: Job, prepared: Prepared) -> fit.Fit:
         world_size=1,
         on_gpu=spec.resources.gpus_per_worker > 0,
         checkpointing=training.gradient_checkpointing is True,
+        micro_batches=fit.micro_batches(training, spec.resources.fewest),
     )
     rooms = rooms_of(spec, places(spec, job.placed), job.placed)
     best = fit.lowest_stage(found, of, tokens, fit.rows_to_try(training, spec.resources.fewest), rooms)

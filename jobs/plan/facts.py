@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+HEAP = 32 << 20
+"""Bytes from which glibc gives memory back as soon as it is freed (DEFAULT_MMAP_THRESHOLD_MAX); smaller pieces stay."""
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -25,6 +28,8 @@ class Decoder:
     rms_norm: bool
     """Its norms are RMSNorm as transformers computes it, in fp32."""
     vocabulary: int
+    stepped: bool = False
+    """Its GELU is computed in steps, as gpt2's is, each of which keeps something."""
     mixture: bool = False
     """A token sees some experts only."""
 
@@ -45,6 +50,10 @@ class Facts:
     """Elements of the largest parameter."""
     decoder: Decoder | None = None
     """None: no causal transformer, of which only the parameters are known."""
+    small: int = 0
+    """Trained elements of parameters whose fp32 gradient is smaller than HEAP."""
+    tensors: int = 0
+    """How many parameters."""
 
     @property
     def frozen(self) -> int:
@@ -66,6 +75,8 @@ def of(model: torch.nn.Module) -> Facts:
         embedding=sum(weight.numel() for at, weight in looked_up.items() if at not in shared),
         vectors=sum(each.numel() for each in parameters if each.dim() < 2),
         largest=max((each.numel() for each in parameters), default=0),
+        small=sum(each.numel() for each in parameters if each.requires_grad and 4 * each.numel() < HEAP),
+        tensors=len(parameters),
         decoder=_decoder(base),
     )
 
@@ -93,6 +104,7 @@ def _decoder(model: torch.nn.Module) -> Decoder | None:
         gated="gate_proj" in names or "gate_up_proj" in names,
         rms_norm=any(type(module).__name__.endswith("RMSNorm") for module in model.modules()),
         vocabulary=vocabulary,
+        stepped=any(type(module).__name__ == "NewGELUActivation" for module in model.modules()),
         mixture=any(_entry(config, name) for name in ("num_local_experts", "num_experts", "n_routed_experts")),
     )
 

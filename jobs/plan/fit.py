@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.data.batches import micro_batch_size
+from jobs.data.batches import accumulation_steps, micro_batch_size
 from jobs.plan import facts, memory
 from jobs.plan.facts import Facts
 from jobs.plan.memory import Setting
@@ -99,10 +99,26 @@ def _judged(found: Facts, of: Setting, stage: int, row_tokens: int, rows: int, r
 
 def rows_to_try(training: TrainingSpec, workers: int) -> list[int]:
     """Return the sizes of the micro-batch to plan with: the spec's, or for `auto` up to 16, halved and halved again."""
-    rows = [micro_batch_size(training.micro_batch_size, training.global_batch_size, workers)]
+    rows = [micro_batch_size(training.micro_batch_size, training.global_batch_size, _readers(training, workers))]
     while training.micro_batch_size == "auto" and rows[-1] > 1:
         rows.append(rows[-1] // 2)
     return rows
+
+
+def micro_batches(training: TrainingSpec, workers: int) -> int:
+    """Return the most micro-batches of a step with any size of `rows_to_try`: from two on gradients wait for others."""
+    readers = _readers(training, workers)
+    return accumulation_steps(training.global_batch_size, readers, rows_to_try(training, workers)[-1])
+
+
+def tokens_of_worker(training: TrainingSpec, task: Task) -> int:
+    """Return a worker's tokens of a row, which it may share with others; 0 where rows are no tokens."""
+    return -(-row_tokens(task) // training.parallel.sequence)
+
+
+def _readers(training: TrainingSpec, workers: int) -> int:
+    """Return how many workers have rows of their own."""
+    return max(1, workers // training.parallel.sequence)
 
 
 def refusal(fit: Fit, found: Facts, of: Setting, row_tokens: int) -> str:
@@ -159,12 +175,18 @@ def growth(found: Facts, setting: Setting, tokens_of_row: int) -> Callable[[int]
 
 
 def largest_rows(found: Facts, of: Setting, row_tokens: int, rows: int, memory_bytes: int) -> int:
-    """Return the most rows of a micro-batch, up to `rows`, with which the planned peak fits; 0: not even one."""
-    low, high = 0, rows + 1
+    """Return the most rows of a micro-batch, up to `rows` of a step, with which the planned peak fits; 0: not one."""
+
+    def fits(size: int) -> bool:
+        setting = replace(of, tokens=size * row_tokens, micro_batches=-(-rows // size))
+        return memory.need(found, setting).fits(memory_bytes)
+
+    if fits(rows):  # looked at first: with one micro-batch no gradients wait, so that fewer rows may need more
+        return rows
+    low, high = 0, rows
     while high - low > 1:
         middle = (low + high) // 2
-        fits = memory.need(found, replace(of, tokens=middle * row_tokens)).fits(memory_bytes)
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 

@@ -1,16 +1,22 @@
-"""One job's plan: the model that its spec describes, on a number of devices. Estimates, from what is known here."""
+"""One job's plan: the model that its spec describes, on a number of devices. Estimates, from what is known here.
+
+`make` plans a spec, for `tandem jobs plan` and `submit`; `of_model` a model that is there, in the first rank of a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.home import home
 from cluster.precision import Precision, resolve, this_device
-from jobs.data.batches import accumulation_steps, micro_batch_size
-from jobs.plan import compute, devices, facts, memory, skeleton
+from jobs.data.batches import accumulation_steps, micro_batch_size, rows_of_rank
+from jobs.plan import compute, devices, facts, memory, rates, remarks, serving, speed
 from jobs.plan.facts import Facts
+from jobs.plan.outlook import Outlook
+from jobs.plan.rates import Rates
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
 
@@ -25,6 +31,22 @@ class Asked:
     device: str | None = None
     devices: int | None = None
     mfu: float = compute.MFU
+    users: int | None = None
+    """How many are to be served at once, each with …"""
+    tokens_per_second: float = 20.0
+    """… so many …"""
+    context: int | None = None
+    """… behind so many of prompt and answer; None: the rows' length."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What it takes to serve so many users."""
+
+    demand: serving.Demand
+    replicas: serving.Replicas
+    by: str
+    """What the rates are."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +71,21 @@ class Plan:
     work: compute.Work
     optimal_tokens: int | None
     """None where nothing is known of that: no causal transformer, or one that begins with learned weights."""
+    parts: speed.StepTime | None = None
+    """A step's time by part, where rates were measured."""
+    rates: str = ""
+    """What the time goes by."""
+    served: Served | None = None
+    """What serving takes, where that was asked for and is known."""
     said: list[str] = field(default_factory=list)
     """What was assumed, and what is not counted."""
+
+    @property
+    def energy_kwh(self) -> float | None:
+        """What the devices' boards take at most; None where that or the duration is not known."""
+        if self.work.duration_s is None or self.device.watts is None:
+            return None
+        return self.work.duration_s / 3600 * self.world_size * self.device.watts / 1000
 
     @property
     def recommended(self) -> memory.Setting | None:
@@ -58,75 +93,168 @@ class Plan:
         return memory.recommended(self.needs, self.device.memory_bytes)
 
 
-def make(spec: JobSpec, base: Path, asked: Asked, where: Where) -> Plan:
+@dataclass(frozen=True)
+class Group:
+    """The workers that a plan is made for."""
+
+    device: devices.Device
+    world_size: int
+    precision: Precision
+    micro_batch: int
+    """Rows."""
+    process_bytes: int | None = None
+    """Of a worker with the smallest model; None: not known."""
+    rates: Rates | None = None
+    """What was measured of such workers; None: nothing."""
+
+
+def make(spec: JobSpec, base: Path, asked: Asked, where: Where, without_data: bool = False) -> Plan:
     """Plan a job that trains. Imports torch and transformers; starts nothing.
 
     Args:
         base: where relative paths start.
+        without_data: refuse a model whose size depends on data, instead of reading some.
 
     Raises:
         UserError: the job trains nothing, its model cannot be built here, or a device is unknown.
     """
+    from jobs.plan import skeleton
+
     training = _training(spec, where)
-    device, world = _placed(spec, asked, where)
-    model, task, said = skeleton.build(spec, base)
-    found = facts.of(model)
-    precision = resolve(training.precision, [this_device()]) if not device.on_gpu else _on_gpu(training)
-    parts = training.parallel.sequence
-    readers = max(1, world // parts)
+    device, world = placed(spec, asked, where)
+    model, task, said = skeleton.build(spec, base, without_data)
+    precision = precision_of(training, device)
+    readers = max(1, world // training.parallel.sequence)
     micro = micro_batch_size(training.micro_batch_size, training.global_batch_size, readers)
-    accumulation = accumulation_steps(training.global_batch_size, readers, micro)
+    known, process = measured_here(spec, device, precision, world)
+    group, found = Group(device, world, precision, micro, process, known), facts.of(model)
+    made = of_model(spec, found, task, group, asked.mfu, said)
+    return made if asked.users is None else with_serving(made, group, asked)
+
+
+def with_serving(made: Plan, group: Group, asked: Asked) -> Plan:
+    """Return a plan with what it takes to serve the model, each replica on one such device. Pure."""
+    assert asked.users is not None
+    device, known = group.device, group.rates
+    width = 2 if group.precision == "bf16" else 4
+    demand = serving.Demand(asked.users, asked.tokens_per_second, asked.context or made.row_tokens)
+    if device.bandwidth is not None and device.flops is not None:
+        reached = asked.mfu * device.flops[group.precision]
+        server = serving.Server(device.memory_bytes, serving.READ * device.bandwidth, reached, width)
+        by = f"{serving.READ:.0%} of the bandwidth and {asked.mfu:.0%} of the peak FLOP/s, both assumed"
+    elif known is not None and made.facts.decoder is not None:
+        reached = rates.at(known.products, made.facts.decoder.hidden)
+        server = serving.Server(device.memory_bytes - known.process_bytes, known.bandwidth, reached, width)
+        by = known.said
+    else:
+        unknown = "no replicas: the bandwidth of this machine is not known; measure it: tandem jobs plan --calibrate"
+        return replace(made, said=[*made.said, unknown])
+    found = serving.replicas(made.facts, server, demand) if demand.context else None
+    if found is None:
+        return replace(made, said=[*made.said, f"no replicas: {made.facts.kind} writes no tokens one by one"])
+    return replace(made, served=Served(demand, found, by))
+
+
+def measured(precision: Precision, workers: int, cpus: float, on_gpu: bool) -> Rates | None:
+    """Return what was measured of this machine's workers, of which there are so many at once; None: nothing."""
+    kind = rates.kind_of_gpu() if on_gpu else rates.kind_of_cpu()
+    return rates.choose(rates.kept(home()), kind, precision, max(1, int(cpus)), workers)
+
+
+def measured_here(
+    spec: JobSpec, device: devices.Device, precision: Precision, world: int
+) -> tuple[Rates | None, int | None]:
+    """Return what was measured of such workers, and the bytes of one with the smallest model; None: not known."""
+    known = measured(precision, world, spec.resources.cpus_per_worker, device.on_gpu) if device.here else None
+    return known, known.process_bytes + known.engine_bytes if known and not device.on_gpu else None
+
+
+def of_model(
+    spec: JobSpec,
+    found: Facts,
+    task: Task,
+    group: Group,
+    mfu: float = compute.MFU,
+    said: Sequence[str] = (),
+) -> Plan:
+    """Plan the training of a model that is known already. Pure.
+
+    Args:
+        said: what was assumed of the model.
+    """
+    training, device, world, precision = spec.training, group.device, group.world_size, group.precision
+    assert training is not None
+    readers = max(1, world // training.parallel.sequence)
+    accumulation = accumulation_steps(training.global_batch_size, readers, group.micro_batch)
     row_tokens = _row_tokens(task)
-    chosen = _chosen(training, precision, world, device, -(-micro * row_tokens // parts))
+    chosen = _chosen(training, group, row_tokens, accumulation)
     flops = compute.flops_per_token(found, row_tokens, training.gradient_checkpointing is True) if row_tokens else None
+    parts = speed.step(found, chosen, row_tokens, group.rates) if group.rates and chosen.stage >= 0 else None
+    step_s, by = _step_s(training, group, row_tokens, flops, parts, mfu)
     return Plan(
         name=spec.name,
         facts=found,
         device=device,
         world_size=world,
         precision=precision,
-        micro_batch=micro,
+        micro_batch=group.micro_batch,
         accumulation=accumulation,
         rows_per_step=training.global_batch_size,
         row_tokens=row_tokens,
         chosen=chosen,
         needs=[(each, memory.need(found, each)) for each in memory.settings(chosen)],
         flops_per_token=flops,
-        mfu=asked.mfu,
-        work=_work(training, world, row_tokens, flops, device, precision, asked.mfu),
+        mfu=mfu,
+        work=compute.Work(training.global_batch_size * row_tokens, training.steps, step_s),
+        parts=parts,
+        rates=by,
         optimal_tokens=compute.optimal_tokens(found) if found.decoder and spec.model.source is None else None,
-        said=[*said, *remarks(spec, found, world, device)],
+        said=[*said, *remarks.of(spec, found, world), *_said_of_time(found, group, parts)],
     )
 
 
-def remarks(spec: JobSpec, found: Facts, world: int, device: devices.Device) -> list[str]:
-    """Return sentences on what of this spec the figures do not hold, or hold only so. Pure."""
-    training, said = spec.training, []
-    assert training is not None
-    if spec.phase == "sweep":
-        said.append("this is one trial of the sweep, with the spec's own values")
-    if isinstance(training.deepspeed, str):
-        said.append(f"{training.deepspeed} was not looked at: buckets are DeepSpeed's own, and no stage is marked")
-    parts = training.parallel.sequence
-    if training.global_batch_size * parts < world:
-        said.append(
-            f"training.global_batch_size is {training.global_batch_size}: "
-            f"{world - parts * training.global_batch_size} of {world} workers would have no rows"
-        )
-    if parts > 1:
-        said.append(f"what attention takes while {parts} workers exchange their parts of a row is not counted")
-    if found.decoder is None:
-        said.append(f"activations, FLOPs and time are not counted: {found.kind} is no causal transformer")
-        return said
-    if found.decoder.mixture:
-        said.append("experts are counted as if each token saw all: FLOPs, time and activations are upper bounds")
-    if not (found.decoder.rms_norm and found.decoder.gated):
-        said.append("activations are a lower bound: dropout and a GELU in steps (gpt2) keep up to as much again")
-    if spec.task.options.get("objective", "likelihood") != "likelihood":
-        said.append("a pair of answers is counted as two rows of full length")
-    if device.flops is None:
-        said.append("no time: the rate of this machine is not known; --device names one whose rate is")
-    return said
+def _said_of_time(found: Facts, group: Group, parts: speed.StepTime | None) -> list[str]:
+    return remarks.of_time(group.rates, group.device, group.world_size, parts) if found.decoder else []
+
+
+def outlook(made: Plan, time_ms: int, saves: bool = True) -> Outlook:
+    """Return in short what the spec's own setting should take. Pure.
+
+    Args:
+        time_ms: when the plan was made.
+        saves: whether checkpoints are written before the run's end.
+    """
+    need = dict(made.needs).get(made.chosen)
+    unknown = need is None or made.facts.decoder is None
+    advice = ""
+    if need is not None and not need.fits(made.device.memory_bytes):
+        best = made.recommended
+        advice = f"ZeRO {best.stage} would fit" if best else "no ZeRO stage would fit (tandem jobs plan says more)"
+    return Outlook(
+        workers=made.world_size,
+        layout=f"{_stage(made.chosen)}, {made.precision}",
+        room_bytes=made.device.memory_bytes,
+        peak_bytes=None if need is None or unknown else need.peak if saves else need.unsaved_peak,
+        step_s=made.work.step_s,
+        duration_s=made.work.duration_s,
+        rates=made.rates,
+        advice=advice,
+        said=tuple(_unknown(made) if unknown else made.said),
+        time_ms=time_ms,
+    )
+
+
+def _stage(setting: memory.Setting) -> str:
+    if setting.stage < 0:
+        return "a DeepSpeed JSON"
+    return f"ZeRO {setting.stage}{', offload' if setting.offload == 'cpu' else ''}"
+
+
+def _unknown(made: Plan) -> list[str]:
+    """Say why there is no figure of memory."""
+    if made.chosen.stage < 0:
+        return ["a DeepSpeed JSON of your own is not looked at", *made.said]
+    return [f"what the layers of {made.facts.kind} keep is not", *made.said]
 
 
 def _training(spec: JobSpec, where: Where) -> TrainingSpec:
@@ -137,12 +265,18 @@ def _training(spec: JobSpec, where: Where) -> TrainingSpec:
     return spec.training
 
 
-def _placed(spec: JobSpec, asked: Asked, where: Where) -> tuple[devices.Device, int]:
-    """Return what each worker computes with, and how many workers there are."""
+def placed(spec: JobSpec, asked: Asked, where: Where) -> tuple[devices.Device, int]:
+    """Return what each worker computes with, and how many workers there are.
+
+    Raises:
+        UserError: a device is unknown, or the spec wants GPUs and nobody says which.
+    """
     wanted = spec.resources
     world = asked.devices or wanted.fewest
     if asked.device is not None:
         return devices.named(asked.device), world
+    if wanted.gpus_per_worker and (here := devices.this_gpu()) is not None:
+        return here, world
     if wanted.gpus_per_worker:
         raise UserError(
             f"{where('resources.gpus_per_worker')}: `resources.gpus_per_worker` is {wanted.gpus_per_worker:g}, and a "
@@ -151,8 +285,10 @@ def _placed(spec: JobSpec, asked: Asked, where: Where) -> tuple[devices.Device, 
     return devices.this_machine(world), world
 
 
-def _on_gpu(training: TrainingSpec) -> Precision:
-    """Return what a known GPU computes in: all of them multiply bf16."""
+def precision_of(training: TrainingSpec, device: devices.Device) -> Precision:
+    """Return what a device computes in; all known GPUs multiply bf16."""
+    if not device.on_gpu:
+        return resolve(training.precision, [this_device()])
     return "fp32" if training.precision == "fp32" else "bf16"
 
 
@@ -162,35 +298,38 @@ def _row_tokens(task: Task) -> int:
     return int(length) * (2 if pairs else 1)
 
 
-def _chosen(
-    training: TrainingSpec, precision: Precision, world: int, device: devices.Device, tokens: int
-) -> memory.Setting:
+def _chosen(training: TrainingSpec, group: Group, row_tokens: int, accumulation: int) -> memory.Setting:
     given, stage, offload = training.deepspeed, -1, "none"
     if not isinstance(given, str) and given.zero_stage != "auto":
         stage, offload = given.zero_stage, given.offload
     return memory.Setting(
         stage=stage,
-        offload=offload if device.on_gpu and stage else "none",  # type: ignore[arg-type]
-        precision=precision,
-        world_size=world,
-        on_gpu=device.on_gpu,
-        tokens=tokens,
+        offload=offload if stage > 0 else "none",  # type: ignore[arg-type]
+        precision=group.precision,
+        world_size=group.world_size,
+        on_gpu=group.device.on_gpu,
+        tokens=-(-group.micro_batch * row_tokens // training.parallel.sequence),
         checkpointing=training.gradient_checkpointing is True,
+        micro_batches=accumulation,
+        process_bytes=group.process_bytes or 0,
     )
 
 
-def _work(
+def _step_s(
     training: TrainingSpec,
-    world: int,
+    group: Group,
     row_tokens: int,
     flops: float | None,
-    device: devices.Device,
-    precision: Precision,
+    parts: speed.StepTime | None,
     mfu: float,
-) -> compute.Work:
-    parts = training.parallel.sequence
-    tokens_of_a_rank = -(-training.global_batch_size // max(1, world // parts)) * row_tokens // parts
-    step = None
-    if flops is not None and device.flops is not None:
-        step = compute.step_s(flops, tokens_of_a_rank, device.flops[precision], mfu)
-    return compute.Work(training.global_batch_size * row_tokens, training.steps, step)
+) -> tuple[float | None, str]:
+    """Return the seconds of a step, and what they go by: measured rates before an assumed share of the peak."""
+    if parts is not None and group.rates is not None:
+        return parts.all_s, group.rates.said
+    peak = (group.device.flops or {}).get(group.precision)
+    if flops is None or peak is None:
+        return None, ""
+    sharing = training.parallel.sequence
+    rows = rows_of_rank(training.global_batch_size, max(1, group.world_size // sharing))
+    tokens_of_a_rank = rows * row_tokens // sharing
+    return compute.step_s(flops, tokens_of_a_rank, peak, mfu), f"an assumed {mfu:.0%} of the peak FLOP/s"

@@ -5,21 +5,35 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.precision import resolve, this_device
 from jobs.data.batches import rows_of_rank
-from jobs.plan import devices, facts, fit, skeleton
+from jobs.plan import facts, fit, plan, skeleton
+from jobs.plan.devices import Device
 from jobs.plan.facts import Facts
 from jobs.plan.fit import Room
 from jobs.plan.memory import Setting
-from jobs.plan.plan import Asked, Plan
-from jobs.spec import JobSpec, TrainingSpec
+from jobs.plan.plan import Asked, Plan, Where
+from jobs.spec import JobSpec
 
 
-def settled(spec: JobSpec, base: Path, asked: Asked) -> tuple[JobSpec, list[str]]:
+def planned(spec: JobSpec, base: Path, asked: Asked, where: Where, without_data: bool = False) -> Plan:
+    """Plan a job as `plan.make` does, with what each `auto` comes to; the plan says so first.
+
+    Raises:
+        UserError: as `plan.make`.
+    """
+    certain, said = settled(spec, base, asked, where, without_data)
+    made = plan.make(certain, base, asked, where, without_data)
+    return replace(made, said=[*said, *made.said])
+
+
+def settled(
+    spec: JobSpec, base: Path, asked: Asked, where: Where, without_data: bool = False
+) -> tuple[JobSpec, list[str]]:
     """Return the spec with what the plan comes to in place of each `auto`, and what is to be said of that.
 
     Args:
         base: where relative paths start.
+        without_data: refuse a model whose size depends on data, instead of reading some.
 
     Raises:
         UserError: the model cannot be built here, or a device is unknown.
@@ -27,13 +41,10 @@ def settled(spec: JobSpec, base: Path, asked: Asked) -> tuple[JobSpec, list[str]
     training = spec.training
     if training is None or not (fit.is_open(spec) or training.micro_batch_size == "auto"):
         return spec, []
-    if asked.device is None and spec.resources.gpus_per_worker:  # the plan refuses that: nobody says which GPU
-        return (fit.with_stage(spec, 0) if fit.is_open(spec) else spec), []
-    world = asked.devices or spec.resources.fewest
-    device = devices.named(asked.device) if asked.device is not None else devices.this_machine(world)
-    room, of = Room(world, device.memory_bytes), _setting(training, world, device.on_gpu)
-    model, task, _ = skeleton.build(spec, base)
-    found, tokens, said = facts.of(model), fit.row_tokens(task), list[str]()
+    device, world = plan.placed(spec, asked, where)
+    room, of = Room(world, device.memory_bytes), _setting(spec, device, world)
+    model, task, _ = skeleton.build(spec, base, without_data)
+    found, tokens, said = facts.of(model), fit.tokens_of_worker(training, task), list[str]()
     if fit.is_open(spec):
         best = fit.lowest_stage(found, of, tokens, fit.rows_to_try(training, world), [room])
         said.append(f"zero_stage auto: {best.sentence()}" if best.fits else fit.refusal(best, found, of, tokens))
@@ -44,18 +55,21 @@ def settled(spec: JobSpec, base: Path, asked: Asked) -> tuple[JobSpec, list[str]
     return spec, said
 
 
-def _setting(training: TrainingSpec, world: int, on_gpu: bool) -> Setting:
+def _setting(spec: JobSpec, device: Device, world: int) -> Setting:
     """Return how the spec has it trained; stage -1: it does not say."""
-    given = training.deepspeed
+    training = spec.training
+    assert training is not None
+    given, precision = training.deepspeed, plan.precision_of(training, device)
     stage, offload = (-1, "none") if isinstance(given, str) else (given.zero_stage, given.offload)
-    precision = training.precision if on_gpu else resolve(training.precision, [this_device()])
     return Setting(
         stage=0 if stage == "auto" else stage,
         offload=offload,  # type: ignore[arg-type]
-        precision="fp32" if precision == "fp32" else "bf16",
+        precision=precision,
         world_size=world,
-        on_gpu=on_gpu,
+        on_gpu=device.on_gpu,
         checkpointing=training.gradient_checkpointing is True,
+        micro_batches=fit.micro_batches(training, world),
+        process_bytes=plan.measured_here(spec, device, precision, world)[1] or 0,
     )
 
 
@@ -71,8 +85,3 @@ def _rows(spec: JobSpec, found: Facts, of: Setting, tokens: int, room: Room) -> 
     rows = fit.largest_rows(found, of, tokens, most, room.memory_bytes)
     sentence = f"micro_batch_size auto: {rows} of a worker's {most} rows should fit; the job tries when it begins"
     return fit.with_rows(spec, max(1, rows)), sentence
-
-
-def told(plan: Plan, said: list[str]) -> Plan:
-    """Return a plan that says so first."""
-    return replace(plan, said=[*said, *plan.said])

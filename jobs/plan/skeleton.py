@@ -27,11 +27,12 @@ CHARACTERS = 256
 """The vocabulary of a tokenizer of characters whose text has not been seen."""
 
 
-def build(spec: JobSpec, base: Path) -> tuple[torch.nn.Module, Task, list[str]]:
+def build(spec: JobSpec, base: Path, without_data: bool = False) -> tuple[torch.nn.Module, Task, list[str]]:
     """Return the model, its parameters on the meta device where it can be made so, its task, and what was assumed.
 
     Args:
         base: where relative paths start.
+        without_data: refuse a model whose size depends on data, instead of reading some.
 
     Raises:
         UserError: it cannot be built, its parent is not to be found, or its size depends on data that is not here.
@@ -43,6 +44,8 @@ def build(spec: JobSpec, base: Path) -> tuple[torch.nn.Module, Task, list[str]]:
         model, said = _of_parent(spec, task, parent), list[str]()
     elif isinstance(task, CausalLM):
         model, said = _language_model(spec, task, base)
+    elif without_data:
+        raise UserError(f"the size of a model of task {spec.task.name} depends on its data")
     else:
         said = _fit(spec, task, base)
         model = _fitted(spec, task)

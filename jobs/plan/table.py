@@ -11,16 +11,14 @@ from rich.table import Table
 
 from jobs.plan import memory
 from jobs.plan.compute import TOKENS_PER_PARAMETER
+from jobs.plan.outlook import GIB, duration
 from jobs.plan.plan import Plan
 
 WIDTH = 140
 """Of the table where what it goes to has no width of its own."""
-GIB = 1 << 30
 PARTS = ("weights", "gradients", "masters", "moments", "activations", "buffers", "saving", "step", "process")
-NOT_COUNTED = (
-    "not counted: time of communication, offload, evaluation and checkpoints beyond what --mfu allows for; memory "
-    "that fragments; data loading"
-)
+ASSUMED = "not counted: communication, offload, evaluation and checkpoints beyond what --mfu allows for; data loading"
+MEASURED = "not counted: time of offload, evaluation, checkpoints and data loading"
 
 
 def show(plan: Plan, price_per_hour: float | None = None) -> None:
@@ -122,8 +120,11 @@ def work(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
             if plan.work.duration_s is not None
             else "training.steps would say how long in all"
         )
-        step = duration(plan.work.step_s)
-        yield f"time     {step} a step at {plan.mfu:.0%} of the peak FLOP/s (assumed; --mfu says another); {length}"
+        other = "" if plan.parts else " (--mfu says another)"
+        yield f"time     {duration(plan.work.step_s)} a step by {plan.rates}{other}; {length}"
+    if plan.parts is not None:
+        shares = {name.removesuffix("_s"): seconds for name, seconds in asdict(plan.parts).items() if seconds}
+        yield "step     " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in shares.items())
     yield from _tokens(plan)
     if price_per_hour is not None:
         cost = plan.work.cost(price_per_hour, plan.world_size)
@@ -132,6 +133,27 @@ def work(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
             if cost is None
             else (f"cost     {cost:,.2f} at {price_per_hour:g} a device and hour")
         )
+    if plan.energy_kwh is not None:
+        said = f"{plan.device.watts:g} W a device; a run measures its own where NVML tells"
+        yield f"energy   {plan.energy_kwh:,.3g} kWh at most: {said}"
+    yield from _served(plan)
+
+
+def _served(plan: Plan) -> Iterator[str]:
+    if plan.served is None:
+        return
+    demand, found = plan.served.demand, plan.served.replicas
+    wanted = f"{demand.users:,} users at {demand.tokens_per_second:g} tokens/s behind {demand.context:,} tokens"
+    if found.count is None:
+        reason = (
+            f"one that is alone gets {found.fastest:.3g} tokens/s" if found.limit != "memory" else "its memory is small"
+        )
+        yield f"serve    {wanted}: no number of replicas of one device does it, {reason} ({plan.served.by})"
+        return
+    yield (
+        f"serve    {wanted}: {found.count:,} × one device, {found.users_of_each:,} users each, limited by "
+        f"{found.limit}; prompts are not counted ({plan.served.by})"
+    )
 
 
 def _tokens(plan: Plan) -> Iterator[str]:
@@ -153,12 +175,12 @@ def _tokens(plan: Plan) -> Iterator[str]:
 def notes(plan: Plan) -> Iterator[str]:
     """Yield what was assumed and what is left out."""
     yield ""
-    yield "peak = weights, gradients, masters, moments, process, and the larger of step and the rest"
+    yield "peak = weights, masters, moments, process, saving, and the most at once of the others"
     if plan.device.on_gpu:
         yield "host = a worker's process, the copy that a checkpoint is written from, and what is offloaded"
     for sentence in plan.said:
         yield f"note: {sentence}"
-    yield NOT_COUNTED
+    yield MEASURED if plan.parts else ASSUMED
 
 
 def short(number: int) -> str:
@@ -167,15 +189,6 @@ def short(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.3g}{name}"
     return str(number)
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time in the unit that reads best."""
-    assert seconds is not None
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def as_json(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]:
@@ -204,7 +217,11 @@ def as_json(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]:
         "tokens": plan.work.tokens,
         "optimal_tokens": plan.optimal_tokens,
         "step_s": plan.work.step_s,
+        "step_parts": None if plan.parts is None else asdict(plan.parts),
+        "rates": plan.rates,
         "duration_s": plan.work.duration_s,
         "cost": None if price_per_hour is None else plan.work.cost(price_per_hour, plan.world_size),
-        "notes": [*plan.said, NOT_COUNTED],
+        "energy_kwh": plan.energy_kwh,
+        "serving": None if plan.served is None else asdict(plan.served),
+        "notes": [*plan.said, MEASURED if plan.parts else ASSUMED],
     }

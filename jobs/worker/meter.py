@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from jobs.tasks import Batch
+from jobs.worker import energy
 from jobs.worker.flops import ModelFlops
 from jobs.worker.peak_memory import PeakMemory
 from jobs.worker.step_times import StepTimes, clock
@@ -41,6 +42,9 @@ class Meter:
         self._spool, self._peak_flops, self._eager = spool, peak_flops, eager
         self._times = StepTimes(clock(device))
         self._memory = PeakMemory(folder, rank, device)
+        self._energy_spool = energy.spool_of(folder, rank)
+        self._energy = energy.Energy(self._energy_spool, rank, energy.reader(device))
+        self._step = 0
         self._flops = ModelFlops()
         self._traffic = Traffic()
 
@@ -84,6 +88,8 @@ class Meter:
         """
         known, traffic = dict(self._times.end(step)), self._traffic.end_step()
         self._memory.note(step)
+        self._energy.note(step)
+        self._step = step
         if self._spool is None:
             return
         rates = rates_of(flops, metrics["step_time_s"], self._peak_flops)
@@ -92,8 +98,10 @@ class Meter:
             self._spool.append(earlier, parts)
 
     def close(self) -> None:
-        """Look at the memory a last time: the steps are over."""
+        """Look at memory and energy a last time: the steps are over."""
         self._memory.close()
+        self._energy.note(self._step, last=True)
+        self._energy_spool.close()
 
 
 def rates_of(flops: float, seconds: float, peak_flops: float) -> dict[str, float]:

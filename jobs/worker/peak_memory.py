@@ -23,7 +23,7 @@ def peak_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resident_peak(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
+    return resident_peak(own_status())
 
 
 def resident_peak(status: str) -> int:
@@ -34,6 +34,11 @@ def resident_peak(status: str) -> int:
 def resident(status: str) -> int:
     """Return the bytes of VmRSS in the text of /proc/PID/status; 0 where there is none. Pure."""
     return _bytes_of("VmRSS:", status)
+
+
+def own_status() -> str:
+    """Return the text of /proc/self/status (Linux)."""
+    return Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
 
 
 def _bytes_of(key: str, status: str) -> int:

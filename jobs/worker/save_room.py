@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.worker.peak_memory import resident, resident_peak
+from jobs.worker.peak_memory import own_status, resident, resident_peak
 
 SPARE_PERCENT = 6
 """So much of a machine's memory stays free: Ray ends workers when less than 5 % of it are left."""
@@ -77,7 +77,7 @@ def look(copy: int, held: int) -> Room:
 
     memory = psutil.virtual_memory()
     limit, used = container(CGROUP)
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    status = own_status()
     growth = max(0, resident_peak(status) - resident(status))
     return Room(socket.gethostname(), copy, held, growth, min(memory.available, limit - used), min(memory.total, limit))
 

@@ -31,7 +31,7 @@ from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
-from jobs.worker import buffers, compiling, heap, optimizers, reference, sequence, sizing, start, zero
+from jobs.worker import buffers, compiling, heap, optimizers, planned, reference, sequence, sizing, start, zero
 from jobs.worker.compiling import Compiling
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
@@ -125,8 +125,10 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, attempt.micro_batch, readers, device)
     zero.check_base(spec.model.lora, ds_config)
+    plan = planned.teller(config, task, device, rank)
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     counted = facts.of(begun.model)
+    plan(counted, known)
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     shared = sequence.begin(spec, task, engine, rows)
@@ -137,6 +139,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         rows, eval_rows = both_rows(prepared)
     this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
     attempt = replace(attempt, micro_batch=sizing.settle(this, known, control), training=True)
+    plan(counted, attempt.micro_batch if known is None else None)
     if rank == 0:
         folder.write_attempt(attempt)
     metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])

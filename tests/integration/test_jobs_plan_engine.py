@@ -35,3 +35,19 @@ def test_an_engine_holds_what_the_plan_says(held: dict[str, float], case: str) -
     setting = memory.Setting(int(stage), "none", precision, 1, on_gpu=False)  # type: ignore[arg-type]
     need = memory.need(Facts("x", count, count, 0, 0, count), setting)
     assert held[case] == pytest.approx((need.state - need.process) / count, rel=0.02)
+
+
+def test_two_ranks_peak_where_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the process that each rank has before it has a model, as a run's own plan goes."""
+    from benchmarks import plan as benchmark
+
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    spec = benchmark.spec_of(benchmark.Combination(benchmark.MIDDLE, 2, 2, 1, 64))
+    planned, process, _ = benchmark.planned(spec, tmp_path)
+    found = benchmark.measured(spec, tmp_path, 2)
+    assert not isinstance(found, str), found
+    for rank in found:
+        expected = planned - process + rank["process"] + memory.ENGINE
+        assert max(rank["peaks"].values()) == pytest.approx(expected, rel=0.15)
+        assert expected - rank["process"] > 300 << 20, "most of it is the model's"

@@ -9,6 +9,7 @@ from tests.support.mlflow_server import LossyProxy, MlflowServer, free_port
 from tracking.client import connect
 from tracking.errors import ServerUnreachable, TrackingError
 from tracking.history import runs
+from tracking.plan_errors import LAYOUT_TAG, MEASURED_MEMORY, MEASURED_STEP, PLANNED_MEMORY, PLANNED_STEP, compared
 from tracking.run import Run
 from tracking.spool import Spool, SpoolSender
 
@@ -143,3 +144,16 @@ def test_without_a_server_the_error_comes_soon_and_names_the_address() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ServerUnreachable, match=f"{address}.*tandem cluster up"):
         Run.open("nobody", "name", tracking_uri=address)
+
+
+def test_plans_are_compared_with_what_was_measured_newest_first(uri: str) -> None:
+    for number, (planned, taken) in enumerate(((110.0, 100.0), (100.0, None), (50.0, 100.0))):
+        run = Run.open(f"compared-{number}", "plan-compared", tags={LAYOUT_TAG: "2 × ZeRO 1"}, tracking_uri=uri)
+        measured = {} if taken is None else {MEASURED_MEMORY: taken, MEASURED_STEP: 2.0}
+        run.log_metrics({PLANNED_MEMORY: planned, PLANNED_STEP: 1.0, **measured})
+        run.end("FINISHED")
+    found = compared(10, "plan-compared", uri)
+    assert [each.memory.error for each in found] == [pytest.approx(-0.5), pytest.approx(0.1)]
+    assert [(each.name, each.layout, each.step.error) for each in found] == [("plan-compared", "2 × ZeRO 1", -0.5)] * 2
+    assert len(compared(1, "plan-compared", uri)) == 1
+    assert compared(10, "another name", uri) == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.errors import UserError
-from jobs.plan import compute, devices, facts, memory
+from jobs.plan import compute, devices, facts, memory, passes
 from jobs.plan.facts import Decoder, Facts
 from jobs.spec_sections import LoraSpec
 from jobs.tasks import get
@@ -44,7 +44,7 @@ def test_a_gpt2_is_counted_by_hand():
     layer = 64 * 192 + 192 + 64 * 64 + 64 + 64 * 256 + 256 + 256 * 64 + 64 + 4 * 64
     assert found.parameters == 300 * 64 + 32 * 64 + 2 * layer + 2 * 64
     assert found.embedding == 32 * 64
-    assert found.decoder == Decoder(2, 64, 64, 64, 256, False, False, 300)
+    assert found.decoder == Decoder(2, 64, 64, 64, 256, False, False, 300, stepped=True)
 
 
 def test_a_cnn_is_counted_as_torch_has_it_and_is_no_decoder():
@@ -109,7 +109,8 @@ def test_offload_moves_the_state_to_the_host_and_nothing_is_lost():
 
 def test_a_cpus_memory_holds_the_process_and_the_copy_for_checkpoints_too():
     found = memory.need(BILLIONS, setting(3, "fp32", on_gpu=False))
-    assert (found.process, found.host) == (340 << 20, 0)
+    assert (found.process, found.host) == (520 << 20, 0)
+    assert found.peak - found.unsaved_peak == found.saving
     assert found.saving == 12 * math.ceil(7_500_000_000 / 64)
     assert not any(each.offload == "cpu" for each in memory.settings(setting(3, on_gpu=False)))
 
@@ -160,6 +161,29 @@ def test_computing_again_keeps_one_layer_and_the_input_of_each():
     plain, again = (memory.activations(decoder, setting(1, tokens=7, checkpointing=on)) for on in (False, True))
     layer = 2 * (64 + 4 * 64 + 64 + 2 * 256) + 2 * 2 * 64
     assert plain - again == 7 * (10 * layer - (10 * 2 * 64 + layer))
+
+
+def test_of_small_tensors_a_cpu_keeps_the_most_there_ever_was():
+    moments = [passes.Bytes(large=10, small=5), passes.Bytes(large=2, small=7)]
+    assert passes.most(moments, on_gpu=True) == 15
+    assert passes.most(moments, on_gpu=False) == 10 + 7
+    assert (passes.of((32 << 20) - 1, 2), passes.of(32 << 20)) == (
+        passes.Bytes(small=(64 << 20) - 2),
+        passes.Bytes(large=32 << 20),
+    )
+
+
+def test_gradients_meet_activations_only_where_micro_batches_are_summed():
+    """Of 10,000 tokens the activations are far more than what gradients are reduced through."""
+    once, summed = (memory.need(LLAMA, setting(0, "fp32", 1, tokens=10_000, micro_batches=count)) for count in (1, 2))
+    assert once.most == once.activations
+    assert summed.most - once.most == 4 * LLAMA.trainable
+
+
+def test_offload_to_the_memory_that_the_cpu_computes_in_is_counted_where_it_is_asked_for():
+    asked = setting(2, "fp32", 2, offload="cpu", on_gpu=False)
+    assert asked in memory.settings(asked)
+    assert len(memory.settings(asked)) == 5
 
 
 # -- time, tokens, devices -------------------------------------------------------------------------------------------

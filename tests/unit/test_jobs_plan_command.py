@@ -8,8 +8,11 @@ from typer.testing import CliRunner, Result
 
 import tandem
 from cluster import specfile
+from cluster.errors import UserError
+from cluster.home import home
 from jobs import cli
-from jobs.plan import facts, skeleton
+from jobs.plan import facts, outlook, rates, skeleton
+from jobs.plan import plan as planner
 from jobs.spec import JobSpec
 from tests.support import tiny_models
 
@@ -38,6 +41,7 @@ training: {steps: 10}
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))  # without a calibration
 
     def run(spec: str, *arguments: str) -> Result:
         Path("spec.yaml").write_text(spec)
@@ -159,4 +163,68 @@ def test_help_names_every_known_device():
 
     said = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["plan", "--help"]).output.split())
     assert [name for name in KNOWN if name not in said] == []
-    assert "starts nothing" in said
+    assert "starts no job" in said
+
+
+# -- measured rates, replicas, one line ------------------------------------------------------------------------------
+
+
+def calibrated(workers: int = 1) -> None:
+    """Keep rates of this machine by which a step of TINY takes a second or two."""
+    rates.keep(
+        home(),
+        rates.Rates(
+            rates.kind_of_cpu(), "fp32", 1, workers, 300 << 20, 50 << 20, [[64, 64, 1e9]], [[64, 1e9]], [[64, 1e9]],
+            1e9, 1e9, 1e9, [0.0, 0.0, 0.0, 0.0], 1e9, 1e9, 0.0,
+        ),
+    )  # fmt: skip
+
+
+def test_measured_rates_give_a_time_and_the_process(plan):
+    calibrated()
+    found = json.loads(plan(TINY, "--json", "--set", "training.precision=fp32").stdout)
+    assert found["rates"].startswith("rates measured on ")
+    assert found["step_s"] == pytest.approx(sum(found["step_parts"].values()))
+    assert found["duration_s"] == pytest.approx(10 * found["step_s"])
+    assert {each["process"] for each in found["memory"]} == {350 << 20}
+    said = plan(TINY, "--devices", "2", "--set", "training.precision=fp32").output
+    assert "rates are those of 1 at once, not of 2 workers" in said
+    assert "a step by rates measured on" in said
+    assert "assumed; --mfu" not in said
+
+
+def test_replicas_are_told_of_known_and_of_measured_devices(plan):
+    known = json.loads(plan(SEVENTY, "--device", "h200", "--users", "1000", "--context", "2000", "--json").stdout)
+    assert known["serving"]["replicas"]["count"] is None, "70B in bf16 are more than an H200's memory"
+    assert known["serving"]["replicas"]["limit"] == "memory"
+    assert known["energy_kwh"] == pytest.approx(known["duration_s"] / 3600 * 0.7)
+    assert "no number of replicas" in plan(SEVENTY, "--device", "h200", "--users", "1000").output
+    assert "no replicas: the bandwidth of this machine is not known" in plan(TINY, "--users", "10").output
+    calibrated()
+    served = json.loads(plan(TINY, "--users", "10", "--json", "--set", "training.precision=fp32").stdout)["serving"]
+    assert served["demand"] == {"users": 10, "tokens_per_second": 20.0, "context": 256}
+    assert served["replicas"]["count"] == 1
+    assert "rates measured on" in served["by"]
+
+
+def test_a_plan_needs_a_spec_or_something_to_measure(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tandem", "jobs", "plan"])
+    with pytest.raises(SystemExit) as ended:
+        tandem.main()
+    assert ended.value.code == 2
+    assert "name a SPEC, or add --calibrate" in " ".join(capsys.readouterr().err.split())
+
+
+def test_submit_says_a_line_of_what_it_knows_without_data(plan):
+    plan(TINY)
+    base = Path.cwd()
+    made = planner.make(specfile.load(base / "spec.yaml", JobSpec), base, planner.Asked(), str, without_data=True)
+    said = outlook.line(planner.outlook(made, 0, saves=False))
+    assert said.startswith("plan: ")
+    assert " GiB for each of 1 worker, ZeRO 1" in said
+    assert "tandem jobs plan --calibrate" in said
+    rows = TINY.replace("phase: pretrain", "phase: pretrain\ntask: {name: tabular, target_column: y}")
+    (base / "rows.yaml").write_text(rows.replace("architecture: llama", "architecture: mlp").split("  config")[0]
+                                    + "data: {train: nowhere.txt}\ntraining: {steps: 10}\n")  # fmt: skip
+    with pytest.raises(UserError, match="depends on its data"):
+        planner.make(specfile.load(base / "rows.yaml", JobSpec), base, planner.Asked(), str, without_data=True)
