@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -184,10 +184,9 @@ class Saver:
         error, size, superseded = None, 0, False
         try:
             try:
-                head, data = shards.header(fragments), self._copy(fragments)
+                written = self._written(manifest.step, fragments, extra)
             finally:
                 self._copied.set()
-            written = _repeated(lambda: self._write(manifest.step, head, data, extra))
             if self._rank == 0:
                 size = self._commit(manifest, written)
             else:
@@ -199,6 +198,15 @@ class Saver:
         total_s = time.monotonic() - began
         self._outcomes.put(Outcome(manifest.step, error, total_s, self._stalled_s, size, superseded))
 
+    def _written(self, step: int, fragments: Sequence[Fragment], extra: Mapping[str, bytes]) -> dict[str, Written]:
+        """Write this rank's files: from a copy in memory, or from swap files, which the next step waits for."""
+        head = shards.header(fragments)
+        if any(fragment.in_files for fragment in fragments):
+            return _repeated(lambda: self._write(step, [head, *shards.chunks(fragments)], extra))
+        data = self._copy(fragments).numpy()
+        self._copied.set()
+        return _repeated(lambda: self._write(step, [head, data], extra))
+
     def _copy(self, fragments: Sequence[Fragment]) -> torch.Tensor:
         count = shards.total_elements(fragments)
         if self._buffer is None or self._buffer.numel() < count:
@@ -209,11 +217,11 @@ class Saver:
             torch.cuda.synchronize()
         return self._buffer[:count]
 
-    def _write(self, step: int, head: bytes, data: torch.Tensor, extra: Mapping[str, bytes]) -> dict[str, Written]:
+    def _write(self, step: int, shard: Sequence[Any], extra: Mapping[str, bytes]) -> dict[str, Written]:
         self._on_phase("save", step)
         where = catalog.folder(step)
         name = catalog.shard_name(self._attempt, self._rank, self._world_size)
-        files = {name: self._store.write(f"{where}/{name}", [head, data.numpy()])}
+        files = {name: self._store.write(f"{where}/{name}", shard)}
         for ending, content in extra.items():
             name = f"{self._attempt}-{ending}"
             files[name] = self._store.write(f"{where}/{name}", [content])

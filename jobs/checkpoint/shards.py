@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class Fragment:
     parameter: str
     start: int
     tensors: Mapping[str, torch.Tensor]
+    in_files: bool = False
+    """They are mapped files, and too large to be copied to memory."""
 
     @property
     def numel(self) -> int:
@@ -58,7 +60,7 @@ def share(fragments: Sequence[Fragment], rank: int, world_size: int) -> list[Fra
         start, stop = max(first, position) - position, min(last, position + fragment.numel) - position
         if start < stop:
             views = {kind: tensor[start:stop] for kind, tensor in fragment.tensors.items()}
-            mine.append(Fragment(fragment.parameter, fragment.start + start, views))
+            mine.append(replace(fragment, start=fragment.start + start, tensors=views))
         position += fragment.numel
     return mine
 
@@ -70,6 +72,11 @@ def copy_out(fragments: Iterable[Fragment], buffer: torch.Tensor) -> None:
         for tensor in fragment.tensors.values():
             buffer[position : position + tensor.numel()].copy_(tensor, non_blocking=tensor.is_cuda)
             position += tensor.numel()
+
+
+def chunks(fragments: Iterable[Fragment]) -> Iterator[Any]:
+    """Yield what `copy_out` would copy, tensor by tensor, without a copy; all on the CPU."""
+    return (tensor.detach().numpy() for fragment in fragments for tensor in fragment.tensors.values())
 
 
 def header(fragments: Iterable[Fragment]) -> bytes:

@@ -15,7 +15,7 @@ from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import figures, publish, reference, shares, storage
+from jobs.driver import figures, publish, reference, shares, storage, swap_build
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -35,6 +35,7 @@ def train_phase(job: Job) -> dict[str, Any]:
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
     for said in figures.passes(job.spec.training, job.steps, prepared.train_rows):
         progress.say(said)
+    swap_build.build(job.spec)
     progress.report("start", 0, 1)
     run_workers(job, loop.train_worker, prepared)
     end_if_lost(job.folder)

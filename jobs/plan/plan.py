@@ -161,10 +161,10 @@ def _chosen(
     training: TrainingSpec, precision: Precision, world: int, device: devices.Device, tokens: int
 ) -> memory.Setting:
     given = training.deepspeed
-    stage, offload = (-1, "none") if isinstance(given, str) else (given.zero_stage, given.offload)
+    stage, offloads = (-1, False) if isinstance(given, str) else (given.zero_stage, given.offload != "none")
     return memory.Setting(
         stage=stage,
-        offload=offload if device.on_gpu and stage else "none",  # type: ignore[arg-type]
+        offload="cpu" if offloads and device.on_gpu and stage else "none",  # to NVMe: the host needs no more than that
         precision=precision,
         world_size=world,
         on_gpu=device.on_gpu,

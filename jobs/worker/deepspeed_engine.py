@@ -11,7 +11,7 @@ import torch
 
 from cluster.errors import UserError
 from jobs.checkpoint.resume import Fill
-from jobs.checkpoint.shards import Fragment, Reader, share
+from jobs.checkpoint.shards import KINDS, Fragment, Reader, share
 from jobs.spec import TrainingSpec
 from jobs.worker import buffers, deepspeed_internals, partition, zero, zero_layouts
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
@@ -59,6 +59,8 @@ class Engine:
         self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
         buffers.match_types(self.model.module)
         self._adamw = optimizer
+        self._mapped: dict[int, dict[str, torch.Tensor]] = {}
+        """What is on NVMe, by the id of the optimizer's tensor that it belongs to."""
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
         deepspeed_internals.replace_clipping(self.model, self._clip_and_note)
@@ -67,13 +69,14 @@ class Engine:
         stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__
         if stage == 3:
             deepspeed_internals.share_masters(self.model.optimizer)
+            deepspeed_internals.begin_moments(self.model.optimizer, self._moments)
         self._layout = zero_layouts.choose(stage, self.model.optimizer)
         zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
 
     def make_exact(self, fill: Fill) -> None:
         """Give the master weights what is not rounded: DeepSpeed makes them of weights in what is computed in."""
         for name, place in self._places():
-            fill(name, place.start, zero_layouts.view(place, place.flat))
+            fill(name, place.start, zero_layouts.view(place, self._states(place.flat)["weight"]))
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss`, a scalar. Over the ranks they are summed, as if one rank had seen it all.
@@ -121,12 +124,20 @@ class Engine:
         """Return the elements of each trained parameter, whole: what a checkpoint must hold."""
         return {name: self._layout.numel(parameter) for name, parameter in zero_layouts.trainable(self.model.module)}
 
+    @property
+    def in_files(self) -> bool:
+        """Whether training state is on NVMe."""
+        return bool(self._mapped)
+
     def fragments(self) -> list[Fragment]:
         """Return the training state that this rank holds, as views of it (1-D, fp32).
 
         With ZeRO the ranks' parts cover it once; without, every rank holds all of it (`owned_fragments` divides it).
         """
-        return [Fragment(name, place.start, _views(self._states(place.flat), place)) for name, place in self._places()]
+        return [
+            Fragment(name, place.start, _views(self._states(place.flat), place), in_files=not place.flat.numel())
+            for name, place in self._places()
+        ]
 
     def owned_fragments(self) -> list[Fragment]:
         """Return this rank's part of the training state: over the ranks, everything once."""
@@ -151,14 +162,38 @@ class Engine:
 
     def _held(self) -> dict[str, int]:
         """Return how many elements of each parameter the ranks hold together. Collective."""
-        mine = {name: zero_layouts.view(place, place.flat).numel() for name, place in self._places()}
+        mine = {name: zero_layouts.view(place, self._weight(place.flat)).numel() for name, place in self._places()}
         if not self._layout.partitioned:
             return mine
         names = list(self.elements())
         return dict(zip(names, map(int, self.all_sum(*(mine.get(name, 0) for name in names))), strict=True))
 
     def _states(self, flat: torch.Tensor, updates: int = 0) -> dict[str, torch.Tensor]:
-        """Return AdamW's state of one of its tensors; make it where the first step has not, or set its step."""
+        """Return a tensor of the optimizer's and AdamW's state of it, each (N,) fp32, in memory or in its swap file.
+
+        State is made where the first step has not; with `updates`, its step is set.
+        """
+        moments = self._moments(flat)
+        if updates:
+            moments["step"].fill_(updates)
+        if (found := self._in_files(flat)) is not None:
+            return found
+        return {"weight": flat, "exp_avg": moments["exp_avg"], "exp_avg_sq": moments["exp_avg_sq"]}
+
+    def _weight(self, flat: torch.Tensor) -> torch.Tensor:
+        return (self._in_files(flat) or {"weight": flat})["weight"]
+
+    def _in_files(self, flat: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """Return what lies on NVMe of one of the optimizer's tensors, (N,) fp32, mapped; None: it is in memory."""
+        paths, numel = deepspeed_internals.swap_files(self.model.optimizer, flat)
+        if not paths:
+            return None
+        if id(flat) not in self._mapped:
+            mapped = [torch.from_file(str(path), shared=True, size=numel, dtype=torch.float32) for path in paths]
+            self._mapped[id(flat)] = dict(zip(KINDS, mapped, strict=True))
+        return self._mapped[id(flat)]
+
+    def _moments(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         states = self._adamw.state
         if not states[flat]:
             states[flat] = {
@@ -166,13 +201,12 @@ class Engine:
                 "exp_avg": torch.zeros_like(flat.detach()),
                 "exp_avg_sq": torch.zeros_like(flat.detach()),
             }
-        if updates:
-            states[flat]["step"].fill_(updates)
         return states[flat]
 
     def forget_moments(self) -> None:
         """Let go of the optimizer's moments: nothing is learned any more."""
         self._adamw.state.clear()
+        self._mapped.clear()
 
     def divided(self, model: torch.nn.Module, fill: Fill) -> torch.nn.Module:
         """Return a model, on the meta device before, in parts as this one is: to be run, not to learn. Collective."""
@@ -187,8 +221,7 @@ class Engine:
 
 
 def _views(states: dict[str, torch.Tensor], place: Place) -> dict[str, torch.Tensor]:
-    whole = {"weight": place.flat, "exp_avg": states["exp_avg"], "exp_avg_sq": states["exp_avg_sq"]}
-    return {kind: zero_layouts.view(place, tensor) for kind, tensor in whole.items()}
+    return {kind: zero_layouts.view(place, tensor) for kind, tensor in states.items()}
 
 
 def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> Iterator[dict[str, Any]]:

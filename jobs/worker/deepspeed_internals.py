@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,18 @@ ENTRIES = (
         "the weights of this rank, which fp32 masters are made to share: DeepSpeed copies them",
         "in fp32, stage 3 takes 20 bytes a parameter instead of 16",
         "it compares devices with devices in `_create_fp32_partitions`",
+    ),
+    Internal(
+        "OptimizerSwapper.swap_params_info; DeepSpeedZeroOptimizer_Stage3._swappable_optimizer_subgroup and its swaps",
+        "the files in which masters and moments lie that are offloaded to NVMe, and the moments' beginning",
+        "no checkpoint can be written or read with offload: nvme",
+        "`safe_get_local_fp32_param` and its like work without reading a sub-group for each parameter",
+    ),
+    Internal(
+        "deepspeed.runtime.swap_tensor.partitioned_optimizer_swapper.swap_in_tensors",
+        "replaced by one that fills buffers with NaN before they are read into: DeepSpeed's aio looks at no result",
+        "a swap file that cannot be read leaves what was in the buffer, and the model learns from that in silence",
+        "deepspeed_aio_common.cpp looks at the results of `io_getevents`",
     ),
     Internal(
         "zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus",
@@ -158,8 +171,58 @@ def share_masters(optimizer: Any) -> None:
     for weights, masters in zip(
         optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
     ):
-        if weights is not None and (weights.dtype, weights.device) == (masters.dtype, masters.device):
+        alike = weights is not None and (weights.dtype, weights.device) == (masters.dtype, masters.device)
+        if alike and weights.shape == masters.shape:  # masters on NVMe are empty here
             masters.data = weights.data
+
+
+def begin_moments(optimizer: Any, begin: Callable[[torch.Tensor], object]) -> None:
+    """Have moments of the sub-groups on NVMe lie there too, which DeepSpeed leaves to the first step.
+
+    Args:
+        optimizer: of stage 3; without offload to NVMe nothing happens.
+        begin: called with each such sub-group's masters, (N,) fp32, while they are in memory; it makes their state.
+    """
+    for group, masters in enumerate(optimizer.fp32_partitioned_groups_flat):
+        if optimizer._swappable_optimizer_subgroup(group):
+            optimizer._optimizer_states_and_gradient_swap_in(group)
+            begin(masters)
+            optimizer._optimizer_states_and_gradient_swap_out(group)
+
+
+def swap_files(optimizer: Any, masters: Any) -> tuple[list[Path], int]:
+    """Return the files of a sub-group on NVMe: masters, then states in their order; and the elements of each.
+
+    No files: it is in memory.
+    """
+    swapper = getattr(optimizer, "optimizer_swapper", None)
+    found = swapper.swap_params_info.get(masters.ds_id) if swapper is not None else None
+    return ([Path(path) for path in found.get_swap_paths()], found.numel()) if found is not None else ([], 0)
+
+
+def load_async_io() -> bool:
+    """Build what reads and writes swap files, or load it; False where the library or a compiler is not there."""
+    import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    builder = AsyncIOBuilder()
+    if not builder.is_compatible():
+        return False
+    builder.load(verbose=False)
+    _show_failed_reads()
+    return True
+
+
+def _show_failed_reads() -> None:
+    """Have what is read from swap files be NaN where nothing was read: a loss or gradient that is NaN ends the run."""
+    from deepspeed.runtime.swap_tensor import partitioned_optimizer_swapper, utils
+
+    def swap_in(handle: Any, buffers: Sequence[torch.Tensor], paths: Sequence[str]) -> None:
+        for buffer in buffers:
+            buffer.fill_(torch.nan)
+        utils.swap_in_tensors(handle, buffers, paths)
+
+    partitioned_optimizer_swapper.swap_in_tensors = swap_in
 
 
 def whole_numel(parameter: Any) -> int:

@@ -37,15 +37,15 @@ from jobs.worker.finish import export_weights
 from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.meter import Meter
 from jobs.worker.schedules import learning_rate
-from jobs.worker.setup import Worker, logged, set_up, system_metrics
+from jobs.worker.setup import Worker, logged, set_up, swap_folder, system_metrics
 from tracking.spool import Spool
 
 
 def train_worker(config: WorkerConfig) -> None:
     """Train on this worker: the function Ray Train runs."""
     noise.quiet()
-    with system_metrics(config.folder.spool), logged(config) as watchdog:
-        worker = set_up(config, watchdog)
+    with system_metrics(config.folder.spool), logged(config) as watchdog, swap_folder(config) as folder:
+        worker = set_up(config, watchdog, folder)
         worker.engine.model.train()
         worker.injector.inject("start", worker.start)
         meter = begin_meter(worker)
@@ -220,7 +220,7 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
 def wait_copied(worker: Worker) -> None:
     """Wait until what is being saved has been copied. Collective where anything was: nobody's step pays for it."""
     if worker.saver.to_copy:
-        with worker.watchdog.during("copy"):
+        with worker.watchdog.during("copy", learns=not worker.engine.in_files):
             worker.saver.wait_copied()
             worker.engine.all_sum(0.0)
 

@@ -29,7 +29,7 @@ from jobs.data.rows import Rows
 from jobs.run_folder import Attempt, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Task
-from jobs.worker import buffers, heap, start, zero
+from jobs.worker import async_io, buffers, heap, start, swap, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, import_deepspeed
 from jobs.worker.fault_injection import Injector
@@ -75,8 +75,8 @@ class Worker:
         return self.engine.rank == 0
 
 
-def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
-    """Build everything a rank needs, on the device that Ray Train assigned."""
+def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = None) -> Worker:
+    """Build everything a rank needs, on the device that Ray Train assigned; `swap_files`: for offload to NVMe."""
     import ray.train
     import ray.train.torch
 
@@ -102,7 +102,14 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     eval_rows = rows_of(prepared, prepared.eval_files)
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, micro_batch, world_size, device)
+    if swap_files is not None:
+        with watchdog.during("build", learns=False):
+            async_io.ready()
+        ds_config = zero.with_swap_folder(ds_config, swap_files)
     begun = start.begin(spec, task, config.parent, in_parts=zero.sliceable(ds_config))
+    if swap_files is not None:
+        trained = [parameter.numel() for parameter in begun.model.parameters() if parameter.requires_grad]
+        swap.check_node(swap_files, trained, world_size, context.get_local_world_size())
     engine = make_engine(begun, training, ds_config, device, store, point)
     looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
     say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
@@ -290,6 +297,16 @@ class Tee:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def swap_folder(config: WorkerConfig) -> Iterator[Path | None]:
+    """Hold a folder for this rank's swap files, where the spec offloads to NVMe."""
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    with swap.held(config.spec.training, config.folder.key, resume.attempt_name(), rank) as folder:
+        yield folder
 
 
 @contextmanager

@@ -113,6 +113,27 @@ def _weights() -> None:
     )
 
 
+@DEEPSPEED.check(
+    "OptimizerSwapper.swap_params_info; DeepSpeedZeroOptimizer_Stage3._swappable_optimizer_subgroup and its swaps"
+)
+def _swaps() -> None:
+    name = "_optimizer_states_and_gradient_swap"
+    stage3 = optimizer("DeepSpeedZeroOptimizer_Stage3")
+    has_attributes(stage3, "_swappable_optimizer_subgroup", f"{name}_in", f"{name}_out")
+    source_mentions(
+        "deepspeed.runtime.swap_tensor.optimizer_utils",
+        "self.swap_params_info[param_id] = OptimizerStateSwapInfo(", "def get_swap_paths(self):",
+        "swap_info.add_state_tensors(state_tensors)", "for state_name, value in self.optimizer.state[parameter]",
+    )  # fmt: skip
+
+
+@DEEPSPEED.check("deepspeed.runtime.swap_tensor.partitioned_optimizer_swapper.swap_in_tensors")
+def _reads() -> None:
+    module = "deepspeed.runtime.swap_tensor.partitioned_optimizer_swapper"
+    source_mentions(module, "swap_in_tensors(aio_handle, swap_buffers, swap_info.get_swap_paths())")
+    source_mentions(module, "swap_in_tensors(aio_handle, swap_buffers, swap_paths)")
+
+
 @DEEPSPEED.check("zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus")
 def _init() -> None:
     partition = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
