@@ -165,12 +165,12 @@ def _row_tokens(task: Task) -> int:
 def _chosen(
     training: TrainingSpec, precision: Precision, world: int, device: devices.Device, tokens: int
 ) -> memory.Setting:
-    given, stage, offload = training.deepspeed, -1, "none"
+    given, stage, offloads = training.deepspeed, -1, False
     if not isinstance(given, str) and given.zero_stage != "auto":
-        stage, offload = given.zero_stage, given.offload
+        stage, offloads = given.zero_stage, given.offload != "none"
     return memory.Setting(
         stage=stage,
-        offload=offload if device.on_gpu and stage else "none",  # type: ignore[arg-type]
+        offload="cpu" if offloads and device.on_gpu and stage else "none",  # to NVMe: the host needs no more than that
         precision=precision,
         world_size=world,
         on_gpu=device.on_gpu,

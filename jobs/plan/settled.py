@@ -47,11 +47,11 @@ def settled(spec: JobSpec, base: Path, asked: Asked) -> tuple[JobSpec, list[str]
 def _setting(training: TrainingSpec, world: int, on_gpu: bool) -> Setting:
     """Return how the spec has it trained; stage -1: it does not say."""
     given = training.deepspeed
-    stage, offload = (-1, "none") if isinstance(given, str) else (given.zero_stage, given.offload)
+    stage, offloads = (-1, False) if isinstance(given, str) else (given.zero_stage, given.offload != "none")
     precision = training.precision if on_gpu else resolve(training.precision, [this_device()])
     return Setting(
         stage=0 if stage == "auto" else stage,
-        offload=offload,  # type: ignore[arg-type]
+        offload="cpu" if offloads else "none",
         precision="fp32" if precision == "fp32" else "bf16",
         world_size=world,
         on_gpu=on_gpu,

@@ -17,7 +17,7 @@ from jobs.data import batches
 from jobs.data.prepare import prepare, rows_of
 from jobs.tasks.causal_lm import CausalLM
 from jobs.worker import evaluate, sequence, start
-from jobs.worker.deepspeed_engine import parameter_groups
+from jobs.worker.optimizers import parameter_groups
 from jobs.worker.schedules import learning_rate
 from tests.support import shared_ranks, tiny_models, two_ranks
 
