@@ -108,8 +108,6 @@ class JobSpec(Strict):
         """Return the SHA-256 (hex) of what decides the result: not where, how divided, or how often it is saved."""
         how = {"deepspeed", "micro_batch_size", "gradient_checkpointing", "parallel", "compile"}
         predicts = self.phase == "predict"  # the digests of other phases are those of before there was this one
-        lora = self.model.lora  # digests from before there was a choice
-        chosen = lora is not None and (not lora.merge or lora.base != "whole")
         sweep = True if self.sweep is None else dict.fromkeys(("parallel", "time_budget_s"), True)
         what = self.model_dump(
             mode="json",
@@ -117,13 +115,30 @@ class JobSpec(Strict):
             exclude={
                 **dict.fromkeys(("resources", "storage", "register_", "max_failures", "failures", "checkpoint"), True),
                 "training": dict.fromkeys(how, True),
-                "model": {} if chosen else {"lora": {"merge": True, "base": True}},
                 "predict": {"batch_size": True} if predicts else True,
                 "data": {} if predicts else {"predict": True},
                 "sweep": sweep,
             },
         )
-        if (what["training"] or {}).get("optimizer") == "adamw":  # digests are those of before it could be chosen
-            del what["training"]["optimizer"]
+        _forget_defaults(what)
         what["task"] = importlib.import_module("jobs.tasks.options").decisive(what["task"])
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+_CHOICES_SINCE: Mapping[tuple[str, ...], Any] = {
+    ("data", "duplicates"): "keep",
+    ("model", "lora", "base"): "whole",
+    ("model", "lora", "merge"): True,
+    ("training", "optimizer"): "adamw",
+}
+"""Keys that came after digests were given, with what was done before there was a choice."""
+
+
+def _forget_defaults(spec: dict[str, Any]) -> None:
+    """Take later keys out where nothing else was chosen, so that a run goes on under the digest that it began with."""
+    for (*path, key), before in _CHOICES_SINCE.items():
+        section: Any = spec
+        for part in path:
+            section = (section or {}).get(part)
+        if section and section.get(key) == before:
+            del section[key]

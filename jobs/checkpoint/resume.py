@@ -53,8 +53,8 @@ def attempt_name() -> str:
 
 
 def gathered(mine: Value) -> list[Value]:
-    """Return what every rank gives, by rank. Collective."""
-    found: list[Any] = [mine] * dist.get_world_size()
+    """Return what every rank gives, by rank; a process without a group is the only one. Collective."""
+    found: list[Any] = [mine] * (dist.get_world_size() if dist.is_initialized() else 1)
     if len(found) > 1:
         dist.all_gather_object(found, mine)
     return found

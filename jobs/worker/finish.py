@@ -113,6 +113,8 @@ def _wrong(worker: Worker, trained: proof.Measured, written: Path) -> str | None
             proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
         else:
             begun = start.begin(worker.spec, worker.task, worker.model_directory)
+            if begun.fill is not None:
+                begun.materialise()
             apart.put_back(begun.model, written)
             loaded = type(worker.task).load(written, worker.task.options)
             proof.of_model(begun.model, trained, loaded, worker.precision, worker.engine.device)

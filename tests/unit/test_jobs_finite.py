@@ -47,7 +47,11 @@ def test_a_gradient_that_is_not_finite_costs_its_batch() -> None:
 def test_training_that_ends_in_such_a_model_exports_none(loss: float) -> None:
     data = SimpleNamespace(split_seed=0, eval_max_rows=None)
     worker: Any = SimpleNamespace(
-        spec=SimpleNamespace(data=data), micro_batch=8, eval_rows=[0], evaluations={"final": {"loss": loss}}
+        spec=SimpleNamespace(data=data),
+        shared=None,
+        micro_batch=8,
+        eval_rows=[0],
+        evaluations={"final": {"loss": loss}},
     )
     with pytest.raises(NotFinite, match="the trained model on the held-out rows"):
         proof.of_trained(worker)

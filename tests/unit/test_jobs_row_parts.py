@@ -16,7 +16,7 @@ from jobs import parents
 from jobs.data import batches
 from jobs.spec import JobSpec
 from jobs.tasks import IGNORED, TaskError, packing, shared_rows
-from jobs.worker import sequence, zero
+from jobs.worker import deepspeed_json, sequence
 from tests.support import tiny_models
 
 BASE = "{name: x, phase: pretrain, model: {architecture: llama}, data: {train: a.txt}, training: {steps: 5}}"
@@ -155,5 +155,6 @@ def test_a_job_is_refused_for_its_model_before_anything_starts(tmp_path: Path) -
 @pytest.mark.parametrize("key", ["sequence_parallel_size", "tensor_parallel"])
 def test_a_deepspeed_json_shares_nothing_on_its_own(tmp_path: Path, key: str) -> None:
     (tmp_path / "ds.json").write_text(f'{{"{key}": 2}}')
-    with pytest.raises(UserError, match=f"{key}.*training.parallel"):
-        zero.read_deepspeed_json(tmp_path / "ds.json")
+    said = "training.parallel.sequence" if "sequence" in key else "AutoTP cuts layers up"
+    with pytest.raises(UserError, match=f"{key}.*{said}"):
+        deepspeed_json.read(tmp_path / "ds.json")
