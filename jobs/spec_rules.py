@@ -37,6 +37,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     written, phase = values.get("phase"), phase_of(values)
     yield from _model(phase, _section(values, "model"))
     yield from _held_whole(values)
+    yield from _on_nvme(_section(values, "training"))
     if "://" in str(values.get("storage", "")):
         yield (
             ("storage",),
@@ -205,6 +206,22 @@ def _held_whole(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             f"stage 3 divides weights, and `model.lora.base: {lora['base']}` is held whole by every worker: take stage "
             "2, or leave `base` out",
         )
+
+
+def _on_nvme(training: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield what nobody has shown to be right with optimizer states on NVMe."""
+    if _section(training, "deepspeed").get("offload") != "nvme":
+        return
+    states = "with `training.deepspeed.offload: nvme`"
+    if training.get("optimizer") == "muon":
+        yield ("training", "optimizer"), f"muon is not offered {states}: take adamw, or offload: cpu"
+    if training.get("micro_batch_size") == "auto":
+        yield (
+            ("training", "micro_batch_size"),
+            f"auto is not offered {states}: gradients of a trial would be in the files; give a number",
+        )
+    if training.get("compile") is True:
+        yield ("training", "compile"), f"is not offered {states}: leave it out, or take offload: cpu"
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -127,13 +127,24 @@ class DeepSpeedSpec(Strict):
     zero_stage: Literal[0, 1, 2, 3, "auto"] = 1
     """What is sharded over the workers: nothing, optimizer states, gradients too, parameters too. auto: the lowest
     stage whose planned memory fits what a worker has, decided when the run begins."""
-    offload: Literal["none", "cpu"] = "none"
-    """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator; not at stage 0."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator; not at stage 0.
+    nvme, at stage 3: optimizer states in files below `nvme_path`, parameters in the host's memory."""
+    nvme_path: Text | None = None
+    """A folder on a fast disk of each node, for offload: nvme. Each run makes a folder of its own in it."""
 
     @model_validator(mode="after")
     def _something_to_offload(self) -> DeepSpeedSpec:
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(f"offload: {self.offload} has no effect at zero_stage: 0; set zero_stage to 1, 2 or 3")
+        if self.offload == "nvme" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload: nvme is for zero_stage: 3, not {self.zero_stage}; offload: cpu is for 1 and 2 too"
+            )
+        if (self.offload == "nvme") != (self.nvme_path is not None):
+            raise ValueError("offload: nvme and nvme_path: /a/folder/on/a/fast/disk go together; give both or neither")
+        if self.nvme_path is not None and not self.nvme_path.startswith("/"):
+            raise ValueError(f"nvme_path: {self.nvme_path} is a place on every node: give its whole path, from / on")
         return self
 
 

@@ -7,7 +7,8 @@
     commit     rank 0's thread waits for all shards, compares their headers with the model's elements, writes the
                manifest, removes old checkpoints
 
-Where there is no memory for a copy, the thread writes the state itself, and the training thread waits for that.
+Where there is no memory for a copy, or the state lies in files, the thread writes the state itself, and the training
+thread waits for that.
 
 State is constant between two optimizer steps, and a forward and backward pass is longer than a copy in memory: the idea
 is that of lazy snapshots (Maurya et al. 2024, DataStates-LLM, arXiv:2406.10707). A save that fails is tried again from
@@ -142,7 +143,8 @@ class Saver:
             manifest: of this checkpoint, without its files.
             fragments: this rank's part of the state; all ranks' parts cover it once.
             extra: further files (rank 0's), by the end of their names.
-            direct: write the state without a copy, for which there is no memory; the same on all ranks.
+            direct: write the state without a copy: there is no memory for one, or it lies in files; the same on all
+                ranks.
         """
         self.finish()  # backpressure: a disk slower than the interval between checkpoints slows training down, visibly
         self._stalled_s = 0.0

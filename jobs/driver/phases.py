@@ -15,7 +15,7 @@ from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import figures, profile, publish, reference, shares, storage, zero_stage
+from jobs.driver import figures, profile, publish, reference, shares, storage, swap_build, zero_stage
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -37,6 +37,7 @@ def train_phase(job: Job) -> dict[str, Any]:
     for said in figures.passes(job.spec.training, job.steps, prepared.train_rows):
         progress.say(said)
     zero_stage.settle(job, prepared)
+    swap_build.build(job.spec)
     progress.report("start", 0, 1)
     run_workers(job, loop.train_worker, prepared)
     end_if_lost(job.folder)
@@ -57,6 +58,8 @@ def profile_phase(job: Job) -> dict[str, Any]:
     zero.read_named(job.spec.training, job.base)
     job.steps = profiled.last_step(job.profile)
     profiled.check_length(job.profile, setup.total_steps(job.spec.training, prepared.train_rows))
+    zero_stage.settle(job, prepared)
+    swap_build.build(job.spec)
     progress.report("start", 0, 1)
     run_workers(job, profile_worker, prepared)
     end_if_lost(job.folder)

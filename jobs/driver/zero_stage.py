@@ -63,7 +63,7 @@ def _decided(job: Job, prepared: Prepared) -> fit.Fit:
     found, tokens = fit.facts_of(spec, task, parent), fit.tokens_of_worker(training, task)
     of = Setting(
         stage=0,
-        offload=training.deepspeed.offload,  # type: ignore[union-attr]
+        offload="none" if training.deepspeed.offload == "none" else "cpu",  # type: ignore[union-attr]
         precision=job.precision,
         world_size=1,
         on_gpu=spec.resources.gpus_per_worker > 0,

@@ -299,12 +299,12 @@ def _row_tokens(task: Task) -> int:
 
 
 def _chosen(training: TrainingSpec, group: Group, row_tokens: int, accumulation: int) -> memory.Setting:
-    given, stage, offload = training.deepspeed, -1, "none"
+    given, stage, offloads = training.deepspeed, -1, False
     if not isinstance(given, str) and given.zero_stage != "auto":
-        stage, offload = given.zero_stage, given.offload
+        stage, offloads = given.zero_stage, given.offload != "none"
     return memory.Setting(
         stage=stage,
-        offload=offload if stage > 0 else "none",  # type: ignore[arg-type]
+        offload="cpu" if offloads and stage > 0 else "none",  # to NVMe: the host needs no more than that
         precision=group.precision,
         world_size=group.world_size,
         on_gpu=group.device.on_gpu,

@@ -60,10 +60,10 @@ def _setting(spec: JobSpec, device: Device, world: int) -> Setting:
     training = spec.training
     assert training is not None
     given, precision = training.deepspeed, plan.precision_of(training, device)
-    stage, offload = (-1, "none") if isinstance(given, str) else (given.zero_stage, given.offload)
+    stage, offloads = (-1, False) if isinstance(given, str) else (given.zero_stage, given.offload != "none")
     return Setting(
         stage=0 if stage == "auto" else stage,
-        offload=offload,  # type: ignore[arg-type]
+        offload="cpu" if offloads else "none",
         precision=precision,
         world_size=world,
         on_gpu=device.on_gpu,

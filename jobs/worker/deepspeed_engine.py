@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,7 +14,17 @@ import torch
 from jobs.checkpoint.resume import Fill, gathered
 from jobs.checkpoint.shards import KINDS, MUON, Fragment, Reader, share
 from jobs.spec import TrainingSpec
-from jobs.worker import buffers, deepspeed_internals, optimizers, partition, recomputing, replica, zero, zero_layouts
+from jobs.worker import (
+    buffers,
+    deepspeed_internals,
+    optimizers,
+    partition,
+    recomputing,
+    replica,
+    swap_internals,
+    zero,
+    zero_layouts,
+)
 from jobs.worker.deepspeed_internals import Place, import_deepspeed
 from jobs.worker.muon import Matrix, MuonAndAdamW, dealt
 
@@ -59,6 +69,8 @@ class Engine:
         self.model = deepspeed_internals.initialize(model, optimizer, config, partial(replica.flatten, flats))
         buffers.match_types(self.model.module)
         self._optimizer = optimizer
+        self._mapped: dict[int, dict[str, torch.Tensor]] = {}
+        """What is on NVMe, by the id of the optimizer's tensor that it belongs to."""
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
         deepspeed_internals.replace_clipping(self.model, self._clip_and_note)
@@ -66,6 +78,8 @@ class Engine:
         """Whether every rank holds all of the training state."""
         stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__
         deepspeed_internals.share_masters(self.model.optimizer, stage)
+        if stage == 3:
+            swap_internals.begin_moments(self.model.optimizer, self._states)
         self._layout = zero_layouts.choose(stage, self.model.optimizer)
         zero_layouts.check_sums(self._held(), self.elements(), f"ZeRO stage {stage} with DeepSpeed's {found}")
         if isinstance(optimizer, MuonAndAdamW):
@@ -83,9 +97,10 @@ class Engine:
         return replica.build(model, fill, dtype, device, members, self.world_size)
 
     def make_exact(self, fill: Fill) -> None:
-        """Give the master weights what is not rounded, where DeepSpeed has made them of weights that are."""
-        for name, place in self._places() if self._rounded else ():
-            fill(name, place.start, zero_layouts.view(place, place.flat))
+        """Give the master weights what is not rounded, where DeepSpeed has made them of what is, or in files."""
+        for name, place in self._places():
+            if self._rounded or self._files(place.flat):
+                fill(name, place.start, zero_layouts.view(place, self._weight(place.flat)))
 
     def compile(self) -> None:
         """Have the model run compiled from its next call on.
@@ -146,6 +161,11 @@ class Engine:
         """Return the elements of each trained parameter, whole: what a checkpoint must hold."""
         return {name: self._layout.numel(parameter) for name, parameter in zero_layouts.trainable(self.model.module)}
 
+    @property
+    def in_files(self) -> bool:
+        """Whether training state is on NVMe: the same on all ranks, whose parts of a parameter are equally long."""
+        return bool(self._mapped)
+
     def fragments(self) -> list[Fragment]:
         """Return the training state that this rank holds, as views of it (1-D, fp32).
 
@@ -161,11 +181,12 @@ class Engine:
     def restore(self, reader: Reader, updates: int) -> None:
         """Put a checkpoint's state in place, whatever group wrote it; the model was built from its weights already.
 
-        DeepSpeed makes its master weights of the model's, which may be rounded: then they are read once more.
+        DeepSpeed makes its master weights of the model's, which may be rounded: then they are read once more, as they
+        are where they lie in files.
         """
         for name, place in self._places():
             for kind, tensor in self._views(name, place, updates).items():
-                if kind != "weight" or self._rounded:
+                if kind != "weight" or self._rounded or self._files(place.flat):
                     reader.read(kind, name, place.start, tensor)
 
     def _places(self) -> Iterator[tuple[str, Place]]:
@@ -177,7 +198,7 @@ class Engine:
 
     def _held(self) -> dict[str, int]:
         """Return how many elements of each parameter the ranks hold together. Collective."""
-        mine = {name: zero_layouts.view(place, place.flat).numel() for name, place in self._places()}
+        mine = {name: zero_layouts.view(place, self._weight(place.flat)).numel() for name, place in self._places()}
         if not self._layout.partitioned:
             return mine
         names = list(self.elements())
@@ -209,16 +230,36 @@ class Engine:
         Args:
             updates: those behind the state that is about to be read, 0 where none is.
         """
-        states, kinds = self._optimizer.state[place.flat], MUON if name in self.matrices else KINDS
+        kinds = MUON if name in self.matrices else KINDS
+        states = self._states(place.flat, kinds)
+        if updates and kinds is KINDS:
+            states["step"].fill_(updates)
+        whole = self._files(place.flat) or {"weight": place.flat, **{kind: states[kind] for kind in kinds[1:]}}
+        return {kind: zero_layouts.view(place, tensor) for kind, tensor in whole.items()}
+
+    def _states(self, flat: torch.Tensor, kinds: Sequence[str] = KINDS) -> dict[str, torch.Tensor]:
+        """Return the optimizer's state of one of its tensors, (N,) fp32, made where it is not there."""
+        states: dict[str, torch.Tensor] = self._optimizer.state[flat]
         for kind in kinds[1:]:
             if kind not in states:
-                states[kind] = torch.zeros_like(place.flat.detach())
+                states[kind] = torch.zeros_like(flat.detach())
         if kinds is KINDS:
-            step = states.setdefault("step", torch.zeros((), dtype=torch.float32, device=place.flat.device))
-            if updates:
-                step.fill_(updates)
-        whole = {"weight": place.flat, **{kind: states[kind] for kind in kinds[1:]}}
-        return {kind: zero_layouts.view(place, tensor) for kind, tensor in whole.items()}
+            states.setdefault("step", torch.zeros((), dtype=torch.float32, device=flat.device))
+        return states
+
+    def _weight(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return the master weights (N,) of one of the optimizer's tensors, wherever they are."""
+        return self._files(flat).get("weight", flat)
+
+    def _files(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what lies on NVMe of one of the optimizer's tensors, (N,) fp32, mapped; nothing: it is in memory."""
+        if id(flat) not in self._mapped:
+            paths, numel = swap_internals.swap_files(self.model.optimizer, flat)
+            if not paths:
+                return {}
+            mapped = [torch.from_file(str(path), shared=True, size=numel, dtype=torch.float32) for path in paths]
+            self._mapped[id(flat)] = dict(zip(KINDS, mapped, strict=True))
+        return self._mapped[id(flat)]
 
     def unmade_bytes(self) -> int:
         """Return what AdamW's moments will take on this rank that are not there before the first step."""
@@ -230,6 +271,7 @@ class Engine:
     def forget_moments(self) -> None:
         """Let go of the optimizer's moments: nothing is learned any more."""
         self._optimizer.state.clear()
+        self._mapped.clear()
 
     def divided(self, model: torch.nn.Module, fill: Fill) -> torch.nn.Module:
         """Return a model, on the meta device before, in parts as this one is: to be run, not to learn. Collective."""

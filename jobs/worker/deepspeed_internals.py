@@ -91,6 +91,12 @@ ENTRIES = (
         "it looks where they lie, or is given them flat",
     ),
     Internal(
+        "deepspeed.runtime.swap_tensor.partitioned_optimizer_swapper.swap_in_tensors",
+        "replaced by one that fills buffers with NaN before they are read into: DeepSpeed's aio looks at no result",
+        "a swap file that cannot be read leaves what was in the buffer, and the model learns from that in silence",
+        "deepspeed_aio_common.cpp looks at the results of `io_getevents`",
+    ),
+    Internal(
         "zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus",
         "to make parameters of stage 3 in parts from the beginning, which Init makes of whole ones",
         "no job can begin at stage 3",
@@ -226,6 +232,8 @@ def _share(weights: torch.Tensor | None, masters: torch.Tensor) -> bool:
     """Have two tensors (N,) be one, unless they are of other types (bf16), or elsewhere (offloaded from a GPU)."""
     if weights is None or (weights.dtype, weights.device) != (masters.dtype, masters.device):
         return False
+    if weights.shape != masters.shape:  # masters on NVMe are empty here
+        return False
     masters.data = weights.data
     return True
 
@@ -236,6 +244,31 @@ def _point_to(masters: torch.Tensor, parameters: Sequence[Any]) -> None:
         if mapping is not None:
             place = mapping.hp_fragment_address
             mapping.hp_fragment = masters.detach().narrow(0, place.start, place.numel)
+
+
+def load_async_io() -> bool:
+    """Build what reads and writes swap files, or load it; False where the library or a compiler is not there."""
+    import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    builder = AsyncIOBuilder()
+    if not builder.is_compatible():
+        return False
+    builder.load(verbose=False)
+    _show_failed_reads()
+    return True
+
+
+def _show_failed_reads() -> None:
+    """Have what is read from swap files be NaN where nothing was read: a loss or gradient that is NaN ends the run."""
+    from deepspeed.runtime.swap_tensor import partitioned_optimizer_swapper, utils
+
+    def swap_in(handle: Any, buffers: Sequence[torch.Tensor], paths: Sequence[str]) -> None:
+        for buffer in buffers:
+            buffer.fill_(torch.nan)
+        utils.swap_in_tensors(handle, buffers, paths)
+
+    partitioned_optimizer_swapper.swap_in_tensors = swap_in
 
 
 def whole_numel(parameter: Any) -> int:

@@ -18,8 +18,8 @@ from jobs.worker.deepspeed_keys import LEAF, OFFLOAD, SPEC, STAGE3_NAMES, TOP, Z
 
 Table = Mapping[str, Honoured | Refused]
 NVME = (
-    'device "nvme" is not let in yet: its state lies in swap files, and checkpoints of them are not proven; "cpu" '
-    "offloads to the host's memory"
+    'device "nvme" needs a folder for each start of the run, which Tandem makes: write training.deepspeed: '
+    "{zero_stage: 3, offload: nvme, nvme_path: /a/fast/disk} instead of a JSON"
 )
 _PRINTING = ("debug", "info")
 _INNER = {"offload_optimizer": OFFLOAD, "offload_param": OFFLOAD, "leaf_module": LEAF}

@@ -129,7 +129,7 @@ TOP: Mapping[str, Honoured | Refused] = {
     "compile": Refused("the spec's training.compile decides it, with DeepCompile at stage 3 on GPUs; remove it"),
     "hybrid_engine": Refused("it generates text while it trains, which no task does; remove it"),
     "autotuning": Refused("it ends the process after a few steps; `tandem jobs plan` and sweeps choose settings"),
-    "aio": Refused("it is for offload to NVMe alone, which is not let in; remove it"),
+    "aio": Refused("it is for offload to NVMe, which a JSON cannot ask for (training.deepspeed.offload); remove it"),
     "dataloader_drop_last": Refused(_DATA, (False,)),
     "disable_allgather": Refused("DeepSpeed reads it and does nothing with it; remove it", (False,)),
     "allgather_size": Refused(
@@ -217,7 +217,7 @@ STAGE3_NAMES = (
 )
 """Those that DeepSpeed also takes with `stage3_` before them."""
 
-_NVME = "it is for NVMe, to which nothing is offloaded yet; remove it"
+_NVME = "it is for NVMe: training.deepspeed: {zero_stage: 3, offload: nvme, nvme_path: /a/fast/disk} sets it; remove it"
 _SUPER = "SuperOffload keeps state where no checkpoint sees it; remove it"
 
 OFFLOAD: Mapping[str, Honoured | Refused] = {

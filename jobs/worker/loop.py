@@ -5,7 +5,7 @@ evaluate
 for each step:
     for each of this rank's micro-batches:   loss / targets of the GLOBAL batch → backward
     sum the loss over ranks; stop before the update if it is not finite
-    wait until a checkpoint that is being saved has been copied (or written, where there is no memory for a copy)
+    wait until a checkpoint that is being saved has been copied (or written, where it is not copied)
     clip, update; stop if the gradient was not finite
     average running statistics
     write the step's metrics to the spool on disk
@@ -40,15 +40,16 @@ from jobs.worker.finish import export_weights
 from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.meter import Meter
 from jobs.worker.schedules import learning_rate
-from jobs.worker.setup import Worker, logged, set_up, system_metrics
+from jobs.worker.setup import Worker, set_up
+from jobs.worker.surroundings import logged, swap_folder, system_metrics
 from tracking.spool import Spool
 
 
 def train_worker(config: WorkerConfig) -> None:
     """Train on this worker: the function Ray Train runs."""
     noise.quiet()
-    with system_metrics(config.folder.spool), logged(config) as watchdog:
-        worker = set_up(config, watchdog)
+    with system_metrics(config.folder.spool), logged(config) as watchdog, swap_folder(config) as folder:
+        worker = set_up(config, watchdog, folder)
         worker.engine.model.train()
         worker.injector.inject("start", worker.start)
         meter = begin_meter(worker)
@@ -247,7 +248,8 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
 def wait_copied(worker: Worker) -> None:
     """Wait until what is being saved may change. Collective where anything was.
 
-    That is once it has been copied, so that nobody's step pays for the disk; or written, where there is no memory.
+    That is once it has been copied, so that nobody's step pays for the disk; or written, where there is no memory or
+    the state lies in files.
     """
     if worker.saver.to_copy:
         direct = worker.saver.direct
@@ -286,7 +288,7 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
     )
     extra = resume.buffers(engine.model.module) if worker.first else None
     fragments = engine.owned_fragments()
-    worker.saver.begin(manifest, fragments, extra, direct=no_room(worker, fragments))
+    worker.saver.begin(manifest, fragments, extra, direct=engine.in_files or no_room(worker, fragments))
     worker.injector.inject("saved", step)
 
 

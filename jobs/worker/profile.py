@@ -21,7 +21,8 @@ from jobs.profiled import KEPT, Operator, Profile
 from jobs.run_folder import RunFolder
 from jobs.worker import loop
 from jobs.worker.config import WorkerConfig
-from jobs.worker.setup import Worker, logged, set_up, system_metrics
+from jobs.worker.setup import Worker, set_up
+from jobs.worker.surroundings import logged, swap_folder, system_metrics
 
 LONGEST_SHAPES = 100
 """Characters; what is longer is cut."""
@@ -30,8 +31,8 @@ LONGEST_SHAPES = 100
 def profile_worker(config: WorkerConfig) -> None:
     """Take the steps on this worker: the function Ray Train runs."""
     noise.quiet()
-    with system_metrics(config.folder.spool), logged(config) as watchdog:
-        worker = set_up(config, watchdog)
+    with system_metrics(config.folder.spool), logged(config) as watchdog, swap_folder(config) as folder:
+        worker = set_up(config, watchdog, folder)
         worker.until = profiled.last_step(config.profile)
         worker.engine.model.train()
         record(worker, config.profile)

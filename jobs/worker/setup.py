@@ -1,17 +1,13 @@
-"""One rank of a training job: what it works with, how it is built, and what of it outlives the cluster."""
+"""One rank of a training job: what it works with, and how it is built."""
 
 from __future__ import annotations
 
 import math
 import os
-import socket
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -27,18 +23,30 @@ from jobs.data import batches
 from jobs.data.prepare import Prepared, rows_of
 from jobs.data.rows import Rows
 from jobs.plan import facts
-from jobs.run_folder import Attempt, RunFolder
+from jobs.run_folder import Attempt, Control, RunFolder
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
-from jobs.worker import buffers, compiling, heap, optimizers, planned, reference, sequence, sizing, start, zero
+from jobs.worker import (
+    async_io,
+    buffers,
+    compiling,
+    heap,
+    optimizers,
+    planned,
+    reference,
+    sequence,
+    sizing,
+    start,
+    swap,
+    zero,
+)
 from jobs.worker.compiling import Compiling
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
 from jobs.worker.fault_injection import Injector
-from jobs.worker.watchdog import MARGIN_S, Pulse, Watchdog
+from jobs.worker.watchdog import Watchdog
 from tracking.spool import Spool
-from tracking.system import SystemSampler
 
 
 @dataclass
@@ -97,8 +105,8 @@ class Worker:
         return self.engine.rank == 0
 
 
-def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
-    """Build everything a rank needs, on the device that Ray Train assigned."""
+def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = None) -> Worker:
+    """Build everything a rank needs, on the device that Ray Train assigned; `swap_files`: for offload to NVMe."""
     import ray.train
     import ray.train.torch
 
@@ -114,36 +122,28 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
     task = prepared.task(spec)
     at_first = reference.without_missing(prepared)
     rows, eval_rows = both_rows(at_first)
-    store, control = Store(config.checkpoints), folder.control()
-    fence, point = where_to_start(config, store, rank)
-    order = order_of(point)
-    known = sizing.known(config, control, readers)
-    attempt = this_attempt(point.attempt, known or 1)
-    say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
-    if rank == 0:
-        folder.write_attempt(attempt)
+    store = Store(config.checkpoints)
+    entry = enter_group(config, store, rank, readers)
+    point, attempt = entry.point, entry.attempt
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, attempt.micro_batch, readers, device)
     zero.check_base(spec.model.lora, ds_config)
     plan = planned.teller(config, task, device, rank)
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     counted = facts.of(begun.model)
-    plan(counted, known)
-    engine = make_engine(begun, training, ds_config, device, store, point)
-    looked = start.look(spec, task, engine.model.module, rows.columns | eval_rows.columns)
-    shared = sequence.begin(spec, task, engine, rows)
-    looked += [*(shared.said if shared else []), *optimizers.said(engine.model.module, engine.matrices)]
-    say([*begun.said, *looked, *buffers.said(engine.model.module, world_size)], rank, folder)
+    plan(counted, entry.micro_batch)
+    placed = with_swap_files(ds_config, swap_files, begun.model, watchdog)
+    engine = make_engine(begun, training, placed, device, store, point)
+    shared = look(begun, spec, task, engine, (rows, eval_rows), folder)
     if at_first is not prepared:
         reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
         rows, eval_rows = both_rows(prepared)
     this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
-    attempt = replace(attempt, micro_batch=sizing.settle(this, known, control), training=True)
-    plan(counted, attempt.micro_batch if known is None else None)
+    attempt = replace(attempt, micro_batch=sizing.settle(this, entry.micro_batch, entry.control), training=True)
+    plan(counted, attempt.micro_batch if entry.micro_batch is None else None)
     if rank == 0:
         folder.write_attempt(attempt)
-    metric, injector = spec.checkpoint.metric, Injector(folder, rank, node=attempt.nodes[rank])
-    keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
+    injector = Injector(folder, rank, node=attempt.nodes[rank])
     return Worker(
         spec=spec,
         training=training,
@@ -156,8 +156,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         spool=Spool(folder.rank_0_spool) if rank == 0 else None,
         watchdog=watchdog,
         injector=injector,
-        skip=frozenset(control.skip),
-        saver=Saver(store, point.attempt, rank, world_size, keep, injector.inject, GroupNotes(), fence),
+        skip=frozenset(entry.control.skip),
+        saver=saver_of(spec, task, store, entry, engine, injector),
         steps=total_steps(training, len(rows)),
         micro_batch=attempt.micro_batch,
         zero_stage=int(ds_config["zero_optimization"].get("stage", 0)),
@@ -166,9 +166,84 @@ def set_up(config: WorkerConfig, watchdog: Watchdog) -> Worker:
         compiling=begin_to_compile(engine, folder.compiled, watchdog) if training.compile else None,
         model_directory=config.parent,
         data=prepared.rows,
-        order=order,
+        order=entry.order,
         shared=shared,
     )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """With what a rank enters the group: the same on all ranks, but for the fence, which is rank 0's."""
+
+    fence: Fence | None
+    point: resume.Point
+    order: int
+    """Version of the order in which the run visits its rows."""
+    control: Control
+    micro_batch: int | None
+    """None: it is to be found."""
+    attempt: Attempt
+
+
+def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> Entry:
+    """Agree with the other ranks on where to go on, and leave what is known of this start in the folder. Collective.
+
+    Raises:
+        UserError: see `where_to_start` and `order_of`.
+    """
+    folder = config.folder
+    control = folder.control()
+    fence, point = where_to_start(config, store, rank)
+    order = order_of(point)
+    known = sizing.known(config, control, readers)
+    attempt = this_attempt(point.attempt, known or 1)
+    say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
+    if rank == 0:
+        folder.write_attempt(attempt)
+    return Entry(fence, point, order, control, known, attempt)
+
+
+def look(
+    begun: start.Start, spec: JobSpec, task: Task, engine: Engine, rows: tuple[Rows, Rows], folder: RunFolder
+) -> sequence.SharedRows | None:
+    """Have the task look at the model, and say what was found; return what it attends with where ranks share rows."""
+    model = engine.model.module
+    looked = start.look(spec, task, model, rows[0].columns | rows[1].columns)
+    shared = sequence.begin(spec, task, engine, rows[0])
+    looked += [*(shared.said if shared else []), *optimizers.said(model, engine.matrices)]
+    say([*begun.said, *looked, *buffers.said(model, engine.world_size)], engine.rank, folder)
+    return shared
+
+
+def saver_of(spec: JobSpec, task: Task, store: Store, entry: Entry, engine: Engine, injector: Injector) -> Saver:
+    """Return what saves this rank's checkpoints."""
+    metric = spec.checkpoint.metric
+    keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
+    name, inject = entry.point.attempt, injector.inject
+    return Saver(store, name, engine.rank, engine.world_size, keep, inject, GroupNotes(), entry.fence)
+
+
+def with_swap_files(
+    ds_config: dict[str, Any], folder: Path | None, model: torch.nn.Module, watchdog: Watchdog
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration with a folder for swap files, where the spec wants them and the node can.
+
+    Args:
+        model: before it is divided.
+
+    Raises:
+        UserError: the node lacks a library, a compiler, room on the disk or the right to lock memory.
+    """
+    import ray.train
+
+    if folder is None:
+        return ds_config
+    with watchdog.during("build", learns=False):
+        async_io.ready()
+    context = ray.train.get_context()
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    swap.check_node(folder, trained, context.get_world_size(), context.get_local_world_size())
+    return zero.with_swap_folder(ds_config, folder)
 
 
 def begin_to_compile(engine: Engine, folder: Path, watchdog: Watchdog) -> Compiling:
@@ -296,72 +371,3 @@ def make_engine(
 def total_steps(training: TrainingSpec, rows: int) -> int:
     """Return the optimiser steps of the run: as given, or what the epochs come to (a last partial step counts)."""
     return training.steps or max(1, math.ceil((training.epochs or 1) * rows / training.global_batch_size))
-
-
-@contextmanager
-def logged(config: WorkerConfig) -> Iterator[Watchdog]:
-    """Keep what this rank prints, its traceback, and its stacks should it hang, in the run's folder."""
-    import ray
-    import ray.train
-
-    if not config.folder.path.is_dir():
-        raise UserError(
-            f"storage: {config.folder.path} is not there on the node {socket.gethostname()}: `storage` has to be a "
-            "folder that all nodes share"
-        )
-    rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
-    pulse = Pulse(config.folder.pulse(attempt, rank), ray.get_runtime_context().get_node_id())
-    compiles = config.spec.training is not None and config.spec.training.compile
-    margin_s = compiling.MARGIN_S if compiles else MARGIN_S
-    watchdog = Watchdog(config.folder.stacks(attempt, rank), config.spec.failures.hang_after_s, pulse, margin_s)
-    file = config.folder.log(attempt, rank).open("a", buffering=1)
-    tee_out, tee_err = Tee(sys.stdout, file), Tee(sys.stderr, file)
-    try:
-        with redirect_stdout(tee_out), redirect_stderr(tee_err):  # type: ignore[type-var]
-            yield watchdog
-    except BaseException:
-        tee_err.keep(traceback.format_exc())
-        raise
-    finally:
-        watchdog.stop()
-        with suppress(OSError):  # a full disk does not take the last line
-            file.close()
-
-
-class Tee:
-    """What is printed, to where it went before and to a file that outlives the cluster."""
-
-    def __init__(self, stream: Any, file: IO[str]) -> None:
-        self._stream, self._file = stream, file
-
-    def write(self, text: str) -> int:
-        """Write to both; a disk that is full costs the file a line, not the run its worker."""
-        self.keep(text)
-        return int(self._stream.write(text) or 0)
-
-    def keep(self, text: str) -> None:
-        """Write to the file alone."""
-        with suppress(OSError):
-            self._file.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def system_metrics(directory: Path) -> Iterator[None]:
-    """Sample this node's CPU, memory, disk, network and GPUs meanwhile, on the first rank of each node."""
-    import ray.train
-
-    context = ray.train.get_context()
-    if context.get_local_rank():
-        yield
-        return
-    node = f"node-{context.get_node_rank()}"
-    spool = Spool(directory / f"system-{node}.jsonl")
-    sampler = SystemSampler(spool, node).start()
-    try:
-        yield
-    finally:
-        sampler.stop()
-        spool.close()

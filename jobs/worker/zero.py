@@ -23,6 +23,10 @@ DeepSpeed's own are 1e9, 1e9, 5e7, 5e8 and 1e9, with which a rank of a smaller m
 """
 
 
+SWAP_BUFFERS = 4
+"""Of the largest sub-group each, for offload to NVMe: its masters, both moments and its gradients."""
+
+
 def deepspeed_config(
     training: TrainingSpec,
     micro_batch: int,
@@ -66,6 +70,13 @@ def read_named(training: TrainingSpec | None, base: Path) -> dict[str, Any] | No
     if training is None or not isinstance(training.deepspeed, str):
         return None
     return deepspeed_json.read(base / training.deepspeed)
+
+
+def with_swap_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a configuration for offload to NVMe whose files lie in `folder`."""
+    zero = config["zero_optimization"]
+    offload = {**zero["offload_optimizer"], "nvme_path": str(folder)}
+    return {**config, "zero_optimization": {**zero, "offload_optimizer": offload}}
 
 
 def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
@@ -117,8 +128,13 @@ def _zero(training: TrainingSpec, on_gpu: bool) -> dict[str, Any]:
     }
     if training.deepspeed.zero_stage == 3 and not on_gpu:
         zero |= SMALL_BUCKETS
-    if training.deepspeed.offload == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    if training.deepspeed.offload != "none":
+        zero["offload_optimizer"] = {"device": training.deepspeed.offload, "pin_memory": on_gpu}
         if training.deepspeed.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+    if training.deepspeed.offload == "nvme":
+        zero["offload_optimizer"] |= {"nvme_path": training.deepspeed.nvme_path, "buffer_count": SWAP_BUFFERS}
+        # Each parameter by itself: of a gradient that begins between two blocks of its sub-group's, DeepSpeed 0.19
+        # reads nothing (direct I/O refuses it), does not look, and steps with what was in the buffer.
+        zero["sub_group_size"] = 1
     return zero

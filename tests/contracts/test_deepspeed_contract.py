@@ -138,6 +138,13 @@ def _flatten() -> None:
     calls(optimizer("DeepSpeedZeroOptimizer"), "self.flatten = _flatten_dense_tensors", "align_dense_tensors(")
 
 
+@DEEPSPEED.check("deepspeed.runtime.swap_tensor.partitioned_optimizer_swapper.swap_in_tensors")
+def _reads() -> None:
+    module = "deepspeed.runtime.swap_tensor.partitioned_optimizer_swapper"
+    source_mentions(module, "swap_in_tensors(aio_handle, swap_buffers, swap_info.get_swap_paths())")
+    source_mentions(module, "swap_in_tensors(aio_handle, swap_buffers, swap_paths)")
+
+
 @DEEPSPEED.check("zero.Init._convert_to_deepspeed_param, _aligned_size; free_param; PartitionedParamStatus")
 def _init() -> None:
     partition = importlib.import_module("deepspeed.runtime.zero.partition_parameters")

@@ -147,7 +147,7 @@ def test_a_misspelt_key_is_named_with_the_nearest_one(tmp_path: Path, content: d
         ),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
-            '`zero_optimization.offload_optimizer.device`: device "nvme" is not let in yet',
+            '`zero_optimization.offload_optimizer.device`: device "nvme" needs a folder',
         ),
     ],
 )

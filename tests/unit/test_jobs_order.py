@@ -25,7 +25,7 @@ COUNT, STEPS, SEED = batches.LISTED_ROWS + 3, 6, 4
 class Alone:
     """The engine of a group of one, with a parameter of its own."""
 
-    rank, world_size = 0, 1
+    rank, world_size, in_files = 0, 1, False
     model = SimpleNamespace(module=torch.nn.Linear(10, 1))
 
     def all_sum(self, *values: float) -> list[float]:

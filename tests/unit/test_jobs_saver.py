@@ -60,6 +60,24 @@ def test_what_is_saved_is_the_state_before_it_changed(tmp_path):
     assert one.outcomes() == []
 
 
+def test_state_in_files_is_written_from_them_without_a_copy_and_may_change_afterwards(tmp_path):
+    mapped = {
+        kind: torch.from_file(str(tmp_path / kind), shared=True, size=1000, dtype=torch.float32).fill_(1.0 + i)
+        for i, kind in enumerate(KINDS)
+    }
+    store = Store(str(tmp_path / "store"))
+    one = Saver(store, "a", 0, 1, Keep())
+    in_memory = replace(fragment(1.0), parameter="v")
+    one.begin(manifest(10), [in_memory, Fragment("w", 0, mapped)], direct=True)
+    one.wait_copied()
+    for tensor in mapped.values():
+        tensor.fill_(99.0)
+    one.finish()
+    assert saved_value(store, 10) == 2.0
+    assert [outcome.error for outcome in one.outcomes()] == [None]
+    assert one._buffer is None
+
+
 def test_a_checkpoint_is_valid_only_when_every_rank_has_written(tmp_path):
     store = Store(str(tmp_path))
     notes = ThreadNotes()

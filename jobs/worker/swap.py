@@ -1,0 +1,102 @@
+"""Training state on NVMe: a folder for each rank and each start of the group, removed with it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.errors import UserError
+from jobs.spec import TrainingSpec
+from jobs.worker.zero import SWAP_BUFFERS
+
+
+def folder(path: str, key: str, attempt: str, rank: int) -> Path:
+    """Return where a rank keeps its swap files: DeepSpeed names them by rank and parameter alone. Pure."""
+    return Path(path) / f"tandem-{key}" / f"{attempt}-{rank}"
+
+
+@contextmanager
+def held(training: TrainingSpec | None, key: str, attempt: str, rank: int) -> Iterator[Path | None]:
+    """Hold the folder of a rank's swap files, where the spec wants one; what killed starts of the run left goes.
+
+    Raises:
+        UserError: there is no such folder on this node, or it cannot hold swap files.
+    """
+    if training is None or isinstance(training.deepspeed, str) or training.deepspeed.nvme_path is None:
+        yield None
+        return
+    path = training.deepspeed.nvme_path
+    check(Path(path))
+    mine = folder(path, key, attempt, rank)
+    for left in mine.parent.glob("*"):
+        if not left.name.startswith(f"{attempt}-"):
+            shutil.rmtree(left, ignore_errors=True)
+    mine.mkdir(parents=True, exist_ok=True)
+    try:
+        yield mine
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+def check_node(folder: Path, parameters: Sequence[int], world_size: int, workers_here: int) -> None:
+    """Refuse a node whose disk or whose limit on locked memory is too small; DeepSpeed would not say so.
+
+    Args:
+        folder: of this rank's swap files.
+        parameters: elements of each trained parameter.
+        workers_here: ranks on this node.
+
+    Raises:
+        UserError: it is one.
+    """
+    files = 16 * sum(parameters) // world_size * workers_here
+    free = shutil.disk_usage(folder).free
+    if free < files:
+        raise UserError(
+            f"training.deepspeed.nvme_path: {folder.parents[1]} on the node {socket.gethostname()} has "
+            f"{free >> 20:,} MiB free, and its {workers_here} workers keep {files >> 20:,} MiB there; make room, or "
+            "name another disk"
+        )
+    locked = 4 * SWAP_BUFFERS * math.ceil(max(parameters) / world_size)
+    if not can_lock(locked):
+        raise UserError(
+            f"training.deepspeed.offload: nvme locks {locked >> 20:,} MiB of memory in each worker, more than the node "
+            f"{socket.gethostname()} allows: raise its limit (`ulimit -l unlimited`, or memlock in "
+            "/etc/security/limits.conf) and start the cluster again, or use offload: cpu"
+        )
+
+
+def can_lock(size: int) -> bool:
+    """Say whether this process may keep so many bytes from being swapped out, by doing it for a moment."""
+    with mmap.mmap(-1, max(size, mmap.PAGESIZE)) as memory:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        libc = ctypes.CDLL(None, use_errno=True)
+        may = libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(memory))) == 0
+        libc.munlock(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)))
+    return may
+
+
+def check(path: Path) -> None:
+    """Refuse a folder that cannot hold swap files.
+
+    Raises:
+        UserError: not there, not writable, or its file system has no direct I/O (as tmpfs).
+    """
+    place = f"training.deepspeed.nvme_path: {path} on the node {socket.gethostname()}"
+    if not path.is_dir():
+        raise UserError(f"{place} is no folder; name one on a disk of every node")
+    probe = path / f".tandem-{secrets.token_hex(4)}"
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError as error:
+        raise UserError(f"{place} cannot be written to directly ({error.strerror}); name a folder on a disk") from error
+    finally:
+        probe.unlink(missing_ok=True)

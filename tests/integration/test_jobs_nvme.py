@@ -1,0 +1,70 @@
+"""Training state on NVMe, on two ranks with real swap files. Not run where libaio's headers are not installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.worker import async_io
+from jobs.worker.deepspeed_internals import import_deepspeed
+from tests.support import two_ranks
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks hold after four steps, unbroken and resumed after two, in memory and on NVMe."""
+    import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible():
+        pytest.skip("not run: libaio-dev is not installed")
+    folder = tmp_path_factory.mktemp("nvme")
+    cases = [f"{offload}-{precision}" for precision in PRECISIONS for offload in ("cpu", "nvme")]
+    two_ranks.run("nvme_ranks.py", folder, cases, timeout_s=580)
+    return folder
+
+
+def both_ranks(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return {key: part for rank in range(2) for key, part in load_file(folder / f"{name}-{rank}.safetensors").items()}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("when", ["unbroken", "resumed"])
+def test_what_is_learned_with_state_on_nvme_is_what_is_learned_in_memory(
+    trained: Path, precision: str, when: str
+) -> None:
+    expected, found = both_ranks(trained, f"cpu-{precision}-unbroken"), both_ranks(trained, f"nvme-{precision}-{when}")
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        assert float(tensor.norm()) > 0, key
+        assert torch.equal(tensor, found[key]), key
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_weights_to_export_are_those_in_the_files(trained: Path, precision: str) -> None:
+    weights = load_file(trained / f"nvme-{precision}-weights.safetensors")
+    state = both_ranks(trained, f"nvme-{precision}-unbroken")
+    for key, masters in state.items():
+        kind, name, start = key.split("|")
+        if kind == "weight":
+            there = weights[name].flatten()[int(start) : int(start) + masters.numel()]
+            assert torch.equal(there, masters.to(there.dtype)), key
+
+
+def test_nothing_is_left_on_the_disk(trained: Path) -> None:
+    assert [path for folder in trained.glob("tandem-nvme-*") for path in folder.iterdir()] == []
+
+
+def test_a_machine_that_cannot_build_it_is_told_what_to_install(tmp_path: Path) -> None:
+    code = "from jobs.worker import async_io; async_io.ready()"
+    environment = {**os.environ, "CC": "/bin/false", "DS_ACCELERATOR": "cpu", async_io.VARIABLE: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "UserError: training.deepspeed.offload: nvme needs libaio on the node" in done.stderr
+    assert "sudo apt-get install libaio-dev" in done.stderr
