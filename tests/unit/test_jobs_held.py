@@ -130,7 +130,7 @@ def test_what_is_compared_with_the_model_as_it_is_does_not_begin_as_another(task
         with pytest.raises(UserError, match="would begin as another one, in nf4: leave base out"):
             start.begin(job, task, parent)
         return
-    begun = start.begin(job, task, parent)
+    begun = start.begin_whole(job, task, parent)
     assert begun.said[1].startswith("the base is held in nf4 while adapters are trained: 14 linear layers")
     assert not any(parameter.is_meta for parameter in begun.model.parameters())
     assert {name.rpartition(".")[2] for name, p in begun.model.named_parameters() if p.requires_grad} == {"weight"}
