@@ -5,9 +5,9 @@
     python benchmarks/paths.py --only plain compile         some of the ways
 
 Each way is a job of the same model, rows and seed, submitted as a user would, but for one thing: it is compiled, or
-divided further, recomputed, trained by Muon, … Printed for each: tokens/s of the median step, its ratio to the plain way, the
-share of the devices' peak (MFU, on GPUs that are known), the peak memory of a worker, and seconds from submission to
-the first step. A way that is refused, or fails, says why in place of figures.
+divided further, recomputed, trained by Muon, … Printed for each: tokens/s of the median step, its ratio to the plain
+way, the share of the devices' peak (MFU, on GPUs that are known), the peak memory of a worker, and seconds from
+submission to the first step. A way that is refused, or fails, says why in place of figures.
 """
 
 from __future__ import annotations
