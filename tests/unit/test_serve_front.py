@@ -343,7 +343,7 @@ def test_a_server_that_leaves_loses_nothing() -> None:
                 answers: list[int] = []
 
                 async def ask() -> None:
-                    while not leaving.done():
+                    while not leaving.done() or len(new.logged) <= 10:
                         async with httpx.AsyncClient(base_url=old.url) as each:
                             answers.append((await each.get("/echo")).status_code)
 
@@ -355,7 +355,6 @@ def test_a_server_that_leaves_loses_nothing() -> None:
                 assert b"data: 2" in await streaming
                 await asyncio.gather(leaving, *asking)
                 assert set(answers) == {200}
-                assert len(new.logged) > 10
                 assert old.server.connections == 0
             await kept.aclose()
 
