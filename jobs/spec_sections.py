@@ -260,7 +260,7 @@ class CheckpointSpec(Strict):
     """When to save, and what to keep."""
 
     every_steps: Positive | None = None
-    """Left out: only at the end and when the job is stopped."""
+    """Left out: only when the job is stopped or asked to save; a run that ends leaves its model."""
     keep: Positive = 2
     """The newest ones stay …"""
     keep_best: Count = 0
