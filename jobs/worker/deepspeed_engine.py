@@ -273,6 +273,11 @@ class Engine:
         self._optimizer.state.clear()
         self._mapped.clear()
 
+    def settle(self) -> None:
+        """Have nothing be under way between the ranks after a pass, as an optimizer step does. Collective."""
+        if self.model.zero_optimization_partition_weights():
+            deepspeed_internals.take_back(self.model)
+
     def divided(self, model: torch.nn.Module, fill: Fill) -> torch.nn.Module:
         """Return a model, on the meta device before, in parts as this one is: to be run, not to learn. Collective."""
         partition.divide(model, self._config, dtype_of(self._config), fill)

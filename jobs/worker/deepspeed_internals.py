@@ -103,6 +103,12 @@ ENTRIES = (
         "zero.Init takes a function that fills in a part",
     ),
     Internal(
+        "DeepSpeedZeroOptimizer_Stage3.parameter_offload.partition_all_parameters",
+        "to take back what a pass at stage 3 was about to gather: no optimizer step does so after an evaluation",
+        "the export fails at a parameter in flight, and the group starts again",
+        "GatheredParameters waits for what is in flight",
+    ),
+    Internal(
         "Parameter.ds_numel, Parameter.ds_tensor (deepspeed.zero.Init)",
         "the whole size of a parameter of which this rank holds a part",
         "the last, padded part of each parameter would be taken to be whole at stage 3",
@@ -314,6 +320,11 @@ def in_parts(
 def is_in_parts(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor of any shape is a parameter of stage 3, of which this rank has its part."""
     return hasattr(tensor, "ds_tensor")
+
+
+def take_back(engine: Any) -> None:
+    """Have each rank keep its parts alone of a model at stage 3, whatever its last pass gathered ahead. Collective."""
+    engine.optimizer.parameter_offload.partition_all_parameters()
 
 
 def gathered(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[None]:

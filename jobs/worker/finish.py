@@ -20,6 +20,7 @@ from jobs.worker.setup import Worker
 def export_weights(worker: Worker) -> None:
     """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
     worker.injector.inject("export", worker.steps)
+    worker.engine.settle()
     trained = proof.of_trained(worker)
     lora = worker.spec.model.lora
     if lora is not None and not lora.merge:

@@ -129,6 +129,11 @@ def _partitions() -> None:
     assert "hp_fragment" in tensor_fragment.tensor_fragment.__dataclass_fields__
 
 
+@DEEPSPEED.check("DeepSpeedZeroOptimizer_Stage3.parameter_offload.partition_all_parameters")
+def _taken_back() -> None:
+    calls(optimizer("DeepSpeedZeroOptimizer_Stage3"), "self.parameter_offload.partition_all_parameters()")
+
+
 @DEEPSPEED.check(
     "deepspeed.runtime.zero.stage_1_and_2._flatten_dense_tensors, bf16_optimizer._flatten_dense_tensors; "
     "optimizer.flatten"
