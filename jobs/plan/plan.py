@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.home import home
 from cluster.precision import Precision, resolve, this_device
 from jobs.data.batches import accumulation_steps, micro_batch_size, rows_of_rank
-from jobs.plan import compute, devices, facts, memory, rates, remarks, serving, speed
+from jobs.plan import compute, devices, facts, fit, memory, rates, remarks, serving, speed
 from jobs.plan.facts import Facts
 from jobs.plan.outlook import Outlook
 from jobs.plan.rates import Rates
@@ -186,7 +186,7 @@ def of_model(
     assert training is not None
     readers = max(1, world // training.parallel.sequence)
     accumulation = accumulation_steps(training.global_batch_size, readers, group.micro_batch)
-    row_tokens = _row_tokens(task)
+    row_tokens = fit.row_tokens(task)
     chosen = _chosen(training, group, row_tokens, accumulation)
     flops = compute.flops_per_token(found, row_tokens, training.gradient_checkpointing is True) if row_tokens else None
     parts = speed.step(found, chosen, row_tokens, group.rates) if group.rates and chosen.stage >= 0 else None
@@ -290,12 +290,6 @@ def precision_of(training: TrainingSpec, device: devices.Device) -> Precision:
     if not device.on_gpu:
         return resolve(training.precision, [this_device()])
     return "fp32" if training.precision == "fp32" else "bf16"
-
-
-def _row_tokens(task: Task) -> int:
-    length = getattr(task.options, "sequence_length", 0) if task.generates else 0
-    pairs = getattr(task.options, "objective", "likelihood") != "likelihood"
-    return int(length) * (2 if pairs else 1)
 
 
 def _chosen(training: TrainingSpec, group: Group, row_tokens: int, accumulation: int) -> memory.Setting:
