@@ -10,8 +10,8 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from cluster import memory
 from cluster.errors import UserError
 from cluster.precision import Precision
 
@@ -79,10 +79,7 @@ def _plain(name: str) -> str:
 
 def this_machine(workers: int) -> Device:
     """Return one worker's part of this machine's memory; a container's limit counts."""
-    import psutil
-
-    memory = min(psutil.virtual_memory().total, _container_limit(Path("/sys/fs/cgroup/memory.max")))
-    return Device("this machine's CPUs", memory // workers, here=True, on_gpu=False)
+    return Device("this machine's CPUs", memory.of_node().total // workers, here=True, on_gpu=False)
 
 
 def this_gpu() -> Device | None:
@@ -102,12 +99,3 @@ def this_gpu() -> Device | None:
 def _words(name: str) -> str:
     """Return "nvidia a100 sxm4 80gb" of "NVIDIA A100-SXM4-80GB"."""
     return re.sub(r"[^a-z0-9]+", " ", name.lower())
-
-
-def _container_limit(file: Path) -> int:
-    """Return the bytes that the control group may take (Linux, version 2), or no limit to speak of."""
-    try:
-        limit = file.read_text(encoding="ascii").strip()
-    except OSError:
-        return 2**62
-    return int(limit) if limit.isdigit() else 2**62
