@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from cluster.errors import UserError
-from jobs.data import prepare, sources, splitting, tally
+from jobs.data import prepare, sources, splitting, spread, tally
 from jobs.data.examples import BadRow
 from jobs.data.file_digests import digest_and_cuts, file_digest
 from jobs.data.prepare import Prepared
@@ -51,6 +51,12 @@ def numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "own_numbers", raising=False)
     return "own_numbers:Numbers"
+
+
+@pytest.fixture
+def by_processes(monkeypatch):
+    """Processes see the modules written here; the tasks of a cluster that a test before connected to would not."""
+    monkeypatch.setattr(spread, "elsewhere", lambda: "processes")
 
 
 def spec_for(task: str | dict, **data) -> JobSpec:
@@ -157,24 +163,24 @@ def test_ranges_give_the_rows_and_the_split_of_the_whole(tmp_path, numbers):
     assert whole.digest != ranged.digest, "rows are in other files"
 
 
-def test_processes_give_what_one_process_gives(tmp_path, numbers):
+def test_processes_give_what_one_process_gives(tmp_path, numbers, by_processes):
     bad = '{"n": "seven"}\n{"n": \n'
     (tmp_path / "x.jsonl").write_text(lines(1500) + bad + lines(1500, 1500) + bad)
     (tmp_path / "y.jsonl").write_text(lines(200, 100) + lines(100, 5000))
     spec = spec_for(numbers, eval="y.jsonl", bad_rows="skip")
-    here, spread = (made(spec, tmp_path, name, sizes) for name, sizes in (("here", HERE), ("spread", SPREAD)))
-    assert here.rows == spread.rows
-    assert (here.notes, here.first_bad, here.bad_reasons) == (spread.notes, spread.first_bad, spread.bad_reasons)
-    assert [bad.split(": ")[0].rsplit("/")[-1] for bad in spread.first_bad] == [
+    here, there = (made(spec, tmp_path, name, sizes) for name, sizes in (("here", HERE), ("spread", SPREAD)))
+    assert here.rows == there.rows
+    assert (here.notes, here.first_bad, here.bad_reasons) == (there.notes, there.first_bad, there.bad_reasons)
+    assert [bad.split(": ")[0].rsplit("/")[-1] for bad in there.first_bad] == [
         "x.jsonl:1501", "x.jsonl:1502", "x.jsonl:3003", "x.jsonl:3004",
     ]  # fmt: skip
-    assert "200 of 300 held-out examples are also in the training data" in spread.notes
+    assert "200 of 300 held-out examples are also in the training data" in there.notes
     with pytest.raises(UserError, match=r"x\.jsonl:3003: .* bad row number 3, and data.max_bad_rows is 2"):
         made(spec_for(numbers, eval="y.jsonl", bad_rows="skip", max_bad_rows=2), tmp_path, "few", SPREAD)
     assert list((tmp_path / "few" / "data").iterdir()) == []
 
 
-def test_what_only_this_process_can_read_makes_the_same_rows(tmp_path, numbers):
+def test_what_only_this_process_can_read_makes_the_same_rows(tmp_path, numbers, by_processes):
     """Its chunks go out, cut where its ranges would cut them."""
     (tmp_path / "x.jsonl").write_text(lines(1500))
     (tmp_path / "own_closure.py").write_text(
@@ -207,7 +213,7 @@ class Hiding(Numbers):
 """
 
 
-def test_what_others_do_not_see_is_read_by_the_driver(tmp_path, numbers, capsys):
+def test_what_others_do_not_see_is_read_by_the_driver(tmp_path, numbers, by_processes, capsys):
     """The first process that is to read hides the file, and the driver finds it again."""
     (tmp_path / "x.jsonl").write_text(lines(1500))
     (tmp_path / "own_hiding.py").write_text(HIDING)
