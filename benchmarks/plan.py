@@ -116,6 +116,7 @@ def planned(spec: dict[str, Any], folder: Path) -> tuple[float, int, float | Non
 
 def measured(spec: dict[str, Any], folder: Path, steps: int) -> list[dict[str, Any]] | str:
     """Run the ranks; return what each left, or what they printed if one failed."""
+    from jobs.checkpoint.torch_internals import HUGE_PAGES
     from jobs.data.prepare import prepare
     from jobs.spec import JobSpec
 
@@ -125,7 +126,7 @@ def measured(spec: dict[str, Any], folder: Path, steps: int) -> list[dict[str, A
     found = prepare(JobSpec.model_validate(spec), folder, folder / "s", parent=None, on_progress=lambda *_: None)
     (folder / "prepared").write_bytes(pickle.dumps(found))
     world = spec["resources"]["workers"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **HUGE_PAGES, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     script = str(ROOT / "benchmarks" / "plan_rank.py")
     ranks = [
         subprocess.Popen(

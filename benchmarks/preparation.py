@@ -1,6 +1,6 @@
 """Preparing text: MB/s, and the most memory that each process takes, beside Hugging Face's `datasets.map`.
 
-    python benchmarks/preparation.py [--gb 0.2] [--processes 2] [--rounds 1] [--only tandem|datasets]
+    python benchmarks/preparation.py [--gb 0.2] [--processes 2] [--rounds 1] [--kinds tandem,datasets]
 
 Text of N GB is generated, one document a line of JSON (600 characters on average, words by Zipf's law), with a
 byte-level BPE of 8,192 tokens that was trained on some of it. Then, in turns, each as a process of its own:
@@ -8,8 +8,10 @@ byte-level BPE of 8,192 tokens that was trained on some of it. Then, in turns, e
     tandem    the preparation of a causal-lm job (jobs/data/prepare.py) by processes of this machine: check, hash,
               split, encode, pack into rows of 513 tokens, write Arrow files with their digests
     datasets  load_dataset("json"), map(tokenise, batched), map(pack, batched, rows of 513 tokens), save_to_disk
+    tasks     as `tandem`, by tasks of a Ray cluster on this machine
+    raydata   the work of `datasets` by Ray Data: read_json, map_batches twice, write_parquet
 
-Both with the same tokenizer and as many processes. Memory is the largest VmHWM of the process that began and of each of
+All with the same tokenizer and as many processes. Memory is the largest VmHWM of the process that began and of each of
 its children, which counts pages of mapped files as well; `own` is the largest RssAnon seen, without these.
 """
 
@@ -79,11 +81,67 @@ def by_tandem(folder: Path, processes: int) -> None:
         "data": {"train": "text.jsonl", "eval_fraction": 0.01},
         "training": {"steps": 1},
     }
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processes])
+    _on(processes)
     checked, sizes = JobSpec.model_validate(spec), Sizes(spread_bytes=0)
     made = prepare.prepare(checked, folder, folder / "made", parent=None, on_progress=lambda *_: None, sizes=sizes)
     print(json.dumps({"tokens": (made.train_rows + made.eval_rows) * LENGTH}))
+
+
+def _on(processes: int) -> None:
+    """Leave this process so many CPUs."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processes])
+
+
+def by_tasks(folder: Path, processes: int) -> None:
+    """Prepare the text as a job does on a cluster of so many CPUs."""
+    _connect(processes)
+    by_tandem(folder, processes)
+
+
+def _connect(processes: int) -> None:
+    import ray
+
+    shipped = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(num_cpus=processes, runtime_env=shipped, **quiet)
+
+
+def by_raydata(folder: Path, processes: int) -> None:
+    """Tokenise and pack as `by_datasets` does, in blocks of a cluster of so many CPUs."""
+    import numpy as np
+    import pyarrow
+    import ray
+
+    _connect(processes)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    place = str(folder / "tokenizer")
+
+    class Tokenise:
+        """Texts → their tokens."""
+
+        def __init__(self) -> None:
+            from transformers import AutoTokenizer
+
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+            self._tokenizer = AutoTokenizer.from_pretrained(place)
+
+        def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
+            texts = batch.column("text").to_pylist()
+            ids = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            return pyarrow.table({"input_ids": [[*each, self._tokenizer.eos_token_id] for each in ids]})
+
+    def pack(batch: pyarrow.Table) -> pyarrow.Table:
+        stream = batch.column("input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        count = (len(stream) - 1) // LENGTH
+        rows = np.lib.stride_tricks.sliding_window_view(stream, LENGTH + 1)[: count * LENGTH : LENGTH]
+        return pyarrow.table({"input_ids": list(rows)})
+
+    data = ray.data.read_json(str(folder / "text.jsonl"), lines=True)
+    tokens = data.map_batches(Tokenise, batch_format="pyarrow", batch_size=1000, concurrency=processes)
+    tokens.map_batches(pack, batch_format="pyarrow", batch_size=1000).write_parquet(str(folder / "made" / "rows"))
+    rows = ray.data.read_parquet(str(folder / "made" / "rows")).count()
+    print(json.dumps({"tokens": rows * LENGTH}))
 
 
 def by_datasets(folder: Path, processes: int) -> None:
@@ -107,6 +165,9 @@ def by_datasets(folder: Path, processes: int) -> None:
     rows = tokens.map(pack, batched=True, num_proc=processes)
     rows.save_to_disk(folder / "made" / "rows", num_proc=processes)
     print(json.dumps({"tokens": len(rows) * LENGTH}))
+
+
+KINDS = {"tandem": by_tandem, "datasets": by_datasets, "tasks": by_tasks, "raydata": by_raydata}
 
 
 def watched(command: list[str]) -> dict[str, float]:
@@ -150,18 +211,18 @@ def _memory(pid: int) -> dict[str, float]:
     return {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith(("VmHWM", "RssAnon"))}
 
 
-def compare(folder: Path, gb: float, processes: int, rounds: int, only: str | None) -> None:
-    """Print a line for each run, and the ratio of the best ones."""
+def compare(folder: Path, gb: float, processes: int, rounds: int, kinds: list[str]) -> None:
+    """Print a line for each run, and the first one's best over that of each other."""
     generate(folder / "text.jsonl", int(gb * 1e9))
     train_tokenizer(folder / "text.jsonl", folder / "tokenizer")
     size, best = (folder / "text.jsonl").stat().st_size, dict[str, tuple[float, float]]()
-    kinds = [kind for kind in ("tandem", "datasets") if only in (None, kind)]
     for kind in kinds * rounds:
         command = [sys.executable, __file__, "--as", kind, "--folder", str(folder), "--processes", str(processes)]
         found = watched(command)
         shutil.rmtree(folder / "made", ignore_errors=True)
         rate, per_cpu = size / 1e6 / found["seconds"], size / 1e6 / found["cpu_seconds"]
-        best[kind] = max(best.get(kind, (0.0, 0.0)), (rate, per_cpu))
+        before = best.get(kind, (0.0, 0.0))
+        best[kind] = (max(before[0], rate), max(before[1], per_cpu))
         memory = ", ".join(
             f"{name} {found[name]:.0f}" for name in ("first_mb", "first_own_mb", "child_mb", "child_own_mb")
         )
@@ -170,9 +231,9 @@ def compare(folder: Path, gb: float, processes: int, rounds: int, only: str | No
             end="  ",
         )
         print(f"{memory}  tokens {found['tokens']}")
-    if len(best) == 2:
-        rates, per_cpus = (best["tandem"][at] / best["datasets"][at] for at in (0, 1))
-        print(f"tandem / datasets: {rates:.2f} in MB/s, {per_cpus:.2f} in MB a CPU second")
+    for other in kinds[1:]:
+        rates, per_cpus = (best[kinds[0]][at] / best[other][at] for at in (0, 1))
+        print(f"{kinds[0]} / {other}: {rates:.2f} in MB/s, {per_cpus:.2f} in MB a CPU second")
 
 
 def main() -> None:
@@ -181,15 +242,18 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=0.2)
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", choices=["tandem", "datasets"])
-    parser.add_argument("--as", dest="kind", choices=["tandem", "datasets"], help=argparse.SUPPRESS)
+    parser.add_argument("--kinds", default="tandem,datasets", help=f"of {', '.join(KINDS)}, with commas between")
+    parser.add_argument("--as", dest="kind", choices=list(KINDS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.kind:
-        {"tandem": by_tandem, "datasets": by_datasets}[arguments.kind](arguments.folder, arguments.processes)
+        KINDS[arguments.kind](arguments.folder, arguments.processes)
         return
+    kinds = arguments.kinds.split(",")
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"--kinds {', '.join(sorted(unknown))}: there are {', '.join(KINDS)}")
     with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder), arguments.gb, arguments.processes, arguments.rounds, arguments.only)
+        compare(Path(folder), arguments.gb, arguments.processes, arguments.rounds, kinds)
 
 
 if __name__ == "__main__":

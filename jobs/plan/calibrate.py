@@ -16,6 +16,7 @@ import torch
 
 from cluster.errors import UserError
 from cluster.precision import Precision
+from jobs.checkpoint.torch_internals import HUGE_PAGES
 from jobs.data.prepare import prepare
 from jobs.plan.rates import Rates, kind_of_cpu, kind_of_gpu
 from jobs.spec import JobSpec
@@ -84,7 +85,7 @@ def _prepared(folder: Path, stage: int, precision: Precision) -> None:
 
 def _run(world: int, threads: int, arguments: list[str], stage: int | None = None) -> list[dict[str, Any]]:
     """Run as many processes of jobs/plan/calibrate_rank.py, and return what each measured."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": arguments[-1]}
+    environment = {**os.environ, **HUGE_PAGES, "OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": arguments[-1]}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_root(), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="tandem-calibrate-") as folder:
         if stage is not None:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from jobs.worker.peak_memory import own_status, peak_bytes, resident
 REPEATS = 5
 ENOUGH_S = 1.5
 """A measurement that has taken so long is not repeated any more."""
+LONGEST_S = 5.0
+"""A call that would take longer is left out: a curve has its last rate for what lies beyond."""
 ROW = 64
 STEPS = 8
 
@@ -83,6 +86,23 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def curve(sizes: tuple[int, ...], rate: Callable[[int], float], work: Callable[[int], float]) -> list[Any]:
+    """Measure rates, each of work a second, at sizes that grow, until a call would take too long on some rank.
+
+    Returns:
+        (size, rate), one at least.
+    """
+    found: list[tuple[int, float]] = []
+    for size in sizes:
+        if found:
+            expected = torch.tensor(work(size) / found[-1][1])
+            dist.all_reduce(expected, dist.ReduceOp.MAX)  # the same answer on all ranks
+            if expected > LONGEST_S:
+                break
+        found.append((size, rate(size)))
+    return found
+
+
 def layer_rate(hidden: int, tokens: int, dtype: torch.dtype) -> float:
     """Return the FLOP/s of a pass through two layers of a Llama."""
     import transformers
@@ -91,13 +111,18 @@ def layer_rate(hidden: int, tokens: int, dtype: torch.dtype) -> float:
     config = transformers.LlamaConfig(vocab_size=8, num_attention_heads=max(1, hidden // 64), **sizes)
     model = transformers.LlamaModel(config).to(dtype).train()
     given = torch.randn(tokens // ROW, ROW, hidden, dtype=dtype, requires_grad=True)
-    weights = sum(each.numel() for each in model.layers.parameters())
 
     def learn() -> None:
         model(inputs_embeds=given, use_cache=False).last_hidden_state.float().sum().backward()
         model.zero_grad()
 
-    return (6 * weights * tokens + 2 * 12 * hidden * ROW * tokens) / seconds(learn)
+    return layer_work(hidden, tokens) / seconds(learn)
+
+
+def layer_work(hidden: int, tokens: int) -> float:
+    """Return the FLOPs of a pass through these two layers: 6 a weight and token, and attention's."""
+    weights = 2 * (4 * hidden**2 + 3 * hidden * (11 * hidden // 4) + 2 * hidden)
+    return 6 * weights * tokens + 2 * 12 * hidden * ROW * tokens
 
 
 def product_rate(inner: int, wide: int, tokens: int, dtype: torch.dtype) -> float:
@@ -122,7 +147,12 @@ def attention_rate(length: int, dtype: torch.dtype) -> float:
     def learn() -> None:
         torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).backward(back)
 
-    return 12 * rows * 256 * length * length / seconds(learn)
+    return attention_work(length) / seconds(learn)
+
+
+def attention_work(length: int) -> float:
+    """Return the FLOPs of such a pass."""
+    return 12 * max(1, 512 // length) * 256 * length * length
 
 
 def logits_rate(wide: int, tokens: int, dtype: torch.dtype) -> float:
@@ -167,12 +197,17 @@ def rates(world: int, dtype: torch.dtype) -> dict[str, Any]:
     scale = SCALES[torch.get_default_device().type]
     layers: list[tuple[int, int, float]] = []
     for hidden in scale.hidden:
-        layers += [(hidden, tokens, layer_rate(hidden, tokens, dtype)) for tokens in scale.tokens]
-    head = [(hidden, product_rate(hidden, scale.wide, scale.head_tokens, dtype)) for hidden in scale.hidden]
+        found = curve(scale.tokens, partial(layer_rate, hidden, dtype=dtype), partial(layer_work, hidden))
+        layers += [(hidden, *point) for point in found]
+    head = curve(
+        scale.hidden,
+        lambda hidden: product_rate(hidden, scale.wide, scale.head_tokens, dtype),
+        lambda hidden: 6 * hidden * scale.wide * scale.head_tokens,
+    )
     return {
         "layers": layers,
         "products": head,
-        "attention": [(length, attention_rate(length, dtype)) for length in scale.lengths],
+        "attention": curve(scale.lengths, partial(attention_rate, dtype=dtype), attention_work),
         "logits_per_s": logits_rate(scale.wide, scale.head_tokens, dtype),
         "updated_per_s": update_rate(scale.elements),
         "bandwidth": bandwidth(2 * scale.elements),
