@@ -200,7 +200,7 @@ def submit(
     if kept := shadows.note(spec.absolute().parent):
         typer.echo(kept, err=True)
     job_id = jobs_submit.submit(spec, set_)
-    print(job_id)
+    print(job_id, flush=True)  # who reads it through a pipe need not wait for the plan
     if follow:
         _follow(job_id, verbose)
     else:
