@@ -12,7 +12,8 @@ from jobs.checkpoint import resume
 from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.store import Store
 from jobs.data import batches
-from jobs.run_folder import Attempt, Control, RunFolder
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt, Control
 from jobs.worker import sizing
 from jobs.worker.config import WorkerConfig
 

@@ -19,7 +19,8 @@ from jobs.data import batches
 from jobs.data.prepare import Prepared, rows_of
 from jobs.data.rows import Rows
 from jobs.plan import facts
-from jobs.run_folder import Attempt, RunFolder
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
