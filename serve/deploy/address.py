@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve as ray_serve
 
+from cluster import topology
 from cluster.errors import UserError
 from cluster.ports import Claims
 from serve.deploy.ray_serve_internals import running_client
@@ -18,8 +19,6 @@ from serve.spec import HttpSpec
 
 DEFAULT_PORT = 8000
 PORTS_TRIED = 100
-HEAD_NODE = "node:__internal_head__"
-"""The resource by which Ray names the head node."""
 
 
 def start_serve() -> None:
@@ -46,7 +45,7 @@ def choose(http: HttpSpec, running: Address | None, claims: Claims) -> Address:
 
 def placement(http: HttpSpec) -> dict[str, Any]:
     """Return what ties gateways to the nodes that are to listen."""
-    return {"resources": {HEAD_NODE: 0.001}} if http.proxies == "head" else {}
+    return {"resources": {topology.HEAD_RESOURCE: 0.001}} if http.proxies == "head" else {}
 
 
 def free_port(http: HttpSpec, claims: Claims, first: int = DEFAULT_PORT, before: str = "") -> int:
