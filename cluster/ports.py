@@ -1,4 +1,4 @@
-"""Ports for the daemons of the local cluster: step over busy ones, or name who holds them."""
+"""Ports for what is about to listen: step over busy ones and those of other starts, or name who holds them."""
 
 import fcntl
 import os
@@ -12,18 +12,38 @@ from cluster.errors import UserError
 STEPS = 200
 
 
-class Ports:
-    """Choose ports for daemons that will listen in some seconds.
+class Claims:
+    """Ports that this process has chosen for what will listen in some seconds.
 
-    Until `close`, no other start on this machine chooses the same ones: between choosing a port and listening on it lie
-    seconds of imports, in which it looks free to everyone.
+    Until `close`, or the end of this process, no other start of this user's on this machine chooses the same ones:
+    between choosing a port and listening on it lie seconds of imports, in which it looks free to everyone.
     """
+
+    def __init__(self) -> None:
+        path = Path(tempfile.gettempdir()) / f"tandem-ports-{os.getuid()}.lock"
+        self._locks = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+    def take(self, port: int) -> bool:
+        """Claim a port; False where another process has. This one may claim it again."""
+        try:
+            # One byte of the file stands for one port; the lock ends with this process at the latest.
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go: by now they listen, or have failed to."""
+        os.close(self._locks)
+
+
+class Ports:
+    """Choose ports for daemons, and claim them until `close`."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._taken: set[int] = set()
-        path = Path(tempfile.gettempdir()) / f"tandem-ports-{os.getuid()}.lock"
-        self._locks = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._claims = Claims()
 
     def choose(self, name: str, default: int, explicit: int | None = None) -> int:
         """Return a port for `name`.
@@ -44,15 +64,10 @@ class Ports:
 
     def close(self) -> None:
         """Let go: by now the daemons listen, or have failed to."""
-        os.close(self._locks)
+        self._claims.close()
 
     def _take(self, port: int) -> bool:
-        if port in self._taken or not is_free(port):
-            return False
-        try:
-            # One byte of the file stands for one port; the lock ends with this process at the latest.
-            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-        except OSError:
+        if port in self._taken or not self._claims.take(port) or not is_free(port):
             return False
         self._taken.add(port)
         return True

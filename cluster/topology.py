@@ -1,7 +1,7 @@
 """Which nodes the cluster has, what they offer, and what of it is free right now."""
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,8 @@ from cluster.connect import connection, explained, get_json, job_client
 
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 MOST_NODES = 10_000
+HEAD_RESOURCE = "node:__internal_head__"
+"""The resource by which Ray names the head node."""
 
 Used = dict[str, dict[str, float]]
 """Node id → resource → amount in use."""
@@ -46,7 +48,15 @@ def nodes() -> list[Node]:
         listed = list_nodes(job_client().get_address(), detail=True, limit=MOST_NODES)
         used = _used_by_dashboard() if "://" in address else ray_internals.used_by_gcs(address)
     found = [_node(entry, used.get(entry.node_id, {})) for entry in listed]
-    return sorted(found, key=lambda node: (not node.alive, not node.is_head, node.address, node.node_id))
+    return _sorted(found)
+
+
+def own_nodes() -> list[Node]:
+    """List the same for a process that is connected to the cluster: without the dashboard, in milliseconds."""
+    import ray
+
+    used = ray_internals.used_by_gcs(ray.get_runtime_context().gcs_address)
+    return _sorted([_told(entry, used.get(entry["NodeID"], {})) for entry in ray.nodes()])
 
 
 def alive() -> set[str]:
@@ -84,22 +94,44 @@ def free_gpus(nodes: Iterable[Node]) -> float:
     return sum(node.free_gpus for node in nodes if node.alive)
 
 
+def _sorted(found: list[Node]) -> list[Node]:
+    return sorted(found, key=lambda node: (not node.alive, not node.is_head, node.address, node.node_id))
+
+
 def _node(entry: Any, used: dict[str, float]) -> Node:
     """Read one `ray.util.state.common.NodeState`."""
-    total = entry.resources_total or {}
-    is_alive = entry.state == "ALIVE"
+    is_alive, total = entry.state == "ALIVE", entry.resources_total or {}
+    return _of(entry.node_id, entry.node_ip, is_alive, bool(entry.is_head_node), total, entry.labels or {}, used)
+
+
+def _told(entry: dict[str, Any], used: dict[str, float]) -> Node:
+    """Read one of `ray.nodes()`."""
+    total = entry["Resources"]
+    is_head = HEAD_RESOURCE in total
+    return _of(entry["NodeID"], entry["NodeManagerAddress"], entry["Alive"], is_head, total, entry["Labels"], used)
+
+
+def _of(
+    node_id: str,
+    address: str,
+    is_alive: bool,
+    is_head: bool,
+    total: Mapping[str, float],
+    labels: Mapping[str, str],
+    used: Mapping[str, float],
+) -> Node:
     return Node(
-        node_id=entry.node_id,
-        address=entry.node_ip,
+        node_id=node_id,
+        address=address,
         alive=is_alive,
-        is_head=bool(entry.is_head_node),
+        is_head=is_head,
         total_cpus=total.get("CPU", 0.0),
         free_cpus=max(0.0, total.get("CPU", 0.0) - used.get("CPU", 0.0)) if is_alive else 0.0,
         total_gpus=total.get("GPU", 0.0),
         free_gpus=max(0.0, total.get("GPU", 0.0) - used.get("GPU", 0.0)) if is_alive else 0.0,
         memory_bytes=int(total.get("memory", 0)),
-        accelerator_type=(entry.labels or {}).get(ACCELERATOR_LABEL),
-        labels=dict(entry.labels or {}),
+        accelerator_type=labels.get(ACCELERATOR_LABEL),
+        labels=dict(labels),
     )
 
 

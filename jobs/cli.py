@@ -71,50 +71,53 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     print(json.dumps(resolved, indent=2) if as_json else yaml.safe_dump(resolved, sort_keys=False), end="")
 
 
+MaybeSpec = Annotated[Path | None, typer.Argument(help="The job's YAML file; --calibrate needs none.", metavar="SPEC")]
+KnownDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="h100, h200, b200, a100-80, a100-40, l40s, l4 or rtx-4090. Left out: this machine's CPUs."
+    ),
+]
+Devices = Annotated[
+    int | None, typer.Option("--devices", min=1, help="How many, one a worker. Left out: resources.workers.")
+]
+Mfu = Annotated[
+    float,
+    typer.Option("--mfu", min=0.01, max=1.0, callback=_number, help="Share of its peak FLOP/s that a device reaches."),
+]
+Price = Annotated[
+    float | None,
+    typer.Option("--price-per-hour", min=0.0, callback=_number, help="Of one device; the cost is in its currency."),
+]
+Users = Annotated[
+    int | None, typer.Option("--users", min=1, help="How many replicas serve so many users at once, too.")
+]
+UserRate = Annotated[float, typer.Option("--tokens-per-second", min=0.001, callback=_number, help="Of each user.")]
+UserContext = Annotated[
+    int | None, typer.Option("--context", min=1, help="Tokens of prompt and answer. Left out: task.sequence_length.")
+]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="First measure this machine for some minutes, while nothing else runs; kept in $TANDEM_HOME. With "
+        "SPEC: at its precision and threads.",
+    ),
+]
+
+
 @app.command()
 def plan(
-    spec: Annotated[
-        Path | None, typer.Argument(help="The job's YAML file; --calibrate needs none.", metavar="SPEC")
-    ] = None,
+    spec: MaybeSpec = None,
     set_: Overrides = [],  # noqa: B006
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            help="h100, h200, b200, a100-80, a100-40, l40s, l4 or rtx-4090. Left out: this machine's CPUs.",
-        ),
-    ] = None,
-    devices: Annotated[
-        int | None, typer.Option("--devices", min=1, help="How many, one a worker. Left out: resources.workers.")
-    ] = None,
-    mfu: Annotated[
-        float,
-        typer.Option(
-            "--mfu", min=0.01, max=1.0, callback=_number, help="Share of its peak FLOP/s that a device reaches."
-        ),
-    ] = 0.4,
-    price_per_hour: Annotated[
-        float | None,
-        typer.Option("--price-per-hour", min=0.0, callback=_number, help="Of one device; the cost is in its currency."),
-    ] = None,
-    users: Annotated[
-        int | None, typer.Option("--users", min=1, help="How many replicas serve so many users at once, too.")
-    ] = None,
-    tokens_per_second: Annotated[
-        float, typer.Option("--tokens-per-second", min=0.001, callback=_number, help="Of each user.")
-    ] = 20.0,
-    context: Annotated[
-        int | None,
-        typer.Option("--context", min=1, help="Tokens of prompt and answer. Left out: task.sequence_length."),
-    ] = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate",
-            help="First measure this machine for some minutes, while nothing else runs; kept in $TANDEM_HOME. With "
-            "SPEC: at its precision and threads.",
-        ),
-    ] = False,
+    device: KnownDevice = None,
+    devices: Devices = None,
+    mfu: Mfu = 0.4,
+    price_per_hour: Price = None,
+    users: Users = None,
+    tokens_per_second: UserRate = 20.0,
+    context: UserContext = None,
+    calibrate: Calibrate = False,
     as_json: AsJson = False,
 ) -> None:
     """Estimate a job's memory by ZeRO stage, its time, tokens and cost. Needs no cluster, and starts no job.
@@ -200,7 +203,7 @@ def submit(
     if kept := shadows.note(spec.absolute().parent):
         typer.echo(kept, err=True)
     job_id = jobs_submit.submit(spec, set_)
-    print(job_id)
+    print(job_id, flush=True)  # who reads it through a pipe need not wait for the plan
     if follow:
         _follow(job_id, verbose)
     else:

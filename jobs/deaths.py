@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from cluster.ray_process_internals import WORKER_TITLE
-from jobs.run_folder import Attempt
+from jobs.run_notes import Attempt
 
 ANSWER_S = 10.0
 Answer = TypeVar("Answer")

@@ -7,8 +7,8 @@ from pathlib import Path
 from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.tasks import own_code
-from jobs.tasks import weights_digest as digests
 from tracking import manifest, registry
+from tracking import weights_digest as digests
 from tracking.errors import TrackingError
 
 

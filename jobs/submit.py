@@ -11,14 +11,14 @@ import shlex
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster import connect, shadows, shipping, specfile
 from cluster.errors import UserError
-from jobs import noise, parents, profiled, progress
+from jobs import parents, profiled, progress
+from jobs.plan import at_submit
 from jobs.spec import JobSpec
 from jobs.worker import fault_injection, zero
 
@@ -89,21 +89,14 @@ def submit(path: Path, overrides: list[str], profile: int = 0) -> str:
 def planned(path: Path, overrides: list[str]) -> str:
     """Return in one line what the job at `path` should take on this machine, or why that is not known; or nothing.
 
+    The job is on its way: this takes PATIENCE_S of jobs/plan/at_submit.py at most, and nothing from the job.
+
     Nothing of a job that trains none, and of one that runs elsewhere: its own log says it of the workers that it gets.
     """
     spec = specfile.load(path, JobSpec, overrides)
     if spec.training is None or not connect.connection().is_local:
         return ""
-    with suppress(OSError):
-        os.nice(19)  # the job has begun: it goes first
-    noise.quiet()
-    from jobs.plan import outlook, plan, settled
-
-    try:
-        made = settled.planned(spec, path.absolute().parent, plan.Asked(), lambda key: key, without_data=True)
-        return outlook.line(plan.outlook(made, 0, saves=spec.checkpoint.every_steps is not None))
-    except Exception as error:  # an estimate is worth no job
-        return f"plan: not known: {error}"
+    return at_submit.said(path, overrides)
 
 
 def follow(job_id: str, on_line: Callable[[str, progress.Progress | None], None]) -> Outcome:

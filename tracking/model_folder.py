@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tracking import weights_digest
 from tracking.errors import TrackingError
 from tracking.manifest import FILE_NAME
 
@@ -59,6 +60,34 @@ def refuse(what: str, found: list[str]) -> None:
     """
     if found:
         raise TrackingError("\n".join(f"{what}: {problem}" for problem in found))
+
+
+def check_base(folder: Path) -> None:
+    """Refuse adapters whose base is to be on this machine and is not what they were trained on; reads its weights.
+
+    A base on the hub is known by its commit, under which files never change.
+
+    Raises:
+        TrackingError: it is not there, or holds other weights; or the same of the base of a base.
+    """
+    adapters, seen = folder, set[Path]()
+    while (base := _base_here(adapters)) is not None and adapters not in seen:
+        refuse(str(folder), list(_of_base(adapters, base)))
+        if weights_digest.of_folder(base) != _read(adapters / BASE).get("digest"):
+            raise TrackingError(
+                f"{adapters} holds adapters for the model in {base}, whose weights have changed since: bring it back "
+                "as it was"
+            )
+        seen.add(adapters)
+        adapters = base
+
+
+def _base_here(folder: Path) -> Path | None:
+    """Return where on this machine the base of a folder of adapters is to be; None for any other, or one on a hub."""
+    at = _read(folder / BASE).get("at")
+    if not isinstance(at, str) or not Path(at).is_absolute() or not (folder / ADAPTER).is_file():
+        return None
+    return Path(at)
 
 
 def own_code(folder: Path) -> list[str]:

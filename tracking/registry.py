@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from cluster.names import check_alias, check_name, suggest
+from tracking import model_folder
 from tracking.client import ask, connect, create_once
 from tracking.errors import Refused, TrackingError
 from tracking.manifest import FILE_NAME, ModelManifest, read
@@ -163,13 +164,15 @@ def models(tracking_uri: str | None = None) -> list[str]:
 def promote(name: str, version: int, alias: str, tracking_uri: str | None = None) -> ModelVersion:
     """Make `alias` mean this version of the model; endpoints that name it follow at their next `up`.
 
-    Raises TrackingError, and moves nothing, when the version's files are on this machine and not what they were.
+    Raises TrackingError, and moves nothing, when the version's files are on this machine and not what they were; or,
+    where it holds adapters alone, the model that they were trained on.
     """
     check_alias(alias)
     client = connect(tracking_uri)
     found = _version(client, name, version)
     if found.source.startswith(f"{_SCHEME}:") and (found.directory / FILE_NAME).exists():
         read(found.directory, verify=True)
+        model_folder.check_base(found.directory)
     ask(client, lambda: client.set_registered_model_alias(name, alias, str(version)))
     return _version(client, name, version)
 

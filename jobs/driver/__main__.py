@@ -26,6 +26,10 @@ if __name__ == "__main__":
             flush=True,
         )
         sys.exit(2)
+    from jobs.driver.warm import shadow_at_once
+
+    if (code := shadow_at_once("jobs.driver", sys.argv[1:])) is not None:
+        sys.exit(code)
     from jobs.driver.main import leave, main
 
     leave(main())

@@ -19,7 +19,7 @@ from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
 from jobs.notes import DamagedNote
-from jobs.run_folder import Saves
+from jobs.run_notes import Saves
 from jobs.spec import JobSpec
 from tracking import outbox
 from tracking.errors import TrackingError

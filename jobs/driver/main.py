@@ -70,7 +70,7 @@ def check_it_fits(spec: JobSpec) -> dict[str, int]:
     """
     wanted = spec.resources
     request = placement.Request(wanted.most, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    answer = placement.fit_most(request, wanted.fewest, topology.nodes())
+    answer = placement.fit_most(request, wanted.fewest, topology.own_nodes())
     if isinstance(answer, placement.Placement):
         return answer.workers_by_node
     if not answer.fits_when_free:

@@ -32,7 +32,8 @@ from jobs.driver.ray_train_internals import (
     ScalingPolicy,
     worker_resources,
 )
-from jobs.run_folder import Attempt, RunFolder
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt
 from jobs.spec import WorkersSpec
 from jobs.worker.config import WorkerConfig
 

@@ -8,18 +8,24 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster import fork_client, prestart, ray_process_internals
 from jobs import noise
 from jobs.checkpoint import torch_internals
-from jobs.spec import JobSpec
+
+if TYPE_CHECKING:
+    from jobs.spec import JobSpec
 
 WORKER = {ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_training"}
 """What the environment of a process that computes holds besides."""
 OURS = {"working_dir", "py_modules", "excludes", "env_vars", "config"}
 VARIABLES = ("TANDEM_", "MLFLOW_", "RAY_")
 """How the variables begin that no library reads while it is imported."""
+OF_RAY = ("jsonschema", "fsspec", "pydantic.dataclasses", "uvloop")
+"""What Ray and Ray Train import that is not theirs, and that nothing above imports."""
 DRIVES = "TANDEM_DRIVES"
 """A variable of a fork server that a driver has started: others will follow."""
 FORK_HOOK = "jobs.driver.warm:import_before_ray"
@@ -28,12 +34,16 @@ FORK_HOOK = "jobs.driver.warm:import_before_ray"
 
 def environment(spec: JobSpec) -> dict[str, str]:
     """Return the variables of all of the job's processes but the driver: those that compute, and Ray Train's actors."""
+    return _environment(on_gpu=spec.resources.gpus_per_worker > 0)
+
+
+def _environment(*, on_gpu: bool) -> dict[str, str]:
     return {
         **noise.ENVIRONMENT,
         **torch_internals.HUGE_PAGES,
         # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
         **{name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ},
-        **({} if spec.resources.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}),
+        **({} if on_gpu else {"DS_ACCELERATOR": "cpu"}),
         **ray_process_internals.CONTROLLER_SETTINGS,
         ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_control",
     }
@@ -47,9 +57,38 @@ def shadow(spec: JobSpec, module: str) -> int | None:
     Args:
         module: what this process runs, as `python -m` does.
     """
-    if not _forks(spec):
+    return _shadow(module) if _forks(spec) else None
+
+
+def shadow_at_once(module: str, arguments: Sequence[str]) -> int | None:
+    """Do the same before the spec is read, which takes half a second of imports, where it can ask for no GPU.
+
+    None: this process has to do it, or to ask `shadow` once it has the spec.
+
+    Args:
+        arguments: of the driver: the spec's path, then what is set besides.
+    """
+    if fork_client.IS_FORKED in os.environ or not is_ours(os.environ.get(ray_process_internals.JOB_MARKER, "")):
         return None
-    return fork_client.shadow(FORK_HOOK, module, {**os.environ, **environment(spec), DRIVES: "1"})
+    if not names_no_gpu(arguments):
+        return None
+    code = _shadow(module)
+    if code is None:
+        os.environ[fork_client.IS_FORKED] = "1"  # there is no server: `shadow` need not try again
+    return code
+
+
+def names_no_gpu(arguments: Sequence[str]) -> bool:
+    """Say whether a driver's spec, and what is set besides, do not even name `gpus_per_worker`, which is 0 then."""
+    try:
+        spec = Path(arguments[0]).read_text(encoding="utf-8")
+    except (IndexError, OSError, ValueError):
+        return False  # it is refused, in words, by who reads it
+    return not any("gpus_per_worker" in text for text in (spec, *arguments))
+
+
+def _shadow(module: str) -> int | None:
+    return fork_client.shadow(FORK_HOOK, module, {**os.environ, **_environment(on_gpu=False), DRIVES: "1"})
 
 
 def executable(spec: JobSpec) -> dict[str, str]:
@@ -98,7 +137,7 @@ def import_before_ray() -> None:
         from jobs.worker.deepspeed_internals import import_deepspeed
 
         import_deepspeed()  # before transformers imports it at full length
-    modules = ["transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.worker.loop"]
+    modules = ["transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.worker.loop", *OF_RAY]
     if os.environ.get(DRIVES):
         modules += ["jobs.driver.attempt", "mlflow.tracking"]
     for module in modules:

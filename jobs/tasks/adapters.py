@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.tasks import TaskError, weights_digest
+from jobs.tasks import TaskError
+from tracking import weights_digest
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ class Base:
     at: str
     """A directory, or a hub id."""
     digest: str
-    """SHA-256 (hex) of its weights (jobs/tasks/weights_digest.py), or the commit of a hub id."""
+    """SHA-256 (hex) of its weights (tracking/weights_digest.py), or the commit of a hub id."""
 
     def write(self, directory: Path) -> None:
         """Say so in a folder of adapters."""

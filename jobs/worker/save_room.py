@@ -10,15 +10,14 @@ import socket
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from cluster import memory
 from jobs.worker.peak_memory import own_status, resident, resident_peak
 
 SPARE_PERCENT = 6
 """So much of a machine's memory stays free: Ray ends workers when less than 5 % of it are left."""
 ALWAYS = 64 << 20
 """Copies of no more bytes on a machine are made whatever is left."""
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -73,24 +72,6 @@ def shortage(ranks: Sequence[Room]) -> Shortage | None:
 
 def look(copy: int, held: int) -> Room:
     """Return this rank's, of now; what it would copy, and what it has for that, in bytes."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    limit, used = container(CGROUP)
-    status = own_status()
+    node, status = memory.of_node(), own_status()
     growth = max(0, resident_peak(status) - resident(status))
-    return Room(socket.gethostname(), copy, held, growth, min(memory.available, limit - used), min(memory.total, limit))
-
-
-def container(group: Path) -> tuple[int, int]:
-    """Return the bytes that a control group (Linux, version 2) may take, and has; without one, no limit to speak of.
-
-    Cached files are not counted, as Ray's monitor does not: they go when memory is wanted.
-    """
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        lines = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
-    except OSError:
-        return 2**62, 0
-    cached = sum(int(value) for key, value in lines if key in ("inactive_file", "active_file"))
-    return (int(limit), max(0, int(used) - cached)) if limit.isdigit() else (2**62, 0)
+    return Room(socket.gethostname(), copy, held, growth, node.available, node.total)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cluster.errors import UserError
 from cluster.precision import Precision
-from jobs import deaths, lease
 from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
-from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.data import batches
 from jobs.data.prepare import Prepared, rows_of
 from jobs.data.rows import Rows
 from jobs.plan import facts
-from jobs.run_folder import Attempt, Control, RunFolder
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt
 from jobs.spec import JobSpec, TrainingSpec
 from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
@@ -31,6 +28,7 @@ from jobs.worker import (
     async_io,
     buffers,
     compiling,
+    entry,
     heap,
     optimizers,
     planned,
@@ -44,6 +42,7 @@ from jobs.worker import (
 from jobs.worker.compiling import Compiling
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine, dtype_of, import_deepspeed
+from jobs.worker.entry import Entry
 from jobs.worker.fault_injection import Injector
 from jobs.worker.watchdog import Watchdog
 from tracking.spool import Spool
@@ -123,26 +122,22 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     at_first = reference.without_missing(prepared)
     rows, eval_rows = both_rows(at_first)
     store = Store(config.checkpoints)
-    entry = enter_group(config, store, rank, readers)
-    point, attempt = entry.point, entry.attempt
+    entered = entry.enter_group(config, store, rank, readers)
+    point, attempt = entered.point, entered.attempt
     device = ray.train.torch.get_device()
     ds_config = settings_of(config, training, attempt.micro_batch, readers, device)
-    zero.check_base(spec.model.lora, ds_config)
     plan = planned.teller(config, task, device, rank)
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     counted = facts.of(begun.model)
-    plan(counted, entry.micro_batch)
-    placed = with_swap_files(ds_config, swap_files, begun.model, watchdog)
-    engine = make_engine(begun, training, placed, device, store, point)
+    plan(counted, entered.micro_batch)
+    with_files = with_swap_files(ds_config, swap_files, begun.model, watchdog)
+    engine = make_engine(begun, training, with_files, device, store, point)
     shared = look(begun, spec, task, engine, (rows, eval_rows), folder)
     if at_first is not prepared:
         reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
         rows, eval_rows = both_rows(prepared)
     this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
-    attempt = replace(attempt, micro_batch=sizing.settle(this, entry.micro_batch, entry.control), training=True)
-    plan(counted, attempt.micro_batch if entry.micro_batch is None else None)
-    if rank == 0:
-        folder.write_attempt(attempt)
+    attempt = settled(this, entered, plan)
     injector = Injector(folder, rank, node=attempt.nodes[rank])
     return Worker(
         spec=spec,
@@ -156,8 +151,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
         spool=Spool(folder.rank_0_spool) if rank == 0 else None,
         watchdog=watchdog,
         injector=injector,
-        skip=frozenset(entry.control.skip),
-        saver=saver_of(spec, task, store, entry, engine, injector),
+        skip=frozenset(entered.control.skip),
+        saver=saver_of(spec, task, store, entered, engine, injector),
         steps=total_steps(training, len(rows)),
         micro_batch=attempt.micro_batch,
         zero_stage=int(ds_config["zero_optimization"].get("stage", 0)),
@@ -166,41 +161,23 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
         compiling=begin_to_compile(engine, folder.compiled, watchdog) if training.compile else None,
         model_directory=config.parent,
         data=prepared.rows,
-        order=entry.order,
+        order=entered.order,
         shared=shared,
     )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """With what a rank enters the group: the same on all ranks, but for the fence, which is rank 0's."""
+def settled(this: sizing.Sizing, entered: Entry, plan: planned.Teller) -> Attempt:
+    """Return this start of the group with the rows of a micro-batch, found now where that is asked for. Collective.
 
-    fence: Fence | None
-    point: resume.Point
-    order: int
-    """Version of the order in which the run visits its rows."""
-    control: Control
-    micro_batch: int | None
-    """None: it is to be found."""
-    attempt: Attempt
-
-
-def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> Entry:
-    """Agree with the other ranks on where to go on, and leave what is known of this start in the folder. Collective.
-
-    Raises:
-        UserError: see `where_to_start` and `order_of`.
+    Args:
+        plan: is told of rows that were found.
     """
-    folder = config.folder
-    control = folder.control()
-    fence, point = where_to_start(config, store, rank)
-    order = order_of(point)
-    known = sizing.known(config, control, readers)
-    attempt = this_attempt(point.attempt, known or 1)
-    say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
-    if rank == 0:
-        folder.write_attempt(attempt)
-    return Entry(fence, point, order, control, known, attempt)
+    found = sizing.settle(this, entered.micro_batch, entered.control)
+    plan(this.facts, found if entered.micro_batch is None else None)
+    attempt = replace(this.attempt, micro_batch=found, training=True)
+    if this.engine.rank == 0:
+        this.config.folder.write_attempt(attempt)
+    return attempt
 
 
 def look(
@@ -211,16 +188,16 @@ def look(
     looked = start.look(spec, task, model, rows[0].columns | rows[1].columns)
     shared = sequence.begin(spec, task, engine, rows[0])
     looked += [*(shared.said if shared else []), *optimizers.said(model, engine.matrices)]
-    say([*begun.said, *looked, *buffers.said(model, engine.world_size)], engine.rank, folder)
+    entry.say([*begun.said, *looked, *buffers.said(model, engine.world_size)], engine.rank, folder)
     return shared
 
 
-def saver_of(spec: JobSpec, task: Task, store: Store, entry: Entry, engine: Engine, injector: Injector) -> Saver:
+def saver_of(spec: JobSpec, task: Task, store: Store, entered: Entry, engine: Engine, injector: Injector) -> Saver:
     """Return what saves this rank's checkpoints."""
     metric = spec.checkpoint.metric
     keep = Keep(spec.checkpoint.keep, spec.checkpoint.keep_best, metric, task.metrics[metric])
-    name, inject = entry.point.attempt, injector.inject
-    return Saver(store, name, engine.rank, engine.world_size, keep, inject, GroupNotes(), entry.fence)
+    name, inject = entered.point.attempt, injector.inject
+    return Saver(store, name, engine.rank, engine.world_size, keep, inject, GroupNotes(), entered.fence)
 
 
 def with_swap_files(
@@ -267,81 +244,18 @@ def both_rows(prepared: Prepared) -> tuple[Rows, Rows]:
 def settings_of(
     config: WorkerConfig, training: TrainingSpec, micro_batch: int, readers: int, device: torch.device
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for this group, in which `readers` ranks have rows of their own."""
+    """Return DeepSpeed's configuration for this group, in which `readers` ranks have rows of their own.
+
+    Raises:
+        UserError: the spec wants a base held in few bits, and the configuration does not go with that.
+    """
     accumulation = batches.accumulation_steps(training.global_batch_size, readers, micro_batch)
     base, on_gpu = zero.read_named(training, config.base), device.type == "cuda"
-    return zero.deepspeed_config(
+    found = zero.deepspeed_config(
         training, micro_batch, accumulation, precision=config.precision, on_gpu=on_gpu, base=base
     )
-
-
-def say(sentences: Sequence[str], rank: int, folder: RunFolder) -> None:
-    """Leave sentences for the job's log and its run, on rank 0 alone."""
-    if rank == 0:
-        folder.add_remarks(sentences)
-
-
-def where_to_start(config: WorkerConfig, store: Store, rank: int) -> tuple[Fence | None, resume.Point]:
-    """Agree with the other ranks on where to go on; rank 0 shuts earlier starts out first. Collective.
-
-    Raises:
-        UserError: another job has the run, or the newest checkpoint has learned from other rows.
-    """
-    # Entered before it looks: what it finds, nobody who was here before changes any more.
-    fence = enter(config.folder, store, resume.attempt_name()) if rank == 0 else None
-    point = resume.agree(store)
-    check_data(point, config.prepared.rows)
-    return fence, point
-
-
-def check_data(point: resume.Point, rows: str) -> None:
-    """Refuse a checkpoint that has learned from other rows; the driver has asked the run's folder, if that is whole.
-
-    Raises:
-        UserError: it has; nothing was loaded.
-    """
-    known = point.manifest.data if point.manifest else ""
-    if known and rows and known != rows:
-        raise UserError(
-            f"the checkpoint at step {point.step} has learned from other rows (digest {known[:12]}) than these "
-            f"({rows[:12]}): bring the data back as it was, or begin a new run with --set checkpoint.resume=never"
-        )
-
-
-def order_of(point: resume.Point) -> int:
-    """Return the version of the order in which the run visits its rows: its checkpoint's, or the newest one.
-
-    Raises:
-        UserError: the checkpoint is of a later Tandem, whose order is not known here; nothing was loaded.
-    """
-    version = point.manifest.order if point.manifest else batches.VERSION
-    if 1 <= version <= batches.VERSION:
-        return version
-    raise UserError(
-        f"the checkpoint at step {point.step} visits its rows in an order of version {version}, and this Tandem knows "
-        f"versions 1 to {batches.VERSION}: go on with the Tandem that wrote it, or begin a new run with "
-        "--set checkpoint.resume=never"
-    )
-
-
-def enter(folder: RunFolder, store: Store, attempt: str) -> Fence:
-    """Shut out every start of a group before this one; called on rank 0.
-
-    Raises:
-        Superseded: another job has taken the run over.
-    """
-    if folder.lease and lease.newest(folder.path) != folder.lease:
-        raise Superseded(f"another job has taken the run {folder.key} over; its workers must not be shut out")
-    return Fence.enter(store, attempt)
-
-
-def this_attempt(name: str, micro_batch: int) -> Attempt:
-    """Describe this start of the group, with where each rank is. Collective."""
-    import ray
-
-    mine = (ray.get_runtime_context().get_node_id(), os.getpid(), deaths.oom_kills())
-    nodes, pids, kills = zip(*resume.gathered(mine), strict=True)
-    return Attempt(name, len(nodes), micro_batch, nodes=nodes, pids=pids, oom_kills=kills)
+    zero.check_base(config.spec.model.lora, found)
+    return found
 
 
 def make_engine(

@@ -24,7 +24,7 @@ from jobs.data import batches
 from jobs.data.rows import Rows
 from jobs.plan import fit, memory
 from jobs.plan.facts import Facts
-from jobs.run_folder import Attempt, Control
+from jobs.run_notes import Attempt, Control
 from jobs.tasks import Task
 from jobs.worker import buffers, growth, remembered, rows_search, trial_internals
 from jobs.worker.config import WorkerConfig

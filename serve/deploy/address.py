@@ -9,7 +9,9 @@ from typing import Any
 
 from ray import serve as ray_serve
 
+from cluster import topology
 from cluster.errors import UserError
+from cluster.ports import Claims
 from serve.deploy.ray_serve_internals import running_client
 from serve.deploy.where import Address
 from serve.served import PORT_BEFORE
@@ -17,8 +19,6 @@ from serve.spec import HttpSpec
 
 DEFAULT_PORT = 8000
 PORTS_TRIED = 100
-HEAD_NODE = "node:__internal_head__"
-"""The resource by which Ray names the head node."""
 
 
 def start_serve() -> None:
@@ -27,8 +27,12 @@ def start_serve() -> None:
         ray_serve.start(proxy_location="Disabled")
 
 
-def choose(http: HttpSpec, running: Address | None) -> Address:
+def choose(http: HttpSpec, running: Address | None, claims: Claims) -> Address:
     """Return where the gateways of a spec shall listen: where those that run do, unless the spec says otherwise.
+
+    Args:
+        claims: held until they listen, so that an endpoint which another cluster on this machine brings up meanwhile
+            gets another port.
 
     Raises:
         UserError: nothing can listen there.
@@ -36,26 +40,26 @@ def choose(http: HttpSpec, running: Address | None) -> Address:
     certificate = http.tls.certificate if http.tls else None
     if running is not None and http.port in (None, running.port):
         return Address(http.host, running.port, certificate)
-    return Address(http.host, free_port(http, before=os.environ.get(PORT_BEFORE, "")), certificate)
+    return Address(http.host, free_port(http, claims, before=os.environ.get(PORT_BEFORE, "")), certificate)
 
 
 def placement(http: HttpSpec) -> dict[str, Any]:
     """Return what ties gateways to the nodes that are to listen."""
-    return {"resources": {HEAD_NODE: 0.001}} if http.proxies == "head" else {}
+    return {"resources": {topology.HEAD_RESOURCE: 0.001}} if http.proxies == "head" else {}
 
 
-def free_port(http: HttpSpec, first: int = DEFAULT_PORT, before: str = "") -> int:
-    """Return the port the spec names, or else that of `before`, or else the first free one from `first` on.
+def free_port(http: HttpSpec, claims: Claims, first: int = DEFAULT_PORT, before: str = "") -> int:
+    """Return the port the spec names, or else that of `before`, or else the first free one from `first` on; claim it.
 
     Raises:
         UserError: the port or the host cannot be listened on; why, and what to change.
     """
     if http.port is not None:
-        if mistake := _mistake(http.host, http.port):
+        if mistake := _mistake(http.host, http.port) if claims.take(http.port) else CLAIMED:
             raise UserError(f"http.port {http.port} on {http.host} {mistake}")
         return http.port
     for port in [*([int(before)] if before.isdigit() else []), *range(first, first + PORTS_TRIED)]:
-        mistake = _mistake(http.host, port)
+        mistake = _mistake(http.host, port) if claims.take(port) else TAKEN
         if mistake is None:
             return port
         if mistake != TAKEN:
@@ -71,6 +75,7 @@ def cannot_listen(host: str, port: int, error: OSError) -> str:
 
 
 TAKEN = "is taken: name another one, or none for a free one"
+CLAIMED = "is about to be listened on by another start: name another one, or none for a free one"
 NO_NAME = "is no address, and no name that can be resolved here"
 MISTAKES = {
     errno.EADDRINUSE: TAKEN,

@@ -23,6 +23,7 @@ from ray import serve as ray_serve
 
 from cluster import connect, topology
 from cluster.errors import UserError
+from cluster.ports import Claims
 from serve import served
 from serve.deploy import (
     address,
@@ -67,7 +68,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     for sentence in begin.told(destination.of_replicas(os.environ)):
         _tell(progress=sentence)
     running = _running_address(spec.name)
-    at = address.choose(spec.http, running)
+    at = address.choose(spec.http, running, Claims())  # until this process ends: by then the gateways listen
     certificate = tls.check(spec.http.tls.certificate, spec.http.tls.key) if spec.http.tls else None
     address.start_serve()
     shared = environment.of_replicas()

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -165,6 +166,10 @@ def test_ports_and_nodes_of_the_session_cluster(cluster: Connection) -> None:
     assert nodes[0].address.startswith("127.")
     assert 0 <= nodes[0].free_cpus <= 4
     assert nodes[0].memory_bytes > 0
+    connect.init_ray()
+    (own,) = topology.own_nodes()
+    assert 0 <= own.free_cpus <= 4
+    assert replace(own, free_cpus=nodes[0].free_cpus) == nodes[0], "the same without the dashboard"
     port = int(cluster.tracking_uri.rsplit(":", 1)[1])
     state = local.state()
     assert state is not None

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.errors import UserError
 from tests.support.mlflow_server import LossyProxy, MlflowServer, free_port
-from tracking import cli, manifest, registry
+from tracking import cli, manifest, registry, weights_digest
 from tracking.errors import TrackingError
 from tracking.run import Run
 
@@ -113,6 +113,28 @@ def test_an_alias_does_not_move_to_a_damaged_version(model: Path) -> None:
     with pytest.raises(TrackingError, match="is corrupt"):
         registry.promote("rotten", second.version, "champion")
     assert registry.find_version("models:/rotten@champion").version == first.version
+
+
+def test_an_alias_does_not_move_to_adapters_whose_base_is_another_one(model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"1" * 100)
+    (model / "adapter_config.json").write_text("{}")
+    (model / "base.json").write_text(json.dumps({"at": str(base), "digest": weights_digest.of_folder(base)}))
+    manifest.write(model, manifest.read(model))
+    first = registry.register("adapters", model, run_id="run1", alias="champion")
+    second = registry.register("adapters", model, run_id="run2")
+    (base / "model.safetensors").write_bytes(b"1" * 99 + b"2")
+    with pytest.raises(TrackingError, match="whose weights have changed since"):
+        registry.promote("adapters", second.version, "champion")
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(TrackingError, match="which is not there"):
+        registry.promote("adapters", second.version, "champion")
+    assert registry.find_version("models:/adapters@champion").version == first.version
+    (tmp_path / "elsewhere").rename(base)
+    (base / "model.safetensors").write_bytes(b"1" * 100)
+    assert registry.promote("adapters", second.version, "champion").aliases == ("champion",)
 
 
 def test_the_models_table_and_its_json(model: Path) -> None:

@@ -20,7 +20,8 @@ import torch.distributed as dist
 
 from jobs.data.prepare import Prepared, prepare, rows_of
 from jobs.plan import facts
-from jobs.run_folder import Attempt, Control, RunFolder
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt, Control
 from jobs.spec import JobSpec
 from jobs.worker import sizing, trial_internals
 from jobs.worker.config import WorkerConfig

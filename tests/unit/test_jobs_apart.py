@@ -20,7 +20,7 @@ from cluster.errors import UserError
 from jobs import lineage, parents
 from jobs.driver import publish
 from jobs.spec import JobSpec, LoraSpec
-from jobs.tasks import TaskError, adapters, loading, weights_digest
+from jobs.tasks import TaskError, adapters, loading
 from jobs.tasks.causal_lm import CausalLM
 from jobs.worker import apart, start
 from jobs.worker.lora import add_lora
@@ -28,7 +28,7 @@ from serve.deploy import plan
 from serve.spec import ServeSpec
 from tests.support import hub, tiny_models
 from tests.support.adapters_apart import loaded, merged, trained, written
-from tracking import manifest, model_folder
+from tracking import manifest, model_folder, weights_digest
 from tracking.errors import TrackingError
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}

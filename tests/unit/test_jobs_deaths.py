@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from jobs import deaths
-from jobs.run_folder import Attempt
+from jobs.run_notes import Attempt
 
 ATTEMPT = Attempt("a", 4, 1, True, ("n1", "n1", "n2", "n3"), (11, 12, 21, 31), (5, 5, 0, 0))
 

@@ -161,7 +161,7 @@ def test_a_file_that_could_not_be_written_whole_is_not_there(tmp_path):
 
 
 def test_workers_of_a_job_that_has_lost_its_run_shut_nobody_out(tmp_path):
-    from jobs.worker.setup import enter  # heavy; the writers above import this module
+    from jobs.worker.entry import enter  # heavy; the writers above import this module
 
     run, store = RunFolder(tmp_path, lease=1), Store(str(tmp_path / "checkpoints"))
     with lease.take(tmp_path).kept(lambda: None):

@@ -6,8 +6,8 @@ import pytest
 
 from cluster.errors import UserError
 from jobs import lineage
-from jobs.tasks import weights_digest
 from tests.support import hub
+from tracking import weights_digest
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from jobs.checkpoint.saver import Saver
 from jobs.checkpoint.shards import KINDS, Fragment
 from jobs.checkpoint.store import Store
 from jobs.data import batches, rows
-from jobs.worker import evaluate, loop, sequence, setup
+from jobs.worker import entry, evaluate, loop, sequence
 
 COUNT, STEPS, SEED = batches.LISTED_ROWS + 3, 6, 4
 
@@ -67,7 +67,7 @@ def worker_at(point: resume.Point, read: rows.Rows, store: Store) -> SimpleNames
         zero_stage=1,
         evaluations={},
         data="d",
-        order=setup.order_of(point),
+        order=entry.order_of(point),
     )
 
 
@@ -115,4 +115,4 @@ def test_an_order_that_is_not_known_is_refused(version: int) -> None:
     with pytest.raises(
         UserError, match=rf"step 7 visits its rows in an order of version {version}.*knows versions 1 to"
     ):
-        setup.order_of(point)
+        entry.order_of(point)

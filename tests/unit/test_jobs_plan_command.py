@@ -1,6 +1,7 @@
 """`tandem jobs plan`: no data, no weights, no cluster; mistakes end with 2 and their place."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from cluster import specfile
 from cluster.errors import UserError
 from cluster.home import home
 from jobs import cli
-from jobs.plan import facts, outlook, rates, skeleton
+from jobs.plan import at_submit, facts, rates, skeleton
 from jobs.plan import plan as planner
 from jobs.spec import JobSpec
 from tests.support import tiny_models
@@ -218,8 +219,7 @@ def test_a_plan_needs_a_spec_or_something_to_measure(monkeypatch, capsys):
 def test_submit_says_a_line_of_what_it_knows_without_data(plan):
     plan(TINY)
     base = Path.cwd()
-    made = planner.make(specfile.load(base / "spec.yaml", JobSpec), base, planner.Asked(), str, without_data=True)
-    said = outlook.line(planner.outlook(made, 0, saves=False))
+    said = at_submit.made(base / "spec.yaml", [])
     assert said.startswith("plan: ")
     assert " GiB for each of 1 worker, ZeRO 1" in said
     assert "tandem jobs plan --calibrate" in said
@@ -228,3 +228,13 @@ def test_submit_says_a_line_of_what_it_knows_without_data(plan):
                                     + "data: {train: nowhere.txt}\ntraining: {steps: 10}\n")  # fmt: skip
     with pytest.raises(UserError, match="depends on its data"):
         planner.make(specfile.load(base / "rows.yaml", JobSpec), base, planner.Asked(), str, without_data=True)
+
+
+def test_submit_waits_for_the_line_no_longer_than_so_and_keeps_its_own_priority(plan):
+    plan(TINY)
+    path, priority = Path.cwd() / "spec.yaml", os.nice(0)
+    assert at_submit.said(path, [], patience_s=1e-3) == "plan: not known within 0.001 s; the job's log will say it"
+    said = at_submit.said(path, ["training.steps=many"], patience_s=600)
+    assert said.startswith("plan: not known: "), "the process has looked"
+    assert "training.steps" in said, "with what --set changes"
+    assert os.nice(0) == priority

@@ -9,7 +9,8 @@ import torch
 from jobs.driver import planned
 from jobs.plan import devices, facts, outlook, plan
 from jobs.plan.outlook import Outlook
-from jobs.run_folder import Attempt, RunFolder
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt
 from jobs.spec import JobSpec
 from jobs.tasks import get
 from jobs.worker import energy

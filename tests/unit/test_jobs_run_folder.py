@@ -9,7 +9,8 @@ import pytest
 from jobs.claim import claim
 from jobs.lease import RunIsOwned
 from jobs.notes import DamagedNote
-from jobs.run_folder import Attempt, Control, RunFolder, Saves
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt, Control, Saves
 from jobs.spec import JobSpec
 from tracking.spool import Spool
 

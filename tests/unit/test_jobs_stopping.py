@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from jobs.driver.stopping import SIGNALS, Stop, Stopped
-from jobs.run_folder import Attempt, RunFolder
+from jobs.run_folder import RunFolder
+from jobs.run_notes import Attempt
 
 
 @pytest.fixture(autouse=True)

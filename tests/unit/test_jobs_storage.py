@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from jobs.driver import storage
 from jobs.driver.attempt import submission_id, unsaved_sentence
 from jobs.driver.storage import NotWritable
-from jobs.run_folder import Saves
+from jobs.run_notes import Saves
 from jobs.spec import JobSpec
 from tests.support.fault_runs import SPEC
 

@@ -6,11 +6,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
+from cluster import memory
 from serve.engines.torch.batch import Runner
 from serve.engines.torch.blocks import blocks_for
 from serve.engines.torch.check import BLOCKS, UnsupportedArchitecture, check_sight, compare, reference_logits
@@ -48,7 +48,7 @@ def ready_runner(model: Any, plan: Plan) -> tuple[Runner, int]:
     """
     check_sight(model, plan.max_context)
     blocks = max(BLOCKS, 1 + plan.max_running * blocks_for(plan.max_context))
-    memory = plan.cache_memory_bytes or cache_memory_bytes(torch.device(model.device))
+    room = plan.cache_memory_bytes or cache_memory_bytes(torch.device(model.device))
     expected = reference_logits(model, plan.max_context)
     exact = model.dtype == torch.float32 and plan.weights == "bf16"
     tolerance = 1e-3 if exact else TOLERANCES[plan.weights]
@@ -56,7 +56,7 @@ def ready_runner(model: Any, plan: Plan) -> tuple[Runner, int]:
     for name, make in _candidates(model, plan):
         try:
             runner = make()
-            got = runner.prepare(blocks, memory)
+            got = runner.prepare(blocks, room)
             compare(runner, model, expected, plan.max_context, tolerance)
         except UnsupportedArchitecture as error:
             logger.warning("the %s runner does not serve this model: %s", name, error)
@@ -121,22 +121,10 @@ def cache_memory_bytes(device: torch.device) -> int:
     """Return the memory that the cache may take by default."""
     if device.type == "cuda":
         return int(CACHE_SHARE * torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(CACHE_SHARE * min(psutil.virtual_memory().available, _container_memory_bytes()))
+    return int(CACHE_SHARE * memory.of_node().available)
 
 
 def assigned_cpus() -> int:
     """Return the CPUs this process was given: Ray says so in OMP_NUM_THREADS, the kernel in the affinity mask."""
     assigned = os.environ.get("OMP_NUM_THREADS", "")
     return int(assigned) if assigned.isdigit() and int(assigned) > 0 else len(os.sched_getaffinity(0))
-
-
-def _container_memory_bytes() -> int:
-    """Return what the control group leaves to its processes; psutil sees the whole machine."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return 2**62
-    return max(0, int(limit) - int(used)) if limit.isdigit() else 2**62
