@@ -30,6 +30,8 @@ class Order:
     rows: int
     seed: int
     version: int = VERSION
+    listed: int = LISTED_ROWS
+    """Up to so many rows a permutation is a list."""
     _permutations: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +50,7 @@ class Order:
 
     def _visited(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
         """Return the row numbers, int64 [B], at offsets within an epoch, int64 [B]."""
-        if self.version == 1 or self.rows <= LISTED_ROWS:
+        if self.version == 1 or self.rows <= self.listed:
             return self._list(epoch)[offsets]
         return permutation.keyed(self.rows, self.seed, epoch).at(offsets)
 

@@ -19,7 +19,7 @@ from jobs.checkpoint.catalog import Keep
 from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
-from jobs.data import batches
+from jobs.data import batches, mixture
 from jobs.data.prepare import Prepared, rows_of
 from jobs.data.rows import Rows
 from jobs.plan import facts
@@ -32,6 +32,7 @@ from jobs.worker import (
     buffers,
     compiling,
     heap,
+    learned,
     optimizers,
     planned,
     reference,
@@ -78,6 +79,10 @@ class Worker:
     """Digest of the rows it learns from."""
     order: int = batches.VERSION
     """Version of the order in which it visits them."""
+    mixed: tuple[mixture.Part, ...] = ()
+    """The sources that it mixes; none where the rows are of one."""
+    learned: learned.Learned | None = None
+    """Counts what comes from each of them."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
     shared: sequence.SharedRows | None = None
     """What the model attends with where other ranks share this one's rows."""
@@ -121,7 +126,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     readers = sequence.place(rank, world_size, training.parallel.sequence).readers
     task = prepared.task(spec)
     at_first = reference.without_missing(prepared)
-    rows, eval_rows = both_rows(at_first)
+    (rows, eval_rows), mixed = both_rows(at_first), prepared.sources(spec)
     store = Store(config.checkpoints)
     entry = enter_group(config, store, rank, readers)
     point, attempt = entry.point, entry.attempt
@@ -167,6 +172,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
         model_directory=config.parent,
         data=prepared.rows,
         order=entry.order,
+        mixed=mixed,
+        learned=learned.begin(mixed, point.manifest.learned if point.manifest else {}),
         shared=shared,
     )
 
@@ -194,7 +201,7 @@ def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> 
     folder = config.folder
     control = folder.control()
     fence, point = where_to_start(config, store, rank)
-    order = order_of(point)
+    order = order_of(point, mixed=bool(config.prepared.mixture))
     known = sizing.known(config, control, readers)
     attempt = this_attempt(point.attempt, known or 1)
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
@@ -308,18 +315,22 @@ def check_data(point: resume.Point, rows: str) -> None:
         )
 
 
-def order_of(point: resume.Point) -> int:
+def order_of(point: resume.Point, mixed: bool = False) -> int:
     """Return the version of the order in which the run visits its rows: its checkpoint's, or the newest one.
+
+    Args:
+        mixed: it mixes sources.
 
     Raises:
         UserError: the checkpoint is of a later Tandem, whose order is not known here; nothing was loaded.
     """
-    version = point.manifest.order if point.manifest else batches.VERSION
-    if 1 <= version <= batches.VERSION:
+    first, newest = (mixture.VERSION, mixture.VERSION) if mixed else (1, batches.VERSION)
+    version = point.manifest.order if point.manifest else newest
+    if first <= version <= newest:
         return version
     raise UserError(
         f"the checkpoint at step {point.step} visits its rows in an order of version {version}, and this Tandem knows "
-        f"versions 1 to {batches.VERSION}: go on with the Tandem that wrote it, or begin a new run with "
+        f"versions {first} to {newest}: go on with the Tandem that wrote it, or begin a new run with "
         "--set checkpoint.resume=never"
     )
 
