@@ -40,13 +40,13 @@ def contradictions(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, .
         return
     at = ("data", "mixture")
     if data.get("train") is not None:
-        yield at, "and `data.train` are two ways to say what is learned from: keep one"
+        yield at, "stands beside `data.train`, and one of them says what is learned from: keep one"
     if data.get("max_examples") is not None:
         yield ("data", "max_examples"), "is for `data.train`; a mixture takes what `weight` and `max_epochs` say"
     if not isinstance(mixture, list):
         return
     if not 2 <= len(mixture) <= MOST:
-        one = "; one source is `data.train`" if len(mixture) < 2 else ""
+        one = "; one source is `data.train`" if len(mixture) == 1 else ""
         yield at, f"takes from 2 to {MOST} sources, and this is {len(mixture)}{one}"
     seen = set[str]()
     for index, source in enumerate(mixture):

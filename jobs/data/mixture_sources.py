@@ -17,6 +17,8 @@ from jobs.data.tables import PLAIN, TableForm
 from jobs.spec import DataSpec
 from jobs.spec_mixture import MixedSource, names_of
 
+NAMED = 3
+"""So many sources give the whole its name."""
 FITTED = "what is learned from the data before training is learned from all sources together, whatever their weights"
 
 
@@ -50,7 +52,12 @@ def mixed(mixture: list[MixedSource], base: Path, form: TableForm, range_bytes: 
     _refuse_twice(names, opened)
     apart = tuple(replace(joined([source]), name=name) for name, source in zip(names, opened, strict=True))
     digest = sha256("".join(f"{source.name} {source.digest}\n" for source in apart))
-    return replace(joined(opened), name=", ".join(names), digest=digest, mixed=apart)
+    return replace(joined(opened), name=_listed(names), digest=digest, mixed=apart)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _refuse_twice(names: Sequence[str], opened: Sequence[Source]) -> None:

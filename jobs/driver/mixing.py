@@ -13,10 +13,9 @@ def too_often(spec: JobSpec, prepared: Prepared, steps: int) -> str | None:
     """Say which source a run of so many steps would see more often than its `max_epochs`; None where there is none."""
     for number, (part, rows) in enumerate(_taken(spec, prepared, steps)):
         if part.max_epochs is not None and rows > part.max_epochs * part.rows:
-            given = "training.steps" if spec.training and spec.training.steps else "training.epochs comes to"
             most = _most_steps(spec, prepared, steps, number, part)
             return (
-                f"data.mixture: {given} {steps} steps would see source {part.name!r} {rows / part.rows:.3g} times "
+                f"data.mixture: {_length(spec, steps)} would see source {part.name!r} {rows / part.rows:.3g} times "
                 f"({rows:,} rows of its {part.rows:,}), and its max_epochs is {part.max_epochs:g}: "
                 f"{'at most training.steps: ' + str(most) if most else 'not even one step'} keeps to it; or give it "
                 "less weight, more data or more max_epochs"
@@ -48,6 +47,12 @@ def params(spec: JobSpec, prepared: Prepared, steps: int) -> dict[str, Any]:
         f"mixture.{part.name}": {"share": float(share), "rows": part.rows, "passes": float(f"{rows / part.rows:.4g}")}
         for (part, rows), share in zip(found, asked, strict=True)
     }
+
+
+def _length(spec: JobSpec, steps: int) -> str:
+    training = spec.training
+    epochs = training.epochs if training else None
+    return f"training.steps {steps}" if epochs is None else f"training.epochs {epochs:g} is {steps} steps, which"
 
 
 def _taken(spec: JobSpec, prepared: Prepared, steps: int) -> list[tuple[Part, int]]:
