@@ -29,7 +29,7 @@ def check(spec: JobSpec, base: Path, parent: Path) -> None:
     Raises:
         TaskSetupError: the task cannot work with that parent.
     """
-    for where in spec.data.trained_on().values() or filter(None, [spec.data.eval]):
+    for where in [*spec.data.trained_on().values()] or ([spec.data.eval] if spec.data.eval else []):
         if _is_small(where, base):
             _check(spec, where, base, parent)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jobs import spec_mixture
+from jobs.spec_mixture import contradictions as of_mixture
 from jobs.spec_predict import PredictSpec
 from jobs.spec_schedule import schedule
 from jobs.spec_sections import CheckpointSpec, DataSpec, EvaluateSpec, FailuresSpec, QuantizeSpec
@@ -52,7 +52,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         if not (data.get("eval") or (_trained_on(data) and data.get("eval_fraction", True))):
             yield (), f"phase {phase} needs `data.eval`, or `data.train` with an `eval_fraction` above 0"
     yield from _data(_section(values, "data"))
-    yield from spec_mixture.contradictions(_section(values, "data"))
+    yield from of_mixture(_section(values, "data"))
     yield from _predict(phase, _section(values, "data"))
     if phase in ("evaluate", "predict") and values.get("register", values.get("register_")) is not None:
         yield (

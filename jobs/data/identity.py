@@ -27,7 +27,7 @@ from jobs.tasks.own_code import code_digest
 FORMAT = 4
 
 NAMES = {
-    "train": "the training data (data.train, data.mixture)",
+    "train": "the training data (data.train or data.mixture)",
     "eval": "the held-out data (data.eval)",
     "files": "the files that the data names (images)",
     "settings": "the settings in `data`",
