@@ -5,7 +5,8 @@ permutation(p // N)[p % N]. Optimiser step s takes the positions [s·G, (s+1)·G
 W-th. G need not divide by W: a rank may get fewer rows, and an empty micro-batch keeps it in step with the others.
 
 Up to LISTED_ROWS the permutation is a list, which numpy draws; above, it is computed for the rows that are asked for
-(jobs/data/permutation.py). In version 1 of the order it was a list at any size.
+(jobs/data/permutation.py). In version 1 of the order it was a list at any size. Several sources with weights have an
+order of their own (jobs/data/mixture.py), made of these.
 """
 
 from __future__ import annotations
