@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Text = Annotated[str, Field(pattern=r"\S")]
 """Text with something in it."""
+Texts = Annotated[list[Text], Field(min_length=1)]
+"""One of them or more."""
 
 
 class Strict(BaseModel):

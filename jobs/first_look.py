@@ -29,9 +29,12 @@ def check(spec: JobSpec, base: Path, parent: Path) -> None:
     Raises:
         TaskSetupError: the task cannot work with that parent.
     """
-    where = spec.data.train or spec.data.eval
-    if where is None or not _is_small(where, base):
-        return
+    for where in [*spec.data.trained_on().values()] or ([spec.data.eval] if spec.data.eval else []):
+        if _is_small(where, base):
+            _check(spec, where, base, parent)
+
+
+def _check(spec: JobSpec, where: str | list[str], base: Path, parent: Path) -> None:
     task = get(spec.task.name, base)(spec.task.options)
     try:
         examples = list(
@@ -56,7 +59,7 @@ def look_at_data(spec: JobSpec, base: Path) -> list[str]:
     Raises:
         UserError: files of an unknown kind, a URL, a table whose header has a column twice, and the like.
     """
-    named = {f"data.{key}": getattr(spec.data, key) for key in ("train", "eval", "predict")}
+    named = spec.data.trained_on() | {f"data.{key}": getattr(spec.data, key) for key in ("eval", "predict")}
     parts = [
         (key, part) for key, where in named.items() for part in ([where] if isinstance(where, str) else where or [])
     ]

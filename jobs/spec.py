@@ -116,7 +116,7 @@ class JobSpec(Strict):
                 **dict.fromkeys(("resources", "storage", "register_", "max_failures", "failures", "checkpoint"), True),
                 "training": dict.fromkeys(how, True),
                 "predict": {"batch_size": True} if predicts else True,
-                "data": {} if predicts else {"predict": True},
+                "data": {"mixture": {"__all__": {"max_epochs"}}, **({} if predicts else {"predict": True})},
                 "sweep": sweep,
             },
         )
@@ -127,6 +127,7 @@ class JobSpec(Strict):
 
 _CHOICES_SINCE: Mapping[tuple[str, ...], Any] = {
     ("data", "duplicates"): "keep",
+    ("data", "mixture"): None,
     ("model", "lora", "base"): "whole",
     ("model", "lora", "merge"): True,
     ("training", "optimizer"): "adamw",

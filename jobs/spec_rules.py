@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from jobs.spec_mixture import contradictions as of_mixture
 from jobs.spec_predict import PredictSpec
 from jobs.spec_schedule import schedule
 from jobs.spec_sections import CheckpointSpec, DataSpec, EvaluateSpec, FailuresSpec, QuantizeSpec
@@ -48,9 +49,10 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         yield from _training(phase, values)
     elif phase in ("evaluate", "quantize"):
         data = _section(values, "data")
-        if not (data.get("eval") or (data.get("train") and data.get("eval_fraction", True))):
+        if not (data.get("eval") or (_trained_on(data) and data.get("eval_fraction", True))):
             yield (), f"phase {phase} needs `data.eval`, or `data.train` with an `eval_fraction` above 0"
     yield from _data(_section(values, "data"))
+    yield from of_mixture(_section(values, "data"))
     yield from _predict(phase, _section(values, "data"))
     if phase in ("evaluate", "predict") and values.get("register", values.get("register_")) is not None:
         yield (
@@ -119,8 +121,12 @@ def _is_set(section: type[BaseModel], values: Mapping[str, Any], key: str) -> bo
 def _training(phase: str, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     if values.get("training") is None:
         yield (), f"phase {phase} needs a `training` section, at least `training: {{steps: 100}}`"
-    if _section(values, "data").get("train") is None:
+    if _trained_on(_section(values, "data")) is None:
         yield (), f"phase {phase} needs `data.train`: files, a glob, or python-stdlib"
+
+
+def _trained_on(data: Mapping[str, Any]) -> Any:
+    return data.get("train") if data.get("mixture") is None else data["mixture"]
 
 
 def _parallel(training: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -148,7 +154,7 @@ def _data(data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     columns = data.get("columns")
     if isinstance(columns, list) and (twice := [name for name in columns if columns.count(name) > 1]):
         yield ("data", "columns"), f"the column {twice[0]!r} is there twice"
-    if data.get("max_examples") is not None and data.get("train") is None and data.get("eval") is not None:
+    if data.get("max_examples") is not None and _trained_on(data) is None and data.get("eval") is not None:
         yield ("data", "max_examples"), "is for `data.train`, and there is none; `data.eval_max_rows` limits `eval`"
 
 
@@ -160,7 +166,8 @@ def _predict(phase: Any, data: Mapping[str, Any]) -> Iterator[tuple[Location, st
         return
     if not data.get("predict"):
         yield (), "phase predict needs `data.predict`: files, a glob, a folder, or a built-in corpus"
-    for key in ("train", "eval", "eval_fraction", "split_seed", "eval_max_rows", "max_examples", "duplicates"):
+    others = ("train", "mixture", "eval", "eval_fraction", "split_seed", "eval_max_rows", "max_examples", "duplicates")
+    for key in others:
         if _is_set(DataSpec, data, key):
             yield ("data", key), "phase predict takes all rows of `data.predict` and nothing else: leave it out"
 
@@ -232,6 +239,8 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def unused(spec: Mapping[str, Any]) -> list[str]:
     """Return sentences about what a spec, as it was written, says to no effect, and what has one instead."""
     data, checkpoint, said = _section(spec, "data"), _section(spec, "checkpoint"), []
+    if data.get("mixture") and spec.get("phase") in ("evaluate", "quantize"):
+        said.append("data.mixture: weight and max_epochs have no effect: measured are held-out rows of all sources")
     if data.get("eval") and _is_set(DataSpec, data, "eval_fraction") and data["eval_fraction"]:
         said.append("data.eval_fraction has no effect: what is held out is data.eval")
     if _section(spec, "training").get("eval_every") and _holds_nothing_out(data):

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_v
 
 from cluster.names import Alias, Name
 from cluster.precision import Wanted
-from cluster.strict import Strict, Text
+from cluster.strict import Strict, Text, Texts
+from jobs.spec_mixture import MixedSource
 from jobs.spec_schedule import LEARNING_RATE, schedule, too_long
 
 Positive = Annotated[int, Field(gt=0, le=10**12)]
 """A whole number from 1; the bound is far above anything real, and below what arithmetic in 64 bits takes."""
 Count = Annotated[int, Field(ge=0, le=10**12)]
 """A whole number from 0."""
-Texts = Annotated[list[Text], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -95,6 +95,8 @@ class DataSpec(Strict):
     train: Text | Texts | None = None
     """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
     a name that docs/jobs.md lists: python-stdlib, sklearn-digits, …. Relative paths start at the spec's folder."""
+    mixture: list[MixedSource] | None = None
+    """Instead of `train`: several sources, and the share of the rows that a run takes from each (docs/jobs.md)."""
     eval: Text | Texts | None = None
     """The held-out data, if it has a source of its own."""
     predict: Text | Texts | None = None
@@ -119,6 +121,11 @@ class DataSpec(Strict):
     duplicates: Literal["keep", "drop"] = "keep"
     """Examples that are equal in all that is learned from them, white space aside: keep and count them, or keep the
     first one only. Copies are on one side of the split in any case."""
+
+    def trained_on(self) -> dict[str, str | list[str]]:
+        """Return where what a job is to learn from lies, by the key that says so."""
+        mixed = {f"data.mixture.{number}.train": source.train for number, source in enumerate(self.mixture or [])}
+        return mixed if self.train is None else {"data.train": self.train}
 
 
 class DeepSpeedSpec(Strict):
@@ -162,7 +169,8 @@ class TrainingSpec(Strict):
     steps: Positive | None = None
     """Optimiser steps. Give this or `epochs`."""
     epochs: float | None = Field(None, gt=0, le=1e6)
-    """Passes over the training rows, also parts of one."""
+    """Passes over the training rows, also parts of one; of a mixture, over as many rows as its sources have together.
+    """
     global_batch_size: Positive = 32
     """Rows per optimiser step, at any number of workers (G)."""
     micro_batch_size: Positive | Literal["auto"] | None = None

@@ -77,6 +77,8 @@ def _inner(field: Schema, defs: Schema) -> Iterator[tuple[Schema, str]]:
         yield defs[field["$ref"].rpartition("/")[2]], ""
     for choice in field.get("anyOf", []):
         yield from _inner(choice, defs)
+    if isinstance(items := field.get("items"), dict):
+        yield from ((schema, f"[]{suffix}") for schema, suffix in _inner(items, defs))
     values = _values(field)
     if values:
         yield from ((schema, f".<name>{suffix}") for schema, suffix in _inner(values, defs))
@@ -123,7 +125,8 @@ def _text(field: Schema, defs: Schema) -> str:
 def _list(field: Schema, defs: Schema) -> str:
     if "prefixItems" in field:
         return f"[{', '.join(_kind(item, defs) for item in field['prefixItems'])}]"
-    return f"list of {_kind(field.get('items', {}), defs)}"
+    kind = _kind(field.get("items", {}), defs)
+    return f"list of {kind}s" if kind == "section" else f"list of {kind}"
 
 
 def _mapping(field: Schema, defs: Schema) -> str:

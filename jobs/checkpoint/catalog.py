@@ -49,6 +49,8 @@ class Manifest:
     """Digest of the encoded rows that it has learned from. Empty in checkpoints from before it was."""
     order: int = 1
     """Version of the order in which its run visits rows (jobs/data/batches.py). 1 in checkpoints from before it was."""
+    learned: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of each source of a mixture, how many rows and terms of the loss it has learned from (jobs/worker/learned.py)."""
 
     @property
     def shards(self) -> list[str]:
@@ -216,6 +218,7 @@ def _parse(values: Any, step: int) -> Manifest | str:
             elements={key: int(value) for key, value in values.get("elements", {}).items()},
             data=str(values.get("data", "")),
             order=int(values.get("order", 1)),
+            learned={name: list(map(int, sums)) for name, sums in values.get("learned", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return "the manifest does not hold what it should"

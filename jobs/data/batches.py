@@ -5,7 +5,8 @@ permutation(p // N)[p % N]. Optimiser step s takes the positions [s·G, (s+1)·G
 W-th. G need not divide by W: a rank may get fewer rows, and an empty micro-batch keeps it in step with the others.
 
 Up to LISTED_ROWS the permutation is a list, which numpy draws; above, it is computed for the rows that are asked for
-(jobs/data/permutation.py). In version 1 of the order it was a list at any size.
+(jobs/data/permutation.py). In version 1 of the order it was a list at any size. Several sources with weights have an
+order of their own (jobs/data/mixture.py), made of these.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Order:
     rows: int
     seed: int
     version: int = VERSION
+    listed: int = LISTED_ROWS
+    """Up to so many rows a permutation is a list."""
     _permutations: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +51,7 @@ class Order:
 
     def _visited(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
         """Return the row numbers, int64 [B], at offsets within an epoch, int64 [B]."""
-        if self.version == 1 or self.rows <= LISTED_ROWS:
+        if self.version == 1 or self.rows <= self.listed:
             return self._list(epoch)[offsets]
         return permutation.keyed(self.rows, self.seed, epoch).at(offsets)
 

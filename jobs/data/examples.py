@@ -178,6 +178,8 @@ class Source:
     """Reads one of `cuts`."""
     is_cut: bool = False
     """True where it is one of a file's parts."""
+    mixed: tuple[Source, ...] = ()
+    """The sources of a mixture, whose rows stay apart, if it is one."""
 
     @property
     def singles(self) -> tuple[Source, ...]:

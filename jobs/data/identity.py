@@ -27,7 +27,7 @@ from jobs.tasks.own_code import code_digest
 FORMAT = 4
 
 NAMES = {
-    "train": "the training data (data.train)",
+    "train": "the training data (data.train or data.mixture)",
     "eval": "the held-out data (data.eval)",
     "files": "the files that the data names (images)",
     "settings": "the settings in `data`",
@@ -92,7 +92,7 @@ def parts_of(
         len(ranges_of(source, task(spec.task.options), limit, sizes)) > 1 for source, limit in limits if source
     )
     reading += [f"ranges {RANGES_VERSION}"] if several else []
-    other = {"train", "eval", "predict", "eval_max_rows"} | (
+    other = {"train", "mixture", "eval", "predict", "eval_max_rows"} | (
         {"duplicates"} if spec.data.duplicates == "keep" else set()
     )
     settings = spec.data.model_dump(mode="json", by_alias=True, exclude=other)

@@ -63,6 +63,14 @@ def keyed(size: int, seed: int, epoch: int) -> Permutation:
     return Permutation(size, sequence.generate_state(ROUNDS, np.uint64))
 
 
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Return values, uint64 (B,), mixed by the whole finaliser of SplitMix64: no two are mixed alike."""
+    values = (values ^ (values >> np.uint64(30))) * _FIRST
+    values = (values ^ (values >> np.uint64(27))) * _SECOND
+    found: np.ndarray = values ^ (values >> np.uint64(31))
+    return found
+
+
 def _hashed(values: np.ndarray, key: np.uint64, length: np.uint64) -> np.ndarray:
     """Hash values, uint64 (B,), to 0 … length - 1; each of these comes up as often as another, to 2⁻²⁴ of it."""
     mixed = (values ^ key) * _FIRST

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import chunks, said, stream, surveying, unfinished
+from jobs.data import chunks, mixture_sources, said, shares, stream, surveying, unfinished
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import BadRows, Source
 from jobs.data.meter import OnProgress
@@ -67,7 +68,10 @@ class Preparation:
         notes = ([] if self._is_cut() else _said_of_examples(encoded)) + notes
         counted = _counted(get(self._spec.task.name), encoded)
         files = self._files(encoded, counted)
-        return {**files, "notes": notes + counted} | {
+        by_source = self._by_source(encoded)
+        mixed = {"mixture": list(map(asdict, by_source))} if by_source else {}
+        notes = [*mixture_sources.said(by_source), *notes] if by_source else notes
+        return {**files, **mixed, "notes": notes + counted} | {
             "rows": hashlib.sha256("".join(sorted(f"{e.file} {e.digest}\n" for e in encoded)).encode()).hexdigest(),
             "bad_rows": self._bad.count,
             "first_bad": [str(row) for row in self._bad.first],
@@ -107,12 +111,31 @@ class Preparation:
             named = task.generates and getattr(getattr(task.options, "tokenizer", None), "source", None)
             if self._train is None and not named:
                 raise UserError("data.train is missing: there is nothing that the task could be fitted to")
-            notes = task.fit(self._findings(task))
+            notes = task.fit(self._findings(task)) + self._said_of_fit(task)
         else:
             notes = task.inherited()
         task.save(self._directory / "task")
         unfinished.keep_learned(self._directory, notes)
         return notes
+
+    def _said_of_fit(self, task: Task) -> list[str]:
+        return [mixture_sources.FITTED] if task.learns() and self._train and self._train.reading.source.mixed else []
+
+    def _by_source(self, encoded: list[chunks.Encoded]) -> list[mixture_sources.SourceRows]:
+        """Return what each source of a mixture came to; nothing where the training data is none.
+
+        Raises:
+            UserError: of one, nothing is left to train on.
+        """
+        reading = self._train.reading if self._train else None
+        if reading is None or not reading.source.mixed:
+            return []
+        of = [each for each in encoded if each.file.startswith("train") or self._held_out is None]
+        numbered = [(shares.range_of(each.file), each) for each in of]
+        found = mixture_sources.by_source(reading.source, reading.ranges, numbered)
+        if trains(self._spec):
+            mixture_sources.check(found)
+        return found
 
     def _findings(self, task: Task) -> Any:
         """Return what a task finds in the training examples."""

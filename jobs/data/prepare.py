@@ -20,9 +20,11 @@ from typing import Any
 
 from cluster.errors import UserError
 from jobs import spec_rules
-from jobs.data import identity, rows, sources, unfinished
+from jobs.data import identity, mixture_sources, rows, sources, unfinished
 from jobs.data.identity import Noted
 from jobs.data.meter import OnProgress
+from jobs.data.mixture import Part
+from jobs.data.mixture_sources import SourceRows
 from jobs.data.preparation import Preparation, trains
 from jobs.data.ranges import SIZES, Sizes
 from jobs.data.spread import Helpers
@@ -55,6 +57,8 @@ class Prepared:
     """What decides the rows: name of a part → digest (jobs/data/identity.py)."""
     rows: str = ""
     """SHA-256 (hex) of the encoded rows."""
+    mixture: Sequence[SourceRows] = ()
+    """What each source of a mixture came to; none where the data is no mixture."""
     reference: str = ""
     """The folder, within `directory`, of the columns that a model has made of the rows (jobs/driver/reference.py); ""
     where there are none."""
@@ -67,6 +71,10 @@ class Prepared:
     def task(self, spec: JobSpec) -> Task:
         """Load the task with what it learned from the data."""
         return get(spec.task.name).load(self.task_directory, spec.task.options)
+
+    def sources(self, spec: JobSpec) -> tuple[Part, ...]:
+        """Return the sources that a run of `spec` mixes; none where it mixes none."""
+        return mixture_sources.parts_of(self.mixture, spec.data)
 
 
 def prepare(
@@ -93,7 +101,7 @@ def prepare(
     """
     data, before = spec.data, before or Noted()
     form = TableForm(data.columns, data.quotes)
-    train = sources.open_source(data.train, base, form, sizes.range_bytes) if data.train is not None else None
+    train = mixture_sources.open_train(data, base, form, sizes.range_bytes)
     held_out = sources.open_source(data.eval, base, form, sizes.range_bytes) if data.eval is not None else None
     if form != PLAIN and not any(source.tables for source in (train, held_out) if source):
         key = "columns" if data.columns else "quotes"
@@ -115,6 +123,7 @@ def prepare(
     left_out = [note for source in (train, held_out) if source for note in source.notes]
     meta = json.loads(((known or directory) / unfinished.META).read_text(encoding="utf-8"))
     notes = [*idle, *left_out, *meta["notes"], *identity.check_same(before, parts, meta["rows"])]
+    meta["mixture"] = [SourceRows(**each) for each in meta.get("mixture", ())]
     return Prepared(
         **{**meta, "notes": notes, "parts": parts, "directory": str(known or directory), "cached": known is not None}
     )

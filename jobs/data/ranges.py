@@ -38,8 +38,12 @@ SIZES = Sizes()
 def ranges_of(source: Source, task: Task, limit: int | None, sizes: Sizes = SIZES) -> list[Source]:
     """Return the ranges of a source, in order; itself where it is one, or is no files.
 
-    Where a task gathers rows, or at most `limit` examples are read, what is read of a range depends on the others.
+    Where a task gathers rows, or at most `limit` examples are read, what is read of a range depends on the others. Of a
+    mixture no range holds more than one source, whose name it bears.
     """
+    if source.mixed:
+        apart = [(each, ranges_of(each, task, limit, sizes)) for each in source.mixed]
+        return [part for each, found in apart for part in (found if len(found) > 1 else [_alone(each)])]
     if limit is not None or task.grouping() is not None or any(single.size is None for single in source.singles):
         return [source]
     ranges, gathered, size = list[Source](), list[Source](), 0
@@ -79,6 +83,11 @@ def _parts(single: Source) -> list[Source]:
         replace(single, read=partial(read, cut), size=cut.size, cuts=(), read_cut=None, is_cut=True)
         for cut in single.cuts
     ]
+
+
+def _alone(source: Source) -> Source:
+    """Return a source that is one range, so that another process can read it where its files can be."""
+    return _range(source, list(source.singles), disk_size(source))
 
 
 def _range(source: Source, parts: list[Source], size: int) -> Source:

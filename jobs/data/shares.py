@@ -129,6 +129,11 @@ def numbered(share: Share, splits: frozenset[Split]) -> Iterator[tuple[str, list
         counts[split] += 1
 
 
+def range_of(file: str) -> int:
+    """Return the number of the range that a file of rows is of, where there are several."""
+    return int(file.split("-")[1])
+
+
 def sees(share: Share) -> bool:
     """Tell whether this machine sees the files of a range."""
     return share.is_here or all(Path(single.origin).exists() for single in share.source.singles)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cluster.errors import UserError
+from jobs.data.permutation import mixed
 from jobs.tasks import TaskError
 
 FEW = 20
@@ -71,7 +72,7 @@ def taken(contents: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     is. The hash is mixed with the seed's by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
     """
     key = np.array([content_of(seed)], dtype=np.uint64)
-    return _mixed(contents ^ key) < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
+    return mixed(contents ^ key) < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
 
 
 def check_taken(held: int, count: int, fraction: float) -> None:
@@ -85,13 +86,6 @@ def check_taken(held: int, count: int, fraction: float) -> None:
             f"data.eval_fraction {fraction} holds out {'none' if not held else 'all'} of {count} examples, each of "
             "which is held out by its own hash; set another, give data.eval, or set data.eval_fraction: 0"
         )
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = values ^ (values >> np.uint64(31))
-    return mixed
 
 
 def content_of(value: Any) -> int:

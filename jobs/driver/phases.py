@@ -15,7 +15,7 @@ from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
-from jobs.driver import figures, profile, publish, reference, shares, storage, swap_build, zero_stage
+from jobs.driver import figures, mixing, profile, publish, reference, shares, storage, swap_build, zero_stage
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -34,8 +34,7 @@ def train_phase(job: Job) -> dict[str, Any]:
     job.steps = setup.total_steps(job.spec.training, prepared.train_rows)
     if wrong := job.spec.training.too_long_for(job.steps):
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
-    for said in figures.passes(job.spec.training, job.steps, prepared.train_rows):
-        progress.say(said)
+    _say_passes(job, prepared)
     zero_stage.settle(job, prepared)
     swap_build.build(job.spec)
     progress.report("start", 0, 1)
@@ -49,6 +48,25 @@ def train_phase(job: Job) -> dict[str, Any]:
     job.folder.add_remarks(task.verdict(evaluations.get("final", {})))
     publish.log_figures(job, task, job.folder.sums())
     return publish.publish(job, prepared, evaluations.get("final", {})) | {"evaluations": evaluations}
+
+
+def _say_passes(job: Job, prepared: Prepared) -> None:
+    """Say how often the run sees its rows, where that may surprise; of a mixture, what it takes from each source.
+
+    Raises:
+        UserError: it would see a source more often than that allows.
+    """
+    assert job.spec.training is not None
+    if not prepared.mixture:
+        said = figures.passes(job.spec.training, job.steps, prepared.train_rows)
+    elif wrong := mixing.too_often(job.spec, prepared, job.steps):
+        raise UserError(wrong)
+    else:
+        said = mixing.said(job.spec, prepared, job.steps)
+        asked = mixing.params(job.spec, prepared, job.steps)
+        job.track(lambda run: run.log_params(asked))
+    for sentence in said:
+        progress.say(sentence)
 
 
 def profile_phase(job: Job) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import progress
 from jobs.data.prepare import Prepared
-from jobs.driver import card
+from jobs.driver import card, mixing
 from jobs.driver.job import Job
 from jobs.tasks import Task, adapters
 from jobs.tasks.own_code import code_digest
@@ -96,7 +96,7 @@ def _facts(job: Job, prepared: Prepared, whole: bool) -> card.Facts:
         size=sum(file.stat().st_size for file in files),
         train_rows=prepared.train_rows,
         eval_rows=prepared.eval_rows,
-        notes=prepared.notes,
+        notes=[*prepared.notes, *mixing.said(job.spec, prepared, job.steps)],
         bad_rows=prepared.bad_rows,
         first_bad=prepared.first_bad,
         training=training.model_dump(mode="json") if training else None,

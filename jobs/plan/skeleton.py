@@ -11,7 +11,7 @@ import torch
 from cluster.errors import UserError
 from jobs import hub_folder, parents
 from jobs.data import sources
-from jobs.data.examples import BadRows
+from jobs.data.examples import BadRows, Example
 from jobs.data.grouping import grouped
 from jobs.data.tables import TableForm
 from jobs.spec import JobSpec
@@ -102,15 +102,10 @@ def _vocabulary(spec: JobSpec, task: CausalLM, base: Path) -> tuple[int, list[st
 
 def _fit(spec: JobSpec, task: Task, base: Path) -> list[str]:
     """Have the task learn what its model's size depends on from the first examples; say of how many."""
-    where = spec.data.train or spec.data.eval
+    places = list(spec.data.trained_on().values())
     try:
-        assert where is not None, "phases that train name data"
-        source = sources.open_source(where, base, TableForm(spec.data.columns, spec.data.quotes))
-        grouping = task.grouping()
-        if grouping is None:
-            examples = list(source.examples(EXAMPLES))
-        else:
-            examples = list(grouped(source.examples(GROUPED_ROWS), grouping, task.check, BadRows()))
+        assert places, "phases that train name data"
+        examples = [example for where in places for example in _first(spec, task, where, base, len(places))]
         task.fit(task.observe(examples))
     except Exception as error:  # of whatever kind: the job itself would say it better
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -119,6 +114,16 @@ def _fit(spec: JobSpec, task: Task, base: Path) -> list[str]:
             f"here: {said}"
         ) from error
     return [f"labels, columns and words are those of the first {len(examples):,} examples: more data may have more"]
+
+
+def _first(spec: JobSpec, task: Task, where: str | list[str], base: Path, places: int) -> list[Example]:
+    """Return the first examples of one of so many places."""
+    source = sources.open_source(where, base, TableForm(spec.data.columns, spec.data.quotes))
+    grouping = task.grouping()
+    if grouping is None:
+        return list(source.examples(-(-EXAMPLES // places)))
+    rows = source.examples(-(-GROUPED_ROWS // places))
+    return list(grouped(rows, grouping, task.check, BadRows()))
 
 
 def _fitted(spec: JobSpec, task: Task) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from jobs import deaths, lease
 from jobs.checkpoint import resume
 from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.store import Store
-from jobs.data import batches
+from jobs.data import batches, mixture
 from jobs.run_folder import RunFolder
 from jobs.run_notes import Attempt, Control
 from jobs.worker import sizing
@@ -41,7 +41,7 @@ def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> 
     folder = config.folder
     control = folder.control()
     fence, point = where_to_start(config, store, rank)
-    order = order_of(point)
+    order = order_of(point, mixed=bool(config.prepared.mixture))
     known = sizing.known(config, control, readers)
     attempt = this_attempt(point.attempt, known or 1)
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
@@ -83,18 +83,22 @@ def check_data(point: resume.Point, rows: str) -> None:
         )
 
 
-def order_of(point: resume.Point) -> int:
+def order_of(point: resume.Point, mixed: bool = False) -> int:
     """Return the version of the order in which the run visits its rows: its checkpoint's, or the newest one.
+
+    Args:
+        mixed: it mixes sources.
 
     Raises:
         UserError: the checkpoint is of a later Tandem, whose order is not known here; nothing was loaded.
     """
-    version = point.manifest.order if point.manifest else batches.VERSION
-    if 1 <= version <= batches.VERSION:
+    first, newest = (mixture.VERSION, mixture.VERSION) if mixed else (1, batches.VERSION)
+    version = point.manifest.order if point.manifest else newest
+    if first <= version <= newest:
         return version
     raise UserError(
         f"the checkpoint at step {point.step} visits its rows in an order of version {version}, and this Tandem knows "
-        f"versions 1 to {batches.VERSION}: go on with the Tandem that wrote it, or begin a new run with "
+        f"versions {first} to {newest}: go on with the Tandem that wrote it, or begin a new run with "
         "--set checkpoint.resume=never"
     )
 

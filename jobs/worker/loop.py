@@ -29,7 +29,8 @@ from jobs.checkpoint import resume, shards
 from jobs.checkpoint.catalog import Manifest
 from jobs.checkpoint.fence import Superseded
 from jobs.checkpoint.shards import Fragment
-from jobs.data import batches
+from jobs.data import batches, mixture
+from jobs.data.mixture import Mixed
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
 from jobs.worker import flops, proof, save_room, untaught
@@ -37,6 +38,7 @@ from jobs.worker.compiling import SETTLED
 from jobs.worker.config import WorkerConfig
 from jobs.worker.evaluate import check_rated, to_device
 from jobs.worker.finish import export_weights
+from jobs.worker.learned import EVERY_STEPS
 from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.meter import Meter
 from jobs.worker.schedules import learning_rate
@@ -122,6 +124,7 @@ def run_steps(worker: Worker, meter: Meter, after: Callable[[int], None] = lambd
         done, now = step + 1, time.perf_counter()
         metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "workers": float(engine.world_size)}
         rates = {f"{worker.task.unit}_per_second": targets / (now - previous), **compiled(worker, done)}
+        metrics |= count_sources(worker, done)
         meter.end_step(
             done, {**metrics, **rates, "step_time_s": now - previous, "data_wait_s": data_wait_s}, done_flops
         )
@@ -192,6 +195,17 @@ def compiled(worker: Worker, done: int) -> dict[str, float]:
     return worker.compiling.take()
 
 
+def count_sources(worker: Worker, done: int) -> dict[str, float]:
+    """Count what a step has learned from the sources of a mixture; return their shares of the run, now and then."""
+    if worker.learned is None:
+        return {}
+    worker.learned.end_step(done - 1)
+    if worker.first and done == worker.steps:
+        with suppress(OSError):
+            worker.folder.add_remarks([worker.learned.said()])
+    return worker.learned.metrics() if done % EVERY_STEPS == 0 or done == worker.steps else {}
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return what seeds the dropout of a step on a rank, so that a resumed run draws what an unbroken one would."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -203,7 +217,7 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     A micro-batch has tensors [b, …]; it is None where this rank has no rows left for it.
     """
     size = worker.training.global_batch_size
-    order = batches.Order(len(worker.rows), worker.training.seed, worker.order)
+    order = mixture.order_of(worker.mixed, len(worker.rows), worker.training.seed, worker.order)
     last = worker.steps if worker.until is None else worker.until
     steps = [step for step in range(worker.start, last) if step not in worker.skip]
 
@@ -212,6 +226,8 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
         mine = batches.share(chosen, worker.place.reader, worker.place.readers, worker.micro_batch)
         worker.injector.record_rows(step + 1, mine)
         micro = [worker.part(worker.task.collate(worker.rows.take(each))) if len(each) else None for each in mine]
+        if worker.learned is not None and isinstance(order, Mixed):
+            return micro, worker.learned.fetched(step, order, chosen, worker.rows)
         return micro, worker.rows.targets(chosen)
 
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
@@ -285,6 +301,7 @@ def begin_checkpoint(worker: Worker, step: int) -> None:
         elements=engine.elements(),
         data=worker.data,
         order=worker.order,
+        learned=worker.learned.noted() if worker.learned else {},
     )
     extra = resume.buffers(engine.model.module) if worker.first else None
     fragments = engine.owned_fragments()

@@ -30,6 +30,7 @@ from jobs.worker import (
     compiling,
     entry,
     heap,
+    learned,
     optimizers,
     planned,
     reference,
@@ -77,6 +78,10 @@ class Worker:
     """Digest of the rows it learns from."""
     order: int = batches.VERSION
     """Version of the order in which it visits them."""
+    mixed: tuple[mixture.Part, ...] = ()
+    """The sources that it mixes; none where the rows are of one."""
+    learned: learned.Learned | None = None
+    """Counts what comes from each of them."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
     shared: sequence.SharedRows | None = None
     """What the model attends with where other ranks share this one's rows."""
@@ -120,7 +125,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     readers = sequence.place(rank, world_size, training.parallel.sequence).readers
     task = prepared.task(spec)
     at_first = reference.without_missing(prepared)
-    rows, eval_rows = both_rows(at_first)
+    (rows, eval_rows), mixed = both_rows(at_first), prepared.sources(spec)
     store = Store(config.checkpoints)
     entered = entry.enter_group(config, store, rank, readers)
     point, attempt = entered.point, entered.attempt
@@ -162,6 +167,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
         model_directory=config.parent,
         data=prepared.rows,
         order=entered.order,
+        mixed=mixed,
+        learned=learned.begin(mixed, point.manifest.learned if point.manifest else {}),
         shared=shared,
     )
 

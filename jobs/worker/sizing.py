@@ -190,7 +190,8 @@ def known_of(this: Sizing, plan: Callable[[int], int] | None, budget: int) -> ro
 
 def trial_of(this: Sizing) -> Trial:
     """Return what makes passes on this rank."""
-    return Trial(this.engine, this.task, this.rows, Growth(this.engine.device))
+    sources = tuple(source.train_rows for source in this.config.prepared.mixture)
+    return Trial(this.engine, this.task, this.rows, Growth(this.engine.device), sources)
 
 
 def place(this: Sizing, trial: Trial) -> Path:

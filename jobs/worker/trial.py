@@ -12,7 +12,7 @@ caught here: the group is started again, with half the rows (jobs/driver/failure
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ from jobs.worker.growth import Growth
 from jobs.worker.rows_search import Took
 
 LOOKED_AT = 2048
-"""So many rows are looked at for the longest, drawn evenly from all."""
+"""So many rows are looked at for the longest, drawn evenly from all, of a mixture from each source."""
 AT_A_TIME = 16
 
 
@@ -41,12 +41,14 @@ class Trial:
     task: Task
     rows: Rows
     growth: Growth
+    sources: tuple[int, ...] = ()
+    """The rows of each source of a mixture, which follow each other."""
     longest: int = field(init=False)
     """The number of the row whose batch is largest."""
 
     def __post_init__(self) -> None:
         with kept(self.engine.model.module, self.engine.device):
-            self.longest = longest(self.task, self.rows)
+            self.longest = longest(self.task, self.rows, self.sources or (len(self.rows),))
 
     def batch(self, rows: int) -> Batch:
         """Return a micro-batch, tensors (b, …), of the longest row as often as there are rows in it: none is larger."""
@@ -78,9 +80,18 @@ class Trial:
         return loss / targets.clamp(min=1)
 
 
-def longest(task: Task, rows: Rows) -> int:
-    """Return the number of the row that makes the largest batch, of up to LOOKED_AT of them."""
-    numbers = np.unique(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(np.int64))
+def longest(task: Task, rows: Rows, sources: Sequence[int]) -> int:
+    """Return the number of the row that makes the largest batch, of up to LOOKED_AT of them.
+
+    Args:
+        sources: how many rows each source has; as many are looked at of each, for a small one may be seen most.
+    """
+    each, ends = -(-LOOKED_AT // len(sources)), np.cumsum(sources)
+    spread = [
+        np.linspace(end - size, end - 1, min(each, size)).astype(np.int64)
+        for end, size in zip(ends, sources, strict=True)
+    ]
+    numbers = np.unique(np.concatenate(spread))
     groups = np.array_split(numbers, -(-len(numbers) // AT_A_TIME))
     # A batch is as wide as the longest of its rows, so that of a group tells whether that is in it.
     widest = max(groups, key=lambda group: _elements(task.collate(rows.take(group))) / len(group))

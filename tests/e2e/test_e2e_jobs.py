@@ -218,9 +218,18 @@ def test_digits_are_recognised(cluster):
     assert result["evaluations"]["final"]["accuracy"] >= 0.97
 
 
+MIXTURE = [{"name": "many", "train": "many.jsonl", "weight": 7}, {"name": "few", "train": "few.jsonl", "weight": 3}]
+
+
 def test_a_stopped_job_goes_on_where_it_was(folder):
+    """And so does what it has learned from each of the sources that it mixes."""
+    for name, count in (("many", 60), ("few", 20)):
+        texts = [f"{name} {at}: " + " ".join(str(at * k % 89) for k in range(9, 90)) for at in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    data = {key: value for key, value in SPEC["data"].items() if key not in ("train", "max_examples")}
     path = folder / "long.yaml"
-    path.write_text(yaml.safe_dump({**SPEC, "name": "long", "training": {**SPEC["training"], "steps": 800}}))
+    values = {**SPEC, "name": "long", "training": {**SPEC["training"], "steps": 800}}
+    path.write_text(yaml.safe_dump({**values, "data": {**data, "mixture": MIXTURE}}))
     first = submit.submit(path, [])
     while "tandem: evaluate 0" not in submit.logs(first):
         assert submit.known(first) not in submit.TERMINAL, submit.logs(first)
@@ -231,7 +240,15 @@ def test_a_stopped_job_goes_on_where_it_was(folder):
     result = finished(submit.follow(submit.submit(path, []), lambda line, meaning: None))
     assert "goes on" in submit.logs(submit.list_jobs()[0]["id"])
     assert [step for step, _ in history(result["run_id"], "loss")] == list(range(1, 801))
-    assert mlflow_run(result["run_id"]).info.status == "FINISHED"
+    found, said = mlflow_run(result["run_id"]), submit.logs(submit.list_jobs()[0]["id"])
+    assert found.info.status == "FINISHED"
+    assert (found.data.params["mixture.many.share"], found.data.params["mixture.few.share"]) == ("0.7", "0.3")
+    shares = history(result["run_id"], "share_of_rows/many")
+    assert [step for step, _ in shares] == list(range(50, 801, 50))
+    assert all(abs(share * 7 * step - 0.7 * 7 * step) < 3.5 for step, share in shares)
+    assert abs(shares[-1][1] - 0.7) < 1e-9, "5,600 rows are whole blocks and whole shares, before the stop and after"
+    assert "source few: 30 % of rows, " in said
+    assert "learned from each source, of all rows (of all terms of the loss): many 70 % (" in said
 
 
 def assert_ctrl_c_detaches(job: str) -> None:

@@ -16,8 +16,9 @@ from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.saver import Saver
 from jobs.checkpoint.shards import KINDS, Fragment
 from jobs.checkpoint.store import Store
-from jobs.data import batches, rows
-from jobs.worker import entry, evaluate, loop, sequence
+from jobs.data import batches, mixture, rows
+from jobs.data.mixture import Part
+from jobs.worker import entry, evaluate, learned, loop, sequence
 
 COUNT, STEPS, SEED = batches.LISTED_ROWS + 3, 6, 4
 
@@ -45,9 +46,12 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> rows.Rows:
     return rows.Rows([path])
 
 
-def worker_at(point: resume.Point, read: rows.Rows, store: Store) -> SimpleNamespace:
+def worker_at(point: resume.Point, read: rows.Rows, store: Store, mixed: tuple[Part, ...] = ()) -> SimpleNamespace:
     """Return what the loop reads of a worker that goes on from `point`."""
+    said: list[str] = []
     return SimpleNamespace(
+        said=said,
+        folder=SimpleNamespace(add_remarks=said.extend),
         training=SimpleNamespace(global_batch_size=32, seed=SEED),
         task=SimpleNamespace(collate=lambda taken: torch.from_numpy(taken["number"])),
         rows=read,
@@ -67,7 +71,9 @@ def worker_at(point: resume.Point, read: rows.Rows, store: Store) -> SimpleNames
         zero_stage=1,
         evaluations={},
         data="d",
-        order=entry.order_of(point),
+        order=entry.order_of(point, mixed=bool(mixed)),
+        mixed=mixed,
+        learned=learned.begin(mixed, point.manifest.learned if point.manifest else {}),
     )
 
 
@@ -107,6 +113,46 @@ def test_a_checkpoint_that_notes_no_order_is_of_the_first_one(tmp_path: Path, re
     assert np.array_equal(
         seen_by(worker_at(resumed(store), read, store), 4), batches.Order(COUNT, SEED, 1).take(64, 128)
     )
+
+
+MIXED = (Part("a", 40, 0.75), Part("b", COUNT - 40, 0.25))
+
+
+def test_a_mixture_goes_on_where_it_was_and_knows_what_it_has_learned_from(tmp_path: Path, read: rows.Rows) -> None:
+    store, order = Store(str(tmp_path)), mixture.Mixed(MIXED, SEED)
+    whole, seen = order.take(0, 32 * STEPS), list[np.ndarray]()
+    point = resume.Point("a")
+    for step in (2, 4, STEPS):
+        worker = worker_at(point, read, store, MIXED)
+        assert worker.order == mixture.VERSION
+        for done, (micro, targets, _) in islice(loop.prefetch(worker), step - worker.start):
+            assert targets == 32
+            seen.append(np.array(micro[0]))
+            shares = loop.count_sources(worker, done + 1)
+        loop.begin_checkpoint(worker, step)
+        loop.finish_checkpoint(worker)
+        point = resumed(store)
+        assert point.manifest is not None
+        counted = [point.manifest.learned[name] for name in ("a", "b")]
+        assert counted == [[rows, rows] for rows in order.counts(32 * step)]
+    assert np.array_equal(np.concatenate(seen), whole)
+    wanted = {"a": 0.75, "b": 0.25}
+    assert shares == {f"share_of_{what}/{name}": wanted[name] for what in ("rows", "targets") for name in "ab"}
+    assert "a 75 % (75 %), 3.6 passes; b 25 % (25 %)" in worker.said[0]
+
+
+def test_what_is_left_out_counts_for_no_source(tmp_path: Path, read: rows.Rows) -> None:
+    worker = worker_at(resume.Point("a"), read, Store(str(tmp_path)), MIXED)
+    worker.skip = frozenset({1, 2})
+    for done, _ in loop.prefetch(worker):
+        loop.count_sources(worker, done + 1)
+    assert int(worker.learned.rows.sum()) == 32 * (STEPS - 2)
+
+
+def test_a_mixture_does_not_go_on_in_an_order_over_one_source() -> None:
+    for version, mixed in ((2, True), (mixture.VERSION, False)):
+        with pytest.raises(UserError, match="an order of version"):
+            entry.order_of(resume.Point("a", replace(Manifest(7, 7, 1, 1), order=version)), mixed)
 
 
 @pytest.mark.parametrize("version", [0, 3])

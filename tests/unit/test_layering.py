@@ -87,7 +87,7 @@ def test_only_one_place_imports(library, home):
 
 def test_specs_import_only_pydantic_names_and_the_standard_library():
     light = ("cluster.names.", "cluster.precision.", "cluster.errors.", "serve.engines.table", "serve.wire.")
-    sections = ("spec_sections", "spec_rules", "spec_predict", "spec_schedule", "spec_sweep")
+    sections = ("spec_sections", "spec_mixture", "spec_rules", "spec_predict", "spec_schedule", "spec_sweep")
     light += (*(f"jobs.{name}." for name in sections), "cluster.strict.", "serve.runtime_env")
     light += ("cluster.mistakes.", "cluster.redact.", "cluster.home.", "serve.keys.place", "serve.scaling.settings.")
     specs = [f"jobs/{name}.py" for name in ("spec", *sections)]

@@ -16,6 +16,7 @@ from jobs import lineage, parents, progress, spec_sweep, trial_table
 from jobs.data import identity, prepare
 from jobs.data.identity import Noted
 from jobs.data.prepare import Prepared
+from jobs.driver import mixing
 from jobs.driver.job import Job, Part
 from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.sweep import process, report
@@ -61,8 +62,11 @@ class Trials:
                 raise
             return str(error)
         self._check_same(prepared)
+        steps = steps_of(spec, prepared)
+        if wrong := mixing.too_often(spec, prepared, steps):
+            return wrong
         process.ask(spec.resolved(), self._job.base, self._part(number, values))
-        return Ready(self._folder(number), steps_of(spec, prepared))
+        return Ready(self._folder(number), steps)
 
     def tell(self, trial: Trial) -> None:
         """Show how a trial stands, and keep the table in the sweep's run up to date."""
