@@ -89,10 +89,10 @@ class Remote:
         except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
             raise UserError(f"data: cannot read {self}: {said(error)}") from error
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: str = "rb", buffer_bytes: int = BUFFER_BYTES) -> BinaryIO:
         """Open its bytes. What the store fails by is a UserError then: the data is as good as it was."""
         assert mode == "rb", "data is only read"
-        return io.BufferedReader(_Raw(self), BUFFER_BYTES)
+        return io.BufferedReader(_Raw(self), buffer_bytes)
 
     @property
     def _pure(self) -> PurePosixPath:
@@ -183,7 +183,7 @@ def line_cuts(file: Remote, size: int) -> tuple[Cut, ...]:
         UserError: it cannot be read.
     """
     begins, wanted = [0], size
-    with file.open() as content:
+    with file.open(buffer_bytes=LINE_BYTES) as content:
         while wanted < file.size and (begin := _line_behind(content, wanted - 1)) < file.size:
             begins.append(begin)
             wanted = (begin // size + 1) * size

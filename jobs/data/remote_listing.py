@@ -51,12 +51,35 @@ def listed(uri: str) -> tuple[list[Remote], listing.Listing]:
     store, path = split(uri)
     files, base = opened_store(store)
     try:
+        path = _pinned(path) if store == HUB else path
         found, root = _infos(files, base, path)
         kept, passed = _sorted_in(found, base, root)
         with ThreadPoolExecutor(ASKED_AT_A_TIME) as pool:
             return list(pool.map(partial(_remote, files, base, store), kept)), passed
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client raises many kinds
         raise UserError(f"data: cannot list {shown(store)}/{path}: {said(error)}") from error
+
+
+def _pinned(path: str) -> str:
+    """Return a path of the hub at the commit that its branch is at now, so that all of a job reads the same files."""
+    from huggingface_hub import HfApi
+
+    owner, name, *below = path.split("/")
+    name, _, revision = name.partition("@")
+    commit = HfApi().dataset_info(f"{owner}/{name}", revision=revision or None).sha
+    return "/".join([owner, f"{name}@{commit}", *below])
+
+
+def _hub_mark(path: str) -> str:
+    """Return what the hub says a file's content is: its SHA-256, or of a small one Git's own digest of it."""
+    from huggingface_hub import HfApi
+
+    _, owner, name, *below = path.split("/")
+    repository, _, commit = f"{owner}/{name}".partition("@")
+    (found,) = HfApi().get_paths_info(repository, "/".join(below), revision=commit, repo_type="dataset")
+    return str(found.lfs.sha256 if found.lfs else found.blob_id)
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -112,26 +135,23 @@ def _sorted_in(found: list[Any], base: str, root: str) -> tuple[list[Any], listi
 
 
 def _remote(files: Any, base: str, store: str, info: Any) -> Remote:
-    return Remote(store, info.path.removeprefix(base), info.size, _mark(files, info))
+    mark = _hub_mark(info.path) if store == HUB else _mark(files, info)
+    return Remote(store, info.path.removeprefix(base), info.size, mark)
 
 
 def _mark(files: Any, info: Any) -> str:
-    """Return what tells a file's content: of the hub its digest, of an object its ETag, else when it was changed."""
-    from pyarrow import fs
-
-    if isinstance(files, fs.PyFileSystem):
-        known = files.handler.fs.info(info.path)
-        content = (known.get("lfs") or {}).get("sha256") or known.get("blob_id")
-        if content:
-            return str(content)
-    elif not isinstance(files, fs.LocalFileSystem):
-        with files.open_input_file(info.path) as file:
-            told = {bytes(key).lower(): bytes(value) for key, value in (file.metadata() or {}).items()}
-        if told.get(b"etag"):
-            return told[b"etag"].decode("utf-8", "replace")
+    """Return what tells a file's content: its ETag, or else when it was changed."""
+    with files.open_input_file(info.path) as file:
+        told = {_text(key).lower(): _text(value) for key, value in (file.metadata() or {}).items()}
+    if told.get("etag"):
+        return told["etag"]
     if info.mtime_ns is None:
         raise UserError(
             f"data: the store says neither what {info.path} holds nor when it was changed: what was learned from could "
             "not be told from other data; download it"
         )
     return f"changed {info.mtime_ns}"
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")

@@ -26,7 +26,7 @@ def opened(uri: str, form: TableForm, range_bytes: int) -> Source:
     listed, found = remote_listing.listed(uri)
     if not listed and not found.left_out:
         raise UserError(f"data: nothing matches {name!r}")
-    if len(listed) == 1 and listed[0].path == path:
+    if len(listed) == 1 and listed[0].name == path.rpartition("/")[2]:
         return open_file(listed[0], form, range_bytes)
     files = [file for file in listed if readable(file)]
     if any(kind(file) in file_sources.BESIDE for file in files):

@@ -53,7 +53,8 @@ def open_source(
     if several:
         return replace(joined(once([open_source(part, base, form, range_bytes) for part in several])), name=where)
     if where.startswith("hf://") and not remote_listing.is_uri(where):
-        return replace(open_hub(where.removeprefix("hf://")), origin=where)
+        found = open_hub(where.removeprefix("hf://"), range_bytes)
+        return replace(found, origin=found.origin or where)
     if remote_listing.is_uri(where):
         return remote_sources.opened(where, form, range_bytes)
     return _of_disk(where.removeprefix("file://"), base, form, range_bytes)

@@ -142,12 +142,13 @@ def test_any_machine_is_taken_to_see_a_store(store, tmp_path):
 
 
 def test_a_look_at_data_asks_no_store(tmp_path):
-    assert (
-        first_look.look_at_data(spec("s3://nowhere.invalid/x.jsonl", "causal-lm", sequence_length=16), tmp_path) == []
-    )
-    assert first_look.look_at_data(spec("hf://datasets/a/b/*.parquet", "causal-lm", sequence_length=16), tmp_path) == []
-    with pytest.raises(UserError, match="'https://host/a.jsonl' is a URL that is not read"):
-        first_look.look_at_data(spec("https://host/a.jsonl", "causal-lm", sequence_length=16), tmp_path)
+    def looked(where: str) -> list[str]:
+        return first_look.look_at_data(spec(where, "causal-lm", sequence_length=16), tmp_path)
+
+    assert looked("s3://nowhere.invalid/x.jsonl") == []
+    assert looked("hf://datasets/a/b/*.parquet") == []
+    with pytest.raises(UserError, match=r"'https://host/a\.jsonl' is a URL that is not read"):
+        looked("https://host/a.jsonl")
 
 
 def test_a_file_uri_is_a_path(tmp_path):
