@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePath
 
 from cluster.errors import UserError, check_all
-from jobs.data import listing, sources
+from jobs.data import listing, remote_listing, sources
+from jobs.data.compression import kind
 from jobs.data.corpora import BUILT_IN
+from jobs.data.examples import BadRow, Example, Source, bounded
+from jobs.data.listing import NAMED
 from jobs.data.tables import TableForm
 from jobs.spec import JobSpec
-from jobs.tasks import TaskSetupError, get
+from jobs.tasks import TaskSetupError, get, is_ours
 
 MOST_BYTES = 64 << 20
 """Data that is larger takes seconds to open, and is left to the job."""
@@ -69,21 +73,44 @@ def look_at_data(spec: JobSpec, base: Path) -> list[str]:
 
 
 def _not_here(key: str, part: str, spec: JobSpec, base: Path) -> list[str]:
-    if part in BUILT_IN or part.startswith("hf://"):
+    if part in BUILT_IN:
         return []
-    if "://" not in part and listing.existing(part, base) is None:
+    if listing.existing(part, base) is None and (several := listing.braced(part)):
+        return [note for each in several for note in _not_here(key, each, spec, base)][:NAMED]
+    if remote_listing.is_uri(part) or part.startswith("hf://"):
+        remote_listing.check_scheme(part)
+        return []
+    part = part.removeprefix("file://")
+    if listing.existing(part, base) is None:
         found = listing.of_glob(part, base)
         if not found.files and not found.left_out:
             return [f"{key}: nothing matches {part!r} on this machine (looked from {base}), so it was not looked at"]
-    if "://" in part or _is_small(part, base):
-        sources.open_source(part, base, TableForm(spec.data.columns, spec.data.quotes))
+    if _is_small(part, base):
+        _try(sources.open_source(part, base, TableForm(spec.data.columns, spec.data.quotes)), spec, base)
     return []
+
+
+def _try(source: Source, spec: JobSpec, base: Path) -> None:
+    """Refuse archives whose first samples the task can make nothing of: how members are named decides what they are.
+
+    Raises:
+        UserError: says what of the last of them the task misses.
+    """
+    archives = [single for single in source.singles if kind(PurePath(single.name)) == ".tar"]
+    task = get(spec.task.name, base)(spec.task.options) if archives else None
+    if task is None or not is_ours(task) or task.grouping() is not None:
+        return
+    for archive in archives[:EXAMPLES]:
+        found = [row for row in islice(archive.read(), EXAMPLES) if isinstance(row, Example)]
+        said = [made for row in found if isinstance(made := bounded(partial(task.check, row), row.where), BadRow)]
+        if found and len(said) == len(found):
+            raise UserError(f"data: {archive.name}: none of its first {len(found)} samples can be used; {said[-1]}")
 
 
 def _is_small(where: str | list[str], base: Path) -> bool:
     """Say whether the data is files on this machine, and few bytes."""
     parts = [where] if isinstance(where, str) else where
-    if any(part in BUILT_IN or part.startswith("hf://") for part in parts):
+    if any(part in BUILT_IN or "://" in part for part in parts):
         return False
     try:
         files = [_files(part, base) for part in parts]

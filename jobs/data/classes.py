@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from jobs.data.remote import Place
+
 NAMED = 10
 """So many names are said."""
 NO_CLASS = -1
@@ -22,13 +24,14 @@ def features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def features_in(path: Path) -> dict[str, Any]:
+def features_in(path: Place) -> dict[str, Any]:
     """Return `features_of` a Parquet file; nothing where it cannot be read, which its reader says."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return features_of(pyarrow.parquet.read_schema(path).metadata)
+        opened = path if isinstance(path, Path) else path.native()
+        return features_of(pyarrow.parquet.read_schema(opened).metadata)
     except (pyarrow.ArrowException, OSError, ValueError):
         return {}
 

@@ -9,18 +9,30 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
+
+from jobs.data.remote import Place, Remote
 
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
 """What the decompressors raise for a file that is cut off or is not what its name says."""
 
 
-def _zstandard(path: Path) -> io.BufferedReader:
+def _zstandard(path: Place) -> io.BufferedReader:
     import pyarrow
 
-    stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-    return io.BufferedReader(stream, 1 << 20)
+    file = pyarrow.OSFile(str(path)) if isinstance(path, Path) else path.native()
+    return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), 1 << 20)
+
+
+def _of_python(how: Callable[[Any], Any], path: Place) -> Any:
+    """Have a decompressor of Python's read a file: it opens one of a disk itself."""
+    return how(path if isinstance(path, Path) else path.open())
+
+
+def _gzip(path: Any) -> gzip.GzipFile:
+    return gzip.GzipFile(path) if isinstance(path, Path) else gzip.GzipFile(fileobj=path)
 
 
 OTHERS = {
@@ -37,27 +49,36 @@ OTHERS = {
 """How files begin (patterns) that are not the text that their name says, and what to do with them."""
 BEGINNING = 16
 """So many bytes decide."""
-COMPRESSED: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.GzipFile,
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
+COMPRESSED: dict[str, Callable[[Place], Any]] = {
+    ".gz": partial(_of_python, _gzip),
+    ".bz2": partial(_of_python, bz2.BZ2File),
+    ".xz": partial(_of_python, lzma.LZMAFile),
     ".zst": _zstandard,
 }
+BOTH = {".tgz": (".tar", ".gz")}
+"""Suffixes that say what a file holds and how it is compressed."""
 
 
-def kind(path: Path) -> str:
+def kind(path: PurePath | Remote) -> str:
     """Return the suffix that says what a file holds, in lower case and without one for compression (".jsonl")."""
     suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+    if suffix in BOTH:
+        return BOTH[suffix][0]
+    return PurePath(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
-def compression(path: Path) -> str:
+def compression(path: PurePath | Remote) -> str:
     """Return the suffix that says how a file is compressed, in lower case; "" where it is not."""
     suffix = path.suffix.lower()
-    return suffix if suffix in COMPRESSED else ""
+    return BOTH[suffix][1] if suffix in BOTH else suffix if suffix in COMPRESSED else ""
 
 
-def other_content(path: Path) -> str | None:
+def size_of(path: Place) -> int:
+    """Return a file's bytes."""
+    return path.stat().st_size if isinstance(path, Path) else path.size
+
+
+def other_content(path: Place) -> str | None:
     """Say what a file of text holds instead, by its first bytes; None where these may be text.
 
     Raises:
@@ -68,7 +89,7 @@ def other_content(path: Path) -> str | None:
     return next((what for pattern, what in OTHERS.items() if re.match(pattern, begins)), None)
 
 
-def open_content(path: Path) -> BinaryIO:
+def open_content(path: Place) -> BinaryIO:
     """Open a file's content for reading, decompressed.
 
     Raises:
@@ -78,6 +99,6 @@ def open_content(path: Path) -> BinaryIO:
     how = compression(path)
     if not how:
         return path.open("rb")
-    if not path.stat().st_size:
+    if not size_of(path):
         raise EOFError("an empty file is no archive")
     return cast(BinaryIO, COMPRESSED[how](path))

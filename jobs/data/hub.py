@@ -1,21 +1,32 @@
-"""Data sets of the hub (or in its client's layout on the disk), through the client `datasets`."""
+"""Data sets of the hub (or in its client's layout on the disk), through the client `datasets`.
+
+The client fetches a data set whole, into Arrow files that it maps into memory; where they are many bytes, they are read
+in parts, by any process that sees them. What is not to be fetched whole is named by its files, `hf://datasets/…`
+(jobs/data/remote.py).
+"""
 
 from __future__ import annotations
 
 import hashlib
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from jobs.data.classes import class_columns, said_of_names, unlabelled
-from jobs.data.examples import Example, Rows, Source
+from jobs.data.examples import Cut, Example, Rows, Source
+from jobs.data.ranges import RANGE_BYTES
 
 VERSION = 2
 """Raise it when another example is made of the same row."""
 BATCH = 1000
 
 
-def open_hub(identifier: str) -> Source:
+def open_hub(identifier: str, range_bytes: int = RANGE_BYTES) -> Source:
     """Open `owner/name` or `owner/name:split`; its digest is that of the rows themselves, whatever names them.
+
+    Args:
+        range_bytes: a larger one is read in parts of about so many bytes.
 
     Raises:
         UserError: it cannot be loaded.
@@ -23,13 +34,51 @@ def open_hub(identifier: str) -> Source:
     name, _, split = identifier.partition(":")
     data = _as_files(_load(name, split or "train"))
     features = data.features.to_dict()
-    classes = class_columns(features)
+    files = tuple(str(file["filename"]) for file in data.cache_files)
+    size = sum(Path(file).stat().st_size for file in files)
+    cuts = _cuts(len(data), size, range_bytes) if files else ()
+    return Source(
+        f"hf://{identifier}",
+        _digest(data),
+        lambda: _rows(data, identifier, 0),
+        f"hub {VERSION}",
+        said_of_names(features),
+        True,
+        origin=files[0] if cuts else "",
+        size=size if cuts else None,
+        cuts=cuts,
+        read_cut=partial(_part, files, identifier) if cuts else None,
+    )
 
-    def read() -> Rows:
-        for number, row in enumerate(data):
-            yield Example(unlabelled(dict(row), classes), f"hf://{identifier}: row {number}", padded=True)
 
-    return Source(f"hf://{identifier}", _digest(data), read, f"hub {VERSION}", said_of_names(features), True)
+def _cuts(rows: int, size: int, range_bytes: int) -> tuple[Cut, ...]:
+    """Cut so many rows, of `size` bytes in all, into parts of at least `range_bytes`; none where they are one part."""
+    each = max(1, -(-rows * range_bytes // max(size, 1)))
+    parts = [(start, min(start + each, rows)) for start in range(0, rows, each)]
+    cuts = tuple(Cut(start, end, start, -(-size * (end - start) // rows)) for start, end in parts)
+    return cuts if len(cuts) > 1 else ()
+
+
+def _part(files: tuple[str, ...], identifier: str, cut: Cut) -> Rows:
+    """Read some rows out of the client's files.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    import datasets
+
+    try:
+        data = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+    except OSError as error:
+        raise UserError(f"data: cannot read hf://{identifier} on: {error}") from error
+    return _rows(_as_files(data.select(range(cut.start, cut.end))), identifier, cut.start)
+
+
+def _rows(data: Any, identifier: str, first: int) -> Rows:
+    """Yield the rows of a data set, numbered from `first`."""
+    classes = class_columns(data.features.to_dict())
+    for number, row in enumerate(data, first):
+        yield Example(unlabelled(dict(row), classes), f"hf://{identifier}: row {number}", padded=True)
 
 
 def _load(name: str, split: str) -> Any:

@@ -9,13 +9,15 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from cluster.errors import UserError
 from jobs.data.examples import printable
 
 NAMED = 5
 """So many of the files that are left out are named."""
+BRACED = 100_000
+"""So many names may stand in braces."""
 _ABOUT = re.compile(
     r"^(readme|licen[cs]e|copying|notice|authors|changelog|contributing|citation|code_of_conduct|security|"
     r"dataset[-_ ]?card|data[-_ ]?card|data[-_ ]?sheet|model[-_ ]?card)([-_. ].*)?$",
@@ -55,6 +57,30 @@ class Listing:
         parts = path.relative_to(self.root).parts if self.root and below else path.parts[-1:]
         named = ((match, part) for part in reversed(parts) if (match := _SPLIT.search(part)))
         return next(((match[1].lower(), part) for match, part in named), None)
+
+
+def braced(where: str) -> list[str]:
+    """Return the names that one with braces stands for, in order: `{000..011}` and `{a,b}`; none without braces.
+
+    Raises:
+        UserError: they are too many.
+    """
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", where)
+    if found is None:
+        return []
+    first, last, names = found[1], found[2], found[3]
+    if names is None and abs(int(last) - int(first)) >= BRACED:
+        raise UserError(f"data: {where!r} names more than {BRACED} files: a glob does too")
+    numbers = [] if names is not None else range(int(first), int(last) + 1)
+    width = len(first) if first and first.startswith("0") else 0
+    parts = names.split(",") if names is not None else [f"{number:0{width}d}" for number in numbers]
+    if not parts:
+        raise UserError(f"data: {where!r} names no file: {found[0]} counts backwards")
+    made = [where[: found.start()] + part + where[found.end() :] for part in parts]
+    whole = [name for each in made for name in braced(each) or [each]]
+    if len(whole) > BRACED:
+        raise UserError(f"data: {where!r} names more than {BRACED} files: a glob does too")
+    return whole
 
 
 def existing(where: str, base: Path) -> Path | None:
@@ -114,10 +140,10 @@ def _deep(place: Path, base: Path) -> Listing:
     magic = _first_magic(place)
     root, pattern = Path(*place.parts[:magic]), place.parts[magic:]
     found, listing = of_folder(root) if root.is_dir() else Listing(), Listing()
-    listing.files = [path for path in found.files if _fits(path.relative_to(root).parts, pattern)]
+    listing.files = [path for path in found.files if fits(path.relative_to(root).parts, pattern)]
     for reason, names in found.left_out.items():
         for name in names:
-            if _fits(Path(name).parts, pattern):
+            if fits(Path(name).parts, pattern):
                 listing.leave_out(reason, _from(base, root / name))
     return listing
 
@@ -133,13 +159,13 @@ def _there(place: Path, index: int) -> bool:
     return os.path.lexists(Path(*place.parts[: index + 1]))
 
 
-def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+def fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     """Tell whether a path's parts match a pattern's, of which `**` matches any number of them."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return any(_fits(parts[index:], pattern[1:]) for index in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+        return any(fits(parts[index:], pattern[1:]) for index in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and fits(parts[1:], pattern[1:])
 
 
 def _from(base: Path, path: Path) -> str:
@@ -162,9 +188,15 @@ def of_folder(folder: Path) -> Listing:
     return listing
 
 
-def hidden(path: Path) -> bool:
+def hidden(path: PurePath) -> bool:
     """Tell what systems and editors leave behind: `.git`, `.DS_Store`, `__MACOSX`, `train.jsonl~`."""
     return path.name.startswith(".") or path.name.endswith("~") or path.name.lower() in _NOT_DATA
+
+
+def is_about(path: PurePath) -> bool:
+    """Tell what is about data by its name, as a README is."""
+    named = path.stem if path.suffix else path.name
+    return bool(_ABOUT.match(named)) and path.suffix.lower() in _ABOUT_KINDS
 
 
 def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing) -> Iterator[Path]:
@@ -187,7 +219,7 @@ def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing
 def _sort_in(listing: Listing, path: Path, shown: str, about: bool = True) -> None:
     if hidden(path):
         listing.leave_out("hidden, or not data by its name", shown)
-    elif about and _ABOUT.match(path.stem if path.suffix else path.name) and path.suffix.lower() in _ABOUT_KINDS:
+    elif about and is_about(path):
         listing.leave_out("about the data, not data", shown)
     elif path.is_symlink() and not path.exists():
         listing.leave_out("a link to nothing", shown)

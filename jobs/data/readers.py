@@ -18,6 +18,7 @@ from cluster.unique_keys import KeyTwice, unique
 from jobs.data import coco
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Cut, Example, Rows, bounded, unread
+from jobs.data.remote import Place
 
 VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
@@ -25,10 +26,11 @@ VERSION = 4
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".text"}
 _DECODER = json.JSONDecoder(object_pairs_hook=unique)
 """Made once: json.loads makes one for each line."""
+_COCO = "COCO's images are files beside it, which are read from disks only: make tars of them (docs/sources.md)"
 _CONVERSATION = {"messages", "conversations", "prompt", "completion"}
 
 
-def read_text(path: Path) -> Rows:
+def read_text(path: Place) -> Rows:
     """Read a file as one example, `text`."""
     with open_content(path) as file:
         content = file.read()
@@ -51,17 +53,27 @@ def not_utf8(byte: int) -> str:
     return f"byte 0x{byte:02x} is not UTF-8; convert the file"
 
 
-def read_json_lines(path: Path) -> Rows:
+def read_json_lines(path: Place) -> Rows:
     """Read one object a line; empty lines and a byte order mark are passed over."""
     with open_content(path) as file:
         yield from _json_lines(path, file)
 
 
-def read_json_lines_cut(path: Path, cut: Cut) -> Rows:
-    """Read the lines of a part of a file, numbered as in the whole."""
+def read_json_lines_cut(path: Place, cut: Cut) -> Rows:
+    """Read the lines of a part of a file, numbered as in the whole; by their bytes where no line before was counted."""
     with path.open("rb") as file:
         file.seek(cut.start)
-        yield from _json_lines(path, _up_to(file, cut.end - cut.start), cut.before + 1)
+        lines = _up_to(file, cut.end - cut.start)
+        yield from _json_lines(path, lines, cut.before + 1) if cut.before >= 0 else _by_bytes(path, lines, cut.start)
+
+
+def _by_bytes(path: Place, lines: Iterable[bytes], at: int) -> Rows:
+    """Read lines of which it is known at which byte of the file each begins."""
+    for line in lines:
+        if line.strip(b" \t\r\n\xef\xbb\xbf"):
+            where = f"{path}: byte {at}"
+            yield bounded(partial(_json_line, line, where), where)
+        at += len(line)
 
 
 def _up_to(lines: Iterable[bytes], size: int) -> Iterator[bytes]:
@@ -73,7 +85,7 @@ def _up_to(lines: Iterable[bytes], size: int) -> Iterator[bytes]:
             return
 
 
-def _json_lines(path: Path, lines: Iterable[bytes], first: int = 1) -> Rows:
+def _json_lines(path: Place, lines: Iterable[bytes], first: int = 1) -> Rows:
     for number, line in enumerate(lines, first):
         if line.strip(b" \t\r\n\xef\xbb\xbf"):
             where = f"{path}:{number}"
@@ -81,6 +93,15 @@ def _json_lines(path: Path, lines: Iterable[bytes], first: int = 1) -> Rows:
 
 
 def _json_line(line: bytes, where: str) -> Example:
+    return Example(json_object(line, "a line", "a list of objects is a .json"), where)
+
+
+def json_object(line: bytes, what: str, hint: str) -> dict[str, Any]:
+    """Return the object that `what` holds, each of its keys once.
+
+    Raises:
+        UserError: it holds something else, with a `hint` where that is a list.
+    """
     try:
         value = _parsed(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
@@ -94,13 +115,13 @@ def _json_line(line: bytes, where: str) -> Example:
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"not readable JSON: {error}") from None
     if isinstance(value, list):
-        raise UserError("a line holds one object, this is a list; a list of objects is a .json")
+        raise UserError(f"{what} holds one object, this is a list; {hint}")
     if not isinstance(value, dict):
-        raise UserError(f"a line holds one object, this is a {type(value).__name__}")
-    return Example(value, where)
+        raise UserError(f"{what} holds one object, this is a {type(value).__name__}")
+    return value
 
 
-def read_json(path: Path) -> Rows:
+def read_json(path: Place) -> Rows:
     """Read a list of objects, or one object a line, which many files of this name hold."""
     with open_content(path) as file:
         first = [line for line in islice(file, 64) if line.strip(b" \t\r\n\xef\xbb\xbf")][:2]
@@ -128,11 +149,11 @@ def _opens_a_list(line: bytes) -> bool:
     return False
 
 
-def _one_or_more(path: Path, rows: Rows) -> Rows:
+def _one_or_more(path: Place, rows: Rows) -> Rows:
     """Pass the single object of a file on, unless it is a COCO data set, or a wrapping of the list that is meant."""
     for row in rows:
         if isinstance(row, Example) and coco.is_coco(row):
-            yield from coco.examples(path, row)
+            yield from coco.examples(path, row) if isinstance(path, Path) else iter([unread(str(path), _COCO)])
             continue
         lists = [
             key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)
@@ -147,7 +168,7 @@ def _one_or_more(path: Path, rows: Rows) -> Rows:
             yield row
 
 
-def _document(path: Path, content: bytes) -> Rows:
+def _document(path: Place, content: bytes) -> Rows:
     """Read JSON as a whole; where something in it cannot be read, entry by entry."""
     try:
         value = _parsed(content.decode("utf-8-sig"))
@@ -164,7 +185,7 @@ def _document(path: Path, content: bytes) -> Rows:
         yield unread(str(path), f"expected a list of objects, this is a {type(value).__name__}")
 
 
-def _entries(path: Path, content: bytes) -> Rows:
+def _entries(path: Place, content: bytes) -> Rows:
     """Read JSON of which something cannot be read: entry by entry where its form is right, else none of it."""
     try:
         texts = _texts(content.decode("utf-8-sig", "surrogateescape"))
@@ -219,12 +240,12 @@ def _parsed(text: str) -> Any:
     return _DECODER.decode(text)
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {
+READERS: dict[str, Callable[[Place], Rows]] = {
     **dict.fromkeys(TEXT_SUFFIXES, read_text),
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
     ".json": read_json,
 }
 
-CUT_READERS: dict[str, Callable[[Path, Cut], Rows]] = dict.fromkeys((".jsonl", ".ndjson"), read_json_lines_cut)
+CUT_READERS: dict[str, Callable[[Place, Cut], Rows]] = dict.fromkeys((".jsonl", ".ndjson"), read_json_lines_cut)
 """Of the files of lines: what reads a part of one."""

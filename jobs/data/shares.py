@@ -136,7 +136,8 @@ def range_of(file: str) -> int:
 
 def sees(share: Share) -> bool:
     """Tell whether this machine sees the files of a range."""
-    return share.is_here or all(Path(single.origin).exists() for single in share.source.singles)
+    places = (single.origin for single in share.source.singles)
+    return share.is_here or all("://" in place or Path(place).exists() for place in places)
 
 
 def merged(findings: Iterable[Any]) -> Any:

@@ -16,6 +16,7 @@ from jobs.data.classes import class_columns, features_of, unlabelled
 from jobs.data.compression import open_content
 from jobs.data.examples import BadRow, Cut, Example, Rows, bounded, unread
 from jobs.data.readers import not_utf8
+from jobs.data.remote import Place
 
 VERSION = 4
 """Raise it when a reader of this file makes something else of the same bytes: rows encoded before are not used."""
@@ -40,12 +41,12 @@ class TableForm:
 PLAIN = TableForm()
 
 
-def read_separated(separator: str, form: TableForm) -> Callable[[Path], Rows]:
+def read_separated(separator: str, form: TableForm) -> Callable[[Place], Rows]:
     """Return what reads a table, its columns separated by `separator`; any process can be sent it."""
     return partial(_read_table, separator, form)
 
 
-def _read_table(separator: str, form: TableForm, path: Path) -> Rows:
+def _read_table(separator: str, form: TableForm, path: Place) -> Rows:
     columns = form.columns
     csv.field_size_limit(FIELD_CHARS)
     with open_content(path) as raw:
@@ -88,7 +89,7 @@ class _Lines:
         return line
 
 
-def _records(path: Path, reader: Any, lines: _Lines) -> Iterator[tuple[str, list[str] | BadRow]]:
+def _records(path: Place, reader: Any, lines: _Lines) -> Iterator[tuple[str, list[str] | BadRow]]:
     """Yield each record with the line where it begins; empty lines are passed over.
 
     Raises:
@@ -174,7 +175,7 @@ def _unique(names: list[str], where: str = "") -> list[str]:
     return names
 
 
-def read_parquet(path: Path, cut: Cut | None = None) -> Rows:
+def read_parquet(path: Place, cut: Cut | None = None) -> Rows:
     """Read the rows of a Parquet file, or of some of its row groups.
 
     Raises:
@@ -184,8 +185,9 @@ def read_parquet(path: Path, cut: Cut | None = None) -> Rows:
     import pyarrow.parquet
 
     number = cut.before if cut else 0
+    opened = path if isinstance(path, Path) else path.native()
     try:
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        file = pyarrow.parquet.ParquetFile(opened, page_checksum_verification=True)
         _unique(file.schema_arrow.names)
         classes = class_columns(features_of(file.schema_arrow.metadata))
         groups = range(cut.start, cut.end) if cut else None
@@ -197,18 +199,18 @@ def read_parquet(path: Path, cut: Cut | None = None) -> Rows:
     except UserError as error:
         yield unread(str(path), str(error))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is no UTF-8
-        if number or cut:
+        if number or cut or not isinstance(path, Path):  # a store that does not answer is no bad row
             raise UserError(f"{path}: broken behind row {number}: {error}") from error
         yield unread(str(path), f"not a readable Parquet file: {error}")
 
 
-def parquet_cuts(path: Path, size: int) -> tuple[Cut, ...]:
+def parquet_cuts(path: Place, size: int) -> tuple[Cut, ...]:
     """Cut a Parquet file between row groups, into parts of at least `size` bytes; none where it cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.native())
         _unique(file.schema_arrow.names)
     except (UserError, pyarrow.ArrowException, OSError, ValueError):
         return ()  # reading it says so
@@ -238,4 +240,4 @@ def _example(make: Callable[[], dict[str, Any]], classes: Set[str], where: str) 
     return Example(unlabelled(make(), classes), where, padded=True)
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {".parquet": read_parquet}
+READERS: dict[str, Callable[[Place], Rows]] = {".parquet": read_parquet}

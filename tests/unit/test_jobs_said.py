@@ -115,9 +115,9 @@ def test_a_place_above_the_data_is_no_split(tmp_path):
     assert "all read" not in said(tmp_path / "test", train="c/*.jsonl")
 
 
-@pytest.mark.parametrize("where", ["s3://b/a.jsonl", "https://host/a.jsonl", "file:///a.jsonl"])
+@pytest.mark.parametrize("where", ["ftp://b/a.jsonl", "https://host/a.jsonl"])
 def test_a_url_is_no_file(tmp_path, where):
-    with pytest.raises(UserError, match="is a URL, and only hf:// is fetched: download it"):
+    with pytest.raises(UserError, match=r"is a URL that is not read; s3://, .* are, and files: download it"):
         sources.open_source(where, tmp_path)
 
 
