@@ -15,7 +15,7 @@ from jobs.checkpoint import resume
 from jobs.checkpoint.catalog import Keep
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
-from jobs.data import batches
+from jobs.data import batches, mixture
 from jobs.data.prepare import Prepared, rows_of
 from jobs.data.rows import Rows
 from jobs.plan import facts
