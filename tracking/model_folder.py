@@ -99,8 +99,8 @@ def damage(folder: Path) -> list[str]:
         found.append(
             f"{folder}: {stored}, as quantised layers do, and config.json has no quantization_config to read it by"
         )
-    stored = stored_weights.read(folder)
-    elsewhere = set() if stored is None else set(stored.files)
+    in_store = stored_weights.read(folder)
+    elsewhere = set() if in_store is None else set(in_store.files)
     for index in sorted(folder.glob(f"*{INDEX}")):
         shards = _read(index).get("weight_map")
         named = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else set()

@@ -12,7 +12,7 @@ from cluster.stored_weights import StoredFile
 from jobs.checkpoint import resume
 from jobs.tasks import Task, adapters
 from jobs.worker import apart, elsewhere, export, export_in_parts, heap, proof, start, weight_files, weight_stream
-from jobs.worker.elsewhere import Elsewhere
+from jobs.worker.elsewhere import Elsewhere, StoreFailed
 from jobs.worker.export import DTYPES, WrongExport
 from jobs.worker.export_in_parts import Piece
 from jobs.worker.fault_injection import damage
@@ -70,16 +70,22 @@ def _whole(worker: Worker, trained: proof.Measured, place: Elsewhere | None) -> 
         if place is not None:
             place.move(written)
 
+    problem = None
     if weights is not None:
-        export.export(
-            worker.folder.model,
-            worker.task,
-            weights,
-            lambda: start.unadapted(worker.spec, worker.task, worker.model_directory),
-            worker.precision,
-            worker.spec.model.lora,
-            check,
-        )
+        try:
+            export.export(
+                worker.folder.model,
+                worker.task,
+                weights,
+                lambda: start.unadapted(worker.spec, worker.task, worker.model_directory),
+                worker.precision,
+                worker.spec.model.lora,
+                check,
+            )
+        except StoreFailed as error:
+            problem = str(error)
+    if (told := resume.gathered(problem)[0]) is not None:
+        raise StoreFailed(told)
 
 
 def _apart(worker: Worker, trained: proof.Measured) -> None:

@@ -2,7 +2,8 @@
 
     with S3Server() as server:  Store(server.uri("bucket/models"))
 
-Signatures are not checked. `failing` is how many of the next requests that write are answered with 503.
+Signatures are not checked. `failing` is how many of the next parts of files are refused; in the bucket `refused`
+everything is.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ class S3Server:
         """Parts of uploads that are not complete."""
         self.parts = 0
         """So many parts have come."""
+        self.sent = 0
+        """Bytes of objects that were asked for."""
         self.failing = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"store": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     def uri(self, place: str) -> str:
@@ -77,12 +80,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _asked(self) -> tuple[str, dict[str, str]]:
         parts = urlsplit(self.path)
-        return unquote(parts.path).strip("/"), {
+        return unquote(parts.path).lstrip("/"), {
             k: v[0] for k, v in parse_qs(parts.query, keep_blank_values=True).items()
         }
 
     def _body(self) -> bytes:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b"".join(self._chunks())
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if "aws-chunked" not in (self.headers.get("Content-Encoding") or ""):
             return body
         found = b""
@@ -93,6 +99,14 @@ class Handler(BaseHTTPRequestHandler):
                 break
             found, body = found + body[:count], body[count + 2 :]
         return found
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yield a body of HTTP's own chunks."""
+        while count := int(self.rfile.readline().split(b";")[0], 16):
+            yield self.rfile.read(count)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -112,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         """Say whether there is a bucket or an object."""
         key, _ = self._asked()
-        if "/" not in key:
+        if "/" not in key.rstrip("/"):
             self._answer(200)
         elif key in self.store.objects:
             size = len(self.store.objects[key])
@@ -124,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         """Read an object, or a range of it, or list a bucket."""
         key, query = self._asked()
         if "list-type" in query:
-            self._list(key, query)
+            self._list(key.rstrip("/"), query)
             return
         if key not in self.store.objects:
             self._missing()
@@ -136,6 +150,7 @@ class Handler(BaseHTTPRequestHandler):
             start, end = int(first), min(int(last or len(content) - 1), len(content) - 1)
             status, more = 206, {"Content_Range": f"bytes {start}-{end}/{len(content)}"}
             content = content[start : end + 1]
+        self.store.sent += len(content)
         self._answer(status, content, ETag='"x"', Last_Modified="Thu, 01 Jan 2026 00:00:00 GMT", **more)
 
     def _list(self, bucket: str, query: dict[str, str]) -> None:
@@ -163,15 +178,15 @@ class Handler(BaseHTTPRequestHandler):
         """Write an object, or a part of one."""
         key, query = self._asked()
         body = self._body()
-        if self.store.failing > 0:
-            self.store.failing -= 1
+        if key.startswith("refused/") or ("uploadId" in query and self.store.failing > 0):
+            self.store.failing -= not key.startswith("refused/")
             self._xml("<Error><Code>AccessDenied</Code><Message>not now</Message></Error>", 403)
         elif "uploadId" in query:
             self.store.uploads[query["uploadId"]][int(query["partNumber"])] = body
             self.store.parts += 1
             self._answer(200, ETag=f'"{hashlib.md5(body).hexdigest()}"')
         else:
-            if "/" in key:
+            if "/" in key.rstrip("/"):
                 self.store.objects[key] = body
             self._answer(200, ETag=f'"{hashlib.md5(body).hexdigest()}"')
 
