@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster import stored_weights
 from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.spec import JobSpec
@@ -43,6 +44,7 @@ def find(spec: JobSpec, base: Path) -> Path | str | None:
         check_hub_model(spec, source, base)
         return source
     check_folder(spec, source, found, base)
+    stored_weights.look(found, f"model.from: {source}")
     return found
 
 

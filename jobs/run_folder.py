@@ -19,6 +19,7 @@ storage/runs/<name>-<spec digest>-<k>/
     predict.json     what the predictions are decided by          driver → driver of a later attempt
     parts/           predictions by shard (jobs/predict/parts.py) workers, driver → driver
     checkpoints/     model/  evaluations.json                     workers → driver
+    exports.json     folders in a store (jobs/worker/elsewhere)   first rank → first rank of a later attempt
     first.json       metrics before the first step                first rank → first rank of a later attempt
     sums.json        gathered.npz: what was measured last         workers → driver
     profile/         each rank's trace and table of operators     workers → driver

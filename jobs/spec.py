@@ -114,6 +114,7 @@ class JobSpec(Strict):
             by_alias=True,
             exclude={
                 **dict.fromkeys(("resources", "storage", "register_", "max_failures", "failures", "checkpoint"), True),
+                "model": {"export": True},
                 "training": dict.fromkeys(how, True),
                 "predict": {"batch_size": True} if predicts else True,
                 "data": {"mixture": {"__all__": {"max_epochs"}}, **({} if predicts else {"predict": True})},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -37,6 +38,7 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what a phase lacks or cannot honour, each with its place; sections of a wrong type are passed over."""
     written, phase = values.get("phase"), phase_of(values)
     yield from _model(phase, _section(values, "model"))
+    yield from _export(written, _section(values, "model"))
     yield from _held_whole(values)
     yield from _on_nvme(_section(values, "training"))
     if "://" in str(values.get("storage", "")):
@@ -185,6 +187,29 @@ def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str
         given = {"lora": model.get("lora") is not None, "config": bool(model.get("config"))}
         for key in (key for key, is_given in given.items() if is_given):
             yield ("model", key), f"phase {phase} takes the model as it is, without `model.{key}`"
+
+
+def _export(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield why weights are not to go to a store."""
+    wanted = model.get("export")
+    if not isinstance(wanted, str):
+        return
+    if phase not in ("pretrain", "finetune") and phase in ALL_PHASES:
+        yield ("model", "export"), f"phase {phase} exports nothing to a store: leave `model.export` out"
+    if _section(model, "lora").get("merge") is False:
+        yield (
+            ("model", "export"),
+            "adapters that are kept apart (`model.lora.merge: false`) are small and stay in the job's folder: leave it "
+            "out, or merge them",
+        )
+    if "://" not in wanted and not wanted.startswith("/"):
+        yield ("model", "export"), f"{wanted!r} is neither a URI (s3://bucket/models) nor an absolute path"
+    elif urlsplit(wanted).password is not None:
+        yield (
+            ("model", "export"),
+            "a password would be written beside every model: leave it out of the URI; the store's credentials come "
+            "from the environment of the nodes (AWS_ACCESS_KEY_ID, …)",
+        )
 
 
 def _lora(source: Any, lora: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:

@@ -81,6 +81,9 @@ class ModelSpec(Strict):
     source: Text | None = Field(None, alias="from")
     """Weights to start from: models:/name@alias, models:/name/3, a directory, or a hub id."""
     lora: LoraSpec | None = None
+    export: Text | None = None
+    """Where the trained weights go, if not to the job's own folder: any URI that pyarrow knows (s3://, gs://, hdfs://),
+    or an absolute path. The job's folder keeps the rest of the model, and says where they are."""
 
     @model_validator(mode="after")
     def _config_is_finite(self) -> ModelSpec:

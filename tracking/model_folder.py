@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster import stored_weights
 from tracking import weights_digest
 from tracking.errors import TrackingError
 from tracking.manifest import FILE_NAME
@@ -127,10 +128,12 @@ def damage(folder: Path) -> list[str]:
         found.append(
             f"{folder}: {stored}, as quantised layers do, and config.json has no quantization_config to read it by"
         )
+    in_store = stored_weights.read(folder)
+    elsewhere = set() if in_store is None else set(in_store.files)
     for index in sorted(folder.glob(f"*{INDEX}")):
         shards = _read(index).get("weight_map")
         named = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else set()
-        lacking = sorted(name for name in named if not (folder / name).is_file())
+        lacking = sorted(name for name in named - elsewhere if not (folder / name).is_file())
         if not named:
             found.append(f"{index} names no files of weights: copy the model again")
         elif lacking:

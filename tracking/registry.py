@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from cluster import stored_weights
 from cluster.names import check_alias, check_name, suggest
 from tracking import model_folder
 from tracking.client import ask, connect, create_once
@@ -173,6 +174,7 @@ def promote(name: str, version: int, alias: str, tracking_uri: str | None = None
     if found.source.startswith(f"{_SCHEME}:") and (found.directory / FILE_NAME).exists():
         read(found.directory, verify=True)
         model_folder.check_base(found.directory)
+        stored_weights.verify(found.directory)
     ask(client, lambda: client.set_registered_model_alias(name, alias, str(version)))
     return _version(client, name, version)
 
@@ -192,14 +194,16 @@ def _registration_key(directory: Path, run_id: str | None) -> str:
 
 
 def _manifest_tags(directory: Path) -> dict[str, str]:
-    return _tags_of(read(directory)) if (directory / FILE_NAME).exists() else {}
+    if not (directory / FILE_NAME).exists():
+        return {}
+    return _tags_of(read(directory), stored_weights.size(directory))
 
 
-def _tags_of(manifest: ModelManifest) -> dict[str, str]:
+def _tags_of(manifest: ModelManifest, stored_bytes: int) -> dict[str, str]:
     tags = {
         "tandem.task": manifest.task,
         "tandem.architecture": manifest.architecture,
-        "tandem.bytes": str(sum(file.bytes for file in manifest.files.values())),
+        "tandem.bytes": str(stored_bytes + sum(file.bytes for file in manifest.files.values())),
         "tandem.evaluation": json.dumps(manifest.evaluation),
     }
     if manifest.quantization:

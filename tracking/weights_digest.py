@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from cluster import stored_weights
+
 WHOLE = 1 << 30
 """Bytes of the largest file that is read whole; of a larger one, pages all over it."""
 PAGES, PAGE = 1024, 1 << 12
@@ -13,10 +15,18 @@ _DECIDING = ("*.safetensors", "config.json", "adapter_config.json", "base.json")
 
 
 def of_folder(folder: Path) -> str:
-    """Return the SHA-256 (hex) of a folder's weights, its config.json, and what it says of adapters."""
+    """Return the SHA-256 (hex) of a folder's weights, its config.json, and what it says of adapters.
+
+    Of weights that lie in a store it takes what the folder says of them: what is fetched is compared with that.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in _DECIDING for path in folder.glob(pattern)):
-        digest.update(f"{path.name} {path.stat().st_size} {_content(path)}\n".encode())
+    here = [path for pattern in _DECIDING for path in folder.glob(pattern)]
+    lines = {path.name: f"{path.name} {path.stat().st_size} {_content(path)}\n" for path in here}
+    stored = stored_weights.read(folder)
+    for name, file in stored.files.items() if stored is not None else ():
+        lines.setdefault(name, f"{name} {file.bytes} {file.sha256}\n")
+    for name in sorted(lines):
+        digest.update(lines[name].encode())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 from pyarrow import fs
 
 CHUNK_BYTES = 8 << 20
+IN_FLIGHT_BYTES = 64 << 20
+"""So much of a stream is on its way to an object store, in parts, before the next is taken."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ class Written:
 
     size: int
     sha256: str
+
+
+class Sink:
+    """Takes a file's content, in order."""
+
+    def __init__(self, stream: Any, settle: Callable[[], None] | None = None) -> None:
+        """`settle` waits for what is on its way; None: nothing ever is."""
+        self._stream, self._settle, self._waiting = stream, settle, 0
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Write it; the buffer may change as soon as this returns."""
+        if self._settle is None:
+            self._stream.write(content)
+            return
+        self._stream.write(bytes(content))  # parts are sent by other threads, which keep what they are given
+        self._waiting += len(content)
+        if self._waiting >= IN_FLIGHT_BYTES:
+            self._settle()
+            self._waiting = 0
 
 
 class Store:
@@ -66,6 +87,26 @@ class Store:
         finally:
             Path(partial).unlink(missing_ok=True)
         return written
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[Sink]:
+        """Yield what a new file is written to as its content comes; it is on the disk, or stored, at the end.
+
+        An error leaves what was written until then, under that name: object stores know no way back.
+
+        Raises:
+            FileExistsError: there is such a file, on a disk.
+        """
+        path = self._path(name)
+        if not self._is_local:
+            with self._fs.open_output_stream(path) as stream:
+                yield Sink(stream, stream.flush)
+            return
+        os.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with open(path, "xb") as file:
+            yield Sink(file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self, name: str) -> bytes:
         """Return a file's content; raise FileNotFoundError where there is none."""

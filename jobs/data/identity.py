@@ -42,7 +42,7 @@ NAMES = {
 _BY_ROWS = {"code", "reading", "libraries"}
 
 _NOT_LEARNED = {"config.json", "generation_config.json", "tandem.json", "trainer_state.json", "training_args.bin"}
-_NOT_LEARNED |= {"adapter_config.json", "base.json"}
+_NOT_LEARNED |= {"adapter_config.json", "base.json", "weights.json"}
 _OTHER_KINDS = {
     ".safetensors",
     ".bin",

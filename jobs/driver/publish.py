@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster import stored_weights
 from jobs import progress
 from jobs.data.prepare import Prepared
 from jobs.driver import card, mixing
@@ -61,6 +62,9 @@ def publish(
     manifest.write(model, contract)
     job.track(lambda run: run.log_bytes(told.encode(), "model-card.md"))
     made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
+    if (stored := stored_weights.read(model)) is not None:
+        made["weights"] = stored.uri()
+        progress.say(f"its weights are in {stored.uri()}: {len(stored.files)} files, {stored.bytes:,} bytes")
     if register is not None:
         try:
             version = registry.register(register.model, model, run_id=run_id, alias=register.alias)
@@ -88,12 +92,13 @@ def base_of(model: Path, parent: str | None) -> manifest.BaseRef | None:
 
 def _facts(job: Job, prepared: Prepared, whole: bool) -> card.Facts:
     """Return what the model's card tells beside the manifest; only a whole model's weights are counted."""
-    files = sorted(job.folder.model.glob("*.safetensors"))
+    files, stored = sorted(job.folder.model.glob("*.safetensors")), stored_weights.read(job.folder.model)
+    elsewhere = list(stored.files.values()) if stored is not None else []
     training = job.spec.training
     return card.Facts(
         phase=job.spec.phase,
-        parameters=sum(map(_elements, files)) if whole else None,
-        size=sum(file.stat().st_size for file in files),
+        parameters=sum(map(_elements, files)) + sum(file.elements for file in elsewhere) if whole else None,
+        size=sum(file.stat().st_size for file in files) + sum(file.bytes for file in elsewhere),
         train_rows=prepared.train_rows,
         eval_rows=prepared.eval_rows,
         notes=[*prepared.notes, *mixing.said(job.spec, prepared, job.steps)],

@@ -66,12 +66,12 @@ def check(spec: JobSpec, base: Path) -> None:
         NotWritable: one of them refuses.
     """
     try_folder("storage", root(spec, base))
-    elsewhere = checkpoints_root(spec, base)
-    if elsewhere is not None and spec.training is not None:
-        if "://" in elsewhere:
-            try_uri("checkpoint.directory", elsewhere)
-        else:
-            try_folder("checkpoint.directory", Path(elsewhere))
+    places = {"checkpoint.directory": checkpoints_root(spec, base), "model.export": spec.model.export}
+    for key, place in places.items() if spec.training is not None else ():
+        if place is not None and "://" in place:
+            try_uri(key, place)
+        elif place is not None:
+            try_folder(key, Path(place))
 
 
 def try_folder(key: str, folder: Path) -> None:

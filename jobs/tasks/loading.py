@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.weights_cache import local
 from jobs.tasks import TaskError, adapters, conv1d
 from jobs.tasks.architectures import check_entries, last_line
 
@@ -92,8 +93,9 @@ def _from_files(source: Any, directory: Path | str, dtype: Any, settings: dict[s
     Args:
         settings: entries that override the config's, or `config`, which stands in its place.
     """
+    here = str(local(directory))  # where its weights lie in a store, a copy that has them
     safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
-    model, found = source.from_pretrained(str(directory), dtype=dtype, ignore_mismatched_sizes=True, **safe, **settings)
+    model, found = source.from_pretrained(here, dtype=dtype, ignore_mismatched_sizes=True, **safe, **settings)
     _check_shapes(directory, found["mismatched_keys"])
     return model, found
 

@@ -10,19 +10,24 @@ al. 2021, LoRA, equation 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jobs.worker import deepspeed_internals, lora, weight_stream
+from jobs.checkpoint import resume
+from jobs.worker import deepspeed_internals, elsewhere, lora, weight_stream
+from jobs.worker.elsewhere import Elsewhere
 from jobs.worker.weight_match import saved_as
-from jobs.worker.weight_stream import Stored
+from jobs.worker.weight_stream import Shard, Stored
 
 BLOCK = 1 << 22
 """So many elements are converted, or merged, at a time."""
+ATTEMPTS, PAUSE_S = 4, 1.0
+"""How often a file is written to a store that fails, and the first pause; the others are four times as long each."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +79,72 @@ def _held(live: torch.nn.Module) -> Iterator[tuple[str, tuple[str, torch.Tensor]
         yield lora.name_before(name), (name, tensor)
 
 
-def write(directory: Path, pieces: Sequence[Piece], first: bool) -> dict[str, str]:
-    """Write the weights, on the first rank; return the digests of the files, which are empty elsewhere."""
-    shards = weight_stream.plan([piece.stored for piece in pieces])
+def files(pieces: Sequence[Piece]) -> list[Shard]:
+    """Divide the pieces over files. Pure."""
+    return weight_stream.plan([piece.stored for piece in pieces])
+
+
+def write(directory: Path, pieces: Sequence[Piece], first: bool, place: Elsewhere | None = None) -> dict[str, str]:
+    """Write the weights, on the first rank; return the digests of the files, which are empty elsewhere.
+
+    Args:
+        place: where they go, if not to the directory; that gets the index alone.
+
+    Raises:
+        StoreFailed: it does not take them; on all ranks, which are in step.
+    """
+    shards = files(pieces)
     by_key = {piece.stored.name: piece for piece in pieces}
+    if place is not None:
+        digests = {shard.name: _stored(place, shard, by_key, first) for shard in shards}
+        return digests | weight_stream.write_index(directory, shards) if first else {}
     if first:
         return weight_stream.write(directory, shards, lambda stored: blocks(by_key[stored.name], True))
-    for stored in weight_stream.in_order(shards):
+    _take(list(weight_stream.in_order(shards)), by_key)
+    return {}
+
+
+def _stored(place: Elsewhere, shard: Shard, by_key: Mapping[str, Piece], first: bool) -> str:
+    """Write one file to a store, several times if that fails for a moment; return its digest, on the first rank."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE_S * 4 ** (attempt - 1))
+        digest, problem = _tried(place, shard, by_key, attempt > 0) if first else ("", None)
+        if not first:
+            _take(shard.tensors, by_key)
+        problem = resume.gathered(problem)[0]
+        if problem is None:
+            return digest
+        if first:
+            print(f"{place.locate(shard.name)} could not be written: {problem}", flush=True)
+    raise elsewhere.failed(place.locate(shard.name), str(problem))
+
+
+def _tried(place: Elsewhere, shard: Shard, by_key: Mapping[str, Piece], again: bool) -> tuple[str, str | None]:
+    """Write one file; return its digest, and why it could not be: then its tensors have been gathered all the same."""
+    begun: list[Iterator[torch.Tensor]] = []
+
+    def counted(stored: Stored) -> Iterator[torch.Tensor]:
+        begun.append(blocks(by_key[stored.name], True))
+        return begun[-1]
+
+    try:
+        if again:
+            place.again(shard.name)
+        return weight_stream.write_one(place, shard, counted), None
+    except OSError as error:
+        problem = str(error)
+    if begun:
+        begun[-1].close()  # type: ignore[attr-defined]  # it lets go of what it has gathered
+    _take(shard.tensors[len(begun) :], by_key)
+    return "", problem
+
+
+def _take(tensors: Sequence[Stored], by_key: Mapping[str, Piece]) -> None:
+    """Take part in gathering tensors that another rank writes."""
+    for stored in tensors:
         for _ in blocks(by_key[stored.name], False):
             pass
-    return {}
 
 
 def blocks(piece: Piece, wanted: bool) -> Iterator[torch.Tensor]:

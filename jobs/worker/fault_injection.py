@@ -169,9 +169,13 @@ def _damage(run: RunFolder) -> str:
 
 def damage(weights: Path) -> None:
     """Turn half of a file of weights round, byte by byte: it loads, and is another model."""
-    content = weights.read_bytes()
+    weights.write_bytes(turned(weights.read_bytes()))
+
+
+def turned(content: bytes) -> bytes:
+    """Return such a file with half of it turned round. Pure."""
     begin = len(content) // 2
-    weights.write_bytes(content[:begin] + content[begin:][::-1])
+    return content[:begin] + content[begin:][::-1]
 
 
 def _nothing(run: RunFolder) -> None:

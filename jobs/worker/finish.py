@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from cluster.errors import UserError
+from cluster.stored_weights import StoredFile
 from jobs.checkpoint import resume
 from jobs.tasks import Task, adapters
-from jobs.worker import apart, export, export_in_parts, heap, proof, start, weight_files, weight_stream
+from jobs.worker import apart, elsewhere, export, export_in_parts, heap, proof, start, weight_files, weight_stream
+from jobs.worker.elsewhere import Elsewhere, StoreFailed
 from jobs.worker.export import DTYPES, WrongExport
 from jobs.worker.export_in_parts import Piece
 from jobs.worker.fault_injection import damage
@@ -28,13 +30,15 @@ def export_weights(worker: Worker) -> None:
         _end(worker)
         return
     found = _skeleton_and_pieces(worker) if worker.engine.sliceable else None
-    if isinstance(found, tuple):
-        _in_parts(worker, trained, *found)
-    else:
-        if found and worker.first:
-            with suppress(OSError):
-                worker.folder.add_remarks([f"rank 0 gathers the whole model to write it: {found}"])
-        _whole(worker, trained)
+    exports, check_newest = worker.spec.model.export, worker.saver.check_newest
+    with elsewhere.begun(exports, worker.folder, worker.first, check_newest) as place:
+        if isinstance(found, tuple):
+            _in_parts(worker, trained, *found, place)
+        else:
+            if found and worker.first:
+                with suppress(OSError):
+                    worker.folder.add_remarks([f"rank 0 gathers the whole model to write it: {found}"])
+            _whole(worker, trained, place)
     _end(worker)
 
 
@@ -55,25 +59,33 @@ def _skeleton_and_pieces(worker: Worker) -> tuple[torch.nn.Module, list[Piece]] 
     return pieces if isinstance(pieces, str) else (skeleton, pieces)
 
 
-def _whole(worker: Worker, trained: proof.Measured) -> None:
-    """Write it by rank 0, who has all of it in memory three times."""
+def _whole(worker: Worker, trained: proof.Measured, place: Elsewhere | None) -> None:
+    """Write it by rank 0, who has all of it in memory three times; to a store once it is checked."""
     weights = worker.engine.state_dict()
 
     def check(written: Path) -> None:
         _perhaps_damaged(worker, written / weight_files.SINGLE)
         proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
         worker.saver.check_newest()  # else it would replace what a newer attempt has left
+        if place is not None:
+            place.move(written)
 
+    problem = None
     if weights is not None:
-        export.export(
-            worker.folder.model,
-            worker.task,
-            weights,
-            lambda: start.unadapted(worker.spec, worker.task, worker.model_directory),
-            worker.precision,
-            worker.spec.model.lora,
-            check,
-        )
+        try:
+            export.export(
+                worker.folder.model,
+                worker.task,
+                weights,
+                lambda: start.unadapted(worker.spec, worker.task, worker.model_directory),
+                worker.precision,
+                worker.spec.model.lora,
+                check,
+            )
+        except StoreFailed as error:
+            problem = str(error)
+    if (told := resume.gathered(problem)[0]) is not None:
+        raise StoreFailed(told)
 
 
 def _apart(worker: Worker, trained: proof.Measured) -> None:
@@ -123,36 +135,52 @@ def _wrong(worker: Worker, trained: proof.Measured, written: Path) -> str | None
     return None
 
 
-def _in_parts(worker: Worker, trained: proof.Measured, skeleton: torch.nn.Module, pieces: list[Piece]) -> None:
+def _in_parts(
+    worker: Worker,
+    trained: proof.Measured,
+    skeleton: torch.nn.Module,
+    pieces: list[Piece],
+    place: Elsewhere | None,
+) -> None:
     """Write it a parameter at a time, and have every rank check its part of the files."""
     first, live = worker.first, worker.engine.model.module
     name = resume.gathered(export.name_aside(worker.folder.model))[0]
     with export.aside(worker.folder.model, first, name) as partial:
-        digests = resume.gathered(export_in_parts.write(partial, pieces, first))[0]
+        digests = resume.gathered(export_in_parts.write(partial, pieces, first, place))[0]
         if worker.spec.model.lora is not None:
             export_in_parts.save_adapters(partial / "adapter", live, first)
         if first:
             export_in_parts.save_config(skeleton, DTYPES[worker.precision], partial)
             worker.task.save(partial)
-            _perhaps_damaged(worker, partial / weight_files.SINGLE)
+            if place is not None:
+                shards = export_in_parts.files(pieces)
+                place.name(
+                    partial, {each.name: StoredFile(each.nbytes, digests[each.name], each.numel) for each in shards}
+                )
+            _perhaps_damaged(worker, partial / weight_files.SINGLE, place)
         torch.distributed.barrier()
-        _check(worker, trained, partial, pieces, digests)
+        _check(worker, trained, partial, pieces, digests, place)
         if first:
             worker.saver.check_newest()  # as above
 
 
 def _check(
-    worker: Worker, trained: proof.Measured, written: Path, pieces: list[Piece], digests: dict[str, str]
+    worker: Worker,
+    trained: proof.Measured,
+    written: Path,
+    pieces: list[Piece],
+    digests: dict[str, str],
+    place: Elsewhere | None,
 ) -> None:
-    """Read the files back, by all ranks.
+    """Read the files back, by all ranks, from where they are: no rank has a copy of them.
 
     Raises:
         WrongExport: on every rank, where one finds that they are not what was trained.
     """
     engine = worker.engine
-    agree(weight_stream.verify(written, digests, engine.rank, engine.world_size))
+    agree(weight_stream.verify(written, digests, engine.rank, engine.world_size, place))
     loaded = type(worker.task).load(written, worker.task.options)
-    begun = start.described_by(written, loaded)
+    begun = start.described_by(written, loaded, None if place is None else place.weights(written, digests.keys()))
     agree(f"{written} does not load in parts: {begun}" if isinstance(begun, str) else None)
     assert not isinstance(begun, str)
     assert begun.files is not None
@@ -186,6 +214,6 @@ def agree(problem: str | None) -> None:
             raise WrongExport(f"the exported files are not the model that was trained: {found}")
 
 
-def _perhaps_damaged(worker: Worker, weights: Path) -> None:
+def _perhaps_damaged(worker: Worker, weights: Path, place: Elsewhere | None = None) -> None:
     if worker.injector.inject("exported", worker.steps) == "damage":
-        damage(weights)
+        damage(weights) if place is None else place.damage(weights.name)

@@ -36,6 +36,7 @@ from jobs.tasks import Batch
 from jobs.worker import flops, proof, save_room, untaught
 from jobs.worker.compiling import SETTLED
 from jobs.worker.config import WorkerConfig
+from jobs.worker.elsewhere import StoreFailed
 from jobs.worker.evaluate import check_rated, to_device
 from jobs.worker.finish import export_weights
 from jobs.worker.learned import EVERY_STEPS
@@ -63,9 +64,28 @@ def train_worker(config: WorkerConfig) -> None:
             worker.saver.release()
             evaluate_now(worker, worker.steps, "final")
             with watchdog.during("export", learns=False), worker.engine.eager():
-                export_weights(worker)
+                exported(worker)
     if worker.spool is not None:
         close_spool(worker.spool, worker.folder)
+
+
+def exported(worker: Worker) -> None:
+    """Export the model; where its store does not take it, save what was trained first. Collective.
+
+    Raises:
+        StoreFailed: it does not.
+    """
+    try:
+        export_weights(worker)
+    except StoreFailed:
+        every = worker.spec.checkpoint.every_steps
+        if worker.start < worker.steps and not (every and worker.steps % every == 0):  # else it is saved
+            begin_checkpoint(worker, worker.steps)
+            finish_checkpoint(worker)
+            for outcome in worker.saver.outcomes():
+                if outcome.error:
+                    print(f"the trained state could not be saved: {outcome.error}", flush=True)
+        raise
 
 
 def close_spool(spool: Spool, folder: RunFolder) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.precision import Precision
+from cluster.weights_cache import local
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
@@ -200,6 +201,6 @@ def _weight_bytes(directory: Path) -> float:
     """Return the bytes of a model's weights; adapters apart, with those of their base."""
     from jobs.tasks import adapters
 
-    own = float(sum(path.stat().st_size for path in directory.glob("*.safetensors")))
+    own = float(sum(path.stat().st_size for path in local(directory).glob("*.safetensors")))
     base = adapters.base_of(directory)
     return own + (_weight_bytes(base) if base is not None else 0.0)

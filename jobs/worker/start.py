@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cluster.errors import UserError
+from cluster.weights_cache import local
 from jobs.checkpoint.resume import Fill
 from jobs.spec import JobSpec
 from jobs.tasks import Task, adapters, loading
@@ -143,14 +144,19 @@ def skeleton(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module 
     return begun.model
 
 
-def described_by(directory: Path, task: Task) -> Start | str:
+def described_by(directory: Path, task: Task, files: Callable[[], WeightFiles] | None = None) -> Start | str:
     """Return the model of a directory on the meta device and what reads its weights, or why it can be read whole only.
+
+    Args:
+        files: opens the weights, where they are not in the directory.
 
     Raises:
         UserError: the task refuses it.
     """
     plain = _recorded(lambda: _without_weights(task, directory, {}), 0)
-    return plain if isinstance(plain, str) else _of_files(plain.model, directory)
+    if isinstance(plain, str):
+        return plain
+    return _of_files(plain.model, directory) if files is None else _of_weights(plain.model, files)
 
 
 def _sliced(spec: JobSpec, task: Task, parent: Path | None, adapt: bool = True) -> Start | str:
@@ -203,8 +209,13 @@ def _of_files(model: torch.nn.Module, directory: Path) -> Start | str:
     base = adapters.base_of(directory)
     if base is not None:
         return _over_a_base(model, directory, base)
+    return _of_weights(model, lambda: WeightFiles(local(directory)))
+
+
+def _of_weights(model: torch.nn.Module, opened: Callable[[], WeightFiles]) -> Start | str:
+    """Return the same of files that are opened so."""
     try:
-        files = WeightFiles(directory)
+        files = opened()
     except weights.Unreadable as error:
         return str(error)
     found = match(files, model)

@@ -11,10 +11,10 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -52,21 +52,67 @@ class Entry:
         return math.prod(self.shape)
 
 
+class Opened(Protocol):
+    """A file that is open to be read by ranges."""
+
+    size: int
+    """In bytes."""
+
+    def read_into(self, block: memoryview, offset: int) -> int:
+        """Fill in what is there from `offset` on, or some of it; return how many bytes that is."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class OnDisk:
+    """A file of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            Unreadable: it cannot be opened, and will not be at a second try.
+        """
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if is_permanent(error):
+                raise Unreadable(f"model.from: {path} cannot be read: {error.strerror}") from error
+            raise
+        self.size = os.fstat(self._file).st_size
+
+    def read_into(self, block: memoryview, offset: int) -> int:
+        """Fill in what is there, or some of it."""
+        return os.preadv(self._file, [block], offset)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._file)
+
+
 class WeightFiles:
     """The tensors of a model directory. Use as a context, or close it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, opened: Callable[[Path], Opened] = OnDisk, stored: Set[str] = frozenset()
+    ) -> None:
         """Read all headers.
+
+        Args:
+            opened: opens a file of weights, as if it were in the directory.
+            stored: the names of those that are not.
 
         Raises:
             Unreadable: there are no safetensors, or a file is missing, damaged, or at odds with the index.
         """
         self.directory = directory
-        self._files: dict[Path, int] = {}
+        self._open = opened
+        self._files: dict[Path, Opened] = {}
         self._buffer = bytearray(BLOCK_BYTES)
         self.entries: dict[str, Entry] = {}
-        for path, promised in _files(directory).items():
-            found = entries(path)
+        for path, promised in _files(directory, stored).items():
+            found = entries(path, opened)
             if missing := sorted(promised - found.keys()):
                 raise Unreadable(f"model.from: {path}: {INDEX} says that it holds {missing[0]!r}, and it does not")
             if twice := sorted(found.keys() & self.entries.keys()):
@@ -82,7 +128,7 @@ class WeightFiles:
     def close(self) -> None:
         """Close the files."""
         while self._files:
-            os.close(self._files.popitem()[1])
+            self._files.popitem()[1].close()
 
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
         """Fill `out` [n], of any dtype, on any device, with n elements of a tensor, flattened, from `start` on.
@@ -127,22 +173,25 @@ class WeightFiles:
 
     def _read(self, path: Path, block: memoryview, offset: int) -> None:
         if path not in self._files:
-            self._files[path] = _open(path)
+            self._files[path] = self._open(path)
         _fill(self._files[path], path, block, offset)
 
 
-def entries(path: Path) -> dict[str, Entry]:
+def entries(path: Path, opened: Callable[[Path], Opened] = OnDisk) -> dict[str, Entry]:
     """Return what a safetensors file holds, by name.
+
+    Args:
+        opened: opens it.
 
     Raises:
         Unreadable: its header is not what the format asks for, or promises other bytes than there are.
     """
-    file = _open(path)
+    file = opened(path)
     try:
-        size = os.fstat(file).st_size
+        size = file.size
         header = _header(file, path, size)
     finally:
-        os.close(file)
+        file.close()
     base = 8 + len(header)
     try:
         parsed = json.loads(header.decode(), object_pairs_hook=_once)
@@ -156,7 +205,7 @@ def entries(path: Path) -> dict[str, Entry]:
     return found
 
 
-def _header(file: int, path: Path, size: int) -> bytes:
+def _header(file: Opened, path: Path, size: int) -> bytes:
     start = bytearray(8)
     _fill(file, path, memoryview(start), 0)
     (length,) = struct.unpack("<Q", start)
@@ -210,19 +259,19 @@ def _check_gapless(path: Path, found: Iterable[Entry], base: int, size: int) -> 
         )
 
 
-def _files(directory: Path) -> dict[Path, set[str]]:
+def _files(directory: Path, stored: Set[str]) -> dict[Path, set[str]]:
     """Return the files of a model directory, with the tensors that the index says each holds."""
-    if (directory / SINGLE).is_file():  # as transformers, which looks for it first
+    if SINGLE in stored or (directory / SINGLE).is_file():  # as transformers, which looks for it first
         return {directory / SINGLE: set()}
     path = directory / INDEX
     if not path.is_file():
         raise Unreadable(f"model.from: {directory} has neither {SINGLE} nor {INDEX}")
-    file = _open(path)
+    file = OnDisk(path)
     try:
-        content = bytearray(min(os.fstat(file).st_size, LARGEST_INDEX_BYTES + 1))
+        content = bytearray(min(file.size, LARGEST_INDEX_BYTES + 1))
         _fill(file, path, memoryview(content), 0)
     finally:
-        os.close(file)
+        file.close()
     if len(content) > LARGEST_INDEX_BYTES:
         raise Unreadable(f"model.from: {path} has more than {LARGEST_INDEX_BYTES} bytes, which no index has")
     try:
@@ -246,20 +295,11 @@ def _dtype(name: str, entry: Entry) -> torch.dtype:
     return DTYPES[entry.dtype]
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if is_permanent(error):
-            raise Unreadable(f"model.from: {path} cannot be read: {error.strerror}") from error
-        raise
-
-
-def _fill(file: int, path: Path, block: memoryview, offset: int) -> None:
+def _fill(file: Opened, path: Path, block: memoryview, offset: int) -> None:
     """Read all of `block`, however many calls it takes."""
     done = 0
     while done < len(block):
-        count = os.preadv(file, [block[done:]], offset + done)
+        count = file.read_into(block[done:], offset + done)
         if not count:
             raise Unreadable(f"model.from: {path} ends after {offset + done} bytes: it has been cut")
         done += count

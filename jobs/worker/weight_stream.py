@@ -4,6 +4,7 @@
     digests = write(directory, shards, blocks)      blocks(stored) yields the tensor's elements, flattened, in order
     problem = verify(directory, digests, rank, world_size)
 
+They go to a folder of this machine, or to another `Place`: a store (jobs/worker/elsewhere.py). The index stays here.
 Blocks of ZeRO-3 are gathered, which takes all ranks: those that write nothing take them in the same order (`in_order`).
 """
 
@@ -15,9 +16,10 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 import torch
 
@@ -56,6 +58,51 @@ class Shard:
     name: str
     tensors: tuple[Stored, ...]
     """In the order in which they lie there."""
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes, with its header."""
+        return len(header(self)) + sum(tensor.nbytes for tensor in self.tensors)
+
+
+class Place(Protocol):
+    """Where files of weights go."""
+
+    def stream(self, name: str) -> AbstractContextManager[Any]:
+        """Open a new file, which has a `write`; at the context's end it is there."""
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 (hex) of what is read back."""
+
+    def locate(self, name: str) -> str:
+        """Return where a file is, for people."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine."""
+
+    path: Path
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a new file; at the end it is on the disk."""
+        with (self.path / name).open("xb") as file:
+            yield file
+            _settle(file)
+
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 (hex) of what is read back."""
+        return digest(self.path / name)
+
+    def locate(self, name: str) -> str:
+        """Return where a file is."""
+        return str(self.path / name)
 
 
 def plan(tensors: Iterable[Stored], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
@@ -120,15 +167,17 @@ def write(
     Raises:
         ValueError: the blocks of a tensor are more or fewer elements than it has.
     """
+    digests = {shard.name: write_one(Folder(directory), shard, blocks) for shard in shards}
+    return digests | write_index(directory, shards)
+
+
+def write_index(directory: Path, shards: Sequence[Shard]) -> dict[str, str]:
+    """Write the index, where there are several files, durably; return its digest by its name."""
     digests = {}
-    for shard in shards:
-        with (directory / shard.name).open("xb") as file:
-            digests[shard.name] = _write(file, shard, blocks)
     if len(shards) > 1:
         content = index(shards)
-        with (directory / INDEX).open("xb") as file:
+        with Folder(directory).stream(INDEX) as file:
             file.write(content)
-            _settle(file)
         digests[INDEX] = hashlib.sha256(content).hexdigest()
     folder = os.open(directory, os.O_RDONLY)
     try:
@@ -138,19 +187,25 @@ def write(
     return digests
 
 
-def verify(directory: Path, digests: Mapping[str, str], rank: int, world_size: int) -> str | None:
+def verify(
+    directory: Path, digests: Mapping[str, str], rank: int, world_size: int, place: Place | None = None
+) -> str | None:
     """Read this rank's share of the files back, and return what is wrong with the first that is; None: nothing.
 
     Over all ranks every file is read once.
+
+    Args:
+        place: where files of weights are, if not in the directory.
     """
     for name in sorted(digests)[rank::world_size]:
-        path = directory / name
+        at: Place = Folder(directory) if place is None or name == INDEX else place
         try:
-            found = digest(path)
+            found = at.digest(name)
         except OSError as error:
-            return f"{path} cannot be read back: {error}"
+            return f"{at.locate(name)} cannot be read back: {error}"
         if found != digests[name]:
-            return f"{path} does not read back as it was written (SHA-256 {found[:12]}, not {digests[name][:12]})"
+            wrong = f"SHA-256 {found[:12]}, not {digests[name][:12]}"
+            return f"{at.locate(name)} does not read back as it was written ({wrong})"
     return None
 
 
@@ -166,7 +221,13 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def _write(file: IO[bytes], shard: Shard, blocks: Callable[[Stored], Iterable[torch.Tensor]]) -> str:
+def write_one(place: Place, shard: Shard, blocks: Callable[[Stored], Iterable[torch.Tensor]]) -> str:
+    """Write one file as `write` does, and return the SHA-256 (hex) of what was handed to it."""
+    with place.stream(shard.name) as file:
+        return _write(file, shard, blocks)
+
+
+def _write(file: Any, shard: Shard, blocks: Callable[[Stored], Iterable[torch.Tensor]]) -> str:
     total = hashlib.sha256()
 
     def put(content: bytes | memoryview) -> None:
@@ -183,7 +244,6 @@ def _write(file: IO[bytes], shard: Shard, blocks: Callable[[Stored], Iterable[to
             put(_bytes(block, tensor.dtype))
         if written != tensor.numel:
             raise ValueError(f"{tensor.name} has {tensor.numel} elements, and its blocks {written} or more")
-    _settle(file)
     return total.hexdigest()
 
 

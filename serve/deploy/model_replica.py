@@ -8,13 +8,13 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve as ray_serve
 
 from cluster import garbage
+from cluster.weights_cache import local
 from serve.channel.server import Answer, Call, Server
 from serve.deploy.names import log_with_serve
 from serve.deploy.own_code import Unpacked
@@ -110,7 +110,7 @@ def load_replica(model: ServedModel) -> Replica:
     """Load the model as the engine that the plan names does it."""
     engine = table.get(model.engine)
     setup = table.ReplicaSetup(
-        directory=Path(model.directory),
+        directory=local(model.directory),
         identity=Identity(model.version, model.run_id, model.build()),
         task=model.task,
         options=engine.options.model_validate(model.options),

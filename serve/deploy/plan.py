@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import shipping
+from cluster import shipping, stored_weights
 from cluster.errors import UserError
 from serve.deploy import own_code
 from serve.deploy.own_code import OwnCode
@@ -97,6 +97,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
     directory = registry.resolve(registered.uri if registered else model.model)
     model_folder.check(directory, f"models.{name}")
     manifest = manifests.read(directory)
+    stored_weights.look(directory, f"models.{name}")
     version = str(registered.version) if registered else _content_digest(manifest.files)
     task, config = _task(name, manifest.task, code), _config(Path(directory))
     generates = task.generates

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from cluster.weights_cache import local
 from serve.engines import sampling_defaults, table
 from serve.engines.precision import dtype_for
 from serve.engines.protocol import EngineError, RequestError
@@ -64,7 +65,7 @@ def _served(entry: EngineEntry, setup: Setup) -> GenerativeReplica:
     """Load what another engine's entry names, as a replica does."""
     module, _, function = entry.load.partition(":")
     given = ReplicaSetup(
-        directory=Path(setup.directory),
+        directory=local(setup.directory),
         identity=Identity("", None),
         task=setup.task.name,
         options=entry.options(),

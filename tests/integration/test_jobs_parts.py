@@ -5,9 +5,11 @@ At stage 3 no rank has a whole model of any kind.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +17,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cluster import stored_weights, weights_cache
 from cluster.errors import UserError
 from jobs import lineage
+from jobs.checkpoint import catalog
+from jobs.checkpoint.store import Store
 from jobs.data.prepare import Prepared, prepare
 from jobs.data.rows import Rows
 from jobs.driver.reference import by_the_group
 from jobs.run_folder import RunFolder
-from jobs.worker import start
+from jobs.worker import elsewhere, start
 from jobs.worker.export import DTYPES, export
 from jobs.worker.optimizers import parameter_groups
 from jobs.worker.reference import make_in_parts, write_share
-from tests.support import parts_ranks, tiny_models, two_ranks
+from tests.support import parts_ranks, s3_server, tiny_models, two_ranks
+from tests.support.s3_server import S3Server
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 PARENTS = {
@@ -53,11 +59,25 @@ APART = (
 )  # fmt: skip
 HELD = ("llama,all-linear,fp32,apart,int8,stage0", "gpt2,attention,bf16,apart,int8,stage1",
         "llama,all-linear,fp32,apart,nf4,stage2")  # fmt: skip
+STORED = ("llama,none,fp32,stored", "llama,none,bf16,stage1,stored")
+REFUSED, DAMAGED_STORED = "llama,none,fp32,stored,refused", "llama,none,fp32,damaged,stored"
+LEFT = "models/run/0a0b0c0d/model.safetensors"
+"""What a killed export of the first of them has left."""
 DAMAGED_APART = ("llama,all-linear,fp32,apart,damaged", "llama,all-linear,fp32,apart,damaged,stage1")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def server() -> Iterator[S3Server]:
+    """A store that refuses the first write."""
+    with pytest.MonkeyPatch.context() as monkeypatch, s3_server.running(monkeypatch) as server:
+        monkeypatch.setenv("TANDEM_TEST_STORE", server.uri("bucket/models"))
+        server.failing = 1
+        server.objects[f"bucket/{LEFT}"] = b"half"
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Path:
     """What every case leaves."""
     folder = tmp_path_factory.mktemp("parts")
     fast = tiny_models.tokenizer()
@@ -71,7 +91,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in PREFERENCES:
         prepare_pairs(folder, case)
     adapted = [*APART, *HELD, *DAMAGED_APART]
-    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *adapted, DAMAGED]
+    (folder / STORED[0] / "run").mkdir(parents=True)
+    elsewhere.note(RunFolder(folder / STORED[0] / "run"), [(server.uri("bucket/models"), "run/0a0b0c0d")])
+    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED, DAMAGED_STORED]
     two_ranks.run("parts_ranks.py", folder, cases, timeout_s=300)
     return folder
 
@@ -203,6 +225,48 @@ def test_damage_is_found_by_reading_back_and_nothing_is_left(folder: Path) -> No
     assert "does not read back as it was written" in remarks(folder, DAMAGED)
     assert not (folder / DAMAGED / "run" / "model").exists()
     assert list((folder / DAMAGED / "run").glob(".model*")) == []
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_weights_in_a_store_are_those_that_were_trained(
+    folder: Path, server: S3Server, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    written = folder / case / "run" / "model"
+    stored = stored_weights.read(written)
+    assert stored is not None
+    assert not list(written.glob("*.safetensors")), "they are not here too"
+    content = server.objects[f"bucket/models/{stored.folder}/model.safetensors"]
+    file = stored.files["model.safetensors"]
+    trained = load_file(folder / case / "trained.safetensors")
+    found = load_file(weights_cache.local(written) / "model.safetensors")
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
+    assert file.elements == sum(tensor.numel() for tensor in found.values())
+    assert found.keys() == trained.keys()
+    precision = case.split(",")[2]
+    assert all(torch.equal(tensor, trained[name].to(DTYPES[precision])) for name, tensor in found.items())  # type: ignore[index]
+
+
+def test_a_store_holds_what_models_name_and_nothing_else(folder: Path, server: S3Server) -> None:
+    """Neither what a killed export left, nor what was damaged; and a write that was refused was tried again."""
+    named = {stored_weights.read(folder / case / "run" / "model").folder for case in STORED}  # type: ignore[union-attr]
+    held = {key.removeprefix("bucket/models/") for key in server.objects if not key.endswith("/")}
+    assert held == {f"{place}/model.safetensors" for place in named}
+    assert server.failing == 0
+
+
+def test_damage_in_a_store_is_found_by_reading_back(folder: Path) -> None:
+    assert "does not read back as it was written" in remarks(folder, DAMAGED_STORED)
+    assert not (folder / DAMAGED_STORED / "run" / "model").exists()
+    assert elsewhere.noted(RunFolder(folder / DAMAGED_STORED / "run")) == []
+
+
+def test_what_a_store_refuses_is_kept_as_a_checkpoint(folder: Path) -> None:
+    assert "model.export: the weights could not be written to s3://refused/models/run/" in remarks(folder, REFUSED)
+    assert not (folder / REFUSED / "run" / "model").exists()
+    found = catalog.newest_valid(Store(str(folder / REFUSED)))[0]
+    assert found is not None
+    assert found.step == parts_ranks.STEPS
 
 
 @pytest.mark.parametrize("case", [*APART, *HELD])

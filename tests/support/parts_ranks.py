@@ -2,7 +2,8 @@
 
 python tests/support/parts_ranks.py RANK STORE_FILE FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
-A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3. With `preferences` the ranks
+A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3. With `stored` its weights go to
+the store that TANDEM_TEST_STORE names; `refused`: to a bucket that takes nothing. With `preferences` the ranks
 only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`.
 
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
@@ -35,7 +36,7 @@ from jobs.checkpoint.store import Store
 from jobs.data.prepare import rows_of
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.worker import evaluate, finish, loop, proof, reference, save_room, setup, start
+from jobs.worker import evaluate, export_in_parts, finish, loop, proof, reference, save_room, setup, start
 from jobs.worker.fault_injection import VARIABLE, Injector
 from jobs.worker.watchdog import Pulse, Watchdog
 from jobs.worker.zero import deepspeed_config
@@ -70,6 +71,9 @@ def spec_of(case: str, folder: Path) -> JobSpec:
     new = {"architecture": "llama", "config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}}
     new["config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # type: ignore[operator]
     model: dict[str, Any] = new if parent == "new" else {"from": str(folder / parent)}
+    if "stored" in case:
+        store = os.environ.get("TANDEM_TEST_STORE", "/nowhere")
+        model["export"] = store.replace("bucket", "refused") if "refused" in case else store
     if adapters != "none":
         wanted = LAYERS[adapters]
         is_gpt2 = parent.startswith("gpt2")
@@ -127,8 +131,8 @@ def run(case: str, rank: int, folder: Path) -> None:
     sums = proof.measure_live(worker, worker.eval_rows, spec.data.eval_max_rows)
     worker.evaluations["final"] = task.summarise(sums)
     try:
-        finish.export_weights(worker)
-    except finish.WrongExport as error:
+        loop.exported(worker)
+    except (finish.WrongExport, finish.StoreFailed) as error:
         remarks.append(str(error))
     if rank == 0:
         place.add_remarks(remarks)
@@ -194,6 +198,7 @@ def leave(weights: dict[str, torch.Tensor] | None, where: Path) -> None:
 def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
     """Meet the other rank; run every case."""
     torch.set_num_threads(1)
+    export_in_parts.PAUSE_S = 0.01
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for case in cases:
         (folder / case / "run").mkdir(parents=True, exist_ok=True)

@@ -65,10 +65,11 @@ def test_serve_takes_only_tasks_from_jobs():
     assert breaches == []
 
 
-def test_tasks_import_nothing_of_ours_but_errors_digests_and_what_specs_share_and_no_cluster_library():
+def test_tasks_import_nothing_of_ours_but_errors_digests_what_specs_share_and_where_weights_lie_and_no_cluster_library():
     forbidden = {"ray", "deepspeed", "mlflow", "cluster", "tracking", "serve"}
     light = ("cluster.errors.", "cluster.internals.", "cluster.strict.", "cluster.unique_keys.")
     light += ("tracking.weights_digest",)  # the registry and whoever loads know a base by the same digest
+    light += ("cluster.stored_weights", "cluster.weights_cache.local")  # where weights lie
     breaches = [
         f"{name} imports {target}"
         for name, target in imports()
