@@ -65,7 +65,7 @@ def test_serve_takes_only_tasks_from_jobs():
     assert breaches == []
 
 
-def test_tasks_import_nothing_of_ours_but_errors_digests_what_specs_share_and_where_weights_lie_and_no_cluster_library():
+def test_tasks_import_nothing_of_ours_but_errors_digests_what_specs_share_and_where_weights_lie():
     forbidden = {"ray", "deepspeed", "mlflow", "cluster", "tracking", "serve"}
     light = ("cluster.errors.", "cluster.internals.", "cluster.strict.", "cluster.unique_keys.")
     light += ("tracking.weights_digest",)  # the registry and whoever loads know a base by the same digest
