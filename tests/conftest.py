@@ -26,6 +26,8 @@ SECOND = {
 
 Both parts take about as long. What serves is in one of them: endpoints that start together choose the same port.
 """
+TOGETHER = ("tests/integration/test_tracking_", "tests/integration/test_jobs_parents")
+"""What asks a server of MLflow that the tests of one process share: it takes seconds to start."""
 EARLY = "tests/faults/test_faults_serving"
 """What begins with a test that must be alone: as its part's first one it need not wait for one of the other part."""
 TURNS = pytest.StashKey[turns.Turns | None]()
@@ -66,7 +68,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 if nodeid.startswith(folder):
                     second = nodeid.removeprefix(folder).startswith(names)
                     return f"{folder}, the {'second' if second else 'first'} part"
-            return super()._split_scope(nodeid)
+            return TOGETHER[0] if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 

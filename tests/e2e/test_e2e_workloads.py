@@ -35,12 +35,37 @@ def made() -> dict[str, Path]:
     return {}
 
 
+class Training:
+    """The workloads' jobs that train. The next one is sent before one is waited for: they mostly start and end."""
+
+    def __init__(self, workloads: list[Workload], folder: Path) -> None:
+        self._workloads, self._folder = workloads, folder
+        self._sent: dict[str, str] = {}
+
+    def finished(self, workload: Workload) -> tuple[dict[str, Any], Path]:
+        """Return the result of a workload's job, and the folder of its data."""
+        at = self._workloads.index(workload)
+        for each in self._workloads[at : at + 2]:
+            if each.name not in self._sent:
+                folder = self._folder / each.name
+                folder.mkdir()
+                each.write(folder)
+                self._sent[each.name] = _send(folder, _training(each), f"kill:rank=1:step={KILLED_AT}:phase=step")
+        return _finished(_followed(self._sent[workload.name])), self._folder / workload.name
+
+
+@pytest.fixture(scope="module")
+def training(request: pytest.FixtureRequest, cluster: Connection, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """Of those workloads whose tests run."""
+    found = [item.callspec.params.get("workload") for item in request.session.items if hasattr(item, "callspec")]
+    return Training([each for each in WORKLOADS if each in found], tmp_path_factory.mktemp("workloads"))
+
+
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
 def test_a_workload_goes_from_its_data_to_a_small_model(
-    workload: Workload, cluster: Connection, made: dict[str, Path], tmp_path: Path
+    workload: Workload, training: Training, made: dict[str, Path]
 ) -> None:
-    workload.write(tmp_path)
-    trained = _finished(_run(tmp_path, _training(workload), f"kill:rank=1:step={KILLED_AT}:phase=step"))
+    trained, data = training.finished(workload)
     (folder,) = (home.home() / "storage" / "runs").glob(f"{workload.name}-*")
     assert [path.name for path in (folder / "faults").iterdir()] == [f"kill-rank1-step{KILLED_AT}-step"]
     workload.learned(trained["evaluation"])
@@ -49,7 +74,7 @@ def test_a_workload_goes_from_its_data_to_a_small_model(
     assert _artifacts(trained["run_id"]) >= {*workload.pictures, "model-card.md"}
     assert "## Metrics" in (Path(trained["directory"]) / "README.md").read_text()
 
-    made[workload.name] = _quantised(workload, Path(trained["directory"]), tmp_path)
+    made[workload.name] = _quantised(workload, Path(trained["directory"]), data)
 
 
 def test_all_of_them_answer_over_http(cluster: Connection, made: dict[str, Path], tmp_path: Path) -> None:
@@ -94,7 +119,8 @@ def _quantised(workload: Workload, parent: Path, folder: Path) -> Path:
         values["task"] = {key: value for key, value in values["task"].items() if key != "tokenizer"}
     spec = JobSpec.model_validate({**values, "quantize": {"precision": "fp32"}})
     if get(spec.task.name)(spec.task.options).refers():
-        return Path(_finished(_run(folder, {**values, "quantize": {"precision": "fp32"}}))["directory"])
+        job = _send(folder, {**values, "quantize": {"precision": "fp32"}})
+        return Path(_finished(_followed(job))["directory"])
     prepared = prepare.prepare(spec, folder, folder / "storage", parent=parent, on_progress=lambda *event: None)
     target = folder / "int8"
     if workload.unquantised:
@@ -112,11 +138,14 @@ def _common(workload: Workload, phase: str, name: str) -> dict[str, Any]:
     return {"name": name, "phase": phase, "task": task, "data": dict(workload.data)}
 
 
-def _run(folder: Path, spec: dict[str, Any], fault: str = "") -> submit.Outcome:
+def _send(folder: Path, spec: dict[str, Any], fault: str = "") -> str:
     path = folder / f"{spec['name']}.yaml"
     path.write_text(yaml.safe_dump(spec))
     with environment(fault):
-        job = submit.submit(path, [])
+        return submit.submit(path, [])
+
+
+def _followed(job: str) -> submit.Outcome:
     return submit.follow(job, lambda line, meaning: None)
 
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": {"steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 2, "learning_rate": 0.01},
     }
     (folder / "spec.json").write_text(json.dumps(values))
-    two_ranks.run("metered_ranks.py", folder, [*STAGES, PROFILED, COMPILED], timeout_s=600)
+    two_ranks.run("metered_ranks", folder, [*STAGES, PROFILED, COMPILED], timeout_s=600)
     return folder
 
 

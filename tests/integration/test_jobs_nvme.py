@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("not run: libaio-dev is not installed")
     folder = tmp_path_factory.mktemp("nvme")
     cases = [f"{offload}-{precision}" for precision in PRECISIONS for offload in ("cpu", "nvme")]
-    two_ranks.run("nvme_ranks.py", folder, cases, timeout_s=580)
+    two_ranks.run("nvme_ranks", folder, cases, timeout_s=580)
     return folder
 
 

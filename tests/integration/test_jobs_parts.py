@@ -43,7 +43,7 @@ PARENTS = {
 IN_PARTS = (
     "new,none,fp32", "new,none,bf16", "llama,none,fp32", "llama-tied,none,bf16", "gpt2,none,fp32",
     "llama,all-linear,fp32", "llama,head,bf16", "gpt2,attention,fp32",
-    "llama,none,bf16,offload",
+    "llama,none,bf16,offload", "new,none,fp32,wide",
 )  # fmt: skip
 REPLICATED = (
     "new,none,bf16,stage1", "llama,none,bf16,stage2", "llama,all-linear,bf16,stage1", "llama-tied,none,fp32,stage2",
@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Path:
     (folder / STORED[0] / "run").mkdir(parents=True)
     elsewhere.note(RunFolder(folder / STORED[0] / "run"), [(server.uri("bucket/models"), "run/0a0b0c0d")])
     cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED, DAMAGED_STORED]
-    two_ranks.run("parts_ranks.py", folder, cases, timeout_s=300)
+    two_ranks.run("parts_ranks", folder, cases, timeout_s=300)
     return folder
 
 

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "training": {"steps": 4, "global_batch_size": 16, "learning_rate": 0.05},
     }
     (folder / "spec.json").write_text(json.dumps(values))
-    two_ranks.run("norm_ranks.py", folder, PRECISIONS)
+    two_ranks.run("norm_ranks", folder, PRECISIONS)
     return folder
 
 

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             | {"learning_rate": 0.01, "clip": 0.5, "gradient_checkpointing": name == "windows"},
         }
         (folder / f"{name}.json").write_text(json.dumps(values))
-    two_ranks.run("shared_ranks.py", folder, CASES)
+    two_ranks.run("shared_ranks", folder, CASES)
     return folder
 
 

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     (folder / "table.json").write_text(json.dumps(table))
     (folder / "text.json").write_text(json.dumps(text_job))
-    two_ranks.run("trial_ranks.py", folder, [*STAGES, "rows"])
+    two_ranks.run("trial_ranks", folder, [*STAGES, "rows"])
     return folder
 
 

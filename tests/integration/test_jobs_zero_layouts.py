@@ -62,7 +62,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero")
     for case, content in OWN.items():
         (folder / f"{case}.json").write_text(json.dumps(content))
-    two_ranks.run("zero_ranks.py", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *LAYERS_CASES, *OWN], timeout_s=600)
+    two_ranks.run("zero_ranks", folder, [*CASES, *UNCLIPPED, *MUON_CASES, *LAYERS_CASES, *OWN], timeout_s=600)
     return folder
 
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import random
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from serve.engines.torch.native.runner import refusal
 from serve.engines.torch.runner import UnsupportedArchitecture
 from serve.engines.torch.torch_engine import TorchEngine, TorchEngineOptions
 from tests.support import tiny_models
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.instructions
 CONTEXT = 128
@@ -275,13 +275,6 @@ def test_sampling_params_name_a_field_out_of_range(name: str, value: Any) -> Non
     with pytest.raises(RequestError, match=f"^{name}: ") as caught:
         SamplingParams(**{name: value})
     assert caught.value.field == name
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true within 20 s"
-        await asyncio.sleep(0.005)
 
 
 def test_closing_a_stream_frees_its_slot_for_who_waits(tokenizer: Any) -> None:

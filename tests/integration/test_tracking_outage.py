@@ -1,12 +1,12 @@
 """A real server dies and comes back: the run goes on, nothing is lost, nothing is logged twice."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.mlflow_server import MlflowServer
+from tests.support.waiting import wait_for
 from tracking.client import connect
 from tracking.errors import ServerUnreachable
 from tracking.records import Record
@@ -19,14 +19,6 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
     running = MlflowServer(tmp_path / "mlflow").start()
     yield running
     running.kill()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("the condition did not come true")
 
 
 def test_metrics_survive_the_servers_death_and_a_drivers_restart(server: MlflowServer, tmp_path: Path) -> None:

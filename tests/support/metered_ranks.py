@@ -1,6 +1,6 @@
 """One of two ranks that take a job's steps in the real loop, without Ray, and leave what was measured.
 
-python tests/support/metered_ranks.py RANK STORE_FILE FOLDER STAGE[-profile|-compile]…
+python tests/support/two_ranks.py metered_ranks FOLDER STAGE[-profile|-compile]…
 
 In FOLDER: spec.json, of a job with its data beside it. Below FOLDER/<CASE>/run the spools; rank 0 leaves the number of
 weights in FOLDER/<CASE>/weights. A profile takes the same steps and records those after the warm-up.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from jobs.worker.fault_injection import Injector
 from jobs.worker.recorded import record
 from jobs.worker.watchdog import Watchdog
 from jobs.worker.zero import deepspeed_config
+from tests.support import two_ranks
 from tracking.spool import Spool
 
 NEVER_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
@@ -37,6 +37,7 @@ NEVER_WHOLE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_paramet
 
 def run(case: str, rank: int, folder: Path) -> None:
     """Take the steps."""
+    two_ranks.begin_run(case, rank, folder)
     stage, left = int(case[0]), folder / case
     values = json.loads((folder / "spec.json").read_text())
     values["training"]["deepspeed"] = {"zero_stage": stage}
@@ -76,20 +77,3 @@ def run(case: str, rank: int, folder: Path) -> None:
 def kept(folder: Path) -> Path:
     """Return where what is compiled is kept: over runs of the tests, if they have such a place; it takes a while."""
     return Path(os.environ.get("TANDEM_CACHE") or folder) / "compiled"
-
-
-def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
-    """Meet the other rank; run every case."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for case in cases:
-        (folder / case / "run").mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            RunFolder(folder / case / "run").begin()
-        dist.barrier()
-        run(case, rank, folder)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -1,12 +1,11 @@
 """One of two ranks that train a small classifier with batch normalisation, evaluate it together and export it.
 
-python tests/support/norm_ranks.py RANK STORE_FILE FOLDER PRECISION…
+python tests/support/two_ranks.py norm_ranks FOLDER PRECISION…
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def statistics_of_all(engine: Engine) -> list[float]:
     return found
 
 
-def run(rank: int, folder: Path, precision: Precision) -> None:
+def run(precision: Precision, rank: int, folder: Path) -> None:
     """Train, evaluate, export, and check the files as a job does."""
     spec = JobSpec.model_validate_json((folder / "spec.json").read_text())
     assert spec.training is not None
@@ -76,16 +75,3 @@ def run(rank: int, folder: Path, precision: Precision) -> None:
         tracked = sorted({int(b) for name, b in weights.items() if name.endswith("num_batches_tracked")})
         (folder / f"{precision}.json").write_text(json.dumps({"differed": differed, "tracked": tracked}))
     dist.barrier()
-
-
-def main(rank: int, meeting: str, folder: Path, precisions: list[Precision]) -> None:
-    """Meet the other rank; run in each precision."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for precision in precisions:
-        run(rank, folder, precision)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])  # type: ignore[arg-type]

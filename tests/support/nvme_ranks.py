@@ -1,12 +1,11 @@
 """One of two ranks that train a model at stage 3, save, resume and export it, with its state in memory or on NVMe.
 
-python tests/support/nvme_ranks.py RANK STORE_FILE FOLDER OFFLOAD-PRECISION…
+python tests/support/two_ranks.py nvme_ranks FOLDER OFFLOAD-PRECISION…
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -80,7 +79,7 @@ def leave(engine: Engine, path: Path) -> None:
     save_file(found, path)
 
 
-def train(case: str, rank: int, folder: Path) -> None:
+def run(case: str, rank: int, folder: Path) -> None:
     """Train, save on the way, go on; begin again at what was saved, and go on from there."""
     offload, precision = case.split("-")
     on_nvme = {"nvme_path": str(folder)} if offload == "nvme" else {}
@@ -134,16 +133,3 @@ def fail_to_read(training: TrainingSpec, case: str, rank: int) -> None:
         step(engine, 0)
         assert not math.isfinite(float(engine.model(torch.tensor([1])).sum()))
     dist.barrier()
-
-
-def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
-    """Meet the other rank; train every case."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for case in cases:
-        train(case, rank, folder)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

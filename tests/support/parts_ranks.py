@@ -1,10 +1,12 @@
 """One of two ranks that begin at a ZeRO stage without a whole model in fp32, learn, and write what they learned.
 
-python tests/support/parts_ranks.py RANK STORE_FILE FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
+python tests/support/two_ranks.py parts_ranks FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
 A case may go on with `offload`, `damaged`, or `stage1` or `stage2`; else it is stage 3. With `stored` its weights go to
 the store that TANDEM_TEST_STORE names; `refused`: to a bucket that takes nothing. With `preferences` the ranks
-only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`.
+only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`. A new
+model that is `wide` has matrices of more elements than DeepSpeed keeps whole after a pass: the evaluation leaves some
+under way between the ranks.
 
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
 and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written. Each
@@ -17,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from jobs.worker import evaluate, export_in_parts, finish, loop, proof, referenc
 from jobs.worker.fault_injection import VARIABLE, Injector
 from jobs.worker.watchdog import Pulse, Watchdog
 from jobs.worker.zero import deepspeed_config
+from tests.support import two_ranks
 
 LAYERS = {"attention": ["q_proj", "v_proj", "c_attn"], "head": ["lm_head"], "all-linear": "all-linear"}
 STEPS = 2
@@ -70,6 +72,7 @@ def spec_of(case: str, folder: Path) -> JobSpec:
     parent, adapters, precision, *_ = case.split(",")
     new = {"architecture": "llama", "config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}}
     new["config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # type: ignore[operator]
+    new["config"]["hidden_size"] = 512 if "wide" in case else 32  # type: ignore[index]
     model: dict[str, Any] = new if parent == "new" else {"from": str(folder / parent)}
     if "stored" in case:
         store = os.environ.get("TANDEM_TEST_STORE", "/nowhere")
@@ -97,7 +100,7 @@ def spec_of(case: str, folder: Path) -> JobSpec:
     return JobSpec.model_validate(values)
 
 
-def run(case: str, rank: int, folder: Path) -> None:
+def train(case: str, rank: int, folder: Path) -> None:
     """Begin, learn, and write."""
     spec = spec_of(case, folder)
     parent = None if case.startswith("new") else folder / case.split(",")[0]
@@ -195,24 +198,12 @@ def leave(weights: dict[str, torch.Tensor] | None, where: Path) -> None:
         save_file({name: tensor.clone() for name, tensor in weights.items()}, f"{where}.safetensors")
 
 
-def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
-    """Meet the other rank; run every case."""
-    torch.set_num_threads(1)
+def run(case: str, rank: int, folder: Path) -> None:
+    """Run a case."""
     export_in_parts.PAUSE_S = 0.01
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for case in cases:
-        (folder / case / "run").mkdir(parents=True, exist_ok=True)
-        if "damaged" in case:
-            os.environ[VARIABLE] = f"damage:rank=0:step={STEPS}:phase=exported"
-        if rank == 0:
-            RunFolder(folder / case / "run").begin()
-        dist.barrier()
-        if "preferences" in case:
-            refer(case, folder)
-        else:
-            run(case, rank, folder)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
+    two_ranks.begin_run(case, rank, folder)
+    os.environ[VARIABLE] = f"damage:rank=0:step={STEPS}:phase=exported" if "damaged" in case else ""
+    if "preferences" in case:
+        refer(case, folder)
+    else:
+        train(case, rank, folder)

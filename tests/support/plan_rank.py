@@ -1,16 +1,20 @@
 """Bytes a parameter of what an engine holds after its second backward pass, by stage and precision, on one rank.
 
-    python tests/support/plan_rank.py FOLDER 0-fp32 1-bf16 …
+python tests/support/plan_rank.py FOLDER 0-fp32 1-bf16 …
 
-Prints JSON: "<stage>-<precision>" → bytes of all living tensors over the parameters, buckets of gradients left out.
+Leaves FOLDER/<stage>-<precision>.json: bytes of all living tensors over the parameters, buckets of gradients left out.
+An engine leaves hooks behind, so each case has a process, forked off one that has imported what all need.
 """
 
 import gc
 import json
+import multiprocessing
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.spec import JobSpec
 from jobs.worker import zero
@@ -29,15 +33,13 @@ def living() -> int:
 
 def held(stage: int, precision: str) -> float:
     """Return what an engine holds with two passes and one step behind it, in bytes a parameter."""
-    import transformers
-
     values = {"steps": 1, "precision": precision, "deepspeed": {"zero_stage": stage}}
     model = {"name": "x", "phase": "pretrain", "model": {"architecture": "llama"}, "data": {"train": "x"}}
     spec = JobSpec.model_validate({**model, "training": values})
     sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(vocab_size=4000, **sizes)
+    config = LlamaConfig(vocab_size=4000, **sizes)
     before = living()
-    network = transformers.LlamaForCausalLM(config)
+    network = LlamaForCausalLM(config)
     count = sum(parameter.numel() for parameter in network.parameters())
     settings = zero.deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
     settings["zero_optimization"]["reduce_bucket_size"] = BUCKET
@@ -51,8 +53,19 @@ def held(stage: int, precision: str) -> float:
     return (living() - before - (BUCKET * width if stage == 3 else 0)) / count
 
 
+def measure(case: str, folder: Path) -> None:
+    """Be the one rank of a case."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{case}", rank=0, world_size=1)
+    stage, precision = case.split("-")
+    (folder / f"{case}.json").write_text(json.dumps(held(int(stage), precision)))
+
+
 if __name__ == "__main__":
     import_deepspeed()
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/meeting", rank=0, world_size=1)
-    wanted = [(int(stage), precision) for stage, precision in (each.split("-") for each in sys.argv[2:])]
-    print(json.dumps({f"{stage}-{precision}": held(stage, precision) for stage, precision in wanted}))
+    for name in sys.argv[2:]:
+        process = multiprocessing.get_context("fork").Process(target=measure, args=(name, Path(sys.argv[1])))
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"{name} failed")

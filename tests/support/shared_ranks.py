@@ -1,6 +1,6 @@
 """One of two ranks that share rows, or take rows of their own, in the real loop, without Ray: stop, go on, write.
 
-python tests/support/shared_ranks.py RANK STORE_FILE FOLDER CASE…      a case: STAGE,DATA,PARTS,PARTS
+python tests/support/two_ranks.py shared_ranks FOLDER CASE…      a case: STAGE,DATA,PARTS,PARTS
 
 In FOLDER: <DATA>.json, specs with their data beside. After the first step the run stops and goes on with as many ranks
 for each row as the second number says. Below FOLDER/<CASE>/run is what the loop leaves.
@@ -9,7 +9,6 @@ for each row as the second number says. Below FOLDER/<CASE>/run is what the loop
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from jobs.worker import finish, loop, sequence, setup, start
 from jobs.worker.fault_injection import Injector
 from jobs.worker.watchdog import Watchdog
 from jobs.worker.zero import deepspeed_config, sliceable
+from tests.support import two_ranks
 from tracking.spool import Spool
 
 
@@ -63,6 +63,7 @@ def begun(spec: JobSpec, prepared: Prepared, place: RunFolder, rank: int, attemp
 
 def run(case: str, rank: int, folder: Path) -> None:
     """Take one step, save, and go on otherwise to the end."""
+    two_ranks.begin_run(case, rank, folder)
     stage, data, *groups = case.split(",")
     place = RunFolder(folder / case / "run")
     for attempt, parts in zip("ab", map(int, groups), strict=True):
@@ -86,20 +87,3 @@ def run(case: str, rank: int, folder: Path) -> None:
         dist.barrier()
     loop.evaluate_now(worker, worker.steps, "final")
     finish.export_weights(worker)
-
-
-def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
-    """Meet the other rank; run every case."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for case in cases:
-        (folder / case / "run").mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            RunFolder(folder / case / "run").begin()
-        dist.barrier()
-        run(case, rank, folder)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

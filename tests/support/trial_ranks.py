@@ -1,6 +1,6 @@
 """One of two ranks that try micro-batches on real engines, and train the same with and without.
 
-python tests/support/trial_ranks.py RANK STORE_FILE FOLDER CASE…      a case: <stage>-<precision>, or `rows`
+python tests/support/two_ranks.py trial_ranks FOLDER CASE…      a case: <stage>-<precision>, or `rows`
 
 In FOLDER: table.json and text.json, specs of jobs with their data beside them. Of a stage each rank leaves
 <case>-<rank>.json: whether trials left random states and buffers alone, what they took, and whether what was trained
@@ -10,7 +10,6 @@ afterwards is the same; of `rows`, what was chosen.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +121,7 @@ def rows_found(rank: int, folder: Path) -> dict[str, Any]:
     task, rows = prepared.task(spec), rows_of(prepared, prepared.train_files)
     found: dict[str, Any] = {}
     for name in ("ample", "tight", "again", "halved"):
+        (folder / name).mkdir(exist_ok=True)
         place = RunFolder(folder / name)
         config = WorkerConfig(spec, "fp32", prepared, place, str(folder / "c"), None, folder, folder / "storage")
         control = Control(micro_batch=2 if name == "halved" else None)
@@ -143,20 +143,8 @@ def rows_found(rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
-    """Meet the other rank; run every case."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    if rank == 0:
-        for name in ("ample", "tight", "again", "halved"):
-            (folder / name).mkdir()
+def run(case: str, rank: int, folder: Path) -> None:
+    """Run a case; leave what was found."""
+    found = rows_found(rank, folder) if case == "rows" else with_and_without(case, rank, folder)
+    (folder / f"{case}-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
-    for case in cases:
-        found = rows_found(rank, folder) if case == "rows" else with_and_without(case, rank, folder)
-        (folder / f"{case}-{rank}.json").write_text(json.dumps(found))
-        dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

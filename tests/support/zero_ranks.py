@@ -1,6 +1,6 @@
 """One of two ranks that train a tiny model on real DeepSpeed engines, one for each case, and save what they hold.
 
-python tests/support/zero_ranks.py RANK STORE_FILE FOLDER STAGE-PRECISION[-unclipped|-muon|-layers[-selective]|-OWN]…
+python tests/support/two_ranks.py zero_ranks FOLDER STAGE-PRECISION[-unclipped|-muon|-layers[-selective]|-OWN]…
 
 Where FOLDER holds a file named as a case with `.json` after it, that is the case's DeepSpeed JSON, STAGE included.
 With Muon they go on from what they have saved, too: as if nothing had been between. `layers` is a model of which they
@@ -11,7 +11,6 @@ first pass then that are gathered in the second.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -80,7 +79,7 @@ MODELS = {"muon": Deeper, "layers": layers}
 """By a case's first word; others train `Tiny`."""
 
 
-def train(case: str, rank: int, folder: Path) -> None:
+def run(case: str, rank: int, folder: Path) -> None:
     """Train and save below `folder`/`case`."""
     stage, precision, *more = case.split("-")
     own, muon = (folder / f"{case}.json").exists(), "muon" in more
@@ -159,16 +158,3 @@ def spoil(engine: Engine, *, on_this_rank: bool) -> None:
     assert math.isfinite(loss.item())
     engine.backward(loss)
     engine.step()
-
-
-def main(rank: int, meeting: str, folder: Path, cases: list[str]) -> None:
-    """Meet the other rank; train every case."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    for case in cases:
-        train(case, rank, folder)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -163,7 +163,7 @@ def head(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
 
 def started(environment: dict[str, str]) -> list[str]:
     command = ["sh", str(OBSERVE / "start.sh")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     assert done.stderr == ""
     return done.stdout.splitlines()
 

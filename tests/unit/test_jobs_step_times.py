@@ -74,15 +74,16 @@ def test_a_part_within_another_counts_in_both() -> None:
 
 
 def test_the_host_tells_at_once_what_a_part_took() -> None:
-    times = StepTimes(HostClock())
+    times, began = StepTimes(HostClock()), time.perf_counter()
     with times.during("forward"):
         time.sleep(0.02)
     with times.during("backward"):
         pass
+    took = time.perf_counter() - began
     ((step, parts),) = times.end(1)
     assert step == 1
     assert parts["forward_s"] >= 0.02
-    assert parts["backward_s"] < parts["forward_s"]
+    assert parts["forward_s"] + parts["backward_s"] <= took, "each has its own time"
 
 
 @pytest.mark.skipif(not machine.has_gpu(), reason="no GPU")

@@ -19,6 +19,7 @@ from serve.channel.handshake import Denied
 from serve.channel.server import Server
 from serve.routing.lost import ReplicaLost
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Opened
+from tests.support.waiting import until
 
 SECRET = b"s" * 32
 ENDLESS = msgpack.packb([2, 0, msgpack.ExtType(2, msgpack.packb(["S0", [-1], b""]))])
@@ -64,14 +65,6 @@ async def text_of(messages: AsyncGenerator[Any, None]) -> str:
 
 def expected(name: str, tokens: int) -> str:
     return "".join(f"{name}:{number} " for number in range(tokens))
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    for _ in range(int(WAIT_S / 0.002)):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it did not happen")
 
 
 @asynccontextmanager

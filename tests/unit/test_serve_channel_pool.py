@@ -21,6 +21,7 @@ from serve.deploy.backend import RayBackend
 from serve.routing.choose import ByPrefix
 from serve.routing.lost import ReplicaLost
 from serve.wire import Chunk, GenerateCall, Identity, InferCall, Inferred, Load, Opened, Refused, ReplicaState
+from tests.support.waiting import until
 
 SECRET = b"s" * 32
 WAIT_S = 5.0
@@ -87,14 +88,6 @@ class Stage:
     async def take(self, **wanted: Any) -> str:
         seat = await self.seats.enter_async_context(self.pool.seat(CALL, **wanted))
         return seat.member.link.replica_id
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    for _ in range(int(WAIT_S / 0.002)):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it did not happen")
 
 
 def run(scenario: Callable[[Stage], Awaitable[None]]) -> None:

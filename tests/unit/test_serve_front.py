@@ -27,6 +27,7 @@ from serve.front.exchange import LEAST_WAIT_S, Exchange
 from serve.front.limits import Limits
 from serve.front.server import Server
 from tests.support import certificates
+from tests.support.waiting import until
 
 LIMITS = Limits(head_s=0.3, body_s=0.3, reader_s=0.3, body_bytes_per_s=1000)
 POST = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n"
@@ -107,14 +108,6 @@ async def serving(
         yield Site(server, logged, ended)
     finally:
         await server.leave(0.1)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not within 5 s")
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -223,13 +216,15 @@ def test_a_head_in_small_parts_is_counted_once() -> None:
 
 def test_an_idle_connection_ends_and_one_in_use_goes_on() -> None:
     async def scenario() -> None:
-        async with serving(replace(LIMITS, idle_s=0.5)) as site:
+        idle_s, now = 0.7, asyncio.get_running_loop().time
+        async with serving(replace(LIMITS, idle_s=idle_s)) as site:
             reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
-            for _ in range(3):
+            began = now()
+            while now() < began + 2 * idle_s:
                 writer.write(b"GET /echo HTTP/1.1\r\nhost: a\r\n\r\n")
                 assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-                await asyncio.sleep(0.3)
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+                await asyncio.sleep(0.02)
+            assert await asyncio.wait_for(reader.read(), 30) == b""
             writer.close()
 
     run(scenario)
@@ -253,7 +248,7 @@ def test_a_client_that_leaves_ends_its_work() -> None:
         async with serving() as site:
             for path in ("/held", "/stream"):
                 with pytest.raises(httpx.ReadTimeout):
-                    async with httpx.AsyncClient(base_url=site.url, timeout=0.2) as impatient:
+                    async with httpx.AsyncClient(base_url=site.url, timeout=httpx.Timeout(60, read=0.5)) as impatient:
                         await impatient.get(path)
             await until(lambda: site.ended == ["held", "stream"])
             await until(lambda: [each.cut for each in site.logged] == ["gone", "gone"])

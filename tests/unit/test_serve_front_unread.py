@@ -23,6 +23,7 @@ from serve.front.exchange import Exchange
 from serve.front.limits import Limits
 from serve.front.server import Server
 from tests.support import certificates
+from tests.support.waiting import until
 
 PIECE = b"data: " + b"x" * 1016 + b"\n\n"
 PIECES = 2000
@@ -61,10 +62,7 @@ def test_an_answer_that_is_not_read_waits_where_it_is_made(
         secure = tls.trusting(files[0]) if files else None
         client = await asyncio.to_thread(connected, server.port, secure)
         await asyncio.to_thread(client.sendall, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-        for _ in range(500):
-            await asyncio.sleep(0.01)
-            if logged:
-                break
+        await until(lambda: logged)
         client.close()
         await server.leave(0.1)
 

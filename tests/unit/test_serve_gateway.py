@@ -17,6 +17,7 @@ from serve.wire import Chunk, GenerateCall
 from tests.support import tiny_models
 from tests.support.in_process import InProcess, Scenario, run
 from tests.support.sinks import touched
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +239,4 @@ def test_no_path_is_opened_that_a_client_names(serve: Any, tmp_path: Path, form:
 
 
 async def _until_idle(backend: InProcess) -> None:
-    for _ in range(500):
-        state = backend.replica.load()
-        if state.running + state.waiting == 0:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"still busy: {state}")
+    await until(lambda: backend.replica.load().running + backend.replica.load().waiting == 0)

@@ -19,6 +19,7 @@ from ray.serve.schema import ReplicaState as State
 
 from serve.deploy import readiness
 from serve.deploy.readiness import Why
+from tests.support.waiting import until
 
 
 class Waits:
@@ -44,10 +45,7 @@ def watched(waits: Waits, *reasons: Why, hopeless_s: float = 0.0) -> list[Why]:
 
     async def run() -> None:
         watching = asyncio.create_task(readiness.watch(waits, reason, 1, 0.002, hopeless_s))
-        for _ in range(200):
-            await asyncio.sleep(0.001)
-            if not left:
-                break
+        await (asyncio.sleep(0.2) if waits.usable else until(lambda: not left))
         await asyncio.sleep(0.005)
         watching.cancel()
 

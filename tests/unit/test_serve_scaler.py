@@ -11,6 +11,7 @@ from serve.scaling.decider import Plan
 from serve.scaling.decisions import GATEWAY_ROW
 from serve.scaling.steps import Bounds
 from serve.wire import GatewayState, Load, ReplicaState, Work
+from tests.support.waiting import until
 
 QUICK = Pace(look=0.002, refresh=0.02, idle_refresh=0.05, retry=0.005, answer=0.05)
 
@@ -57,14 +58,6 @@ def run(serve: Serve, scenario: Callable[[Scaler, dict[str, Any]], Awaitable[Non
             await scaler.stop()
 
     asyncio.run(inside())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2500):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("it did not come to that")
 
 
 def test_load_adds_and_quiet_removes() -> None:

@@ -17,6 +17,7 @@ from serve.deploy.succession import Generation, Moved
 from serve.metrics.departed import LeftGateway
 from serve.wire import GatewayState, Load, ReplicaState
 from tests.support.handles import Handle
+from tests.support.waiting import until
 
 REPLICA = ReplicaState("m", "r", "1", Load(1, 0, 0.0), {})
 GATEWAY = GatewayState({}, metrics={"gateway": "g", "packed": b""})
@@ -89,14 +90,6 @@ class Cluster:
 
     def end_first(self) -> None:
         self.actors.pop("state:x").lives = False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it does not come")
 
 
 def with_cluster(monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Cluster, Reporter], Awaitable[None]]) -> None:

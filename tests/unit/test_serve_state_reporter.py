@@ -13,6 +13,7 @@ import pytest
 from serve.deploy import reporting, state_actor
 from serve.deploy.reporting import Reporter
 from serve.deploy.shapes import unseal
+from tests.support.waiting import until
 
 
 class Handle:
@@ -46,10 +47,7 @@ def told(monkeypatch: pytest.MonkeyPatch, handle: Handle, state: Callable[[], An
     async def inside() -> None:
         reporter = Reporter("x", "replica-1", state)
         reporter.start()
-        for _ in range(1000):
-            if len(handle.told) >= count:
-                break
-            await asyncio.sleep(0.001)
+        await until(lambda: len(handle.told) >= count)
         reporter.stop()
 
     asyncio.run(inside())

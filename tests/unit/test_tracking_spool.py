@@ -3,11 +3,12 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_for
 from tracking.errors import Refused, ServerUnreachable
 from tracking.records import Point, Record, metric_name, read_records
 from tracking.spool import Spool, SpoolSender
@@ -39,14 +40,6 @@ class RecordingSink:
 def send_all(directory: Path, sink: RecordingSink) -> int:
     """Run a sender over what is spooled until it is drained, as a driver's whole life would."""
     return SpoolSender(directory, sink, interval_s=0.01, batch_s=0.01).start().stop(10)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("the condition did not come true")
 
 
 def test_everything_spooled_arrives_with_step_value_and_time(tmp_path: Path) -> None:
