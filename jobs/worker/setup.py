@@ -29,6 +29,7 @@ from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
 from jobs.worker import (
     async_io,
+    awaiting,
     buffers,
     compiling,
     heap,
@@ -73,6 +74,8 @@ class Worker:
     """Optimizer updates so far."""
     skip: frozenset[int] = frozenset()
     """Steps whose batch is left out."""
+    short: int | None = None
+    """The first step whose rows do not come: their preparation has failed, or was given up."""
     model_directory: Path | None = None
     data: str = ""
     """Digest of the rows it learns from."""
@@ -121,7 +124,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     readers = sequence.place(rank, world_size, training.parallel.sequence).readers
     task = prepared.task(spec)
     at_first = reference.without_missing(prepared)
-    rows, eval_rows = both_rows(at_first)
+    rows, eval_rows = both_rows(at_first, watchdog, rank == 0)
     store = Store(config.checkpoints)
     entry = enter_group(config, store, rank, readers)
     point, attempt = entry.point, entry.attempt
@@ -137,7 +140,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     shared = look(begun, spec, task, engine, (rows, eval_rows), folder)
     if at_first is not prepared:
         reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
-        rows, eval_rows = both_rows(prepared)
+        rows, eval_rows = both_rows(prepared, watchdog, rank == 0)
     this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
     attempt = replace(attempt, micro_batch=sizing.settle(this, entry.micro_batch, entry.control), training=True)
     plan(counted, attempt.micro_batch if entry.micro_batch is None else None)
@@ -194,7 +197,7 @@ def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> 
     folder = config.folder
     control = folder.control()
     fence, point = where_to_start(config, store, rank)
-    order = order_of(point)
+    order = order_of(point, early=config.prepared.arriving is not None)
     known = sizing.known(config, control, readers)
     attempt = this_attempt(point.attempt, known or 1)
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
@@ -259,9 +262,9 @@ def begin_to_compile(engine: Engine, folder: Path, watchdog: Watchdog) -> Compil
     return Compiling(watchdog, place)
 
 
-def both_rows(prepared: Prepared) -> tuple[Rows, Rows]:
-    """Open the rows to learn from, and those that are held out."""
-    return rows_of(prepared, prepared.train_files), rows_of(prepared, prepared.eval_files)
+def both_rows(prepared: Prepared, watchdog: Watchdog, say: bool) -> tuple[Rows, Rows]:
+    """Open the rows to learn from, once the first are there, and those that are held out."""
+    return awaiting.opened(prepared, watchdog, say), rows_of(prepared, prepared.eval_files)
 
 
 def settings_of(
@@ -308,19 +311,23 @@ def check_data(point: resume.Point, rows: str) -> None:
         )
 
 
-def order_of(point: resume.Point) -> int:
+def order_of(point: resume.Point, early: bool = False) -> int:
     """Return the version of the order in which the run visits its rows: its checkpoint's, or the newest one.
+
+    Args:
+        early: the run began, or may begin, before its rows are there.
 
     Raises:
         UserError: the checkpoint is of a later Tandem, whose order is not known here; nothing was loaded.
     """
-    version = point.manifest.order if point.manifest else batches.VERSION
-    if 1 <= version <= batches.VERSION:
+    known = (batches.EARLY,) if early else range(1, batches.VERSION + 1)
+    version = point.manifest.order if point.manifest else known[-1]
+    if version in known:
         return version
+    versions = f"version {batches.EARLY} for data.start_early" if early else f"versions 1 to {batches.VERSION}"
     raise UserError(
         f"the checkpoint at step {point.step} visits its rows in an order of version {version}, and this Tandem knows "
-        f"versions 1 to {batches.VERSION}: go on with the Tandem that wrote it, or begin a new run with "
-        "--set checkpoint.resume=never"
+        f"{versions}: go on with the Tandem that wrote it, or begin a new run with --set checkpoint.resume=never"
     )
 
 
