@@ -2,7 +2,8 @@
 
 RUN/arrivals.jsonl   ["train-000004-00000.arrow", 812]   a file, and its rows: a line each, in order
                      "whole"                             there are no more
-                     "none"                              no more come: the preparation has failed, or was given up
+RUN/arrivals.ended   the same list, renamed, which a full disk allows: no more come, the preparation has failed or was
+                     given up
 
 The order of files follows from their names and `training.seed`, so that it is the same whether they are there already
 or still being made. The driver alone writes; every worker reads.
@@ -24,7 +25,7 @@ import numpy as np
 from cluster.errors import UserError
 from jobs.data.rows import Rows
 
-WHOLE, NONE = "whole", "none"
+WHOLE = "whole"
 TOGETHER = 16
 """Rows of so many files are shuffled with each other, about 64 MiB of raw data; fixed, as it decides the order."""
 POLL_S = 0.2
@@ -54,10 +55,17 @@ def sign_of(path: str | Path) -> Callable[[], object]:
     """Return a function whose answer changes as long as the preparation goes on that writes this list."""
 
     def sign() -> tuple[int, int]:
-        found = os.stat(path)
-        return found.st_size, found.st_mtime_ns
+        with suppress(FileNotFoundError):
+            found = os.stat(path)
+            return found.st_size, found.st_mtime_ns
+        return 0, 0  # no more come, as whoever waits finds out
 
     return sign
+
+
+def _ended(path: Path) -> Path:
+    """Return what a list is called once no more come."""
+    return path.with_suffix(".ended")
 
 
 class Arrivals:
@@ -66,16 +74,22 @@ class Arrivals:
     def __init__(self, path: Path) -> None:
         """Begin it anew: of an earlier attempt at the job nothing holds."""
         self.path = path
-        path.unlink(missing_ok=True)
+        for earlier in (path, _ended(path)):
+            earlier.unlink(missing_ok=True)
         path.touch()
 
     def add(self, file: str, rows: int) -> None:
         """Add a file that is whole."""
         self._write([json.dumps([file, rows])])
 
-    def end(self, how: str) -> None:
-        """Say that there are no more, WHOLE or NONE."""
-        self._write([json.dumps(how)])
+    def end(self) -> None:
+        """Say that there are no more."""
+        self._write([json.dumps(WHOLE)])
+
+    def give_up(self) -> None:
+        """Say that no more come. A storage that does not take even that is one that the workers have lost too."""
+        with suppress(OSError):
+            self.path.rename(_ended(self.path))
 
     def add_all(self, directory: Path, files: Iterable[str], seed: int) -> None:
         """Add the files of a data set that is whole."""
@@ -113,7 +127,7 @@ class Arriving(Rows):
         self._arrivals, self._directory = arrivals, directory
         self._read = 0
         self._waiting: list[tuple[str, int]] = []
-        self._ended = ""
+        self._has_all = self._has_ended = False
         self.ends = np.zeros(0, dtype=np.int64)
         """Row numbers behind the last row of each group of files that are shuffled together, int64 (G,)."""
         super().__init__([], before=before)
@@ -127,7 +141,7 @@ class Arriving(Rows):
     @property
     def whole(self) -> bool:
         """True once no group follows."""
-        return self._ended == WHOLE and not self._waiting
+        return self._has_all and not self._waiting
 
     @property
     def count(self) -> int:
@@ -151,12 +165,13 @@ class Arriving(Rows):
             self._look()
             if self._is_due():
                 continue
-            if self._ended:
+            if self._has_ended:
                 raise NoMore
             time.sleep(POLL_S)
 
     def _is_due(self) -> bool:
-        return len(self._waiting) >= TOGETHER or (self._ended == WHOLE and bool(self._waiting)) or self.whole
+        """Tell whether the next group is complete, or there is none."""
+        return len(self._waiting) >= TOGETHER or self._has_all
 
     def _next_group(self) -> bool:
         """Take the next group in, if its files are there."""
@@ -182,13 +197,19 @@ class Arriving(Rows):
 
     def _look(self) -> None:
         """Read the lines of the list that are new, as far as they are whole."""
-        with self._arrivals.open("rb") as file:
-            file.seek(self._read)
-            found = file.read()
+        try:
+            found = self._read_on(self._arrivals)
+        except FileNotFoundError:
+            found, self._has_ended = self._read_on(_ended(self._arrivals)), True
         lines = found[: found.rfind(b"\n") + 1]
         self._read += len(lines)
         for line in map(json.loads, lines.splitlines()):
-            if isinstance(line, str):
-                self._ended = line
+            if line == WHOLE:
+                self._has_all = True
             else:
                 self._waiting.append((line[0], line[1]))
+
+    def _read_on(self, path: Path) -> bytes:
+        with path.open("rb") as file:
+            file.seek(self._read)
+            return file.read()

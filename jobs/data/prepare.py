@@ -160,7 +160,7 @@ def stages(
                 made = preparation.run()
             else:
                 notes, encoded = preparation.learned(), preparation.held_out()
-                yield _begun(Prepared(str(directory), **named, parts=parts), place, encoded)
+                yield _begun(Prepared(str(directory), named["name"], named["digest"], parts=parts), place, encoded)
                 with _failing(overlap):
                     made = preparation.rest(encoded, notes, overlap)
             unfinished.done(place)

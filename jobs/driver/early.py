@@ -19,10 +19,11 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from jobs import progress
-from jobs.data.arrivals import NONE, WHOLE, Arrivals
+from jobs.data.arrivals import Arrivals
 from jobs.data.prepare import Arriving, Prepared
 from jobs.data.unfinished import Abandoned
 from jobs.driver.job import Job
+from jobs.driver.standstill import PreparationHung, sentence
 from jobs.driver.stopping import Stopped
 from jobs.tasks import get
 
@@ -54,6 +55,7 @@ class Early:
         self._whole: Prepared | None = None
         self._error: BaseException | None = None
         self._abandoned = False
+        self._beats = 0
         self._unread = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -61,6 +63,7 @@ class Early:
 
     def arrived(self, file: str, rows: int) -> None:
         """List a file."""
+        self._beats += 1
         self._arrivals.add(file, rows)
 
     def check(self) -> None:
@@ -69,16 +72,17 @@ class Early:
             raise Abandoned
 
     def beat(self) -> None:
-        """Say that it goes on, to workers that wait."""
+        """Say that it goes on, to those that wait."""
+        self._beats += 1
         self._arrivals.beat()
         self.check()
 
     def failed(self) -> None:
         """Have the workers save and end; return once they have."""
-        self._arrivals.end(NONE)
+        self._arrivals.give_up()
         if self._unread.is_set():
             return
-        with suppress(OSError):  # without a storage they end by themselves
+        with suppress(OSError):  # then they end where rows do not come
             self._job.folder.request_stop()
         self._unread.wait()
 
@@ -129,12 +133,13 @@ class Early:
 
         Raises:
             Stopped: the job was asked to end.
+            PreparationHung: it gives no sign of life.
             BaseException: what the preparation failed by.
         """
         if self._thread is not None:
             if self._thread.is_alive():
                 progress.say("the workers are done; the rest of the data is prepared: the run's record names all of it")
-            self._thread.join()
+            self._wait_for(self._thread)
         if isinstance(self._error, Abandoned):
             raise Stopped from self._error
         if self._error is not None:
@@ -142,9 +147,18 @@ class Early:
         assert self._whole is not None, "the preparation has ended"
         return self._whole
 
+    def _wait_for(self, thread: threading.Thread) -> None:
+        longest_s, before = self._job.spec.failures.hang_after_s, -1
+        while thread.is_alive():
+            if self._beats == before:
+                raise PreparationHung(sentence(longest_s, None))
+            before = self._beats
+            thread.join(longest_s)
+
     def _go_on(self) -> None:
         try:
             self._whole = next(self._stages)
-            self._arrivals.end(WHOLE)
+            self._arrivals.end()
         except BaseException as error:
             self._error = error
+            self.failed()  # unless it has said so itself: nobody is to wait for ever

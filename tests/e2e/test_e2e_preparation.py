@@ -28,7 +28,7 @@ class Late(TextClassification):
 
     def encode(self, examples):
         until = time.monotonic() + 120
-        while min(example["n"] for example in examples) >= 4000 and not STEPPED.exists():
+        while min(example["n"] for example in examples) >= 2200 and not STEPPED.exists():
             assert time.monotonic() < until, "no step was taken before all rows were encoded"
             time.sleep(0.05)
         return super().encode(examples)
@@ -44,7 +44,7 @@ JOB = {
     "task": {"name": "late:Late", "tokenizer": {"train": "word"}},
     "model": {"architecture": "ngram"},
     "data": {"train": "late.jsonl", "eval_fraction": 0.02, "start_early": True},
-    "training": {"steps": 24, "global_batch_size": 256, "precision": "fp32"},
+    "training": {"steps": 12, "global_batch_size": 256, "precision": "fp32"},
     "resources": {"workers": 2},
 }
 
@@ -69,7 +69,7 @@ def trained(folder: Path, storage: Path) -> tuple[bytes, list[str]]:
 def test_a_job_that_began_early_ends_with_the_model_of_one_whose_data_was_there(tmp_path, storage):
     (tmp_path / "late.py").write_text(TASK.replace("STEPPED_FILE", str(tmp_path / "stepped")))
     with (tmp_path / "late.jsonl").open("w") as file:
-        for n in range(5000):  # lists count for more in memory than here: so there are some forty chunks
+        for n in range(2500):  # lists count for more in memory than here: so there are some twenty chunks
             word = ("good", "bad")[n % 2]
             file.write(json.dumps({"n": n, "text": f"word{n % 97} {word}", "label": word, "more": [0] * 1000}) + "\n")
     early, log = trained(tmp_path, storage)

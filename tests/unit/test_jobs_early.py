@@ -18,7 +18,7 @@ from jobs.checkpoint.resume import Point
 from jobs.checkpoint.saver import Saver
 from jobs.checkpoint.store import Store
 from jobs.data import arrivals, batches, prepare, rows
-from jobs.data.arrivals import NONE, TOGETHER, WHOLE, Arrivals, Arriving, NoMore
+from jobs.data.arrivals import TOGETHER, Arrivals, Arriving, NoMore
 from jobs.data.early_order import EarlyOrder
 from jobs.data.identity import Noted
 from jobs.data.prepare import Prepared
@@ -70,7 +70,7 @@ def test_the_order_is_the_same_whether_rows_are_there_or_come(data, tmp_path):
         for file in files[begin + TOGETHER : begin + 2 * TOGETHER]:
             coming.add(*file)
         if begin + 2 * TOGETHER >= FILES > begin + TOGETHER:
-            coming.end(WHOLE)
+            coming.end()
     assert seen == first
     assert sorted(first) == sorted(second) == list(range(count))
     assert first != second
@@ -96,7 +96,7 @@ def test_rows_that_do_not_come_end_the_wait(data, tmp_path):
     files, coming = listed(data), Arrivals(tmp_path / "coming")
     for file in files[: TOGETHER + 3]:
         coming.add(*file)
-    coming.end(NONE)
+    coming.give_up()
     read = Arriving(coming.path, data, None)
     assert len(numbers(read, 0, len(read))) == len(read)
     with pytest.raises(NoMore):
@@ -108,7 +108,7 @@ def test_a_column_that_comes_later_is_refused(data, tmp_path):
     coming = Arrivals(tmp_path / "coming")
     for file in [*listed(data)[:TOGETHER], ("train-000099-00000.arrow", 1)]:
         coming.add(*file)
-    coming.end(WHOLE)
+    coming.end()
     read = Arriving(coming.path, tmp_path, data)
     with pytest.raises(UserError, match=r"train-000099-00000.arrow\) have new.*without start_early"):
         read.until(len(read) + 1)
@@ -133,7 +133,7 @@ def test_steps_end_with_a_checkpoint_where_rows_do_not_come(data, tmp_path):
     coming, store = Arrivals(tmp_path / "coming"), Store(str(tmp_path / "checkpoints"))
     for file in listed(data)[:TOGETHER]:
         coming.add(*file)
-    coming.end(NONE)
+    coming.give_up()
     worker = worker_at(Arriving(coming.path, data, None), store)
     steps = [step for step, _ in prefetch.prefetch(worker)]
     assert steps == list(range(len(worker.rows) // 8))
