@@ -54,7 +54,7 @@ def order_of(worker: Worker) -> batches.Order | EarlyOrder:
 
 
 def taken(worker: Worker, step: int, fetched: Future[tuple[list[Batch | None], int]]) -> tuple[list[Batch | None], int]:
-    """Return what was fetched for a step, once it is there.
+    """Return what was fetched for a step, micro-batches with tensors [b, …] and targets, once it is there.
 
     Raises:
         NoMore: it does not come.
