@@ -22,6 +22,7 @@ storage/runs/<name>-<spec digest>-<k>/
     exports.json     folders in a store (jobs/worker/elsewhere)   first rank → first rank of a later attempt
     first.json       metrics before the first step                first rank → first rank of a later attempt
     sums.json        gathered.npz: what was measured last         workers → driver
+    arrivals.jsonl   files of rows, with data.start_early         driver → workers
     profile/         each rank's trace and table of operators     workers → driver
     ray/             Ray Train's own state
     guard.log        what the guard printed
@@ -95,6 +96,11 @@ class RunFolder:
         return self.path.parent.parent / "compiled"
 
     @property
+    def arrivals(self) -> Path:
+        """The list of the files of rows, where training begins before all are there (jobs/data/arrivals.py)."""
+        return self.path / "arrivals.jsonl"
+
+    @property
     def ray_state(self) -> Path:
         """Where Ray Train keeps its own state."""
         return self.path / "ray"
@@ -134,7 +140,8 @@ class RunFolder:
         """Begin a new attempt at the job: it runs; requests and notes of an earlier one are gone, skips stay."""
         control = self.control()
         self.write_status("RUNNING")
-        for name in ("STOP", "SAVE", "attempt.json", "plan.json", "failures.jsonl", "saves.json"):
+        notes = ("attempt.json", "plan.json", "failures.jsonl", "saves.json", "evaluations.json")
+        for name in ("STOP", "SAVE", *notes):
             (self.path / name).unlink(missing_ok=True)
         for left in (*self.pulses(), *(self.path / "stacks").glob("*-rank-*")):
             left.unlink(missing_ok=True)

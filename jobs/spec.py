@@ -129,6 +129,7 @@ class JobSpec(Strict):
 _CHOICES_SINCE: Mapping[tuple[str, ...], Any] = {
     ("data", "duplicates"): "keep",
     ("data", "mixture"): None,
+    ("data", "start_early"): False,
     ("model", "lora", "base"): "whole",
     ("model", "lora", "merge"): True,
     ("training", "optimizer"): "adamw",

@@ -56,6 +56,8 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     yield from _data(_section(values, "data"))
     yield from of_mixture(_section(values, "data"))
     yield from _predict(phase, _section(values, "data"))
+    if _section(values, "data").get("start_early"):
+        yield from _early(written, values)
     if phase in ("evaluate", "predict") and values.get("register", values.get("register_")) is not None:
         yield (
             ("register",),
@@ -172,6 +174,31 @@ def _predict(phase: Any, data: Mapping[str, Any]) -> Iterator[tuple[Location, st
     for key in others:
         if _is_set(DataSpec, data, key):
             yield ("data", key), "phase predict takes all rows of `data.predict` and nothing else: leave it out"
+
+
+def _early(written: Any, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield where training cannot begin before its data is prepared."""
+    at, data, training = ("data", "start_early"), _section(values, "data"), _section(values, "training")
+    task = values.get("task")
+    if written not in ("pretrain", "finetune"):
+        yield at, f"is for phases that train, and this is phase {written}: leave it out"
+        return
+    if training.get("steps") is None:
+        yield (
+            at,
+            "needs `training.steps`: what `epochs` come to, and with it the learning rate of each step, is known once "
+            "all rows are; give `steps`, or leave it out",
+        )
+    if training.get("micro_batch_size") == "auto":
+        yield (
+            ("training", "micro_batch_size"),
+            "is not found by trial with `data.start_early`: the longest rows may come later; give a number",
+        )
+    if data.get("mixture") is not None:
+        yield at, "is not offered with `data.mixture`: the share of each source is taken of all its rows; leave one out"
+    objective = task.get("objective") if isinstance(task, Mapping) else data.get("objective")
+    if objective in ("dpo", "ipo"):
+        yield at, f"is not offered with objective {objective}: its reference reads all rows first; leave it out"
 
 
 def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:

@@ -22,6 +22,8 @@ LISTED_ROWS = 1 << 20
 
 VERSION = 2
 """The order of runs that begin now. A checkpoint notes its own: one that notes none is of version 1."""
+EARLY = 3
+"""That of runs with `data.start_early` (jobs/data/early_order.py)."""
 
 
 @dataclass

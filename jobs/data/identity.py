@@ -92,7 +92,7 @@ def parts_of(
         len(ranges_of(source, task(spec.task.options), limit, sizes)) > 1 for source, limit in limits if source
     )
     reading += [f"ranges {RANGES_VERSION}"] if several else []
-    other = {"train", "mixture", "eval", "predict", "eval_max_rows"} | (
+    other = {"train", "mixture", "eval", "predict", "eval_max_rows", "start_early"} | (
         {"duplicates"} if spec.data.duplicates == "keep" else set()
     )
     settings = spec.data.model_dump(mode="json", by_alias=True, exclude=other)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.errors import UserError
 from jobs.data import chunks, mixture_sources, said, shares, stream, surveying, unfinished
+from jobs.data.arrivals import place_of_range
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import BadRows, Source
 from jobs.data.meter import OnProgress
@@ -20,6 +22,24 @@ from jobs.data.stream import Split
 from jobs.data.surveying import Reading, Surveyed
 from jobs.spec import JobSpec
 from jobs.tasks import TASKS, Task, get
+
+
+class Overlap(Protocol):
+    """Who trains while rows are still encoded."""
+
+    seed: int
+    """Decides the order of the files."""
+    taken_cpus: float
+    """CPUs of the cluster that the workers have."""
+
+    def arrived(self, file: str, rows: int) -> None:
+        """Take note of a file of rows to train on."""
+
+    def check(self) -> None:
+        """Raise Abandoned where nobody waits any more; called often."""
+
+    def failed(self) -> None:
+        """Take note that no more files come; return once nobody reads those that are there."""
 
 
 class Preparation:
@@ -56,6 +76,11 @@ class Preparation:
 
     def run(self) -> dict[str, Any]:
         """Survey, learn, encode; return the entries of meta.json."""
+        notes = self.learned()
+        return self._whole(list(self._encode()), notes)
+
+    def learned(self) -> list[str]:
+        """Survey, and let the task learn; return what is to be said of it."""
         readings = [reading for reading in (self._train_reading, self._held_out_reading) if reading]
         unfinished.keep_if(self._directory, layout_of(readings, self._sizes))
         drop = self._spec.data.duplicates == "drop"
@@ -63,8 +88,38 @@ class Preparation:
         self._train, self._held_out = surveyed.get("train"), surveyed.get("held-out")
         if self._train and not self._held_out:
             self._train.divide(self._spec.data)
-        notes = self._said_of_content() + self._said_of_split() + self._learn()
-        encoded = list(self._encode())
+        return self._said_of_content() + self._said_of_split() + self._learn()
+
+    def held_out(self) -> list[chunks.Encoded]:
+        """Encode the rows that are held out, once the task has learned."""
+        own = self._held_out or (self._train if self._holds_out() else None)
+        return list(self._kept(self._rounds.encode(self._spec.task, frozenset({"eval"}), [own]))) if own else []
+
+    def rest(self, held_out: list[chunks.Encoded], notes: list[str], overlap: Overlap) -> dict[str, Any]:
+        """Encode the rows to train on, in the order of a run; return the entries of meta.json.
+
+        Args:
+            held_out: what `held_out` returned.
+            notes: what `learned` did.
+            overlap: who is told of each file.
+        """
+        assert self._train is not None, "there is something to train on"
+        found, of = list(held_out), [self._train]
+        order = partial(place_of_range, overlap.seed)
+        made = self._rounds.encode(self._spec.task, frozenset({"train"}), of, order, overlap.check)
+        for encoded in self._kept(made):
+            found.append(encoded)
+            if encoded.rows:
+                overlap.arrived(encoded.file, encoded.rows)
+            overlap.check()
+        return self._whole(found, notes)
+
+    def _holds_out(self) -> bool:
+        """Tell whether any of the examples to train on, or the end of one, is held out."""
+        return self._train is not None and (self._train.held > 0 or self._is_cut())
+
+    def _whole(self, encoded: list[chunks.Encoded], notes: list[str]) -> dict[str, Any]:
+        """Return the entries of meta.json."""
         notes = ([] if self._is_cut() else _said_of_examples(encoded)) + notes
         counted = _counted(get(self._spec.task.name), encoded)
         files = self._files(encoded, counted)
@@ -148,7 +203,11 @@ class Preparation:
     def _encode(self) -> Iterator[chunks.Encoded]:
         splits: frozenset[Split] = frozenset(("train", "eval") if trains(self._spec) else ("eval",))
         of = [found for found in (self._train, self._held_out) if found]
-        for encoded in self._rounds.encode(self._spec.task, splits, of):
+        return self._kept(self._rounds.encode(self._spec.task, splits, of))
+
+    def _kept(self, made: Iterator[chunks.Encoded]) -> Iterator[chunks.Encoded]:
+        """Count the bad rows of each file as it comes."""
+        for encoded in made:
             for row in encoded.left_out:
                 self._bad.add(row)
             yield encoded

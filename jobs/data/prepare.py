@@ -13,24 +13,36 @@ one goes on from (jobs/data/unfinished.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from jobs import spec_rules
-from jobs.data import identity, mixture_sources, rows, sources, unfinished
+from jobs.data import arrivals, identity, mixture_sources, rows, sources, unfinished
+from jobs.data.chunks import Encoded
 from jobs.data.identity import Noted
 from jobs.data.meter import OnProgress
 from jobs.data.mixture import Part
 from jobs.data.mixture_sources import SourceRows
-from jobs.data.preparation import Preparation, trains
+from jobs.data.preparation import Overlap, Preparation, trains
 from jobs.data.ranges import SIZES, Sizes
 from jobs.data.spread import Helpers
 from jobs.data.tables import PLAIN, TableForm
 from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Where data is looked for whose rows a run learns from as they come (jobs/data/arrivals.py)."""
+
+    files: str
+    """The list of its files of rows to train on."""
+    before: str
+    """The folder that all of it is in until it is whole, and gets its own; "" where it is."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,10 @@ class Prepared:
     directory: str
     name: str
     digest: str
-    train_files: list[str]
-    eval_files: list[str]
-    train_rows: int
-    eval_rows: int
+    train_files: list[str] = field(default_factory=list)
+    eval_files: list[str] = field(default_factory=list)
+    train_rows: int = 0
+    eval_rows: int = 0
     bad_rows: int = 0
     """How many raw examples were left out."""
     first_bad: tuple[str, ...] = ()
@@ -62,15 +74,29 @@ class Prepared:
     reference: str = ""
     """The folder, within `directory`, of the columns that a model has made of the rows (jobs/driver/reference.py); ""
     where there are none."""
+    arriving: Arriving | None = None
+    """Where its rows are looked for as they come; None: all are there."""
 
     @property
     def task_directory(self) -> Path:
         """Where the task's tokenizer or labels lie."""
         return Path(self.directory) / "task"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was there when this was made."""
+        return self.arriving is None or not self.arriving.before
+
     def task(self, spec: JobSpec) -> Task:
         """Load the task with what it learned from the data."""
-        return get(spec.task.name).load(self.task_directory, spec.task.options)
+        load, options = get(spec.task.name).load, spec.task.options
+        if before := _before(self):
+            try:
+                return load(before / "task", options)
+            except Exception:  # whatever a library says where files are gone: they have got into their own folder
+                if before.is_dir():
+                    raise
+        return load(self.task_directory, options)
 
     def sources(self, spec: JobSpec) -> tuple[Part, ...]:
         """Return the sources that a run of `spec` mixes; none where it mixes none."""
@@ -99,6 +125,26 @@ def prepare(
     Raises:
         UserError, TaskError: the data cannot be read or encoded, or is not that of the run; nothing is left behind.
     """
+    *_, whole = stages(spec, base, storage, parent=parent, on_progress=on_progress, sizes=sizes, before=before)
+    return whole
+
+
+def stages(
+    spec: JobSpec,
+    base: Path,
+    storage: Path,
+    *,
+    parent: Path | str | None,
+    on_progress: OnProgress,
+    sizes: Sizes = SIZES,
+    before: Noted | None = None,
+    overlap: Overlap | None = None,
+) -> Iterator[Prepared]:
+    """Yield the data of `spec` once it is whole; with an `overlap` before that too, where it is not encoded yet.
+
+    That is when the task has learned and what is held out is encoded: of the rows to train on nothing is known then.
+    Arguments and errors are those of `prepare`.
+    """
     data, before = spec.data, before or Noted()
     form = TableForm(data.columns, data.quotes)
     train = mixture_sources.open_train(data, base, form, sizes.range_bytes)
@@ -114,19 +160,44 @@ def prepare(
     if known is None:
         source = train or held_out
         assert source is not None, "the spec names data"
-        with unfinished.folder_for(directory) as place, Helpers() as helpers:
+        named = {"name": source.name, "digest": identity.digest_of(parts)}
+        with unfinished.folder_for(directory) as place, Helpers(overlap.taken_cpus if overlap else 0.0) as helpers:
             own = _anchored(spec, base)
-            made = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers).run()
+            preparation = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers)
+            if overlap is None or identity.changed(before.parts, parts):  # then its rows are compared first
+                made = preparation.run()
+            else:
+                notes, encoded = preparation.learned(), preparation.held_out()
+                yield _begun(Prepared(str(directory), named["name"], named["digest"], parts=parts), place, encoded)
+                with _failing(overlap):
+                    made = preparation.rest(encoded, notes, overlap)
             unfinished.done(place)
-            _publish(place, directory, {**made, "name": source.name, "digest": identity.digest_of(parts)})
+            _publish(place, directory, {**made, **named})
     idle = spec_rules.unused(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     left_out = [note for source in (train, held_out) if source for note in source.notes]
     meta = json.loads(((known or directory) / unfinished.META).read_text(encoding="utf-8"))
     notes = [*idle, *left_out, *meta["notes"], *identity.check_same(before, parts, meta["rows"])]
     meta["mixture"] = [SourceRows(**each) for each in meta.get("mixture", ())]
-    return Prepared(
+    yield Prepared(
         **{**meta, "notes": notes, "parts": parts, "directory": str(known or directory), "cached": known is not None}
     )
+
+
+def _begun(prepared: Prepared, place: Path, held_out: list[Encoded]) -> Prepared:
+    """Return what is known of data in `place` when its held-out rows are encoded."""
+    files = sorted(each.file for each in held_out if each.rows)
+    rows = sum(each.rows for each in held_out)
+    return replace(prepared, eval_files=files, eval_rows=rows, arriving=Arriving("", str(place)))
+
+
+@contextmanager
+def _failing(overlap: Overlap) -> Iterator[None]:
+    """Let those that read what is encoded end before it may be removed."""
+    try:
+        yield
+    except BaseException:
+        overlap.failed()
+        raise
 
 
 def _anchored(spec: JobSpec, base: Path) -> JobSpec:
@@ -150,4 +221,19 @@ def rows_of(prepared: Prepared, files: list[str]) -> rows.Rows:
     """Open the rows of some of the data set's files."""
     directory = Path(prepared.directory)
     beside = [directory / prepared.reference / file for file in files] if prepared.reference else []
-    return rows.Rows([directory / file for file in files], beside)
+    return rows.Rows([directory / file for file in files], beside, before=_before(prepared))
+
+
+def rows_to_train_on(prepared: Prepared) -> rows.Rows:
+    """Open the rows to train on; of those that arrive, wait for the first.
+
+    Raises:
+        NoMore: none come.
+    """
+    if prepared.arriving is None:
+        return rows_of(prepared, prepared.train_files)
+    return arrivals.Arriving(Path(prepared.arriving.files), Path(prepared.directory), _before(prepared))
+
+
+def _before(prepared: Prepared) -> Path | None:
+    return Path(prepared.arriving.before) if prepared.arriving and prepared.arriving.before else None

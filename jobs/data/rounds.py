@@ -72,13 +72,26 @@ class Rounds:
         meter.end()
         return whole
 
-    def encode(self, task: TaskSpec, splits: frozenset[Split], of: list[Surveyed]) -> Iterator[Encoded]:
-        """Encode the splits that are wanted, file by file, in order."""
+    def encode(
+        self,
+        task: TaskSpec,
+        splits: frozenset[Split],
+        of: list[Surveyed],
+        order: Callable[[int], str] | None = None,
+        beside: Callable[[], None] | None = None,
+    ) -> Iterator[Encoded]:
+        """Encode the splits that are wanted, file by file, in order.
+
+        Args:
+            order: by what the ranges of a source are sorted, of the number of each; None: as they stand in it.
+            beside: others need the cluster meanwhile, and may wait for this; called now and then, to end it by raising.
+        """
         size = sum(found.survey.size for found in of)
         meter, place, there = self._meter("encode", size), self._place(size), 0
-        todo = (item for found in of for item in self._todo(found, place, splits))
+        place = "beside" if beside and place == "cluster" else place
+        todo = (item for found in of for item in self._todo(found, place, splits, order))
         work = partial(_encode, task, self._directory, splits)
-        for made in self._everywhere(work, todo, place, meter, lambda made: made is not None):
+        for made in self._everywhere(work, todo, place, meter, lambda made: made is not None, beside):
             there += sum(encoded.was_there for encoded in made or ())
             yield from made or ()
         meter.end()
@@ -111,9 +124,16 @@ class Rounds:
             suffix=f"-{number:06d}" if several else "",
         )
 
-    def _todo(self, of: Surveyed, place: spread.Place, splits: frozenset[Split]) -> Iterator[Share | Chunk]:
+    def _todo(
+        self,
+        of: Surveyed,
+        place: spread.Place,
+        splits: frozenset[Split],
+        order: Callable[[int], str] | None = None,
+    ) -> Iterator[Share | Chunk]:
         """Yield the ranges of a source, or the chunks of those that have to be read here."""
-        for number in range(len(of.reading.ranges)):
+        numbers = range(len(of.reading.ranges))
+        for number in sorted(numbers, key=order) if order else numbers:
             share = self._share(of.reading, number, of)
             if place == "here" or (not self._unseen and self._goes_out(share)):
                 yield share
@@ -127,16 +147,22 @@ class Rounds:
         place: spread.Place,
         meter: Meter,
         was_read: Callable[[Any], bool],
+        beside: Callable[[], None] | None = None,
     ) -> Iterator[Any]:
         """Do `work` on each range or chunk, in order; a range whose files were not found elsewhere is done here."""
         sent = deque[Share | Chunk]()
+
+        def look() -> None:
+            meter.look()
+            if beside is not None:
+                beside()
 
         def items() -> Iterator[Share | Chunk]:
             for unit in todo:
                 sent.append(_told(unit, place, meter))
                 yield sent[-1]
 
-        for made in self._helpers.do(work, items(), place, meter.look):
+        for made in self._helpers.do(work, items(), place, look):
             unit = sent.popleft()
             if isinstance(unit, Share):
                 if not was_read(made):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,9 +33,21 @@ class Rows:
     kept, and a map of it while it is one of the `mapped` that were read last.
     """
 
-    def __init__(self, files: Sequence[Path], beside: Sequence[Path] = (), mapped: int = MAPPED) -> None:
-        """Look at the files; `beside` has a file with more columns of the same rows for each, or is empty."""
+    def __init__(
+        self,
+        files: Sequence[Path],
+        beside: Sequence[Path] = (),
+        mapped: int = MAPPED,
+        before: Path | None = None,
+    ) -> None:
+        """Look at the files.
+
+        Args:
+            beside: for each a file with more columns of the same rows, or empty.
+            before: the folder that the files are in until they are in theirs, if they are still being made.
+        """
         self._files = [files, beside] if beside else [files]
+        self._before = before
         self._shard = lru_cache(maxsize=mapped // len(self._files))(self._map)  # safe where two threads read
         self._fills: Columns = {}
         """Of each column, what a row has in it where its file has none."""
@@ -77,7 +90,14 @@ class Rows:
         return order, [(self._shard(int(file)), within) for file, within in zip(files, rows, strict=True)]
 
     def _map(self, number: int) -> Columns:
-        return {name: column for files in self._files for name, column in _map(files[number]).items()}
+        return {name: column for files in self._files for name, column in self._mapped(files[number]).items()}
+
+    def _mapped(self, path: Path) -> Columns:
+        """Map a file where it is: it may get into its folder at any moment, and never leaves it."""
+        for place in (path, self._before / path.name) if self._before else ():
+            with suppress(FileNotFoundError):
+                return _map(place)
+        return _map(path)
 
 
 def _gathered(parts: list[tuple[Columns, np.ndarray]], name: str, fill: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from cluster.results import result_of
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-Place = Literal["here", "processes", "cluster"]
+Place = Literal["here", "processes", "cluster", "beside"]
+"""Of these, "beside" are tasks of a cluster whose CPUs others have: they ask for none, and are few at a time."""
 LOOK_S = 1.0
 """So often it is looked how far the work has got."""
 
@@ -32,7 +33,9 @@ def elsewhere() -> Place:
 class Helpers:
     """Those that work beside this process: begun when they are first needed, gone at the end of a `with`."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken_cpus: float = 0.0) -> None:
+        """Take how many CPUs of a cluster others have where work goes on beside them."""
+        self._taken_cpus = taken_cpus
         self._pool: ProcessPoolExecutor | None = None
         self._before: set[Any] = set()
 
@@ -67,7 +70,7 @@ class Helpers:
         elif place == "processes":
             yield from self._by_processes(work, items, on_wait)
         else:
-            yield from _by_tasks(work, items, on_wait)
+            yield from _by_tasks(work, items, on_wait, self._taken_cpus if place == "beside" else None)
 
     def _by_processes(
         self, work: Callable[[Given], Made], items: Iterable[Given], on_wait: Callable[[], None]
@@ -90,15 +93,29 @@ def _result(future: Future[Made], on_wait: Callable[[], None]) -> Made:
     return future.result()
 
 
-def _by_tasks(work: Callable[[Given], Made], items: Iterable[Given], on_wait: Callable[[], None]) -> Iterator[Made]:
+def _by_tasks(
+    work: Callable[[Given], Made],
+    items: Iterable[Given],
+    on_wait: Callable[[], None],
+    taken_cpus: float | None = None,
+) -> Iterator[Made]:
+    """Do it by tasks of the cluster.
+
+    Args:
+        taken_cpus: what others have of it, as workers that may wait for this work: what it needs, it must not wait for.
+    """
     import ray
 
     def one(item: Given) -> Made:  # Ray takes functions, and `work` may be a partial one
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
         return work(item)
 
-    remote = ray.remote(num_cpus=1, max_retries=3)(one)
-    limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    if taken_cpus is None:
+        remote, limit = ray.remote(num_cpus=1, max_retries=3)(one), 2 * max(1, cpus)
+    else:
+        remote = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(one)
+        limit = max(1, int(cpus - taken_cpus))
     running: deque[Any] = deque()
 
     def first() -> Made:

@@ -36,6 +36,10 @@ META = "meta.json"
 _OF_SURVEY = ("size", "smallest", "can_be_cut", "empty", "unused", "cut_each", "uncut")
 
 
+class Abandoned(BaseException):
+    """Nobody waits for a preparation any more; what it has finished stays for the next one."""
+
+
 @contextmanager
 def folder_for(directory: Path) -> Iterator[Path]:
     """Yield the folder in which `directory` is prepared; it is removed at the end, unless the machine failed.
@@ -82,8 +86,9 @@ def _locked(place: Path) -> int | None:
 
 
 def _is_the_machines(error: BaseException) -> bool:
-    """Tell an error that says nothing of the data: a full disk, a node that was lost."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("ray", "concurrent")
+    """Tell an error that says nothing of the data: a full disk, a node that was lost, a job that has ended."""
+    of_machine = isinstance(error, OSError | Abandoned | GeneratorExit)
+    return of_machine or type(error).__module__.partition(".")[0] in ("ray", "concurrent")
 
 
 def keep_if(place: Path, layout: str) -> None:

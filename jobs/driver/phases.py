@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jobs.data.identity import Noted
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import figures, mixing, profile, publish, reference, shares, storage, swap_build, zero_stage
+from jobs.driver.early import Early
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -28,21 +30,28 @@ from jobs.worker.profile import profile_worker
 
 def train_phase(job: Job) -> dict[str, Any]:
     """Pre-train or fine-tune, then write the model contract and register the version."""
-    prepared = _prepare(job)
+    early = Early(job) if job.spec.data.start_early else None
+    prepared = _prepare(job, early)
     assert job.spec.training is not None
     zero.read_named(job.spec.training, job.base)
     job.steps = setup.total_steps(job.spec.training, prepared.train_rows)
     if wrong := job.spec.training.too_long_for(job.steps):
         raise UserError(f"training: {wrong}, which is what {prepared.train_rows} rows come to")
-    _say_passes(job, prepared)
+    if prepared.is_whole:
+        _say_passes(job, prepared)
     zero_stage.settle(job, prepared)
     swap_build.build(job.spec)
     progress.report("start", 0, 1)
-    run_workers(job, loop.train_worker, prepared)
+    with early.beside() if early else nullcontext():
+        run_workers(job, loop.train_worker, prepared)
     end_if_lost(job.folder)
     evaluations = job.folder.evaluations()
     if evaluations is None:
+        if early:
+            early.leave()
         raise Stopped
+    if early and not prepared.is_whole:
+        prepared = _told(job, early.whole())
     progress.say(figures.trained(evaluations))
     task = prepared.task(job.spec)
     job.folder.add_remarks(task.verdict(evaluations.get("final", {})))
@@ -180,12 +189,15 @@ def _data_before(job: Job) -> Noted | None:
     return before if behind else None
 
 
-def _prepare(job: Job) -> Prepared:
+def _prepare(job: Job, early: Early | None = None) -> Prepared:
+    """Return the data of the job, and say what is to be said of it; what is not there yet is left to `early`."""
     throttle = progress.Throttle(0.5)
     standstill = Standstill(job.folder.stacks(ATTEMPT, 0), job.spec.failures.hang_after_s)
 
     def on_progress(phase: str, done: int, total: int, counts: Mapping[str, float]) -> None:
         standstill.beat()
+        if early:
+            early.beat()
         if done in (0, total) or throttle.ready():
             progress.report(phase, done, total, **counts)
 
@@ -197,12 +209,28 @@ def _prepare(job: Job) -> Prepared:
         for said in lineage.said_of_pages(job.parent) if trained else ():
             progress.say(said)
         job.folder.add_remarks(lineage.said_of_code(job.spec.task.name, job.parent) if not trained else [])
-        prepared = prepare.prepare(
-            job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before
+        stages = prepare.stages(
+            job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before, overlap=early
         )
+        prepared = early.begin(stages) if early else next(stages)
     prepared = reference.added(job, prepared)
     if before is None:
         job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))
+    if not prepared.is_whole:
+        progress.say(f"data {prepared.name}: {prepared.eval_rows} rows held out; training begins as others are encoded")
+        return prepared
+    return _told(job, prepared)
+
+
+def _told(job: Job, prepared: Prepared) -> Prepared:
+    """Say what is to be said of the data once all of it is there, and have the run told; return it.
+
+    Raises:
+        UserError: nothing is held out for a phase that measures.
+    """
+    noted = job.folder.data()
+    if noted is not None and not noted.rows:  # it began before all was there
+        job.folder.keep_data(replace(noted, rows=prepared.rows))
     counted = f"{prepared.train_rows} rows to train on, {prepared.eval_rows} held out"
     progress.say(f"data {prepared.name}: {counted}{' (encoded before)' if prepared.cached else ''}")
     for note in prepared.notes:
@@ -217,7 +245,7 @@ def _prepare(job: Job) -> Prepared:
         progress.say(f"evaluations measure {drawn} (data.eval_max_rows)")
     job.track(lambda run: run.log_dataset(prepared.name, prepared.digest))
     job.track(lambda run: run.set_tags({"tandem.bad_rows": str(prepared.bad_rows)}))
-    job.track(lambda run: run.log_dict(asdict(prepared), "data.json"))
+    job.track(lambda run: run.log_dict(asdict(replace(prepared, arriving=None)), "data.json"))
     if job.spec.phase in ("evaluate", "quantize") and not prepared.eval_rows:
         raise UserError(f"phase {job.spec.phase} needs held-out rows: give data.eval, or data.eval_fraction above 0")
     return prepared

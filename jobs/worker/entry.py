@@ -41,7 +41,7 @@ def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> 
     folder = config.folder
     control = folder.control()
     fence, point = where_to_start(config, store, rank)
-    order = order_of(point, mixed=bool(config.prepared.mixture))
+    order = order_of(point, mixed=bool(config.prepared.mixture), early=config.prepared.arriving is not None)
     known = sizing.known(config, control, readers)
     attempt = this_attempt(point.attempt, known or 1)
     say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
@@ -83,23 +83,25 @@ def check_data(point: resume.Point, rows: str) -> None:
         )
 
 
-def order_of(point: resume.Point, mixed: bool = False) -> int:
+def order_of(point: resume.Point, mixed: bool = False, early: bool = False) -> int:
     """Return the version of the order in which the run visits its rows: its checkpoint's, or the newest one.
 
     Args:
         mixed: it mixes sources.
+        early: the run began, or may begin, before its rows are there.
 
     Raises:
         UserError: the checkpoint is of a later Tandem, whose order is not known here; nothing was loaded.
     """
-    first, newest = (mixture.VERSION, mixture.VERSION) if mixed else (1, batches.VERSION)
-    version = point.manifest.order if point.manifest else newest
-    if first <= version <= newest:
+    known = [mixture.VERSION] if mixed else [batches.EARLY] if early else list(range(1, batches.VERSION + 1))
+    version = point.manifest.order if point.manifest else known[-1]
+    if version in known:
         return version
+    of = " for data.mixture" if mixed else " for data.start_early" if early else ""
     raise UserError(
         f"the checkpoint at step {point.step} visits its rows in an order of version {version}, and this Tandem knows "
-        f"versions {first} to {newest}: go on with the Tandem that wrote it, or begin a new run with "
-        "--set checkpoint.resume=never"
+        f"version{'s' * (len(known) > 1)} {' and '.join(map(str, known))}{of}: go on with the Tandem that wrote it, or "
+        "begin a new run with --set checkpoint.resume=never"
     )
 
 

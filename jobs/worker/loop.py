@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import numpy as np
@@ -29,8 +28,6 @@ from jobs.checkpoint import resume, shards
 from jobs.checkpoint.catalog import Manifest
 from jobs.checkpoint.fence import Superseded
 from jobs.checkpoint.shards import Fragment
-from jobs.data import batches, mixture
-from jobs.data.mixture import Mixed
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
 from jobs.worker import flops, proof, save_room, untaught
@@ -42,6 +39,7 @@ from jobs.worker.finish import export_weights
 from jobs.worker.learned import EVERY_STEPS
 from jobs.worker.losses import RecentLosses, check_gradient
 from jobs.worker.meter import Meter
+from jobs.worker.prefetch import prefetch
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, set_up
 from jobs.worker.surroundings import logged, swap_folder, system_metrics
@@ -124,7 +122,7 @@ def run_steps(worker: Worker, meter: Meter, after: Callable[[int], None] = lambd
     elif before := worker.folder.first_evaluation():
         worker.evaluations["first"] = before
     recent = RecentLosses(worker.spec.failures.loss_spike)
-    previous = time.perf_counter()
+    previous, saved = time.perf_counter(), worker.start
     for step, (micro_batches, targets, data_wait_s) in prefetch(worker):
         rate = learning_rate(training, step, worker.steps)
         engine.set_learning_rate(rate)
@@ -158,10 +156,21 @@ def run_steps(worker: Worker, meter: Meter, after: Callable[[int], None] = lambd
             begin_checkpoint(worker, done)
             if worker.first:
                 worker.folder.save_granted()
+            saved = done
         report_checkpoints(worker)
         after(done)
         if stop and done < worker.steps:
             return False
+    return not end_short(worker, saved)
+
+
+def end_short(worker: Worker, saved: int) -> bool:
+    """Save, and return True, where a step's rows do not come; `saved`: the step of the last checkpoint. Collective."""
+    if worker.short is None:
+        return False
+    if worker.short > saved:
+        begin_checkpoint(worker, worker.short)
+        report_checkpoints(worker)
     return True
 
 
@@ -229,35 +238,6 @@ def count_sources(worker: Worker, done: int) -> dict[str, float]:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return what seeds the dropout of a step on a rank, so that a resumed run draws what an unbroken one would."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], int, float]]]:
-    """Yield, per step, (this rank's micro-batches, targets of the global batch, seconds waited), one step ahead.
-
-    A micro-batch has tensors [b, …]; it is None where this rank has no rows left for it.
-    """
-    size = worker.training.global_batch_size
-    order = mixture.order_of(worker.mixed, len(worker.rows), worker.training.seed, worker.order)
-    last = worker.steps if worker.until is None else worker.until
-    steps = [step for step in range(worker.start, last) if step not in worker.skip]
-
-    def fetch(step: int) -> tuple[list[Batch | None], int]:
-        chosen = order.take(step * size, size)
-        mine = batches.share(chosen, worker.place.reader, worker.place.readers, worker.micro_batch)
-        worker.injector.record_rows(step + 1, mine)
-        micro = [worker.part(worker.task.collate(worker.rows.take(each))) if len(each) else None for each in mine]
-        if worker.learned is not None and isinstance(order, Mixed):
-            return micro, worker.learned.fetched(step, order, chosen, worker.rows)
-        return micro, worker.rows.targets(chosen)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        upcoming = [pool.submit(fetch, step) for step in steps[:1]]
-        for index, step in enumerate(steps):
-            began = time.perf_counter()
-            micro, targets = upcoming.pop().result()
-            waited = time.perf_counter() - began
-            upcoming += [pool.submit(fetch, following) for following in steps[index + 1 : index + 2]]
-            yield step, (micro, targets, waited)
 
 
 def evaluate_now(worker: Worker, step: int, label: str) -> None:

@@ -26,6 +26,7 @@ from jobs.tasks import Batch, Task
 from jobs.tasks.shared_rows import SharesRows
 from jobs.worker import (
     async_io,
+    awaiting,
     buffers,
     compiling,
     entry,
@@ -73,6 +74,8 @@ class Worker:
     """Optimizer updates so far."""
     skip: frozenset[int] = frozenset()
     """Steps whose batch is left out."""
+    short: int | None = None
+    """The first step whose rows do not come: their preparation has failed, or was given up."""
     model_directory: Path | None = None
     data: str = ""
     """Digest of the rows it learns from."""
@@ -125,7 +128,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     readers = sequence.place(rank, world_size, training.parallel.sequence).readers
     task = prepared.task(spec)
     at_first = reference.without_missing(prepared)
-    (rows, eval_rows), mixed = both_rows(at_first), prepared.sources(spec)
+    (rows, eval_rows), mixed = both_rows(at_first, watchdog, rank == 0), prepared.sources(spec)
     store = Store(config.checkpoints)
     entered = entry.enter_group(config, store, rank, readers)
     point, attempt = entered.point, entered.attempt
@@ -140,7 +143,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     shared = look(begun, spec, task, engine, (rows, eval_rows), folder)
     if at_first is not prepared:
         reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
-        rows, eval_rows = both_rows(prepared)
+        rows, eval_rows = both_rows(prepared, watchdog, rank == 0)
     this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
     attempt = settled(this, entered, plan)
     injector = Injector(folder, rank, node=attempt.nodes[rank])
@@ -243,9 +246,9 @@ def begin_to_compile(engine: Engine, folder: Path, watchdog: Watchdog) -> Compil
     return Compiling(watchdog, place)
 
 
-def both_rows(prepared: Prepared) -> tuple[Rows, Rows]:
-    """Open the rows to learn from, and those that are held out."""
-    return rows_of(prepared, prepared.train_files), rows_of(prepared, prepared.eval_files)
+def both_rows(prepared: Prepared, watchdog: Watchdog, say: bool) -> tuple[Rows, Rows]:
+    """Open the rows to learn from, once the first are there, and those that are held out."""
+    return awaiting.opened(prepared, watchdog, say), rows_of(prepared, prepared.eval_files)
 
 
 def settings_of(

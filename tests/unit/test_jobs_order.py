@@ -159,6 +159,6 @@ def test_a_mixture_does_not_go_on_in_an_order_over_one_source() -> None:
 def test_an_order_that_is_not_known_is_refused(version: int) -> None:
     point = resume.Point("a", replace(Manifest(7, 7, 1, 1), order=version))
     with pytest.raises(
-        UserError, match=rf"step 7 visits its rows in an order of version {version}.*knows versions 1 to"
+        UserError, match=rf"step 7 visits its rows in an order of version {version}.*knows versions 1 and 2"
     ):
         entry.order_of(point)
