@@ -26,7 +26,7 @@ from jobs.data.unfinished import Abandoned
 from jobs.driver.early import Early
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.worker import evaluate, loop, prefetch, sequence, entry
+from jobs.worker import entry, evaluate, loop, prefetch, sequence
 from tests.support.slow_preparation import HERE, lay_out
 from tests.unit.test_jobs_order import Alone
 
@@ -125,7 +125,7 @@ def worker_at(read: Arriving, store: Store) -> SimpleNamespace:
         injector=SimpleNamespace(record_rows=lambda step, mine: None, inject=lambda phase, step: None),
         watchdog=SimpleNamespace(during=lambda what, learns=True: nullcontext()),
         saver=Saver(store, "a", 0, 1, Keep()), skip=frozenset(), start=0, steps=100, until=None, updates=0,
-        zero_stage=1, evaluations={}, data="", order=batches.EARLY, short=None, spool=None,
+        zero_stage=1, evaluations={}, data="", order=batches.EARLY, short=None, spool=None, learned=None, mixed=(),
     )  # fmt: skip
 
 
