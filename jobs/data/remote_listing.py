@@ -75,10 +75,12 @@ def _pinned(path: str) -> str:
 def _hub_mark(path: str) -> str:
     """Return what the hub says a file's content is: its SHA-256, or of a small one Git's own digest of it."""
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     _, owner, name, *below = path.split("/")
     repository, _, commit = f"{owner}/{name}".partition("@")
-    (found,) = HfApi().get_paths_info(repository, "/".join(below), revision=commit, repo_type="dataset")
+    told = HfApi().get_paths_info(repository, "/".join(below), revision=commit, repo_type="dataset")
+    (found,) = (file for file in told if isinstance(file, RepoFile))
     return str(found.lfs.sha256 if found.lfs else found.blob_id)
 
 
