@@ -131,7 +131,9 @@ def _digest_and_cuts(path: Place, suffix: str, range_bytes: int) -> tuple[str, t
 
 
 def _refuse_pointer(path: Place) -> None:
-    """Raise UserError for what a clone without Git LFS leaves in place of a file."""
+    """Raise UserError for what a clone without Git LFS leaves in place of a file; the hub itself gives none."""
+    if not isinstance(path, Path) and path.store == remote.HUB:
+        return
     with open_or_say(path) if isinstance(path, Path) else path.open(buffer_bytes=len(LFS_POINTER)) as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(

@@ -21,7 +21,7 @@ VERSION = 1
 BUFFER_BYTES = 1 << 20
 """So much is asked for at a time."""
 LINE_BYTES = 64 << 10
-"""So much is looked through at a time for the end of a line."""
+"""So much is looked through at a time for the end of a line, and read ahead of what the hub is asked for."""
 HUB = "hf://datasets"
 
 
@@ -150,7 +150,7 @@ def opened_store(uri: str) -> tuple[Any, str]:
         if uri == HUB:
             from huggingface_hub import HfFileSystem
 
-            return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), "datasets/"
+            return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem(block_size=LINE_BYTES))), "datasets/"
         files, base = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(

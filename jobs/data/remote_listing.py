@@ -79,8 +79,8 @@ def _hub_mark(path: str) -> str:
 
     _, owner, name, *below = path.split("/")
     repository, _, commit = f"{owner}/{name}".partition("@")
-    (found,) = HfApi().get_paths_info(repository, "/".join(below), revision=commit, repo_type="dataset")
-    assert isinstance(found, RepoFile), f"{path} is a file"
+    told = HfApi().get_paths_info(repository, "/".join(below), revision=commit, repo_type="dataset")
+    (found,) = (file for file in told if isinstance(file, RepoFile))
     return str(found.lfs.sha256 if found.lfs else found.blob_id)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,12 +39,13 @@ def served(repository: str, files: Mapping[str, bytes]) -> Iterator[tuple[str, l
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # an answer in one piece: in two, the second waits for the first one's receipt
 
         def do_HEAD(self) -> None:
             self.do_GET()
 
         def do_POST(self) -> None:
-            asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            asked = urllib.parse.unquote(self.rfile.read(int(self.headers["Content-Length"])).decode())
             told = [
                 _about(name, content) for name, content in files.items() if json.dumps(name) in asked or name in asked
             ]

@@ -67,6 +67,7 @@ def _etag(content: bytes) -> str:
 def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # an answer in one piece: in two, the second waits for the first one's receipt
 
         def do_HEAD(self) -> None:
             self.do_GET()

@@ -60,9 +60,9 @@ def test_files_of_the_hub_are_read_by_ranges_at_one_commit(tmp_path: Path, monke
     HfFileSystem.clear_instance_cache()
     with dataset_hub.served("owner/set", files) as (address, fetched):
         hub.use(tmp_path / "cache", monkeypatch, address)
-        source = open_source("hf://datasets/owner/set/data/train-*.parquet", tmp_path, PLAIN, 300_000)
+        source = open_source("hf://datasets/owner/set/data/train-*.parquet", tmp_path, PLAIN, 250_000)
         assert sum(fetched) < sum(map(len, files.values())) / 2, "its ends say where the row groups are"
-        parts = ranges_of(source, get("causal-lm")(), None, Sizes(300_000))
+        parts = ranges_of(source, get("causal-lm")(), None, Sizes(250_000))
         assert len(parts) == 8
         fetched.clear()
         found = list(parts[5].singles[0].read())
