@@ -192,7 +192,7 @@ def refer(case: str, folder: Path) -> None:
     reference.make_in_parts(engine, task, wanted, 0)
     assert engine.model.training
     assert reference.without_missing(wanted) is wanted
-    assert setup.both_rows(wanted)[0].columns >= {"reference"}
+    assert rows_of(wanted, wanted.train_files).columns >= {"reference"}
 
 
 def leave(weights: dict[str, torch.Tensor] | None, where: Path) -> None:
