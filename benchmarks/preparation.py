@@ -12,7 +12,8 @@ byte-level BPE of 8,192 tokens that was trained on some of it. Then, in turns, e
     raydata   the work of `datasets` by Ray Data: read_json, map_batches twice, write_parquet
 
 All with the same tokenizer and as many processes. Memory is the largest VmHWM of the process that began and of each of
-its children, which counts pages of mapped files as well; `own` is the largest RssAnon seen, without these.
+its children, which counts pages of mapped files as well; `own` is the largest RssAnon seen, without these. CPU seconds
+are those of the process and of children that it has waited for: not of Ray's workers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -117,19 +119,18 @@ def by_raydata(folder: Path, processes: int) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     place = str(folder / "tokenizer")
 
-    class Tokenise:
-        """Texts → their tokens."""
+    def loaded() -> Any:
+        import transformers
 
-        def __init__(self) -> None:
-            from transformers import AutoTokenizer
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        if not hasattr(transformers, "of_this_worker"):  # what is pickled into a task is new in each
+            transformers.of_this_worker = transformers.AutoTokenizer.from_pretrained(place)
+        return transformers.of_this_worker
 
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-            self._tokenizer = AutoTokenizer.from_pretrained(place)
-
-        def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-            texts = batch.column("text").to_pylist()
-            ids = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-            return pyarrow.table({"input_ids": [[*each, self._tokenizer.eos_token_id] for each in ids]})
+    def tokenise(batch: pyarrow.Table) -> pyarrow.Table:
+        texts, tokenizer = batch.column("text").to_pylist(), loaded()
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return pyarrow.table({"input_ids": [[*each, tokenizer.eos_token_id] for each in ids]})
 
     def pack(batch: pyarrow.Table) -> pyarrow.Table:
         stream = batch.column("input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -138,7 +139,7 @@ def by_raydata(folder: Path, processes: int) -> None:
         return pyarrow.table({"input_ids": list(rows)})
 
     data = ray.data.read_json(str(folder / "text.jsonl"), lines=True)
-    tokens = data.map_batches(Tokenise, batch_format="pyarrow", batch_size=1000, concurrency=processes)
+    tokens = data.map_batches(tokenise, batch_format="pyarrow", batch_size=1000)
     tokens.map_batches(pack, batch_format="pyarrow", batch_size=1000).write_parquet(str(folder / "made" / "rows"))
     rows = ray.data.read_parquet(str(folder / "made" / "rows")).count()
     print(json.dumps({"tokens": rows * LENGTH}))
@@ -167,6 +168,7 @@ def by_datasets(folder: Path, processes: int) -> None:
     print(json.dumps({"tokens": len(rows) * LENGTH}))
 
 
+ON_RAY = ("tasks", "raydata")
 KINDS = {"tandem": by_tandem, "datasets": by_datasets, "tasks": by_tasks, "raydata": by_raydata}
 
 
@@ -220,20 +222,19 @@ def compare(folder: Path, gb: float, processes: int, rounds: int, kinds: list[st
         command = [sys.executable, __file__, "--as", kind, "--folder", str(folder), "--processes", str(processes)]
         found = watched(command)
         shutil.rmtree(folder / "made", ignore_errors=True)
-        rate, per_cpu = size / 1e6 / found["seconds"], size / 1e6 / found["cpu_seconds"]
+        rate, per_cpu = size / 1e6 / found["seconds"], 0.0 if kind in ON_RAY else size / 1e6 / found["cpu_seconds"]
         before = best.get(kind, (0.0, 0.0))
         best[kind] = (max(before[0], rate), max(before[1], per_cpu))
         memory = ", ".join(
             f"{name} {found[name]:.0f}" for name in ("first_mb", "first_own_mb", "child_mb", "child_own_mb")
         )
-        print(
-            f"{kind:9s} {size / 1e9:.2f} GB {found['seconds']:7.1f} s {rate:6.1f} MB/s {per_cpu:6.1f} MB a CPU second",
-            end="  ",
-        )
+        by_cpu = f" {per_cpu:6.1f} MB a CPU second" if per_cpu else ""
+        print(f"{kind:9s} {size / 1e9:.2f} GB {found['seconds']:7.1f} s {rate:6.1f} MB/s{by_cpu}", end="  ")
         print(f"{memory}  tokens {found['tokens']}")
     for other in kinds[1:]:
-        rates, per_cpus = (best[kinds[0]][at] / best[other][at] for at in (0, 1))
-        print(f"{kinds[0]} / {other}: {rates:.2f} in MB/s, {per_cpus:.2f} in MB a CPU second")
+        (rate, per_cpu), (others, others_per_cpu) = best[kinds[0]], best[other]
+        by_cpu = f", {per_cpu / others_per_cpu:.2f} in MB a CPU second" if per_cpu and others_per_cpu else ""
+        print(f"{kinds[0]} / {other}: {rate / others:.2f} in MB/s{by_cpu}")
 
 
 def main() -> None:
