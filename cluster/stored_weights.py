@@ -11,19 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
+from cluster import stores
 from cluster.errors import UserError
 
 FILE_NAME = "weights.json"
 CHUNK_BYTES = 8 << 20
-ATTEMPTS = 3
-PAUSE_S = 1.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Result = TypeVar("Result")
 
@@ -57,9 +54,7 @@ class Stored:
 
     def uri(self, name: str = "") -> str:
         """Return where a file is, or the folder of all, for people. Pure."""
-        parts = urlsplit(self.store)
-        path = "/".join(each for each in (parts.path.rstrip("/"), self.folder, name) if each)
-        return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+        return "/".join(each for each in (stores.shown(self.store).rstrip("/"), self.folder, name) if each)
 
     def write(self, directory: Path) -> None:
         """Say so in the folder of a model."""
@@ -188,9 +183,7 @@ def _opened(stored: Stored, name: str) -> Any:
 
 
 def _place(stored: Stored, name: str) -> tuple[Any, str]:
-    from pyarrow import fs
-
-    filesystem, base = fs.FileSystem.from_uri(stored.store)
+    filesystem, base = stores.opened(stored.store)
     return filesystem, f"{base.rstrip('/')}/{stored.folder}/{name}"
 
 
@@ -203,7 +196,7 @@ def asked(stored: Stored, name: str, call: Callable[[], Result]) -> Result:
     from pyarrow import ArrowException
 
     try:
-        return repeated(call)
+        return stores.repeated(call)
     except FileNotFoundError:
         reason = "it is not there"
     except (OSError, ArrowException, ValueError) as error:
@@ -212,16 +205,3 @@ def asked(stored: Stored, name: str, call: Callable[[], Result]) -> Result:
         f"{stored.uri(name)}, which holds weights of the model, cannot be read: {reason}. Put it back, or see that "
         "this machine may read it (its credentials and address come from the environment)"
     )
-
-
-def repeated(call: Callable[[], Result]) -> Result:
-    """Call until it succeeds, three times at most; what is not there is not asked for again."""
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return call()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            print(f"the store failed, trying again: {error}", flush=True)
-            time.sleep(PAUSE_S * attempt)
-    return call()

@@ -96,8 +96,9 @@ class DataSpec(Strict):
     """What to learn from, and what to hold out. Options of the task may stand here too: `task` is their place."""
 
     train: Text | Texts | None = None
-    """Files, globs or folders (text, JSONL, CSV, Parquet, images), a hub id (hf://owner/name), or a built-in corpus:
-    a name that docs/jobs.md lists: python-stdlib, sklearn-digits, …. Relative paths start at the spec's folder."""
+    """Files, globs or folders (text, JSONL, CSV, Parquet, tars, images, recordings), here or in a store (s3://, gs://,
+    abfs://, hdfs://); of the hub, files (hf://datasets/owner/name/…) or a data set (hf://owner/name); or a built-in
+    corpus that docs/jobs.md lists. docs/sources.md says more. Relative paths start at the spec's folder."""
     mixture: list[MixedSource] | None = None
     """Instead of `train`: several sources, and the share of the rows that a run takes from each (docs/jobs.md)."""
     eval: Text | Texts | None = None

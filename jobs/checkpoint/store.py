@@ -18,6 +18,8 @@ from typing import Any
 
 from pyarrow import fs
 
+from cluster import stores
+
 CHUNK_BYTES = 8 << 20
 IN_FLIGHT_BYTES = 64 << 20
 """So much of a stream is on its way to an object store, in parts, before the next is taken."""
@@ -56,10 +58,7 @@ class Store:
     def __init__(self, root: str) -> None:
         """Open `root`: a directory, or a URI. Nothing is created before the first write."""
         self.root = root
-        if "://" in root:
-            self._fs, self._base = fs.FileSystem.from_uri(root)
-        else:
-            self._fs, self._base = fs.LocalFileSystem(), str(Path(root).absolute())
+        self._fs, self._base = stores.opened(root)
         self._is_local = isinstance(self._fs, fs.LocalFileSystem)
 
     def write(self, name: str, chunks: Iterable[Any], *, new: bool = False) -> Written:
@@ -158,8 +157,8 @@ class Store:
                 os.rmdir(self._path(folder))
 
     def locate(self, folder: str) -> str:
-        """Return where a folder is, for people: a path or a URI."""
-        return f"{self.root.rstrip('/')}/{folder}"
+        """Return where a folder is, for people: a path, or a URI without a password and what else its store is told."""
+        return f"{stores.shown(self.root).rstrip('/')}/{folder}"
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}"

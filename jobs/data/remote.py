@@ -13,7 +13,9 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
 
+from cluster import stores
 from cluster.errors import UserError
+from cluster.stores import shown
 from jobs.data.examples import Cut
 
 VERSION = 1
@@ -144,26 +146,19 @@ def opened_store(uri: str) -> tuple[Any, str]:
     Raises:
         UserError: no store that can be opened.
     """
-    from pyarrow import fs
-
     try:
         if uri == HUB:
             from huggingface_hub import HfFileSystem
+            from pyarrow import fs
 
             return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem(block_size=LINE_BYTES))), "datasets/"
-        files, base = fs.FileSystem.from_uri(uri)
+        files, base = stores.opened(uri)
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(
             f"data: {shown(uri)} is no store that can be opened: {said(error)}; files are read from disks, from "
             "s3://, gs://, abfs:// and hdfs://, and from hf://; download what lies elsewhere"
         ) from error
     return files, base if not base or base.endswith("/") else f"{base}/"
-
-
-def shown(store: str) -> str:
-    """Return a store's URI without its query, a user's name or a password."""
-    scheme, _, rest = store.partition("?")[0].partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def said(error: Exception) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.stores import shown
 from jobs.data import listing
-from jobs.data.remote import HUB, Remote, opened_store, said, shown
+from jobs.data.remote import HUB, Remote, opened_store, said
 
 _URI = re.compile(r"(?P<place>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/?(?P<path>.*?)(?P<query>\?[A-Za-z_]+=[^?/]*)?")
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.errors import UserError
+from cluster.stores import shown
 from jobs.data import audio_folders, file_sources, remote_listing
 from jobs.data.compression import kind
 from jobs.data.examples import Source
 from jobs.data.file_sources import KINDS, open_file, readable
 from jobs.data.joining import joined, said_of_kinds
 from jobs.data.media import IMAGE_SUFFIXES
-from jobs.data.remote import shown
 from jobs.data.tables import TableForm
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from cluster import stored_weights
 from cluster.errors import UserError
-from cluster.stored_weights import StoredFile, repeated
+from cluster.stored_weights import StoredFile
+from cluster.stores import repeated
 from jobs.checkpoint import resume
 from jobs.checkpoint.store import CHUNK_BYTES, Store
 from jobs.notes import DamagedNote, read, write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from cluster.errors import UserError
 from cluster.precision import Precision
+from jobs.checkpoint import resume
 from jobs.spec import LoraSpec
 from jobs.tasks import Task, adapters
 from jobs.worker.lora import add_lora
@@ -34,6 +37,32 @@ class WrongExport(UserError):
     """The files that were written do not hold the model that was trained."""
 
     exit_code = 1
+
+
+class NotWritten(OSError):
+    """A disk does not take the model, and every rank has been told: they may go on with something else together."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Have one rank do by itself what it does to files; the others wait for it. Collective; nothing within is.
+
+    Raises:
+        NotWritten: on every rank, where one got an OSError, or what safetensors makes of one.
+    """
+    failed = None
+    try:
+        yield
+    except OSError as error:
+        failed = (error.errno, error.strerror or str(error), error.filename)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        failed = (int(number[1]), str(error), None)
+    told = [each for each in resume.gathered(failed) if each is not None]
+    if told:
+        raise NotWritten(*told[0])
 
 
 def export(

@@ -21,8 +21,9 @@ import torch
 from jobs.checkpoint import resume
 from jobs.worker import deepspeed_internals, elsewhere, lora, weight_stream
 from jobs.worker.elsewhere import Elsewhere
+from jobs.worker.export import together
 from jobs.worker.weight_match import saved_as
-from jobs.worker.weight_stream import Shard, Stored
+from jobs.worker.weight_stream import Place, Shard, Stored
 
 BLOCK = 1 << 22
 """So many elements are converted, or merged, at a time."""
@@ -92,16 +93,29 @@ def write(directory: Path, pieces: Sequence[Piece], first: bool, place: Elsewher
 
     Raises:
         StoreFailed: it does not take them; on all ranks, which are in step.
+        NotWritten: the disk does not; so too.
     """
     shards = files(pieces)
     by_key = {piece.stored.name: piece for piece in pieces}
     if place is not None:
         digests = {shard.name: _stored(place, shard, by_key, first) for shard in shards}
+    else:
+        digests = {shard.name: _on_disk(directory, shard, by_key, first) for shard in shards}
+    with together():
         return digests | weight_stream.write_index(directory, shards) if first else {}
+
+
+def _on_disk(directory: Path, shard: Shard, by_key: Mapping[str, Piece], first: bool) -> str:
+    """Write one file to the disk; return its digest, on the first rank."""
+    digest, problem = "", None
     if first:
-        return weight_stream.write(directory, shards, lambda stored: blocks(by_key[stored.name], True))
-    _take(list(weight_stream.in_order(shards)), by_key)
-    return {}
+        digest, problem = _tried(weight_stream.Folder(directory), shard, by_key)
+    else:
+        _take(shard.tensors, by_key)
+    with together():
+        if problem is not None:
+            raise problem
+    return digest
 
 
 def _stored(place: Elsewhere, shard: Shard, by_key: Mapping[str, Piece], first: bool) -> str:
@@ -109,10 +123,14 @@ def _stored(place: Elsewhere, shard: Shard, by_key: Mapping[str, Piece], first: 
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_S * 4 ** (attempt - 1))
-        digest, problem = _tried(place, shard, by_key, attempt > 0) if first else ("", None)
-        if not first:
+        digest, failure = "", None
+        if first:
+            if attempt:
+                place.again(shard.name)
+            digest, failure = _tried(place, shard, by_key)
+        else:
             _take(shard.tensors, by_key)
-        problem = resume.gathered(problem)[0]
+        problem = resume.gathered(None if failure is None else str(failure))[0]
         if problem is None:
             return digest
         if first:
@@ -120,7 +138,7 @@ def _stored(place: Elsewhere, shard: Shard, by_key: Mapping[str, Piece], first: 
     raise elsewhere.failed(place.locate(shard.name), str(problem))
 
 
-def _tried(place: Elsewhere, shard: Shard, by_key: Mapping[str, Piece], again: bool) -> tuple[str, str | None]:
+def _tried(place: Place, shard: Shard, by_key: Mapping[str, Piece]) -> tuple[str, OSError | None]:
     """Write one file; return its digest, and why it could not be: then its tensors have been gathered all the same."""
     begun: list[Iterator[torch.Tensor]] = []
 
@@ -129,11 +147,9 @@ def _tried(place: Elsewhere, shard: Shard, by_key: Mapping[str, Piece], again: b
         return begun[-1]
 
     try:
-        if again:
-            place.again(shard.name)
         return weight_stream.write_one(place, shard, counted), None
     except OSError as error:
-        problem = str(error)
+        problem = error
     if begun:
         begun[-1].close()  # type: ignore[attr-defined]  # it lets go of what it has gathered
     _take(shard.tensors[len(begun) :], by_key)

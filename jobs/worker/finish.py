@@ -13,7 +13,7 @@ from jobs.checkpoint import resume
 from jobs.tasks import Task, adapters
 from jobs.worker import apart, elsewhere, export, export_in_parts, heap, proof, start, weight_files, weight_stream
 from jobs.worker.elsewhere import Elsewhere, StoreFailed
-from jobs.worker.export import DTYPES, WrongExport
+from jobs.worker.export import DTYPES, WrongExport, together
 from jobs.worker.export_in_parts import Piece
 from jobs.worker.fault_injection import damage
 from jobs.worker.setup import Worker
@@ -71,19 +71,20 @@ def _whole(worker: Worker, trained: proof.Measured, place: Elsewhere | None) -> 
             place.move(written)
 
     problem = None
-    if weights is not None:
-        try:
-            export.export(
-                worker.folder.model,
-                worker.task,
-                weights,
-                lambda: start.unadapted(worker.spec, worker.task, worker.model_directory),
-                worker.precision,
-                worker.spec.model.lora,
-                check,
-            )
-        except StoreFailed as error:
-            problem = str(error)
+    with together():
+        if weights is not None:
+            try:
+                export.export(
+                    worker.folder.model,
+                    worker.task,
+                    weights,
+                    lambda: start.unadapted(worker.spec, worker.task, worker.model_directory),
+                    worker.precision,
+                    worker.spec.model.lora,
+                    check,
+                )
+            except StoreFailed as error:
+                problem = str(error)
     if (told := resume.gathered(problem)[0]) is not None:
         raise StoreFailed(told)
 
@@ -97,11 +98,11 @@ def _apart(worker: Worker, trained: proof.Measured) -> None:
         noted = worker.folder.data()
         base = apart.base(worker.model_directory, noted.weights if noted else "") if first else None
         apart.save(partial, live, base)
-        if first:
-            apart.save_config(live, DTYPES[worker.precision], partial)
-            worker.task.save(partial)
-            _perhaps_damaged(worker, partial / adapters.WEIGHTS)
-        torch.distributed.barrier()
+        with together():
+            if first:
+                apart.save_config(live, DTYPES[worker.precision], partial)
+                worker.task.save(partial)
+                _perhaps_damaged(worker, partial / adapters.WEIGHTS)
         loaded = type(worker.task).load(partial, worker.task.options)
         begun = start.described_by(partial, loaded) if worker.engine.sliceable else "it is not trained in parts"
         if isinstance(begun, str):
@@ -149,16 +150,16 @@ def _in_parts(
         digests = resume.gathered(export_in_parts.write(partial, pieces, first, place))[0]
         if worker.spec.model.lora is not None:
             export_in_parts.save_adapters(partial / "adapter", live, first)
-        if first:
-            export_in_parts.save_config(skeleton, DTYPES[worker.precision], partial)
-            worker.task.save(partial)
-            if place is not None:
-                shards = export_in_parts.files(pieces)
-                place.name(
-                    partial, {each.name: StoredFile(each.nbytes, digests[each.name], each.numel) for each in shards}
-                )
-            _perhaps_damaged(worker, partial / weight_files.SINGLE, place)
-        torch.distributed.barrier()
+        with together():
+            if first:
+                export_in_parts.save_config(skeleton, DTYPES[worker.precision], partial)
+                worker.task.save(partial)
+                if place is not None:
+                    shards = export_in_parts.files(pieces)
+                    place.name(
+                        partial, {each.name: StoredFile(each.nbytes, digests[each.name], each.numel) for each in shards}
+                    )
+                _perhaps_damaged(worker, partial / weight_files.SINGLE, place)
         _check(worker, trained, partial, pieces, digests, place)
         if first:
             worker.saver.check_newest()  # as above

@@ -35,6 +35,7 @@ from jobs.worker.compiling import SETTLED
 from jobs.worker.config import WorkerConfig
 from jobs.worker.elsewhere import StoreFailed
 from jobs.worker.evaluate import check_rated, to_device
+from jobs.worker.export import NotWritten
 from jobs.worker.finish import export_weights
 from jobs.worker.learned import EVERY_STEPS
 from jobs.worker.losses import RecentLosses, check_gradient
@@ -68,14 +69,14 @@ def train_worker(config: WorkerConfig) -> None:
 
 
 def exported(worker: Worker) -> None:
-    """Export the model; where its store does not take it, save what was trained first. Collective.
+    """Export the model; where its store or the disk does not take it, save what was trained first. Collective.
 
     Raises:
-        StoreFailed: it does not.
+        StoreFailed, NotWritten: it does not; on every rank.
     """
     try:
         export_weights(worker)
-    except StoreFailed:
+    except (StoreFailed, NotWritten):
         every = worker.spec.checkpoint.every_steps
         if worker.start < worker.steps and not (every and worker.steps % every == 0):  # else it is saved
             begin_checkpoint(worker, worker.steps)

@@ -1,7 +1,9 @@
 """A model's weights in the Hugging Face layout, written as they come: a block is in memory, and never a whole tensor.
 
     shards = plan([Stored("lm_head.weight", (32000, 4096), torch.bfloat16), …], 5 << 30)
-    digests = write(directory, shards, blocks)      blocks(stored) yields the tensor's elements, flattened, in order
+    digests = {shard.name: write_one(Folder(directory), shard, blocks) for shard in shards}
+                                                    blocks(stored) yields the tensor's elements, flattened, in order
+    digests |= write_index(directory, shards)
     problem = verify(directory, digests, rank, world_size)
 
 They go to a folder of this machine, or to another `Place`: a store (jobs/worker/elsewhere.py). The index stays here.
@@ -126,7 +128,7 @@ def plan(tensors: Iterable[Stored], shard_bytes: int = SHARD_BYTES) -> list[Shar
 
 
 def in_order(shards: Iterable[Shard]) -> Iterator[Stored]:
-    """Yield the tensors as `write` asks for them."""
+    """Yield the tensors in the order in which they are written."""
     return (tensor for shard in shards for tensor in shard.tensors)
 
 
@@ -151,24 +153,6 @@ def index(shards: Sequence[Shard]) -> bytes:
     total = sum(tensor.nbytes for tensor in in_order(shards))
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def write(
-    directory: Path, shards: Sequence[Shard], blocks: Callable[[Stored], Iterable[torch.Tensor]]
-) -> dict[str, str]:
-    """Write all files, and the index where there are several, durably; none of them may be there.
-
-    Args:
-        blocks: gives a tensor's elements, flattened, in order, in blocks [n] of any dtype, on any device.
-
-    Returns:
-        SHA-256 (hex) of what was handed to each file, by its name.
-
-    Raises:
-        ValueError: the blocks of a tensor are more or fewer elements than it has.
-    """
-    digests = {shard.name: write_one(Folder(directory), shard, blocks) for shard in shards}
-    return digests | write_index(directory, shards)
 
 
 def write_index(directory: Path, shards: Sequence[Shard]) -> dict[str, str]:
@@ -222,7 +206,14 @@ def digest(path: Path) -> str:
 
 
 def write_one(place: Place, shard: Shard, blocks: Callable[[Stored], Iterable[torch.Tensor]]) -> str:
-    """Write one file as `write` does, and return the SHA-256 (hex) of what was handed to it."""
+    """Write one new file, durably, and return the SHA-256 (hex) of what was handed to it.
+
+    Args:
+        blocks: gives a tensor's elements, flattened, in order, in blocks [n] of any dtype, on any device.
+
+    Raises:
+        ValueError: the blocks of a tensor are more or fewer elements than it has.
+    """
     with place.stream(shard.name) as file:
         return _write(file, shard, blocks)
 

@@ -236,7 +236,7 @@ def test_a_stopped_job_goes_on_where_it_was(folder):
         time.sleep(0.2)
     assert_ctrl_c_detaches(first)
     assert submit.stop(first)
-    assert submit.follow(first, lambda line, meaning: None).status == "STOPPED"
+    assert submit.follow(first, lambda line, meaning: None).status == submit.list_jobs()[0]["status"] == "STOPPED"
     result = finished(submit.follow(submit.submit(path, []), lambda line, meaning: None))
     assert "goes on" in submit.logs(submit.list_jobs()[0]["id"])
     assert [step for step, _ in history(result["run_id"], "loss")] == list(range(1, 801))
@@ -270,7 +270,7 @@ def assert_ctrl_c_detaches(job: str) -> None:
 
 def test_a_user_error_fails_the_job_with_one_clear_line(folder):
     outcome = run(folder, {**SPEC, "name": "wrong"}, "resources.workers=64")
-    assert outcome.status == "FAILED"
+    assert outcome.status == submit.list_jobs()[0]["status"] == "FAILED"
     assert outcome.error is not None
     assert "64 workers" in outcome.error
     assert "Traceback" not in "\n".join(outcome.log)
@@ -304,7 +304,7 @@ def test_folders_with_the_names_of_ours_beside_the_spec_hide_nothing(tmp_path):
         submit.submit(tmp_path / "beside.yaml", ["task=jobs.own_notes:Mine"])
 
 
-def test_command_line_exit_codes(folder):
+def test_command_line_exit_codes(pretrained, folder):
     (folder / "typo.yaml").write_text(yaml.safe_dump({**SPEC, "trainig": {}}))
     typo = tandem("jobs", "submit", str(folder / "typo.yaml"))
     assert typo.returncode == 2
@@ -312,8 +312,10 @@ def test_command_line_exit_codes(folder):
     assert tandem("jobs", "logs", "nothing-like-it").returncode == 2
     failed = tandem("jobs", "submit", str(folder / "tiny.yaml"), "--follow", "--set", "data.train=none.txt")
     assert failed.returncode == 2
+    assert "none.txt" in failed.stdout + failed.stderr
     listed = json.loads(tandem("jobs", "list", "--json").stdout)
-    assert {"SUCCEEDED", "FAILED", "STOPPED"} <= {job["status"] for job in listed}
+    assert listed == submit.list_jobs()
+    assert "SUCCEEDED" in {job["status"] for job in listed if job["name"] == "tiny"}, "that of `pretrained`"
 
 
 def tandem(*arguments: str) -> subprocess.CompletedProcess:

@@ -61,6 +61,8 @@ HELD = ("llama,all-linear,fp32,apart,int8,stage0", "gpt2,attention,bf16,apart,in
         "llama,all-linear,fp32,apart,nf4,stage2")  # fmt: skip
 STORED = ("llama,none,fp32,stored", "llama,none,bf16,stage1,stored")
 REFUSED, DAMAGED_STORED = "llama,none,fp32,stored,refused", "llama,none,fp32,damaged,stored"
+FULL = ("llama,all-linear,fp32,full", "llama-tied,head,fp32,full")
+"""Written a parameter at a time, and by rank 0."""
 LEFT = "models/run/0a0b0c0d/model.safetensors"
 """What a killed export of the first of them has left."""
 DAMAGED_APART = ("llama,all-linear,fp32,apart,damaged", "llama,all-linear,fp32,apart,damaged,stage1")
@@ -93,7 +95,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Path:
     adapted = [*APART, *HELD, *DAMAGED_APART]
     (folder / STORED[0] / "run").mkdir(parents=True)
     elsewhere.note(RunFolder(folder / STORED[0] / "run"), [(server.uri("bucket/models"), "run/0a0b0c0d")])
-    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED, DAMAGED_STORED]
+    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED]
+    cases += [DAMAGED_STORED, *FULL]
     two_ranks.run("parts_ranks", folder, cases, timeout_s=300)
     return folder
 
@@ -265,6 +268,15 @@ def test_what_a_store_refuses_is_kept_as_a_checkpoint(folder: Path) -> None:
     assert "model.export: the weights could not be written to s3://refused/models/run/" in remarks(folder, REFUSED)
     assert not (folder / REFUSED / "run" / "model").exists()
     found = catalog.newest_valid(Store(str(folder / REFUSED)))[0]
+    assert found is not None
+    assert found.step == parts_ranks.STEPS
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_what_a_disk_does_not_take_is_kept_as_a_checkpoint_by_all_ranks(folder: Path, case: str) -> None:
+    assert "File too large" in remarks(folder, case)
+    assert [path.name for path in (folder / case / "run").iterdir() if "model" in path.name] == []
+    found = catalog.newest_valid(Store(str(folder / case)))[0]
     assert found is not None
     assert found.step == parts_ranks.STEPS
 

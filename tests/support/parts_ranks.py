@@ -3,8 +3,9 @@
 python tests/support/two_ranks.py parts_ranks FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
 A case may go on with `offload`, `damaged`, `ahead`, or `stage1` or `stage2`; else it is stage 3. With `stored` its
-weights go to the store that TANDEM_TEST_STORE names; `refused`: to a bucket that takes nothing. With `preferences` the
-ranks only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`.
+weights go to the store that TANDEM_TEST_STORE names; `refused`: to a bucket that takes nothing. With `full` rank 0's
+disk takes no file of half the parent's size while the model is written. With `preferences` the ranks only make the
+reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`.
 
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
 and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written. Each
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from jobs.data.prepare import rows_of
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from jobs.worker import evaluate, export_in_parts, finish, loop, proof, reference, save_room, setup, start
+from jobs.worker.export import NotWritten
 from jobs.worker.fault_injection import VARIABLE, Injector
 from jobs.worker.watchdog import Pulse, Watchdog
 from jobs.worker.zero import deepspeed_config
@@ -136,10 +139,16 @@ def train(case: str, rank: int, folder: Path) -> None:
         go_on(worker, config, parent)
     sums = proof.measure_live(worker, worker.eval_rows, spec.data.eval_max_rows)
     worker.evaluations["final"] = task.summarise(sums)
+    limit = (folder / case.split(",")[0] / "model.safetensors").stat().st_size // 2 if "full" in case else -1
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
+        if rank == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         loop.exported(worker)
-    except (finish.WrongExport, finish.StoreFailed) as error:
+    except (finish.WrongExport, finish.StoreFailed, NotWritten) as error:
         remarks.append(str(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     if rank == 0:
         place.add_remarks(remarks)
     watchdog.stop()

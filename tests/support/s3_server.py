@@ -1,9 +1,8 @@
 """A small S3 server on this machine: objects in a dictionary, as much of the protocol as pyarrow's client speaks.
 
-    with S3Server() as server:  Store(server.uri("bucket/models"))
+    with running(monkeypatch) as server:  Store(server.uri("bucket/models"))
 
-Signatures are not checked. `failing` is how many of the next parts of files are refused; in the bucket `refused`
-everything is.
+Signatures are not checked. In the bucket `refused` every write is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import xml.etree.ElementTree as tree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_REGION": "us-east-1",
 }
+CHANGED = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
 class S3Server:
@@ -37,14 +38,17 @@ class S3Server:
         self.parts = 0
         """So many parts have come."""
         self.sent = 0
-        """Bytes of objects that were asked for."""
+        """Bytes of objects, or ranges of them, that were asked for."""
         self.failing = 0
+        """So many of the next parts of files are refused."""
+        self.sends = True
+        """False: no object is sent; lists and sizes are."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"store": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     def uri(self, place: str) -> str:
-        """Return the URI of a bucket, or of a folder in it."""
+        """Return the URI of a bucket, or of a folder, an object or a glob in it."""
         port = self._server.server_address[1]
         return f"s3://{place}?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
 
@@ -69,10 +73,16 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         server.close()
 
 
+def etag(content: bytes) -> str:
+    """Return what tells a content from another."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else an answer's second piece waits for the receipt of its first
     store: S3Server
 
     def log_message(self, *_: object) -> None:
@@ -120,8 +130,8 @@ class Handler(BaseHTTPRequestHandler):
     def _xml(self, text: str, status: int = 200) -> None:
         self._answer(status, f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode(), Content_Type="application/xml")
 
-    def _missing(self) -> None:
-        self._xml("<Error><Code>NoSuchKey</Code><Message>it is not there</Message></Error>", 404)
+    def _refuse(self) -> None:
+        self._xml("<Error><Code>AccessDenied</Code><Message>not now</Message></Error>", 403)
 
     def do_HEAD(self) -> None:
         """Say whether there is a bucket or an object."""
@@ -129,8 +139,8 @@ class Handler(BaseHTTPRequestHandler):
         if "/" not in key.rstrip("/"):
             self._answer(200)
         elif key in self.store.objects:
-            size = len(self.store.objects[key])
-            self._answer(200, Content_Length=str(size), Last_Modified="Thu, 01 Jan 2026 00:00:00 GMT", ETag=f'"{size}"')
+            content = self.store.objects[key]
+            self._answer(200, Content_Length=str(len(content)), Last_Modified=CHANGED, ETag=f'"{etag(content)}"')
         else:
             self._answer(404)
 
@@ -141,17 +151,20 @@ class Handler(BaseHTTPRequestHandler):
             self._list(key.rstrip("/"), query)
             return
         if key not in self.store.objects:
-            self._missing()
+            self._xml("<Error><Code>NoSuchKey</Code><Message>it is not there</Message></Error>", 404)
+            return
+        if not self.store.sends:
+            self._refuse()
             return
         content = self.store.objects[key]
-        asked, status, more = self.headers.get("Range"), 200, {}
+        asked, status, more = self.headers.get("Range"), 200, {"ETag": f'"{etag(content)}"'}
         if asked:
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last or len(content) - 1), len(content) - 1)
-            status, more = 206, {"Content_Range": f"bytes {start}-{end}/{len(content)}"}
+            status, more["Content_Range"] = 206, f"bytes {start}-{end}/{len(content)}"
             content = content[start : end + 1]
         self.store.sent += len(content)
-        self._answer(status, content, ETag='"x"', Last_Modified="Thu, 01 Jan 2026 00:00:00 GMT", **more)
+        self._answer(status, content, Last_Modified=CHANGED, **more)
 
     def _list(self, bucket: str, query: dict[str, str]) -> None:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
@@ -180,15 +193,15 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body()
         if key.startswith("refused/") or ("uploadId" in query and self.store.failing > 0):
             self.store.failing -= not key.startswith("refused/")
-            self._xml("<Error><Code>AccessDenied</Code><Message>not now</Message></Error>", 403)
+            self._refuse()
         elif "uploadId" in query:
             self.store.uploads[query["uploadId"]][int(query["partNumber"])] = body
             self.store.parts += 1
-            self._answer(200, ETag=f'"{hashlib.md5(body).hexdigest()}"')
+            self._answer(200, ETag=f'"{etag(body)}"')
         else:
             if "/" in key.rstrip("/"):
                 self.store.objects[key] = body
-            self._answer(200, ETag=f'"{hashlib.md5(body).hexdigest()}"')
+            self._answer(200, ETag=f'"{etag(body)}"')
 
     def do_POST(self) -> None:
         """Begin or complete an upload in parts, or delete several objects."""
@@ -196,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body()
         bucket, _, name = key.partition("/")
         if "uploads" in query:
-            upload = hashlib.md5(f"{key}{len(self.store.uploads)}".encode()).hexdigest()
+            upload = etag(f"{key}{len(self.store.uploads)}".encode())
             self.store.uploads[upload] = {}
             self._xml(
                 f"<InitiateMultipartUploadResult><Bucket>{bucket}</Bucket><Key>{escape(name)}</Key>"
@@ -210,8 +223,6 @@ class Handler(BaseHTTPRequestHandler):
                 "</CompleteMultipartUploadResult>"
             )
         else:
-            import xml.etree.ElementTree as tree
-
             names = [each.text or "" for each in tree.fromstring(body).iter() if each.tag.rpartition("}")[2] == "Key"]
             for each in names:
                 self.store.objects.pop(f"{bucket}/{each}", None)

@@ -21,23 +21,39 @@ from jobs.data.ranges import Sizes, can_be_sent, ranges_of
 from jobs.data.sources import open_source
 from jobs.data.tables import PLAIN
 from jobs.tasks import get
-from tests.support import object_store
+from tests.support import s3_server
+from tests.support.s3_server import S3Server
 from tests.unit.test_jobs_tars import packed, spec
 
 ROWS = [{"text": f"row {n}", "pad": "x" * (n % 70)} for n in range(400)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
+class Bucket:
+    """What a server holds in one bucket, by name."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.server = server
+
+    def hold(self, objects: dict[str, bytes]) -> None:
+        """Hold these, and nothing else."""
+        self.server.objects = {f"bucket/{name}": content for name, content in objects.items()}
+
+    def uri(self, name: str) -> str:
+        """Return the URI of an object, a folder or a glob, with a password."""
+        return self.server.uri(f"reader:secret@bucket/{name}")
+
+
 @pytest.fixture(scope="module")
-def _served() -> Iterator[object_store.Store]:
-    with object_store.served() as store:
-        yield store
+def _served() -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as monkeypatch, s3_server.running(monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture
-def store(_served: object_store.Store) -> object_store.Store:
-    _served.objects, _served.fails, _served.fetched = {}, False, []
-    return _served
+def store(_served: S3Server) -> Bucket:
+    _served.sends = True
+    return Bucket(_served)
 
 
 def rows(source) -> list:
@@ -51,7 +67,7 @@ def of_disk(base: Path, name: str, content: bytes) -> list[dict]:
 
 def test_each_kind_of_file_gives_the_rows_that_it_gives_on_a_disk(store, tmp_path):
     pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet", row_group_size=30)
-    store.objects = {
+    objects = {
         "x.jsonl": LINES,
         "x.jsonl.gz": gzip.compress(LINES),
         "x.jsonl.bz2": bz2.compress(LINES),
@@ -63,7 +79,8 @@ def test_each_kind_of_file_gives_the_rows_that_it_gives_on_a_disk(store, tmp_pat
         "x.tar": packed([("1.txt", b"a"), ("1.cls", b"b"), ("2.txt", b"c" * 3000)]),
         "x.tgz": gzip.compress(packed([("1.txt", b"a"), ("2.txt", b"c")])),
     }
-    for name, content in store.objects.items():
+    store.hold(objects)
+    for name, content in objects.items():
         source = open_source(store.uri(name), tmp_path)
         assert [dict(row) for row in source.read()] == of_disk(tmp_path, name, content), name
         assert next(source.read()).where.startswith(f"s3://bucket/{name}")
@@ -73,7 +90,7 @@ def test_lines_and_row_groups_are_read_in_the_parts_of_a_disk_and_not_before(sto
     big = LINES * 60
     (tmp_path / "x.jsonl").write_bytes(big)
     pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.parquet", row_group_size=30)
-    store.objects = {name: (tmp_path / name).read_bytes() for name in ("x.jsonl", "x.parquet")}
+    store.hold({name: (tmp_path / name).read_bytes() for name in ("x.jsonl", "x.parquet")})
     for name, size in (("x.jsonl", 400_000), ("x.parquet", 2_000)):
         source, local = (open_source(where, tmp_path, PLAIN, size) for where in (store.uri(name), name))
         assert [(cut.start, cut.end) for cut in source.cuts] == [(cut.start, cut.end) for cut in local.cuts]
@@ -82,19 +99,19 @@ def test_lines_and_row_groups_are_read_in_the_parts_of_a_disk_and_not_before(sto
         sent = [pickle.loads(pickle.dumps(part)) for part in parts]
         assert all(map(can_be_sent, sent))
         assert [dict(row) for part in sent for row in rows(part)] == [dict(row) for row in rows(local)]
-    store.fetched.clear()
+    before = store.server.sent
     source = open_source(store.uri("x.jsonl"), tmp_path, PLAIN, len(big) // 2)
-    assert sum(store.fetched) < len(big)
+    assert 0 < store.server.sent - before < len(big)
     row = rows(ranges_of(source, get("causal-lm")(), None, Sizes(len(big) // 2))[1])[0]
     at = int(row.where.rpartition(": byte ")[2])
     assert json.loads(big[at : big.index(b"\n", at)]) == row
 
 
 def test_a_digest_is_that_of_the_etag(store, tmp_path):
-    store.objects = {"x.jsonl": LINES, "y.jsonl": LINES}
+    store.hold({"x.jsonl": LINES, "y.jsonl": LINES})
     digest = open_source(store.uri("x.jsonl"), tmp_path).digest
     assert open_source(store.uri("y.jsonl"), tmp_path).digest == digest
-    store.objects["x.jsonl"] = LINES[:-3] + b'!"}\n'[:3]
+    store.hold({"x.jsonl": LINES[:-3] + b'!"}\n'[:3]})
     assert open_source(store.uri("x.jsonl"), tmp_path).digest != digest
 
 
@@ -102,7 +119,7 @@ def test_folders_globs_and_braces_of_a_store(store, tmp_path):
     one = {
         name: f'{{"text": "{name}"}}\n'.encode() for name in ("a/1.jsonl", "a/b/2.jsonl", "a/b/3.jsonl", "c/4.jsonl")
     }
-    store.objects = {**one, "a/README.md": b"about", "a/.x.jsonl": b"{}", "a/x.tar": packed([("1.txt", b"a")])}
+    store.hold({**one, "a/README.md": b"about", "a/.x.jsonl": b"{}", "a/x.tar": packed([("1.txt", b"a")])})
     for where, found in (
         ("a", ["a/1.jsonl", "a/b/2.jsonl", "a/b/3.jsonl"]),
         ("a/*.jsonl", ["a/1.jsonl"]),
@@ -117,7 +134,7 @@ def test_folders_globs_and_braces_of_a_store(store, tmp_path):
     assert "secret" not in notes
     with pytest.raises(UserError, match=r"nothing matches 's3://bucket/none/\*'"):
         open_source(store.uri("none/*"), tmp_path)
-    store.objects = {"d/cat/1.png": b"x"}
+    store.hold({"d/cat/1.png": b"x"})
     with pytest.raises(UserError, match="Images and recordings are read from tars there"):
         open_source(store.uri("d"), tmp_path)
 
@@ -126,16 +143,16 @@ def test_folders_globs_and_braces_of_a_store(store, tmp_path):
 def test_a_store_that_fails_ends_the_job_and_is_no_bad_row(store, tmp_path, name):
     pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet")
     of = {"x.parquet": (tmp_path / "t.parquet").read_bytes(), "x.tar": packed([("1.txt", b"a")])}
-    store.objects = {name: of.get(name, gzip.compress(LINES) if name.endswith("gz") else LINES)}
+    store.hold({name: of.get(name, gzip.compress(LINES) if name.endswith("gz") else LINES)})
     source = open_source(store.uri(name), tmp_path)
     assert not isinstance(next(source.read()), BadRow)
-    store.fails = True
+    store.server.sends = False
     with pytest.raises(UserError, match=rf"s3://bucket/{name}"):
         list(source.read())
 
 
 def test_any_machine_is_taken_to_see_a_store(store, tmp_path):
-    store.objects = {"x.jsonl": LINES}
+    store.hold({"x.jsonl": LINES})
     source = open_source(store.uri("x.jsonl"), tmp_path)
     share = shares.Share("x", source, get("causal-lm")(), None, tmp_path / "s", 0, lambda *_: None)
     assert shares.sees(share)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from jobs.worker.recorded import record
 from jobs.worker.weight_files import INDEX, SINGLE, WeightFiles
 from jobs.worker.weight_match import Match, match, saved_as
-from jobs.worker.weight_stream import Shard, Stored, header, in_order, plan, verify, write
+from jobs.worker.weight_stream import Folder, Shard, Stored, header, in_order, plan, verify, write_index, write_one
 
 CAUSAL, TEXT = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 SEQ, IMAGE = "AutoModelForSeq2SeqLM", "AutoModelForImageClassification"
@@ -46,6 +46,12 @@ def built(kind: str, source: str, config: dict[str, Any]) -> Any:
 
     lstm.register()
     return getattr(transformers, source).from_config(transformers.AutoConfig.for_model(kind, **config))
+
+
+def write(directory: Path, shards: list[Shard], blocks: Any) -> dict[str, str]:
+    """Write all files, and return their digests by name."""
+    digests = {shard.name: write_one(Folder(directory), shard, blocks) for shard in shards}
+    return digests | write_index(directory, shards)
 
 
 def in_blocks(state: dict[str, torch.Tensor], count: int = 7) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster import stored_weights, weights_cache
+from cluster import stored_weights, stores, weights_cache
 from cluster.errors import UserError
 from jobs import lineage, parents
 from jobs.driver import storage
@@ -37,7 +37,7 @@ KEY = "bucket/models/run/1/model.safetensors"
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A store; caches are of this test."""
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(stored_weights, "PAUSE_S", 0.0)
+    monkeypatch.setattr(stores, "PAUSE_S", 0.0)
     with s3_server.running(monkeypatch) as server:
         yield server
 
@@ -242,6 +242,21 @@ def test_a_large_file_goes_in_parts_and_files_of_a_disk_do_too(tmp_path: Path, s
         assert content == block * 6
     assert server.parts > 1
     assert server.uploads == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("s3://key:secret@bucket/a@b/c?endpoint_override=host:9000", "s3://bucket/a@b/c"),
+        ("abfs://box:secret@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
+        ("abfs://:secret@account.blob.core.windows.net/box", "abfs://account.blob.core.windows.net/box"),
+        ("file:///a/b", "file:///a/b"),
+        ("/a?b/c@d", "/a?b/c@d"),
+    ],
+)
+def test_a_place_is_shown_without_a_password(place: str, shown: str) -> None:
+    assert stores.shown(place) == shown
+    assert stored_weights.Stored(place, "run/1", {}).uri("x") == f"{shown}/run/1/x"
 
 
 @pytest.mark.parametrize(
