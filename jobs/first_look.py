@@ -79,7 +79,7 @@ def _not_here(key: str, part: str, spec: JobSpec, base: Path) -> list[str]:
         return [note for each in several for note in _not_here(key, each, spec, base)][:NAMED]
     if remote_listing.is_uri(part) or part.startswith("hf://"):
         remote_listing.check_scheme(part)
-        return []
+        return [f"{key}: {part!r} lies behind a network, so it was not looked at"]
     part = part.removeprefix("file://")
     if listing.existing(part, base) is None:
         found = listing.of_glob(part, base)

@@ -93,10 +93,10 @@ def _vocabulary(spec: JobSpec, task: CausalLM, base: Path) -> tuple[int, list[st
     if options.source is not None:
         return len(tokenization.load(tokenization.located(options.source, base))), []
     if options.train == "char":
-        return CHARACTERS, [f"a vocabulary of {CHARACTERS} characters is assumed; model.config.vocab_size says another"]
+        return CHARACTERS, [f"a vocabulary of {CHARACTERS} characters is assumed; model.config.vocab_size sets it"]
     return options.vocab_size, [
         f"a vocabulary of {options.vocab_size:,} tokens is assumed (task.tokenizer.vocab_size); "
-        "model.config.vocab_size says another"
+        "model.config.vocab_size sets it"
     ]
 
 

@@ -162,8 +162,8 @@ def test_a_look_at_data_asks_no_store(tmp_path):
     def looked(where: str) -> list[str]:
         return first_look.look_at_data(spec(where, "causal-lm", sequence_length=16), tmp_path)
 
-    assert looked("s3://nowhere.invalid/x.jsonl") == []
-    assert looked("hf://datasets/a/b/*.parquet") == []
+    for where in ("s3://nowhere.invalid/x.jsonl", "hf://datasets/a/b/*.parquet", "hf://a/b:train"):
+        assert looked(where) == [f"data.train: {where!r} lies behind a network, so it was not looked at"]
     with pytest.raises(UserError, match=r"'https://host/a\.jsonl' is a URL that is not read"):
         looked("https://host/a.jsonl")
 
