@@ -37,6 +37,7 @@ def open_hub(identifier: str, range_bytes: int = RANGE_BYTES) -> Source:
     files = tuple(str(file["filename"]) for file in data.cache_files)
     size = sum(Path(file).stat().st_size for file in files)
     cuts = _cuts(len(data), size, range_bytes) if files else ()
+    cuts = cuts if cuts and len(data) == len(_whole(files)) else ()  # of a slice (train[90%:]) the files hold more
     return Source(
         f"hf://{identifier}",
         _digest(data),
@@ -65,13 +66,18 @@ def _part(files: tuple[str, ...], identifier: str, cut: Cut) -> Rows:
     Raises:
         UserError: they cannot be read.
     """
-    import datasets
-
     try:
-        data = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+        data = _whole(files)
     except OSError as error:
         raise UserError(f"data: cannot read hf://{identifier} on: {error}") from error
     return _rows(_as_files(data.select(range(cut.start, cut.end))), identifier, cut.start)
+
+
+def _whole(files: tuple[str, ...]) -> Any:
+    """Return all that the client's files hold, as a data set."""
+    import datasets
+
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
 
 
 def _rows(data: Any, identifier: str, first: int) -> Rows:

@@ -49,6 +49,17 @@ def test_parts_are_the_rows_of_the_whole_wherever_they_are_read(where: str, tmp_
     assert not shares.sees(share), "a machine without the client's files leaves them to the driver"
 
 
+def test_a_slice_is_read_as_the_rows_that_it_is(where: str, tmp_path: Path) -> None:
+    for slices in (["train[:90%]", "train[90%:]"], ["train[10%:]+train[:10%]"]):
+        names = [f"{where}:{each}" for each in slices]
+        whole, source = open_source(names, tmp_path), open_source(names, tmp_path, PLAIN, 1_000)
+        parts = ranges_of(source, get("causal-lm")(), None, Sizes(1_000))
+        found = [row["text"] for part in parts for single in part.singles for row in single.read() if "text" in row]
+        assert found == [row["text"] for row in whole.read() if "text" in row]
+        assert len(found) == 500
+        assert source.notes == (), "nothing is taken for the same twice"
+
+
 def test_files_of_the_hub_are_read_by_ranges_at_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": f"row {n}", "pad": "x" * 500 + str(n)} for n in range(4000)]
     table = pa.Table.from_pylist(rows)
