@@ -176,6 +176,12 @@ def check_folder(spec: JobSpec, source: str, folder: Path, base: Path, whole: bo
         )
     if whole:
         model_folder.refuse(what, model_folder.damage(folder))
+        described = ("config.json", "tandem.json", "adapter_config.json")
+        if next(folder.glob("*.safetensors"), None) and not any((folder / name).is_file() for name in described):
+            raise UserError(
+                f"{what} holds weights, and no config.json that says of what model: name the model's own folder; of "
+                "weights that `model.export` put elsewhere, that is `model/` in the folder of the run"
+            )
     if (folder / "config.json").is_file():
         task = get(spec.task.name, base)(spec.task.options)
         task.check_parent(folder, spec.model.config)

@@ -64,7 +64,8 @@ def publish(
     made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
     if (stored := stored_weights.read(model)) is not None:
         made["weights"] = stored.uri()
-        progress.say(f"its weights are in {stored.uri()}: {len(stored.files)} files, {stored.bytes:,} bytes")
+        files = "1 file" if len(stored.files) == 1 else f"{len(stored.files)} files"
+        progress.say(f"its weights are in {stored.uri()}: {files}, {stored.bytes:,} bytes")
     if register is not None:
         try:
             version = registry.register(register.model, model, run_id=run_id, alias=register.alias)

@@ -111,14 +111,14 @@ def test_values_that_make_no_model_are_refused() -> None:
 
 def test_validate_lists_what_is_wrong_with_data_and_model_at_once(tmp_path: Path) -> None:
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
-    data = {"train": ["absent.jsonl", "notes.pdf"], "eval": "s3://bucket/x.jsonl"}
+    data = {"train": ["absent.jsonl", "notes.pdf"], "eval": "https://host/x.jsonl"}
     model = {"architecture": "llama", "config": {"hiden_size": 8}}
     written = {"name": "x", "phase": "pretrain", "task": "causal-lm", "training": {"steps": 1}}
     (tmp_path / "spec.yaml").write_text(json.dumps({**written, "model": model, "data": data}))
     done = CliRunner().invoke(cli.app, ["validate", str(tmp_path / "spec.yaml")])
     assert isinstance(done.exception, UserError)
     wrong = str(done.exception).splitlines()
-    assert [said in line for said, line in zip(["'hiden_size'", "notes.pdf has an", "s3://"], wrong, strict=True)] == (
+    assert [said in line for said, line in zip(["'hiden_size'", "notes.pdf has", "https://"], wrong, strict=True)] == (
         [True] * 3
     )
 
@@ -131,3 +131,10 @@ def test_validate_says_what_data_is_not_here(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.exception
     left = f"nothing matches 'absent.jsonl' on this machine (looked from {tmp_path}), so it was not looked at"
     assert done.stderr == f"note: data.train: {left}\n"
+
+
+def test_weights_without_a_config_are_no_model(tmp_path):
+    (tmp_path / "weights").mkdir()
+    save_file({}, tmp_path / "weights/model.safetensors")
+    with pytest.raises(UserError, match=r"model\.from: weights holds weights, and no config\.json"):
+        parents.preflight(spec("weights"), tmp_path)
