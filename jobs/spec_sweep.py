@@ -294,6 +294,10 @@ def _not_for_sweeps(path: str, has_eval: bool) -> str | None:
         return "is the same for all trials of a sweep: make a sweep for each"
     if section in SAME_RESULT or (section == "training" and key.split(".")[0] in SAME_RESULT_IN_TRAINING):
         return "decides nothing about the result that trials are compared by"
+    if path == "model.export":
+        return "trials export nothing to a store: train once more with the best values, and with `model.export`"
+    if path == "data.start_early":
+        return "trials begin when their data is encoded, which they share: leave it out"
     if section == "data" and (key in HELD_OUT or not has_eval):
         way = "" if key in HELD_OUT else "; give the held-out rows a source of their own, `data.eval`"
         return f"decides which rows are held out: trials would be measured on different ones{way}"

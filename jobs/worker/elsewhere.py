@@ -156,6 +156,7 @@ def begun(
     if first and (root is not None or noted(folder)):
         check_newest()
         remove_left(folder)
+    known = frozenset(noted(folder)) if first else frozenset[tuple[str, str]]()
     if root is None:
         yield None
     else:
@@ -166,22 +167,25 @@ def begun(
             yield Elsewhere(root, name)
         except BaseException:
             if first:
-                remove_left(folder)
+                remove_left(folder, {(root, name)})
             raise
     if first:
-        remove_left(folder)
+        remove_left(folder, known)
 
 
-def remove_left(folder: RunFolder) -> None:
+def remove_left(folder: RunFolder, among: Set[tuple[str, str]] | None = None) -> None:
     """Remove what exports of a run have left in a store, but for the weights that its model has.
 
     What cannot be removed stays noted for the next attempt, and is said.
+
+    Args:
+        among: only of these, as `noted` returns them: what is noted later, a newer attempt is writing; None: all.
     """
     stored = stored_weights.read(folder.model)
     kept = None if stored is None else (stored.store, stored.folder)
     left = []
     for each in noted(folder):
-        if each == kept:
+        if each == kept or (among is not None and each not in among):
             left.append(each)
             continue
         try:

@@ -129,6 +129,8 @@ def test_a_sweep_is_checked_like_its_trials() -> None:
         ("training.warmup_steps: {choices: [5, 30]}", "choices.1`: 30 cannot be its value"),
         ("training.learning_rate: {min: 1e-2, max: 1e-4}", "the range is empty"),
         ("resources.workers: {choices: [1, 2]}", "decides nothing about the result"),
+        ("model.export: {choices: [/a, /b]}", "trials export nothing to a store"),
+        ("data.start_early: {choices: [true, false]}", "trials begin when their data is encoded"),
         ("training.micro_batch_size: {choices: [1, 2]}", "decides nothing about the result"),
         ("data.split_seed: {choices: [1, 2]}", "decides which rows are held out"),
         ("data.max_examples: {choices: [100, 200]}", "give the held-out rows a source of their own"),
@@ -217,5 +219,7 @@ def test_the_digest_of_other_jobs_is_what_it_was_before_there_were_sweeps() -> N
     for key in ("deepspeed", "micro_batch_size", "gradient_checkpointing", "compile", "optimizer", "parallel"):
         del whole["training"][key]
     whole["task"] = decisive(whole["task"])
-    del whole["predict"], whole["data"]["predict"], whole["data"]["duplicates"], whole["data"]["mixture"]
+    del whole["predict"], whole["data"]["predict"], whole["model"]["export"]
+    for key in ("duplicates", "mixture", "start_early"):
+        del whole["data"][key]
     assert spec.digest() == hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -302,3 +302,25 @@ def test_what_exports_have_left_is_removed_but_for_the_model_s_own(decoder: Path
     elsewhere.remove_left(run)
     assert elsewhere.noted(run) == [(root, "run/1")]
     assert [key for key in server.objects if not key.endswith("/")] == [KEY]
+
+
+def test_an_export_that_was_superseded_leaves_alone_what_the_newer_one_writes(decoder: Path, server: S3Server) -> None:
+    from jobs.run_folder import RunFolder
+
+    run, root = RunFolder(decoder.parent / "a-run"), server.uri("bucket/models")
+    run.path.mkdir()
+    newer, theirs = (root, "a-run/newer"), "bucket/models/a-run/newer/model.safetensors"
+
+    def superseded() -> None:
+        with elsewhere.begun(root, run, True, lambda: None) as place:
+            assert place is not None
+            with place.stream("model.safetensors") as file:
+                file.write(b"whole")
+            server.objects[theirs] = b"half"
+            elsewhere.note(run, [*elsewhere.noted(run), newer])
+            raise KeyError("as check_newest does")
+
+    with pytest.raises(KeyError, match="check_newest"):
+        superseded()
+    assert elsewhere.noted(run) == [newer]
+    assert [key for key in server.objects if "/a-run/" in key and not key.endswith("/")] == [theirs]
