@@ -52,6 +52,7 @@ def train_phase(job: Job) -> dict[str, Any]:
         raise Stopped
     if early and not prepared.is_whole:
         prepared = _told(job, early.whole())
+        _say_passes(job, prepared)
     progress.say(figures.trained(evaluations))
     task = prepared.task(job.spec)
     job.folder.add_remarks(task.verdict(evaluations.get("final", {})))
