@@ -113,7 +113,8 @@ def test_only_job_drivers_are_waited_for(started: Started) -> None:
     begun = time.monotonic()
     processes.wait_for_job_drivers(started.find, timeout_s=60)
     assert time.monotonic() - begun < 30
-    started.python("import time; time.sleep(1)", **{MARKER: started.id, JOB_MARKER: "{}"})
+    ends = "import time; print('ready', flush=True); time.sleep(1)"  # a process just begun shows no variables yet
+    assert line(started.python(ends, **{MARKER: started.id, JOB_MARKER: "{}"})) == "ready"
     processes.wait_for_job_drivers(started.find, timeout_s=60)
     assert len(started.find()) == 1
 
