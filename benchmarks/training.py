@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default 2)")
     parser.add_argument("--rows", type=int, default=16, help="rows of 256 tokens in a step (default 16)")
     options = parser.parse_args()
+    if options.steps < WARM_UP + 3:
+        parser.error(f"--steps {options.steps}: the first {WARM_UP} only warm up, so at least {WARM_UP + 3} are needed")
     work = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
     os.environ["TANDEM_HOME"] = str(work)
 
