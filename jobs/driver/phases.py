@@ -81,6 +81,8 @@ def _say_passes(job: Job, prepared: Prepared) -> None:
 
 def profile_phase(job: Job) -> dict[str, Any]:
     """Run a training job's first steps under torch's profiler; leave each rank's trace and table, and no model."""
+    if job.spec.data.start_early:
+        progress.say("data.start_early: a profile prepares all data first, and visits rows in the order of other runs")
     prepared = _prepare(job)
     assert job.spec.training is not None
     zero.read_named(job.spec.training, job.base)
