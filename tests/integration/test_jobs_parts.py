@@ -43,7 +43,7 @@ PARENTS = {
 IN_PARTS = (
     "new,none,fp32", "new,none,bf16", "llama,none,fp32", "llama-tied,none,bf16", "gpt2,none,fp32",
     "llama,all-linear,fp32", "llama,head,bf16", "gpt2,attention,fp32",
-    "llama,none,bf16,offload", "new,none,fp32,ahead",
+    "llama,none,bf16,offload", "new,none,fp32,ahead", "new,none,bf16,ahead,unheld",
 )  # fmt: skip
 REPLICATED = (
     "new,none,bf16,stage1", "llama,none,bf16,stage2", "llama,all-linear,bf16,stage1", "llama-tied,none,fp32,stage2",

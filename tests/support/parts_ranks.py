@@ -2,10 +2,11 @@
 
 python tests/support/two_ranks.py parts_ranks FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
-A case may go on with `offload`, `damaged`, `ahead`, or `stage1` or `stage2`; else it is stage 3. With `stored` its
-weights go to the store that TANDEM_TEST_STORE names; `refused`: to a bucket that takes nothing. With `full` rank 0's
-disk takes no file of half the parent's size while the model is written. With `preferences` the ranks only make the
-reference's columns, of the data in <PARENT>-preferences.prepared, in its folder `reference-group`.
+A case may go on with `offload`, `damaged`, `ahead`, or `stage1` or `stage2`; else it is stage 3. With `unheld` no rows
+are held out. With `stored` its weights go to the store that TANDEM_TEST_STORE names; `refused`: to a bucket that takes
+nothing. With `full` rank 0's disk takes no file of half the parent's size while the model is written. With
+`preferences` the ranks only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder
+`reference-group`.
 
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
 and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written. Each
@@ -125,8 +126,9 @@ def train(case: str, rank: int, folder: Path) -> None:
     remarks = begun.said + start.look(spec, task, engine.model.module, rows.columns)
     leave(engine.state_dict(), folder / case / "begun")
     watchdog = Watchdog(place.stacks("a", rank), 600, Pulse(place.pulse("a", rank), "node"))
+    held_out = rows_of(prepared, [] if "unheld" in case else prepared.eval_files)
     worker = setup.Worker(
-        spec, spec.training, precision, task, engine, rows, rows_of(prepared, prepared.eval_files), place, None,
+        spec, spec.training, precision, task, engine, rows, held_out, place, None,
         Saver(Store(str(folder / case)), "a", rank, 2, Keep(), notes=GroupNotes()), watchdog,
         Injector(place, rank), STEPS, 1, stage_of(case), model_directory=parent,
     )  # fmt: skip
@@ -137,8 +139,9 @@ def train(case: str, rank: int, folder: Path) -> None:
     leave(engine.state_dict(), folder / case / "trained")
     if "stage" in case:
         go_on(worker, config, parent)
-    sums = proof.measure_live(worker, worker.eval_rows, spec.data.eval_max_rows)
-    worker.evaluations["final"] = task.summarise(sums)
+    if len(held_out):
+        sums = proof.measure_live(worker, held_out, spec.data.eval_max_rows)
+        worker.evaluations["final"] = task.summarise(sums)
     limit = (folder / case.split(",")[0] / "model.safetensors").stat().st_size // 2 if "full" in case else -1
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
