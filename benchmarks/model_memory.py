@@ -1,7 +1,7 @@
 """Peak memory of each rank of a training, by phase; another commit's beside.
 
     python benchmarks/model_memory.py [--sizes 400M 1B] [--ranks 2] [--against CHECKOUT] [--precision fp32] [--stage 3]
-        [--until construct]
+        [--until construct] [--tokens 64]
 
 A Llama with random weights begins, learns two steps, is saved and exported; then new processes resume it and learn.
 Peaks are of resident memory (VmHWM, which the kernel begins anew for each phase), the largest of the ranks; `state` is
@@ -48,24 +48,23 @@ def parameters(size: dict[str, int]) -> int:
     return 2 * VOCABULARY * hidden + size["num_hidden_layers"] * layer + hidden
 
 
-def spec_of(size: str, precision: str, stage: int) -> dict[str, Any]:
+def spec_of(size: str, precision: str, stage: int, tokens: int) -> dict[str, Any]:
     """Return what is trained."""
     return {
         "name": "memory",
         "phase": "pretrain",
-        "task": {"name": "causal-lm", "sequence_length": 64, "tokenizer": {"train": "bpe", "vocab_size": 300}},
+        "task": {"name": "causal-lm", "sequence_length": tokens, "tokenizer": {"train": "bpe", "vocab_size": 300}},
         "data": {"train": "x.jsonl"},
         "model": {"architecture": "llama", "config": {**SIZES[size], "vocab_size": VOCABULARY}},
         "training": {"steps": 2, "global_batch_size": 2, "precision": precision, "deepspeed": {"zero_stage": stage}},
     }
 
 
-def prepared(folder: Path, size: str, precision: str, stage: int, zero: str) -> None:
+def prepared(folder: Path, spec: dict[str, Any], zero: str) -> None:
     """Leave the spec, its rows, and what DeepSpeed is told besides, in a folder."""
     from jobs.data.prepare import prepare
     from jobs.spec import JobSpec
 
-    spec = spec_of(size, precision, stage)
     (folder / "spec.json").write_text(json.dumps(spec))
     (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": f"{n} men went to mow. " * 9}) for n in range(200)))
     found = prepare(JobSpec.model_validate(spec), folder, folder / "s", parent=None, on_progress=lambda *_: None)
@@ -116,7 +115,7 @@ def measure(name: str, checkout: Path, size: str, options: argparse.Namespace) -
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "run").mkdir()
-        prepared(folder, size, precision, stage, options.zero)
+        prepared(folder, spec_of(size, precision, stage, options.tokens), options.zero)
         count = parameters(SIZES[size])
         setting = memory.Setting(stage, "none", precision, world, on_gpu=False)
         need = memory.need(Facts(size, count, count, 0, 0, count), setting)
@@ -142,6 +141,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--stage", type=int, choices=[1, 2, 3], default=3)
+    parser.add_argument("--tokens", type=int, default=64, help="in the row that each rank learns from (default 64)")
     parser.add_argument("--zero", default="{}", help="JSON: settings of DeepSpeed's zero_optimization")
     parser.add_argument("--against", type=Path, help="a checkout of another commit, measured beside")
     parser.add_argument("--until", choices=PHASES, help="end after this phase, and resume nothing")

@@ -17,6 +17,7 @@ from jobs.spec import TrainingSpec
 from jobs.worker import (
     buffers,
     deepspeed_internals,
+    heap,
     optimizers,
     partition,
     recomputing,
@@ -46,6 +47,7 @@ class Engine:
             model: on the CPU, in fp32; on the meta device where its weights are known by the slice.
             fill: fills them in then.
         """
+        heap.lean()
         deepspeed = import_deepspeed()
         self._config = config
         self.sliceable = zero.sliceable(config)
@@ -73,6 +75,8 @@ class Engine:
         """What is on NVMe, by the id of the optimizer's tensor that it belongs to."""
         self._clip = training.clip
         self._norm: torch.Tensor | None = None
+        self._moments_made = False
+        """Whether a first update has made all that stays."""
         deepspeed_internals.replace_clipping(self.model, self._clip_and_note)
         self._alone = not self.model.zero_optimization()
         """Whether every rank holds all of the training state."""
@@ -129,9 +133,13 @@ class Engine:
         Of gradients that are not finite, ZeRO applies none and says nothing; without ZeRO they spoil the weights. The
         caller looks at `gradient_norm`.
         """
-        if self._alone and not self._clip and self.model.is_gradient_accumulation_boundary():
+        updates = self.model.is_gradient_accumulation_boundary()
+        if self._alone and not self._clip and updates:
             self._clip_and_note()  # DeepSpeed does not where there is nothing to clip
         self.model.step()
+        if updates and not self._moments_made:
+            self._moments_made = True
+            heap.fast()
 
     def average_buffers(self) -> None:
         """Make the ranks' running statistics the same, after a step. Collective."""

@@ -23,6 +23,7 @@ def export_weights(worker: Worker) -> None:
     """Write the trained model below the run's folder, with the evaluations beside it. Collective."""
     worker.injector.inject("export", worker.steps)
     trained = proof.of_trained(worker)
+    heap.lean()
     worker.engine.settle()  # after the pass that this has made, where nothing is held out
     lora = worker.spec.model.lora
     if lora is not None and not lora.merge:
