@@ -7,8 +7,9 @@ compiled too. All train the same random Llama on the same number of tokens in th
 same DeepSpeed configuration, in processes of one thread. The rounds alternate, so that the machine's own drift hits all
 alike; a rate is the median step's. The cluster is up meanwhile: what it takes of the cores, it takes of all.
 
-Printed: tokens/s of each, Tandem's ratio to the others, seconds from submission to the first step, and what logging
-costs: the time of an append over that of a step, and the rate with tracking over the rate without.
+Printed: tokens/s of each, Tandem's ratio to the others, seconds from submission to the first step's beginning and end,
+what processes that do not compute took meanwhile of one core (Ray's, MLflow's, this one), and what logging costs: the
+time of an append over that of a step, and the rate with tracking over the rate without.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from others import Others
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -96,13 +98,14 @@ def main() -> None:
 
     local.up(cpus=4, progress=lambda message: print(message, file=sys.stderr))
     try:
-        measured = measure(options, work)
+        with Others() as others:
+            measured = measure(options, work, others)
     finally:
         local.down()
     show(measured, options)
 
 
-def measure(options: argparse.Namespace, work: Path) -> dict[str, list[float]]:
+def measure(options: argparse.Namespace, work: Path, others: Others) -> dict[str, list[float]]:
     """Alternate the contestants; return tokens/s, and the other figures, of every round."""
     measured: dict[str, list[float]] = {}
 
@@ -112,11 +115,15 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, list[float]]:
 
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-        times, first_step_s = tandem_job(work, options)
-        note("tandem", rate(times, options))
-        note("submit to first step, s", first_step_s)
+        job = tandem_job(work, options)
+        note("tandem", rate(job.times_s, options))
+        note("submit to first step, s", job.first_step_s)
+        note("submit to first step's beginning, s", job.first_step_s - job.times_s[0])
+        note("beside tandem", others.percent(job.steady, job.last_step, options.workers))
         for name, (script, told) in RIVALS.items():
-            note(name, rate(torchrun(script, told, options), options))
+            times = torchrun(script, told, options)
+            note(name, rate(times, options))
+            note(f"beside {name}", others.percent(time.time() - sum(times[WARM_UP:]), time.time(), options.workers))
         note(UNTRACKED, rate(untracked(work, options), options))
         note("append, µs", 1e6 * append_s(work))
     return measured
@@ -127,8 +134,23 @@ def rate(step_times_s: list[float], options: argparse.Namespace) -> float:
     return options.rows * LENGTH / statistics.median(step_times_s[WARM_UP:])
 
 
-def tandem_job(work: Path, options: argparse.Namespace) -> tuple[list[float], float]:
-    """Submit the job as a user would, with MLflow; return its step times and the seconds to its first step."""
+class Job(NamedTuple):
+    """What a job took."""
+
+    times_s: list[float]
+    first_step_s: float
+    """From its submission to the end of the first step."""
+    last_step: float
+    """When that ended, in seconds since the epoch."""
+
+    @property
+    def steady(self) -> float:
+        """When the warm-up ended."""
+        return self.last_step - sum(self.times_s[WARM_UP:])
+
+
+def tandem_job(work: Path, options: argparse.Namespace) -> Job:
+    """Submit the job as a user would, with MLflow."""
     from jobs import submit
 
     path = work / "bench.yaml"
@@ -138,7 +160,8 @@ def tandem_job(work: Path, options: argparse.Namespace) -> tuple[list[float], fl
     if outcome.status != "SUCCEEDED":
         raise SystemExit("\n".join(outcome.log))
     records = spooled(Path(outcome.result["directory"]).parent)
-    return [r["metrics"]["step_time_s"] for r in records], records[0]["time_ms"] / 1000 - began
+    times = [record["metrics"]["step_time_s"] for record in records]
+    return Job(times, records[0]["time_ms"] / 1000 - began, records[-1]["time_ms"] / 1000)
 
 
 def spooled(run: Path) -> list[dict[str, Any]]:
@@ -207,7 +230,11 @@ def show(measured: dict[str, list[float]], options: argparse.Namespace) -> None:
         print(f"  tandem / {other:<24} {statistics.median(ratios):.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
     step_s = options.rows * LENGTH / statistics.median(measured["tandem"])
     append = statistics.median(measured["append, µs"])
-    print(f"  submit to first step       {statistics.median(measured['submit to first step, s']):.1f} s")
+    for name in ("tandem", *RIVALS):
+        print(f"  others beside {name:<12} {statistics.median(measured[f'beside {name}']):>8.1f} % of a core")
+    first_s, began_s = (measured[f"submit to first step{what}, s"] for what in ("", "'s beginning"))
+    print(f"  submit to first step       begins after {statistics.median(began_s):.1f} s, ends after ", end="")
+    print(f"{statistics.median(first_s):.1f} s; the cluster's first job {began_s[0]:.1f}, {first_s[0]:.1f} s")
     print(f"  logging on the step's path {append:.0f} µs of {1e3 * step_s:.0f} ms = {1e-4 * append / step_s:.4f} %")
 
 
