@@ -18,7 +18,7 @@ import torch
 
 from cluster.errors import UserError
 from jobs.spec import TrainingSpec
-from jobs.worker.zero import SWAP_BUFFERS
+from jobs.worker.zero import PERSISTENT, SWAP_BUFFERS
 
 
 def folder(path: str, key: str, attempt: str, rank: int) -> Path:
@@ -64,12 +64,21 @@ def files_of(settings: Mapping[str, Any], model: torch.nn.Module, dtype: torch.d
     Args:
         settings: `zero_optimization` of DeepSpeed's configuration.
         dtype: of the weights.
+
+    Raises:
+        UserError: parameters are to be, and all are too small.
     """
     on_nvme = {key for key in ("offload_optimizer", "offload_param") if settings[key]["device"] == "nvme"}
     states = [each.numel() for each in model.parameters() if each.requires_grad]
+    large = [each.numel() for each in model.parameters() if each.numel() > PERSISTENT]
+    if "offload_param" in on_nvme and not large:
+        raise UserError(
+            f"training.deepspeed.offload_parameters: nvme has no effect: no parameter of this model has more than "
+            f"{PERSISTENT:,} elements, and smaller ones stay in memory; leave it out"
+        )
     return Files(
         states if "offload_optimizer" in on_nvme else [],
-        2 * dtype.itemsize * sum(each.numel() for each in model.parameters()) if "offload_param" in on_nvme else 0,
+        2 * dtype.itemsize * sum(large) if "offload_param" in on_nvme else 0,
     )
 
 

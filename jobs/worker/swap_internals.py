@@ -17,9 +17,7 @@ import torch
 
 from cluster.internals import Internal
 from jobs.worker import parameter_files
-
-SMALLEST = 1 << 20
-"""Bytes. Smaller parts stay in memory, with parameters as with optimizer states."""
+from jobs.worker.zero import PERSISTENT
 
 ENTRIES = (
     Internal(
@@ -29,7 +27,7 @@ ENTRIES = (
         "`safe_get_local_fp32_param` and its like work without reading a sub-group for each parameter",
     ),
     Internal(
-        "zero.Init(param_swapper=…), Parameter.nvme_swapper; Parameter.ds_id, ds_persist, ds_tensor.final_location",
+        "zero.Init(param_swapper=…), Parameter.nvme_swapper; Parameter.ds_id, ds_tensor.final_location",
         "DeepSpeed reads and writes parameters on NVMe by calling the methods of an object that it is given",
         "no job can have its parameters on NVMe",
         "DeepSpeed's own swapper looks at what it has read, reads ahead without failing, and needs no count of buffers",
@@ -75,12 +73,10 @@ class ParameterFiles:
         self._folder = Path(tempfile.mkdtemp(prefix="parameters-", dir=folder))
 
     def take(self, parameter: Any) -> None:
-        """Put a parameter's part (N,), which is in memory, into a file, unless it is small or always gathered."""
-        part = parameter.ds_tensor
-        if parameter.ds_persist or part.numel() * part.element_size() < SMALLEST:
-            return
-        part.final_location = "nvme"
-        self.swap_out_and_release([parameter])
+        """Put a parameter's part (N,), which is in memory, into a file, unless it may stay gathered."""
+        if parameter.ds_numel > PERSISTENT:
+            parameter.ds_tensor.final_location = "nvme"
+            self.swap_out_and_release([parameter])
 
     def read(self, parameter: Any) -> torch.Tensor:
         """Return a parameter's part, (N,): a tensor of its own.

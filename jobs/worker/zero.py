@@ -23,6 +23,9 @@ DeepSpeed's own are 1e9, 1e9, 5e7, 5e8 and 1e9, with which a rank of a smaller m
 """
 
 
+PERSISTENT = 100_000
+"""Elements of a parameter that stays gathered at stage 3, and in memory where others are in files: DeepSpeed's own."""
+
 SWAP_BUFFERS = 4
 """Of the largest sub-group each, for offload to NVMe: its masters, both moments and its gradients."""
 
@@ -143,4 +146,5 @@ def _zero(training: TrainingSpec, on_gpu: bool) -> dict[str, Any]:
         zero["sub_group_size"] = 1
     if training.deepspeed.offload_parameters == "nvme":
         zero["offload_param"] |= {"nvme_path": training.deepspeed.nvme_path, "max_in_cpu": 0}
+        zero["stage3_param_persistence_threshold"] = PERSISTENT
     return zero

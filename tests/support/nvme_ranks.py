@@ -24,7 +24,7 @@ from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.recorded import record
 from jobs.worker.zero import deepspeed_config, with_swap_folder
 
-STEPS, SAVED_AT, MICRO_BATCHES, WIDTH = 4, 2, 2, 1100
+STEPS, SAVED_AT, MICRO_BATCHES, WIDTH = 4, 2, 2, 800
 
 
 class Wide(torch.nn.Module):
