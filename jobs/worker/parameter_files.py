@@ -5,6 +5,7 @@ They go through the kernel's cache, which takes memory that nobody else wants, a
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,10 @@ def _all_of(path: Path, part: torch.Tensor, flags: int, move: Callable[[int, mem
         while done < len(memory):
             moved = move(file, memory[done:], done)
             if not moved:
-                raise OSError(f"{path} has {done:,} bytes, not the {len(memory):,} of a part of a parameter")
+                raise OSError(errno.EIO, f"{done:,} bytes, not the {len(memory):,} of a part of a parameter")
             done += moved
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(file)
