@@ -268,19 +268,21 @@ def _held_whole(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
 
 
 def _on_nvme(training: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
-    """Yield what nobody has shown to be right with optimizer states on NVMe."""
-    if _section(training, "deepspeed").get("offload") != "nvme":
+    """Yield what nobody has shown to be right with optimizer states or parameters on NVMe."""
+    deepspeed = _section(training, "deepspeed")
+    keys = [key for key in ("offload", "offload_parameters") if deepspeed.get(key) == "nvme"]
+    if not keys:
         return
-    states = "with `training.deepspeed.offload: nvme`"
+    states = f"with `training.deepspeed.{keys[0]}: nvme`"
     if training.get("optimizer") == "muon":
-        yield ("training", "optimizer"), f"muon is not offered {states}: take adamw, or offload: cpu"
+        yield ("training", "optimizer"), f"muon is not offered {states}: take adamw, or {keys[0]}: cpu"
     if training.get("micro_batch_size") == "auto":
         yield (
             ("training", "micro_batch_size"),
-            f"auto is not offered {states}: gradients of a trial would be in the files; give a number",
+            f"auto is not offered {states}: what a trial leaves would be in the files; give a number",
         )
     if training.get("compile") is True:
-        yield ("training", "compile"), f"is not offered {states}: leave it out, or take offload: cpu"
+        yield ("training", "compile"), f"is not offered {states}: leave it out, or take {keys[0]}: cpu"
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -143,9 +143,11 @@ class DeepSpeedSpec(Strict):
     stage whose planned memory fits what a worker has, decided when the run begins."""
     offload: Literal["none", "cpu", "nvme"] = "none"
     """Where optimizer states (and at stage 3 parameters) live when they do not fit the accelerator; not at stage 0.
-    nvme, at stage 3: optimizer states in files below `nvme_path`, parameters in the host's memory."""
+    nvme, at stage 3: optimizer states in files below `nvme_path`."""
+    offload_parameters: Literal["cpu", "nvme"] = "cpu"
+    """Where parameters live at stage 3 with `offload`: the host's memory, or files below `nvme_path`."""
     nvme_path: Text | None = None
-    """A folder on a fast disk of each node, for offload: nvme. Each run makes a folder of its own in it."""
+    """A folder on a fast disk of each node, for what is on NVMe. Each run makes a folder of its own in it."""
 
     @model_validator(mode="after")
     def _something_to_offload(self) -> DeepSpeedSpec:
@@ -155,11 +157,24 @@ class DeepSpeedSpec(Strict):
             raise ValueError(
                 f"offload: nvme is for zero_stage: 3, not {self.zero_stage}; offload: cpu is for 1 and 2 too"
             )
-        if (self.offload == "nvme") != (self.nvme_path is not None):
-            raise ValueError("offload: nvme and nvme_path: /a/folder/on/a/fast/disk go together; give both or neither")
+        if self.offload_parameters == "nvme" and (self.zero_stage != 3 or self.offload == "none"):
+            raise ValueError(
+                "offload_parameters: nvme is for zero_stage: 3 with offload: cpu or nvme, not "
+                f"zero_stage: {self.zero_stage} with offload: {self.offload}"
+            )
+        if self.on_nvme != (self.nvme_path is not None):
+            raise ValueError(
+                "offload: nvme or offload_parameters: nvme, and nvme_path: /a/folder/on/a/fast/disk, go together; give "
+                "both or neither"
+            )
         if self.nvme_path is not None and not self.nvme_path.startswith("/"):
             raise ValueError(f"nvme_path: {self.nvme_path} is a place on every node: give its whole path, from / on")
         return self
+
+    @property
+    def on_nvme(self) -> bool:
+        """Whether anything is in files."""
+        return "nvme" in (self.offload, self.offload_parameters)
 
 
 class ParallelSpec(Strict):

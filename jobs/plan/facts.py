@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from jobs.worker.zero import PERSISTENT
+
 HEAP = 32 << 20
 """Bytes from which glibc gives memory back as soon as it is freed (DEFAULT_MMAP_THRESHOLD_MAX); smaller pieces stay."""
 
@@ -54,6 +56,8 @@ class Facts:
     """Trained elements of parameters whose fp32 gradient is smaller than HEAP."""
     tensors: int = 0
     """How many parameters."""
+    persistent: int = 0
+    """Elements of parameters so small that they stay in memory where others are in files."""
 
     @property
     def frozen(self) -> int:
@@ -77,6 +81,7 @@ def of(model: torch.nn.Module) -> Facts:
         largest=max((each.numel() for each in parameters), default=0),
         small=sum(each.numel() for each in parameters if each.requires_grad and 4 * each.numel() < HEAP),
         tensors=len(parameters),
+        persistent=sum(each.numel() for each in parameters if each.numel() <= PERSISTENT),
         decoder=_decoder(base),
     )
 

@@ -12,7 +12,8 @@ T elements are trained, F frozen, over W ranks. Bytes (jobs/worker/zero.py, jobs
     3, fp32   4 (T+F)/W      4 T/W      –        8 T/W
 
 The dash: the weights are what the optimizer changes; where it is on the host of a GPU (offload at stages 1 and 2) there
-are masters, 4 T/W. tests/integration/test_jobs_plan_engine.py holds this table against engines.
+are masters, 4 T/W. So there are where weights are on NVMe, which are no part of this then, but for small ones.
+tests/integration/test_jobs_plan_engine.py holds this table against engines.
 
 The account is that of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), whose example has 2 + 2 + 12 bytes a parameter;
 here gradients are summed in fp32. What comes and goes beside that is in jobs/plan/passes.py.
@@ -51,15 +52,16 @@ def need(facts: Facts, setting: Setting) -> Need:
 
 def settings(of: Setting) -> list[Setting]:
     """Return the choices of stage and offload; where the memory is the host's own, offload moves nothing."""
-    plain = [replace(of, stage=stage, offload="none") for stage in (0, 1, 2, 3)]
+    plain = [replace(of, stage=stage, offload="none", in_files=False) for stage in (0, 1, 2, 3)]
     offloaded = [replace(each, offload="cpu") for each in plain if of.on_gpu and each.stage]
-    return plain + offloaded + [of] * (of.stage > 0 and of.offload != "none" and not of.on_gpu)
+    as_asked = of.in_files or (of.stage > 0 and of.offload != "none" and not of.on_gpu)
+    return plain + offloaded + [of] * as_asked
 
 
 def recommended(needs: list[tuple[Setting, Need]], memory_bytes: int) -> Setting | None:
-    """Return the lowest stage that fits, without offload if there is one; None: nothing fits."""
+    """Return the lowest stage that fits, without files and offload if there is one; None: nothing fits."""
     fitting = [setting for setting, found in needs if found.fits(memory_bytes)]
-    return min(fitting, key=lambda setting: (setting.offload != "none", setting.stage), default=None)
+    return min(fitting, key=lambda each: (each.in_files, each.offload != "none", each.stage), default=None)
 
 
 def activations(decoder: Decoder, setting: Setting) -> int:
@@ -78,7 +80,7 @@ def _state(facts: Facts, setting: Setting) -> Need:
         return Need(weights=whole, gradients=summed * trained, masters=masters, moments=8 * mine)
     if setting.stage == 2:
         return Need(weights=whole, gradients=4 * mine, masters=masters, moments=8 * mine)
-    parted = setting.stored * setting.share(facts.parameters)
+    parted = setting.stored * setting.share(facts.persistent if setting.in_files else facts.parameters)
     return Need(weights=parted, gradients=4 * mine, masters=masters, moments=8 * mine)
 
 

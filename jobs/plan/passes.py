@@ -174,7 +174,8 @@ def _during(facts: Facts, setting: Setting) -> int:
         return 2 * facts.parameters if setting.precision == "bf16" else 0
     if setting.stage == 3:
         live = LIVE if setting.on_gpu else SMALL_BUCKETS["stage3_max_live_parameters"]
-        gathered = 0 if setting.world_size == 1 else min(facts.parameters, live + facts.largest)
+        there = setting.world_size == 1 and not setting.in_files
+        gathered = 0 if there else min(facts.parameters, live + facts.largest)
         return setting.width * (gathered + _bucket(facts, setting))
     return _buckets(facts, setting) if setting.on_gpu and not _sums_whole(setting) else 0
 

@@ -247,7 +247,7 @@ def outlook(made: Plan, time_ms: int, saves: bool = True) -> Outlook:
 def _stage(setting: memory.Setting) -> str:
     if setting.stage < 0:
         return "a DeepSpeed JSON"
-    return f"ZeRO {setting.stage}{', offload' if setting.offload == 'cpu' else ''}"
+    return f"ZeRO {setting.named}"
 
 
 def _unknown(made: Plan) -> list[str]:
@@ -293,9 +293,10 @@ def precision_of(training: TrainingSpec, device: devices.Device) -> Precision:
 
 
 def _chosen(training: TrainingSpec, group: Group, row_tokens: int, accumulation: int) -> memory.Setting:
-    given, stage, offloads = training.deepspeed, -1, False
+    given, stage, offloads, in_files = training.deepspeed, -1, False, False
     if not isinstance(given, str) and given.zero_stage != "auto":
         stage, offloads = given.zero_stage, given.offload != "none"
+        in_files = given.offload_parameters == "nvme"
     return memory.Setting(
         stage=stage,
         offload="cpu" if offloads and stage > 0 else "none",  # to NVMe: the host needs no more than that
@@ -306,6 +307,7 @@ def _chosen(training: TrainingSpec, group: Group, row_tokens: int, accumulation:
         checkpointing=training.gradient_checkpointing is True,
         micro_batches=accumulation,
         process_bytes=group.process_bytes or 0,
+        in_files=in_files,
     )
 
 

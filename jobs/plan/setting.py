@@ -32,6 +32,8 @@ class Setting:
     """Of a rank, in a step."""
     process_bytes: int = 0
     """Of a worker without a model; 0: not known."""
+    in_files: bool = False
+    """Parameters are on NVMe, at stage 3, but for small ones."""
 
     @property
     def width(self) -> int:
@@ -47,7 +49,13 @@ class Setting:
     def masters_apart(self) -> bool:
         """Say whether the optimizer's fp32 weights are others than those that passes compute with."""
         elsewhere = self.on_gpu and self.offload == "cpu" and self.stage in (1, 2)
-        return self.stage > 0 and (self.precision == "bf16" or elsewhere)
+        return self.stage > 0 and (self.precision == "bf16" or elsewhere or self.in_files)
+
+    @property
+    def named(self) -> str:
+        """The stage as a reader calls it."""
+        offload = ", offload" if self.offload == "cpu" else ""
+        return f"{self.stage}{offload}{', parameters on NVMe' if self.in_files else ''}"
 
     def share(self, elements: int) -> int:
         """Return one rank's part of so many."""

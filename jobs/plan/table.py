@@ -69,13 +69,8 @@ def table(plan: Plan) -> Table:
     for setting, need in plan.needs:
         numbers = [getattr(need, part) for part in parts] + [need.peak] + ([need.host] if of_host else [])
         cells = [_number(number, scale) for number in numbers]
-        made.add_row(name_of(setting), *cells, _mark(plan, setting, need))
+        made.add_row(setting.named, *cells, _mark(plan, setting, need))
     return made
-
-
-def name_of(setting: memory.Setting) -> str:
-    """Return a stage as a reader calls it."""
-    return f"{setting.stage}{', offload' if setting.offload == 'cpu' else ''}"
 
 
 def _mark(plan: Plan, setting: memory.Setting, need: memory.Need) -> str:
@@ -99,11 +94,12 @@ def verdict(plan: Plan) -> Iterator[str]:
         least = min((need.peak, setting.stage, setting) for setting, need in plan.needs)
         yield (
             f"nothing fits into {room:.1f} GiB (a tenth is left free); the least is {least[0] / GIB:,.1f} GiB, ZeRO "
-            f"{name_of(least[2])}: more devices, a smaller training.micro_batch_size or "
+            f"{least[2].named}: more devices, a smaller training.micro_batch_size or "
             "training.gradient_checkpointing: true"
         )
         return
     offload = ", offload: cpu" if found.offload == "cpu" else ""
+    offload += ", offload_parameters: nvme" if found.in_files else ""
     yield (
         f"recommended: training.deepspeed: {{zero_stage: {found.stage}{offload}}}, the lowest stage whose peak "
         f"is within {room:.1f} GiB (a tenth is left free)"
@@ -204,6 +200,7 @@ def as_json(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]:
             {
                 "zero_stage": setting.stage,
                 "offload": setting.offload,
+                "offload_parameters": "nvme" if setting.in_files else "cpu",
                 **asdict(need),
                 "peak": need.peak,
                 "fits": need.fits(plan.device.memory_bytes),

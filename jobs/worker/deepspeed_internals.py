@@ -282,9 +282,10 @@ def whole_numel(parameter: Any) -> int:
     return int(parameter.ds_numel)
 
 
-def partitioner(config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """Return what divides parameters at stage 3, as a configuration says."""
-    return import_deepspeed().zero.Init(module=torch.nn.Module(), config_dict_or_path=config, dtype=dtype)
+def partitioner(config: dict[str, Any], dtype: torch.dtype, files: Any) -> Any:
+    """Return what divides parameters at stage 3, as a configuration says; `files`: for parameters on NVMe, or None."""
+    nothing = torch.nn.Module()
+    return import_deepspeed().zero.Init(nothing, config_dict_or_path=config, dtype=dtype, param_swapper=files)
 
 
 def in_parts(
@@ -305,7 +306,8 @@ def in_parts(
     init._convert_to_deepspeed_param(parameter)
     aligned = init._aligned_size(parameter)
     size = aligned // parameter.ds_zero_partition_world_size
-    device = init.local_device if parameter.ds_persist else init.remote_device
+    remote = init.remote_device if init.param_swapper is None else "cpu"
+    device = init.local_device if parameter.ds_persist else remote
     part = torch.zeros(size, dtype=dtype, device=device)
     start = size * parameter.ds_zero_partition_rank
     fill(start, part[: max(0, min(size, parameter.ds_numel - start))])
@@ -314,6 +316,8 @@ def in_parts(
     part.ds_numel, part.status, part.final_location = size, PartitionedParamStatus.AVAILABLE, None
     parameter.ds_tensor, parameter.ds_numel_aligned = part, aligned
     free_param(parameter)
+    if init.param_swapper is not None:
+        init.param_swapper.take(parameter)
     return parameter
 
 
@@ -337,7 +341,9 @@ def part(tensor: Any) -> tuple[int, torch.Tensor]:
     if not is_in_parts(tensor):
         return 0, tensor.detach().reshape(-1)
     start = tensor.ds_tensor.ds_numel * tensor.ds_zero_partition_rank
-    return start, tensor.ds_tensor.detach().view(-1)[: max(0, tensor.ds_numel - start)]
+    away = tensor.ds_tensor.numel() < tensor.ds_tensor.ds_numel
+    mine = tensor.nvme_swapper.read(tensor) if away else tensor.ds_tensor.detach().view(-1)
+    return start, mine[: max(0, tensor.ds_numel - start)]
 
 
 def for_reading(model: torch.nn.Module, config: dict[str, Any]) -> torch.nn.Module:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from jobs.checkpoint.resume import Fill
-from jobs.worker import deepspeed_internals
+from jobs.worker import deepspeed_internals, swap_internals
 
 
 def divide(model: torch.nn.Module, config: dict[str, Any], dtype: torch.dtype, fill: Fill) -> None:
     """Put in place of each parameter, on the meta device, one of which this rank has its part; tied ones stay tied."""
-    init = deepspeed_internals.partitioner(config, dtype)
+    init = deepspeed_internals.partitioner(config, dtype, swap_internals.files_of(config))
     made: dict[int, torch.nn.Parameter] = {}
     for name, old in list(model.named_parameters(remove_duplicate=False)):
         if id(old) not in made:

@@ -225,11 +225,12 @@ def with_swap_files(
 
     if folder is None:
         return ds_config
-    with watchdog.during("build", learns=False):
-        async_io.ready()
+    files = swap.files_of(ds_config["zero_optimization"], model, dtype_of(ds_config))
+    if files.states:
+        with watchdog.during("build", learns=False):
+            async_io.ready()
     context = ray.train.get_context()
-    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    swap.check_node(folder, trained, context.get_world_size(), context.get_local_world_size())
+    swap.check_node(folder, files, context.get_world_size(), context.get_local_world_size())
     return zero.with_swap_folder(ds_config, folder)
 
 

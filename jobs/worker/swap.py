@@ -1,4 +1,4 @@
-"""Training state on NVMe: a folder for each rank and each start of the group, removed with it."""
+"""Training state and parameters on NVMe: a folder for each rank and each start of the group, removed with it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from cluster.errors import UserError
 from jobs.spec import TrainingSpec
-from jobs.worker.zero import SWAP_BUFFERS
+from jobs.worker.zero import PERSISTENT, SWAP_BUFFERS
 
 
 def folder(path: str, key: str, attempt: str, rank: int) -> Path:
@@ -46,18 +49,50 @@ def held(training: TrainingSpec | None, key: str, attempt: str, rank: int) -> It
         shutil.rmtree(mine, ignore_errors=True)
 
 
-def check_node(folder: Path, parameters: Sequence[int], world_size: int, workers_here: int) -> None:
+class Files(NamedTuple):
+    """What all ranks keep in files together."""
+
+    states: Sequence[int]
+    """Elements of each parameter whose masters, moments and gradients are there."""
+    parameters: int
+    """Bytes of parameters, twice: what was written is read back beside them."""
+
+
+def files_of(settings: Mapping[str, Any], model: torch.nn.Module, dtype: torch.dtype) -> Files:
+    """Return what is to be in files of a model, which may be on the meta device. Pure.
+
+    Args:
+        settings: `zero_optimization` of DeepSpeed's configuration.
+        dtype: of the weights.
+
+    Raises:
+        UserError: parameters are to be, and all are too small.
+    """
+    on_nvme = {key for key in ("offload_optimizer", "offload_param") if settings[key]["device"] == "nvme"}
+    states = [each.numel() for each in model.parameters() if each.requires_grad]
+    large = [each.numel() for each in model.parameters() if each.numel() > PERSISTENT]
+    if "offload_param" in on_nvme and not large:
+        raise UserError(
+            f"training.deepspeed.offload_parameters: nvme has no effect: no parameter of this model has more than "
+            f"{PERSISTENT:,} elements, and smaller ones stay in memory; leave it out"
+        )
+    return Files(
+        states if "offload_optimizer" in on_nvme else [],
+        2 * dtype.itemsize * sum(large) if "offload_param" in on_nvme else 0,
+    )
+
+
+def check_node(folder: Path, kept: Files, world_size: int, workers_here: int) -> None:
     """Refuse a node whose disk or whose limit on locked memory is too small; DeepSpeed would not say so.
 
     Args:
         folder: of this rank's swap files.
-        parameters: elements of each trained parameter.
         workers_here: ranks on this node.
 
     Raises:
         UserError: it is one.
     """
-    files = 16 * sum(parameters) // world_size * workers_here
+    files = (16 * sum(kept.states) + kept.parameters) // world_size * workers_here
     free = shutil.disk_usage(folder).free
     if free < files:
         raise UserError(
@@ -65,8 +100,8 @@ def check_node(folder: Path, parameters: Sequence[int], world_size: int, workers
             f"{free >> 20:,} MiB free, and its {workers_here} workers keep {files >> 20:,} MiB there; make room, or "
             "name another disk"
         )
-    locked = 4 * SWAP_BUFFERS * math.ceil(max(parameters) / world_size)
-    if not can_lock(locked):
+    locked = 4 * SWAP_BUFFERS * math.ceil(max(kept.states, default=0) / world_size)
+    if locked and not can_lock(locked):
         raise UserError(
             f"training.deepspeed.offload: nvme locks {locked >> 20:,} MiB of memory in each worker, more than the node "
             f"{socket.gethostname()} allows: raise its limit (`ulimit -l unlimited`, or memlock in "

@@ -23,6 +23,9 @@ DeepSpeed's own are 1e9, 1e9, 5e7, 5e8 and 1e9, with which a rank of a smaller m
 """
 
 
+PERSISTENT = 100_000
+"""Elements of a parameter that stays gathered at stage 3, and in memory where others are in files: DeepSpeed's own."""
+
 SWAP_BUFFERS = 4
 """Of the largest sub-group each, for offload to NVMe: its masters, both moments and its gradients."""
 
@@ -75,8 +78,12 @@ def read_named(training: TrainingSpec | None, base: Path) -> dict[str, Any] | No
 def with_swap_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a configuration for offload to NVMe whose files lie in `folder`."""
     zero = config["zero_optimization"]
-    offload = {**zero["offload_optimizer"], "nvme_path": str(folder)}
-    return {**config, "zero_optimization": {**zero, "offload_optimizer": offload}}
+    placed = {
+        key: {**zero[key], "nvme_path": str(folder)}
+        for key in ("offload_optimizer", "offload_param")
+        if zero[key]["device"] == "nvme"
+    }
+    return {**config, "zero_optimization": {**zero, **placed}}
 
 
 def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
@@ -131,10 +138,13 @@ def _zero(training: TrainingSpec, on_gpu: bool) -> dict[str, Any]:
     if training.deepspeed.offload != "none":
         zero["offload_optimizer"] = {"device": training.deepspeed.offload, "pin_memory": on_gpu}
         if training.deepspeed.zero_stage == 3:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+            zero["offload_param"] = {"device": training.deepspeed.offload_parameters, "pin_memory": on_gpu}
     if training.deepspeed.offload == "nvme":
         zero["offload_optimizer"] |= {"nvme_path": training.deepspeed.nvme_path, "buffer_count": SWAP_BUFFERS}
         # Each parameter by itself: of a gradient that begins between two blocks of its sub-group's, DeepSpeed 0.19
         # reads nothing (direct I/O refuses it), does not look, and steps with what was in the buffer.
         zero["sub_group_size"] = 1
+    if training.deepspeed.offload_parameters == "nvme":
+        zero["offload_param"] |= {"nvme_path": training.deepspeed.nvme_path, "max_in_cpu": 0}
+        zero["stage3_param_persistence_threshold"] = PERSISTENT
     return zero

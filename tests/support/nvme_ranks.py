@@ -1,11 +1,12 @@
 """One of two ranks that train a model at stage 3, save, resume and export it, with its state in memory or on NVMe.
 
-python tests/support/two_ranks.py nvme_ranks FOLDER OFFLOAD-PRECISION…
+python tests/support/two_ranks.py nvme_ranks FOLDER OFFLOAD-PRECISION[-parameters]…        those on NVMe too
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from jobs.checkpoint.resume import Fill
 from jobs.checkpoint.saver import GroupNotes, Saver
 from jobs.checkpoint.store import Store
 from jobs.spec import TrainingSpec
-from jobs.worker import async_io, swap
+from jobs.worker import async_io, deepspeed_internals, swap
 from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.recorded import record
 from jobs.worker.zero import deepspeed_config, with_swap_folder
@@ -27,18 +28,20 @@ STEPS, SAVED_AT, MICRO_BATCHES, WIDTH = 4, 2, 2, 800
 
 
 class Wide(torch.nn.Module):
-    """Two layers whose parts are large enough for files (1 MiB), and parameters whose parts are not."""
+    """Three layers whose parts are large enough for files (1 MiB), one of them frozen; others' parts are not."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = torch.nn.Embedding(7, WIDTH)
         self.first = torch.nn.Linear(WIDTH, WIDTH)
+        self.base = torch.nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.second = torch.nn.Linear(WIDTH, WIDTH)
         self.head = torch.nn.Linear(WIDTH, 7)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return logits (rows, 7) for ids (rows,)."""
-        logits: torch.Tensor = self.head(torch.tanh(self.second(torch.tanh(self.first(self.embed(ids))))))
+        hidden = self.base(torch.tanh(self.first(self.embed(ids))))
+        logits: torch.Tensor = self.head(torch.tanh(self.second(hidden)))
         return logits
 
 
@@ -47,13 +50,19 @@ def engine_of(training: TrainingSpec, place: Path | None, fill: Fill | None = No
     config = deepspeed_config(training, 1, MICRO_BATCHES, precision=training.precision, on_gpu=False)
     config["zero_optimization"]["sub_group_size"] = sub_group_size  # of the same size, norms are summed alike
     if place is not None:
-        async_io.ready()
+        if config["zero_optimization"]["offload_optimizer"]["device"] == "nvme":
+            async_io.ready()
         config = with_swap_folder(config, place)
     recorded = record(Wide, 0)
-    engine = Engine(recorded.model, training, config, torch.device("cpu"), fill or recorded.fill)
+    engine = Engine(recorded.model, training, config, torch.device("cpu"), partial(_either, fill, recorded.fill))
     if fill is None:
         engine.make_exact(recorded.fill)
     return engine
+
+
+def _either(saved: Fill | None, first: Fill, name: str, start: int, out: torch.Tensor) -> None:
+    """Fill in what was saved, of what is trained, or the first weights."""
+    (first if saved is None or name.startswith("base.") else saved)(name, start, out)
 
 
 def step(engine: Engine, number: int, saver: Saver | None = None) -> None:
@@ -81,8 +90,9 @@ def leave(engine: Engine, path: Path) -> None:
 
 def run(case: str, rank: int, folder: Path) -> None:
     """Train, save on the way, go on; begin again at what was saved, and go on from there."""
-    offload, precision = case.split("-")
-    on_nvme = {"nvme_path": str(folder)} if offload == "nvme" else {}
+    offload, precision, *parameters = case.split("-")
+    on_nvme = {"nvme_path": str(folder)} if offload == "nvme" or parameters else {}
+    on_nvme |= {"offload_parameters": "nvme"} if parameters else {}
     training = TrainingSpec.model_validate(
         {"steps": STEPS, "global_batch_size": 4, "learning_rate": 0.01, "precision": precision}
         | {"deepspeed": {"zero_stage": 3, "offload": offload, **on_nvme}}
@@ -91,6 +101,8 @@ def run(case: str, rank: int, folder: Path) -> None:
     with swap.held(training, case, "first", rank) as place:
         engine = engine_of(training, place)
         assert engine.in_files == (offload == "nvme")
+        if parameters:
+            read_beside(engine, place)
         saver = Saver(store, case, rank, 2, Keep(), notes=GroupNotes())
         for number in range(STEPS):
             step(engine, number, saver)
@@ -101,6 +113,7 @@ def run(case: str, rank: int, folder: Path) -> None:
         assert [outcome.error for outcome in saver.outcomes()] == [None]
         leave(engine, folder / f"{case}-unbroken-{rank}.safetensors")
         if (weights := engine.state_dict()) is not None:
+            check_parts(engine, weights)
             save_file(
                 {name: tensor.clone() for name, tensor in weights.items()}, folder / f"{case}-weights.safetensors"
             )
@@ -124,6 +137,26 @@ def run(case: str, rank: int, folder: Path) -> None:
     dist.barrier()
     if offload == "nvme":
         fail_to_read(training, case, rank)
+
+
+def read_beside(engine: Engine, place: Path | None) -> None:
+    """Read another model of the same weights, whose files are its own."""
+    assert place is not None
+    recorded = record(Wide, 0)
+    other = engine.divided(recorded.model, recorded.fill)
+    assert [len(list(folder.iterdir())) for folder in place.glob("parameters-*")] == [3, 3]
+    ids = torch.tensor([1, 2])
+    with torch.no_grad():
+        assert torch.equal(other(ids), engine.model(ids))
+    engine.settle()
+
+
+def check_parts(engine: Engine, weights: dict[str, torch.Tensor]) -> None:
+    """Hold this rank's parts, wherever they are, against the gathered weights."""
+    for name, parameter in engine.model.module.named_parameters():
+        start, mine = deepspeed_internals.part(parameter)
+        assert mine.numel() > 0, name
+        assert torch.equal(mine, weights[name].reshape(-1)[start : start + mine.numel()]), name
 
 
 def fail_to_read(training: TrainingSpec, case: str, rank: int) -> None:

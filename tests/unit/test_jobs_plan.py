@@ -186,6 +186,23 @@ def test_offload_to_the_memory_that_the_cpu_computes_in_is_counted_where_it_is_a
     assert len(memory.settings(asked)) == 5
 
 
+def test_parameters_on_nvme_are_in_no_memory_but_for_small_ones_and_the_optimizer_has_masters_of_its_own():
+    """Of fp32 weights; bf16 has masters anyway. One worker gathers what it would have had in memory otherwise."""
+    model = Facts("X", 10**9, 10**9, 0, 0, 10**7, persistent=10**6)
+    asked = setting(3, "fp32", 4, offload="cpu", on_gpu=False, in_files=True)
+    there, away = (memory.need(model, dataclasses.replace(asked, in_files=each)) for each in (False, True))
+    assert (there.weights, there.masters) == (10**9, 0)
+    assert (away.weights, away.masters) == (10**6, 10**9)
+    one = dataclasses.replace(asked, world_size=1)
+    there, away = (memory.need(model, dataclasses.replace(one, in_files=each)) for each in (False, True))
+    assert away.buffers - there.buffers == 4 * 2 * 10**7
+    assert [each.in_files for each in memory.settings(asked)] == [False] * 4 + [True]
+    assert asked.named == "3, offload, parameters on NVMe"
+    on_gpu = dataclasses.replace(asked, on_gpu=True, precision="bf16")
+    there, away = (memory.need(model, dataclasses.replace(on_gpu, in_files=each)) for each in (False, True))
+    assert there.host - away.host == 2 * (250_000_000 - 250_000)
+
+
 # -- time, tokens, devices -------------------------------------------------------------------------------------------
 
 DECODER = Decoder(2, 64, 64, 32, 96, True, True, 300)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from cluster.errors import UserError
 from jobs.spec import JobSpec, TrainingSpec
@@ -60,8 +61,14 @@ def test_there_is_nothing_to_offload_at_stage_0():
     [
         ({"zero_stage": 2, "offload": "nvme", "nvme_path": "/x"}, "offload: nvme is for zero_stage: 3, not 2"),
         ({"zero_stage": "auto", "offload": "nvme", "nvme_path": "/x"}, "offload: nvme is for zero_stage: 3, not auto"),
-        ({"zero_stage": 3, "offload": "nvme"}, "offload: nvme and nvme_path: .* go together"),
-        ({"zero_stage": 3, "offload": "cpu", "nvme_path": "/x"}, "offload: nvme and nvme_path: .* go together"),
+        ({"zero_stage": 3, "offload": "nvme"}, "offload_parameters: nvme, and nvme_path: .* go together"),
+        ({"zero_stage": 3, "offload": "cpu", "nvme_path": "/x"}, "nvme, and nvme_path: .* go together"),
+        ({"zero_stage": 3, "offload": "cpu", "offload_parameters": "nvme"}, "nvme, and nvme_path: .* go together"),
+        (
+            {"zero_stage": 2, "offload": "cpu", "offload_parameters": "nvme", "nvme_path": "/x"},
+            "not zero_stage: 2 with",
+        ),
+        ({"zero_stage": 3, "offload_parameters": "nvme", "nvme_path": "/x"}, "zero_stage: 3 with offload: none"),
         ({"zero_stage": 3, "offload": "nvme", "nvme_path": "x"}, "nvme_path: x is a place on every node"),
     ],
 )
@@ -71,14 +78,15 @@ def test_nvme_is_for_stage_3_and_needs_a_place(wanted, said):
 
 
 @pytest.mark.parametrize("setting", [{"optimizer": "muon"}, {"micro_batch_size": "auto"}, {"compile": True}])
-def test_what_nobody_has_shown_on_nvme_is_refused_with_its_place(setting):
-    deepspeed = {"zero_stage": 3, "offload": "nvme", "nvme_path": "/x"}
+@pytest.mark.parametrize("key", ["offload", "offload_parameters"])
+def test_what_nobody_has_shown_on_nvme_is_refused_with_its_place(setting, key):
+    deepspeed = {"zero_stage": 3, "offload": "cpu", key: "nvme", "nvme_path": "/x"}
     values = {"name": "x", "task": "causal-lm", "model": {"from": "hf:x/y"}}
     values |= {"phase": "finetune", "data": {"train": "a.txt"}, "resources": {"gpus_per_worker": 1}}
     JobSpec.model_validate({**values, "training": {"steps": 1, "deepspeed": deepspeed}})
     (name,) = setting
     with pytest.raises(
-        ValueError, match=rf"(?s)training\.{name}.*is not offered with `training.deepspeed.offload: nvme`"
+        ValueError, match=rf"(?s)training\.{name}.*is not offered with `training.deepspeed.{key}: nvme`"
     ):
         JobSpec.model_validate({**values, "training": {"steps": 1, "deepspeed": deepspeed, **setting}})
 
@@ -90,6 +98,19 @@ def test_on_nvme_each_parameter_is_a_sub_group_and_each_rank_has_a_folder():
     placed = zero.with_swap_folder(made, swap.folder("/x", "run", "a1", 3))["zero_optimization"]["offload_optimizer"]
     assert (placed["device"], placed["nvme_path"]) == ("nvme", "/x/tandem-run/a1-3")
     assert made["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/x", "what it was made of stays as it was"
+
+
+def test_parameters_on_nvme_are_all_there_that_do_not_stay_gathered():
+    deepspeed = {"zero_stage": 3, "offload": "cpu", "offload_parameters": "nvme", "nvme_path": "/x"}
+    made = zero.with_swap_folder(config(deepspeed=deepspeed), swap.folder("/x", "run", "a1", 3))["zero_optimization"]
+    placed = made["offload_param"]
+    assert (placed["device"], placed["nvme_path"], placed["max_in_cpu"]) == ("nvme", "/x/tandem-run/a1-3", 0)
+    assert made["offload_optimizer"]["device"] == "cpu"
+    assert made["stage3_param_persistence_threshold"] == zero.PERSISTENT
+    model = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.Linear(7, 400))
+    assert swap.files_of(made, model, torch.bfloat16) == swap.Files([], 2 * 2 * 400 * 400)
+    with pytest.raises(UserError, match=r"offload_parameters: nvme has no effect: no parameter .* more than 100,000"):
+        swap.files_of(made, model[1], torch.bfloat16)
 
 
 def test_a_swap_folder_is_held_and_goes_and_so_does_what_a_killed_start_left(tmp_path):
@@ -114,9 +135,11 @@ def test_a_swap_folder_that_is_not_there_is_named(tmp_path):
 def test_a_node_without_the_room_or_the_right_to_lock_memory_is_named(tmp_path):
     folder = swap.folder(str(tmp_path), "run", "a", 0)
     folder.mkdir(parents=True)
-    swap.check_node(folder, [1000, 10], 2, 2)
+    swap.check_node(folder, swap.Files([1000, 10], 10), 2, 2)
     with pytest.raises(UserError, match=r"MiB free, and its 4 workers keep 1,525,878,906 MiB there; make room"):
-        swap.check_node(folder, [10**14], 4, 4)
+        swap.check_node(folder, swap.Files([10**14], 0), 4, 4)
+    with pytest.raises(UserError, match=r"MiB free, and its 2 workers keep 953,674,316 MiB there; make room"):
+        swap.check_node(folder, swap.Files([], 2 * 10**15), 4, 2)
 
 
 def test_memory_that_may_not_be_locked_is_found():

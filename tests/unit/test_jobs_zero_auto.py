@@ -101,7 +101,8 @@ def test_a_stage_takes_the_place_of_auto_and_changes_no_digest() -> None:
     assert fit.is_open(asked)
     made = fit.with_stage(asked, 2)
     assert not fit.is_open(made)
-    assert made.training.deepspeed.model_dump() == {"zero_stage": 2, "offload": "cpu", "nvme_path": None}  # type: ignore[union-attr]
+    deepspeed = made.training.deepspeed.model_dump()  # type: ignore[union-attr]
+    assert deepspeed == {"zero_stage": 2, "offload": "cpu", "offload_parameters": "cpu", "nvme_path": None}
     assert made.digest() == asked.digest() == spec({"micro_batch_size": "auto"}).digest()
     assert not fit.is_open(spec({"deepspeed": "mine.json"}))
     with pytest.raises(ValueError, match="0, 1, 2, 3 or 'auto'"):
@@ -141,7 +142,7 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
 def test_params_have_no_auto_and_what_was_chosen_as_soon_as_it_is_known(tmp_path: Path) -> None:
     asked = spec({"deepspeed": {"zero_stage": "auto"}, "micro_batch_size": "auto"}).resolved()
     params = run_choices.without_open(asked)
-    assert params["training"]["deepspeed"] == {"offload": "none", "nvme_path": None}
+    assert params["training"]["deepspeed"] == {"offload": "none", "offload_parameters": "cpu", "nvme_path": None}
     assert "micro_batch_size" not in params["training"]
     assert asked["training"]["micro_batch_size"] == "auto"
     choices = Choices(tmp_path)
@@ -152,7 +153,7 @@ def test_params_have_no_auto_and_what_was_chosen_as_soon_as_it_is_known(tmp_path
     choices.keep_micro_batch(1, 8)
     choices.keep_micro_batch(2, 4)
     merged = run_choices.merged(params, choices.found(asked))["training"]
-    assert merged["deepspeed"] == {"zero_stage": 3, "offload": "none", "nvme_path": None}
+    assert merged["deepspeed"] == {"zero_stage": 3, "offload": "none", "offload_parameters": "cpu", "nvme_path": None}
     assert merged["micro_batch_size"] == 4, "the newest"
     assert merged["steps"] == 1
     written = spec({"deepspeed": {"zero_stage": 1}, "micro_batch_size": 2}).resolved()
