@@ -19,9 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
 from jobs import spec_rules
-from jobs.data import arrivals, identity, mixture_sources, rows, sources, unfinished
+from jobs.data import arrivals, identity, mixture_sources, rows, sources, tables, unfinished
 from jobs.data.chunks import Encoded
 from jobs.data.identity import Noted
 from jobs.data.meter import OnProgress
@@ -30,7 +29,7 @@ from jobs.data.mixture_sources import SourceRows
 from jobs.data.preparation import Overlap, Preparation, trains
 from jobs.data.ranges import SIZES, Sizes
 from jobs.data.spread import Helpers
-from jobs.data.tables import PLAIN, TableForm
+from jobs.data.tables import TableForm
 from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
 
@@ -149,9 +148,7 @@ def stages(
     form = TableForm(data.columns, data.quotes)
     train = mixture_sources.open_train(data, base, form, sizes.range_bytes)
     held_out = sources.open_source(data.eval, base, form, sizes.range_bytes) if data.eval is not None else None
-    if form != PLAIN and not any(source.tables for source in (train, held_out) if source):
-        key = "columns" if data.columns else "quotes"
-        raise UserError(f"data.{key} is for CSV and TSV files, and there is none: leave it out")
+    tables.check_used(form, any(source.tables for source in (train, held_out) if source))
     parts = identity.parts_of(spec, train, held_out, parent, base, sizes)
     identity.check_same(before, parts)
     whole = storage / "data" / identity.digest_of(parts)[:16]

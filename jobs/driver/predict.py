@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
 from jobs import lineage, notes, progress
-from jobs.data import sources
+from jobs.data import sources, tables
 from jobs.data.examples import Source
-from jobs.data.tables import PLAIN, TableForm
+from jobs.data.tables import TableForm
 from jobs.driver import storage, warm
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -90,9 +89,7 @@ def _open(spec: JobSpec, base: Path) -> Source:
     form = TableForm(spec.data.columns, spec.data.quotes)
     assert spec.data.predict is not None, "the spec was checked"
     source = sources.open_source(spec.data.predict, base, form)
-    if form != PLAIN and not source.tables:
-        key = "columns" if spec.data.columns else "quotes"
-        raise UserError(f"data.{key} is for CSV and TSV files, and there is none: leave it out")
+    tables.check_used(form, source.tables)
     return source
 
 
