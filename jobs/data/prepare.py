@@ -101,6 +101,13 @@ class Prepared:
         """Return the sources that a run of `spec` mixes; none where it mixes none."""
         return mixture_sources.parts_of(self.mixture, spec.data)
 
+    def held_out(self) -> dict[str, int]:
+        """Return how many held-out rows each source of a mixture has, in the order of the rows; those of `data.eval`
+        are of none."""
+        found = {source.name: source.eval_rows for source in self.mixture if source.eval_rows}
+        assert sum(found.values()) in (0, self.eval_rows), "held-out rows are of the sources, or of data.eval"
+        return found
+
 
 def prepare(
     spec: JobSpec,
