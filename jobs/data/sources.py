@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import audio_folders, listing, origins, remote_listing, remote_sources, tables
+from jobs.data import audio_folders, listing, origins, remote_listing, remote_sources, tables, unchanged
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import Example, Rows, Source
 from jobs.data.file_digests import file_digest
@@ -44,6 +44,11 @@ def open_source(
     """
     if not where:
         raise UserError("data: an empty name or list names no data")
+    with unchanged.noted_for(where, base):
+        return _opened(where, base, form, range_bytes)
+
+
+def _opened(where: str | Sequence[str], base: Path, form: TableForm, range_bytes: int) -> Source:
     if not isinstance(where, str):
         return joined(once([open_source(part, base, form, range_bytes) for part in where]))
     if where in BUILT_IN:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import lineage, notes, progress
-from jobs.data import sources, tables
+from jobs.data import sources, tables, unchanged
 from jobs.data.examples import Source
+from jobs.data.prepare import DIGESTS
 from jobs.data.tables import TableForm
 from jobs.driver import storage, warm
 from jobs.driver.job import Job, end_if_lost
@@ -45,7 +46,8 @@ def predict_phase(job: Job) -> dict[str, Any]:
     storage.try_folder("predict.output", output.parent)
     task = loaded_task(get(job.spec.task.name)(job.spec.task.options), job.parent or "")
     generation = terms.generation_of(job.spec, task)
-    source = _open(job.spec, job.base)
+    with unchanged.kept_in(job.storage / DIGESTS):
+        source = _open(job.spec, job.base)
     found, tolerance = _surveyed(job, task, source)
     _tell(job, source, found)
     for said in done.open():
