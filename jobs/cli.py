@@ -47,9 +47,10 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
 
     import yaml
 
-    from cluster import specfile
+    from cluster import shadows, specfile
     from cluster.errors import check_all
     from jobs import first_look, noise, parents, sweep_models
+    from jobs.driver import storage
     from jobs.spec import JobSpec
     from jobs.worker import zero
 
@@ -57,7 +58,9 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
     noise.quiet()
     notes: list[str] = []
     check_all(
+        lambda: shadows.check_own_module(checked.task.name, base),
         lambda: zero.read_named(checked.training, base),
+        lambda: storage.check_named(checked, base),
         lambda: parents.check_architecture(checked, base),
         lambda: sweep_models.check(checked, base),
         lambda: notes.extend(

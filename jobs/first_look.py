@@ -7,14 +7,18 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from cluster.errors import UserError, check_all
-from jobs.data import listing, remote_listing, sources
+from jobs.data import listing, mixture_sources, origins, remote_listing, sources, tables
 from jobs.data.compression import kind
 from jobs.data.corpora import BUILT_IN
-from jobs.data.examples import BadRow, Example, Source, bounded
+from jobs.data.examples import BadRow, BadRows, Example, Source, bounded
+from jobs.data.joining import joined, once
 from jobs.data.listing import NAMED
+from jobs.data.mixture_sources import SourceRows
+from jobs.data.stream import Stream
 from jobs.data.tables import TableForm
 from jobs.spec import JobSpec
-from jobs.tasks import TaskSetupError, get, is_ours
+from jobs.spec_mixture import names_of
+from jobs.tasks import Task, TaskSetupError, get, is_ours
 
 MOST_BYTES = 64 << 20
 """Data that is larger takes seconds to open, and is left to the job."""
@@ -24,7 +28,7 @@ EXAMPLES = 3
 def check(spec: JobSpec, base: Path, parent: Path) -> None:
     """Refuse what no example could be encoded with: a conversation, and a tokenizer without a chat template.
 
-    What is wrong with the examples themselves is for the job to say, by file and line. Imports transformers.
+    Imports transformers.
 
     Args:
         base: where relative paths start.
@@ -52,42 +56,113 @@ def _check(spec: JobSpec, where: str | list[str], base: Path, parent: Path) -> N
         return
 
 
+def check_early(spec: JobSpec, task: Task) -> None:
+    """Refuse `data.start_early` of a task that asks a model for columns of all rows before anything learns.
+
+    Raises:
+        UserError: it does.
+    """
+    if spec.data.start_early and task.refers():
+        raise UserError(
+            f"data.start_early: task {spec.task.name} compares with a reference, which reads all rows before "
+            "training; leave start_early out"
+        )
+
+
 def look_at_data(spec: JobSpec, base: Path) -> list[str]:
     """Refuse data that no job could open, and return in sentences what of it is not on this machine.
 
-    What is not there yet may come before the job does, or lie on the cluster's machines only.
+    What is not there yet may come before the job does, or lie on the cluster's machines only. What is refused is
+    refused by what the job asks, too, and in its words.
 
     Args:
         base: where relative paths start.
 
     Raises:
-        UserError: files of an unknown kind, a URL, a table whose header has a column twice, and the like.
+        UserError: files of an unknown kind, a URL, a table whose header has a column twice, a file in two sources of a
+            mixture, a file of which nothing can be read, first rows that the task cannot use, and the like.
     """
     named = spec.data.trained_on() | {f"data.{key}": getattr(spec.data, key) for key in ("eval", "predict")}
-    parts = [
-        (key, part) for key, where in named.items() for part in ([where] if isinstance(where, str) else where or [])
-    ]
+    named = {key: [where] if isinstance(where, str) else where for key, where in named.items() if where}
     notes: list[str] = []
-    check_all(*(partial(lambda key, part: notes.extend(_not_here(key, part, spec, base)), *each) for each in parts))
+    check_all(
+        lambda: mixture_sources.check_apart(spec.data.mixture or [], base),
+        lambda: _check_form(spec, base, [part for parts in named.values() for part in parts]),
+        lambda: check_early(spec, get(spec.task.name, base)(spec.task.options)),
+        *(partial(_look, key, parts, spec, base, notes) for key, parts in named.items()),
+    )
     return notes
 
 
-def _not_here(key: str, part: str, spec: JobSpec, base: Path) -> list[str]:
+def _check_form(spec: JobSpec, base: Path, parts: list[str]) -> None:
+    """Refuse what only tables need to be told, where all data is known from here and none of it is a table."""
+    found = [origins.of(part, base) if origins.are_known(part) else [] for part in parts]
+    if all(found):
+        form = TableForm(spec.data.columns, spec.data.quotes)
+        tables.check_used(form, any(origins.is_table(origin) for each in found for origin in each))
+
+
+def _look(key: str, parts: list[str], spec: JobSpec, base: Path, notes: list[str]) -> None:
+    """Look at what a key of the spec names; its notes are added."""
+    files = [each for part in parts for each in _written_out(part, base)]
+    opened, missing = list[Source](), list[str]()
+    check_all(*(partial(_open, key, file, spec, base, missing, opened) for file in files))
+    notes += missing[:NAMED] if len(files) > len(parts) else missing
+    if len(opened) == len(files) and key != "data.predict":
+        _survey_first(once(opened), spec, base, key)
+
+
+def _written_out(part: str, base: Path) -> list[str]:
+    """Return what a name with braces stands for; of another one itself."""
+    is_a_name = part in BUILT_IN or listing.existing(part, base) is not None
+    return [part] if is_a_name else listing.braced(part) or [part]
+
+
+def _open(key: str, part: str, spec: JobSpec, base: Path, notes: list[str], opened: list[Source]) -> None:
+    """Open what is here and small; else add a note, if there is one, of why it was not."""
     if part in BUILT_IN:
-        return []
-    if listing.existing(part, base) is None and (several := listing.braced(part)):
-        return [note for each in several for note in _not_here(key, each, spec, base)][:NAMED]
+        return
     if remote_listing.is_uri(part) or part.startswith("hf://"):
         remote_listing.check_scheme(part)
-        return [f"{key}: {part!r} lies behind a network, so it was not looked at"]
+        notes.append(f"{key}: {part!r} lies behind a network, so it was not looked at")
+        return
     part = part.removeprefix("file://")
     if listing.existing(part, base) is None:
         found = listing.of_glob(part, base)
         if not found.files and not found.left_out:
-            return [f"{key}: nothing matches {part!r} on this machine (looked from {base}), so it was not looked at"]
+            notes.append(
+                f"{key}: nothing matches {part!r} on this machine (looked from {base}), so it was not looked at"
+            )
+            return
     if _is_small(part, base):
-        _try(sources.open_source(part, base, TableForm(spec.data.columns, spec.data.quotes)), spec, base)
-    return []
+        opened.append(sources.open_source(part, base, TableForm(spec.data.columns, spec.data.quotes)))
+        _try(opened[-1], spec, base)
+
+
+def _survey_first(opened: list[Source], spec: JobSpec, base: Path, key: str) -> None:
+    """Survey the first rows of every file as the job does, whose survey ends at the first row that it cannot use.
+
+    Raises:
+        UserError: there is such a row, or there is none at all.
+    """
+    task = get(spec.task.name, base)(spec.task.options)
+    whole, bad = joined(opened), BadRows(spec.data.max_bad_rows if spec.data.bad_rows == "skip" else 0)
+    most = spec.data.max_examples if key == "data.train" else None
+    read = 0
+    for single in whole.singles if most is None else whole.singles[:1]:
+        limit = min(EXAMPLES, most or EXAMPLES)
+        if task.grouping() is not None or type(task).follow is not Task.follow:  # what makes an example is not known
+            read += sum(1 for _ in single.found(limit, bad, None))
+        else:
+            found = Stream(single, task, limit).survey(bad)
+            read += len(found.contents) + len(found.left_out)
+    if read or most is not None:
+        return
+    mixed = key.removeprefix("data.mixture.").removesuffix(".train")
+    if mixed.isdecimal():
+        name = names_of(spec.data.mixture or [])[int(mixed)]
+        mixture_sources.check([SourceRows(name, train_rows=0, train_targets=0, eval_rows=0)])
+    raise whole.nothing(bad)
 
 
 def _try(source: Source, spec: JobSpec, base: Path) -> None:

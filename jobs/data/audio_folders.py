@@ -39,6 +39,11 @@ def are_recordings(files: Sequence[Path], known: Container[str]) -> bool:
     return len(heard) > others
 
 
+def sources_in(found: Listing) -> list[Path]:
+    """Return the files of a listing that are a source each: the tables that name recordings, or else these."""
+    return [path for path in found.files if _is_table(path)] or [path for path in found.files if _is_audio(path)]
+
+
 def recordings(name: str, root: Path, found: Listing, form: TableForm) -> Source:
     """Open the recordings of a listing.
 

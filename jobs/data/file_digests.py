@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cluster.errors import UserError
+from jobs.data import unchanged
 from jobs.data.examples import Cut
 
 
@@ -29,6 +31,10 @@ def file_digest(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
+    return str(unchanged.found(path, "sha256", partial(_digest, path)))
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         digest.update(chunk)
@@ -44,6 +50,11 @@ def digest_and_cuts(path: Path, size: int) -> tuple[str, tuple[Cut, ...]]:
     Raises:
         UserError: it cannot be read.
     """
+    digest, cuts = unchanged.found(path, f"sha256, cut by {size}", partial(_digest_and_cuts, path, size))
+    return digest, tuple(Cut(*cut) for cut in cuts)
+
+
+def _digest_and_cuts(path: Path, size: int) -> list[Any]:
     digest, at, lines, wanted = hashlib.sha256(), 0, 0, size
     begins = [(0, 0)]  # byte, lines before it
     for chunk in _chunks(path):
@@ -57,8 +68,8 @@ def digest_and_cuts(path: Path, size: int) -> tuple[str, tuple[Cut, ...]]:
         lines += chunk.count(b"\n", counted)
         at += len(chunk)
     ends = [byte for byte, _ in begins[1:]] + [at]
-    cuts = (Cut(byte, end, before, end - byte) for (byte, before), end in zip(begins, ends, strict=True))
-    return digest.hexdigest(), tuple(cut for cut in cuts if cut.size)
+    cuts = [[byte, end, before, end - byte] for (byte, before), end in zip(begins, ends, strict=True) if end > byte]
+    return [digest.hexdigest(), cuts]
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ in parts, by any process that sees them. What is not to be fetched whole is name
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from cluster.errors import UserError
 from jobs.data.classes import class_columns, said_of_names, unlabelled
 from jobs.data.examples import Cut, Example, Rows, Source
 from jobs.data.ranges import RANGE_BYTES
+from jobs.data.remote import HUB
 
 VERSION = 2
 """Raise it when another example is made of the same row."""
 BATCH = 1000
+SPLIT = "train"
+"""What is read of a data set where no split is named."""
 
 
 def open_hub(identifier: str, range_bytes: int = RANGE_BYTES) -> Source:
@@ -32,7 +36,7 @@ def open_hub(identifier: str, range_bytes: int = RANGE_BYTES) -> Source:
         UserError: it cannot be loaded.
     """
     name, _, split = identifier.partition(":")
-    data = _as_files(_load(name, split or "train"))
+    data = _as_files(_load(name, split or SPLIT))
     features = data.features.to_dict()
     files = tuple(str(file["filename"]) for file in data.cache_files)
     size = sum(Path(file).stat().st_size for file in files)
@@ -50,6 +54,20 @@ def open_hub(identifier: str, range_bytes: int = RANGE_BYTES) -> Source:
         cuts=cuts,
         read_cut=partial(_part, files, identifier) if cuts else None,
     )
+
+
+def origin_of(where: str) -> str:
+    """Return a data set's name as it is told from others: with its split, the one that is read where none is named."""
+    name, _, split = where.removeprefix("hf://").partition(":")
+    return f"hf://{name}:{split or SPLIT}"
+
+
+def repository(where: str) -> str | None:
+    """Return the `owner/name` of what is read from the hub, a split of a data set or files of one; None of all else."""
+    if not where.startswith("hf://"):
+        return None
+    owner, name, *_ = [*where.removeprefix(f"{HUB}/").removeprefix("hf://").split("/"), ""]
+    return f"{owner}/{re.split('[@:]', name)[0]}"
 
 
 def _cuts(rows: int, size: int, range_bytes: int) -> tuple[Cut, ...]:

@@ -17,7 +17,9 @@ from typing import Any
 
 from cluster.errors import UserError
 from jobs import hub_folder
+from jobs.data import unchanged
 from jobs.data.examples import BadRow, Example, Source, bounded
+from jobs.data.file_digests import file_digest
 from jobs.data.ranges import SIZES, Sizes, ranges_of
 from jobs.data.ranges import VERSION as RANGES_VERSION
 from jobs.spec import JobSpec
@@ -116,10 +118,13 @@ def _files_digest(found: list[Source], task: Task) -> str:
     if type(task).files is Task.files or not named:
         return ""
     digest = hashlib.sha256()
-    for row in (row for source in named for row in source.read() if isinstance(row, Example)):
-        paths = bounded(partial(task.files, row), row.where)
-        for path in () if isinstance(paths, BadRow) else paths:
-            digest.update(f"{path} {_content(path) if path.is_file() else None}\n".encode("utf-8", "surrogatepass"))
+    naming = [single.origin or single.name for source in named for single in source.singles]
+    with unchanged.noted_for(["named by the rows of", *naming], Path()):
+        for row in (row for source in named for row in source.read() if isinstance(row, Example)):
+            paths = bounded(partial(task.files, row), row.where)
+            for path in () if isinstance(paths, BadRow) else paths:
+                content = file_digest(path) if path.is_file() else None
+                digest.update(f"{path} {content}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

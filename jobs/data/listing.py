@@ -109,11 +109,17 @@ def of_glob(where: str, base: Path) -> Listing:
 
 def _take_once(listing: Listing, base: Path) -> None:
     """Leave out the links to a file that is there itself, or through another link."""
+    links = {path for path in listing.files if path.is_symlink()}
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in listing.files}}
+    real = {  # asked of each file by itself, every folder above it would be looked at
+        path: os.path.realpath(path) if path in links else os.path.join(folders[path.parent], path.name)
+        for path in listing.files
+    }
     first: dict[str, Path] = {}
-    for path in sorted(set(listing.files), key=lambda path: (path.is_symlink(), path)):
-        if first.setdefault(os.path.realpath(path), path) != path:
+    for path in sorted(real, key=lambda path: (path in links, path)):
+        if first.setdefault(real[path], path) != path:
             listing.leave_out("the same file once more, through a link", _from(base, path))
-    listing.files = [path for path in dict.fromkeys(listing.files) if first[os.path.realpath(path)] == path]
+    listing.files = [path for path in real if first[real[path]] == path]
 
 
 def _flat(place: Path, base: Path, given: Path) -> Listing:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from cluster.errors import UserError
-from jobs.data import sources
+from cluster.stores import shown
+from jobs.data import hub, origins, sources
 from jobs.data.chunks import Encoded
 from jobs.data.examples import Source
 from jobs.data.joining import joined, sha256
@@ -48,8 +50,9 @@ def open_train(data: DataSpec, base: Path, form: TableForm = PLAIN, range_bytes:
 def mixed(mixture: list[MixedSource], base: Path, form: TableForm, range_bytes: int) -> Source:
     """Open the sources of a mixture as one, which knows them apart. Its digest holds their names, not their weights."""
     names = names_of(mixture)
+    check_apart(mixture, base)
     opened = [sources.open_source(source.train, base, form, range_bytes) for source in mixture]
-    _refuse_twice(names, opened)
+    _refuse_twice(names, [[single.origin for single in source.singles] for source in opened])
     apart = tuple(replace(joined([source]), name=name) for name, source in zip(names, opened, strict=True))
     digest = sha256("".join(f"{source.name} {source.digest}\n" for source in apart))
     return replace(joined(opened), name=_listed(names), digest=digest, mixed=apart)
@@ -60,15 +63,49 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _refuse_twice(names: Sequence[str], opened: Sequence[Source]) -> None:
+def check_apart(mixture: list[MixedSource], base: Path) -> None:
+    """Refuse two sources of which their names tell that one has rows of the other: neither is read, nor a store asked.
+
+    Raises:
+        UserError: there are; or they read a data set of the hub, one whole and one by its files, which tells nothing.
+    """
+    names = names_of(mixture)
+    _refuse_twice(names, [origins.of(source.train, base) for source in mixture])
+    _refuse_spelt_twice(names, [source.train for source in mixture])
+
+
+def _refuse_twice(names: Sequence[str], origins_of: Sequence[Sequence[str]]) -> None:
+    """Refuse an origin of two sources; "" is none.
+
+    Raises:
+        UserError: there is one.
+    """
     holders: dict[str, str] = {}
-    for name, source in zip(names, opened, strict=True):
-        for origin in filter(None, (single.origin for single in source.singles)):
+    for name, found in zip(names, origins_of, strict=True):
+        for origin in filter(None, found):
             if (other := holders.setdefault(origin, name)) != name:
                 raise UserError(
-                    f"data.mixture: the sources {other!r} and {name!r} both hold {origin}: its rows would count for "
-                    "both; take it out of one"
+                    f"data.mixture: the sources {other!r} and {name!r} both hold {shown(origin)}: its rows would count "
+                    "for both; take it out of one"
                 )
+
+
+def _refuse_spelt_twice(names: Sequence[str], places: Sequence[str | list[str]]) -> None:
+    """Refuse a data set of the hub of which one source takes a split and another one files.
+
+    Raises:
+        UserError: there is one.
+    """
+    named = zip(names, ([where] if isinstance(where, str) else where for where in places), strict=True)
+    parts = [(name, part, of) for name, where in named for part in where if (of := hub.repository(part)) is not None]
+    splits, files = ([each for each in parts if origins.is_of_hub(each[1]) == whole] for whole in (True, False))
+    for (one, split, first), (other, file, second) in product(splits, files):
+        if one != other and first == second:
+            raise UserError(
+                f"data.mixture: the sources {one!r} ({split}) and {other!r} ({file}) read one data set of the hub, by "
+                "a split and by files, so that it cannot be told whether rows would count for both: name its files in "
+                "both, or take it out of one"
+            )
 
 
 def by_source(source: Source, ranges: Sequence[Source], encoded: Sequence[tuple[int, Encoded]]) -> list[SourceRows]:

@@ -3,6 +3,7 @@
 storage/data/<digest>/   train-00000.arrow … eval-00000.arrow …   encoded rows (jobs/data/rows.py)
                          task/                                     what the task learned: tokenizer, labels
                          meta.json                                 written last; without it the folder is no cache
+storage/digests/                                                   of files that were read before: unchanged.py
 storage/data/<digest>-eval/                                        the held-out rows only, for a job that trains nothing
 
 What decides the rows is in jobs/data/identity.py; how they are made, in jobs/data/preparation.py. Sources are read in
@@ -19,9 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
 from jobs import spec_rules
-from jobs.data import arrivals, identity, mixture_sources, rows, sources, unfinished
+from jobs.data import arrivals, identity, mixture_sources, rows, sources, tables, unchanged, unfinished
 from jobs.data.chunks import Encoded
 from jobs.data.identity import Noted
 from jobs.data.meter import OnProgress
@@ -30,9 +30,12 @@ from jobs.data.mixture_sources import SourceRows
 from jobs.data.preparation import Overlap, Preparation, trains
 from jobs.data.ranges import SIZES, Sizes
 from jobs.data.spread import Helpers
-from jobs.data.tables import PLAIN, TableForm
+from jobs.data.tables import TableForm
 from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
+
+DIGESTS = "digests"
+"""In the storage: what is known of the files of data (jobs/data/unchanged.py)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,13 @@ class Prepared:
         """Return the sources that a run of `spec` mixes; none where it mixes none."""
         return mixture_sources.parts_of(self.mixture, spec.data)
 
+    def held_out(self) -> dict[str, int]:
+        """Return how many held-out rows each source of a mixture has, in the order of the rows; those of `data.eval`
+        are of none."""
+        found = {source.name: source.eval_rows for source in self.mixture if source.eval_rows}
+        assert sum(found.values()) in (0, self.eval_rows), "held-out rows are of the sources, or of data.eval"
+        return found
+
 
 def prepare(
     spec: JobSpec,
@@ -147,12 +157,11 @@ def stages(
     """
     data, before = spec.data, before or Noted()
     form = TableForm(data.columns, data.quotes)
-    train = mixture_sources.open_train(data, base, form, sizes.range_bytes)
-    held_out = sources.open_source(data.eval, base, form, sizes.range_bytes) if data.eval is not None else None
-    if form != PLAIN and not any(source.tables for source in (train, held_out) if source):
-        key = "columns" if data.columns else "quotes"
-        raise UserError(f"data.{key} is for CSV and TSV files, and there is none: leave it out")
-    parts = identity.parts_of(spec, train, held_out, parent, base, sizes)
+    with unchanged.kept_in(storage / DIGESTS):
+        train = mixture_sources.open_train(data, base, form, sizes.range_bytes)
+        held_out = sources.open_source(data.eval, base, form, sizes.range_bytes) if data.eval is not None else None
+        tables.check_used(form, any(source.tables for source in (train, held_out) if source))
+        parts = identity.parts_of(spec, train, held_out, parent, base, sizes)
     identity.check_same(before, parts)
     whole = storage / "data" / identity.digest_of(parts)[:16]
     directory = whole if trains(spec) else whole.with_name(f"{whole.name}-eval")

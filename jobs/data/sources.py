@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import audio_folders, listing, remote_listing, remote_sources, tables
-from jobs.data.compression import kind
+from jobs.data import audio_folders, listing, origins, remote_listing, remote_sources, tables, unchanged
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import Example, Rows, Source
 from jobs.data.file_digests import file_digest
 from jobs.data.file_sources import BESIDE, KINDS, open_file, readable, whole
-from jobs.data.hub import open_hub
+from jobs.data.hub import open_hub, origin_of
 from jobs.data.joining import joined, once, said_of_kinds, sha256
 from jobs.data.listing import Listing
 from jobs.data.media import IMAGE_SUFFIXES
@@ -45,6 +44,11 @@ def open_source(
     """
     if not where:
         raise UserError("data: an empty name or list names no data")
+    with unchanged.noted_for(where, base):
+        return _opened(where, base, form, range_bytes)
+
+
+def _opened(where: str | Sequence[str], base: Path, form: TableForm, range_bytes: int) -> Source:
     if not isinstance(where, str):
         return joined(once([open_source(part, base, form, range_bytes) for part in where]))
     if where in BUILT_IN:
@@ -52,9 +56,9 @@ def open_source(
     several = [] if listing.existing(where, base) else listing.braced(where)
     if several:
         return replace(joined(once([open_source(part, base, form, range_bytes) for part in several])), name=where)
-    if where.startswith("hf://") and not remote_listing.is_uri(where):
+    if origins.is_of_hub(where):
         found = open_hub(where.removeprefix("hf://"), range_bytes)
-        return replace(found, origin=found.origin or where)
+        return replace(found, origin=found.origin or origin_of(where))
     if remote_listing.is_uri(where):
         return remote_sources.opened(where, form, range_bytes)
     return _of_disk(where.removeprefix("file://"), base, form, range_bytes)
@@ -74,10 +78,8 @@ def _of_disk(where: str, base: Path, form: TableForm, range_bytes: int) -> Sourc
 
 def _folder(path: Path, form: TableForm, range_bytes: int) -> Source:
     found = listing.of_folder(path)
-    images = [file for file in found.files if file.suffix.lower() in IMAGE_SUFFIXES]
-    by_label = [file for file in images if len(file.relative_to(path).parts) == 2]
-    if by_label and len(images) >= sum(readable(file) and kind(file) in BESIDE for file in found.files):
-        return _images(path, by_label, found)
+    if images := origins.labelled_images(path, found):
+        return _images(path, images, found)
     if audio_folders.are_recordings(found.files, BESIDE):
         return audio_folders.recordings(_name(path), path, found, form)
     whole = _of_listing(_name(path), path, found, form, range_bytes)
@@ -128,11 +130,10 @@ def _of_listing(name: str, base: Path, found: Listing, form: TableForm, range_by
     """
     if audio_folders.are_recordings(found.files, BESIDE):
         return audio_folders.recordings(name, found.root or base, found, form)
-    files = [path for path in found.files if readable(path)]
-    archives = [path for path in files if kind(path) not in BESIDE]
-    if len(archives) < len(files):
-        files = [path for path in files if path not in set(archives)]
-        for path in archives:
+    files = origins.readable_files(found)
+    read = set(files)
+    for path in found.files:
+        if readable(path) and path not in read:
             found.leave_out("an archive beside other data, of which it may be a copy: name it", _below(path, base))
     for path in found.files:
         if not readable(path):

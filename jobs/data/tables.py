@@ -41,6 +41,20 @@ class TableForm:
 PLAIN = TableForm()
 
 
+def check_used(form: TableForm, tables: bool) -> None:
+    """Refuse to be told what tables do not say of themselves, where the data has none.
+
+    Args:
+        tables: whether it has.
+
+    Raises:
+        UserError: names the key.
+    """
+    if form != PLAIN and not tables:
+        key = "columns" if form.columns else "quotes"
+        raise UserError(f"data.{key} is for CSV and TSV files, and there is none: leave it out")
+
+
 def read_separated(separator: str, form: TableForm) -> Callable[[Place], Rows]:
     """Return what reads a table, its columns separated by `separator`; any process can be sent it."""
     return partial(_read_table, separator, form)

@@ -119,7 +119,7 @@ def _metrics(manifest: ModelManifest, task: Task) -> Iterator[str]:
     yield "On the held-out rows:\n\n| metric | value | better |\n| --- | --- | --- |"
     ways = {"max": "higher", "min": "lower"}
     for name, value in manifest.evaluation.items():
-        yield f"| {name} | {value:.4g} | {ways.get(task.metrics.get(name, ''), '')} |"
+        yield f"| {name} | {value:.4g} | {ways.get(task.metrics.get(name.partition('/')[0], ''), '')} |"
     yield ""
 
 

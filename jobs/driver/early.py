@@ -17,8 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.errors import UserError
-from jobs import progress
+from jobs import first_look, progress
 from jobs.data.arrivals import Arrivals
 from jobs.data.prepare import Arriving, Prepared
 from jobs.data.unfinished import Abandoned
@@ -41,11 +40,7 @@ class Early:
             UserError: its task asks a model for columns of all rows before anything learns.
         """
         spec = job.spec
-        if get(spec.task.name)(spec.task.options).refers():
-            raise UserError(
-                f"data.start_early: task {spec.task.name} compares with a reference, which reads all rows before "
-                "training; leave start_early out"
-            )
+        first_look.check_early(spec, get(spec.task.name)(spec.task.options))
         assert spec.training is not None, "a phase that trains"
         self.seed = spec.training.seed
         self.taken_cpus = spec.resources.most * spec.resources.cpus_per_worker

@@ -7,6 +7,8 @@ from typing import Any
 from jobs.data.mixture import Mixed, Part, shares
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
+from jobs.worker import by_source
+from jobs.worker.evaluate import sample
 
 
 def too_often(spec: JobSpec, prepared: Prepared, steps: int) -> str | None:
@@ -47,6 +49,21 @@ def params(spec: JobSpec, prepared: Prepared, steps: int) -> dict[str, Any]:
         f"mixture.{part.name}": {"share": float(share), "rows": part.rows, "passes": float(f"{rows / part.rows:.4g}")}
         for (part, rows), share in zip(found, asked, strict=True)
     }
+
+
+def measured(spec: JobSpec, prepared: Prepared) -> list[str]:
+    """Say of how many rows the held-out loss of each source is, and of which there is none; nothing of no mixture."""
+    if not prepared.mixture or not prepared.eval_rows:
+        return []
+    found = prepared.held_out()
+    if not found:
+        return ["the held-out loss of each source is not measured: the rows of data.eval are of none of them"]
+    drawn = sample(prepared.eval_rows, spec.data.eval_max_rows, spec.data.split_seed)
+    counted = {source.name: 0 for source in prepared.mixture} | by_source.counts(drawn, found)
+    told = ", ".join(f"{name} {count:,} rows" for name, count in counted.items() if count)
+    none = ", ".join(name for name, count in counted.items() if not count)
+    why = f"; of none, since none of its held-out rows is measured: {none}" if none else ""
+    return [f"eval_loss/NAME, the held-out loss of each source, is of: {told}{why}"]
 
 
 def _length(spec: JobSpec, steps: int) -> str:

@@ -99,6 +99,7 @@ def profile_phase(job: Job) -> dict[str, Any]:
 def evaluate_phase(job: Job) -> dict[str, Any]:
     """Measure a model on held-out data. Shares need no collective, so plain tasks do it, one for each worker."""
 
+    from jobs.worker import by_source
     from jobs.worker.evaluate import check_finite, evaluate_share, joined
 
     prepared = _prepare(job)
@@ -112,11 +113,11 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         progress.report("measure", done, workers)
     totals = joined(parts)
     task = prepared.task(job.spec)
-    metrics = task.summarise(totals)
+    metrics = by_source.summarised(task, totals)
     progress.say(figures.evaluated(metrics))
     check_finite(metrics["loss"], f"{job.spec.model.source} on the held-out rows")
     job.folder.add_remarks(task.verdict(metrics))
-    publish.log_figures(job, task, totals)
+    publish.log_figures(job, task, by_source.of_all(totals))
     job.track(lambda run: run.log_metrics({f"eval_{key}": value for key, value in metrics.items()}))
     return {"evaluation": metrics, "model": job.spec.model.source}
 
@@ -246,6 +247,8 @@ def _told(job: Job, prepared: Prepared) -> Prepared:
     if limit and limit < prepared.eval_rows:
         drawn = f"{limit} of {prepared.eval_rows} held-out rows, drawn by data.split_seed {job.spec.data.split_seed}"
         progress.say(f"evaluations measure {drawn} (data.eval_max_rows)")
+    for sentence in mixing.measured(job.spec, prepared):
+        progress.say(sentence)
     job.track(lambda run: run.log_dataset(prepared.name, prepared.digest))
     job.track(lambda run: run.set_tags({"tandem.bad_rows": str(prepared.bad_rows)}))
     job.track(lambda run: run.log_dict(asdict(replace(prepared, arriving=None)), "data.json"))

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
 from jobs import lineage, notes, progress
-from jobs.data import sources
+from jobs.data import sources, tables, unchanged
 from jobs.data.examples import Source
-from jobs.data.tables import PLAIN, TableForm
+from jobs.data.prepare import DIGESTS
+from jobs.data.tables import TableForm
 from jobs.driver import storage, warm
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.standstill import ATTEMPT, Standstill
@@ -46,7 +46,8 @@ def predict_phase(job: Job) -> dict[str, Any]:
     storage.try_folder("predict.output", output.parent)
     task = loaded_task(get(job.spec.task.name)(job.spec.task.options), job.parent or "")
     generation = terms.generation_of(job.spec, task)
-    source = _open(job.spec, job.base)
+    with unchanged.kept_in(job.storage / DIGESTS):
+        source = _open(job.spec, job.base)
     found, tolerance = _surveyed(job, task, source)
     _tell(job, source, found)
     for said in done.open():
@@ -90,9 +91,7 @@ def _open(spec: JobSpec, base: Path) -> Source:
     form = TableForm(spec.data.columns, spec.data.quotes)
     assert spec.data.predict is not None, "the spec was checked"
     source = sources.open_source(spec.data.predict, base, form)
-    if form != PLAIN and not source.tables:
-        key = "columns" if spec.data.columns else "quotes"
-        raise UserError(f"data.{key} is for CSV and TSV files, and there is none: leave it out")
+    tables.check_used(form, source.tables)
     return source
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster import home
-from cluster.errors import UserError
+from cluster.errors import UserError, check_all
 from jobs.spec import JobSpec
 
+if TYPE_CHECKING:
+    from jobs.checkpoint.store import Store
+
 CONTENT = b"written by Tandem to see whether it can"
+ASKED = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf")
+"""Stores that may be asked something when they are opened, or whose client is: none of what can be told at once."""
 FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENODEV}
 """What only a disk or a file system says. No rights may be a matter of the data."""
 
@@ -65,13 +74,35 @@ def check(spec: JobSpec, base: Path) -> None:
     Raises:
         NotWritable: one of them refuses.
     """
-    try_folder("storage", root(spec, base))
-    places = {"checkpoint.directory": checkpoints_root(spec, base), "model.export": spec.model.export}
-    for key, place in places.items() if spec.training is not None else ():
-        if place is not None and "://" in place:
+    for key, place in _places(spec, base).items():
+        if "://" in place:
             try_uri(key, place)
-        elif place is not None:
+        else:
             try_folder(key, Path(place))
+
+
+def check_named(spec: JobSpec, base: Path) -> None:
+    """Refuse those of the places of which it can be told without writing, or asking a store, that they cannot do.
+
+    Raises:
+        NotWritable: nothing opens such a URI, or a file is where a folder should be.
+    """
+    check_all(*(partial(_check_name, key, place) for key, place in _places(spec, base).items()))
+
+
+def _check_name(key: str, place: str) -> None:
+    if "://" not in place:
+        if (file := _in_the_way(Path(place))) is not None:
+            raise NotWritable(_sentence(key, place, f"{file} is a file"))
+    elif place.partition("://")[0].lower() not in ASKED:
+        opened(key, place)
+
+
+def _places(spec: JobSpec, base: Path) -> dict[str, str]:
+    """Return where the job will write, by the key that says so: paths and URIs."""
+    trained = {"checkpoint.directory": checkpoints_root(spec, base), "model.export": spec.model.export}
+    places = {"storage": str(root(spec, base)), **(trained if spec.training is not None else {})}
+    return {key: place for key, place in places.items() if place is not None}
 
 
 def try_folder(key: str, folder: Path) -> None:
@@ -102,28 +133,47 @@ def try_uri(key: str, uri: str) -> None:
     Raises:
         NotWritable: something of that is refused, or no file system knows the URI.
     """
-    from pyarrow import ArrowException
-
-    from jobs.checkpoint.store import Store
-
-    name = f".tandem-{secrets.token_hex(4)}"
-    try:
-        store = Store(uri)
+    name, store = f".tandem-{secrets.token_hex(4)}", opened(key, uri)
+    with _told_of(key, uri):
         store.write(f"{name}/probe", [CONTENT])
         read = store.read(f"{name}/probe")
         store.remove(name)
-    except (OSError, ArrowException, ValueError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        raise NotWritable(_sentence(key, uri, os.strerror(number) if number else str(error))) from error
     if read != CONTENT:
         raise NotWritable(_sentence(key, uri, "what was written is not what is read"))
 
 
+def opened(key: str, uri: str) -> Store:
+    """Open the store behind a URI. Nothing is written; that of an object store may be asked where it is.
+
+    Raises:
+        NotWritable: it cannot be opened, or no file system knows the URI.
+    """
+    from jobs.checkpoint.store import Store
+
+    with _told_of(key, uri):
+        return Store(uri)
+
+
+@contextmanager
+def _told_of(key: str, uri: str) -> Iterator[None]:
+    """Say what a store refuses by the key that names it."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (OSError, ArrowException, ValueError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        raise NotWritable(_sentence(key, uri, os.strerror(number) if number else str(error))) from error
+
+
 def _reason(folder: Path, error: OSError) -> str:
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            return f"{path} is a file"
-    return error.strerror or str(error)
+    file = _in_the_way(folder)
+    return error.strerror or str(error) if file is None else f"{file} is a file"
+
+
+def _in_the_way(folder: Path) -> Path | None:
+    """Return what of a folder's path is no folder; None where that is none."""
+    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
 
 
 def _sentence(key: str, place: str, reason: str) -> str:

@@ -71,6 +71,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         "recall_at_1": "max",
     }
     gathered: ClassVar[tuple[str, ...]] = ("embedding", "identity", "to_centres")
+    loss_terms: ClassVar[str] = "known"
     counted: ClassVar[Mapping[str, str]] = {
         **COUNTED,
         "unseen": "images are of identities that training has not seen: measured in pairs, without arcface's loss",

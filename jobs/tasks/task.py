@@ -69,6 +69,9 @@ class Task:
     metrics: ClassVar[Mapping[str, Better]] = {"loss": "min"}
     """What `summarise` returns, and which way is better."""
 
+    loss_terms: ClassVar[str] = "targets"
+    """Which sum of `measure` the sum `loss` is divided by for the mean: so that of a part of the rows is known, too."""
+
     learned_files: ClassVar[tuple[str, ...]] = ()
     """The files `save` writes: what a model directory holds besides weights that decides how data is encoded."""
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ from jobs.data.prepare import Prepared
 from jobs.data.rows import Rows
 from jobs.spec import JobSpec
 from jobs.tasks import Batch, Task
+from jobs.worker import by_source
+from jobs.worker.by_source import Sources
+
+NONE: Sources = MappingProxyType({})
+"""Rows that are of no source of a mixture."""
 
 
 class NotFinite(UserError):
@@ -95,23 +101,22 @@ def measure(
     world_size: int = 1,
     during: During = unwatched,
     part: Part = whole,
+    sources: Sources = NONE,
 ) -> dict[str, Any]:
     """Return the task's sums over this rank's share (every W-th) of `limit` rows drawn by `seed` (all for None).
 
     What the task has gathered instead is an array (n, …) of this rank's rows; `joined` puts the ranks' together.
+    Of `sources` the loss and its terms are added up for each, too (jobs/worker/by_source.py).
 
     Each rank makes the same number of forward passes (ZeRO-3 gathers weights in each), the last ones with no weight.
     """
     measured = sample(len(rows), limit, seed)
-    passes = math.ceil(math.ceil(len(measured) / world_size) / micro_batch)
-    mine = measured[rank::world_size]
     totals: dict[str, torch.Tensor] = {}
     kept: dict[str, list[np.ndarray]] = {}
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for index in range(passes):
-            chosen = mine[index * micro_batch : (index + 1) * micro_batch]
+        for source, chosen in by_source.passes(measured, sources, rank, world_size, micro_batch):
             taken = rows.take(chosen if len(chosen) else np.zeros(1, dtype=np.int64))
             with during("pass"):
                 for key, value in task.measure(model, to_device(part(task.collate(taken)), device)).items():
@@ -119,7 +124,9 @@ def measure(
                         kept.setdefault(key, []).append(_array(value)[: len(chosen)])
                         continue
                     added = value.detach().double().cpu()
-                    totals[key] = totals.get(key, torch.zeros_like(added)) + (added if len(chosen) else 0)
+                    of_source = [by_source.sum_of(source, key)] if source and key in ("loss", task.loss_terms) else []
+                    for name in (key, *of_source):
+                        totals[name] = totals.get(name, torch.zeros_like(added)) + (added if len(chosen) else 0)
     model.train(was_training)
     return {**flat(totals), **{key: np.concatenate(parts) for key, parts in kept.items()}}
 
@@ -207,4 +214,5 @@ def evaluate_share(
         rank=rank,
         world_size=world_size,
         during=during,
+        sources=prepared.held_out(),
     )

@@ -30,7 +30,7 @@ from jobs.checkpoint.fence import Superseded
 from jobs.checkpoint.shards import Fragment
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
-from jobs.worker import flops, proof, save_room, untaught
+from jobs.worker import by_source, flops, proof, save_room, untaught
 from jobs.worker.compiling import SETTLED
 from jobs.worker.config import WorkerConfig
 from jobs.worker.elsewhere import StoreFailed
@@ -247,15 +247,15 @@ def evaluate_now(worker: Worker, step: int, label: str) -> None:
         return
     with worker.watchdog.during("evaluation"), worker.engine.eager():
         worker.injector.inject("evaluate", step)
-        sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows)
-    metrics = worker.task.summarise(sums)
+        sums = proof.measure_live(worker, worker.eval_rows, worker.spec.data.eval_max_rows, worker.held_out)
+    metrics = by_source.summarised(worker.task, sums)
     check_rated(metrics, worker.spec.checkpoint.metric, worker.spec.checkpoint.keep_best)
     worker.evaluations[label] = metrics
     if worker.first and label == "first":
         with suppress(OSError):  # a full disk costs the number, not the run its worker
             worker.folder.write_first_evaluation(metrics)
     if worker.first and label == "final":
-        worker.folder.write_sums(sums)
+        worker.folder.write_sums(by_source.of_all(sums))
     elif worker.first and not math.isfinite(metrics["loss"]):
         worker.folder.add_remarks([f"the loss on the held-out rows is {metrics['loss']} at step {step}"])
     if worker.spool is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from cluster.precision import Precision
 from jobs.checkpoint import resume
 from jobs.data.rows import Rows
 from jobs.tasks import Task, adapters
-from jobs.worker.evaluate import check_finite, joined, measure
+from jobs.worker.by_source import Sources, summarised
+from jobs.worker.evaluate import NONE, check_finite, joined, measure
 from jobs.worker.export import DTYPES, check_loss
 from jobs.worker.setup import Worker
 
@@ -32,6 +33,8 @@ class Measured:
     micro_batch: int
     what: str
     """The rows, for a message."""
+    sources: Sources = field(default_factory=dict)
+    """Of a mixture, whose rows share no pass."""
 
 
 def of_trained(worker: Worker) -> Measured:
@@ -44,15 +47,15 @@ def of_trained(worker: Worker) -> Measured:
     if len(worker.eval_rows):
         loss, limit = worker.evaluations["final"]["loss"], worker.spec.data.eval_max_rows
         check_finite(loss, "the trained model on the held-out rows")
-        return Measured(loss, worker.eval_rows, limit, seed, micro_batch, "the held-out rows")
+        return Measured(loss, worker.eval_rows, limit, seed, micro_batch, "the held-out rows", worker.held_out)
     loss = worker.task.summarise(measure_live(worker, worker.rows, TRAINING_ROWS))["loss"]
     check_finite(loss, "the trained model on some training rows")
     return Measured(loss, worker.rows, TRAINING_ROWS, seed, micro_batch, "some training rows")
 
 
-def measure_live(worker: Worker, rows: Rows, limit: int | None) -> dict[str, Any]:
+def measure_live(worker: Worker, rows: Rows, limit: int | None, sources: Sources = NONE) -> dict[str, Any]:
     """Return the sums over `limit` rows, each rank measuring its share on the model in training. Collective."""
-    return _together(worker, worker.task, worker.engine.model, rows, limit)
+    return _together(worker, worker.task, worker.engine.model, rows, limit, sources)
 
 
 def of_parts(worker: Worker, loaded: Task, model: torch.nn.Module, trained: Measured) -> None:
@@ -67,11 +70,13 @@ def of_parts(worker: Worker, loaded: Task, model: torch.nn.Module, trained: Meas
     loaded.prepare_model(model.module, trained.rows.columns)  # type: ignore[arg-type]
     if worker.shared is not None:
         worker.shared.attach(model.module)  # type: ignore[arg-type]
-    sums = _together(worker, loaded, model, trained.rows, trained.limit)
-    check_loss(trained.loss, loaded.summarise(sums)["loss"], worker.precision, trained.what)
+    sums = _together(worker, loaded, model, trained.rows, trained.limit, trained.sources)
+    check_loss(trained.loss, summarised(loaded, sums)["loss"], worker.precision, trained.what)
 
 
-def _together(worker: Worker, task: Task, model: torch.nn.Module, rows: Rows, limit: int | None) -> dict[str, Any]:
+def _together(
+    worker: Worker, task: Task, model: torch.nn.Module, rows: Rows, limit: int | None, sources: Sources
+) -> dict[str, Any]:
     engine = worker.engine
     sums = measure(
         task,
@@ -84,6 +89,7 @@ def _together(worker: Worker, task: Task, model: torch.nn.Module, rows: Rows, li
         rank=worker.place.reader,
         world_size=worker.place.readers,
         part=worker.part,
+        sources=sources,
     )
     kept = {key: value for key, value in sums.items() if isinstance(value, np.ndarray)}
     added = {key: value for key, value in sums.items() if key not in kept}
@@ -135,5 +141,14 @@ def _loss(directory: Path, trained: Measured, task: Task, precision: Precision, 
 
 def _loss_of(model: torch.nn.Module, trained: Measured, task: Task, device: torch.device) -> float:
     task.prepare_model(model, trained.rows.columns)
-    how = {"limit": trained.limit, "seed": trained.seed, "micro_batch": trained.micro_batch}
-    return task.summarise(measure(task, model, trained.rows, **how, device=device))["loss"]  # type: ignore[arg-type]
+    sums = measure(
+        task,
+        model,
+        trained.rows,
+        limit=trained.limit,
+        seed=trained.seed,
+        micro_batch=trained.micro_batch,
+        device=device,
+        sources=trained.sources,
+    )
+    return summarised(task, sums)["loss"]

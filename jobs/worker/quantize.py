@@ -16,6 +16,7 @@ from cluster.weights_cache import local
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Task
+from jobs.worker.by_source import Sources, summarised
 from jobs.worker.evaluate import During, Say, check_finite, unsaid, unwatched
 
 SMALLER = 0.98
@@ -78,7 +79,7 @@ def quantize(
 
     before = task.load_model(Path(parent), DTYPES[precision]).to(device)
     say([*task.said, *task.prepare_model(before, held_out.columns)])  # it holds for the quantised one too
-    measured = _measure(spec, task, before, held_out, device, during)
+    measured = _measure(spec, task, before, held_out, prepared.held_out(), device, during)
     check_finite(measured["eval_loss"], f"{parent} on the held-out rows")
     report: dict[str, Any] = {f"parent_{k}": v for k, v in measured.items()}
     directory = Path(target)
@@ -88,7 +89,7 @@ def quantize(
         report["bytes"], report["parent_bytes"] = _weight_bytes(partial), _weight_bytes(Path(parent))
         _check_smaller(report["bytes"], report["parent_bytes"], parent)
         after = type(task).load(partial, task.options).load_model(partial, DTYPES[precision]).to(device)
-        report |= _measure(spec, task, after, held_out, device, during)
+        report |= _measure(spec, task, after, held_out, prepared.held_out(), device, during)
         check_finite(report["eval_loss"], f"{parent}, quantised, on the held-out rows")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -164,15 +165,18 @@ def layers_of(model: Any) -> Layers:
     return layers
 
 
-def _measure(spec: JobSpec, task: Task, model: Any, rows: Any, device: Any, during: During) -> dict[str, float]:
+def _measure(
+    spec: JobSpec, task: Task, model: Any, rows: Any, sources: Sources, device: Any, during: During
+) -> dict[str, float]:
     import numpy as np
     import torch
 
     from jobs.worker.evaluate import measure, to_device
 
     limit, seed = spec.data.eval_max_rows, spec.data.split_seed
-    sums = measure(task, model, rows, limit=limit, seed=seed, micro_batch=16, device=device, during=during)
-    measured = {f"eval_{key}": value for key, value in task.summarise(sums).items()}
+    how = {"device": device, "during": during, "sources": sources}
+    sums = measure(task, model, rows, limit=limit, seed=seed, micro_batch=16, **how)
+    measured = {f"eval_{key}": value for key, value in summarised(task, sums).items()}
     batch = to_device(task.collate(rows.take(np.zeros(1, dtype=np.int64))), device)
     with torch.inference_mode():
         durations = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ class Worker:
     """The sources that it mixes; none where the rows are of one."""
     learned: learned.Learned | None = None
     """Counts what comes from each of them."""
+    held_out: Mapping[str, int] = field(default_factory=dict)
+    """Each of them that has held-out rows, and how many, in the order of these."""
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
     shared: sequence.SharedRows | None = None
     """What the model attends with where other ranks share this one's rows."""
@@ -171,6 +174,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
         data=prepared.rows,
         order=entered.order,
         mixed=mixed,
+        held_out=prepared.held_out(),
         learned=learned.begin(mixed, point.manifest.learned if point.manifest else {}),
         shared=shared,
     )

@@ -248,6 +248,11 @@ def test_a_stopped_job_goes_on_where_it_was(folder):
     assert all(abs(share * 7 * step - 0.7 * 7 * step) < 3.5 for step, share in shares)
     assert abs(shares[-1][1] - 0.7) < 1e-9, "5,600 rows are whole blocks and whole shares, before the stop and after"
     assert "source few: 30 % of rows, " in said
+    many, few, both = (history(result["run_id"], f"eval_loss{of}") for of in ("/many", "/few", ""))
+    for (step, one), (of_few, other), (of_both, loss) in zip(many, few, both, strict=True):
+        assert step == of_few == of_both
+        assert min(one, other) < loss < max(one, other)
+    assert result["evaluations"]["final"]["loss/few"] == few[-1][1]
     assert "learned from each source, of all rows (of all terms of the loss): many 70 % (" in said
 
 

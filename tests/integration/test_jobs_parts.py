@@ -22,7 +22,7 @@ from cluster.errors import UserError
 from jobs import lineage
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
-from jobs.data.prepare import Prepared, prepare
+from jobs.data.prepare import Prepared, prepare, rows_of
 from jobs.data.rows import Rows
 from jobs.driver.reference import by_the_group
 from jobs.run_folder import RunFolder
@@ -130,6 +130,24 @@ def first_whole(folder: Path, case: str) -> torch.nn.Module:
     begun = start.begin(spec, prepared.task(spec), parent)
     begun.materialise()
     return begun.model
+
+
+@pytest.mark.parametrize("case", [IN_PARTS[2], *REPLICATED[3:], HELD[0]])
+def test_the_loss_of_each_source_is_that_of_its_rows_alone_at_every_stage(folder: Path, case: str) -> None:
+    final = (RunFolder(folder / case / "run").evaluations() or {})["final"]
+    prepared = pickle.loads((folder / f"{case.split(',')[0]}.prepared").read_bytes())
+    task, rows = prepared.task(parts_ranks.spec_of(case, folder)), rows_of(prepared, prepared.eval_files)
+    apart = {"first": np.arange(len(rows) - 1), "last": np.arange(len(rows) - 1, len(rows))}
+    targets = {name: rows.targets(own) for name, own in apart.items()}
+    of_all = sum(final[f"loss/{name}"] * count for name, count in targets.items()) / sum(targets.values())
+    assert final["loss"] == pytest.approx(of_all, rel=1e-6)
+    assert final["loss/first"] != pytest.approx(final["loss/last"], rel=1e-3)
+    if case not in HELD:  # whose loss is of a base that is in no file
+        model = task.load_model(folder / case / "run" / "model", torch.float32)
+        for name, own in apart.items():
+            with torch.no_grad():
+                sums = task.measure(model, task.collate(rows.take(own)))
+            assert final[f"loss/{name}"] == pytest.approx(float(sums["loss"]) / targets[name], rel=1e-4)
 
 
 @pytest.mark.parametrize("case", [*IN_PARTS, *REPLICATED])

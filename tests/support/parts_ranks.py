@@ -38,7 +38,7 @@ from jobs.checkpoint.store import Store
 from jobs.data.prepare import rows_of
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.worker import evaluate, export_in_parts, finish, loop, proof, reference, save_room, setup, start
+from jobs.worker import by_source, evaluate, export_in_parts, finish, loop, proof, reference, save_room, setup, start
 from jobs.worker.export import NotWritten
 from jobs.worker.fault_injection import VARIABLE, Injector
 from jobs.worker.watchdog import Pulse, Watchdog
@@ -140,8 +140,9 @@ def train(case: str, rank: int, folder: Path) -> None:
     if "stage" in case:
         go_on(worker, config, parent)
     if len(held_out):
-        sums = proof.measure_live(worker, held_out, spec.data.eval_max_rows)
-        worker.evaluations["final"] = task.summarise(sums)
+        worker.held_out = {"first": len(held_out) - 1, "last": 1}  # of which one rank has no row
+        sums = proof.measure_live(worker, held_out, spec.data.eval_max_rows, worker.held_out)
+        worker.evaluations["final"] = by_source.summarised(task, sums)
     limit = (folder / case.split(",")[0] / "model.safetensors").stat().st_size // 2 if "full" in case else -1
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

@@ -51,6 +51,7 @@ def test_training_that_ends_in_such_a_model_exports_none(loss: float) -> None:
         shared=None,
         micro_batch=8,
         eval_rows=[0],
+        held_out={},
         evaluations={"final": {"loss": loss}},
     )
     with pytest.raises(NotFinite, match="the trained model on the held-out rows"):

@@ -32,7 +32,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_parts_are_the_rows_of_the_whole_wherever_they_are_read(where: str, tmp_path: Path) -> None:
     whole, source = open_source(where, tmp_path), open_source(where, tmp_path, PLAIN, 1_000)
-    assert (whole.cuts, whole.size, whole.origin) == ((), None, where), "a small one is read as ever"
+    assert (whole.cuts, whole.size, whole.origin) == ((), None, f"{where}:train"), "a small one is read as ever"
     assert source.digest == whole.digest
     task = get("causal-lm")()
     parts = [pickle.loads(pickle.dumps(part)) for part in ranges_of(source, task, None, Sizes(1_000))]

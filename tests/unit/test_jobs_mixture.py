@@ -20,7 +20,7 @@ from jobs.data.prepare import Prepared
 from jobs.data.ranges import SIZES, Sizes
 from jobs.driver import mixing
 from jobs.spec import JobSpec
-from jobs.worker import trial
+from jobs.worker import by_source, evaluate, trial
 
 WEIGHTS = [[0.7, 0.3], [1.0, 1.0, 1.0], [98.0, 1.0, 1.0], [0.1, 0.2, 0.3, 0.4, 5.0], [1.0] * 9]
 WEIGHTS += [[2.0**-k for k in range(9)], [0.123456789012345, 1 / 3, 2e-7]]
@@ -185,6 +185,67 @@ def test_held_out_rows_of_all_sources_are_those_that_are_measured(base):
     made = prepare.prepare(spec, base, base / "e", parent=trained.task_directory, on_progress=lambda *_: None)
     assert texts_of(spec, made, made.eval_files) == texts_of(spec, trained, trained.eval_files)
     assert any("weight and max_epochs have no effect" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("limit", [None, 40])
+def test_passes_are_of_one_source_each_and_as_many_on_every_rank(world_size, limit):
+    sources = {"a": 17, "b": 1, "c": 0, "d": 60, "e": 8}
+    measured = evaluate.sample(86, limit, seed=1)
+    of_ranks = [list(by_source.passes(measured, sources, rank, world_size, 8)) for rank in range(world_size)]
+    assert len({tuple(name for name, _ in found) for found in of_ranks}) == 1
+    ends = dict(zip(sources, np.cumsum([*sources.values()]), strict=True))
+    for rank, found in enumerate(of_ranks):
+        assert np.concatenate([rows for _, rows in found]).tolist() == measured[rank::world_size].tolist()
+        for name, rows in found:
+            assert len(rows) <= 8
+            assert all(ends[name] - sources[name] <= row < ends[name] for row in rows)
+    without = list(by_source.passes(measured, {}, 0, world_size, 8))
+    assert len(of_ranks[0]) <= len(without) + len(sources) - 1, "what the docs say that it costs"
+    assert [rows.tolist() for _, rows in without] == [
+        measured[::world_size][at : at + 8].tolist() for at in range(0, len(measured[::world_size]), 8)
+    ]
+    counted = by_source.counts(measured, sources)
+    assert list(counted) == list(sources)
+    assert sum(counted.values()) == len(measured)
+    assert counted["d"] == sum(18 <= row < 78 for row in measured)
+
+
+def test_the_held_out_loss_of_each_source_is_that_of_its_rows_alone(base):
+    spec = spec_for(MIXED, data={"eval_fraction": 0.3})
+    made = run(spec, base)
+    task, rows = made.task(spec), prepare.rows_of(made, made.eval_files)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = task.build("llama", {**sizes, "num_key_value_heads": 1})
+    how = {"limit": None, "seed": 0, "micro_batch": 4, "device": torch.device("cpu")}
+    shares = [
+        evaluate.measure(task, model, rows, **how, rank=rank, world_size=2, sources=made.held_out()) for rank in (0, 1)
+    ]
+    found, whole = by_source.summarised(task, evaluate.joined(shares)), evaluate.measure(task, model, rows, **how)
+    assert found == pytest.approx({**task.summarise(whole), **{k: v for k, v in found.items() if "/" in k}})
+    assert by_source.of_all(evaluate.joined(shares)).keys() == whole.keys()
+    texts, alone = texts_of(spec, made, made.eval_files), {}
+    for name, letter, other in (("wiki", "a", "b"), ("source-2", "b", "a")):
+        own = slice(0, made.mixture[0].eval_rows) if name == "wiki" else slice(made.mixture[0].eval_rows, len(texts))
+        assert not any(other * 3 in text for text in texts[own]), "a packed row is of one source"
+        assert any(letter * 3 in text for text in texts[own])
+        with torch.no_grad():
+            sums = task.measure(model.eval(), task.collate(rows.take(np.arange(len(texts))[own])))
+        alone[f"loss/{name}"] = float(sums["loss"] / sums["targets"])
+    assert {key: value for key, value in found.items() if "/" in key} == pytest.approx(alone)
+
+
+def test_what_of_each_source_is_measured_is_said():
+    spec = spec_for(two(), data={"eval_max_rows": 6})
+    of = [SourceRows("a", 9, 45, 0), SourceRows("b", 9, 45, 30)]
+    made = Prepared("", "a, b", "", train_rows=18, eval_rows=30, mixture=of)
+    assert mixing.measured(spec, made) == [
+        "eval_loss/NAME, the held-out loss of each source, is of: b 6 rows; of none, since none of its held-out rows "
+        "is measured: a"
+    ]
+    (said,) = mixing.measured(spec, replace(made, mixture=[replace(each, eval_rows=0) for each in of]))
+    assert said.startswith("the held-out loss of each source is not measured: ")
+    assert mixing.measured(spec, replace(made, mixture=())) == []
 
 
 def prepared(*rows: int) -> Prepared:
