@@ -15,9 +15,11 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.processes import MARKER, is_running
-from cluster.ray_process_internals import GCS_STORAGE, GCS_STORAGE_PATH, HEAD_SETTINGS, START_MODULE
+from cluster.ray_process_internals import GCS_STORAGE, GCS_STORAGE_PATH, HEAD_SETTINGS, START
 
 START_TIMEOUT_S = 120.0
+SETUP_WORKER = str(Path(__file__).absolute().with_name("setup_worker.py"))
+"""What raylets run before each worker."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NODE_STORE_BYTES = 512 * 1024**2
 """Further nodes share the machine's memory with the head, so their object stores are small."""
@@ -201,7 +203,7 @@ def _ray_start(flags: Sequence[str], options: Mapping[str, object]) -> list[str]
     """Give Ray's fixed defaults (agent port 52365, worker ports from 10002) up for ports that cannot collide."""
     free = {"dashboard-agent-listen-port": 0, "min-worker-port": 0, "max-worker-port": 0}
     given = [f"--{name}={value}" for name, value in {**options, **free}.items() if value is not None]
-    return [sys.executable, "-m", START_MODULE, "start", *flags, "--disable-usage-stats", *given]
+    return [sys.executable, "-c", START, SETUP_WORKER, "start", *flags, "--disable-usage-stats", *given]
 
 
 def can_bind(address: str) -> bool:

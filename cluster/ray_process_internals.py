@@ -25,6 +25,14 @@ CURRENT_CLUSTER = "ray_current_cluster"
 """A file in Ray's folder that holds the head's address."""
 START_MODULE = "ray.scripts.scripts"
 """What the `ray` command runs."""
+START = f"""
+import sys
+from ray._private import ray_constants
+ray_constants.SETUP_WORKER_FILENAME = sys.argv.pop(1)
+from {START_MODULE} import main
+main()
+"""
+"""The same with a first argument: what raylets run before each worker, an absolute path (cluster/setup_worker.py)."""
 GCS_PROGRAM = "gcs_server"
 WORKER_TITLE = "ray::"
 """How the command lines of Ray's workers begin."""
@@ -142,6 +150,12 @@ ENTRIES = (
         "the address of the head that was just started",
         "`tandem cluster up` fails",
         "`ray start` can print it for a program to read",
+    ),
+    Internal(
+        "ray_constants.SETUP_WORKER_FILENAME, setup_worker.py, RuntimeEnvContext",
+        "raylets set a worker up without importing all of Ray for it (cluster/setup_worker.py)",
+        "every worker process starts half a second of CPU later, or not at all",
+        "Ray's own setup_worker.py imports no more than it needs",
     ),
     Internal(
         "python -m ray.scripts.scripts; the programs gcs_server, raylet and dashboard.py",

@@ -14,6 +14,8 @@ from serve.spec import ModelServeSpec
 
 AROUND_ENGINES = ("serve.engines.replica", "fastapi")
 """What a replica imports whatever its engine."""
+OF_RAY = ("pandas", "requests", "jsonschema", "uvicorn", "uvloop")
+"""What Ray and Ray Serve import that is not theirs, and that takes them half a second."""
 
 
 def executable(model: ServedModel, settings: ModelServeSpec) -> dict[str, Any]:
@@ -37,4 +39,4 @@ def import_before_ray() -> None:
 def preloaded(engines: Mapping[str, EngineEntry]) -> list[str]:
     """List what the server imports for the engines that are forked, each module once."""
     wanted = [module for engine in engines.values() if engine.forked for module in engine.preload]
-    return list(dict.fromkeys((*wanted, *AROUND_ENGINES)))
+    return list(dict.fromkeys((*wanted, *AROUND_ENGINES, *OF_RAY)))

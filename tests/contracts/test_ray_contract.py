@@ -1,10 +1,13 @@
 """Ray's core and dashboard still have what cluster/ray_internals.py and cluster/ray_process_internals.py rely on."""
 
+import inspect
 import json
+from pathlib import Path
 
 import pytest
+from ray._private.runtime_env.context import RuntimeEnvContext
 
-from cluster import prestart, ray_internals, ray_process_internals
+from cluster import daemons, prestart, ray_internals, ray_process_internals, setup_worker
 from tests.support.contracts import (
     Contract,
     binary_holds,
@@ -202,6 +205,15 @@ def _shipped() -> None:
 @PROCESSES.check("ray_current_cluster (a file in Ray's folder)")
 def _current() -> None:
     source_mentions("ray._common.utils", f'"{ray_process_internals.CURRENT_CLUSTER}"')
+
+
+@PROCESSES.check("ray_constants.SETUP_WORKER_FILENAME, setup_worker.py, RuntimeEnvContext")
+def _setup() -> None:
+    source_mentions("ray._private.node", "ray_constants.SETUP_WORKER_FILENAME")
+    source_mentions("ray._private.workers.setup_worker", '"--serialized-runtime-env-context"', '"--language"')
+    binary_holds(file_of("ray", "core/src/ray/raylet/raylet"), Path(daemons.SETUP_WORKER).name)
+    fields = set(inspect.signature(RuntimeEnvContext).parameters)
+    assert fields == setup_worker.KNOWN
 
 
 @PROCESSES.check("python -m ray.scripts.scripts; the programs gcs_server, raylet and dashboard.py")

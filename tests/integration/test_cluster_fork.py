@@ -21,8 +21,10 @@ from cluster import fork_client
 
 ROOT = Path(__file__).parents[2]
 HOOK = """
-import json, time
+import gc, json, time
+collects = []
 def load():
+    collects.append(gc.isenabled())
     time.sleep(0.2)
     try:
         import loose
@@ -32,8 +34,10 @@ def fail():
     raise RuntimeError("no")
 """
 SCRIPT = """
-import json, os, sys, time
+import gc, json, os, sys, time
 answer = {
+    "collects": [*getattr(sys.modules.get("hook"), "collects", []), gc.isenabled()],
+    "seen": any(thing is sys.modules.get("hook") for thing in gc.get_objects()),
     "arguments": sys.argv, "folder": os.getcwd(), "mine": os.environ.get("MINE"),
     "parent": os.getppid(), "pid": os.getpid(),
     "loaded": "hook" in sys.modules, "loose": "loose" in sys.modules,
@@ -85,6 +89,8 @@ def test_a_forked_process_is_the_one_that_was_asked_for(session: Path) -> None:
     assert first["arguments"][-1] == "one"
     assert (first["folder"], first["mine"], first["loaded"]) == (str(session / "elsewhere"), "1", True)
     assert first["first"] == str(session)
+    assert first["collects"] == [False, True], "garbage is collected, but not while the server imports"
+    assert not first["seen"], "what was imported is not looked through"
     assert first["session"], "signals to its group reach nobody else"
     assert errors == "to the errors\n"
     second, _ = answer(start(session, "two", MINE="2"))
