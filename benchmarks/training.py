@@ -1,6 +1,7 @@
 """Training speed, side by side in one run: Tandem's loop and what people would write or take instead.
 
     python benchmarks/training.py [--steps 16] [--rounds 5] [--size 14M] [--stage 1] [--workers 2] [--rows 16]
+        [--beside deepspeed "hf trainer" ddp "ddp compiled" "tandem without tracking"]
 
 Beside it a bare DeepSpeed script, Hugging Face Trainer with DeepSpeed, and plain PyTorch with DistributedDataParallel,
 compiled too. All train the same random Llama on the same number of tokens in the precision that `auto` picks, with the
@@ -88,6 +89,8 @@ def main() -> None:
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), default=1, help="of ZeRO (default 1)")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread (default 2)")
     parser.add_argument("--rows", type=int, default=16, help="rows of 256 tokens in a step (default 16)")
+    beside = (*RIVALS, UNTRACKED)
+    parser.add_argument("--beside", nargs="+", choices=beside, default=beside, metavar="NAME", help="instead of all")
     options = parser.parse_args()
     if options.steps < WARM_UP + 3:
         parser.error(f"--steps {options.steps}: the first {WARM_UP} only warm up, so at least {WARM_UP + 3} are needed")
@@ -120,11 +123,12 @@ def measure(options: argparse.Namespace, work: Path, others: Others) -> dict[str
         note("submit to first step, s", job.first_step_s)
         note("submit to first step's beginning, s", job.first_step_s - job.times_s[0])
         note("beside tandem", others.percent(job.steady, job.last_step, options.workers))
-        for name, (script, told) in RIVALS.items():
-            times = torchrun(script, told, options)
+        for name in [each for each in RIVALS if each in options.beside]:
+            times = torchrun(*RIVALS[name], options)
             note(name, rate(times, options))
             note(f"beside {name}", others.percent(time.time() - sum(times[WARM_UP:]), time.time(), options.workers))
-        note(UNTRACKED, rate(untracked(work, options), options))
+        if UNTRACKED in options.beside:
+            note(UNTRACKED, rate(untracked(work, options), options))
         note("append, µs", 1e6 * append_s(work))
     return measured
 
@@ -222,16 +226,16 @@ def show(measured: dict[str, list[float]], options: argparse.Namespace) -> None:
         f"\n{options.size} Llama, {options.rows}×{LENGTH} tokens a step, ZeRO-{options.stage} {precision}, "
         f"{options.workers} processes × 1 thread, {options.rounds} rounds"
     )
-    for name in ("tandem", *RIVALS, UNTRACKED):
+    for name in ("tandem", *options.beside):
         values = measured[name]
         print(f"  {name:<26} {statistics.median(values):>8,.0f} tokens/s   ({min(values):,.0f} to {max(values):,.0f})")
-    for other in (*RIVALS, UNTRACKED):
+    for other in options.beside:
         ratios = [a / b for a, b in zip(measured["tandem"], measured[other], strict=True)]
         print(f"  tandem / {other:<24} {statistics.median(ratios):.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
+    for name in [each for each in ("tandem", *RIVALS) if f"beside {each}" in measured]:
+        print(f"  others beside {name:<12} {statistics.median(measured[f'beside {name}']):>8.1f} % of a core")
     step_s = options.rows * LENGTH / statistics.median(measured["tandem"])
     append = statistics.median(measured["append, µs"])
-    for name in ("tandem", *RIVALS):
-        print(f"  others beside {name:<12} {statistics.median(measured[f'beside {name}']):>8.1f} % of a core")
     first_s, began_s = (measured[f"submit to first step{what}, s"] for what in ("", "'s beginning"))
     print(f"  submit to first step       begins after {statistics.median(began_s):.1f} s, ends after ", end="")
     print(f"{statistics.median(first_s):.1f} s; the cluster's first job {began_s[0]:.1f}, {first_s[0]:.1f} s")
