@@ -57,7 +57,9 @@ class Phases:
         lines = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
         self._peaks[name] = peak / 1024, time.perf_counter() - began
-        self._path.write_text(json.dumps(self._peaks))
+        half = self._path.with_suffix(".half")
+        half.write_text(json.dumps(self._peaks))
+        half.replace(self._path)  # whoever is ended meanwhile has left the phases before
         if name == self._last:
             dist.barrier()
             os._exit(0)

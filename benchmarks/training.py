@@ -124,9 +124,9 @@ def measure(options: argparse.Namespace, work: Path, others: Others) -> dict[str
         note("submit to first step's beginning, s", job.first_step_s - job.times_s[0])
         note("beside tandem", others.percent(job.steady, job.last_step, options.workers))
         for name in [each for each in RIVALS if each in options.beside]:
-            times = torchrun(*RIVALS[name], options)
+            times, ended = torchrun(*RIVALS[name], options)
             note(name, rate(times, options))
-            note(f"beside {name}", others.percent(time.time() - sum(times[WARM_UP:]), time.time(), options.workers))
+            note(f"beside {name}", others.percent(ended - sum(times[WARM_UP:]), ended, options.workers))
         if UNTRACKED in options.beside:
             note(UNTRACKED, rate(untracked(work, options), options))
         note("append, µs", 1e6 * append_s(work))
@@ -186,8 +186,8 @@ def untracked(work: Path, options: argparse.Namespace) -> list[float]:
     return [r["metrics"]["step_time_s"] for r in spooled(Path(done.stdout.split()[-1]))]
 
 
-def torchrun(script: str, told: dict[str, Any], options: argparse.Namespace) -> list[float]:
-    """Run a rival in processes of one thread; return its step times."""
+def torchrun(script: str, told: dict[str, Any], options: argparse.Namespace) -> tuple[list[float], float]:
+    """Run a rival in processes of one thread; return its step times, and when the last step had ended."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "times.json"
         model = {**SIZES[options.size], "vocab_size": VOCABULARY}
@@ -199,7 +199,7 @@ def torchrun(script: str, told: dict[str, Any], options: argparse.Namespace) -> 
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode:
             raise SystemExit(done.stderr[-3000:])
-        return json.loads(result.read_text())
+        return json.loads(result.read_text()), result.stat().st_mtime
 
 
 def append_s(work: Path) -> float:

@@ -18,8 +18,8 @@ from cluster.processes import MARKER, is_running
 from cluster.ray_process_internals import GCS_STORAGE, GCS_STORAGE_PATH, HEAD_SETTINGS, START
 
 START_TIMEOUT_S = 120.0
-SETUP_WORKER = str(Path(__file__).absolute().with_name("setup_worker.py"))
-"""What raylets run before each worker."""
+SETUP_WORKER = Path(__file__).absolute().with_name("setup_worker.py")
+"""What raylets run before each worker, from a copy of their own: a checkout may change while a cluster is up."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NODE_STORE_BYTES = 512 * 1024**2
 """Further nodes share the machine's memory with the head, so their object stores are small."""
@@ -203,7 +203,16 @@ def _ray_start(flags: Sequence[str], options: Mapping[str, object]) -> list[str]
     """Give Ray's fixed defaults (agent port 52365, worker ports from 10002) up for ports that cannot collide."""
     free = {"dashboard-agent-listen-port": 0, "min-worker-port": 0, "max-worker-port": 0}
     given = [f"--{name}={value}" for name, value in {**options, **free}.items() if value is not None]
-    return [sys.executable, "-c", START, SETUP_WORKER, "start", *flags, "--disable-usage-stats", *given]
+    setup = _copied(SETUP_WORKER, Path(str(options["temp-dir"])))
+    return [sys.executable, "-c", START, str(setup), "start", *flags, "--disable-usage-stats", *given]
+
+
+def _copied(file: Path, folder: Path) -> Path:
+    """Copy a file into a folder, whole or not at all, and return the copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half, copy = folder / f".{file.name}.{os.getpid()}", folder / file.name
+    half.write_bytes(file.read_bytes())
+    return half.replace(copy)
 
 
 def can_bind(address: str) -> bool:

@@ -96,9 +96,11 @@ def look_at_data(spec: JobSpec, base: Path) -> list[str]:
 
 def _check_form(spec: JobSpec, base: Path, parts: list[str]) -> None:
     """Refuse what only tables need to be told, where all data is known from here and none of it is a table."""
+    form = TableForm(spec.data.columns, spec.data.quotes)
+    if form == tables.PLAIN:
+        return
     found = [origins.of(part, base) if origins.are_known(part) else [] for part in parts]
     if all(found):
-        form = TableForm(spec.data.columns, spec.data.quotes)
         tables.check_used(form, any(origins.is_table(origin) for each in found for origin in each))
 
 

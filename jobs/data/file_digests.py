@@ -50,8 +50,13 @@ def digest_and_cuts(path: Path, size: int) -> tuple[str, tuple[Cut, ...]]:
     Raises:
         UserError: it cannot be read.
     """
-    digest, cuts = unchanged.found(path, f"sha256, cut by {size}", partial(_digest_and_cuts, path, size))
-    return digest, tuple(Cut(*cut) for cut in cuts)
+    read = partial(_digest_and_cuts, path, size)
+    try:
+        digest, cuts = unchanged.found(path, f"sha256, cut by {size}", read)
+        return str(digest), tuple(Cut(*cut) for cut in cuts)
+    except (TypeError, ValueError):  # a damaged note
+        digest, cuts = read()
+        return str(digest), tuple(Cut(*cut) for cut in cuts)
 
 
 def _digest_and_cuts(path: Path, size: int) -> list[Any]:

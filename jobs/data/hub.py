@@ -57,9 +57,12 @@ def open_hub(identifier: str, range_bytes: int = RANGE_BYTES) -> Source:
 
 
 def origin_of(where: str) -> str:
-    """Return a data set's name as it is told from others: with its split, the one that is read where none is named."""
+    """Return a data set's name as it is told from others: with its split, the one that is read where none is named.
+
+    The hub finds a data set whatever the case of its letters.
+    """
     name, _, split = where.removeprefix("hf://").partition(":")
-    return f"hf://{name}:{split or SPLIT}"
+    return f"hf://{name.lower()}:{split or SPLIT}"
 
 
 def repository(where: str) -> str | None:
@@ -67,7 +70,7 @@ def repository(where: str) -> str | None:
     if not where.startswith("hf://"):
         return None
     owner, name, *_ = [*where.removeprefix(f"{HUB}/").removeprefix("hf://").split("/"), ""]
-    return f"{owner}/{re.split('[@:]', name)[0]}"
+    return f"{owner}/{re.split('[@:]', name)[0]}".lower()
 
 
 def _cuts(rows: int, size: int, range_bytes: int) -> tuple[Cut, ...]:

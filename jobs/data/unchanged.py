@@ -7,10 +7,10 @@
 storage/digests/<what is named>.json      {"format": 1, "files": {path: [state, {"sha256": …}]}}
 
 A file is taken to be as it was where its size, its inode, and when its content (mtime) and anything of it (ctime) was
-changed, in ns, are as they were. A ctime cannot be set: who gives a changed file its old mtime (`cp -p`, `rsync -t`,
-`touch -d`) gives it a new ctime. Nothing is kept of a file that had changed less than SETTLED_S before it was read: the
-clock of a file system ticks slowly, and another change could leave the same times. Git trusts its index by that rule
-(its Documentation/technical/racy-git.txt). Elsewhere `found` just reads.
+changed, in ns, are as they were. A ctime cannot be set (but on FAT, which has none): who gives a changed file its old
+mtime (`cp -p`, `rsync -t`, `touch -d`) gives it a new ctime. Nothing is kept of a file that had changed less than
+SETTLED_S before it was read: the clock of a file system ticks slowly, and another change could leave the same times.
+Git trusts its index by that rule (its Documentation/technical/racy-git.txt). Elsewhere `found` just reads.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-SETTLED_S = 5.0
-"""The slowest clock of a file system ticks every two seconds (FAT)."""
+"""Raise it when a fact of one name gets another shape."""
+SETTLED_S = 60.0
+"""The clock of a file server may be behind this machine's, and that of a file system ticks every two seconds (FAT)."""
 
 State = list[int]
 """Size, inode, mtime and ctime of a file."""
@@ -109,7 +110,8 @@ def found(path: Path, what: str, read: Callable[[], Any]) -> Any:
 def _state(path: Path) -> State:
     """Return what tells a file from what it becomes; nothing of one that cannot be asked."""
     try:
-        about = path.stat()
+        with path.open("rb") as file:  # a network file system asks its server when a file is opened; `stat` may not
+            about = os.fstat(file.fileno())
     except OSError:  # reading it says why
         return []
     return [about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns]
@@ -132,6 +134,8 @@ def _write(place: Path, files: dict[str, tuple[State, Facts]]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(json.dumps({"format": FORMAT, "files": files}), encoding="utf-8")
         aside.replace(place)
-    except OSError:
+    except BaseException as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise

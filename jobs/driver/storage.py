@@ -173,7 +173,8 @@ def _reason(folder: Path, error: OSError) -> str:
 
 def _in_the_way(folder: Path) -> Path | None:
     """Return what of a folder's path is no folder; None where that is none."""
-    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    # Not Path.exists: it raises where a folder above may not be searched.
+    return next((path for path in (folder, *folder.parents) if os.path.exists(path) and not os.path.isdir(path)), None)
 
 
 def _sentence(key: str, place: str, reason: str) -> str:

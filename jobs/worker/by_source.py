@@ -9,6 +9,7 @@ Rows of the sources follow each other in the files, and no row, packed or not, h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,8 +58,18 @@ def of_all(sums: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summarised(task: Task, sums: Mapping[str, Any]) -> dict[str, float]:
-    """Return the task's metrics, and the loss of each source as `loss/NAME`; of one without a term there is none."""
+    """Return the task's metrics, and the loss of each source as `loss/NAME`; of one without a term there is none.
+
+    There is none either where the task divides its loss by something else than it says in `loss_terms`.
+    """
     terms = sum_of("", task.loss_terms)
     counted = {name.removeprefix(terms): count for name, count in sums.items() if name.startswith(terms)}
     losses = {f"loss/{name}": sums[sum_of(name, "loss")] / count for name, count in counted.items() if count}
-    return {**task.summarise(of_all(sums)), **losses}
+    metrics = task.summarise(of_all(sums))
+    if losses and not _same(sums["loss"] / sums[task.loss_terms], metrics["loss"]):
+        return metrics
+    return {**metrics, **losses}
+
+
+def _same(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))

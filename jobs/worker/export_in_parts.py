@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from jobs.checkpoint import resume
-from jobs.worker import deepspeed_internals, elsewhere, lora, weight_stream
+from jobs.worker import deepspeed_internals, elsewhere, lora, parameter_files, weight_stream
 from jobs.worker.elsewhere import Elsewhere
 from jobs.worker.export import together
 from jobs.worker.weight_match import saved_as
@@ -148,6 +148,8 @@ def _tried(place: Place, shard: Shard, by_key: Mapping[str, Piece]) -> tuple[str
 
     try:
         return weight_stream.write_one(place, shard, counted), None
+    except parameter_files.Failed:  # before all ranks have gathered it: this one cannot go on with the others
+        raise
     except OSError as error:
         problem = error
     if begun:

@@ -22,6 +22,8 @@ def trim() -> None:
 # mallopt(3)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGE = 4 << 20
+VERSION = 2
+"""Raise it when the same passes come to take other memory: what was measured before is measured again."""
 _LARGEST_KEPT = 32 << 20
 """To what glibc raises the threshold by itself on 64 bits, as larger and larger pieces are freed."""
 

@@ -141,7 +141,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     counted = facts.of(begun.model)
     plan(counted, entered.micro_batch)
-    with_files = with_swap_files(ds_config, swap_files, begun.model, watchdog)
+    with_files = with_swap_files(ds_config, swap_files, begun, watchdog)
     engine = make_engine(begun, training, with_files, device, store, point)
     shared = look(begun, spec, task, engine, (rows, eval_rows), folder)
     if at_first is not prepared:
@@ -215,26 +215,30 @@ def saver_of(spec: JobSpec, task: Task, store: Store, entered: Entry, engine: En
 
 
 def with_swap_files(
-    ds_config: dict[str, Any], folder: Path | None, model: torch.nn.Module, watchdog: Watchdog
+    ds_config: dict[str, Any], folder: Path | None, begun: start.Start, watchdog: Watchdog
 ) -> dict[str, Any]:
     """Return DeepSpeed's configuration with a folder for swap files, where the spec wants them and the node can.
 
     Args:
-        model: before it is divided.
+        begun: before it is divided.
 
     Raises:
-        UserError: the node lacks a library, a compiler, room on the disk or the right to lock memory.
+        UserError: parameters are to be in files, and workers begin the model whole; or the node lacks a library, a
+            compiler, room on the disk or the right to lock memory.
     """
     import ray.train
 
     if folder is None:
         return ds_config
-    files = swap.files_of(ds_config["zero_optimization"], model, dtype_of(ds_config))
+    files = swap.files_of(ds_config["zero_optimization"], begun.model, dtype_of(ds_config))
+    if files.parameters:
+        swap.check_in_parts(begun.model, begun.said)
     if files.states:
         with watchdog.during("build", learns=False):
             async_io.ready()
     context = ray.train.get_context()
     swap.check_node(folder, files, context.get_world_size(), context.get_local_world_size())
+    torch.distributed.barrier()  # none writes before all of a node have looked at its disk
     return zero.with_swap_folder(ds_config, folder)
 
 

@@ -26,7 +26,7 @@ from jobs.plan import fit, memory
 from jobs.plan.facts import Facts
 from jobs.run_notes import Attempt, Control
 from jobs.tasks import Task
-from jobs.worker import buffers, growth, remembered, rows_search, trial_internals
+from jobs.worker import buffers, growth, heap, remembered, rows_search, trial_internals
 from jobs.worker.config import WorkerConfig
 from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.growth import Growth
@@ -164,11 +164,13 @@ def find(this: Sizing, budget: int) -> Choice:
     memory_of = place(this, trial)
     tried = resume.gathered(remembered.read(memory_of))[0]
     before = len(tried)
+    heap.fast()  # a trial measures what steps will take, and these have memory so
     while (rows := rows_search.following(tried, known)) is not None:
         if first:  # should the kernel end a rank for memory, half as many are next
             this.config.folder.write_attempt(replace(this.attempt, micro_batch=rows))
         with this.watchdog.during("trial", learns=False):
             tried[rows] = trial.took(rows)
+    heap.lean()
     if first and len(tried) > before:
         remembered.write(memory_of, tried)
     rows = rows_search.even(rows_search.best(tried, budget), this.of)
@@ -210,6 +212,7 @@ def place(this: Sizing, trial: Trial) -> Path:
         "sharing": this.sharing,
         "device": growth.kind(device),
         "torch": torch.__version__,
+        "heap": heap.VERSION,
     }
     return this.config.storage / FOLDER / f"{remembered.digest(what)}.json"
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ def held(training: TrainingSpec | None, key: str, attempt: str, rank: int) -> It
         yield None
         return
     path = training.deepspeed.nvme_path
-    check(Path(path))
+    check(Path(path), direct=training.deepspeed.offload == "nvme")
     mine = folder(path, key, attempt, rank)
     for left in mine.parent.glob("*"):
         if not left.name.startswith(f"{attempt}-"):
@@ -47,6 +47,8 @@ def held(training: TrainingSpec | None, key: str, attempt: str, rank: int) -> It
         yield mine
     finally:
         shutil.rmtree(mine, ignore_errors=True)
+        with suppress(OSError):  # not where another rank's is left
+            mine.parent.rmdir()
 
 
 class Files(NamedTuple):
@@ -80,6 +82,22 @@ def files_of(settings: Mapping[str, Any], model: torch.nn.Module, dtype: torch.d
         states if "offload_optimizer" in on_nvme else [],
         2 * dtype.itemsize * sum(large) if "offload_param" in on_nvme else 0,
     )
+
+
+def check_in_parts(model: torch.nn.Module, why: Sequence[str]) -> None:
+    """Refuse parameters in files of a model that workers begin whole: DeepSpeed's own swapper would take them.
+
+    Args:
+        why: what was said of how it begins.
+
+    Raises:
+        UserError: its weights are in memory already.
+    """
+    if not any(each.is_meta for each in model.parameters()):
+        raise UserError(
+            "training.deepspeed.offload_parameters: nvme is for models of which each worker begins its own parts, and "
+            f"this one begins whole: {'; '.join(why) or 'its weights are made by code'}; leave it out"
+        )
 
 
 def check_node(folder: Path, kept: Files, world_size: int, workers_here: int) -> None:
@@ -119,8 +137,11 @@ def can_lock(size: int) -> bool:
     return may
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, direct: bool = True) -> None:
     """Refuse a folder that cannot hold swap files.
+
+    Args:
+        direct: whether they are to be read and written past the kernel's cache, as optimizer states are.
 
     Raises:
         UserError: not there, not writable, or its file system has no direct I/O (as tmpfs).
@@ -130,8 +151,9 @@ def check(path: Path) -> None:
         raise UserError(f"{place} is no folder; name one on a disk of every node")
     probe = path / f".tandem-{secrets.token_hex(4)}"
     try:
-        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | (os.O_DIRECT if direct else 0)))
     except OSError as error:
-        raise UserError(f"{place} cannot be written to directly ({error.strerror}); name a folder on a disk") from error
+        how = "cannot be written to directly" if direct else "cannot be written to"
+        raise UserError(f"{place} {how} ({error.strerror}); name a folder on a disk") from error
     finally:
         probe.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from pathlib import Path
 
 import pytest
 from ray._private.runtime_env.context import RuntimeEnvContext
@@ -211,7 +210,7 @@ def _current() -> None:
 def _setup() -> None:
     source_mentions("ray._private.node", "ray_constants.SETUP_WORKER_FILENAME")
     source_mentions("ray._private.workers.setup_worker", '"--serialized-runtime-env-context"', '"--language"')
-    binary_holds(file_of("ray", "core/src/ray/raylet/raylet"), Path(daemons.SETUP_WORKER).name)
+    binary_holds(file_of("ray", "core/src/ray/raylet/raylet"), daemons.SETUP_WORKER.name)
     fields = set(inspect.signature(RuntimeEnvContext).parameters)
     assert fields == setup_worker.KNOWN
 

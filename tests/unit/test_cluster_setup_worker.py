@@ -44,7 +44,7 @@ def test_the_worker_is_what_it_is_by_rays_own_script(context: dict[str, object] 
     ray = util.find_spec("ray")
     assert ray is not None
     own = Path(str(ray.origin)).parent / "_private" / "workers" / "setup_worker.py"
-    found = run(daemons.SETUP_WORKER, tmp_path, context)
+    found = run(str(daemons.SETUP_WORKER), tmp_path, context)
     assert json.loads(found)[0][1:] == ["--name=it's $A", "--raylet-name=/a b", "--last"]
     assert found == run(str(own), tmp_path, context)
 
@@ -67,6 +67,13 @@ def test_what_is_no_plain_python_worker_is_left_to_ray(arguments: list[str]) -> 
 
 def test_nothing_beside_it_has_the_name_of_what_it_imports() -> None:
     """Its folder comes first where Python looks until its imports are made."""
-    beside = {path.stem for path in Path(daemons.SETUP_WORKER).parent.iterdir()}
+    beside = {path.stem for path in daemons.SETUP_WORKER.parent.iterdir()}
     assert beside & sys.stdlib_module_names == set()
-    assert Path(daemons.SETUP_WORKER).is_file()
+    assert daemons.SETUP_WORKER.is_file()
+
+
+def test_a_cluster_runs_a_copy_of_its_own(tmp_path: Path) -> None:
+    command = daemons.node_command("127.0.0.1:1", "127.0.0.2", tmp_path / "ray", 1, 0)
+    assert command[3] == str(tmp_path / "ray" / daemons.SETUP_WORKER.name)
+    assert Path(command[3]).read_bytes() == daemons.SETUP_WORKER.read_bytes()
+    assert [path.name for path in (tmp_path / "ray").iterdir()] == [daemons.SETUP_WORKER.name]

@@ -20,6 +20,7 @@ from jobs.data.prepare import Prepared
 from jobs.data.ranges import SIZES, Sizes
 from jobs.driver import mixing
 from jobs.spec import JobSpec
+from jobs.tasks.causal_lm import CausalLM
 from jobs.worker import by_source, evaluate, trial
 
 WEIGHTS = [[0.7, 0.3], [1.0, 1.0, 1.0], [98.0, 1.0, 1.0], [0.1, 0.2, 0.3, 0.4, 5.0], [1.0] * 9]
@@ -233,6 +234,15 @@ def test_the_held_out_loss_of_each_source_is_that_of_its_rows_alone(base):
             sums = task.measure(model.eval(), task.collate(rows.take(np.arange(len(texts))[own])))
         alone[f"loss/{name}"] = float(sums["loss"] / sums["targets"])
     assert {key: value for key, value in found.items() if "/" in key} == pytest.approx(alone)
+
+
+def test_a_loss_that_the_task_divides_by_something_else_is_told_of_no_source():
+    sums = {"loss": 6.0, "targets": 3, by_source.sum_of("wiki", "loss"): 6.0, by_source.sum_of("wiki", "targets"): 3}
+    task = CausalLM(None)
+    assert by_source.summarised(task, {**sums, "correct": 1, "bytes": 0})["loss/wiki"] == 2
+    task.loss_terms = "rows"
+    sums |= {"rows": 2, by_source.sum_of("wiki", "rows"): 2}
+    assert "loss/wiki" not in by_source.summarised(task, {**sums, "correct": 1, "bytes": 0})
 
 
 def test_what_of_each_source_is_measured_is_said():

@@ -111,6 +111,9 @@ def test_parameters_on_nvme_are_all_there_that_do_not_stay_gathered():
     assert swap.files_of(made, model, torch.bfloat16) == swap.Files([], 2 * 2 * 400 * 400)
     with pytest.raises(UserError, match=r"offload_parameters: nvme has no effect: no parameter .* more than 100,000"):
         swap.files_of(made, model[1], torch.bfloat16)
+    swap.check_in_parts(model.to("meta"), [])
+    with pytest.raises(UserError, match=r"offload_parameters: nvme .* begins whole: its head is new; leave it out"):
+        swap.check_in_parts(torch.nn.Linear(400, 400), ["its head is new"])
 
 
 def test_a_swap_folder_is_held_and_goes_and_so_does_what_a_killed_start_left(tmp_path):
