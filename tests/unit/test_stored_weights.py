@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import queue
 import shutil
 import threading
 from collections.abc import Iterator
@@ -174,20 +175,20 @@ def test_what_the_disk_has_no_room_for_is_not_begun(decoder: Path, server: S3Ser
 
 
 def test_a_process_waits_for_another_that_fetches(
-    decoder: Path, server: S3Server, capsys: pytest.CaptureFixture[str]
+    decoder: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = stored_weights.read(decoder)
     assert stored is not None
     blobs = decoder.parent / "home" / "cache" / "weights"
     blobs.mkdir(parents=True)
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()  # what pytest captures is lost where a thread writes meanwhile
+    monkeypatch.setattr(weights_cache, "_say", told.put)
     name, before = stored.files["model.safetensors"].sha256, server.sent
     with (blobs / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         thread = threading.Thread(target=weights_cache.local, args=(decoder,))
         thread.start()
-        said = ""
-        while "waiting for the process that fetches s3://bucket/models/run/1/model.safetensors" not in said:
-            said += capsys.readouterr().err
+        assert "waiting for the process that fetches s3://bucket/models/run/1/model.safetensors" in told.get(timeout=60)
         shutil.copy(whole(decoder) / "model.safetensors", blobs / f"{name}.safetensors")
     thread.join()
     assert server.sent == before, "the other one has fetched it"
