@@ -200,7 +200,10 @@ def _call(url: str, token_path: Path, method: str = "GET") -> Any:
 
 
 def _ray_start(flags: Sequence[str], options: Mapping[str, object]) -> list[str]:
-    """Give Ray's fixed defaults (agent port 52365, worker ports from 10002) up for ports that cannot collide."""
+    """Give Ray's fixed defaults (agent port 52365, worker ports from 10002) up for ports that cannot collide.
+
+    What raylets run before each worker is copied into their folder.
+    """
     free = {"dashboard-agent-listen-port": 0, "min-worker-port": 0, "max-worker-port": 0}
     given = [f"--{name}={value}" for name, value in {**options, **free}.items() if value is not None]
     setup = _copied(SETUP_WORKER, Path(str(options["temp-dir"])))

@@ -115,15 +115,20 @@ class Worker:
         return self.engine.rank == 0
 
 
+def ready_process(spec: JobSpec) -> None:
+    """Make the imports that have an order, and take the CPUs that are this worker's."""
+    import_deepspeed()  # before transformers imports it at full length
+    # A process that was started ahead did not know how many CPUs it would get, and took all.
+    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
+
+
 def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = None) -> Worker:
     """Build everything a rank needs, on the device that Ray Train assigned; `swap_files`: for offload to NVMe."""
     import ray.train
     import ray.train.torch
 
-    import_deepspeed()  # before transformers imports it at full length
     spec, prepared, folder = config.spec, config.prepared, config.folder
-    # A process that was started ahead did not know how many CPUs it would get, and took all.
-    torch.set_num_threads(max(1, int(spec.resources.cpus_per_worker)))
+    ready_process(spec)
     training = spec.training
     assert training is not None
     context = ray.train.get_context()
@@ -141,8 +146,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     begun = start.begin(spec, task, config.parent, zero.sliceable(ds_config), dtype_of(ds_config) == torch.bfloat16)
     counted = facts.of(begun.model)
     plan(counted, entered.micro_batch)
-    with_files = with_swap_files(ds_config, swap_files, begun, watchdog)
-    engine = make_engine(begun, training, with_files, device, store, point)
+    engine = make_engine(begun, training, with_swap_files(ds_config, swap_files, begun, watchdog), device, store, point)
     shared = look(begun, spec, task, engine, (rows, eval_rows), folder)
     if at_first is not prepared:
         reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
