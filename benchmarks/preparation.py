@@ -1,9 +1,11 @@
 """Preparing text: MB/s, and the most memory that each process takes, beside Hugging Face's `datasets.map`.
 
     python benchmarks/preparation.py [--gb 0.2] [--processes 2] [--rounds 1] [--kinds tandem,datasets]
+    python benchmarks/preparation.py --gb 1,4,16 --kinds tandem
 
-Text of N GB is generated, one document a line of JSON (600 characters on average, words by Zipf's law), with a
-byte-level BPE of 8,192 tokens that was trained on some of it. Then, in turns, each as a process of its own:
+Text of N GB is generated, one document a line of JSON (600 characters on average, words by Zipf's law; after the first
+0.5 GB the same documents come again, each with a number of its own before it, so that none is the copy of another),
+with a byte-level BPE of 8,192 tokens that was trained on some of it. Then, in turns, each as a process of its own:
 
     tandem    the preparation of a causal-lm job (jobs/data/prepare.py) by processes of this machine: check, hash,
               split, encode, pack into rows of 513 tokens, write Arrow files with their digests
@@ -13,7 +15,8 @@ byte-level BPE of 8,192 tokens that was trained on some of it. Then, in turns, e
 
 All with the same tokenizer and as many processes. Memory is the largest VmHWM of the process that began and of each of
 its children, which counts pages of mapped files as well; `own` is the largest RssAnon seen, without these. CPU seconds
-are those of the process and of children that it has waited for: not of Ray's workers.
+are those of the process and of children that it has waited for: not of Ray's workers. With several sizes, the last
+lines give each kind's memory and rate at the largest size over those at the smallest.
 """
 
 from __future__ import annotations
@@ -39,10 +42,27 @@ sys.path[:0] = [str(ROOT)]
 
 LENGTH = 512
 LOOK_S = 0.2
+DRAWN_BYTES = 500_000_000
+MEMORY = ("first_mb", "first_own_mb", "child_mb", "child_own_mb")
 
 
 def generate(path: Path, size: int) -> None:
-    """Write about `size` bytes of documents."""
+    """Write about `size` bytes of documents: drawn ones, then the same with other numbers."""
+    drawn = min(size, DRAWN_BYTES)
+    number, written = draw_documents(path, drawn), path.stat().st_size
+    with path.open("rb") as first, path.open("ab") as file:
+        while written < size:
+            line = first.readline() if first.tell() < drawn else b""
+            if not line:
+                first.seek(0)
+                continue
+            again = b'{"text": "%d%s' % (number, line[line.index(b". ") :])
+            file.write(again)
+            written, number = written + len(again), number + 1
+
+
+def draw_documents(path: Path, size: int) -> int:
+    """Write about `size` bytes of documents that are drawn; return how many they are."""
     draw = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     weights = [1 / rank for rank in range(1, len(letters) + 1)]
@@ -58,6 +78,7 @@ def generate(path: Path, size: int) -> None:
                 line = json.dumps({"text": f"{number}. " + " ".join(stream[at : at + count]).capitalize() + "."}) + "\n"
                 file.write(line)
                 written, at, number = written + len(line), at + count, number + 1
+    return number
 
 
 def train_tokenizer(path: Path, folder: Path) -> None:
@@ -213,34 +234,43 @@ def _memory(pid: int) -> dict[str, float]:
     return {line.split(":")[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith(("VmHWM", "RssAnon"))}
 
 
-def compare(folder: Path, gb: float, processes: int, rounds: int, kinds: list[str]) -> None:
-    """Print a line for each run, and the first one's best over that of each other."""
+def compare(folder: Path, gb: float, processes: int, rounds: int, kinds: list[str]) -> dict[str, dict[str, float]]:
+    """Print a line for each run, and the first one's best over that of each other; return what each kind took."""
     generate(folder / "text.jsonl", int(gb * 1e9))
     train_tokenizer(folder / "text.jsonl", folder / "tokenizer")
-    size, best = (folder / "text.jsonl").stat().st_size, dict[str, tuple[float, float]]()
+    size, took = (folder / "text.jsonl").stat().st_size, dict[str, dict[str, float]]()
     for kind in kinds * rounds:
         command = [sys.executable, __file__, "--as", kind, "--folder", str(folder), "--processes", str(processes)]
         found = watched(command)
         shutil.rmtree(folder / "made", ignore_errors=True)
-        rate, per_cpu = size / 1e6 / found["seconds"], 0.0 if kind in ON_RAY else size / 1e6 / found["cpu_seconds"]
-        before = best.get(kind, (0.0, 0.0))
-        best[kind] = (max(before[0], rate), max(before[1], per_cpu))
-        memory = ", ".join(
-            f"{name} {found[name]:.0f}" for name in ("first_mb", "first_own_mb", "child_mb", "child_own_mb")
-        )
-        by_cpu = f" {per_cpu:6.1f} MB a CPU second" if per_cpu else ""
-        print(f"{kind:9s} {size / 1e9:.2f} GB {found['seconds']:7.1f} s {rate:6.1f} MB/s{by_cpu}", end="  ")
-        print(f"{memory}  tokens {found['tokens']}")
+        found["rate"] = size / 1e6 / found["seconds"]
+        found["per_cpu"] = 0.0 if kind in ON_RAY else size / 1e6 / found["cpu_seconds"]
+        took[kind] = {name: max(value, took.get(kind, {}).get(name, 0.0)) for name, value in found.items()}
+        memory = ", ".join(f"{name} {found[name]:.0f}" for name in MEMORY)
+        by_cpu = f" {found['per_cpu']:6.1f} MB a CPU second" if found["per_cpu"] else ""
+        print(f"{kind:9s} {size / 1e9:.2f} GB {found['seconds']:7.1f} s {found['rate']:6.1f} MB/s{by_cpu}", end="  ")
+        print(f"{memory}  tokens {found['tokens']}", flush=True)
     for other in kinds[1:]:
-        (rate, per_cpu), (others, others_per_cpu) = best[kinds[0]], best[other]
-        by_cpu = f", {per_cpu / others_per_cpu:.2f} in MB a CPU second" if per_cpu and others_per_cpu else ""
-        print(f"{kinds[0]} / {other}: {rate / others:.2f} in MB/s{by_cpu}")
+        first, second = took[kinds[0]], took[other]
+        both = first["per_cpu"] and second["per_cpu"]
+        by_cpu = f", {first['per_cpu'] / second['per_cpu']:.2f} in MB a CPU second" if both else ""
+        print(f"{kinds[0]} / {other}: {first['rate'] / second['rate']:.2f} in MB/s{by_cpu}", flush=True)
+    return took
+
+
+def print_growth(sizes: list[float], took: list[dict[str, dict[str, float]]]) -> None:
+    """Print what each kind took at the largest size over what it took at the smallest."""
+    least, most = sizes.index(min(sizes)), sizes.index(max(sizes))
+    for kind in took[least]:
+        small, large = took[least][kind], took[most][kind]
+        ratios = [f"{name} {large[name] / small[name]:.2f}" for name in ("rate", *MEMORY) if small[name]]
+        print(f"{kind}: {sizes[most]:g} GB / {sizes[least]:g} GB: {', '.join(ratios)}")
 
 
 def main() -> None:
     """Compare; or be one of those that are compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=0.2)
+    parser.add_argument("--gb", default="0.2", help="a size, or several with commas between")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--kinds", default="tandem,datasets", help=f"of {', '.join(KINDS)}, with commas between")
@@ -253,8 +283,12 @@ def main() -> None:
     kinds = arguments.kinds.split(",")
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"--kinds {', '.join(sorted(unknown))}: there are {', '.join(KINDS)}")
-    with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder), arguments.gb, arguments.processes, arguments.rounds, kinds)
+    sizes, took = [float(each) for each in arguments.gb.split(",")], []
+    for gb in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            took.append(compare(Path(folder), gb, arguments.processes, arguments.rounds, kinds))
+    if len(sizes) > 1:
+        print_growth(sizes, took)
 
 
 if __name__ == "__main__":
