@@ -13,6 +13,7 @@ from jobs.progress import Progress, Throttle
 from jobs.trial_table import TrialLine
 
 DESCRIPTIONS = {
+    "digest": "looking whether the data is known",
     "read": "reading the data",
     "fit": "fitting the task to the data",
     "encode": "encoding",

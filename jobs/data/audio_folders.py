@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import readers, tables
+from jobs.data import opening, readers, tables
 from jobs.data.compression import kind
 from jobs.data.examples import BadRow, Example, Rows, Source
 from jobs.data.file_digests import file_digest
@@ -71,7 +71,7 @@ def _of_files(root: Path, heard: Sequence[Path], texts: Sequence[Path]) -> list[
     """Open recordings one by one, each with the text that lies beside it."""
     said = dict(_librispeech(path for path in texts if path.name.endswith(LIBRISPEECH)))
     said |= {path.with_suffix(""): _text(path) for path in texts if not path.name.endswith(LIBRISPEECH)}
-    return [_of_file(path, root, said.get(path.with_suffix(""))) for path in heard]
+    return opening.each(lambda path: _of_file(path, root, said.get(path.with_suffix(""))), heard)
 
 
 def _of_file(path: Path, root: Path, text: str | None) -> Source:
@@ -87,7 +87,9 @@ def _of_file(path: Path, root: Path, text: str | None) -> Source:
 
 def _of_table(table: Path, root: Path, form: TableForm) -> Source:
     paths = sorted(_all_named(table, root, form))
-    digest = sha256("".join(f"{_shown(path, root)!r} {file_digest(path)}\n" for path in [table, *paths]))
+    files = [table, *paths]
+    digests = zip(files, opening.each(file_digest, files), strict=True)
+    digest = sha256("".join(f"{_shown(path, root)!r} {of_file}\n" for path, of_file in digests))
 
     def read() -> Rows:
         for row in _reader(table, form)(table):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster.errors import UserError
-from jobs.data import unchanged
+from jobs.data import opening, unchanged
 from jobs.data.examples import Cut
 
 
@@ -81,6 +81,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
     try:
         with open_or_say(path) as file:
             while chunk := file.read(1 << 20):
+                opening.count(len(chunk))
                 yield chunk
     except OSError as error:
         raise UserError(f"data: cannot read {path}: {error.strerror}") from error

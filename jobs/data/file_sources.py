@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import listing, readers, remote, tables, tars
+from jobs.data import listing, opening, readers, remote, tables, tars
 from jobs.data.classes import features_in, said_of_names
 from jobs.data.compression import COMPRESSED, DAMAGED, compression, kind, other_content, size_of
 from jobs.data.examples import BadRow, Cut, Rows, Source, unread
@@ -78,6 +78,17 @@ def open_file(path: Place, form: TableForm, range_bytes: int, found: Listing | N
         cuts=cuts,
         read_cut=partial(_part, path, CUT_READERS[suffix]) if cuts else None,
     )
+
+
+def open_files(paths: Sequence[Place], form: TableForm, range_bytes: int, found: Listing | None = None) -> list[Source]:
+    """Open files side by side; arguments and errors are those of `open_file`."""
+
+    apart = {} if found is None else {path: Listing() for path in paths}
+    opened = opening.each(lambda path: open_file(path, form, range_bytes, apart.get(path)), paths)
+    if found is not None:
+        for told in apart.values():
+            found.add(told)
+    return opened
 
 
 def _version(suffix: str) -> int:

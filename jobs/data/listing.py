@@ -41,6 +41,11 @@ class Listing:
         """Note what is passed over."""
         self.left_out.setdefault(reason, []).append(path)
 
+    def add(self, other: Listing) -> None:
+        """Note what another passes over."""
+        for reason, paths in other.left_out.items():
+            self.left_out.setdefault(reason, []).extend(paths)
+
     def notes(self, name: str) -> tuple[str, ...]:
         """Return a sentence for each reason, with the first names; and one where a test set is among what is read."""
         said = [f"{name}: {_counted(paths)} left out ({why}): {_some(paths)}" for why, paths in self.left_out.items()]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from jobs.data.opening import EVERY_S, MEGABYTE, OnProgress
 from jobs.data.unfinished import write
 
-OnProgress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Called with (phase, done, total, counts): done and total in megabytes, counts of rows and bytes."""
 Pulse = Callable[[int, int], None]
 """Called with rows and bytes that have been done since the last time."""
-EVERY_S = 1.0
-MEGABYTE = 1_000_000
 
 
 class Meter:

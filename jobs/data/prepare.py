@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import spec_rules
-from jobs.data import arrivals, identity, mixture_sources, rows, sources, tables, unchanged, unfinished
+from jobs.data import arrivals, identity, mixture_sources, opening, rows, sources, tables, unchanged, unfinished
 from jobs.data.chunks import Encoded
 from jobs.data.identity import Noted
 from jobs.data.meter import OnProgress
@@ -157,7 +157,7 @@ def stages(
     """
     data, before = spec.data, before or Noted()
     form = TableForm(data.columns, data.quotes)
-    with unchanged.kept_in(storage / DIGESTS):
+    with unchanged.kept_in(storage / DIGESTS), opening.told(on_progress):
         train = mixture_sources.open_train(data, base, form, sizes.range_bytes)
         held_out = sources.open_source(data.eval, base, form, sizes.range_bytes) if data.eval is not None else None
         tables.check_used(form, any(source.tables for source in (train, held_out) if source))

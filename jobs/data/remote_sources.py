@@ -9,7 +9,7 @@ from cluster.stores import shown
 from jobs.data import audio_folders, file_sources, remote_listing
 from jobs.data.compression import kind
 from jobs.data.examples import Source
-from jobs.data.file_sources import KINDS, open_file, readable
+from jobs.data.file_sources import KINDS, open_file, open_files, readable
 from jobs.data.joining import joined, said_of_kinds
 from jobs.data.media import IMAGE_SUFFIXES
 from jobs.data.tables import TableForm
@@ -38,6 +38,6 @@ def opened(uri: str, form: TableForm, range_bytes: int) -> Source:
         media = sum(file.suffix.lower() in IMAGE_SUFFIXES | audio_folders.SUFFIXES for file in listed)
         hint = " Images and recordings are read from tars there (docs/sources.md)." * (media > 0)
         raise UserError(f"data: {name} holds no file of a known kind ({', '.join(KINDS)}).{hint}")
-    sources = [open_file(file, form, range_bytes, found) for file in files]
+    sources = open_files(files, form, range_bytes, found)
     whole = joined(sources, found.notes(name))
     return replace(whole, notes=(*whole.notes, *said_of_kinds(name, whole)))

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.data import audio_folders, listing, origins, remote_listing, remote_sources, tables, unchanged
+from jobs.data import audio_folders, listing, opening, origins, remote_listing, remote_sources, tables, unchanged
 from jobs.data.corpora import BUILT_IN
 from jobs.data.examples import Example, Rows, Source
 from jobs.data.file_digests import file_digest
-from jobs.data.file_sources import BESIDE, KINDS, open_file, readable, whole
+from jobs.data.file_sources import BESIDE, KINDS, open_files, readable, whole
 from jobs.data.hub import open_hub, origin_of
 from jobs.data.joining import joined, once, said_of_kinds, sha256
 from jobs.data.listing import Listing
@@ -67,7 +67,7 @@ def _opened(where: str | Sequence[str], base: Path, form: TableForm, range_bytes
 def _of_disk(where: str, base: Path, form: TableForm, range_bytes: int) -> Source:
     path = listing.existing(where, base)
     if path is not None:
-        return _folder(path, form, range_bytes) if path.is_dir() else open_file(path, form, range_bytes)
+        return _folder(path, form, range_bytes) if path.is_dir() else open_files([path], form, range_bytes)[0]
     found = listing.of_glob(where, base)
     if not found.files and not found.left_out:
         hint = "; a data set of the hub is written hf://owner/name" if where.count("/") == 1 else ""
@@ -102,7 +102,8 @@ def _images(folder: Path, images: list[Path], found: Listing) -> Source:
     for folder_ in sorted(path for path in folder.iterdir() if path.is_dir() and not _skipped(path)):
         if folder_.name not in labelled:
             found.leave_out("a folder without an image, which makes no label", folder_.name)
-    digest = sha256("".join(f"{p.parent.name!r} {file_digest(p)}\n" for p in images))
+    digests = zip(images, opening.each(file_digest, images), strict=True)
+    digest = sha256("".join(f"{path.parent.name!r} {of_file}\n" for path, of_file in digests))
     reader: Any = lambda _: read()  # noqa: E731
     return Source(
         _name(folder),
@@ -147,7 +148,7 @@ def _of_listing(name: str, base: Path, found: Listing, form: TableForm, range_by
             f"data: {name} ({base}) holds neither <label>/<image> files nor files of a known kind ({', '.join(KINDS)})."
             f"{hint} {'; '.join(found.notes(name))}".rstrip()
         )
-    opened = [open_file(path, form, range_bytes, found) for path in files]
+    opened = open_files(files, form, range_bytes, found)
     return joined(opened, found.notes(name) + said_of_kinds(name, joined(opened)))
 
 
