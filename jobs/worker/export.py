@@ -18,6 +18,7 @@ from jobs.checkpoint import resume
 from jobs.spec import LoraSpec
 from jobs.tasks import Task, adapters
 from jobs.worker.lora import add_lora
+from jobs.worker.weight_stream import SHARD_BYTES
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -143,8 +144,8 @@ def _write(
             raise WrongExport(f"{directory}: {name} does not load back as it was written")
 
 
-def save(model: torch.nn.Module, directory: Path) -> None:
-    """Write a model's weights, its config and its generation config as they are.
+def save(model: torch.nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a model's weights, in files of at most `shard_bytes`, its config and its generation config as they are.
 
     transformers reads a generation config with a temperature and no sampling, as published models have them, but
     refuses to write it.
@@ -152,7 +153,7 @@ def save(model: torch.nn.Module, directory: Path) -> None:
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         model.generation_config = type(generation)()
-    model.save_pretrained(str(directory))  # type: ignore[operator]
+    model.save_pretrained(str(directory), max_shard_size=shard_bytes)  # type: ignore[operator]
     if generation is not None:
         model.generation_config = generation
         generation.to_json_file(directory / "generation_config.json")

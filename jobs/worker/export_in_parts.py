@@ -1,11 +1,11 @@
-"""A model of which each rank has its part → one directory in the Hugging Face layout; no rank ever has it whole.
+"""A trained model → one directory in the Hugging Face layout, a parameter at a time, at every ZeRO stage.
 
     pieces = plan(skeleton, live, dtype)     what each tensor of the files is made of, or why that is not one parameter
-    write(partial, …)                        parameter by parameter: gathered by all ranks, written by rank 0
-    difference(pieces, read)                 what of a rank's part is otherwise in the files
+    write(partial, …)                        parameter by parameter: written by rank 0; at stage 3 gathered by all ranks
+    difference(pieces, read, …)              what of a rank's part is otherwise in the files
 
-All calls are collective. Adapters are added to their layer's weight as it is written: W + scaling · B A, in fp32 (Hu et
-al. 2021, LoRA, equation 3).
+No rank has more of it than in training, plus one parameter. All calls are collective. Adapters are added to their
+layer's weight as it is written: W + scaling · B A, in fp32 (Hu et al. 2021, LoRA, equation 3).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Piece:
 
     stored: Stored
     tensor: torch.Tensor
-    """A parameter of the model in training, of which this rank has its part, or a buffer."""
+    """A parameter of the model in training, of which this rank may have its part alone, or a buffer."""
     adapter: lora.Adapter | None = None
     """What is added to it."""
 
@@ -63,18 +63,21 @@ def plan(skeleton: torch.nn.Module, live: torch.nn.Module, dtype: torch.dtype) -
     if isinstance(adapters, str):
         return adapters
     state = skeleton.state_dict(keep_vars=True)
-    held = dict(_held(live))
+    known = dict(held(live))
     pieces = []
     for name, key in keys.items():
-        if name not in held:
+        if name not in known:
             return f"{name} is not found in the model in training"
-        (live_name, tensor), of_file = held[name], dtype if state[name].is_floating_point() else state[name].dtype
+        (live_name, tensor), of_file = known[name], dtype if state[name].is_floating_point() else state[name].dtype
         pieces.append(Piece(Stored(key, tuple(state[name].shape), of_file), tensor, adapters.get(live_name)))
     return pieces
 
 
-def _held(live: torch.nn.Module) -> Iterator[tuple[str, tuple[str, torch.Tensor]]]:
-    """Yield what a model holds by its names before it was adapted; a copy that is trained comes after its original."""
+def held(live: torch.nn.Module) -> Iterator[tuple[str, tuple[str, torch.Tensor]]]:
+    """Yield a model's tensors, of any shapes, by their names before it was adapted, each with its name now.
+
+    A copy that is trained comes after its original.
+    """
     tensors = [*live.named_parameters(remove_duplicate=False), *live.named_buffers(remove_duplicate=False)]
     for name, tensor in sorted(tensors, key=lambda each: ".modules_to_save." in each[0]):
         yield lora.name_before(name), (name, tensor)
@@ -217,15 +220,19 @@ def save_config(model: Any, dtype: torch.dtype, directory: Path) -> None:
         model.generation_config.to_json_file(directory / "generation_config.json")
 
 
-def difference(pieces: Sequence[Piece], read: Callable[[str, int, torch.Tensor], None]) -> str | None:
+def difference(
+    pieces: Sequence[Piece], read: Callable[[str, int, torch.Tensor], None], rank: int, world_size: int
+) -> str | None:
     """Compare this rank's part of what has no adapter with the files; return what is not in them as it is here.
+
+    Over all ranks everything is compared once.
 
     Args:
         read: fills in a slice (N,) of a stored tensor, by its key, from an element on.
     """
     for piece in pieces:
         if piece.adapter is None:
-            start, mine = deepspeed_internals.part(piece.tensor)
+            start, mine = _part(piece.tensor, rank, world_size)
             for at in range(0, mine.numel(), BLOCK):
                 here = mine[at : at + BLOCK].to("cpu", piece.stored.dtype)
                 there = torch.empty_like(here)
@@ -233,3 +240,12 @@ def difference(pieces: Sequence[Piece], read: Callable[[str, int, torch.Tensor],
                 if not torch.equal(here.view(torch.uint8), there.view(torch.uint8)):
                     return f"{piece.stored.name} does not load back as it was written"
     return None
+
+
+def _part(tensor: torch.Tensor, rank: int, world_size: int) -> tuple[int, torch.Tensor]:
+    """Return the first element of a rank's part of a tensor of any shape, and the part, (N,)."""
+    if deepspeed_internals.is_in_parts(tensor):
+        return deepspeed_internals.part(tensor)
+    flat = tensor.detach().reshape(-1)
+    start, end = (flat.numel() * each // world_size for each in (rank, rank + 1))
+    return start, flat[start:end]

@@ -1,4 +1,7 @@
-"""The trained model of a worker group → the run's model directory: whole on rank 0, or in parts by all ranks."""
+"""The trained model of a worker group → the run's model directory: a parameter at a time, or whole on rank 0.
+
+A parameter at a time wherever the model can be taken apart, at every ZeRO stage; else the log says why it is not.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,18 @@ from cluster.errors import UserError
 from cluster.stored_weights import StoredFile
 from jobs.checkpoint import resume
 from jobs.tasks import Task, adapters
-from jobs.worker import apart, elsewhere, export, export_in_parts, heap, proof, start, weight_files, weight_stream
+from jobs.worker import (
+    apart,
+    elsewhere,
+    export,
+    export_in_parts,
+    heap,
+    proof,
+    refill,
+    start,
+    weight_files,
+    weight_stream,
+)
 from jobs.worker.elsewhere import Elsewhere, StoreFailed
 from jobs.worker.export import DTYPES, WrongExport, together
 from jobs.worker.export_in_parts import Piece
@@ -30,17 +44,23 @@ def export_weights(worker: Worker) -> None:
         _apart(worker, trained)
         _end(worker)
         return
-    found = _skeleton_and_pieces(worker) if worker.engine.sliceable else None
+    found = _skeleton_and_pieces(worker)
     exports, check_newest = worker.spec.model.export, worker.saver.check_newest
     with elsewhere.begun(exports, worker.folder, worker.first, check_newest) as place:
         if isinstance(found, tuple):
             _in_parts(worker, trained, *found, place)
         else:
-            if found and worker.first:
-                with suppress(OSError):
-                    worker.folder.add_remarks([f"rank 0 gathers the whole model to write it: {found}"])
+            how = "gathers the whole model" if worker.engine.sliceable else "makes the whole model once more, in fp32,"
+            _say(worker, f"rank 0 {how} to write it: {found}")
             _whole(worker, trained, place)
     _end(worker)
+
+
+def _say(worker: Worker, sentence: str) -> None:
+    """Have the run say something, if the disk takes it."""
+    if worker.first:
+        with suppress(OSError):
+            worker.folder.add_remarks([sentence])
 
 
 def _end(worker: Worker) -> None:
@@ -91,7 +111,7 @@ def _whole(worker: Worker, trained: proof.Measured, place: Elsewhere | None) -> 
 
 
 def _apart(worker: Worker, trained: proof.Measured) -> None:
-    """Write the adapters alone, and have what the files say measured on their base: in parts, or by rank 0."""
+    """Write the adapters alone, and have what the files say measured on their base: by all ranks, or by rank 0."""
     first, live = worker.first, worker.engine.model.module
     assert worker.model_directory is not None
     name = resume.gathered(export.name_aside(worker.folder.model))[0]
@@ -105,16 +125,34 @@ def _apart(worker: Worker, trained: proof.Measured) -> None:
                 worker.task.save(partial)
                 _perhaps_damaged(worker, partial / adapters.WEIGHTS)
         loaded = type(worker.task).load(partial, worker.task.options)
-        begun = start.described_by(partial, loaded) if worker.engine.sliceable else "it is not trained in parts"
+        begun = start.described_by(partial, loaded) if _is_whole(worker) else "the base is held in few bits"
         if isinstance(begun, str):
-            wrong = resume.gathered(_wrong(worker, trained, partial) if first else None)[0]
-            if wrong is not None:
-                raise WrongExport(wrong)
+            _checked_by_one(worker, trained, partial, begun)
         else:
             with closing(begun):
-                _measured_in_parts(worker, trained, loaded, begun)
+                _measured_by_all(worker, trained, loaded, begun)
         if first:
             worker.saver.check_newest()
+
+
+def _is_whole(worker: Worker) -> bool:
+    """Whether the model in training has all its weights as they are, and none in few bits."""
+    return worker.spec.model.lora is None or worker.spec.model.lora.base == "whole"
+
+
+def _checked_by_one(worker: Worker, trained: proof.Measured, written: Path, why: str) -> None:
+    """Have rank 0 load what was written, all of it, and measure it. Collective.
+
+    Args:
+        why: all ranks together cannot.
+
+    Raises:
+        WrongExport: on every rank, where it is not what was trained.
+    """
+    _say(worker, f"rank 0 loads the whole model to check what was written: {why}")
+    wrong = resume.gathered(_wrong(worker, trained, written) if worker.first else None)[0]
+    if wrong is not None:
+        raise WrongExport(wrong)
 
 
 def _wrong(worker: Worker, trained: proof.Measured, written: Path) -> str | None:
@@ -122,9 +160,8 @@ def _wrong(worker: Worker, trained: proof.Measured, written: Path) -> str | None
 
     Where the base is held in few bits, it is held so again: on the base as it is, the loss is another one.
     """
-    assert worker.spec.model.lora is not None
     try:
-        if worker.spec.model.lora.base == "whole":
+        if _is_whole(worker):
             proof.of_files(written, trained, worker.task, worker.precision, worker.engine.device)
         else:
             begun = start.begin_whole(worker.spec, worker.task, worker.model_directory)
@@ -174,7 +211,7 @@ def _check(
     digests: dict[str, str],
     place: Elsewhere | None,
 ) -> None:
-    """Read the files back, by all ranks, from where they are: no rank has a copy of them.
+    """Read the files back, by all ranks, from where they are: no rank has a copy of them besides its own weights.
 
     Raises:
         WrongExport: on every rank, where one finds that they are not what was trained.
@@ -183,26 +220,36 @@ def _check(
     agree(weight_stream.verify(written, digests, engine.rank, engine.world_size, place))
     loaded = type(worker.task).load(written, worker.task.options)
     begun = start.described_by(written, loaded, None if place is None else place.weights(written, digests.keys()))
-    agree(f"{written} does not load in parts: {begun}" if isinstance(begun, str) else None)
-    assert not isinstance(begun, str)
+    if isinstance(begun, str):
+        agree(f"{written} does not load in parts: {begun}" if engine.sliceable else None)
+        _checked_by_one(worker, trained, written, begun)
+        return
     assert begun.files is not None
     with closing(begun):
-        agree(export_in_parts.difference(pieces, begun.files.read))
-        _measured_in_parts(worker, trained, loaded, begun)
+        agree(export_in_parts.difference(pieces, begun.files.read, engine.rank, engine.world_size))
+        _measured_by_all(worker, trained, loaded, begun)
 
 
-def _measured_in_parts(worker: Worker, trained: proof.Measured, loaded: Task, begun: start.Start) -> None:
-    """Have all ranks read a model in parts, and compare its loss. Collective.
+def _measured_by_all(worker: Worker, trained: proof.Measured, loaded: Task, begun: start.Start) -> None:
+    """Have all ranks read a model, in parts or into the memory of the trained one, and compare its loss. Collective.
+
+    The training ends here: nothing of it is whole afterwards.
 
     Raises:
         WrongExport: it is not the trained model's.
     """
     assert begun.fill is not None
-    worker.engine.forget_moments()
+    engine = worker.engine
+    engine.forget_moments()
     heap.trim()
-    model = worker.engine.divided(begun.model, begun.fill)
+    if engine.sliceable:
+        model = engine.divided(begun.model, begun.fill)
+    else:
+        model, in_turn = begun.model, refill.InTurn(begun.fill, engine.rank, engine.world_size)
+        refill.refill(model, in_turn, engine.model.module, DTYPES[worker.precision], engine.device)
+        in_turn.check()
     begun.close()
-    proof.of_parts(worker, loaded, model, trained)
+    proof.of_read(worker, loaded, model, trained)
 
 
 def agree(problem: str | None) -> None:

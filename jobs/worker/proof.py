@@ -58,18 +58,20 @@ def measure_live(worker: Worker, rows: Rows, limit: int | None, sources: Sources
     return _together(worker, worker.task, worker.engine.model, rows, limit, sources)
 
 
-def of_parts(worker: Worker, loaded: Task, model: torch.nn.Module, trained: Measured) -> None:
-    """Measure a model that all ranks have loaded in parts, and compare. Collective.
+def of_read(worker: Worker, loaded: Task, model: torch.nn.Module, trained: Measured) -> None:
+    """Measure a model that all ranks have read from its files, whole or in parts, and compare. Collective.
 
     Args:
         loaded: the task as its files have it.
+        model: in parts it is an engine, which has it as its `module`.
 
     Raises:
         WrongExport: the losses differ by more than rounding.
     """
-    loaded.prepare_model(model.module, trained.rows.columns)  # type: ignore[arg-type]
+    module: torch.nn.Module = model.module if worker.engine.sliceable else model  # type: ignore[assignment]
+    loaded.prepare_model(module, trained.rows.columns)
     if worker.shared is not None:
-        worker.shared.attach(model.module)  # type: ignore[arg-type]
+        worker.shared.attach(module)
     sums = _together(worker, loaded, model, trained.rows, trained.limit, trained.sources)
     check_loss(trained.loss, summarised(loaded, sums)["loss"], worker.precision, trained.what)
 

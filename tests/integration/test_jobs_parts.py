@@ -51,6 +51,8 @@ REPLICATED = (
 )  # fmt: skip
 WHOLE = ("llama-tied,head,fp32", "qwen3_moe,none,fp32")
 IN_FP32 = "qwen3_moe,none,bf16,stage2"
+AUTOCAST = "gpt2,attention,bf16,stage0"
+"""Weights in fp32 that are written in bf16."""
 PREFERENCES = ("llama,attention,fp32,preferences", "gpt2,none,bf16,preferences")
 DAMAGED = "llama,none,fp32,damaged"
 APART = (
@@ -95,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Path:
     adapted = [*APART, *HELD, *DAMAGED_APART]
     (folder / STORED[0] / "run").mkdir(parents=True)
     elsewhere.note(RunFolder(folder / STORED[0] / "run"), [(server.uri("bucket/models"), "run/0a0b0c0d")])
-    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED]
+    cases = [*IN_PARTS, *REPLICATED, AUTOCAST, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED]
     cases += [DAMAGED_STORED, *FULL]
     two_ranks.run("parts_ranks", folder, cases, timeout_s=300)
     return folder
@@ -196,7 +198,7 @@ def test_a_save_without_memory_for_a_copy_says_so(folder: Path, case: str) -> No
     assert (said in remarks(folder, case)) == ("stage2" in case)
 
 
-@pytest.mark.parametrize("case", IN_PARTS)
+@pytest.mark.parametrize("case", [*IN_PARTS, *REPLICATED, AUTOCAST])
 def test_what_is_written_in_parts_is_what_would_be_written_whole(folder: Path, case: str, tmp_path: Path) -> None:
     spec, name = parts_ranks.spec_of(case, folder), case.split(",")[0]
     parent = None if name == "new" else folder / name
@@ -208,7 +210,7 @@ def test_what_is_written_in_parts_is_what_would_be_written_whole(folder: Path, c
         weights[tied] = weights["model.embed_tokens.weight" if "llama" in name else "transformer.wte.weight"]
     whole = lambda: start.unadapted(spec, task, parent)  # noqa: E731
     export(tmp_path / "whole", task, weights, whole, precision, spec.model.lora, lambda path: None)
-    assert "gathers the whole model" not in remarks(folder, case)
+    assert "the whole model" not in remarks(folder, case)
     written = folder / case / "run" / "model"
     expected, found = (load_file(at / "model.safetensors") for at in (tmp_path / "whole", written))
     begun = load_file(folder / case / "begun.safetensors")
@@ -230,9 +232,23 @@ def test_what_is_written_in_parts_is_what_would_be_written_whole(folder: Path, c
         assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
 
 
-@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize("case", REPLICATED)
+def test_below_stage_3_the_model_is_read_back_into_the_memory_of_the_trained_one(folder: Path, case: str) -> None:
+    """Nothing of a weight's shape is made, to write it or to read it, but products and what adapters are added to."""
+    matrices = {parameter.shape for _, parameter in first_whole(folder, case).named_parameters() if parameter.dim() > 1}
+    views = {"aten.view", "aten.detach", "aten.t", "aten.transpose", "aten._unsafe_view", "aten.slice", "aten.alias"}
+    views |= {"aten.fill_", "aten.copy_", "aten.mm", "aten.addmm"}
+    for rank in range(2):
+        made = json.loads((folder / case / f"exported-{rank}.json").read_text())
+        assert len(made) > 20
+        found = {each[0] for each in made if tuple(each[2]) in matrices} - views
+        assert found <= ({"aten._to_copy", "aten.add", "aten.mul"} if "all-linear" in case else set())
+
+
+@pytest.mark.parametrize("case", [*WHOLE, IN_FP32])
 def test_what_cannot_be_written_in_parts_is_said_and_written_whole(folder: Path, case: str) -> None:
-    assert "rank 0 gathers the whole model to write it" in remarks(folder, case)
+    how = "makes the whole model once more, in fp32," if "stage" in case else "gathers the whole model"
+    assert f"rank 0 {how} to write it: " in remarks(folder, case)
     assert (folder / case / "run" / "model" / "model.safetensors").is_file()
 
 

@@ -2,16 +2,16 @@
 
 python tests/support/two_ranks.py parts_ranks FOLDER CASE…      a case: PARENT or `new`, ADAPTERS, PRECISION
 
-A case may go on with `offload`, `damaged`, `ahead`, or `stage1` or `stage2`; else it is stage 3. With `unheld` no rows
-are held out. With `stored` its weights go to the store that TANDEM_TEST_STORE names; `refused`: to a bucket that takes
-nothing. With `full` rank 0's disk takes no file of half the parent's size while the model is written. With
-`preferences` the ranks only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its folder
-`reference-group`.
+A case may go on with `offload`, `damaged`, `ahead`, or `stage0`, `stage1` or `stage2`; else it is stage 3. With
+`unheld` no rows are held out. With `stored` its weights go to the store that TANDEM_TEST_STORE names; `refused`: to a
+bucket that takes nothing. With `full` rank 0's disk takes no file of half the parent's size while the model is written.
+With `preferences` the ranks only make the reference's columns, of the data in <PARENT>-preferences.prepared, in its
+folder `reference-group`.
 
 In FOLDER: <PARENT>/, the models to start from, with <PARENT>.prepared beside. Below FOLDER/<CASE> rank 0 leaves `begun`
 and `trained` (all weights as they began, and after the steps), and the run, whose `model` is what was written. Each
 rank leaves `masters-<RANK>`, its part of the fp32 weights at the beginning, and `made-<RANK>.json`: the dtype and shape
-of each tensor that was made meanwhile, and by what.
+of each tensor that was made meanwhile, and by what; and `exported-<RANK>.json`, the same of the export below stage 3.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import os
 import pickle
 import resource
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,10 @@ def train(case: str, rank: int, folder: Path) -> None:
     try:
         if rank == 0:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        loop.exported(worker)
+        with Made() if "stage" in case else nullcontext() as exporting:
+            loop.exported(worker)
+        if exporting:
+            (folder / case / f"exported-{rank}.json").write_text(json.dumps(sorted(exporting.found)))
     except (finish.WrongExport, finish.StoreFailed, NotWritten) as error:
         remarks.append(str(error))
     finally:

@@ -17,7 +17,7 @@ from jobs.tasks import Task
 from jobs.tasks.causal_lm import CausalLM
 from jobs.worker import proof
 from jobs.worker.evaluate import measure
-from jobs.worker.export import WrongExport, check_loss, export
+from jobs.worker.export import WrongExport, check_loss, export, save
 from jobs.worker.lora import add_lora
 from tests.support import tiny_models
 
@@ -169,6 +169,17 @@ def test_a_generation_config_is_kept_whatever_its_flags(parent, tmp_path):
     export(tmp_path / "model", task, weights, fresh, "fp32", None, lambda written: None)
     written = json.loads((tmp_path / "model" / "generation_config.json").read_text())
     assert odd.items() <= written.items()
+
+
+def test_what_is_written_whole_is_in_files_of_a_size_too(parent, tmp_path):
+    model = CausalLM.load(parent).load_model(parent, torch.float32)
+    largest = max(tensor.nbytes for tensor in model.state_dict().values())
+    save(model, tmp_path, largest)
+    written = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(written) > 1
+    assert max(path.stat().st_size for path in written) < largest + 10_000  # with its header
+    found = CausalLM.load(parent).load_model(tmp_path, torch.float32).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
