@@ -49,14 +49,14 @@ def validate(spec: SpecPath, set_: Overrides = [], as_json: AsJson = False) -> N
 
     from cluster import shadows, specfile
     from cluster.errors import check_all
-    from jobs import first_look, noise, parents, sweep_models
+    from jobs import first_look, noise, parents, spec_unused, sweep_models
     from jobs.driver import storage
     from jobs.spec import JobSpec
     from jobs.worker import zero
 
     checked, base = specfile.load(spec, JobSpec, set_), spec.absolute().parent
     noise.quiet()
-    notes: list[str] = []
+    notes: list[str] = spec_unused.unused(checked)
     check_all(
         lambda: shadows.check_own_module(checked.task.name, base),
         lambda: zero.read_named(checked.training, base),
@@ -78,7 +78,9 @@ MaybeSpec = Annotated[Path | None, typer.Argument(help="The job's YAML file; --c
 KnownDevice = Annotated[
     str | None,
     typer.Option(
-        "--device", help="h100, h200, b200, a100-80, a100-40, l40s, l4 or rtx-4090. Left out: this machine's CPUs."
+        "--device",
+        help="h100, h100-pcie, h200, b200, a100-80, a100-40, a100-80-pcie, a100-40-pcie, l40s, l4 or rtx-4090. Left "
+        "out: this machine's CPUs.",
     ),
 ]
 Devices = Annotated[
@@ -91,6 +93,14 @@ Mfu = Annotated[
 Price = Annotated[
     float | None,
     typer.Option("--price-per-hour", min=0.0, callback=_number, help="Of one device; the cost is in its currency."),
+]
+PriceFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        help="A YAML or JSON file: `per_hour: {h100: 2.5}`, and `currency: EUR` if you like. Left out: "
+        "$TANDEM_HOME/prices.yaml, if it is there.",
+    ),
 ]
 Users = Annotated[
     int | None, typer.Option("--users", min=1, help="How many replicas serve so many users at once, too.")
@@ -117,6 +127,7 @@ def plan(
     devices: Devices = None,
     mfu: Mfu = 0.4,
     price_per_hour: Price = None,
+    prices: PriceFile = None,
     users: Users = None,
     tokens_per_second: UserRate = 20.0,
     context: UserContext = None,
@@ -130,6 +141,7 @@ def plan(
     Example: tandem jobs plan my-70b.yaml --device h100 --devices 64
     """
     import json
+    from dataclasses import replace
 
     from cluster import specfile
     from cluster.errors import UserError
@@ -141,8 +153,12 @@ def plan(
     checked = None if spec is None else specfile.load(spec, JobSpec, set_)
     noise.quiet()
     from jobs.plan import plan as planner
+    from jobs.plan import prices as tables
     from jobs.plan import settled, table
 
+    if prices is not None and price_per_hour is not None:
+        raise UserError("--prices and --price-per-hour both say what a device costs: give one of them")
+    known = tables.find(prices)
     if calibrate:
         _calibrate(checked)
     if spec is None or checked is None:
@@ -150,10 +166,12 @@ def plan(
     base = spec.absolute().parent
     asked = planner.Asked(device, devices, mfu, users, tokens_per_second, context)
     made = settled.planned(checked, base, asked, lambda key: specfile.place(spec, key, set_))
+    price, said = tables.of(made.device, price_per_hour, known)
+    made = replace(made, said=[*made.said, *said])
     if as_json:
-        print(json.dumps(table.as_json(made, price_per_hour), indent=2))
+        print(json.dumps(table.as_json(made, price), indent=2))
     else:
-        table.show(made, price_per_hour)
+        table.show(made, price)
 
 
 def _calibrate(spec: JobSpec | None) -> None:

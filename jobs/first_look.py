@@ -56,13 +56,20 @@ def _check(spec: JobSpec, where: str | list[str], base: Path, parent: Path) -> N
         return
 
 
-def check_early(spec: JobSpec, task: Task) -> None:
-    """Refuse `data.start_early` of a task that asks a model for columns of all rows before anything learns.
+def check_reference(spec: JobSpec, task: Task) -> None:
+    """Refuse what a task that compares with the model as it was does not go with.
 
     Raises:
-        UserError: it does.
+        UserError: the spec wants data that comes while it trains, or a base in few bits, which begins as another model.
     """
-    if spec.data.start_early and task.refers():
+    if not task.refers():
+        return
+    if spec.model.lora is not None and spec.model.lora.base != "whole":
+        raise UserError(
+            f"model.lora.base: task {spec.task.name} compares with answers of the model as it is, and training would "
+            f"begin with another one, in {spec.model.lora.base}: leave base out"
+        )
+    if spec.data.start_early:
         raise UserError(
             f"data.start_early: task {spec.task.name} compares with a reference, which reads all rows before "
             "training; leave start_early out"
@@ -88,7 +95,7 @@ def look_at_data(spec: JobSpec, base: Path) -> list[str]:
     check_all(
         lambda: mixture_sources.check_apart(spec.data.mixture or [], base),
         lambda: _check_form(spec, base, [part for parts in named.values() for part in parts]),
-        lambda: check_early(spec, get(spec.task.name, base)(spec.task.options)),
+        lambda: check_reference(spec, get(spec.task.name, base)(spec.task.options)),
         *(partial(_look, key, parts, spec, base, notes) for key, parts in named.items()),
     )
     return notes

@@ -5,7 +5,7 @@ Read from the spec as it was written, so that these mistakes are listed beside t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +27,16 @@ OF_PHASES = {
     "sweep": ("sweep",),
 }
 """Sections that only some phases read."""
+OF_TRAINING: Mapping[str, tuple[type[BaseModel], Sequence[str]]] = {
+    "checkpoint": (CheckpointSpec, ("every_steps", "keep", "keep_best", "metric", "directory")),
+    "failures": (
+        FailuresSpec,
+        ("non_finite", "loss_spike", "max_skipped", "out_of_memory", "exclude_node_after"),
+    ),
+}
+"""Keys of sections that all phases read, for phases that train; others read `resume` and `hang_after_s` alone."""
+REFERRING = ("dpo", "ipo")
+"""Objectives that compare with what the model was before."""
 DEFAULTS = {
     "evaluate": EvaluateSpec().model_dump(),
     "quantize": QuantizeSpec().model_dump(),
@@ -37,10 +47,10 @@ DEFAULTS = {
 def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what a phase lacks or cannot honour, each with its place; sections of a wrong type are passed over."""
     written, phase = values.get("phase"), phase_of(values)
-    yield from _model(phase, _section(values, "model"))
-    yield from _export(written, _section(values, "model"))
-    yield from _held_whole(values)
-    yield from _on_nvme(_section(values, "training"))
+    yield from _model(phase, section(values, "model"))
+    yield from _export(written, section(values, "model"))
+    yield from _in_few_bits(values)
+    yield from _on_nvme(section(values, "training"))
     if "://" in str(values.get("storage", "")):
         yield (
             ("storage",),
@@ -50,13 +60,13 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     if phase in ("pretrain", "finetune"):
         yield from _training(phase, values)
     elif phase in ("evaluate", "quantize"):
-        data = _section(values, "data")
+        data = section(values, "data")
         if not (data.get("eval") or (_trained_on(data) and data.get("eval_fraction", True))):
             yield (), f"phase {phase} needs `data.eval`, or `data.train` with an `eval_fraction` above 0"
-    yield from _data(_section(values, "data"))
-    yield from of_mixture(_section(values, "data"))
-    yield from _predict(phase, _section(values, "data"))
-    if _section(values, "data").get("start_early"):
+    yield from _data(section(values, "data"))
+    yield from of_mixture(section(values, "data"))
+    yield from _predict(phase, section(values, "data"))
+    if section(values, "data").get("start_early"):
         yield from _early(written, values)
     if phase in ("evaluate", "predict") and values.get("register", values.get("register_")) is not None:
         yield (
@@ -64,39 +74,43 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
             f"phase {phase} makes no model that `register` could name; promote the one that it starts from",
         )
     yield from _without_effect(written, values)
-    yield from _parallel(_section(values, "training"), _section(values, "resources"))
+    yield from _parallel(section(values, "training"), section(values, "resources"))
     if written == "sweep":
-        yield from _open(_section(values, "training"))
-    training, checkpoint = values.get("training"), _section(values, "checkpoint")
-    yield from ((("training",), wrong) for wrong in schedule(_section(values, "training")))
+        yield from _open(section(values, "training"))
+    training, checkpoint = values.get("training"), section(values, "checkpoint")
+    yield from ((("training",), wrong) for wrong in schedule(section(values, "training")))
     yield from _compile(values)
     if checkpoint.get("keep_best") and isinstance(training, Mapping) and training.get("eval_every") is None:
         yield (
             ("checkpoint", "keep_best"),
             "`checkpoint.keep_best` needs `training.eval_every`: without, no checkpoint is measured",
         )
-    if checkpoint.get("keep_best") and _holds_nothing_out(_section(values, "data")):
+    if checkpoint.get("keep_best") and holds_nothing_out(section(values, "data")):
         yield ("checkpoint", "keep_best"), "nothing is held out to be measured: give `data.eval`, or an `eval_fraction`"
 
 
 def _without_effect(phase: Any, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what is set and would do nothing: whoever set it believes that it does. A default sets nothing."""
-    for section, phases in OF_PHASES.items():
-        if phase in ALL_PHASES and phase not in phases and _changed(values.get(section), DEFAULTS.get(section)):
-            instead = f" (what it measures in is `{phase}.precision`)" if section == "training" else ""
-            yield (section,), f"phase {phase} takes nothing from `{section}`: leave it out{instead}"
-    data, failures = _section(values, "data"), _section(values, "failures")
-    if data.get("bad_rows", "stop") == "stop" and _is_set(DataSpec, data, "max_bad_rows"):
+    for name, phases in OF_PHASES.items():
+        if phase in ALL_PHASES and phase not in phases and _changed(values.get(name), DEFAULTS.get(name)):
+            instead = f" (what it measures in is `{phase}.precision`)" if name == "training" else ""
+            yield (name,), f"phase {phase} takes nothing from `{name}`: leave it out{instead}"
+    if phase in ALL_PHASES and phase not in OF_PHASES["training"]:
+        for where, (model, keys) in OF_TRAINING.items():
+            for key in (key for key in keys if is_set(model, section(values, where), key)):
+                yield (where, key), f"is for phases that train, and this is phase {phase}: leave it out"
+    data, failures = section(values, "data"), section(values, "failures")
+    if data.get("bad_rows", "stop") == "stop" and is_set(DataSpec, data, "max_bad_rows"):
         yield ("data", "max_bad_rows"), "is for `data.bad_rows: skip`; as it is, the first bad row ends the job"
-    if failures.get("non_finite", "stop") == "stop" and _is_set(FailuresSpec, failures, "max_skipped"):
+    if failures.get("non_finite", "stop") == "stop" and is_set(FailuresSpec, failures, "max_skipped"):
         yield ("failures", "max_skipped"), "is for `failures.non_finite: skip`; as it is, nothing is skipped"
 
 
 def _compile(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield that stage 3 is not compiled on CPUs; a stage in a file of DeepSpeed's is known to the workers."""
-    training = _section(values, "training")
-    stage = _section(training, "deepspeed").get("zero_stage")
-    if training.get("compile") is True and stage == 3 and not _section(values, "resources").get("gpus_per_worker"):
+    training = section(values, "training")
+    stage = section(training, "deepspeed").get("zero_stage")
+    if training.get("compile") is True and stage == 3 and not section(values, "resources").get("gpus_per_worker"):
         yield (
             ("training", "compile"),
             "ZeRO stage 3 on CPUs is compiled again at each hook that gathers weights, for minutes: take stage 1 or 2",
@@ -108,7 +122,7 @@ def _open(training: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     beside = "trials run beside each other, and each would count with memory that the others take"
     if training.get("micro_batch_size") == "auto":
         yield ("training", "micro_batch_size"), f"phase sweep takes no `auto` here: {beside}; give a number"
-    if _section(training, "deepspeed").get("zero_stage") == "auto":
+    if section(training, "deepspeed").get("zero_stage") == "auto":
         yield ("training", "deepspeed", "zero_stage"), f"phase sweep takes no `auto` here: {beside}; name a stage"
 
 
@@ -118,14 +132,15 @@ def _changed(given: Any, defaults: Mapping[str, Any] | None) -> bool:
     return any(defaults.get(key) != value for key, value in given.items())
 
 
-def _is_set(section: type[BaseModel], values: Mapping[str, Any], key: str) -> bool:
-    return values.get(key) is not None and values[key] != section.model_fields[key].default
+def is_set(model: type[BaseModel], values: Mapping[str, Any], key: str) -> bool:
+    """Say whether a key was given another value than its default."""
+    return values.get(key) is not None and values[key] != model.model_fields[key].default
 
 
 def _training(phase: str, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     if values.get("training") is None:
         yield (), f"phase {phase} needs a `training` section, at least `training: {{steps: 100}}`"
-    if _trained_on(_section(values, "data")) is None:
+    if _trained_on(section(values, "data")) is None:
         yield (), f"phase {phase} needs `data.train`: files, a glob, or python-stdlib"
 
 
@@ -135,7 +150,7 @@ def _trained_on(data: Mapping[str, Any]) -> Any:
 
 def _parallel(training: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield which numbers of workers cannot be divided into groups that share rows."""
-    sequence, workers = _section(training, "parallel").get("sequence", 1), resources.get("workers", 1)
+    sequence, workers = section(training, "parallel").get("sequence", 1), resources.get("workers", 1)
     if not isinstance(sequence, int) or sequence <= 1:
         return
     if training.get("micro_batch_size") == "auto":
@@ -150,7 +165,8 @@ def _parallel(training: Mapping[str, Any], resources: Mapping[str, Any]) -> Iter
             )
 
 
-def _holds_nothing_out(data: Mapping[str, Any]) -> bool:
+def holds_nothing_out(data: Mapping[str, Any]) -> bool:
+    """Say whether no row is held out."""
     return not data.get("eval") and data.get("eval_fraction", True) == 0
 
 
@@ -172,14 +188,13 @@ def _predict(phase: Any, data: Mapping[str, Any]) -> Iterator[tuple[Location, st
         yield (), "phase predict needs `data.predict`: files, a glob, a folder, or a built-in corpus"
     others = ("train", "mixture", "eval", "eval_fraction", "split_seed", "eval_max_rows", "max_examples", "duplicates")
     for key in others:
-        if _is_set(DataSpec, data, key):
+        if is_set(DataSpec, data, key):
             yield ("data", key), "phase predict takes all rows of `data.predict` and nothing else: leave it out"
 
 
 def _early(written: Any, values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield where training cannot begin before its data is prepared."""
-    at, data, training = ("data", "start_early"), _section(values, "data"), _section(values, "training")
-    task = values.get("task")
+    at, data, training = ("data", "start_early"), section(values, "data"), section(values, "training")
     if written not in ("pretrain", "finetune"):
         yield at, f"is for phases that train, and this is phase {written}: leave it out"
         return
@@ -196,9 +211,13 @@ def _early(written: Any, values: Mapping[str, Any]) -> Iterator[tuple[Location, 
         )
     if data.get("mixture") is not None:
         yield at, "is not offered with `data.mixture`: the share of each source is taken of all its rows; leave one out"
-    objective = task.get("objective") if isinstance(task, Mapping) else data.get("objective")
-    if objective in ("dpo", "ipo"):
+    if (objective := _objective(values)) in REFERRING:
         yield at, f"is not offered with objective {objective}: its reference reads all rows first; leave it out"
+
+
+def _objective(values: Mapping[str, Any]) -> Any:
+    """Return the task's objective, which may stand in `data` as its other options may."""
+    return section(values, "task").get("objective", section(values, "data").get("objective"))
 
 
 def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -209,7 +228,7 @@ def _model(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, str
         yield (), "give `model.architecture` (with `config`) or `model.from`"
     if source is not None and architecture is not None:
         yield ("model",), "give either `model.architecture` or `model.from`, not both"
-    yield from _lora(source, _section(model, "lora"))
+    yield from _lora(source, section(model, "lora"))
     if phase in ("evaluate", "quantize", "predict"):
         given = {"lora": model.get("lora") is not None, "config": bool(model.get("config"))}
         for key in (key for key, is_given in given.items() if is_given):
@@ -223,7 +242,7 @@ def _export(phase: Any, model: Mapping[str, Any]) -> Iterator[tuple[Location, st
         return
     if phase not in ("pretrain", "finetune") and phase in ALL_PHASES:
         yield ("model", "export"), f"phase {phase} exports nothing to a store: leave `model.export` out"
-    if _section(model, "lora").get("merge") is False:
+    if section(model, "lora").get("merge") is False:
         yield (
             ("model", "export"),
             "adapters that are kept apart (`model.lora.merge: false`) are small and stay in the job's folder: leave it "
@@ -253,13 +272,18 @@ def _lora(source: Any, lora: Mapping[str, Any]) -> Iterator[tuple[Location, str]
         )
 
 
-def _held_whole(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
-    """Yield where a base of few bits would have to be divided."""
-    lora = _section(_section(values, "model"), "lora")
-    if (
-        lora.get("base", "whole") != "whole"
-        and _section(_section(values, "training"), "deepspeed").get("zero_stage") == 3
-    ):
+def _in_few_bits(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Yield where a base of few bits would have to be divided, or compared with the whole one."""
+    lora = section(section(values, "model"), "lora")
+    if lora.get("base", "whole") == "whole":
+        return
+    if (objective := _objective(values)) in REFERRING:
+        yield (
+            ("model", "lora", "base"),
+            f"is not offered with objective {objective}: it compares with answers of the model as it is, and training "
+            f"would begin with another one, in {lora['base']}; leave it out",
+        )
+    if section(section(values, "training"), "deepspeed").get("zero_stage") == 3:
         yield (
             ("training", "deepspeed", "zero_stage"),
             f"stage 3 divides weights, and `model.lora.base: {lora['base']}` is held whole by every worker: take stage "
@@ -269,7 +293,7 @@ def _held_whole(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
 
 def _on_nvme(training: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     """Yield what nobody has shown to be right with optimizer states or parameters on NVMe."""
-    deepspeed = _section(training, "deepspeed")
+    deepspeed = section(training, "deepspeed")
     keys = [key for key in ("offload", "offload_parameters") if deepspeed.get(key) == "nvme"]
     if not keys:
         return
@@ -285,20 +309,7 @@ def _on_nvme(training: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
         yield ("training", "compile"), f"is not offered {states}: leave it out, or take {keys[0]}: cpu"
 
 
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section as it was written; empty where there is none, or something else."""
     found = values.get(name)
     return found if isinstance(found, Mapping) else {}
-
-
-def unused(spec: Mapping[str, Any]) -> list[str]:
-    """Return sentences about what a spec, as it was written, says to no effect, and what has one instead."""
-    data, checkpoint, said = _section(spec, "data"), _section(spec, "checkpoint"), []
-    if data.get("mixture") and spec.get("phase") in ("evaluate", "quantize"):
-        said.append("data.mixture: weight and max_epochs have no effect: measured are held-out rows of all sources")
-    if data.get("eval") and _is_set(DataSpec, data, "eval_fraction") and data["eval_fraction"]:
-        said.append("data.eval_fraction has no effect: what is held out is data.eval")
-    if _section(spec, "training").get("eval_every") and _holds_nothing_out(data):
-        said.append("training.eval_every has no effect: nothing is held out")
-    if not checkpoint.get("keep_best") and _is_set(CheckpointSpec, checkpoint, "metric"):
-        said.append("checkpoint.metric has no effect: checkpoint.keep_best, which goes by it, is not set")
-    return said

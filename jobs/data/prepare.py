@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs import spec_rules
+from jobs import spec_unused
 from jobs.data import arrivals, identity, mixture_sources, opening, rows, sources, tables, unchanged, unfinished
 from jobs.data.chunks import Encoded
 from jobs.data.identity import Noted
@@ -182,7 +182,7 @@ def stages(
                     made = preparation.rest(encoded, notes, overlap)
             unfinished.done(place)
             _publish(place, directory, {**made, **named})
-    idle = spec_rules.unused(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    idle = spec_unused.unused(spec)
     left_out = [note for source in (train, held_out) if source for note in source.notes]
     meta = json.loads(((known or directory) / unfinished.META).read_text(encoding="utf-8"))
     notes = [*idle, *left_out, *meta["notes"], *identity.check_same(before, parts, meta["rows"])]

@@ -17,14 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from jobs import first_look, progress
+from jobs import progress
 from jobs.data.arrivals import Arrivals
 from jobs.data.prepare import Arriving, Prepared
 from jobs.data.unfinished import Abandoned
 from jobs.driver.job import Job
 from jobs.driver.standstill import PreparationHung, sentence
 from jobs.driver.stopping import Stopped
-from jobs.tasks import get
 
 LEAVE_S = 10.0
 """So long the chunk that is being encoded may take, once nobody waits for it."""
@@ -34,13 +33,8 @@ class Early:
     """The preparation that goes on while the workers train. It is an `Overlap` (jobs/data/preparation.py)."""
 
     def __init__(self, job: Job) -> None:
-        """Take the job.
-
-        Raises:
-            UserError: its task asks a model for columns of all rows before anything learns.
-        """
+        """Take the job."""
         spec = job.spec
-        first_look.check_early(spec, get(spec.task.name)(spec.task.options))
         assert spec.training is not None, "a phase that trains"
         self.seed = spec.training.seed
         self.taken_cpus = spec.resources.most * spec.resources.cpus_per_worker

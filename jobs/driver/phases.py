@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster import connect
 from cluster.errors import UserError
-from jobs import lineage, profiled, progress
+from jobs import first_look, lineage, profiled, progress
 from jobs.data import prepare
 from jobs.data.identity import Noted
 from jobs.data.preparation import trains
@@ -23,6 +23,7 @@ from jobs.driver.predict import predict_phase
 from jobs.driver.standstill import ATTEMPT, Standstill
 from jobs.driver.stopping import Stopped
 from jobs.driver.sweep.phase import sweep_phase
+from jobs.tasks import get
 from jobs.worker import loop, setup, zero
 from jobs.worker.config import WorkerConfig
 from jobs.worker.profile import profile_worker
@@ -30,6 +31,7 @@ from jobs.worker.profile import profile_worker
 
 def train_phase(job: Job) -> dict[str, Any]:
     """Pre-train or fine-tune, then write the model contract and register the version."""
+    first_look.check_reference(job.spec, get(job.spec.task.name)(job.spec.task.options))
     early = Early(job) if job.spec.data.start_early else None
     prepared = _prepare(job, early)
     assert job.spec.training is not None
@@ -103,7 +105,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     from jobs.worker.evaluate import check_finite, evaluate_share, joined
 
     prepared = _prepare(job)
-    workers = job.spec.resources.fewest
+    workers = shares.workers(job.spec.resources, job.placed)
     progress.report("measure", 0, workers)
     arguments = (job.spec, str(job.parent), prepared, job.precision)
     begun = [shares.begin(job, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]

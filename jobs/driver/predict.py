@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs import lineage, notes, progress
+from jobs import lineage, notes, progress, spec_unused
 from jobs.data import sources, tables, unchanged
 from jobs.data.examples import Source
 from jobs.data.prepare import DIGESTS
@@ -122,7 +122,7 @@ def _tell(job: Job, source: Source, found: Survey) -> None:
         [f"columns that are not kept (predict.columns): {', '.join(map(repr, sorted(left_out)))}"] if left_out else []
     )
     told += lineage.said_of_code(job.spec.task.name, job.parent) + lineage.said_of_pages(job.parent)
-    for said in source.notes:
+    for said in [*spec_unused.unused(job.spec), *source.notes]:
         progress.say(said)
     job.folder.add_remarks(told)  # which says them, too
     job.track(lambda run: run.log_dataset(source.name, found.digest, "predict"))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.results import result_of
 from jobs.driver import warm
 from jobs.driver.job import Job
+from jobs.spec_sections import ResourcesSpec
 
 
 class TaskHung(RuntimeError):
     """A task of a phase that has no worker group hung."""
+
+
+def workers(wanted: ResourcesSpec, placed: Mapping[str, int]) -> int:
+    """Return how many workers share the work: as many as the cluster had room for when the job began. Pure.
+
+    Args:
+        placed: how many each node could take then, by node id; empty where the job has to wait for room.
+    """
+    return max(wanted.fewest, min(wanted.most, sum(placed.values())))
 
 
 def begin(job: Job, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:

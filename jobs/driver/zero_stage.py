@@ -40,6 +40,9 @@ def settle(job: Job, prepared: Prepared) -> None:
     assert job.spec.training is not None
     offload = job.spec.training.deepspeed.offload  # type: ignore[union-attr]
     stage = job.folder.choices.zero_stage(offload)
+    if stage == 3 and (why := fit.undivided(job.spec, job.spec.resources.gpus_per_worker > 0)):
+        progress.say(f"the run began at ZeRO stage 3, which is left out now: {why}")
+        stage = None
     if stage is None:
         found = _decided(job, prepared)
         stage = found.stage
@@ -67,8 +70,10 @@ def _decided(job: Job, prepared: Prepared) -> fit.Fit:
         precision=job.precision,
         world_size=1,
         on_gpu=spec.resources.gpus_per_worker > 0,
-        checkpointing=training.gradient_checkpointing is True,
+        checkpointing=training.gradient_checkpointing,
+        optimizer=training.optimizer,
         micro_batches=fit.micro_batches(training, spec.resources.fewest),
+        undivided=fit.undivided(spec, spec.resources.gpus_per_worker > 0),
     )
     rooms = rooms_of(spec, places(spec, job.placed), job.placed)
     best = fit.lowest_stage(found, of, tokens, fit.rows_to_try(training, spec.resources.fewest), rooms)

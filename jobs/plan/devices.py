@@ -38,24 +38,61 @@ class Device:
     """False: the workers' memory is the machine's own."""
     source: str = ""
     """Where the figures are from."""
+    key: str = ""
+    """Its name in KNOWN, or `cpu`; empty: it is in no table."""
 
 
-def _gpu(name: str, memory: float, bf16: float, fp32: float, bandwidth: float, watts: float, source: str) -> Device:
+def _gpu(
+    key: str, name: str, memory: float, bf16: float, fp32: float, bandwidth: float, watts: float, source: str
+) -> Device:
     """Make a device of GB, TFLOP/s, TFLOP/s, TB/s and W."""
     flops: dict[Precision, float] = {"bf16": bf16 * TERA, "fp32": fp32 * TERA}
-    return Device(name, int(memory * GB), flops, bandwidth * TERA, watts, source=source)
+    return Device(name, int(memory * GB), flops, bandwidth * TERA, watts, source=source, key=key)
 
 
-KNOWN = {
-    "h100": _gpu("H100 SXM 80 GB", 80, 989.4, 66.9, 3.35, 700, "NVIDIA H100 Tensor Core GPU data sheet, H100 SXM"),
-    "h200": _gpu("H200 SXM 141 GB", 141, 989.4, 66.9, 4.8, 700, "NVIDIA H200 Tensor Core GPU data sheet, H200 SXM"),
-    "b200": _gpu("B200 180 GB", 180, 2250, 75, 7.7, 1000, "NVIDIA HGX B200 data sheet, an eighth of the board"),
-    "a100-80": _gpu("A100 SXM 80 GB", 80, 312, 19.5, 2.039, 400, "NVIDIA A100 data sheet, A100 80GB SXM"),
-    "a100-40": _gpu("A100 SXM 40 GB", 40, 312, 19.5, 1.555, 400, "NVIDIA A100 data sheet, A100 40GB SXM"),
-    "l40s": _gpu("L40S 48 GB", 48, 362.05, 91.6, 0.864, 350, "NVIDIA L40S data sheet"),
-    "l4": _gpu("L4 24 GB", 24, 121, 30.3, 0.3, 72, "NVIDIA L4 Tensor Core GPU data sheet (242 TFLOP/s with sparsity)"),
-    "rtx-4090": _gpu("RTX 4090 24 GB", 24, 165.2, 82.6, 1.008, 450, "NVIDIA Ada white paper, appendix A"),
-}  # fmt: skip
+_ALL = (
+    _gpu("h100", "H100 SXM 80 GB", 80, 989.4, 66.9, 3.35, 700, "NVIDIA H100 Tensor Core GPU data sheet, H100 SXM"),
+    _gpu("h100-pcie", "H100 PCIe 80 GB", 80, 756, 51.2, 2, 350, "NVIDIA H100 Tensor Core GPU data sheet, H100 PCIe"),
+    _gpu("h200", "H200 SXM 141 GB", 141, 989.4, 66.9, 4.8, 700, "NVIDIA H200 Tensor Core GPU data sheet, H200 SXM"),
+    _gpu("b200", "B200 180 GB", 180, 2250, 75, 7.7, 1000, "NVIDIA HGX B200 data sheet, an eighth of the board"),
+    _gpu("a100-80", "A100 SXM 80 GB", 80, 312, 19.5, 2.039, 400, "NVIDIA A100 data sheet, A100 80GB SXM"),
+    _gpu("a100-40", "A100 SXM 40 GB", 40, 312, 19.5, 1.555, 400, "NVIDIA A100 data sheet, A100 40GB SXM"),
+    _gpu("a100-80-pcie", "A100 PCIe 80 GB", 80, 312, 19.5, 1.935, 300, "NVIDIA A100 data sheet, A100 80GB PCIe"),
+    _gpu("a100-40-pcie", "A100 PCIe 40 GB", 40, 312, 19.5, 1.555, 250, "NVIDIA A100 data sheet, A100 40GB PCIe"),
+    _gpu("l40s", "L40S 48 GB", 48, 362.05, 91.6, 0.864, 350, "NVIDIA L40S data sheet"),
+    _gpu("l4", "L4 24 GB", 24, 121, 30.3, 0.3, 72, "NVIDIA L4 Tensor Core GPU data sheet (242 TFLOP/s with sparsity)"),
+    _gpu("rtx-4090", "RTX 4090 24 GB", 24, 165.2, 82.6, 1.008, 450, "NVIDIA Ada white paper, appendix A"),
+)  # fmt: skip
+KNOWN = {each.key: each for each in _ALL}
+CPU = "cpu"
+"""What a worker on CPUs is called in a table of prices."""
+KEYS = (*KNOWN, CPU)
+NAMES = {
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100 80GB PCIe": "a100-80-pcie",
+    "NVIDIA A100-PCIE-40GB": "a100-40-pcie",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+}
+"""What CUDA calls them, which torch repeats. A slice (MIG) and other boards with the same chip have other names, and
+other figures."""
+
+
+def of_cuda(name: str) -> Device | None:
+    """Return the device that CUDA calls so; None where nothing is known of it."""
+    key = NAMES.get(name)
+    return None if key is None else KNOWN[key]
+
+
+def key_of(name: str) -> str | None:
+    """Return a device's name in the table, or `cpu`, however it is written; None of others."""
+    return {_plain(key): key for key in KEYS}.get(_plain(name))
 
 
 def named(name: str) -> Device:
@@ -79,7 +116,7 @@ def _plain(name: str) -> str:
 
 def this_machine(workers: int) -> Device:
     """Return one worker's part of this machine's memory; a container's limit counts."""
-    return Device("this machine's CPUs", memory.of_node().total // workers, here=True, on_gpu=False)
+    return Device("this machine's CPUs", memory.of_node().total // workers, here=True, on_gpu=False, key=CPU)
 
 
 def this_gpu() -> Device | None:
@@ -89,13 +126,6 @@ def this_gpu() -> Device | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    known = next(
-        (each for key, each in KNOWN.items() if f" {key.partition('-')[0]} " in f" {_words(properties.name)} "), None
-    )
+    known = of_cuda(properties.name)
     plain = Device(properties.name, properties.total_memory, here=True)
     return plain if known is None else replace(known, name=plain.name, memory_bytes=plain.memory_bytes, here=True)
-
-
-def _words(name: str) -> str:
-    """Return "nvidia a100 sxm4 80gb" of "NVIDIA A100-SXM4-80GB"."""
-    return re.sub(r"[^a-z0-9]+", " ", name.lower())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from cluster.errors import UserError
+from jobs.worker import held, optimizers
 from jobs.worker.zero import PERSISTENT
 
 HEAP = 32 << 20
@@ -58,23 +61,46 @@ class Facts:
     """How many parameters."""
     persistent: int = 0
     """Elements of parameters so small that they stay in memory where others are in files."""
+    matrices: int = 0
+    """Elements of the trained matrices that Muon is made for."""
+    held: int = 0
+    """Elements of frozen weights that are held in few bits; they are among `parameters`."""
+    held_bytes: int = 0
+    """What these are held in."""
+    held_largest: int = 0
+    """Elements of the largest of them, which is made whole for as long as it multiplies."""
 
     @property
     def frozen(self) -> int:
         """Elements that are not trained."""
         return self.parameters - self.trainable
 
+    @property
+    def numbers(self) -> int:
+        """Elements that are there as numbers, whose width the setting decides."""
+        return self.parameters - self.held
 
-def of(model: torch.nn.Module) -> Facts:
-    """Count a model's parameters; it may be on the meta device, and have adapters."""
-    parameters = list(model.parameters())
+
+def of(model: torch.nn.Module, base: Literal["whole"] | held.Kind = "whole") -> Facts:
+    """Count a model's parameters; it may be on the meta device, and have adapters.
+
+    Args:
+        base: how its frozen linear layers will be held, where they are whole yet.
+
+    Raises:
+        UserError: it has none, and they are to be held in few bits.
+    """
+    few = list(_in_few_bits(model)) if base == "whole" else list(_to_be_held(model, base))
+    gone = {id(module.weight) for _, _, module in few if not isinstance(module, held.Held)}
+    parameters = [each for each in model.parameters() if id(each) not in gone]
+    elements = [count for count, _, _ in few]
     looked_up = {id(each.weight): each.weight for each in model.modules() if isinstance(each, torch.nn.Embedding)}
     others = [module for module in model.modules() if not isinstance(module, torch.nn.Embedding)]
     shared = {id(own) for module in others for own in module.parameters(recurse=False)}
-    base = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     return Facts(
-        kind=type(base).__name__,
-        parameters=sum(each.numel() for each in parameters),
+        kind=type(plain).__name__,
+        parameters=sum(each.numel() for each in parameters) + sum(elements),
         trainable=sum(each.numel() for each in parameters if each.requires_grad),
         embedding=sum(weight.numel() for at, weight in looked_up.items() if at not in shared),
         vectors=sum(each.numel() for each in parameters if each.dim() < 2),
@@ -82,8 +108,36 @@ def of(model: torch.nn.Module) -> Facts:
         small=sum(each.numel() for each in parameters if each.requires_grad and 4 * each.numel() < HEAP),
         tensors=len(parameters),
         persistent=sum(each.numel() for each in parameters if each.numel() <= PERSISTENT),
-        decoder=_decoder(base),
+        decoder=_decoder(plain),
+        matrices=_matrices(model),
+        held=sum(elements),
+        held_bytes=sum(size for _, size, _ in few),
+        held_largest=max(elements, default=0),
     )
+
+
+def _matrices(model: torch.nn.Module) -> int:
+    """Count the elements that Muon would train; 0 where a model has no such matrices."""
+    try:
+        names = optimizers.matrices_of(model)
+    except UserError:
+        return 0
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+
+
+def _in_few_bits(model: torch.nn.Module) -> Iterator[tuple[int, int, torch.nn.Module]]:
+    """Yield the layers that are held in few bits: (elements, bytes, the layer)."""
+    for module in model.modules():
+        if isinstance(module, held.Held):
+            yield module.out_features * module.in_features, module.bits.nbytes + module.scale.nbytes, module
+
+
+def _to_be_held(model: torch.nn.Module, kind: held.Kind) -> Iterator[tuple[int, int, Any]]:
+    """Yield the layers that will be, the same way."""
+    for _, module in held.layers(model, kind):
+        first, second = module.weight.shape
+        rows, columns = (first, second) if isinstance(module, torch.nn.Linear) else (second, first)
+        yield module.weight.numel(), held.size(rows, columns, kind), module
 
 
 def _decoder(model: torch.nn.Module) -> Decoder | None:

@@ -67,9 +67,19 @@ class Fit:
         )
 
 
-def stages(offload: str) -> Sequence[int]:
+def undivided(spec: JobSpec, on_gpu: bool) -> str:
+    """Return why a job's weights are not to be divided by stage 3, in words; empty where they may be. Pure."""
+    lora, training = spec.model.lora, spec.training
+    if lora is not None and lora.base != "whole":
+        return f"model.lora.base: {lora.base} is held whole by every worker"
+    if training is not None and training.compile and not on_gpu:
+        return "training.compile: on CPUs it would be compiled again at each hook that gathers weights"
+    return ""
+
+
+def stages(of: Setting) -> Sequence[int]:
     """Return the stages that `auto` may choose from: without ZeRO, DeepSpeed moves nothing to where there is room."""
-    return (0, 1, 2, 3) if offload == "none" else (1, 2, 3)
+    return of.stages if of.offload == "none" else of.stages[1:]
 
 
 def lowest_stage(found: Facts, of: Setting, row_tokens: int, rows: Sequence[int], rooms: Sequence[Room]) -> Fit:
@@ -86,7 +96,7 @@ def lowest_stage(found: Facts, of: Setting, row_tokens: int, rows: Sequence[int]
     judged = [
         max((_judged(found, of, stage, row_tokens, each, room) for room in rooms), key=lambda fit: fit.missing)
         for each in rows
-        for stage in stages(of.offload)
+        for stage in stages(of)
     ]
     fitting = next((fit for fit in judged if fit.fits), None)
     return fitting or min(judged, key=lambda fit: (fit.missing, fit.stage))
@@ -126,7 +136,7 @@ def refusal(fit: Fit, found: Facts, of: Setting, row_tokens: int) -> str:
     enough = next(_enough(fit, found, of, row_tokens), None)
     more = f"{_workers(enough)} with as much memory each" if enough else "workers with more memory"
     ways = [more]
-    if not of.checkpointing and found.decoder is not None:
+    if of.checkpointing is not True and found.decoder is not None:
         ways.append("training.gradient_checkpointing: true")
     if of.on_gpu and of.offload == "none":
         ways.append("training.deepspeed.offload: cpu")
@@ -135,11 +145,12 @@ def refusal(fit: Fit, found: Facts, of: Setting, row_tokens: int) -> str:
     if row_tokens and found.decoder is not None:
         ways.append("a shorter task.sequence_length")
     ways.append("a smaller model (model.config)" if not found.frozen else "a smaller model")
+    left_out = f" (stage 3 is left out: {of.undivided})" if of.undivided else ""
     return (
-        f"training.deepspeed.zero_stage: auto: no stage fits. Stage {fit.stage} lacks least: planned at "
+        f"training.deepspeed.zero_stage: auto: no stage fits{left_out}. Stage {fit.stage} lacks least: planned at "
         f"{fit.peak / GIB:.2f} GiB with micro-batches of {fit.rows}, on each of {_workers(fit.room.workers)}, which "
         f"may take {fit.usable / GIB:.2f} GiB (a tenth is left free); {fit.missing / GIB:.2f} GiB are missing. Ways "
-        f"out: {'; '.join(ways)}; or name a stage, 0 to 3, to try it all the same"
+        f"out: {'; '.join(ways)}; or name a stage, 0 to {of.stages[-1]}, to try it all the same"
     )
 
 
@@ -147,7 +158,7 @@ def _enough(fit: Fit, found: Facts, of: Setting, row_tokens: int) -> Iterator[in
     """Yield numbers of workers that would do, if each has as much."""
     workers = fit.room.workers
     while (workers := 2 * workers) <= MOST_WORKERS:
-        if _judged(found, of, 3, row_tokens, fit.rows, Room(workers, fit.room.memory_bytes)).fits:
+        if _judged(found, of, of.stages[-1], row_tokens, fit.rows, Room(workers, fit.room.memory_bytes)).fits:
             yield workers
 
 
@@ -223,10 +234,19 @@ def facts_of(spec: JobSpec, task: Task, parent: Path | None) -> Facts:
     with start.described(spec):
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]), loading.without_weights():
-                return facts.of(_model(spec, task, parent))
+                return counted(spec, _model(spec, task, parent))
         except (NotImplementedError, RuntimeError):  # it looks at its own numbers
             with torch.random.fork_rng(devices=[]), loading.without_weights():
-                return facts.of(_model(spec, task, parent))
+                return counted(spec, _model(spec, task, parent))
+
+
+def counted(spec: JobSpec, model: torch.nn.Module) -> Facts:
+    """Count a model as the spec has its base held; it may be on the meta device.
+
+    Raises:
+        UserError: the base is to be held in few bits, and nothing of it can be.
+    """
+    return facts.of(model, spec.model.lora.base if spec.model.lora else "whole")
 
 
 def _model(spec: JobSpec, task: Task, parent: Path | None) -> torch.nn.Module:

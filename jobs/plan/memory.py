@@ -13,7 +13,9 @@ T elements are trained, F frozen, over W ranks. Bytes (jobs/worker/zero.py, jobs
 
 The dash: the weights are what the optimizer changes; where it is on the host of a GPU (offload at stages 1 and 2) there
 are masters, 4 T/W. So there are where weights are on NVMe, which are no part of this then, but for small ones.
-tests/integration/test_jobs_plan_engine.py holds this table against engines.
+Frozen weights that are held in few bits (jobs/worker/held.py) are no part of F: their bytes come to the weights, and
+the largest of them is made whole for as long as it multiplies. Of matrices that learn by Muon (jobs/worker/muon.py)
+there is one moment, 4 of the 8 bytes. tests/integration/test_jobs_plan_engine.py holds this table against engines.
 
 The account is that of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), whose example has 2 + 2 + 12 bytes a parameter;
 here gradients are summed in fp32. What comes and goes beside that is in jobs/plan/passes.py.
@@ -52,7 +54,7 @@ def need(facts: Facts, setting: Setting) -> Need:
 
 def settings(of: Setting) -> list[Setting]:
     """Return the choices of stage and offload; where the memory is the host's own, offload moves nothing."""
-    plain = [replace(of, stage=stage, offload="none", in_files=False) for stage in (0, 1, 2, 3)]
+    plain = [replace(of, stage=stage, offload="none", in_files=False) for stage in of.stages]
     offloaded = [replace(each, offload="cpu") for each in plain if of.on_gpu and each.stage]
     as_asked = of.in_files or (of.stage > 0 and of.offload != "none" and not of.on_gpu)
     return plain + offloaded + [of] * as_asked
@@ -70,24 +72,30 @@ def activations(decoder: Decoder, setting: Setting) -> int:
 
 
 def _state(facts: Facts, setting: Setting) -> Need:
-    trained, mine = facts.trainable, setting.share(facts.trainable)
-    whole = setting.stored * facts.parameters
+    trained, mine, fewer = facts.trainable, setting.share(facts.trainable), _of_one_moment(facts, setting)
+    whole = setting.stored * facts.numbers + facts.held_bytes
     if setting.stage == 0:
-        return Need(weights=whole, gradients=4 * trained, moments=8 * trained)
+        return Need(weights=whole, gradients=4 * trained, moments=8 * trained - 4 * fewer)
+    moments = 8 * mine - 4 * setting.share(fewer)
     masters = 4 * mine if setting.masters_apart else 0
     if setting.stage == 1:
         summed = 6 if setting.precision == "bf16" and setting.offload == "none" else 4
-        return Need(weights=whole, gradients=summed * trained, masters=masters, moments=8 * mine)
+        return Need(weights=whole, gradients=summed * trained, masters=masters, moments=moments)
     if setting.stage == 2:
-        return Need(weights=whole, gradients=4 * mine, masters=masters, moments=8 * mine)
+        return Need(weights=whole, gradients=4 * mine, masters=masters, moments=moments)
     parted = setting.stored * setting.share(facts.persistent if setting.in_files else facts.parameters)
-    return Need(weights=parted, gradients=4 * mine, masters=masters, moments=8 * mine)
+    return Need(weights=parted, gradients=4 * mine, masters=masters, moments=moments)
+
+
+def _of_one_moment(facts: Facts, setting: Setting) -> int:
+    """Return how many elements have their momentum alone, where AdamW's have two moments."""
+    return facts.matrices if setting.optimizer == "muon" else 0
 
 
 def _placed(found: Need, facts: Facts, setting: Setting) -> Need:
     """Tell the host's part from the device's, where these are two."""
     process = setting.process_bytes or PROCESS + ENGINE
-    saving = 12 * setting.share(facts.trainable)
+    saving = 12 * setting.share(facts.trainable) - 4 * setting.share(_of_one_moment(facts, setting))
     if not setting.on_gpu:
         return replace(found, process=process, saving=saving)
     if setting.offload == "none":

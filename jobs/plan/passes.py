@@ -102,8 +102,11 @@ def kept(decoder: Decoder, setting: Setting) -> list[tuple[int, int]]:
     do not keep, and dropout masks; for any width of queries, keys and MLP, with transformers' RMSNorm, whose input is
     kept in fp32 and whose normalised value once more.
     """
-    if not setting.checkpointing:
+    if setting.checkpointing is False:
         return [(size, count * decoder.layers) for size, count in _layer(decoder, setting)]
+    if setting.checkpointing == "selective":
+        products = [(size, count * decoder.layers) for size, count in _products(decoder, setting)]
+        return [*products, *_made_again(decoder, setting)]
     return [(setting.tokens * setting.width * decoder.hidden, decoder.layers), *_layer(decoder, setting)]
 
 
@@ -122,6 +125,33 @@ def _layer(decoder: Decoder, setting: Setting) -> list[tuple[int, int]]:
         (tokens * width * decoder.intermediate, _kept_of_mlp(decoder)),
         *([(tokens * 4 * decoder.hidden, 2)] if decoder.rms_norm else []),
     ]
+
+
+def _products(decoder: Decoder, setting: Setting) -> list[tuple[int, int]]:
+    """Return what selective checkpointing keeps of a layer: its input, outputs of linear layers and of attention."""
+    row = setting.tokens * setting.width
+    return [
+        (row * decoder.hidden, 3),
+        (row * decoder.queries, 2),
+        (row * decoder.keys, 2),
+        (row * decoder.intermediate, _products_of_mlp(decoder)),
+    ]
+
+
+def _made_again(decoder: Decoder, setting: Setting) -> list[tuple[int, int]]:
+    """Return what a layer's backward pass has then besides: the rest of what is kept without checkpointing."""
+    row = setting.tokens * setting.width
+    return [
+        (row * decoder.hidden, 3),
+        (row * decoder.queries, 1),
+        (row * decoder.keys, 1),
+        (row * decoder.intermediate, _kept_of_mlp(decoder) - _products_of_mlp(decoder)),
+        *([(setting.tokens * 4 * decoder.hidden, 2)] if decoder.rms_norm else []),
+    ]
+
+
+def _products_of_mlp(decoder: Decoder) -> int:
+    return 2 if decoder.gated else 1
 
 
 def _kept_of_mlp(decoder: Decoder) -> int:
@@ -170,8 +200,17 @@ def _apart(facts: Facts, setting: Setting) -> int:
 
 def _during(facts: Facts, setting: Setting) -> int:
     """Return what is there during both passes: autocast's copies, gathered weights, and a GPU's buckets."""
+    return _gathered(facts, setting) + _made(facts, setting)
+
+
+def _made(facts: Facts, setting: Setting) -> int:
+    """Return what the largest weight that is held in few bits takes while it is made of them, in two steps."""
+    return (4 + setting.width) * facts.held_largest
+
+
+def _gathered(facts: Facts, setting: Setting) -> int:
     if setting.stage == 0:
-        return 2 * facts.parameters if setting.precision == "bf16" else 0
+        return 2 * facts.numbers if setting.precision == "bf16" else 0
     if setting.stage == 3:
         live = LIVE if setting.on_gpu else SMALL_BUCKETS["stage3_max_live_parameters"]
         there = setting.world_size == 1 and not setting.in_files
@@ -218,14 +257,18 @@ def buffers(facts: Facts, setting: Setting) -> int:
         return during
     if setting.stage == 0 or _sums_whole(setting):
         return during + 4 * min(BUCKET, facts.trainable)
-    return _buckets(facts, setting) + _moved(setting) * min(BUCKET, facts.trainable)
+    return _made(facts, setting) + _buckets(facts, setting) + _moved(setting) * min(BUCKET, facts.trainable)
 
 
 def step(facts: Facts, setting: Setting) -> int:
-    """Return the copy of its gradients that a rank steps with, where the sums are not flat already."""
+    """Return the copy of its gradients that a rank steps with, where the sums are not flat already.
+
+    Muon has another one of its matrices', blended with their momentum.
+    """
+    blended = facts.matrices if setting.optimizer == "muon" else 0
     if setting.stage == 3:
         most = LIVE if setting.on_gpu else max(SMALL_BUCKETS["sub_group_size"], facts.largest)
-        return 4 * setting.share(min(facts.trainable, most))
+        return 4 * setting.share(min(facts.trainable, most)) + 4 * setting.share(min(blended, most))
     if setting.stage and setting.precision == "fp32":
-        return 4 * setting.share(facts.trainable)
-    return 0
+        return 4 * setting.share(facts.trainable) + 4 * setting.share(blended)
+    return 4 * setting.share(blended) if setting.stage else 0

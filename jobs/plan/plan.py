@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.home import home
 from cluster.precision import Precision, resolve, this_device
 from jobs.data.batches import accumulation_steps, micro_batch_size, rows_of_rank
-from jobs.plan import compute, devices, facts, fit, memory, rates, remarks, serving, speed
+from jobs.plan import compute, devices, fit, memory, rates, remarks, serving, speed
 from jobs.plan.facts import Facts
 from jobs.plan.outlook import Outlook
 from jobs.plan.rates import Rates
@@ -127,7 +127,7 @@ def make(spec: JobSpec, base: Path, asked: Asked, where: Where, without_data: bo
     readers = max(1, world // training.parallel.sequence)
     micro = micro_batch_size(training.micro_batch_size, training.global_batch_size, readers)
     known, process = measured_here(spec, device, precision, world)
-    group, found = Group(device, world, precision, micro, process, known), facts.of(model)
+    group, found = Group(device, world, precision, micro, process, known), fit.counted(spec, model)
     made = of_model(spec, found, task, group, asked.mfu, said)
     return made if asked.users is None else with_serving(made, group, asked)
 
@@ -187,7 +187,7 @@ def of_model(
     readers = max(1, world // training.parallel.sequence)
     accumulation = accumulation_steps(training.global_batch_size, readers, group.micro_batch)
     row_tokens = fit.row_tokens(task)
-    chosen = _chosen(training, group, row_tokens, accumulation)
+    chosen = _chosen(spec, group, row_tokens, accumulation)
     flops = compute.flops_per_token(found, row_tokens, training.gradient_checkpointing is True) if row_tokens else None
     parts = speed.step(found, chosen, row_tokens, group.rates) if group.rates and chosen.stage >= 0 else None
     step_s, by = _step_s(training, group, row_tokens, flops, parts, mfu)
@@ -209,7 +209,7 @@ def of_model(
         parts=parts,
         rates=by,
         optimal_tokens=compute.optimal_tokens(found) if found.decoder and spec.model.source is None else None,
-        said=[*said, *remarks.of(spec, found, world), *_said_of_time(found, group, parts)],
+        said=[*said, *remarks.of(spec, found, chosen), *_said_of_time(found, group, parts)],
     )
 
 
@@ -292,7 +292,9 @@ def precision_of(training: TrainingSpec, device: devices.Device) -> Precision:
     return "fp32" if training.precision == "fp32" else "bf16"
 
 
-def _chosen(training: TrainingSpec, group: Group, row_tokens: int, accumulation: int) -> memory.Setting:
+def _chosen(spec: JobSpec, group: Group, row_tokens: int, accumulation: int) -> memory.Setting:
+    training = spec.training
+    assert training is not None
     given, stage, offloads, in_files = training.deepspeed, -1, False, False
     if not isinstance(given, str) and given.zero_stage != "auto":
         stage, offloads = given.zero_stage, given.offload != "none"
@@ -304,10 +306,12 @@ def _chosen(training: TrainingSpec, group: Group, row_tokens: int, accumulation:
         world_size=group.world_size,
         on_gpu=group.device.on_gpu,
         tokens=-(-group.micro_batch * row_tokens // training.parallel.sequence),
-        checkpointing=training.gradient_checkpointing is True,
+        checkpointing=training.gradient_checkpointing,
+        optimizer=training.optimizer,
         micro_batches=accumulation,
         process_bytes=group.process_bytes or 0,
         in_files=in_files,
+        undivided=fit.undivided(spec, group.device.on_gpu),
     )
 
 

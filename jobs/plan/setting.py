@@ -13,6 +13,8 @@ FREE = 0.1
 """This share of the memory is left to the system; of a GPU's, to CUDA, NCCL and fragments."""
 
 Offload = Literal["none", "cpu"]
+Recomputed = bool | Literal["selective"]
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,17 @@ class Setting:
     on_gpu: bool
     tokens: int = 0
     """Of a micro-batch."""
-    checkpointing: bool = False
-    """Activations are computed again in the backward pass."""
+    checkpointing: Recomputed = False
+    """Activations are computed again in the backward pass: all, or all but the outputs of products and attention."""
     micro_batches: int = 1
     """Of a rank, in a step."""
     process_bytes: int = 0
     """Of a worker without a model; 0: not known."""
     in_files: bool = False
     """Parameters are on NVMe, at stage 3, but for small ones."""
+    optimizer: Optimizer = "adamw"
+    undivided: str = ""
+    """Why weights are not to be divided, which leaves stage 3 out; empty: they may be."""
 
     @property
     def width(self) -> int:
@@ -56,6 +61,11 @@ class Setting:
         """The stage as a reader calls it."""
         offload = ", offload" if self.offload == "cpu" else ""
         return f"{self.stage}{offload}{', parameters on NVMe' if self.in_files else ''}"
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The ZeRO stages that there are for it."""
+        return (0, 1, 2) if self.undivided else (0, 1, 2, 3)
 
     def share(self, elements: int) -> int:
         """Return one rank's part of so many."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.data.batches import rows_of_rank
-from jobs.plan import facts, fit, plan, skeleton
+from jobs.plan import fit, plan, skeleton
 from jobs.plan.devices import Device
 from jobs.plan.facts import Facts
 from jobs.plan.fit import Room
@@ -44,7 +44,7 @@ def settled(
     device, world = plan.placed(spec, asked, where)
     room, of = Room(world, device.memory_bytes), _setting(spec, device, world)
     model, task, _ = skeleton.build(spec, base, without_data)
-    found, tokens, said = facts.of(model), fit.tokens_of_worker(training, task), list[str]()
+    found, tokens, said = fit.counted(spec, model), fit.tokens_of_worker(training, task), list[str]()
     if fit.is_open(spec):
         best = fit.lowest_stage(found, of, tokens, fit.rows_to_try(training, world), [room])
         said.append(f"zero_stage auto: {best.sentence()}" if best.fits else fit.refusal(best, found, of, tokens))
@@ -67,9 +67,11 @@ def _setting(spec: JobSpec, device: Device, world: int) -> Setting:
         precision=precision,
         world_size=world,
         on_gpu=device.on_gpu,
-        checkpointing=training.gradient_checkpointing is True,
+        checkpointing=training.gradient_checkpointing,
+        optimizer=training.optimizer,
         micro_batches=fit.micro_batches(training, world),
         process_bytes=plan.measured_here(spec, device, precision, world)[1] or 0,
+        undivided=fit.undivided(spec, device.on_gpu),
     )
 
 

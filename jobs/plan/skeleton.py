@@ -52,8 +52,6 @@ def build(spec: JobSpec, base: Path, without_data: bool = False) -> tuple[torch.
     if spec.model.lora is not None:
         with start.described(spec), _without_memory():
             model = lora.add_lora(model, spec.model.lora)
-        if spec.model.lora.base != "whole":
-            said.append(f"the base is counted as if whole: with model.lora.base {spec.model.lora.base} it takes less")
     return model, task, said
 
 

@@ -53,7 +53,7 @@ def passes_s(facts: Facts, decoder: Decoder, setting: Setting, length: int, rate
     tokens, head = setting.tokens, decoder.hidden * decoder.vocabulary
     body = max(0, facts.parameters - facts.embedding - head)
     frozen = min(body, max(0, facts.frozen - facts.embedding - head))
-    again = 4 / 3 if setting.checkpointing else 1
+    again = 4 / 3 if setting.checkpointing is True else 1  # products are not repeated by selective checkpointing
     layers = (6 * body - 2 * frozen) * tokens * again / of_layers(rates, decoder.hidden, tokens)
     squares = 12 * decoder.layers * decoder.queries * length * tokens * again / at(rates.attention, length)
     learned = 6 if facts.trainable > head else 4

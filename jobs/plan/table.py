@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,15 +13,22 @@ from jobs.plan import memory
 from jobs.plan.compute import TOKENS_PER_PARAMETER
 from jobs.plan.outlook import GIB, duration
 from jobs.plan.plan import Plan
+from jobs.plan.prices import Price
+from jobs.plan.setting import Recomputed
 
 WIDTH = 140
 """Of the table where what it goes to has no width of its own."""
 PARTS = ("weights", "gradients", "masters", "moments", "activations", "buffers", "saving", "step", "process")
+AGAIN: Mapping[Recomputed, str] = {
+    False: "",
+    True: ", activations computed again",
+    "selective": ", activations but products and attention computed again",
+}
 ASSUMED = "not counted: communication, offload, evaluation and checkpoints beyond what --mfu allows for; data loading"
 MEASURED = "not counted: time of offload, evaluation, checkpoints and data loading"
 
 
-def show(plan: Plan, price_per_hour: float | None = None) -> None:
+def show(plan: Plan, price: Price | None = None) -> None:
     """Print a plan."""
     console = Console()
     if not console.is_terminal:
@@ -29,7 +36,7 @@ def show(plan: Plan, price_per_hour: float | None = None) -> None:
     for line in head(plan):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(table(plan))
-    for line in [*verdict(plan), *work(plan, price_per_hour), *notes(plan)]:
+    for line in [*verdict(plan), *work(plan, price), *notes(plan)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -47,7 +54,7 @@ def head(plan: Plan) -> Iterator[str]:
         f" ({device.source})" if device.source else ""
     )
     tokens = f" of {plan.row_tokens:,} tokens" if plan.row_tokens else ""
-    again = ", activations computed again" if plan.chosen.checkpointing else ""
+    again = AGAIN[plan.chosen.checkpointing]
     yield (
         f"batch    {plan.rows_per_step:,} rows{tokens} a step; micro-batches of {plan.micro_batch}, "
         f"{plan.accumulation} a worker{again}"
@@ -106,7 +113,7 @@ def verdict(plan: Plan) -> Iterator[str]:
     )
 
 
-def work(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
+def work(plan: Plan, price: Price | None) -> Iterator[str]:
     """Yield FLOPs, time, tokens and cost, as far as they are known."""
     if plan.flops_per_token is not None:
         yield f"compute  {plan.flops_per_token:.3g} FLOPs a token, {plan.work.tokens_per_step:,} tokens a step"
@@ -122,12 +129,13 @@ def work(plan: Plan, price_per_hour: float | None) -> Iterator[str]:
         shares = {name.removesuffix("_s"): seconds for name, seconds in asdict(plan.parts).items() if seconds}
         yield "step     " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in shares.items())
     yield from _tokens(plan)
-    if price_per_hour is not None:
-        cost = plan.work.cost(price_per_hour, plan.world_size)
+    if price is not None:
+        cost = plan.work.cost(price.per_hour, plan.world_size)
+        of, by = f" {price.currency}" if price.currency else "", f" ({price.source})" if price.source else ""
         yield (
             "cost     not known without a duration"
             if cost is None
-            else (f"cost     {cost:,.2f} at {price_per_hour:g} a device and hour")
+            else f"cost     {cost:,.2f}{of} at {price.per_hour:g} a device and hour{by}"
         )
     if plan.energy_kwh is not None:
         said = f"{plan.device.watts:g} W a device; a run measures its own where NVML tells"
@@ -187,7 +195,7 @@ def short(number: int) -> str:
     return str(number)
 
 
-def as_json(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]:
+def as_json(plan: Plan, price: Price | None = None) -> dict[str, Any]:
     """Return a plan for a program; memory in bytes."""
     found = plan.recommended
     return {
@@ -217,7 +225,8 @@ def as_json(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]:
         "step_parts": None if plan.parts is None else asdict(plan.parts),
         "rates": plan.rates,
         "duration_s": plan.work.duration_s,
-        "cost": None if price_per_hour is None else plan.work.cost(price_per_hour, plan.world_size),
+        "cost": None if price is None else plan.work.cost(price.per_hour, plan.world_size),
+        "price": None if price is None else asdict(price),
         "energy_kwh": plan.energy_kwh,
         "serving": None if plan.served is None else asdict(plan.served),
         "notes": [*plan.said, MEASURED if plan.parts else ASSUMED],

@@ -35,22 +35,19 @@ AT_STAGE_3 = (
 )
 
 
-def check(stage: int, on_gpu: bool, deepcompile: bool, environment: Mapping[str, str]) -> None:
+def check(stage: int, on_gpu: bool, environment: Mapping[str, str]) -> None:
     """Refuse to compile where it does not pay, or cannot be done.
 
     Args:
-        deepcompile: whether a DeepSpeed JSON asks for DeepCompile.
         environment: of this process.
 
     Raises:
-        UserError: stage 3 or DeepCompile on CPUs, or a node without a compiler.
+        UserError: stage 3 on CPUs, or a node without a compiler.
     """
     if on_gpu:
         return
     if stage == 3:
         raise UserError(f"training.compile: {AT_STAGE_3}")
-    if deepcompile:
-        raise UserError("training.deepspeed: `compile.deepcompile` is for GPUs: remove it from the file")
     compiler, header = environment.get("CXX", "g++"), Path(sysconfig.get_paths()["include"]) / "Python.h"
     if shutil.which(compiler) is None:
         raise UserError(

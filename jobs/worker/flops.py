@@ -24,6 +24,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from cluster.precision import Precision
+from jobs.plan import devices
 from jobs.tasks import Batch, document_attention
 from jobs.worker.torch_internals import GROUPED_PRODUCT, TorchDispatchMode
 
@@ -31,17 +32,6 @@ MOST_SHAPES = 32
 """So many shapes of micro-batches are counted; a step with others is told no FLOPs."""
 ENOUGH = 2
 """So often a shape is counted, with other rows each time: if the counts agree, they hold for all rows."""
-PEAKS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989.4e12,
-    "NVIDIA L40S": 362.05e12,
-}
-"""FLOPs a second in bf16, dense, of a device, as NVIDIA's data sheets have them; a slice (MIG) has another name."""
 
 aten = torch.ops.aten
 Formula = Callable[..., int]
@@ -110,10 +100,11 @@ _KNOWN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler", "c10d", "_c1
 
 
 def peak(device: torch.device, precision: Precision) -> float:
-    """Return the FLOPs a second that a device can do, NaN where that is not known: on CPUs, and in fp32."""
+    """Return the dense FLOPs a second that a device can do, NaN where that is not known: on CPUs, and in fp32."""
     if device.type != "cuda" or precision != "bf16":
         return math.nan
-    return PEAKS.get(torch.cuda.get_device_name(device), math.nan)
+    known = devices.of_cuda(torch.cuda.get_device_name(device))
+    return math.nan if known is None or known.flops is None else known.flops[precision]
 
 
 class FlopCounter(TorchDispatchMode):

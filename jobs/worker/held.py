@@ -122,10 +122,32 @@ def _pairs(device: torch.device) -> torch.Tensor:
     return torch.stack([values.repeat_interleave(16), values.repeat(16)], dim=1)
 
 
-def hold(model: nn.Module, fill: Fill | None, kind: Kind) -> str:
-    """Replace a model's frozen linear layers, in place, one after the other; return what is to be said.
+def size(rows: int, columns: int, kind: Kind) -> int:
+    """Return the bytes that a weight (rows, columns) is held in, with its scales. Pure."""
+    if kind == "int8":
+        return rows * columns + 4 * rows
+    blocks = -(-rows * columns // BLOCK)
+    return blocks * BLOCK // 2 + 4 * blocks
+
+
+def layers(model: nn.Module, kind: Kind) -> list[tuple[str, Any]]:
+    """Return the linear layers that can be held in few bits, gpt2's Conv1D among them, by name.
 
     The output head stays as it is, and so does a weight that several layers share.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (found := _frozen(model)):
+        raise UserError(
+            f"model.lora.base: {kind} is for linear layers, and {type(model).__name__} has none that are frozen: leave "
+            "base out"
+        )
+    return found
+
+
+def hold(model: nn.Module, fill: Fill | None, kind: Kind) -> str:
+    """Replace a model's frozen linear layers, in place, one after the other; return what is to be said.
 
     Args:
         fill: fills in slices of a parameter of a model on the meta device; None: it has its weights.
@@ -136,7 +158,7 @@ def hold(model: nn.Module, fill: Fill | None, kind: Kind) -> str:
     replaced: Counter[str] = Counter()
     before = after = 0
     scratch = torch.empty(0)
-    for name, module in _frozen(model):
+    for name, module in layers(model, kind):
         count = module.weight.numel()
         scratch = scratch if scratch.numel() >= count else torch.empty(count)
         made = Held(_linear_weight(module, name, fill, scratch), module.bias, kind)
@@ -146,11 +168,6 @@ def hold(model: nn.Module, fill: Fill | None, kind: Kind) -> str:
         after += made.bits.nbytes + made.scale.nbytes
     del scratch
     heap.trim()
-    if not replaced:
-        raise UserError(
-            f"model.lora.base: {kind} is for linear layers, and {type(model).__name__} has none that are frozen: leave "
-            "base out"
-        )
     return (
         f"the base is held in {kind} while adapters are trained: {replaced.total()} linear layers "
         f"({counted(replaced)}) take {after / 2**20:,.1f} MiB instead of {before / 2**20:,.1f} in fp32. Losses are "
@@ -159,7 +176,6 @@ def hold(model: nn.Module, fill: Fill | None, kind: Kind) -> str:
 
 
 def _frozen(model: nn.Module) -> list[tuple[str, Any]]:
-    """Return the linear layers that can be held in few bits, gpt2's Conv1D among them, by name."""
     from transformers.pytorch_utils import Conv1D
 
     names: Counter[int] = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))

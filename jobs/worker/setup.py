@@ -247,13 +247,7 @@ def with_swap_files(
 
 
 def begin_to_compile(engine: Engine, folder: Path, watchdog: Watchdog) -> Compiling:
-    """Have the model run compiled, now that the task has looked at it; keep in `folder` what is compiled.
-
-    Raises:
-        UserError: it cannot be.
-    """
-    stage, deepcompile = engine.model.zero_optimization_stage(), engine.model.is_deepcompile_enabled()
-    compiling.check(stage, engine.device.type == "cuda", deepcompile, os.environ)
+    """Have the model run compiled, now that the task has looked at it; keep in `folder` what is compiled."""
     place = compiling.keep_in(folder, engine.device)
     engine.compile()
     return Compiling(watchdog, place)
@@ -270,7 +264,8 @@ def settings_of(
     """Return DeepSpeed's configuration for this group, in which `readers` ranks have rows of their own.
 
     Raises:
-        UserError: the spec wants a base held in few bits, and the configuration does not go with that.
+        UserError: the configuration does not go with a base held in few bits, or a compiled model; or this node cannot
+            compile.
     """
     accumulation = batches.accumulation_steps(training.global_batch_size, readers, micro_batch)
     base, on_gpu = zero.read_named(training, config.base), device.type == "cuda"
@@ -278,6 +273,8 @@ def settings_of(
         training, micro_batch, accumulation, precision=config.precision, on_gpu=on_gpu, base=base
     )
     zero.check_base(config.spec.model.lora, found)
+    if training.compile:  # before an engine is built
+        compiling.check(found["zero_optimization"].get("stage", 0), on_gpu, os.environ)
     return found
 
 

@@ -32,10 +32,13 @@ from jobs.worker.deepspeed_engine import Engine
 from jobs.worker.growth import Growth
 from jobs.worker.trial import Trial
 from jobs.worker.watchdog import Watchdog
+from jobs.worker.zero import offloads
 
 GIB = 1 << 30
 FOLDER = "micro-batches"
 """In the storage: what was measured, by what decides it."""
+AS_WRITTEN = "; planned and tried as the model is written: compiled, it may take more or less"
+"""A compiler would work for each size that is tried."""
 
 
 @dataclass
@@ -73,11 +76,12 @@ class Sizing:
         assert training is not None
         return memory.Setting(
             stage=int(self.zero.get("stage", 0)),
-            offload="cpu" if self.zero.get("offload_optimizer") else "none",
+            offload="cpu" if offloads(self.zero) else "none",
             precision=self.config.precision,
             world_size=self.engine.world_size,
             on_gpu=self.engine.device.type == "cuda",
-            checkpointing=training.gradient_checkpointing is True,
+            checkpointing=training.gradient_checkpointing,
+            optimizer=training.optimizer,
         )
 
 
@@ -123,7 +127,7 @@ def settle(this: Sizing, rows: int | None, control: Control) -> int:
         choice = find(this, room_of(this))
         rows = choice.rows
         if first:
-            folder.add_remarks([choice.said])
+            folder.add_remarks([choice.said + (AS_WRITTEN if training.compile else "")])
     if first:
         folder.choices.keep_micro_batch(this.engine.world_size, rows)
     accumulation = batches.accumulation_steps(training.global_batch_size, this.engine.world_size, rows)
@@ -183,7 +187,7 @@ def known_of(this: Sizing, plan: Callable[[int], int] | None, budget: int) -> ro
     Args:
         plan: bytes that passes over so many rows take; None: the model's activations are not planned.
     """
-    again = this.setting().checkpointing
+    again = this.setting().checkpointing is not False
     if plan is None:
         return rows_search.Known(this.of, budget, again=again)
     planned = rows_search.expected(plan, budget, this.of)
@@ -208,6 +212,8 @@ def place(this: Sizing, trial: Trial) -> Path:
         "precision": this.config.precision,
         "zero": this.zero,
         "checkpointing": spec.training.gradient_checkpointing,
+        "compile": spec.training.compile,
+        "optimizer": spec.training.optimizer,
         "workers": this.engine.world_size,
         "sharing": this.sharing,
         "device": growth.kind(device),

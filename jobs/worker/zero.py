@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,11 @@ def stage_of(training: TrainingSpec, base: dict[str, Any] | None = None) -> int:
         return int((base or {}).get("zero_optimization", {}).get("stage", 0))
     assert training.deepspeed.zero_stage != "auto", "no stage was chosen"
     return training.deepspeed.zero_stage
+
+
+def offloads(zero: Mapping[str, Any]) -> bool:
+    """Say whether DeepSpeed's `zero_optimization` has optimizer states elsewhere; `device` is none by default. Pure."""
+    return bool(zero.get("offload_optimizer", {}).get("device", "none") != "none")
 
 
 def sliceable(config: dict[str, Any]) -> bool:

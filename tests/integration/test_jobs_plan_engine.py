@@ -13,6 +13,9 @@ from jobs.plan.facts import Facts
 
 ROOT = Path(__file__).parents[2]
 CASES = [f"{stage}-{precision}" for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
+CASES.append("1-bf16-muon")
+MATRICES = 4 * (4 * 256 * 256 + 3 * 256 * 704) / 5_261_568
+"""The share of that model that Muon trains: the rest is embeddings, the head and norms."""
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +30,10 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_engine_holds_what_the_plan_says(held: dict[str, float], case: str) -> None:
-    stage, _, precision = case.partition("-")
+    stage, precision, *muon = case.split("-")
     count = 10**7
-    setting = memory.Setting(int(stage), "none", precision, 1, on_gpu=False)  # type: ignore[arg-type]
-    need = memory.need(Facts("x", count, count, 0, 0, count), setting)
+    setting = memory.Setting(int(stage), "none", precision, 1, on_gpu=False, optimizer=(muon or ["adamw"])[0])  # type: ignore[arg-type]
+    need = memory.need(Facts("x", count, count, 0, 0, count, matrices=round(MATRICES * count)), setting)
     assert held[case] == pytest.approx((need.state - need.process) / count, rel=0.02)
 
 

@@ -1,8 +1,9 @@
 """Bytes a parameter of what an engine holds after its second backward pass, by stage and precision, on one rank.
 
-python tests/support/plan_rank.py FOLDER 0-fp32 1-bf16 …
+python tests/support/plan_rank.py FOLDER 0-fp32 1-bf16-muon …
 
-Leaves FOLDER/<stage>-<precision>.json: bytes of all living tensors over the parameters, buckets of gradients left out.
+Leaves FOLDER/<case>.json, a case being STAGE-PRECISION[-OPTIMIZER]: bytes of all living tensors over the parameters,
+buckets of gradients left out.
 An engine leaves hooks behind, so each case has a process, forked off one that has imported what all need.
 """
 
@@ -31,9 +32,9 @@ def living() -> int:
     return sum({s.data_ptr(): s.nbytes() for s in (each.untyped_storage() for each in found)}.values())
 
 
-def held(stage: int, precision: str) -> float:
+def held(stage: int, precision: str, optimizer: str) -> float:
     """Return what an engine holds with two passes and one step behind it, in bytes a parameter."""
-    values = {"steps": 1, "precision": precision, "deepspeed": {"zero_stage": stage}}
+    values = {"steps": 1, "precision": precision, "optimizer": optimizer, "deepspeed": {"zero_stage": stage}}
     model = {"name": "x", "phase": "pretrain", "model": {"architecture": "llama"}, "data": {"train": "x"}}
     spec = JobSpec.model_validate({**model, "training": values})
     sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -57,8 +58,8 @@ def measure(case: str, folder: Path) -> None:
     """Be the one rank of a case."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{case}", rank=0, world_size=1)
-    stage, precision = case.split("-")
-    (folder / f"{case}.json").write_text(json.dumps(held(int(stage), precision)))
+    stage, precision, *optimizer = case.split("-")
+    (folder / f"{case}.json").write_text(json.dumps(held(int(stage), precision, *(optimizer or ["adamw"]))))
 
 
 if __name__ == "__main__":

@@ -26,17 +26,15 @@ def test_stage_3_is_not_compiled_on_cpus() -> None:
     with pytest.raises(UserError, match=r"training\.compile`: ZeRO stage 3 on CPUs .* take stage 1 or 2"):
         specfile.loads(BASE, JobSpec, ())
     with pytest.raises(UserError, match=r"training\.compile: ZeRO stage 3 on CPUs"):
-        compiling.check(3, on_gpu=False, deepcompile=False, environment={})
+        compiling.check(3, on_gpu=False, environment={})
     assert specfile.loads(BASE, JobSpec, ("resources.gpus_per_worker=1",))
     assert specfile.loads(BASE, JobSpec, ("training.deepspeed.zero_stage=2",))
-    compiling.check(3, on_gpu=True, deepcompile=True, environment={})
+    compiling.check(3, on_gpu=True, environment={})
 
 
 def test_a_node_without_a_compiler_is_named() -> None:
     with pytest.raises(UserError, match=r"has no C\+\+ compiler \(no-such-thing\): install g\+\+"):
-        compiling.check(1, on_gpu=False, deepcompile=False, environment={"CXX": "no-such-thing"})
-    with pytest.raises(UserError, match="is for GPUs: remove it"):
-        compiling.check(1, on_gpu=False, deepcompile=True, environment={})
+        compiling.check(1, on_gpu=False, environment={"CXX": "no-such-thing"})
 
 
 def test_deepcompile_is_what_stage_3_is_compiled_by_on_gpus(tmp_path: Path) -> None:

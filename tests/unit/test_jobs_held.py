@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from torchao.quantization import to_nf4
 
 from cluster.errors import UserError
+from jobs.plan import facts
 from jobs.spec import JobSpec, LoraSpec
 from jobs.tasks.causal_lm import CausalLM
 from jobs.worker import held, start, zero
@@ -42,6 +43,7 @@ def test_bits_stand_for_nearly_the_same_weights(kind: Any, most: float, share: f
     if shape[1] == 100:
         assert layer.bits.nbytes + layer.scale.nbytes < share * 4 * weight.numel()
     assert torch.equal(Held(weight.clone(), None, kind).made(torch.float32), layer.made(torch.float32))
+    assert held.size(*shape, kind) == layer.bits.nbytes + layer.scale.nbytes
 
 
 def test_zeros_stay_zeros_and_rows_of_one_size_are_exact() -> None:
@@ -78,6 +80,7 @@ def test_all_linear_layers_but_the_head_are_held(kind: str) -> None:
     tokens = torch.arange(12).view(2, 6)
     targets = ["q_proj"] if kind == "llama" else ["c_attn"]
     adapted = add_lora(model, LoraSpec.model_validate({"rank": 2, "target_modules": targets})).eval()
+    planned = facts.of(adapted, "int8")
     with torch.no_grad():
         before = adapted(tokens).logits
         said = held.hold(adapted, None, "int8")
@@ -88,11 +91,15 @@ def test_all_linear_layers_but_the_head_are_held(kind: str) -> None:
     assert len(layers) == (7 if kind == "llama" else 4)
     assert said.startswith(f"the base is held in int8 while adapters are trained: {len(layers)} linear layers (1 ")
     assert type(adapted.get_output_embeddings()) is torch.nn.Linear
+    assert facts.of(adapted) == planned, "what is held now was counted so before"
+    assert planned.held_bytes == sum(layer.bits.nbytes + layer.scale.nbytes for layer in layers)
 
 
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(UserError, match="Conv2d has none that are frozen: leave base out"):
         held.hold(torch.nn.Conv2d(1, 1, 1), None, "nf4")
+    with pytest.raises(UserError, match="Conv2d has none that are frozen: leave base out"):
+        facts.of(torch.nn.Conv2d(1, 1, 1), "nf4")
 
 
 def spec(stage: int = 1, **lora: Any) -> JobSpec:

@@ -5,15 +5,24 @@ import math
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from cluster.errors import UserError
-from jobs.plan import compute, devices, facts, memory, passes
+from jobs.plan import compute, devices, facts, memory, passes, speed
 from jobs.plan.facts import Decoder, Facts
+from jobs.plan.rates import Rates
 from jobs.spec_sections import LoraSpec
 from jobs.tasks import get
+from jobs.worker import recomputing
 from jobs.worker.lora import add_lora
+from jobs.worker.torch_internals import TorchDispatchMode
 
 BILLIONS = Facts("X", parameters=7_500_000_000, trainable=7_500_000_000, embedding=0, vectors=0, largest=10**8)
+DECODER = Decoder(2, 64, 64, 32, 96, True, True, 300)
+LLAMA = Facts("X", 1000, 1000, 100, 10, 100, DECODER)
+KINDS = (True, "selective", False)
+RATES = Rates("X", "fp32", 1, 1, 0, 0, [[64, 64, 1e9]], [[64, 1e9]], [[64, 1e9]],
+              1e9, 1e9, 1e9, [0.0, 0.0, 0.0, 0.0], 1e9, 1e9, 0.0)  # fmt: skip
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -101,6 +110,19 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
     assert memory.need(adapted, setting(2)).state == 2 * 7_500_000_000 + 16 * math.ceil(75_000_000 / 64)
 
 
+def test_what_is_held_in_few_bits_takes_these_and_one_weight_made_of_them():
+    """A tenth is adapters and what stays whole; the rest is in half a byte and a scale of four for each 64."""
+    adapted = dataclasses.replace(BILLIONS, trainable=75_000_000)
+    held = dataclasses.replace(adapted, held=6_400_000_000, held_bytes=3_600_000_000, held_largest=10**8)
+    for stage, width in ((0, 4), (1, 2), (2, 2)):
+        whole, few = (memory.need(each, setting(stage)) for each in (adapted, held))
+        assert whole.weights - few.weights == 6_400_000_000 * width - 3_600_000_000
+        copies = 2 * 6_400_000_000 if stage == 0 else 0  # of whole fp32 weights autocast has others
+        assert few.buffers - whole.buffers == 6 * 10**8 - copies
+    of = setting(1, on_gpu=False, undivided="held")
+    assert [each.stage for each in memory.settings(of)] == [0, 1, 2]
+
+
 def test_offload_moves_the_state_to_the_host_and_nothing_is_lost():
     plain, moved = (memory.need(BILLIONS, setting(2, offload=offload)) for offload in ("none", "cpu"))
     assert moved.state == moved.weights == 15 * 10**9
@@ -163,6 +185,73 @@ def test_computing_again_keeps_one_layer_and_the_input_of_each():
     assert plain - again == 7 * (10 * layer - (10 * 2 * 64 + layer))
 
 
+def test_selective_checkpointing_keeps_products_and_attention():
+    """Two models that differ by two layers: of what lives after the forward pass, by what the account says of two."""
+
+    def alive(layers: int) -> tuple[int, int]:
+        sizes = {**SMALL, "num_hidden_layers": layers, "num_key_value_heads": 2}
+        model = built("llama", **sizes, vocab_size=300, intermediate_size=96).train()
+        recomputing.enable(model, "selective")
+        with Living(model.parameters()) as living:
+            logits = model(input_ids=torch.zeros(2, 32, dtype=torch.long), use_cache=False).logits
+        assert logits.requires_grad
+        of = setting(1, "fp32", 1, tokens=64, checkpointing="selective")
+        return living.bytes(), memory.activations(facts.of(model).decoder, of)
+
+    (more, planned_more), (few, planned_few) = alive(4), alive(2)
+    statistics = 2 * 64 * 4 * 4  # one fp32 number of each head
+    assert planned_more - planned_few == more - few - statistics
+
+
+class Living(TorchDispatchMode):
+    """Tells what of the tensors that are made within it still lives, in bytes; views of `others` are not made."""
+
+    def __init__(self, others):
+        super().__init__()
+        self._others = {each.untyped_storage()._cdata for each in others}
+        self._made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(each, torch.Tensor):
+                storage = each.untyped_storage()
+                if storage._cdata not in self._others:
+                    self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return made
+
+    def bytes(self) -> int:
+        return sum(size for reference, size in self._made.values() if not reference.expired())
+
+
+def test_selective_checkpointing_is_between_the_others_and_repeats_no_product():
+    decoder = Decoder(10, 64, 64, 64, 256, True, True, 300)
+    every, some, none = (memory.activations(decoder, setting(1, tokens=7, checkpointing=on)) for on in KINDS)
+    assert every < some < none
+    times = [speed.passes_s(LLAMA, DECODER, setting(1, tokens=7, checkpointing=on), 128, RATES) for on in KINDS]
+    assert times[0] > times[1] == times[2]
+
+
+def test_muon_has_one_moment_of_matrices_and_blends_their_gradients():
+    """Of 10 elements 6 are matrices' on one worker: moments of 8 bytes for four, of 4 for six; all else as before."""
+    model = Facts("X", 10, 10, 0, 0, 4, matrices=6)
+    for stage in (0, 1, 2, 3):
+        adamw, muon = (
+            memory.need(model, setting(stage, "fp32", 1, optimizer=each, on_gpu=False)) for each in ("adamw", "muon")
+        )
+        assert (adamw.moments, muon.moments) == (80, 56)
+        assert (adamw.saving, muon.saving) == (120, 96)
+        assert muon.step - adamw.step == (24 if stage else 0)
+        same = {"moments": 0, "saving": 0, "step": 0, "most": 0, "host": 0}
+        assert dataclasses.replace(adamw, **same) == dataclasses.replace(muon, **same)
+
+
+def test_the_matrices_of_a_llama_are_counted_without_embeddings_head_and_norms():
+    found = facts.of(built("llama", **SMALL, vocab_size=300, intermediate_size=96, num_key_value_heads=2))
+    assert found.matrices == 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)
+    assert facts.of(torch.nn.Embedding(3, 4)).matrices == 0
+
+
 def test_of_small_tensors_a_cpu_keeps_the_most_there_ever_was():
     moments = [passes.Bytes(large=10, small=5), passes.Bytes(large=2, small=7)]
     assert passes.most(moments, on_gpu=True) == 15
@@ -205,9 +294,6 @@ def test_parameters_on_nvme_are_in_no_memory_but_for_small_ones_and_the_optimize
 
 # -- time, tokens, devices -------------------------------------------------------------------------------------------
 
-DECODER = Decoder(2, 64, 64, 32, 96, True, True, 300)
-LLAMA = Facts("X", 1000, 1000, 100, 10, 100, DECODER)
-
 
 def test_flops_of_a_token_by_hand():
     attention = 12 * 2 * 64 * 128
@@ -231,6 +317,27 @@ def test_time_and_cost_by_hand():
 @pytest.mark.parametrize("name", ["h100", "H100", "rtx4090", "RTX 4090", "A100_80"])
 def test_devices_are_found_however_they_are_written(name):
     assert devices.named(name).flops["bf16"] > devices.named(name).flops["fp32"] > 1e13
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA RTX A6000", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_that_cuda_has_for_it_and_no_other(name, key):
+    """A slice, and another board of the same kind, reach other figures."""
+    found = devices.of_cuda(name)
+    assert (found and found.key) == key
+
+
+def test_every_device_that_a_plan_knows_is_found_on_a_machine_that_has_it():
+    assert set(devices.NAMES.values()) == set(devices.KNOWN)
+    assert all(devices.key_of(key.upper()) == key for key in devices.KEYS)
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,18 @@ def test_a_parent_is_counted_by_its_config(plan, task, make):
         adapted = json.loads(plan(json.dumps(spec), "--json", "--set", "model.lora={rank: 2}").stdout)
         assert adapted["model"]["parameters"] - adapted["model"]["trainable"] == held
         assert adapted["optimal_tokens"] is None  # it begins with learned weights
+        lora = "model.lora={rank: 2, merge: false, base: nf4}"
+        few = json.loads(plan(json.dumps(spec), "--json", "--set", lora).stdout)
+        assert [each["zero_stage"] for each in few["memory"]] == [0, 1, 2]
+        assert few["memory"][0]["weights"] < adapted["memory"][0]["weights"]
+        assert few["model"]["parameters"] == adapted["model"]["parameters"]
+        assert any("ZeRO stage 3 is left out: model.lora.base: nf4" in said for said in few["notes"])
 
 
 @pytest.mark.parametrize(
     ("spec", "arguments", "said"),
     [
-        (TINY, ["--device", "h10"], "--device: 'h10' is no device whose figures are known; did you mean 'h100'?"),
+        (TINY, ["--device", "h10"], "--device: 'h10' is no device whose figures are known; did you mean 'h100' or"),
         (TINY + "resources: {gpus_per_worker: 1}\n", [], "spec.yaml:8: `resources.gpus_per_worker` is 1"),
         (TINY, ["--set", "resources.gpus_per_worker=2"], "--set resources.gpus_per_worker: `resources"),
         ("name: x\nphase: evaluate\nmodel: {from: y}\ndata: {eval: z}\n", [], "spec.yaml:2: phase evaluate trains"),
@@ -157,6 +163,63 @@ def test_a_mistake_ends_with_2_and_its_place(plan, spec, arguments, said, monkey
 @pytest.mark.parametrize("option", ["--devices 0", "--mfu 2", "--mfu nan", "--price-per-hour -1"])
 def test_options_out_of_range_end_with_2(plan, option):
     assert plan(TINY, *option.split()).exit_code == 2
+
+
+def test_the_cost_is_that_of_a_table_where_there_is_one(plan):
+    on_h100 = ["--device", "h100", "--devices", "64"]
+    Path("prices.yaml").write_text("currency: EUR\nper_hour: {H100: 2, cpu: 0.25}\n")
+    by_table = json.loads(plan(SEVENTY, *on_h100, "--prices", "prices.yaml", "--json").stdout)
+    by_hand = json.loads(plan(SEVENTY, *on_h100, "--price-per-hour", "2", "--json").stdout)
+    assert by_table["cost"] == by_hand["cost"] > 0
+    assert (by_table["price"]["currency"], by_hand["price"]["currency"]) == ("EUR", "")
+    assert " EUR at 2 a device and hour (prices.yaml)" in plan(SEVENTY, *on_h100, "--prices", "prices.yaml").output
+    assert json.loads(plan(SEVENTY, *on_h100, "--json").stdout)["cost"] is None
+    home().mkdir(exist_ok=True)
+    Path("prices.yaml").rename(home() / "prices.yaml")
+    assert json.loads(plan(SEVENTY, *on_h100, "--json").stdout)["cost"] == by_table["cost"]
+    calibrated()
+    here = json.loads(plan(TINY, "--json", "--set", "training.precision=fp32").stdout)
+    assert here["cost"] == pytest.approx(here["duration_s"] / 3600 * 0.25)
+    assert "no cost: " in plan(SEVENTY, "--device", "l4").output
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("per_hour:\n  h101: 2\n", "prices.yaml:2: `per_hour`: 'h101' is no device whose figures are known: h100, "),
+        ("per_hour: {h100: 2, H100: 3}\n", "prices.yaml:1: `per_hour`: 'H100' is there twice"),
+        ("per_hour:\n  l4: 1\n  h100: much\n", "prices.yaml:3"),
+        ("per_hour: {h100: -1}\n", "prices.yaml:1"),
+        ("per_hour: {h100: true}\n", "prices.yaml:1"),
+        ("per_hour: {h100: .inf}\n", "prices.yaml:1"),
+        ("per_hours: {h100: 1}\n", "prices.yaml:1: unknown key `per_hours` in the spec; did you mean `per_hour`"),
+        ("per_hour: {}\n", "prices.yaml:1"),
+        ("per_hour: {l4: 1}\n", "prices.yaml has no price of H100 SXM 80 GB (per_hour.h100); it has those of l4"),
+        (None, "--prices: prices.yaml is no file"),
+    ],
+)  # fmt: skip
+def test_a_table_of_prices_is_refused_by_its_place(plan, table, said):
+    if table is not None:
+        Path("prices.yaml").write_text(table)
+    done = plan(SEVENTY, "--device", "h100", "--devices", "64", "--prices", "prices.yaml")
+    assert isinstance(done.exception, UserError)
+    assert said in str(done.exception)
+
+
+def test_a_price_is_said_once(plan):
+    done = plan(TINY, "--prices", "prices.yaml", "--price-per-hour", "2")
+    assert isinstance(done.exception, UserError)
+    assert "give one of them" in str(done.exception)
+
+
+def test_what_is_computed_again_or_learned_by_muon_is_planned_and_said(plan):
+    done = plan(TINY, "--set", "training.gradient_checkpointing=selective", "--set", "training.optimizer=muon")
+    assert "activations but products and attention computed again" in done.output
+    assert "note: of Muon, what a matrix takes while it is made orthogonal" in done.output
+    assert "ZeRO stage 3 is left out" not in done.output
+    compiled = plan(TINY, "--set", "training.compile=true").output
+    assert "note: ZeRO stage 3 is left out: training.compile: on CPUs" in compiled
+    assert "note: the model is counted as it is written" in compiled
 
 
 def test_help_names_every_known_device():

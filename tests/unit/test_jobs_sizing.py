@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from cluster.errors import UserError
+from jobs.plan.facts import Facts
+from jobs.spec import JobSpec
 from jobs.tasks import get
 from jobs.worker import sizing
 from jobs.worker.rows_search import Known, Took
@@ -36,6 +40,23 @@ def test_what_a_micro_batch_decides_is_not_left_to_the_memory(
 def test_elsewhere_it_may_be(name: str) -> None:
     options = {"target_column": "y"} if name == "tabular" else {}
     sizing.check(PLAIN, get(name)(options))
+
+
+@pytest.mark.parametrize("other", [{"compile": True}, {"optimizer": "muon"}, {"gradient_checkpointing": "selective"}])
+def test_what_was_tried_is_remembered_of_the_same_passes_alone(other: dict[str, Any], tmp_path: Path) -> None:
+    def place(**training: Any) -> Path:
+        values = {"name": "x", "phase": "pretrain", "model": {"architecture": "llama"}, "data": {"train": "x"}}
+        spec = JobSpec.model_validate({**values, "training": {"steps": 1, **training}})
+        config = SimpleNamespace(spec=spec, precision="fp32", storage=tmp_path)
+        engine = SimpleNamespace(device=torch.device("cpu"), world_size=1, rank=0)
+        attempt = SimpleNamespace(nodes=["a"])
+        facts = Facts("X", 10, 10, 0, 0, 10)
+        this = sizing.Sizing(config, None, None, engine, {}, facts, attempt, None)  # type: ignore[arg-type]
+        trial = SimpleNamespace(batch=lambda rows: {"tokens": torch.zeros(rows, 4)})
+        return sizing.place(this, trial)  # type: ignore[arg-type]
+
+    assert place() == place(learning_rate=1.0)
+    assert place(**other) != place()
 
 
 def test_the_choice_is_said_with_what_it_goes_by() -> None:

@@ -167,6 +167,10 @@ def test_a_mistake_in_a_tasks_options_has_its_line_and_a_suggestion(line, said):
         ("training: {steps: 5, precision: fp32}", r"takes nothing from `training`: .*`evaluate.precision`"),
         ("quantize: {precision: fp32}", "takes nothing from `quantize`"),
         ("data: {eval: b, max_examples: 3}", "`data.max_examples`: is for `data.train`, and there is none"),
+        ("checkpoint: {every_steps: 3}", "`checkpoint.every_steps`: is for phases that train, and this is .*evaluate"),
+        ("checkpoint: {directory: /x}", "`checkpoint.directory`: is for phases that train"),
+        ("failures: {loss_spike: 3}", "`failures.loss_spike`: is for phases that train"),
+        ("failures: {out_of_memory: stop}", "`failures.out_of_memory`: is for phases that train"),
     ],
 )
 def test_what_would_do_nothing_in_a_measurement_is_refused(line, said):

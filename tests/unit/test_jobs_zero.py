@@ -51,6 +51,16 @@ def test_own_json_wins_over_tandems_settings_and_the_spec_keeps_what_is_its(tmp_
     assert zero.stage_of(training, base) == 2
 
 
+@pytest.mark.parametrize(
+    ("section", "elsewhere"), [({"device": "cpu"}, True), ({"device": "none"}, False), ({"pin_memory": True}, False)]
+)
+def test_a_section_that_moves_nothing_is_no_offload(tmp_path, section, elsewhere):
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": section}}))
+    read = zero.read_named(TrainingSpec(steps=1, deepspeed="ds.json"), tmp_path)
+    assert zero.offloads(read["zero_optimization"]) is elsewhere
+    assert not zero.offloads({"stage": 2})
+
+
 def test_there_is_nothing_to_offload_at_stage_0():
     with pytest.raises(ValueError, match="offload: cpu has no effect at zero_stage: 0; set zero_stage to 1, 2 or 3"):
         TrainingSpec(steps=1, deepspeed={"zero_stage": 0, "offload": "cpu"})

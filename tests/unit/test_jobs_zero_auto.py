@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,40 @@ def test_what_is_offloaded_stays_so() -> None:
     moved = Setting(0, "cpu", "bf16", 1, on_gpu=True)
     assert fit.lowest_stage(MODEL, GPU, 1024, [4], [Room(64, 10**15)]).stage == 0
     assert fit.lowest_stage(MODEL, moved, 1024, [4], [Room(64, 10**15)]).stage == 1
+
+
+def test_stage_3_is_left_out_where_weights_are_not_to_be_divided() -> None:
+    whole = dataclasses.replace(GPU, undivided="it is held whole")
+    tight = [room(64, needs(3, 64, 4))]
+    assert fit.lowest_stage(MODEL, GPU, 1024, [4], tight).stage == 3
+    found = fit.lowest_stage(MODEL, whole, 1024, [4], tight)
+    assert (found.stage, found.fits) == (2, False)
+    said = fit.refusal(found, MODEL, whole, 1024)
+    assert "no stage fits (stage 3 is left out: it is held whole). Stage 2 lacks least" in said
+    assert "or name a stage, 0 to 2, to try it" in said
+    moved = dataclasses.replace(whole, offload="cpu")
+    assert fit.stages(moved) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("training", "lora", "on_gpu", "said"),
+    [
+        ({}, None, False, ""),
+        ({"compile": True}, None, True, ""),
+        ({"compile": True}, None, False, "training.compile: on CPUs"),
+        ({}, {"merge": False}, False, ""),
+        ({}, {"merge": False, "base": "nf4"}, True, "model.lora.base: nf4 is held whole by every worker"),
+    ],
+)
+def test_weights_are_not_divided_that_are_held_or_compiled_on_cpus(
+    training: dict[str, Any], lora: dict[str, Any] | None, on_gpu: bool, said: str
+) -> None:
+    asked = spec(
+        {**training, "deepspeed": {"zero_stage": "auto"}}, phase="finetune", model={"from": "/m", "lora": lora}
+    )
+    found = fit.undivided(asked, on_gpu)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
 
 
 def test_a_refusal_names_what_is_missing_and_the_ways_out() -> None:
