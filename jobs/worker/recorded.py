@@ -11,23 +11,21 @@ without recording: a parameter's depend on its name and not on what was drawn be
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
+from rich.filesize import decimal
 
 from cluster.errors import UserError
+from jobs.worker import replay as replaying
+from jobs.worker.built_alone import REGISTERED, Builder, Built, culprit, parameter_like, place, put, seeded
 from jobs.worker.recording import Recording, Tape, Unrecordable, View
 from jobs.worker.replay import Replay, Step
 from jobs.worker.torch_internals import tree_leaves, tree_map_only
 
 __all__ = ["Recorded", "Unrecordable", "materialise", "record"]
-
-_REGISTERED = ("_parameters", "_buffers", "_modules")
-"""The attributes in which a module keeps what `named_parameters` and its like find."""
 
 
 @dataclass
@@ -39,12 +37,41 @@ class Recorded:
     _views: dict[str, View]
     _steps: dict[str, list[Step] | None] = field(default_factory=dict)
     """None: what is made of other tensors, so that a slice costs the whole."""
+    alone: dict[str, Built] = field(default_factory=dict)
+    """The modules that are built whole for any slice of their parameters, by name."""
     _last: tuple[str, torch.Tensor] | None = None
 
     @property
     def whole(self) -> dict[str, int]:
         """The parameters of which any slice costs all elements for a moment, with their number."""
         return {name: self._views[name].numel for name, steps in self._steps.items() if steps is None}
+
+    @property
+    def said(self) -> list[str]:
+        """What is to be said of that: of modules, and of parameters that are larger than what is drawn together."""
+        kinds: dict[type[torch.nn.Module], list[str]] = defaultdict(list)
+        for path, built in self.alone.items():
+            kinds[type(built.module)].append(path)
+        found = []
+        for kind, paths in kinds.items():
+            largest = max(paths, key=lambda path: self.alone[path].nbytes)
+            found.append(
+                f"every worker builds {len(paths)} module{'s' * (len(paths) > 1)} of class {kind.__name__} whole, one "
+                f"at a time, and keeps its part: {largest} has {decimal(self.alone[largest].nbytes)}. It cannot be "
+                f"recorded: {self.alone[largest].why}"
+            )
+        large = [name for name, numel in self.whole.items() if numel > replaying.BLOCK and not self._is_alone(name)]
+        if large:
+            largest = max(large, key=lambda name: self.whole[name])
+            nbytes = self._views[largest].numel * self._views[largest].dtype.itemsize
+            found.append(
+                f"every worker makes {len(large)} parameter{'s' * (len(large) > 1)} whole, one at a time, since they "
+                f"are computed from other tensors: {largest} has {decimal(nbytes)}"
+            )
+        return found
+
+    def _is_alone(self, name: str) -> bool:
+        return any(name.startswith(f"{path}.") for path in self.alone)
 
     def fill(self, name: str, start: int, out: torch.Tensor) -> None:
         """Fill `out` [n], of any float type, with n of a parameter's elements, flattened, from `start` on.
@@ -72,6 +99,7 @@ class Recorded:
         """Give the model its weights, on the CPU, and return it; tied parameters stay tied."""
         materialise(self.model, self.fill)
         self._last = None
+        self._replay.let_go()
         return self.model
 
 
@@ -96,8 +124,8 @@ def materialise(
         if id(old) not in made:
             values = room(old)
             fill(name, 0, values.view(-1))
-            made[id(old)] = _parameter_like(old, values)
-        _put(model, name, made[id(old)])
+            made[id(old)] = parameter_like(old, values)
+        put(model, name, made[id(old)])
 
 
 def record(build: Callable[[], torch.nn.Module], seed: int) -> Recorded:
@@ -109,6 +137,27 @@ def record(build: Callable[[], torch.nn.Module], seed: int) -> Recorded:
         UserError: as `build`.
         Unrecordable: it looks at random values, fails without real ones, or leaves a parameter without any.
     """
+    kinds: dict[type[torch.nn.Module], str] = {}
+    while True:
+        try:
+            return _record(build, seed, kinds)
+        except (UserError, MemoryError, OSError):
+            raise
+        except Exception as error:
+            kind = culprit(error)
+            if kind is None or kind in kinds:  # else modules of it are built alone
+                if isinstance(error, Unrecordable):
+                    raise
+                raise Unrecordable(f"it cannot be built without weights: {_sentence(error)}") from error
+            kinds[kind] = str(error) if isinstance(error, Unrecordable) else _sentence(error)
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _record(build: Callable[[], torch.nn.Module], seed: int, kinds: Mapping[type[torch.nn.Module], str]) -> Recorded:
+    """Record a construction in which modules of some classes are built alone."""
     tape = Tape()
 
     def look(tensor: torch.Tensor) -> torch.Tensor:
@@ -117,16 +166,12 @@ def record(build: Callable[[], torch.nn.Module], seed: int) -> Recorded:
             raise Unrecordable("the construction depends on values that it draws")
         return replay.whole(view)
 
-    try:
-        with _seeded(seed), Recording(tape, look):
-            model = build()
-        with torch.no_grad():
-            return _recorded(model, tape, seed)
-    except (UserError, MemoryError, OSError, Unrecordable):
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise Unrecordable(f"it cannot be built without weights: {type(error).__name__}: {said}") from error
+    with seeded(seed), Recording(tape, look), Builder(kinds, tape, seed):
+        model = build()
+    if type(model) in kinds:
+        raise Unrecordable(kinds[type(model)])
+    with torch.no_grad():
+        return _recorded(model, tape, seed)
 
 
 def _recorded(model: torch.nn.Module, tape: Tape, seed: int) -> Recorded:
@@ -139,9 +184,14 @@ def _recorded(model: torch.nn.Module, tape: Tape, seed: int) -> Recorded:
     _make_real(model, tape, replay)
     views = {name: tape.view(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     steps = {name: replay.steps(view) for name, view in views.items()}
+    paths, alone = {id(module): path for path, module in model.named_modules()}, {}
     for name in (name for name, found in steps.items() if found is None):
         replay.whole(views[name])  # fails here rather than half-way through a training's start
-    return Recorded(model, replay, views, steps)
+        for line in replay.needed(views[name].storage)[0]:
+            if isinstance(line.op, Built):
+                alone[paths.get(id(line.op.module), name)] = line.op
+    replay.let_go()
+    return Recorded(model, replay, views, steps, alone)
 
 
 def _shadow_real(model: torch.nn.Module, tape: Tape) -> None:
@@ -152,8 +202,8 @@ def _shadow_real(model: torch.nn.Module, tape: Tape) -> None:
             if old.isnan().any():
                 raise Unrecordable(f"{name}: nothing is ever written to some of its elements")
             if id(old) not in made:
-                made[id(old)] = _parameter_like(old, tape.shadow(old))
-            _put(model, name, made[id(old)])
+                made[id(old)] = parameter_like(old, tape.shadow(old))
+            put(model, name, made[id(old)])
 
 
 def _make_real(model: torch.nn.Module, tape: Tape, replay: Replay) -> None:
@@ -167,45 +217,14 @@ def _make_real(model: torch.nn.Module, tape: Tape, replay: Replay) -> None:
 
     for name, buffer in list(model.named_buffers(remove_duplicate=False)):
         if buffer.is_meta:
-            owner, leaf = _place(model, name)
+            owner, leaf = place(model, name)
             owner._buffers[leaf] = real(buffer)
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.RNNBase):
             continue  # its list of parameters follows assignments
-        for name, value in [item for item in vars(module).items() if item[0] not in _REGISTERED]:
+        for name, value in [item for item in vars(module).items() if item[0] not in REGISTERED]:
             found = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
             if any(isinstance(tensor, torch.nn.Parameter) for tensor in found):
                 raise Unrecordable(f"{path or 'the model'} keeps parameters in its {name}, where they are not found")
             if found:
                 vars(module)[name] = tree_map_only(torch.Tensor, lambda t: real(t) if t.is_meta else t, value)
-
-
-def _place(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
-
-
-def _put(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
-    """Put a parameter in place by assignment, which recurrent layers notice: they keep a list of their own."""
-    owner, leaf = _place(model, name)
-    setattr(owner, leaf, parameter)
-
-
-def _parameter_like(old: torch.nn.Parameter, values: torch.Tensor) -> torch.nn.Parameter:
-    new = torch.nn.Parameter(values, requires_grad=old.requires_grad)
-    vars(new).update(vars(old))
-    return new
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(of_numpy)

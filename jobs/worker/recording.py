@@ -11,8 +11,8 @@ This is deferred initialisation (torchdistx had it first), with torch's two publ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,9 +117,20 @@ class Tape:
     """Of each storage."""
     touching: dict[int, list[int]] = field(default_factory=dict)
     """The lines that make a storage or write to it, by their place."""
+    paused: bool = False
+    """Nothing is written down, and all is done for real."""
     _numbers: dict[int, int] = field(default_factory=dict)
     _alive: list[Any] = field(default_factory=list)
     """Storages whose address must not be given to another."""
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do what happens meanwhile for real."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
 
     def view(self, tensor: torch.Tensor) -> View:
         """Return what a tensor of any shape on the meta device is a look at."""
@@ -152,12 +163,14 @@ class Tape:
 class _Factories(TorchFunctionMode):
     """Makes large things on the meta device, and shows Python real values where it asks for them."""
 
-    def __init__(self, look: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, tape: Tape, look: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self._look = look
+        self._tape, self._look = tape, look
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, device = dict(kwargs or {}), (kwargs or {}).get("device")
+        if self._tape.paused:
+            return func(*args, **kwargs)
         if func in (_TENSOR.device.__get__, _TENSOR.is_meta.__get__, _TENSOR.is_cpu.__get__) and args[0].is_meta:
             return CPU if func == _TENSOR.device.__get__ else func == _TENSOR.is_cpu.__get__
         if func in _LOOKS and args[0].is_meta:
@@ -185,6 +198,8 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if self._tape.paused:
+            return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, _TENSOR)]
         if not any(tensor.is_meta for tensor in tensors):
             return self._made(func, args, kwargs)
@@ -223,7 +238,7 @@ class Recording(ExitStack):
     def __init__(self, tape: Tape, look: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """`look` gives the values of a recorded tensor where the construction depends on them."""
         super().__init__()
-        self._modes = (_Factories(look), _Operations(tape))
+        self._modes = (_Factories(tape, look), _Operations(tape))
 
     def __enter__(self) -> Recording:
         super().__enter__()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from jobs.worker.built_alone import Built
 from jobs.worker.recording import EMPTY, Line, Tape, Unrecordable, View, aten
 from jobs.worker.torch_internals import tree_leaves, tree_map_only
 
@@ -55,6 +56,8 @@ class Replay:
     seed: int
     names: Mapping[int, str]
     _scratch: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
+    _built: dict[Built, list[torch.Tensor]] = field(default_factory=dict)
+    """The parameters of the last module that was built alone: those after it are asked for next."""
 
     def steps(self, view: View) -> list[Step] | None:
         """Return how a parameter is replayed in slices; None where it is made of other tensors.
@@ -98,12 +101,21 @@ class Replay:
             if storage not in self.tape.constants:
                 raise Unrecordable(f"{self.label(view.storage)}: its values come from outside of what was recorded")
             storages[storage] = self.tape.constants[storage].clone().untyped_storage()
+        plain = [line for line in lines if not isinstance(line.op, Built)]
+        used = {view.storage, *(each.storage for line in plain for each in (*line.read, *line.results))}
         for line in lines:
-            self._run(line, storages)
+            if isinstance(line.op, Built):
+                self._build(line, used, storages)
+            else:
+                self._run(line, storages)
         values = _look(view, storages).contiguous().clone()
         if values.is_floating_point() and bool(values.isnan().any()):
             raise Unrecordable(f"{self.label(view.storage)}: nothing is ever written to some of its elements")
         return values
+
+    def let_go(self) -> None:
+        """Give up the module that was built last."""
+        self._built.clear()
 
     def drawn(self, view: View) -> bool:
         """Return whether any of a tensor's values are random."""
@@ -178,6 +190,16 @@ class Replay:
             storages[view.storage] = torch.UntypedStorage(self.tape.nbytes[view.storage])
         for place, view in line.made.items():
             _look(view, storages).copy_(tensors[place])
+
+    def _build(self, line: Line, used: set[int], storages: dict[int, torch.UntypedStorage]) -> None:
+        """Build a module alone, if it is not the last one that was, and copy those of its parameters that are used."""
+        if line.op not in self._built:
+            self.let_go()
+            self._built[line.op] = line.op()
+        for at, view in line.made.items():
+            if view.storage in used:
+                values = self._built[line.op][at].clone(memory_format=torch.contiguous_format)
+                storages[view.storage] = values.untyped_storage()
 
     def _called(self, line: Line, storages: dict[int, torch.UntypedStorage]) -> Any:
         args, kwargs = tree_map_only(View, lambda view: _look(view, storages), (line.args, dict(line.kwargs)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 
 from cluster.errors import UserError
 from cluster.weights_cache import local
@@ -44,6 +45,8 @@ class Start:
     """What it reads them from."""
     said: list[str] = field(default_factory=list)
     """What is to be said of it."""
+    alone: list[str] = field(default_factory=list)
+    """What is to be said of what each rank makes whole for a moment, where it would have no more than its parts."""
 
     def materialise(self) -> None:
         """Give the model all its weights."""
@@ -51,7 +54,8 @@ class Start:
         materialise(self.model, self.fill)
 
     def close(self) -> None:
-        """Let go of what it is read from: the model has its weights."""
+        """Let go of what it is made of or read from: the model has its weights."""
+        self.fill = None
         if self.files is not None:
             self.files.close()
 
@@ -66,11 +70,13 @@ def begin(spec: JobSpec, task: Task, parent: Path | None, in_parts: bool = False
     Raises:
         UserError: the weights cannot be loaded, or the model cannot be built.
     """
-    begun = _sliced(spec, task, parent)
+    begun, divided = _sliced(spec, task, parent), in_parts or in_bf16 or _is_held(spec)
     if isinstance(begun, str):
         what = "the whole model in memory" if in_parts else "the whole model in fp32"
-        said = [f"every worker begins with {what}: {begun}"] if in_parts or in_bf16 or _is_held(spec) else []
-        begun = Start(_whole(spec, task, parent), said=said)
+        model = _whole(spec, task, parent)
+        size = decimal(sum(parameter.nbytes for parameter in model.parameters()))
+        begun = Start(model, alone=[f"every worker begins with {what}, {size}: {begun}"])
+    begun.said = begun.alone if divided else []
     lora_said = _looked_at_adapters(spec, task, begun, parent)
     begun.model.train()
     begun.said = [*lora_said, *begun.said, *task.said]
@@ -171,7 +177,7 @@ def _sliced(spec: JobSpec, task: Task, parent: Path | None, adapt: bool = True) 
         plain = _recorded(build, seed)
         if isinstance(plain, str):
             return plain
-        begun = Start(plain.model, plain.fill) if parent is None else _of_files(plain.model, parent)
+        begun = Start(plain.model, plain.fill, alone=plain.said) if parent is None else _of_files(plain.model, parent)
     except UserError as error:
         if parent is None:
             raise
@@ -201,7 +207,7 @@ def _adapted(plain: Start, names: set[str], recorded: Recorded) -> Start | str:
         else:
             recorded.fill(name, start, out)
 
-    return Start(recorded.model, filled, plain.files)
+    return Start(recorded.model, filled, plain.files, alone=plain.alone)
 
 
 def _of_files(model: torch.nn.Module, directory: Path) -> Start | str:
@@ -222,15 +228,17 @@ def _of_weights(model: torch.nn.Module, opened: Callable[[], WeightFiles]) -> St
     if isinstance(found, str):
         files.close()
         return found
-    with torch.no_grad():
-        for name, key in found.buffers.items():
-            model.get_buffer(name).copy_(files.whole(key))
-    keys = {name: found.parameters[first] for name, first in _first_names(model).items()}
+    for name, source in found.buffers.items():
+        buffer = model.get_buffer(name)
+        values = torch.empty(buffer.numel(), dtype=buffer.dtype)
+        found.read(files, source, 0, values)
+        buffer.copy_(values.view(buffer.shape))
+    sources = {name: found.parameters[first] for name, first in _first_names(model).items()}
 
     def fill(name: str, start: int, out: torch.Tensor) -> None:
-        files.read(keys[name], start, out)
+        found.read(files, sources[name], start, out)
 
-    return Start(model, fill, files)
+    return Start(model, fill, files, alone=found.said(model))
 
 
 def _over_a_base(model: torch.nn.Module, directory: Path, base: Path) -> Start | str:
@@ -243,7 +251,7 @@ def _over_a_base(model: torch.nn.Module, directory: Path, base: Path) -> Start |
     if isinstance(fill, str):
         begun.close()
         return fill
-    return Start(begun.model, fill, begun.files)
+    return Start(begun.model, fill, begun.files, alone=begun.alone)
 
 
 def _named(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -273,6 +273,113 @@ def test_what_would_be_wrong_is_refused(kind: type[torch.nn.Module], said: str) 
         record(kind, SEED)
 
 
+class Crossed(torch.nn.Module):
+    """Draws its weights through numpy, and has a part that is drawn as usual."""
+
+    built = 0
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        type(self).built += 1
+        self.weight = torch.nn.Parameter(torch.zeros(size, size))
+        self.weight.detach().numpy()[:] = np.random.normal(size=(size, size))
+        self.within = torch.nn.Linear(size, 2)
+        self.register_buffer("table", torch.ones(size))
+
+
+class Wrapping(torch.nn.Module):
+    """Looks at what it draws, and is made with another module, so that it cannot be made again without it."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.weight = torch.nn.Parameter(torch.randn(10))
+        self.sign = 1 if self.weight[0] > 0 else -1
+
+
+class Around(torch.nn.Module):
+    """Makes both."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.wrapping = Wrapping(torch.nn.Linear(size, size))
+
+
+class Mixed(torch.nn.Module):
+    """Mostly what can be recorded."""
+
+    def __init__(self, odd: bool = True) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(30, 40)
+        self.crossed = torch.nn.ModuleList([Crossed(30), Crossed(31)] if odd else [])
+        self.around = Around(20) if odd else None
+        self.last = torch.nn.Linear(40, 30)
+        if odd:
+            with torch.no_grad():
+                self.crossed[1].within.weight.normal_()
+                self.crossed[0].within.bias.mul_(2)
+
+
+def test_a_module_that_cannot_be_recorded_is_built_alone_and_the_others_stay_recorded() -> None:
+    made, again, plain = record(Mixed, SEED), record(Mixed, SEED), record(lambda: Mixed(odd=False), SEED)
+    names = {name: parameter.numel() for name, parameter in made.model.named_parameters()}
+    odd = {name for name in names if name.startswith(("crossed", "around"))}
+    assert made.alone.keys() == {"crossed.0", "crossed.1", "around"}
+    assert made.whole.keys() == odd - {"crossed.1.within.weight"}  # which was drawn again, over what was built
+    torch.rand(9), np.random.rand(9), random.random()
+    cut = {name: filled(made, name, [0, numel // 3, numel]) for name, numel in reversed(names.items())}
+    Crossed.built = 0
+    model = again.materialise()
+    assert Crossed.built == 2, "each is built once for all of its parameters"
+    assert all(torch.equal(cut[name], parameter.data.view(-1)) for name, parameter in model.named_parameters())
+    assert all(torch.equal(cut[name], filled(plain, name, [0, names[name]])) for name in names.keys() - odd)
+    assert not torch.isin(model.crossed[0].weight, model.crossed[1].weight).any()
+    assert abs(float(model.crossed[1].weight.detach().std()) - 1) < 0.15
+    assert model.crossed[0].within.bias.abs().max() > 1 / 30**0.5  # drawn up to this, then doubled
+    assert model.around.wrapping.sign == (1 if model.around.wrapping.weight[0] > 0 else -1)
+    assert torch.equal(model.crossed[1].table, torch.ones(31))
+    other = record(Mixed, SEED + 1).materialise()
+    assert not torch.isin(model.crossed[0].weight, other.crossed[0].weight).any()
+
+
+def test_what_is_made_whole_for_a_moment_is_said_with_its_bytes() -> None:
+    assert record(Mixed, SEED).said == [
+        "every worker builds 2 modules of class Crossed whole, one at a time, and keeps its part: crossed.1 has "
+        "4.1 kB. It cannot be recorded: ValueError: assignment destination is read-only",
+        "every worker builds 1 module of class Around whole, one at a time, and keeps its part: around has 1.7 kB. It "
+        "cannot be recorded: the construction depends on values that it draws, and Wrapping is made of other modules "
+        "or tensors",
+    ]
+    assert record(Own, SEED).said == [
+        "every worker makes 4 parameters whole, one at a time, since they are computed from other tensors: scaled has "
+        "8.0 kB"
+    ]
+
+
+class Unsteady(torch.nn.Module):
+    """Draws from what nobody has seeded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(10))
+        self.weight.detach().numpy()[:] = np.random.default_rng().normal(size=10)
+
+
+def test_modules_that_cannot_be_built_again_or_whose_parameters_hide_are_refused() -> None:
+    with pytest.raises(Unrecordable, match="Unsteady is another one each time that it is built"):
+        record(lambda: torch.nn.Sequential(Unsteady(), torch.nn.Linear(2, 2)), SEED)
+    with pytest.raises(Unrecordable, match=r"read-only, and Hiding keeps parameters where they are not found"):
+        record(lambda: torch.nn.Sequential(Hiding()), SEED)
+
+
+class Hiding(ThroughNumpy):
+    """Keeps its weight in a list besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [self.weight]
+
+
 def test_slices_outside_of_a_parameter_are_refused() -> None:
     made = record(lambda: torch.nn.Linear(3, 4), SEED)
     for start, count in ((0, 13), (12, 1), (-1, 2)):

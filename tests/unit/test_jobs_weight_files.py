@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.worker import weight_files
+from jobs.worker.weight_conversion import Conversion, Runs, Shapes, stored
 from jobs.worker.weight_files import INDEX, SINGLE, WeightFiles
 from jobs.worker.weight_match import Match, match
 from jobs.worker.weights import Unreadable
@@ -192,6 +193,8 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 T5 = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 40}
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "num_channels": 1}
+QWEN3_MOE = {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+QWEN3_MOE |= {"moe_intermediate_size": 12, "decoder_sparse_step": 2}
 SEQ, TEXT, IMAGE = "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification", "AutoModelForImageClassification"
 STORED: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "AutoModelForCausalLM", SMALL),
@@ -203,6 +206,9 @@ STORED: list[tuple[str, str, dict[str, Any]]] = [
     ("vit", IMAGE, {**SMALL, "image_size": 16, "patch_size": 8}),
     ("resnet", IMAGE, RESNET),
     ("cnn", IMAGE, {"width": 8}),
+    ("mixtral", "AutoModelForCausalLM", {**SMALL, "num_key_value_heads": 2, "num_local_experts": 12}),
+    ("qwen3_moe", "AutoModelForCausalLM", {**SMALL, **QWEN3_MOE}),
+    ("nomic_bert", "AutoModelForMaskedLM", SMALL),
 ]
 NAMED = [f"{kind}-tied" if config.get("tie_word_embeddings") else kind for kind, _, config in STORED]
 
@@ -237,17 +243,18 @@ def test_what_is_read_in_slices_is_what_transformers_loads(
         for name, parameter in loaded.named_parameters():
             out = torch.full((parameter.numel(),), torch.nan)
             half = len(out) // 2
-            files.read(found.parameters[name], half, out[half:])
-            files.read(found.parameters[name], 0, out[:half])
+            found.read(files, found.parameters[name], half, out[half:])
+            found.read(files, found.parameters[name], 0, out[:half])
             assert torch.equal(out, parameter.detach().view(-1)), name
         stored = {
             name for name in loaded.state_dict() if name not in dict(loaded.named_parameters(remove_duplicate=False))
         }
         assert found.buffers.keys() == stored
         for name in stored:
-            assert torch.equal(
-                files.whole(found.buffers[name]).to(loaded.get_buffer(name).dtype), loaded.get_buffer(name)
-            )
+            buffer = loaded.get_buffer(name)
+            out = torch.empty(buffer.numel(), dtype=buffer.dtype)
+            found.read(files, found.buffers[name], 0, out)
+            assert torch.equal(out.view(buffer.shape), buffer), name
 
 
 def edited(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -263,7 +270,7 @@ def test_prefixes_and_old_names_are_followed_as_transformers_does(tmp_path: Path
     assert "embed_tokens.weight" in load_file(tmp_path / SINGLE)  # no prefix
     found = matched("AutoModelForCausalLM", tmp_path)
     assert isinstance(found, Match), found
-    assert found.parameters["model.embed_tokens.weight"] == "embed_tokens.weight"
+    assert found.parameters["model.embed_tokens.weight"] == stored("embed_tokens.weight", 640)
     bert = tmp_path / "bert"
     model_of("bert", TEXT, **SMALL).save_pretrained(bert)
 
@@ -273,7 +280,7 @@ def test_prefixes_and_old_names_are_followed_as_transformers_does(tmp_path: Path
     edited(bert, as_tensorflow)
     found = matched(TEXT, bert)
     assert isinstance(found, Match), found
-    assert found.parameters["bert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    assert found.parameters["bert.embeddings.LayerNorm.weight"] == stored("bert.embeddings.LayerNorm.gamma", 16)
 
 
 def test_a_head_that_is_tied_and_stored_has_to_be_the_embedding(tmp_path: Path) -> None:
@@ -316,9 +323,51 @@ def test_a_checkpoint_that_leaves_a_doubt_is_loaded_whole(change: Any, said: str
     assert re.search(said, found), found
 
 
-def test_what_transformers_makes_of_several_tensors_is_loaded_whole(tmp_path: Path) -> None:
-    model_of("mixtral", **SMALL, num_key_value_heads=2, num_local_experts=2).save_pretrained(tmp_path / "mixtral")
-    assert "and others" in str(matched("AutoModelForCausalLM", tmp_path / "mixtral"))
+def test_experts_are_read_from_their_own_places_and_a_missing_one_is_noticed(tmp_path: Path) -> None:
+    model_of("mixtral", **SMALL, num_key_value_heads=2, num_local_experts=12).save_pretrained(tmp_path)
+    found = matched("AutoModelForCausalLM", tmp_path)
+    assert isinstance(found, Match), found
+    (runs,) = (source for name, source in found.parameters.items() if "layers.1" in name and "gate_up" in name)
+    experts = [f"model.layers.1.block_sparse_moe.experts.{at}" for at in range(12)]  # the tenth behind the ninth
+    keys = tuple(f"{expert}.{name}.weight" for expert in experts for name in ("w1", "w3"))
+    assert runs == Runs(keys, (0,) * 24, tuple(range(24 * 16, 25 * 24 * 16, 24 * 16)))
+    assert found.whole == []
+    edited(tmp_path, drop(f"{experts[3]}.w1.weight"))
+    assert "transformers does not make" in str(matched("AutoModelForCausalLM", tmp_path))
+    edited(tmp_path, drop(f"{experts[3]}.w3.weight"))
+    assert "gate_up_proj (12, 48, 16) in the model" in str(matched("AutoModelForCausalLM", tmp_path))
+
+
+def operations() -> dict[str, tuple[list[Any], bool]]:
+    """Conversions of a (6, 4) and of another into one, and whether rows come out of them as they went in."""
+    from transformers.core_model_loading import Concatenate, Interleave, MergeModulelist, Transpose
+    from transformers.integrations.gguf.gguf_conversion_mapping import SubtractOne
+
+    return {
+        "stacked": ([MergeModulelist(dim=0), Concatenate(dim=1)], True),
+        "behind each other": ([Concatenate(dim=0)], True),
+        "beside each other": ([Concatenate(dim=1)], False),
+        "interleaved": ([Concatenate(dim=0), Interleave(dim=0)], True),
+        "transposed": ([Concatenate(dim=0), Transpose(0, 1)], False),
+        "calculated": ([Concatenate(dim=0), SubtractOne()], False),
+    }
+
+
+@pytest.mark.parametrize("name", operations())
+def test_a_conversion_is_read_by_ranges_where_it_keeps_rows_and_else_made_whole(name: str, tmp_path: Path) -> None:
+    from transformers.core_model_loading import WeightConverter
+
+    done, keeps_rows = operations()[name]
+    tensors = {"a": torch.randn(6, 4), "b": torch.randn(6, 4)}
+    save_file(tensors, tmp_path / SINGLE)
+    made = Conversion(Shapes(None, {}), "c", {"a": ["a"], "b": ["b"]}, WeightConverter(["a", "b"], "c", done))
+    with WeightFiles(tmp_path) as files:
+        whole, runs = made.made(files)["c"], made.runs({"a": (6, 4), "b": (6, 4)})
+        assert (runs is not None) == keeps_rows
+        if runs is not None:
+            parts = [torch.empty(7), torch.empty(whole.numel() - 7)]
+            runs["c"].read(files, 7, parts[1]), runs["c"].read(files, 0, parts[0])
+            assert torch.equal(torch.cat(parts), whole.reshape(-1))
 
 
 def test_quantised_and_adapted_weights_are_loaded_whole(tmp_path: Path) -> None:
