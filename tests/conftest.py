@@ -19,7 +19,7 @@ from cluster.connect import Connection, connection
 from tests.support import canaries, machine, turns
 
 SECOND = {
-    "tests/e2e/": ("test_e2e_workloads", "test_e2e_sweep", "test_e2e_predict"),
+    "tests/e2e/": ("test_e2e_workloads", "test_e2e_sweep", "test_e2e_predict", "test_e2e_ways"),
     "tests/faults/": ("test_faults_cluster", "test_faults_hangs", "test_faults_ownership"),
 }
 """By folder, the tests of another process than the folder's others, where there are two; each has its own cluster.

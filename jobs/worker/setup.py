@@ -241,8 +241,7 @@ def with_swap_files(
         with watchdog.during("build", learns=False):
             async_io.ready()
     context = ray.train.get_context()
-    swap.check_node(folder, files, context.get_world_size(), context.get_local_world_size())
-    torch.distributed.barrier()  # none writes before all of a node have looked at its disk
+    swap.check_nodes(folder, files, context.get_world_size(), context.get_local_world_size())
     return zero.with_swap_folder(ds_config, folder)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cluster.errors import UserError
+from jobs.checkpoint import resume
 from jobs.spec import TrainingSpec
 from jobs.worker.zero import PERSISTENT, SWAP_BUFFERS
 
@@ -98,6 +99,21 @@ def check_in_parts(model: torch.nn.Module, why: Sequence[str]) -> None:
             "training.deepspeed.offload_parameters: nvme is for models of which each worker begins its own parts, and "
             f"this one begins whole: {'; '.join(why) or 'its weights are made by code'}; leave it out"
         )
+
+
+def check_nodes(folder: Path, kept: Files, world_size: int, workers_here: int) -> None:
+    """Have every rank look at its node as `check_node` does, before any writes there. Collective.
+
+    Raises:
+        UserError: a rank refuses its node; on all of them.
+    """
+    problem = None
+    try:
+        check_node(folder, kept, world_size, workers_here)
+    except UserError as error:
+        problem = str(error)
+    if (found := next(filter(None, resume.gathered(problem)), None)) is not None:
+        raise UserError(found)
 
 
 def check_node(folder: Path, kept: Files, world_size: int, workers_here: int) -> None:

@@ -1,4 +1,8 @@
-"""Training through faults: every test compares with the run that nothing happened to."""
+"""Training through faults: every test compares with the run that nothing happened to, at ZeRO stage 3.
+
+Workers are killed at every stage: at 3 here unless a test says otherwise, at 0 while they save, at 1 and 2 where they
+freeze or sleep, and with their nodes (test_faults_cluster.py).
+"""
 
 import os
 import random
@@ -54,7 +58,7 @@ def test_a_worker_killed_at_any_step(unfaulted, folder, storage):
 
 @pytest.mark.alone  # the limit that is asserted leaves a second
 def test_a_worker_that_sleeps_for_ever(unfaulted, folder, storage):
-    found = run(folder, storage, "asleep", fault="sleep:rank=1:step=27")
+    found = run(folder, storage, "asleep", "training.deepspeed.zero_stage=2", fault="sleep:rank=1:step=27")
     assert found.status == "SUCCEEDED", found.log
     assert found.injected() == {"sleep-rank1-step27-step"}
     same_curve(found.losses(), unfaulted)
@@ -68,7 +72,7 @@ def test_a_worker_that_sleeps_for_ever(unfaulted, folder, storage):
 
 
 def test_a_frozen_worker(unfaulted, folder, storage):
-    found = run(folder, storage, "frozen", fault="freeze:rank=1:step=27")
+    found = run(folder, storage, "frozen", "training.deepspeed.zero_stage=1", fault="freeze:rank=1:step=27")
     assert found.status == "SUCCEEDED", found.log
     same_curve(found.losses(), unfaulted)
     assert [failure["kind"] for failure in found.failures()] == ["hang"]
@@ -76,7 +80,8 @@ def test_a_frozen_worker(unfaulted, folder, storage):
 
 
 def test_a_worker_killed_while_it_saves(unfaulted, folder, storage):
-    found = run(folder, storage, "torn", fault="kill:rank=1:step=20:phase=save")
+    """Without ZeRO, where each rank has all of the state and saves a share of it."""
+    found = run(folder, storage, "torn", "training.deepspeed.zero_stage=0", fault="kill:rank=1:step=20:phase=save")
     assert found.status == "SUCCEEDED", found.log
     assert found.injected() == {"kill-rank1-step20-save"}
     same_curve(found.losses(), unfaulted)
@@ -124,14 +129,14 @@ def test_too_little_memory_halves_the_micro_batch(unfaulted, folder, storage):
 
 
 def test_stopped_and_submitted_again_with_other_workers_and_stages(unfaulted, folder, storage):
-    """2 workers with ZeRO-3 → 1 with ZeRO-1 → 3 with ZeRO-2, each from the checkpoint that the one before wrote."""
+    """2 workers with ZeRO-3 → 1 without ZeRO → 3 with ZeRO-1, each from the checkpoint that the one before wrote."""
     first = run(folder, storage, "moved", fault="stop:rank=0:step=13")
     assert first.status != "SUCCEEDED"
     assert first.run.info.status == "KILLED"
-    fault, settings = "stop:rank=0:step=26", ["resources.workers=1", "training.deepspeed.zero_stage=1"]
+    fault, settings = "stop:rank=0:step=26", ["resources.workers=1", "training.deepspeed.zero_stage=0"]
     second = run(folder, storage, "moved", *settings, fault=fault)
     assert second.status != "SUCCEEDED"
-    third = run(folder, storage, "moved", "resources.workers=3", "training.deepspeed.zero_stage=2")
+    third = run(folder, storage, "moved", "resources.workers=3", "training.deepspeed.zero_stage=1")
     assert third.status == "SUCCEEDED", third.log
     same_curve(third.losses(), unfaulted)
     assert third.folder == first.folder, "one run over all three"

@@ -4,6 +4,7 @@ What has optimizer states there is not run where libaio's headers are not instal
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.worker import async_io
-from jobs.worker.deepspeed_internals import import_deepspeed
 from tests.support import two_ranks
+from tests.support.machine import can_swap
 
 PRECISIONS = ("fp32", "bf16")
 PLACES = (("cpu", "-parameters"), ("nvme", ""), ("nvme", "-parameters"))
 """Where optimizer states are, and whether parameters are on NVMe."""
 CASES = [(offload, precision, also) for precision in PRECISIONS for offload, also in PLACES]
-
-
-def can_swap() -> bool:
-    import_deepspeed()
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    return bool(AsyncIOBuilder().is_compatible())
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +67,12 @@ def test_the_weights_to_export_are_those_in_the_files(trained: Path, offload: st
         if kind == "weight":
             there = weights[name].flatten()[int(start) : int(start) + masters.numel()]
             assert torch.equal(there, masters.to(there.dtype)), key
+
+
+def test_a_node_that_one_rank_refuses_is_refused_by_all_before_any_writes(trained: Path) -> None:
+    first, second = ((trained / f"refused-{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert re.search(r"nvme_path: .* has [\d,]+ MiB free, and its 2 workers keep 1,907,348,632 MiB there", first)
 
 
 def test_nothing_is_left_on_the_disk(trained: Path) -> None:

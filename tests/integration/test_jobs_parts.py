@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,8 @@ STORED = ("llama,none,fp32,stored", "llama,none,bf16,stage1,stored")
 REFUSED, DAMAGED_STORED = "llama,none,fp32,stored,refused", "llama,none,fp32,damaged,stored"
 FULL = ("llama,all-linear,fp32,full", "llama-tied,head,fp32,full")
 """Written a parameter at a time, and by rank 0."""
+LOST = "new,none,fp32,files"
+"""After which no case can follow."""
 LEFT = "models/run/0a0b0c0d/model.safetensors"
 """What a killed export of the first of them has left."""
 DAMAGED_APART = ("llama,all-linear,fp32,apart,damaged", "llama,all-linear,fp32,apart,damaged,stage1")
@@ -106,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Path:
     (folder / STORED[0] / "run").mkdir(parents=True)
     elsewhere.note(RunFolder(folder / STORED[0] / "run"), [(server.uri("bucket/models"), "run/0a0b0c0d")])
     cases = [*IN_PARTS, *REPLICATED, AUTOCAST, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED]
-    cases += [DAMAGED_STORED, *FULL]
+    cases += [DAMAGED_STORED, *FULL, LOST]
     two_ranks.run("parts_ranks", folder, cases, timeout_s=300)
     return folder
 
@@ -345,6 +348,17 @@ def test_adapters_kept_apart_are_those_that_were_trained(folder: Path, case: str
     plain, adapted = (task.load_model(at, torch.float32) for at in (parent, written))
     moved = [name for name, p in adapted.named_parameters() if not torch.equal(p, plain.get_parameter(name))]
     assert len(moved) == len(names) // 2
+
+
+def test_a_parameter_whose_file_is_cut_is_named_and_what_was_written_of_the_model_is_gone(folder: Path) -> None:
+    """The other rank waits for its part, and hears that the first has gone."""
+    first, second = ((folder / LOST / f"failed-{rank}").read_text() for rank in range(2))
+    assert re.search(r"^Failed: .* 100 bytes, not the 204,800 of a part of a parameter: '.*disk-0/parameters-", first)
+    assert "onnection" in second
+    run = folder / LOST / "run"
+    assert not (run / "model").exists()
+    assert list(run.glob(".model*")) == []
+    assert RunFolder(run).evaluations() is None
 
 
 @pytest.mark.parametrize("case", DAMAGED_APART)

@@ -17,6 +17,16 @@ def has_gpu() -> bool:
     return precision.this_device(on_gpu=True).reason.startswith("the GPU")
 
 
+def can_swap() -> bool:
+    """Say whether what optimizer states on NVMe need can be built: libaio and a compiler are there."""
+    from jobs.worker.deepspeed_internals import import_deepspeed
+
+    import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return bool(AsyncIOBuilder().is_compatible())
+
+
 def lacking(flags: frozenset[str], gpu: bool) -> list[str]:
     """List the hardware that no test could use, without any test being skipped for it: tests use what there is."""
     amx = [] if "amx_bf16" in flags else ["native kernels with AMX (the CPU has none)"]

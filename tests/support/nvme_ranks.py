@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from cluster.errors import UserError
 from jobs.checkpoint import catalog, resume
 from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.resume import Fill
@@ -103,6 +104,7 @@ def run(case: str, rank: int, folder: Path) -> None:
         assert engine.in_files == (offload == "nvme")
         if parameters:
             read_beside(engine, place)
+            refuse(folder, place, rank)
         saver = Saver(store, case, rank, 2, Keep(), notes=GroupNotes())
         for number in range(STEPS):
             step(engine, number, saver)
@@ -149,6 +151,16 @@ def read_beside(engine: Engine, place: Path | None) -> None:
     with torch.no_grad():
         assert torch.equal(other(ids), engine.model(ids))
     engine.settle()
+
+
+def refuse(folder: Path, place: Path | None, rank: int) -> None:
+    """Have both ranks look at their nodes; there is room for the first one's files, and none for the second one's."""
+    assert place is not None
+    swap.check_nodes(place, swap.Files([], 1), 2, 2)
+    try:
+        swap.check_nodes(place, swap.Files([], 2 * 10**15 * rank), 2, 2)
+    except UserError as error:
+        (folder / f"refused-{rank}.txt").write_text(str(error))
 
 
 def check_parts(engine: Engine, weights: dict[str, torch.Tensor]) -> None:

@@ -39,11 +39,23 @@ from jobs.checkpoint.store import Store
 from jobs.data.prepare import rows_of
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.worker import by_source, evaluate, export_in_parts, finish, loop, proof, reference, save_room, setup, start
+from jobs.worker import (
+    by_source,
+    evaluate,
+    export_in_parts,
+    finish,
+    loop,
+    parameter_files,
+    proof,
+    reference,
+    save_room,
+    setup,
+    start,
+)
 from jobs.worker.export import NotWritten
 from jobs.worker.fault_injection import VARIABLE, Injector
 from jobs.worker.watchdog import Pulse, Watchdog
-from jobs.worker.zero import deepspeed_config
+from jobs.worker.zero import deepspeed_config, with_swap_folder
 from tests.support import two_ranks
 
 LAYERS = {"attention": ["q_proj", "v_proj", "c_attn"], "head": ["lm_head"], "all-linear": "all-linear"}
@@ -99,6 +111,10 @@ def spec_of(case: str, folder: Path) -> JobSpec:
         | {"deepspeed": {"zero_stage": stage_of(case), "offload": "cpu" if "offload" in case else "none"}},
         "model": model,
     }
+    if "files" in case:  # its embedding has more elements than what stays in memory
+        new["config"]["hidden_size"] = 320  # type: ignore[index]
+        where = {"offload": "cpu", "offload_parameters": "nvme", "nvme_path": str(folder)}
+        values["training"]["deepspeed"] |= where  # type: ignore[index]
     if "preferences" in case:
         values["task"] = {"name": "causal-lm", "objective": "dpo", "sequence_length": 32}
         values["data"] = {"train": "pairs.jsonl"}
@@ -114,8 +130,10 @@ def train(case: str, rank: int, folder: Path) -> None:
     prepared = pickle.loads((folder / f"{(parent or folder / 'llama').name}.prepared").read_bytes())
     assert spec.training is not None
     task, rows, precision = prepared.task(spec), rows_of(prepared, prepared.train_files), spec.training.precision
-    place = RunFolder(folder / case / "run")
+    place, disk = RunFolder(folder / case / "run"), folder / case / f"disk-{rank}"
+    disk.mkdir()
     config = deepspeed_config(spec.training, 1, 1, precision=precision, on_gpu=False)
+    config = with_swap_folder(config, disk) if "files" in case else config
     config["zero_optimization"] |= AHEAD if "ahead" in case else {}
     with Made() as made:
         begun = start.begin(spec, task, parent, stage_of(case) == 3, in_bf16=precision == "bf16")
@@ -148,6 +166,7 @@ def train(case: str, rank: int, folder: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         if rank == 0:
+            lose_last(disk)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         with Made() if "stage" in case else nullcontext() as exporting:
             loop.exported(worker)
@@ -155,12 +174,23 @@ def train(case: str, rank: int, folder: Path) -> None:
             (folder / case / f"exported-{rank}.json").write_text(json.dumps(sorted(exporting.found)))
     except (finish.WrongExport, finish.StoreFailed, NotWritten) as error:
         remarks.append(str(error))
+    except (parameter_files.Failed, RuntimeError) as error:
+        if "files" not in case:
+            raise
+        (folder / case / f"failed-{rank}").write_text(f"{type(error).__name__}: {error}")
+        os._exit(0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     if rank == 0:
         place.add_remarks(remarks)
     watchdog.stop()
     dist.barrier()
+
+
+def lose_last(disk: Path) -> None:
+    """Cut the file of the last parameter that has one."""
+    for path in sorted(disk.glob("parameters-*/*"), key=lambda each: int(each.name))[-1:]:
+        os.truncate(path, 100)
 
 
 def go_on(worker: setup.Worker, config: dict[str, Any], parent: Path | None) -> None:

@@ -9,7 +9,9 @@ afterwards is the same; of `rows`, what was chosen.
 
 from __future__ import annotations
 
+import ctypes
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,33 @@ def counting(model: torch.nn.Module) -> torch.nn.Module:
     model.register_buffer("passes", torch.zeros(()))
     model.register_forward_pre_hook(count_pass)
     return model
+
+
+def gives_back() -> bool | None:
+    """Say whether pieces just below 32 MiB come from the kernel and go back to it; None: the C library does not tell.
+
+    Of eight, which nothing that was freed before has room for.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return None
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.mallinfo2.restype = [ctypes.c_void_p], Malloc
+    before = libc.mallinfo2().hblks
+    pieces = [libc.malloc((32 << 20) - 4096) for _ in range(8)]
+    mapped = libc.mallinfo2().hblks - before
+    for piece in pieces:
+        libc.free(piece)
+    return bool(mapped)
+
+
+class Malloc(ctypes.Structure):
+    """What mallinfo2(3) tells; `hblks`: pieces that come from the kernel one by one."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
 
 
 def count_pass(model: torch.nn.Module, inputs: Any) -> None:
@@ -137,10 +166,18 @@ def rows_found(rank: int, folder: Path) -> dict[str, Any]:
         else:
             if name == "tight":
                 found["of 4"] = budget = Trial(engine, task, rows, Growth(CPU)).took(4).peak
-            choice = sizing.find(this, int(1.15 * budget))
-            found[name] = [choice.rows, choice.said]
+            found |= looked_at(name, engine, lambda this=this, room=int(1.15 * budget): sizing.find(this, room))
         watchdog.stop()
     return found
+
+
+def looked_at(name: str, engine: Engine, find: Callable[[], sizing.Choice]) -> dict[str, Any]:
+    """Return what is found, and whether large pieces of memory go back to the machine before, within and after."""
+    within: list[bool | None] = []
+    looking = engine.model.module.register_forward_pre_hook(lambda *_: within.append(gives_back()))
+    before, choice = gives_back(), find()
+    looking.remove()
+    return {name: [choice.rows, choice.said], f"{name}, gives back": [before, list(set(within)), gives_back()]}
 
 
 def run(case: str, rank: int, folder: Path) -> None:
