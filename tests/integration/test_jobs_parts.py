@@ -54,7 +54,7 @@ REPLICATED = (
 )  # fmt: skip
 MERGED = ("qwen3_moe,none,fp32", "qwen3_moe,none,bf16,stage2")
 """Their experts are tensors of their own in the files, and one in the model."""
-WHOLE = ("llama-tied,head,fp32", *MERGED)
+WHOLE = ("llama-tied,head,fp32", MERGED[0])
 IN_FP32 = "llama-more,none,bf16,stage2"
 PREFERENCES = ("llama,attention,fp32,preferences", "gpt2,none,bf16,preferences")
 DAMAGED = "llama,none,fp32,damaged"
@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Path:
     adapted = [*APART, *HELD, *DAMAGED_APART]
     (folder / STORED[0] / "run").mkdir(parents=True)
     elsewhere.note(RunFolder(folder / STORED[0] / "run"), [(server.uri("bucket/models"), "run/0a0b0c0d")])
-    cases = [*IN_PARTS, *REPLICATED, *WHOLE, IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED]
+    cases = [*IN_PARTS, *REPLICATED, *WHOLE, MERGED[1], IN_FP32, *PREFERENCES, *STORED, REFUSED, *adapted, DAMAGED]
     cases += [DAMAGED_STORED, *FULL]
     two_ranks.run("parts_ranks", folder, cases, timeout_s=300)
     return folder
