@@ -99,7 +99,7 @@ class Builder:
 
     def _build(self, module: torch.nn.Module, own: Callable[..., None], args: Any, kwargs: Any) -> None:
         """Construct a module for real, and put what builds it again in the place of its values."""
-        kind: type[torch.nn.Module] = type(module)
+        kind: Any = type(module)
         why = self.kinds[kind]
         if any(isinstance(leaf, (torch.Tensor, torch.nn.Module)) for leaf in tree_leaves((args, kwargs))):
             raise Unrecordable(f"{why}, and {kind.__name__} is made of other modules or tensors")
