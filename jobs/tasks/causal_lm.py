@@ -193,6 +193,7 @@ class CausalLM(SharesRows):
     def collate(self, rows: Columns) -> Batch:
         """Return input_ids and labels (B, S) int64, shifted against each other; position_ids where rows are packed.
 
+        A model that attends by documents is told where they end: document_ends (B, M) int32.
         For a model that would let packed pieces see each other: a row for each piece, as wide as the longest.
 
         Of preferences, what `preference_rows.collate` returns.
@@ -209,7 +210,7 @@ class CausalLM(SharesRows):
             rows = packing.separate(rows, self.tokenizer.pad_token_id)
         elif not self.options.pack:  # from the beginning on is what every model assumes, and some can be told nothing
             rows = {name: column for name, column in rows.items() if name != "position_ids"}
-        return packing.packed_batch(rows)
+        return packed_attention.told(packing.packed_batch(rows), self._config)
 
     # -- model ------------------------------------------------------------------------------------------------------
 

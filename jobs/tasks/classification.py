@@ -70,7 +70,7 @@ class Classifier(Task):
 
         labels = batch["labels"]
         total = torch.nn.functional.cross_entropy(self._logits(model, batch), labels, reduction="sum")
-        return total, torch.tensor(len(labels), device=labels.device)
+        return total, torch.full((), len(labels), device=labels.device)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum loss and targets, two scalars (), and what `_guesses` says."""
@@ -79,7 +79,7 @@ class Classifier(Task):
         logits, labels = self._logits(model, batch), batch["labels"]
         return {
             "loss": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
-            "targets": torch.tensor(len(labels), device=labels.device),
+            "targets": torch.full((), len(labels), device=labels.device),
             **self._guesses(logits, labels),
         }
 

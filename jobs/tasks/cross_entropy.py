@@ -7,6 +7,7 @@ logits' type, so only one such matrix exists besides the logits (the idea of Lig
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,37 +26,58 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         logits: (…, V) of any floating type; the arithmetic is fp32.
         labels: (…) int64 of 0 … V-1; IGNORED is no target.
     """
-    total: torch.Tensor = _CrossEntropySum.apply(logits.flatten(0, -2), labels.flatten())
-    return total
+    return cross_entropy_sums(logits.flatten(0, -2)[None], labels.flatten()[None])[0]
 
 
-class _CrossEntropySum(torch.autograd.Function):
+def cross_entropy_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return of each row the sum of −log softmax(logits)[label] over its targets: (R,) in fp32 nats.
+
+    Args:
+        logits: (R, T, V) of any floating type; the arithmetic is fp32.
+        labels: (R, T) int64 of 0 … V-1; IGNORED is no target.
+    """
+    sums: torch.Tensor = _CrossEntropySums.apply(logits, labels)
+    return sums
+
+
+def _chunks(rows: int, tokens: int, size: int) -> Iterator[tuple[int, slice]]:
+    """Yield rows, and places of at most `size` tokens in them."""
+    for row in range(rows):
+        for start in range(0, tokens, size):
+            yield row, slice(start, start + size)
+
+
+class _CrossEntropySums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum the loss of logits (T, V) at labels (T,) chunk by chunk; with each at hand, compute its gradient too."""
+        """Sum the loss of logits (R, T, V) at labels (R, T) by chunks; with each at hand, compute its gradient too."""
+        on_cpu = logits.device.type == "cpu"
         gradient = torch.empty_like(logits) if logits.requires_grad else None
-        total = logits.new_zeros((), dtype=torch.float32)
-        chunk_bytes = CPU_CHUNK_BYTES if logits.device.type == "cpu" else GPU_CHUNK_BYTES
-        rows = max(1, chunk_bytes // (4 * logits.shape[-1]))
-        for start in range(0, len(logits), rows):
-            part = slice(start, start + rows)
-            chunk, label = logits[part].to(torch.float32, copy=True), labels[part]
+        totals = logits.new_zeros(len(logits), dtype=torch.float32)
+        size = max(1, (CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES) // (4 * logits.shape[-1]))
+        for part in _chunks(*labels.shape, size):
+            label = labels[part]
+            if on_cpu and not (label != IGNORED).any():  # a GPU would have to be waited for
+                if gradient is not None:
+                    gradient[part] = 0
+                continue
+            chunk = logits[part].to(torch.float32, copy=True)
             counts = (label != IGNORED).float()
             at = label.clamp(min=0)[:, None]
             chunk -= chunk.amax(-1, keepdim=True)
             picked = chunk.gather(1, at)
             exponentials = chunk.exp_()
             sums = exponentials.sum(-1, keepdim=True)
-            total += ((sums.log() - picked)[:, 0] * counts).sum()
+            totals[part[0]] += ((sums.log() - picked)[:, 0] * counts).sum()
             if gradient is not None:
                 softmax = exponentials.mul_(counts[:, None] / sums)
                 gradient[part] = softmax.scatter_add_(1, at, -counts[:, None])
         ctx.gradient = gradient
-        return total
+        return totals
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Scale by a scalar () the gradient (T, V) that `forward` left, in place: there is one backward pass."""
+    def backward(ctx: Any, scales: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Scale by those of the rows, (R,), the gradient (R, T, V) that `forward` left, in place: it is used once."""
         gradient = ctx.gradient
         ctx.gradient = None
-        return gradient.mul_(scale), None
+        return gradient.mul_(scales[:, None, None]), None

@@ -136,7 +136,7 @@ class Gan(OwnNetworks, ImageTask):
         from jobs.tasks.gan_networks import NEARBY, adversarial, penalty
 
         pixels, latents = batch["pixel_values"], batch["latents"]
-        count = torch.tensor(len(pixels), device=pixels.device)
+        count = torch.full((), len(pixels), device=pixels.device)
         if not model.training:
             of_images, of_made, *_ = self._told(model, pixels, latents)
             return adversarial(of_images, of_made).sum(), count
@@ -162,7 +162,7 @@ class Gan(OwnNetworks, ImageTask):
         of_images, of_made, made, _ = self._told(model, batch["pixel_values"], batch["latents"])
         return {
             "loss": adversarial(of_images, of_made).sum(),
-            "targets": torch.tensor(len(made), device=made.device),
+            "targets": torch.full((), len(made), device=made.device),
             "seen": frechet.features(batch["pixel_values"]),
             "made": frechet.features(made),
             "sample": _as_pixels(made),

@@ -131,7 +131,7 @@ class ImageClassification(LabelledImages, Classifier):
         if not model.training:
             return super().loss(model, batch)
         pixels, labels = augmented(batch["pixel_values"], self.options), batch["labels"]
-        count = torch.tensor(len(labels), device=labels.device)
+        count = torch.full((), len(labels), device=labels.device)
         if not self.options.mixup:
             return super().loss(model, {"pixel_values": pixels, "labels": labels})[0], count
         pixels, others, share = mixed(pixels, self.options.mixup)

@@ -167,7 +167,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
 
         pixels, labels = batch["pixel_values"], batch["labels"]
         vectors, centres = self._vectors(model, augmented(pixels, self.options) if model.training else pixels)
-        count = torch.tensor(len(labels), device=vectors.device)
+        count = torch.full((), len(labels), device=vectors.device)
         if self.objective["loss"] == "triplet":
             each = metric_learning.triplets(vectors, batch["identity"], self._margin)
             return each.sum() + 0 * centres.sum(), count  # every weight takes part in the backward pass
@@ -196,7 +196,7 @@ class ImageEmbedding(OwnNetworks, LabelledImages):
         return {
             "loss": self._arcface(vectors, centres, labels).sum(),
             "known": (labels >= 0).sum(),
-            "targets": torch.tensor(len(labels), device=vectors.device),
+            "targets": torch.full((), len(labels), device=vectors.device),
             "margin": torch.tensor(len(labels) * self._margin, device=vectors.device),
             "embedding": vectors,
             "identity": batch["identity"],

@@ -23,7 +23,7 @@ INFLUENCE = 1e-6
 """Between a piece behind one other and the same behind another: there the same sums are made, and rounding is none."""
 
 
-def leak(model: torch.nn.Module, longest: int, *, numbered: bool = False) -> float | None:
+def leak(model: torch.nn.Module, longest: int, *, told: bool = False) -> float | None:
     """Return by how much the second of two packed pieces sees the first, relative to its logits; None where not at all.
 
     Weights, mode and random state are left as they are. inf: the model takes no positions.
@@ -31,7 +31,7 @@ def leak(model: torch.nn.Module, longest: int, *, numbered: bool = False) -> flo
     Args:
         model: a whole causal language model, on one device.
         longest: tokens that it takes in a row.
-        numbered: it is told the number of each token's piece in place of a mask (jobs/tasks/packed_attention.py).
+        told: it is told where pieces end in place of a mask (jobs/tasks/packed_attention.py).
     """
     import torch
 
@@ -42,7 +42,7 @@ def leak(model: torch.nn.Module, longest: int, *, numbered: bool = False) -> flo
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return _difference(model, length, numbered)
+            return _difference(model, length, told)
     finally:
         model.train(was_training)
 
@@ -56,7 +56,7 @@ def remark(model: torch.nn.Module) -> str:
     )
 
 
-def _difference(model: torch.nn.Module, length: int, numbered: bool) -> float | None:
+def _difference(model: torch.nn.Module, length: int, told: bool) -> float | None:
     import torch
 
     device = next(model.parameters()).device
@@ -68,9 +68,9 @@ def _difference(model: torch.nn.Module, length: int, numbered: bool) -> float | 
     def logits(*pieces: torch.Tensor) -> torch.Tensor:
         """Return the logits of one row of pieces, each (1, length): (length of all, V) in fp32."""
         packed = {} if len(pieces) == 1 else {"position_ids": torch.cat([places] * len(pieces), dim=1)}
-        if packed and numbered:
-            of_each = torch.arange(len(pieces), dtype=torch.int32, device=device).repeat_interleave(length)
-            packed["attention_mask"] = of_each[None, None, None]
+        if packed and told:
+            ends = torch.arange(1, len(pieces) + 1, dtype=torch.int32, device=device) * length
+            packed["attention_mask"] = ends[None, None, None]
         return model(input_ids=torch.cat(pieces, dim=1), use_cache=False, **packed).logits[0].float()
 
     behind_first, behind_other = logits(first, second), logits(other, second)[length:]

@@ -73,7 +73,7 @@ class NextItem(OwnNetworks):
         scores, wanted = self._last(model, batch["inputs"]), batch["wanted"]
         known = wanted > 0
         total = torch.nn.functional.cross_entropy(scores[known], wanted[known] - 1, reduction="sum")
-        sums = {"loss": total, "targets": known.sum(), "users": torch.tensor(len(wanted), device=wanted.device)}
+        sums = {"loss": total, "targets": known.sum(), "users": torch.full((), len(wanted), device=wanted.device)}
         sampled, whole = self._ranks(scores, batch)
         popular = {"": batch["popular"], "_all": batch["popular_all"]}
         empty = (batch["inputs"] > 0).sum(1) == 0  # no known item is in the history: what is answered is popularity
@@ -121,7 +121,7 @@ class NextItem(OwnNetworks):
 
         logits = model(inputs=inputs, where=where, candidates=candidates).float() - correction
         total = torch.nn.functional.cross_entropy(logits, of, reduction="sum")
-        return total, torch.tensor(len(of), device=of.device)
+        return total, torch.full((), len(of), device=of.device)
 
     def _all(self, device: torch.device) -> torch.Tensor:
         import torch

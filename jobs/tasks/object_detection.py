@@ -185,7 +185,7 @@ class ObjectDetection(Detectors, ImageTask):
         if model.training:
             seen.check(batch["labels"], batch["crowd"])
         each = seen.loss(boxes, batch["labels"], batch["crowd"])
-        return each.sum(), torch.tensor(len(each), device=each.device)
+        return each.sum(), torch.full((), len(each), device=each.device)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the sums loss and targets (), and of each image what `detection_scores` reads, row by row.
@@ -202,7 +202,7 @@ class ObjectDetection(Detectors, ImageTask):
         of_truths = torch.stack([labels, crowd.long()], -1).float()
         return {
             "loss": each.sum(),
-            "targets": torch.tensor(len(each), device=each.device),
+            "targets": torch.full((), len(each), device=each.device),
             "found": torch.cat([in_pixels(boxes, size), torch.stack([scores, guesses.float()], -1)], -1),
             "truths": torch.cat([in_pixels(batch["boxes"], size), of_truths], -1),
             "size": size,

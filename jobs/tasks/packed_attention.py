@@ -1,8 +1,10 @@
 """Packed rows without a mask of S x S: a model of transformers that attends within each document of a row.
 
-transformers makes a mask where positions restart. This attention is told the number of each token's document instead,
-in place of a mask: `attention_mask` (B, 1, 1, S) int32, or (B, 1, 1, 1) where a row is one document. A mask of four
-dimensions reaches the attention as it is (transformers' masking_utils.py).
+transformers makes a mask where positions restart. This attention is told where each document ends in its row instead,
+in place of a mask: `attention_mask` (B, 1, 1, M) int32, of at most M documents a row. A mask of four dimensions reaches
+the attention as it is (transformers' masking_utils.py).
+
+The ends are found where batches are made, on a thread of its own: to find them on a GPU, one has to wait for it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 NAME = "tandem_packed"
 """What transformers knows the attention by."""
+ENDS = "document_ends"
+"""What a batch calls them: (B, M) int32 (jobs/tasks/document_attention.py, `ends_of`)."""
 NOT_KNOWN = ("position_bias", "softcap", "s_aux")
 """What models may tell their attention besides, and this one has not learned."""
 
@@ -44,7 +48,7 @@ def use(model: torch.nn.Module, longest: int) -> None:
         return
     put(model, NAME, attention)
     try:
-        apart = isolation.leak(model, longest, numbered=True) is None
+        apart = isolation.leak(model, longest, told=True) is None
     except (Unknown, TypeError, ValueError, RuntimeError):
         apart = False
     if not apart:
@@ -53,8 +57,7 @@ def use(model: torch.nn.Module, longest: int) -> None:
 
 def is_used(model: Any) -> bool:
     """Say whether a model, also one that an engine holds, attends so."""
-    config = getattr(getattr(model, "module", model), "config", None)
-    return getattr(config, "_attn_implementation", None) == NAME
+    return _says_so(getattr(getattr(model, "module", model), "config", None))
 
 
 def put(model: torch.nn.Module, name: str, function: Any) -> None:
@@ -73,23 +76,31 @@ def unadapted(model: torch.nn.Module) -> Any:
 
 
 def inputs(model: Any, batch: Batch) -> Batch:
-    """Return what a model is given of a batch (B, S): no labels, but the documents' numbers if it can read them."""
-    given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    """Return what a model is given of a batch (B, S): no labels, but where documents end if it can read that."""
+    from jobs.tasks import document_attention
+
+    given = {name: tensor for name, tensor in batch.items() if name not in ("labels", ENDS)}
     if "position_ids" in given and "attention_mask" not in given and is_used(model):
-        given["attention_mask"] = numbered(given["position_ids"])[:, None, None, :]
+        ends = batch[ENDS] if ENDS in batch else document_attention.ends_of(given["position_ids"])
+        given["attention_mask"] = ends[:, None, None, :]
     return given
 
 
-def numbered(positions: torch.Tensor) -> torch.Tensor:
-    """Return the number of each token's document, (B, S) int32: one begins where the positions (B, S) restart."""
-    import torch
+def told(batch: Batch, config: Any) -> Batch:
+    """Return a batch (B, S) with where documents end in its rows, (B, M), if a model of this config attends so."""
+    from jobs.tasks import document_attention
 
-    restarts = positions[:, 1:] != positions[:, :-1] + 1
-    return torch.nn.functional.pad(restarts, (1, 0)).cumsum(1, dtype=torch.int32)
+    if "position_ids" not in batch or not _says_so(config):
+        return batch
+    return {**batch, ENDS: document_attention.ends_of(batch["position_ids"])}
 
 
-def numbers(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Return the documents' numbers, (B, S) or (B, 1), where they stand in a mask's place (B, 1, 1, S)."""
+def _says_so(config: Any) -> bool:
+    return getattr(config, "_attn_implementation", None) == NAME
+
+
+def ends(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the documents' ends, (B, M), where they stand in a mask's place (B, 1, 1, M)."""
     import torch
 
     return None if attention_mask is None or attention_mask.dtype != torch.int32 else attention_mask[:, 0, 0]
@@ -111,7 +122,7 @@ def attention(
         module: asks.
         query: (B, H, S, D).
         key, value: (B, G, S, D) and (B, G, S, V).
-        attention_mask: numbers of documents, or a mask (B, 1, S, S).
+        attention_mask: where documents end, (B, 1, 1, M) int32, or a mask (B, 1, S, S).
         dropout: share of weights that is dropped.
         scaling: what products are multiplied by.
         others: what other attentions are told.
@@ -124,7 +135,7 @@ def attention(
     from jobs.tasks import document_attention
 
     check_known(others)
-    documents = numbers(attention_mask)
+    documents = ends(attention_mask)
     if documents is None:
         how = {"dropout": dropout, "scaling": scaling, **others}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **how)

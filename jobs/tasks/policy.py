@@ -226,14 +226,14 @@ class Policy(Classifier, OwnNetworks):
             return super().loss(model, batch)
         labels = batch["labels"]
         errors = torch.nn.functional.mse_loss(self._logits(model, batch), labels, reduction="none")
-        return errors.mean(1).sum(), torch.tensor(len(labels), device=labels.device)
+        return errors.mean(1).sum(), torch.full((), len(labels), device=labels.device)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum loss, targets, and confusion or errors; of amounts, keep guesses and truths (B, A)."""
         import torch
 
         logits, labels = self._logits(model, batch), batch["labels"]
-        targets = torch.tensor(len(labels), device=labels.device)
+        targets = torch.full((), len(labels), device=labels.device)
         if self.kind == "discrete":
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             return {"loss": loss, "targets": targets, **scores.sums(logits, labels)}

@@ -50,7 +50,7 @@ class PreferenceLearning:
         """
         answers = self._answers(model, batch)
         losses, _ = self._compared(answers)
-        return losses.sum(), answers.lengths.new_tensor(len(losses))
+        return losses.sum(), answers.lengths.new_full((), len(losses))  # new_tensor would wait for a GPU
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Return scalars () that add up, as `preference_loss.sums`.

@@ -65,12 +65,9 @@ def log_probabilities(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch
         logits: (R, T, V), of any floating type.
         labels: (R, T) int64; IGNORED is none.
     """
-    from torch.nn.functional import cross_entropy
+    from jobs.tasks.cross_entropy import cross_entropy_sums
 
-    counted = labels != IGNORED
-    losses = cross_entropy(logits[counted].float(), labels[counted], reduction="none")
-    sums = losses.new_zeros(len(labels)).index_add(0, counted.nonzero()[:, 0], -losses)
-    return sums, counted.sum(1)
+    return -cross_entropy_sums(logits, labels), (labels != IGNORED).sum(1)
 
 
 def compared(objective: Objective, beta: float, answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,7 +100,7 @@ def sums(losses: torch.Tensor, margins: torch.Tensor, answers: Answers) -> dict[
     bins = torch.bucketize(margins.detach(), margins.new_tensor(EDGES))
     found = {
         "loss": losses.sum(),
-        "targets": answers.lengths.new_tensor(len(losses)),
+        "targets": answers.lengths.new_full((), len(losses)),
         "preferred": (margins > 0).sum(),
         "margins": margins.sum(),
         "histogram": torch.bincount(bins, minlength=len(EDGES) + 1),

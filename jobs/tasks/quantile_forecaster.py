@@ -142,4 +142,4 @@ class QuantileForecaster(OwnNetworks):
     def _levels(self, like: torch.Tensor) -> torch.Tensor:
         import torch
 
-        return torch.tensor(self.levels, device=like.device)
+        return torch.tensor(self.levels).to(like.device, non_blocking=True)

@@ -67,9 +67,12 @@ def part(batch: Batch, index: int, parts: int) -> Batch:
         batch: input_ids, labels and perhaps position_ids, each (B, S) int64.
 
     Returns:
-        input_ids, labels and position_ids (B, S / parts) int64; attention_mask (B, 1, 1, S) or (B, 1, 1, 1) int32.
+        input_ids, labels and position_ids (B, S / parts) int64; attention_mask (B, 1, 1, M) int32: where documents end
+        in the whole row (jobs/tasks/packed_attention.py).
     """
     import torch
+
+    from jobs.tasks import document_attention
 
     ids, labels = batch["input_ids"], batch["labels"]
     rows, length = ids.shape
@@ -86,12 +89,12 @@ def part(batch: Batch, index: int, parts: int) -> Batch:
         )
     }
     if "position_ids" in batch:
-        documents = packed_attention.numbered(padded["position_ids"])
+        ends = document_attention.ends_of(padded["position_ids"])
     else:
-        documents = torch.zeros(rows, 1, dtype=torch.int32, device=ids.device)
+        ends = torch.full((rows, 1), length + missing, dtype=torch.int32, device=ids.device)
     each = (length + missing) // parts
     mine = {name: tensor[:, index * each : (index + 1) * each] for name, tensor in padded.items()}
-    return {**mine, "attention_mask": documents[:, None, None, :]}
+    return {**mine, "attention_mask": ends[:, None, None, :]}
 
 
 def check_config(config: Any, parts: int, length: int) -> None:

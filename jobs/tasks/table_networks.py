@@ -121,7 +121,7 @@ class Categories(torch.nn.Module):
         if self.training and self.hidden:
             drawn = torch.rand(categories.shape, device=categories.device) < self.hidden
             categories = categories.masked_fill(drawn, UNKNOWN)
-        return self.table(categories + torch.tensor(self.starts, device=categories.device))
+        return self.table(categories + torch.tensor(self.starts).to(categories.device, non_blocking=True))
 
 
 class Block(torch.nn.Module):

@@ -214,14 +214,14 @@ class Tabular(Classifier, OwnNetworks):
             return super().loss(model, batch)
         labels = batch["labels"]
         total = torch.nn.functional.mse_loss(self._logits(model, batch), labels, reduction="sum")
-        return total, torch.tensor(len(labels), device=labels.device)
+        return total, torch.full((), len(labels), device=labels.device)
 
     def measure(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum loss, targets and what metrics are made of; keep the scores (B, C) or guesses (B, 1), and the truths."""
         import torch
 
         logits, labels = self._logits(model, batch), batch["labels"]
-        targets = torch.tensor(len(labels), device=labels.device)
+        targets = torch.full((), len(labels), device=labels.device)
         if self.kind == "classification":
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             kept = {"scores": logits.softmax(-1), "truths": labels}

@@ -177,8 +177,16 @@ def flat(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Move a batch, tensors of any shape; a copy to an accelerator does not wait."""
+    """Move a batch, tensors of any shape; a copy to an accelerator does not wait if it is of what `pinned` returns."""
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()} if device.type != "cpu" else batch
+
+
+def pinned(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch, tensors of any shape, in memory that a GPU, if that is the device, can read by itself.
+
+    Never run yet on a GPU: none was there.
+    """
+    return {key: value.pin_memory() for key, value in batch.items()} if device.type == "cuda" else batch
 
 
 def evaluate_share(

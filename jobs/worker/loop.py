@@ -99,7 +99,8 @@ def begin_meter(worker: Worker) -> Meter:
     """Begin to measure this rank's steps. Collective."""
     engine = worker.engine
     (peak,) = engine.all_sum(flops.peak(engine.device, worker.precision))
-    return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, peak, engine.eager)
+    how = (peak, engine.eager, engine.world_size)
+    return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, *how)
 
 
 def end_meter(worker: Worker, meter: Meter) -> None:

@@ -15,6 +15,7 @@ from jobs.worker import energy
 from jobs.worker.flops import ModelFlops
 from jobs.worker.peak_memory import PeakMemory
 from jobs.worker.step_times import StepTimes, clock
+from jobs.worker.torch_internals import listen_to_collectives
 from jobs.worker.traffic import Traffic
 from tracking.spool import Spool
 
@@ -30,6 +31,7 @@ class Meter:
         folder: Path,
         peak_flops: float = math.nan,
         eager: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        ranks: int = 1,
     ) -> None:
         """Begin.
 
@@ -38,6 +40,7 @@ class Meter:
             folder: the run's spool.
             peak_flops: what the devices of all ranks can do in a second; NaN where that is not known.
             eager: makes a context in which a model runs as it is written: compiled ones cannot be counted.
+            ranks: of all; where there are several, their collectives are timed.
         """
         self._spool, self._peak_flops, self._eager = spool, peak_flops, eager
         self._times = StepTimes(clock(device))
@@ -47,6 +50,9 @@ class Meter:
         self._step = 0
         self._flops = ModelFlops()
         self._traffic = Traffic()
+        self._within = False
+        """Whether a part of a step is under way: what is communicated between steps is no part of any."""
+        self._forget = listen_to_collectives(self._communicates, self._has_communicated) if ranks > 1 else None
 
     @property
     def uncounted(self) -> set[str]:
@@ -57,7 +63,11 @@ class Meter:
     def during(self, part: str) -> Iterator[None]:
         """Count what goes on meanwhile as a part of the step, `PART_s`; a profile's trace shows it by that name."""
         with torch.profiler.record_function(part), self._times.during(part), self._traffic.counting():
-            yield
+            self._within = True
+            try:
+                yield
+            finally:
+                self._within = False
 
     @contextmanager
     def forward(self, batch: Batch | None) -> Iterator[None]:
@@ -74,6 +84,13 @@ class Meter:
     def _as_written(self) -> AbstractContextManager[Any]:
         """Return what a pass runs in that may be counted: it is entered once that is known."""
         return self._eager() if self._flops.counting or self._traffic.counts else nullcontext()
+
+    def _communicates(self) -> Any:
+        return self._times.mark() if self._within else None
+
+    def _has_communicated(self, begin: Any) -> None:
+        if begin is not None:
+            self._times.add("communication", begin)
 
     def rank_flops(self) -> float:
         """Return the model FLOPs of this rank's step, once its passes are done; NaN where they are not known."""
@@ -98,7 +115,9 @@ class Meter:
             self._spool.append(earlier, parts)
 
     def close(self) -> None:
-        """Look at memory and energy a last time: the steps are over."""
+        """Look at memory and energy a last time, and time no more collectives: the steps are over."""
+        if self._forget is not None:
+            self._forget()
         self._memory.close()
         self._energy.note(self._step, last=True)
         self._energy_spool.close()

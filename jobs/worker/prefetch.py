@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+
 from jobs.data import batches, mixture
 from jobs.data.arrivals import Arriving, NoMore
 from jobs.data.early_order import EarlyOrder
 from jobs.data.mixture import Mixed
 from jobs.tasks import Batch
 from jobs.worker.awaiting import awaited
+from jobs.worker.evaluate import pinned
 from jobs.worker.setup import Worker
 
 
@@ -26,11 +29,14 @@ def prefetch(worker: Worker) -> Iterator[tuple[int, tuple[list[Batch | None], in
     last = worker.steps if worker.until is None else worker.until
     steps = [step for step in range(worker.start, last) if step not in worker.skip]
 
+    def made(rows: np.ndarray) -> Batch:
+        return pinned(worker.part(worker.task.collate(worker.rows.take(rows))), worker.engine.device)
+
     def fetch(step: int) -> tuple[list[Batch | None], int]:
         chosen = order.take(step * size, size)
         mine = batches.share(chosen, worker.place.reader, worker.place.readers, worker.micro_batch)
         worker.injector.record_rows(step + 1, mine)
-        micro = [worker.part(worker.task.collate(worker.rows.take(each))) if len(each) else None for each in mine]
+        micro = [made(each) if len(each) else None for each in mine]
         if worker.learned is not None and isinstance(order, Mixed):
             return micro, worker.learned.fetched(step, order, chosen, worker.rows)
         return micro, worker.rows.targets(chosen)

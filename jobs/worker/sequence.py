@@ -71,8 +71,11 @@ class SharedRows:
         """Meet the ranks of one's group. Collective, over all ranks."""
         self._parts = parts
         self._group, _ = dist.new_subgroups(group_size=parts)
+        self._index = known(self._group)
+        self.counts = False
+        """Whether calls are counted: while nothing is compiled, for a compiler looks at every number that it reads."""
         self.calls = 0
-        """How often rows in parts came by."""
+        """How often rows in parts came by while they were."""
         self.said: list[str] = []
         """What is to be said of it."""
 
@@ -97,23 +100,24 @@ class SharedRows:
             module: asks.
             query: (B, H, S, D), of this rank's S tokens.
             key, value: (B, G, S, D) and (B, G, S, V).
-            attention_mask: numbers of documents of the whole row (jobs/tasks/shared_rows.py); else the row is whole.
+            attention_mask: where documents end in the whole row (jobs/tasks/shared_rows.py); else the row is whole.
             dropout: share of weights that is dropped.
             scaling: what products are multiplied by.
             others: what other attentions are told.
         """
-        documents = packed_attention.numbers(attention_mask)
+        documents = packed_attention.ends(attention_mask)
         if documents is None:
             how = {"dropout": dropout, "scaling": scaling, **others}
             return packed_attention.attention(module, query, key, value, attention_mask, **how)
         packed_attention.check_known(others)
-        self.calls += 1
+        if self.counts:
+            self.calls += 1
         fewest = _repeats(query.shape[1], key.shape[1], self._parts)
         if fewest > 1:
             key, value = (tensor.repeat_interleave(fewest, dim=1) for tensor in (key, value))
-        query, key, value = to_heads((query, key, value), self._parts, self._group)
+        query, key, value = to_heads((query, key, value), self._parts, self._index)
         made = document_attention.attend(query, key, value, documents, dropout=dropout, scale=scaling)
-        return to_parts(made, self._parts, self._group), None
+        return to_parts(made, self._parts, self._index), None
 
 
 def _repeats(heads: int, shared: int, parts: int) -> int:
@@ -122,42 +126,80 @@ def _repeats(heads: int, shared: int, parts: int) -> int:
     return next(each for each in range(1, groups + 1) if groups % each == 0 and shared * each % parts == 0)
 
 
-def to_heads(tensors: Sequence[torch.Tensor], parts: int, group: Any) -> list[torch.Tensor]:
+def to_heads(tensors: Sequence[torch.Tensor], parts: int, group: int) -> list[torch.Tensor]:
     """Give up all heads of a part of the tokens, (B, H, S, D), for all tokens of some heads, (B, H / P, P S, D)."""
     blocks = [tensor.unflatten(1, (parts, -1)).movedim(1, 0) for tensor in tensors]
     flat = torch.cat([block.reshape(parts, -1) for block in blocks], dim=1)
-    received = _Exchange.apply(flat, group).split([block[0].numel() for block in blocks], dim=1)
+    received = exchange(flat, group).split([block[0].numel() for block in blocks], dim=1)
     shaped = [part.view(block.shape) for part, block in zip(received, blocks, strict=True)]
     return [part.permute(1, 2, 0, 3, 4).flatten(2, 3) for part in shaped]
 
 
-def to_parts(made: torch.Tensor, parts: int, group: Any) -> torch.Tensor:
+def to_parts(made: torch.Tensor, parts: int, group: int) -> torch.Tensor:
     """Give up all tokens of some heads, (B, H / P, P S, D), for all heads of a part of the tokens, (B, S, H, D)."""
     block = made.unflatten(2, (parts, -1)).permute(2, 0, 3, 1, 4)
-    received: torch.Tensor = _Exchange.apply(block.reshape(parts, -1), group)
+    received = exchange(block.reshape(parts, -1), group)
     return received.view(block.shape).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
+_groups: list[Any] = []
+"""Process groups by their number: an operation takes no group."""
+
+
+def known(group: Any) -> int:
+    """Return the number by which a process group is known here."""
+    _groups.append(group)
+    return len(_groups) - 1
+
+
+def exchange(blocks: torch.Tensor, group: int) -> torch.Tensor:
+    """Return blocks (P, N) of which block j of rank i has become block i of rank j. Collective, forward and backward.
+
+    A compiler sees one operation. What counts a step's operations has to see the collective within, so that else there
+    is none around it.
+    """
+    if torch.compiler.is_compiling():
+        made: torch.Tensor = torch.ops.tandem.exchange(blocks, group)
+        return made
+    found: torch.Tensor = _Exchange.apply(blocks, group)
+    return found
+
+
 class _Exchange(torch.autograd.Function):
-    """Block j of rank i becomes block i of rank j. Collective, forward and backward."""
+    """An exchange undoes itself."""
 
     @staticmethod
-    def forward(ctx: Any, blocks: torch.Tensor, group: Any) -> torch.Tensor:
+    def forward(ctx: Any, blocks: torch.Tensor, group: int) -> torch.Tensor:
         """Exchange blocks (P, N)."""
         ctx.group = group
         return _exchanged(blocks, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Exchange their gradients (P, N): an exchange undoes itself."""
+        """Exchange their gradients (P, N)."""
         return _exchanged(gradient, ctx.group), None
 
 
-def _exchanged(blocks: torch.Tensor, group: Any) -> torch.Tensor:
+def _exchanged(blocks: torch.Tensor, group: int) -> torch.Tensor:
     blocks = blocks.contiguous()
     received = torch.empty_like(blocks)
-    dist.all_to_all_single(received, blocks, group=group)
+    dist.all_to_all_single(received, blocks, group=_groups[group])
     return received
+
+
+def _keep(ctx: Any, inputs: tuple[torch.Tensor, int], output: torch.Tensor) -> None:
+    ctx.group = inputs[1]
+
+
+def _back(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    return torch.ops.tandem.exchange(gradient, ctx.group), None
+
+
+_operation = torch.library.custom_op(
+    "tandem::exchange", _exchanged, mutates_args=(), schema="(Tensor blocks, int group) -> Tensor"
+)
+_operation.register_fake(lambda blocks, group: torch.empty_like(blocks.contiguous()))
+_operation.register_autograd(_back, setup_context=_keep)
 
 
 def begin(spec: JobSpec, task: Task, engine: Engine, rows: Rows) -> SharedRows | None:
@@ -201,11 +243,13 @@ def share(task: SharesRows, model: torch.nn.Module, where: Place, batch: Batch) 
             expected = _logits(model, whole)
             noise = _distance(_logits(model, {name: part[:, :each] for name, part in whole.items()}), expected[:each])
             shared.attach(model)
+            shared.counts = True
             mine = _logits(model, task.part(whole, where.part, where.parts))
     except (packed_attention.Unknown, TypeError, ValueError) as failure:
         raise _cannot(where.parts, model, f"it fails at a part of a row: {failure}") from failure
     finally:
         model.train(was_training)
+        shared.counts = False
     error = _distance(mine, expected[where.part * each :][:each])
     if (found := next(filter(None, resume.gathered(_wrong(model, shared.calls, error, noise))), None)) is not None:
         raise _cannot(where.parts, model, found)

@@ -4,7 +4,10 @@ On a GPU a call returns before its work is done. Events in the device's own orde
 the device has passed them: nothing waits for them, and a step's times may be known only after the step behind it.
 
 What is communicated where it is computed counts as part of it: gradients are reduced within the backward pass, weights
-of ZeRO stage 3 are gathered within both passes, updated weights of stages 1 and 2 within the optimizer's step.
+of ZeRO stage 3 are gathered within both passes, updated weights of stages 1 and 2 within the optimizer's step. So
+`communication_s` lies within the others: what this rank spends in calls of collectives, and in waits for those that it
+has begun before. On a CPU nothing else goes on meanwhile. On a GPU it is how long they keep the stream that they are
+called on, which may be one of their own beside that of the arithmetic.
 """
 
 from __future__ import annotations
@@ -83,6 +86,14 @@ class StepTimes:
         """Count what goes on meanwhile as `part` of this step."""
         begin = self._clock.mark()
         yield
+        self.add(part, begin)
+
+    def mark(self) -> Any:
+        """Return this moment."""
+        return self._clock.mark()
+
+    def add(self, part: str, begin: Any) -> None:
+        """Count the time from a moment until now as `part` of this step."""
         self._parts.append((part, begin, self._clock.mark()))
 
     def end(self, step: int) -> list[tuple[int, dict[str, float]]]:

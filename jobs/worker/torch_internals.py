@@ -17,6 +17,7 @@ from cluster.internals import Internal
 __all__ = [
     "GROUPED_PRODUCT",
     "TorchDispatchMode",
+    "listen_to_collectives",
     "listen_to_compiler",
     "ranks_among",
     "storage_key",
@@ -65,6 +66,12 @@ ENTRIES = (
         "a dispatch mode is told the group as a ProcessGroup",
     ),
     Internal(
+        "methods of torch.distributed.ProcessGroup and Work, replaced",
+        "to time each collective and each wait for one, whoever asks for it: torch, DeepSpeed, this code",
+        "a method of another name is not timed: `communication_s` is too small",
+        "torch tells when a collective begins and ends, on CPUs too",
+    ),
+    Internal(
         "torch._dynamo.callback.callback_handler",
         "to tell a step's time from that of the compiler, which is no hang",
         "a compiler that works for long is taken for a hang, and `compile_s` is not told",
@@ -109,6 +116,60 @@ def listen_to_compiler(start: Callable[[Any], None], end: Callable[[Any], None])
 
     callback_handler.start_callbacks[:] = [start]
     callback_handler.end_callbacks[:] = [end]
+
+
+COLLECTIVES = (
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "all_to_all_single",
+    "allgather",
+    "allgather_coalesced",
+    "allreduce",
+    "allreduce_coalesced",
+    "alltoall",
+    "barrier",
+    "broadcast",
+    "gather",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "scatter",
+    "_end_coalescing",
+)
+"""Methods by which torch.distributed has a process group begin collectives; they return a Work to wait for."""
+
+
+def listen_to_collectives(begin: Callable[[], Any], end: Callable[[Any], None]) -> Callable[[], None]:
+    """Have functions called before and after each collective of this process, and each wait for one.
+
+    Args:
+        begin: its result is what `end` is given.
+
+    Returns:
+        What has them called no more.
+    """
+
+    def heard(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            begun = begin()
+            try:
+                return method(*arguments, **keywords)
+            finally:
+                end(begun)
+
+        return call
+
+    kinds = [(dist.ProcessGroup, name) for name in COLLECTIVES] + [(dist.Work, "wait")]
+    plain = [(kind, name, vars(kind)[name]) for kind, name in kinds]  # by getattr it would forget whose method it is
+    for kind, name, _ in plain:
+        setattr(kind, name, heard(getattr(kind, name)))
+
+    def stop() -> None:
+        for kind, name, method in plain:
+            setattr(kind, name, method)
+
+    return stop
 
 
 @contextmanager

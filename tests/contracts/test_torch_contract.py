@@ -67,6 +67,24 @@ def _flash() -> None:
         torch.testing.assert_close(mine, right)
 
 
+@TASKS.check("torch.ops.aten._efficient_attention_forward")
+def _efficient() -> None:
+    """Shapes and arguments alone, forward and backward: it runs on GPUs."""
+    given = [torch.empty(6, 2, width, device="meta").requires_grad_() for width in (8, 8, 16)]
+    bounds = torch.empty(3, dtype=torch.int32, device="meta")
+    made = tasks_internals.efficient_of_lengths(*given, bounds, 4, dropout=0.1, scale=None)
+    assert made.shape == (6, 2, 16)
+    assert [each.shape for each in torch.autograd.grad(made.sum(), given)] == [each.shape for each in given]
+    if torch.cuda.is_available():
+        real = [torch.randn(6, 2, 8, device="cuda") for _ in range(3)]
+        ends = torch.tensor([0, 4, 6, 6], dtype=torch.int32, device="cuda")
+        found = tasks_internals.efficient_of_lengths(*real, ends, 6, dropout=0.0, scale=None)
+        for at in (slice(0, 4), slice(4, 6)):
+            piece = [tensor[at].transpose(0, 1)[None] for tensor in real]
+            alone = torch.nn.functional.scaled_dot_product_attention(*piece, is_causal=True)
+            torch.testing.assert_close(found[at], alone[0].transpose(0, 1))
+
+
 class Seen(worker_internals.TorchDispatchMode):
     """Keeps the names of operations, and what they change."""
 
@@ -157,6 +175,39 @@ def _collectives() -> None:
     finally:
         torch.distributed.destroy_process_group()
     assert found == [("allreduce_", 1), ("broadcast_", 1)]
+
+
+@WORKER.check("methods of torch.distributed.ProcessGroup and Work, replaced")
+def _heard() -> None:
+    """Each collective and each wait is heard, and none once nobody listens."""
+    dist, heard, ended = torch.distributed, [], []
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    one, into, many = torch.ones(2), torch.empty(2), [torch.empty(2)]
+    calls = {
+        "all_reduce": lambda **how: dist.all_reduce(one, **how),
+        "broadcast": lambda **how: dist.broadcast(one, 0, **how),
+        "reduce": lambda **how: dist.reduce(one, 0, **how),
+        "all_gather": lambda **how: dist.all_gather(many, one, **how),
+        "all_gather_into_tensor": lambda **how: dist.all_gather_into_tensor(into, one, **how),
+        "reduce_scatter_tensor": lambda **how: dist.reduce_scatter_tensor(into, one, **how),
+        "all_to_all_single": lambda **how: dist.all_to_all_single(into, one, **how),
+        "barrier": lambda **how: dist.barrier(**how),
+    }
+    try:
+        stop = worker_internals.listen_to_collectives(lambda: heard.append(1) or len(heard), ended.append)
+        for name, call in calls.items():
+            before = len(heard)
+            call()
+            assert len(heard) == before + 2, f"{name} and waiting for it"
+            work = call(async_op=True)
+            assert len(heard) == before + 3
+            work.wait()
+            assert len(heard) == before + 4
+        stop()
+        dist.all_reduce(one)
+    finally:
+        dist.destroy_process_group()
+    assert ended == list(range(1, 4 * len(calls) + 1)), "each is given what began with it, and none after"
 
 
 @WORKER.check("torch.nn.init._no_grad_trunc_normal_")

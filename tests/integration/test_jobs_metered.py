@@ -54,6 +54,12 @@ def test_a_step_is_the_sum_of_its_parts_and_the_loop(folder: Path, stage: str) -
         assert min(step["forward_s"], step["backward_s"], step["optimizer_s"]) > 0
 
 
+@pytest.mark.parametrize("stage", [*STAGES, COMPILED])
+def test_communication_is_timed_within_the_parts(folder: Path, stage: str) -> None:
+    for step in steps_of(folder, stage):
+        assert 0 < step["communication_s"] <= sum(step[part] for part in PARTS)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_flops_are_those_of_all_rows_at_every_stage(folder: Path, stage: str) -> None:
     """Nearly 6 a weight and row: the first layers need no gradient of what they are given."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jobs.data import rows as data_rows
-from jobs.tasks import IGNORED, get, packing
+from jobs.tasks import IGNORED, get, packed_attention, packing
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 KEEPS_APART = {"llama": SHAPE, "gpt_neox": SHAPE}
@@ -70,7 +70,7 @@ def losses_of_each(lm, model):
     assert lm.prepare_model(model, rows.keys()) == []
     batch = lm.collate(rows)
     with torch.no_grad():
-        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False).logits
+        logits = model(**packed_attention.inputs(model, batch), use_cache=False).logits
     of_tokens = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
     beginnings = torch.zeros_like(batch["labels"])
     beginnings[:, 0] = 1

@@ -15,7 +15,7 @@ from jobs.data import prepare, splitting, stream
 from jobs.data.examples import BadRows, Example, Source
 from jobs.data.said import said_of_overlap, said_of_split
 from jobs.spec import DataSpec, JobSpec, LoraSpec
-from jobs.tasks import IGNORED, TaskError, is_ours, preference_loss
+from jobs.tasks import IGNORED, TaskError, cross_entropy, is_ours, preference_loss
 from jobs.tasks.causal_lm import CausalLM
 from jobs.tasks.preference_loss import Answers
 from jobs.tasks.preferences import preference_of, unused
@@ -339,6 +339,22 @@ def test_the_loss_is_the_definition_on_unpadded_texts_one_by_one(architecture: s
     assert int(count) == 5
     apart = [task.loss(policy, task.collate({n: c[at : at + 1] for n, c in whole.items()}))[0] for at in range(5)]
     torch.testing.assert_close(loss, torch.stack(apart).sum())
+
+
+def test_log_probabilities_are_those_of_the_labels_with_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CPU_CHUNK_BYTES", 4 * 33 * 4)  # four tokens at a time
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(4, 11, 33, generator=generator) * 3).requires_grad_()
+    labels = torch.randint(33, (4, 11), generator=generator)
+    labels[0, :9], labels[1, 5:], labels[2] = IGNORED, IGNORED, IGNORED
+    found, lengths = preference_loss.log_probabilities(logits, labels)
+    chosen = logits.double().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    expected = chosen.where(labels != IGNORED, 0).sum(1)
+    assert lengths.tolist() == [2, 5, 0, 11]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+    weights = torch.tensor([2.0, -3.0, 5.0, 0.25])
+    mine, right = (torch.autograd.grad((sums * weights).sum(), logits)[0] for sums in (found, expected))
+    torch.testing.assert_close(mine, right, rtol=0, atol=3e-6)
 
 
 def test_a_model_that_has_learned_nothing_is_level_with_its_reference() -> None:

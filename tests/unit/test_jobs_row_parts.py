@@ -68,19 +68,20 @@ def test_parts_together_are_the_rows_padded_at_their_ends(length: int, parts: in
         assert len({part[name].shape for part in each}) == 1
         assert torch.equal(joined[:, :length], whole[name])
         assert (joined[:, length:] == filling).all()
-    documents = each[0]["attention_mask"]
-    assert documents.dtype == torch.int32
-    assert documents.shape == (2, 1, 1, joined.shape[1])
-    assert all(torch.equal(documents, part["attention_mask"]) for part in each)
-    begins = torch.nn.functional.pad(documents[:, 0, 0, 1:] != documents[:, 0, 0, :-1], (1, 0), value=True)
-    assert torch.equal(begins[:, :length], whole["position_ids"] == 0)
+    ends = each[0]["attention_mask"]
+    assert ends.dtype == torch.int32
+    assert ends.shape[:3] == (2, 1, 1)
+    assert all(torch.equal(ends, part["attention_mask"]) for part in each)
+    for of_row, positions in zip(ends[:, 0, 0].tolist(), whole["position_ids"], strict=True):
+        begins = positions.eq(0).nonzero()[:, 0].tolist()
+        assert {0, *(end for end in of_row if end < length)} == set(begins)
 
 
 def test_rows_of_one_document_have_their_places_in_the_whole_row() -> None:
     ids = torch.arange(10).view(2, 5)
     second = shared_rows.part({"input_ids": ids, "labels": ids}, 1, 2)
     assert second["position_ids"].tolist() == [[3, 4, 0]] * 2
-    assert second["attention_mask"].shape == (2, 1, 1, 1)
+    assert second["attention_mask"].tolist() == [[[[6]]]] * 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from jobs.worker.meter import Meter, rates_of
 from jobs.worker.peak_memory import peak_bytes, resident_peak
@@ -84,6 +85,33 @@ def test_the_host_tells_at_once_what_a_part_took() -> None:
     assert step == 1
     assert parts["forward_s"] >= 0.02
     assert parts["forward_s"] + parts["backward_s"] <= took, "each has its own time"
+
+
+def communicated(folder: Path, ranks: int) -> list[dict[str, float]]:
+    """Return what two steps of a meter tell, of which the first communicates within a part, the second outside."""
+    meter = Meter(torch.device("cpu"), 0, Spool(folder / f"{ranks}.jsonl"), folder, ranks=ranks)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with meter.during("backward"):
+            handle = dist.all_reduce(torch.ones(2), async_op=True)
+        with meter.during("optimizer"):
+            handle.wait()
+        meter.end_step(1, {"step_time_s": 1.0}, math.nan)
+        with meter.during("optimizer"):
+            pass
+        dist.all_reduce(torch.ones(2))
+        meter.end_step(2, {"step_time_s": 1.0}, math.nan)
+    finally:
+        meter.close()
+        dist.destroy_process_group()
+    return [metrics for _, metrics in spooled(folder / f"{ranks}.jsonl")]
+
+
+def test_what_is_communicated_within_a_steps_parts_is_told_beside_them(tmp_path: Path) -> None:
+    first, second = communicated(tmp_path, 2)
+    assert 0 < first["communication_s"] <= first["backward_s"] + first["optimizer_s"]
+    assert "communication_s" not in second, "between the parts, for a checkpoint: no part of a step"
+    assert not any("communication_s" in step for step in communicated(tmp_path, 1)), "one rank has nobody"
 
 
 @pytest.mark.skipif(not machine.has_gpu(), reason="no GPU")
