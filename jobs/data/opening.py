@@ -119,12 +119,12 @@ def each(work: Callable[[Any], Made], files: Sequence[Place]) -> list[Made]:
         _wait(counted, made, ended, len(files), sum(sizes))
     finally:
         counted.given_up = True
-    return list(map(_made, [made[number] for number in sorted(made)]))
-
-
-def _made(found: Made | BaseException) -> Made:
-    if isinstance(found, BaseException):
-        raise found
+    found = list[Made]()
+    for number in sorted(made):
+        each_made = made[number]
+        if isinstance(each_made, BaseException):
+            raise each_made
+        found.append(each_made)
     return found
 
 
