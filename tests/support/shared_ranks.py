@@ -3,8 +3,8 @@
 python tests/support/two_ranks.py shared_ranks FOLDER CASE…      a case: STAGE,DATA,PARTS,PARTS[,compiled]
 
 In FOLDER: <DATA>.json, specs with their data beside. After the first step the run stops and goes on with as many ranks
-for each row as the second number says. Below FOLDER/<CASE>/run is what the loop leaves. A compiled model is so up to its
-machine code, which takes a minute and which tests/integration/test_jobs_metered.py makes.
+for each row as the second number says. Below FOLDER/<CASE>/run is what the loop leaves. A compiled model is so up
+to its machine code, which takes a minute and which tests/integration/test_jobs_metered.py makes.
 """
 
 from __future__ import annotations
