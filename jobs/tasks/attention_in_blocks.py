@@ -27,7 +27,7 @@ class Dropped:
             self._generator.manual_seed(int(seed))
 
     def kept(self, weights: torch.Tensor) -> torch.Tensor | None:
-        """Return what a block's weights (…, N, M) are multiplied by: 0, or 1 / (1 - share); None: by nothing."""
+        """Return what a block's weights (1, H, N, M) are multiplied by: 0, or 1 / (1 - share); None: by nothing."""
         if not self._share:
             return None
         kept = 1 - self._share
@@ -37,11 +37,11 @@ class Dropped:
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, dropped: Dropped
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what tokens make of those before them, and the logarithms of their weights' sums: (…, L, V), (…, L).
+    """Return what tokens make of those before them, and the logarithms of their weights' sums: (1, H, L, V), (1, H, L).
 
     Args:
-        query, key: (…, L, D).
-        value: (…, L, V).
+        query, key: (1, H, L, D).
+        value: (1, H, L, V).
         scale: what products are multiplied by; None: 1 / √D.
         dropped: draws what is dropped.
     """
@@ -67,7 +67,16 @@ def backward(
     scale: float | None,
     dropped: Dropped,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of query and key, (…, L, D), and value, (…, L, V), from that of what was made of them."""
+    """Return the gradients of query, key and value from that of what was made of them.
+
+    Args:
+        gradient, made: (1, H, L, V).
+        query, key: (1, H, L, D).
+        value: (1, H, L, V).
+        sums: what `forward` returned besides, (1, H, L).
+        scale: what products are multiplied by; None: 1 / √D.
+        dropped: draws what it drew then.
+    """
     factor = _factor(query, scale)
     of_query, of_key, of_value = (torch.zeros_like(_exact(tensor)) for tensor in (query, key, value))
     for at, before in _blocks(query.shape[-2]):
@@ -93,7 +102,7 @@ def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _scores(query: torch.Tensor, key: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Return the scores (…, N, M) of queries (…, N, D), of which the last sees all keys (…, M, D)."""
+    """Return the scores (1, H, N, M) of queries (1, H, N, D), of which the last sees all keys (1, H, M, D)."""
     scores = _exact(query) @ _exact(key).mT
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
     return scores.mul_(_factor(query, scale)).masked_fill_(later.triu(key.shape[-2] - query.shape[-2] + 1), -math.inf)

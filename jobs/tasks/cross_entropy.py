@@ -55,7 +55,7 @@ class _CrossEntropySums(torch.autograd.Function):
         gradient = torch.empty_like(logits) if logits.requires_grad else None
         totals = logits.new_zeros(len(logits), dtype=torch.float32)
         size = max(1, (CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES) // (4 * logits.shape[-1]))
-        for part in _chunks(*labels.shape, size):
+        for part in _chunks(len(labels), labels.shape[1], size):
             label = labels[part]
             if on_cpu and not (label != IGNORED).any():  # a GPU would have to be waited for
                 if gradient is not None:

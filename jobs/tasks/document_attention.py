@@ -100,14 +100,14 @@ def _of_lengths(
     """Attend over sequences of different lengths; (B, H, S, D), ends (B, M). Never run yet: no GPU was there."""
     rows, _, length, _ = query.shape
     begins = bounds(ends, length)
-    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
+    queries, keys, values = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     if not dropout and query.shape == value.shape and _has_flash(query):
         from torch.nn.attention.varlen import varlen_attn
 
-        made = varlen_attn(*flat, begins, begins, length, length, scale=scale, window_size=(-1, 0))
+        made = varlen_attn(queries, keys, values, begins, begins, length, length, scale=scale, window_size=(-1, 0))
         assert isinstance(made, torch.Tensor)
     else:
-        made = efficient_of_lengths(*flat, begins, length, dropout=dropout, scale=scale)
+        made = efficient_of_lengths(queries, keys, values, begins, length, dropout=dropout, scale=scale)
     return made.unflatten(0, (rows, length)).transpose(1, 2)
 
 

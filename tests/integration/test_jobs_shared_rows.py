@@ -21,7 +21,7 @@ from jobs.worker.optimizers import parameter_groups
 from jobs.worker.schedules import learning_rate
 from tests.support import shared_ranks, tiny_models, two_ranks
 
-CASES = ("0,packed,2,1", "1,packed,1,2", "2,windows,2,1", "3,packed,2,2")
+CASES = ("0,packed,2,1", "1,packed,1,2,compiled", "2,windows,2,1", "3,packed,2,2")
 """Stage, data, and ranks that share a row, at first and once the run goes on."""
 STEPS, ROWS = 3, 3
 CLOSE = 1e-5

@@ -1,9 +1,10 @@
 """One of two ranks that share rows, or take rows of their own, in the real loop, without Ray: stop, go on, write.
 
-python tests/support/two_ranks.py shared_ranks FOLDER CASE…      a case: STAGE,DATA,PARTS,PARTS
+python tests/support/two_ranks.py shared_ranks FOLDER CASE…      a case: STAGE,DATA,PARTS,PARTS[,compiled]
 
 In FOLDER: <DATA>.json, specs with their data beside. After the first step the run stops and goes on with as many ranks
-for each row as the second number says. Below FOLDER/<CASE>/run is what the loop leaves.
+for each row as the second number says. Below FOLDER/<CASE>/run is what the loop leaves. A compiled model is so up
+to its machine code, which takes a minute and which tests/integration/test_jobs_metered.py makes.
 """
 
 from __future__ import annotations
@@ -64,14 +65,16 @@ def begun(spec: JobSpec, prepared: Prepared, place: RunFolder, rank: int, attemp
 def run(case: str, rank: int, folder: Path) -> None:
     """Take one step, save, and go on otherwise to the end."""
     two_ranks.begin_run(case, rank, folder)
-    stage, data, *groups = case.split(",")
+    stage, data, first, second, *how = case.split(",")
     place = RunFolder(folder / case / "run")
-    for attempt, parts in zip("ab", map(int, groups), strict=True):
+    for attempt, parts in zip("ab", map(int, (first, second)), strict=True):
         spec = spec_of(folder, data, int(stage), parts)
         aside = folder / f"{data}-{rank}"
         prepared = prepare(spec, folder, aside, parent=None, on_progress=lambda *_: None)
         worker = begun(spec, prepared, place, rank, attempt)
         worker.engine.model.train()
+        if how == ["compiled"]:
+            worker.engine.model.compile(backend="aot_eager")
         if attempt == "a" and rank == 0:
             place.request_stop()
         dist.barrier()
