@@ -59,6 +59,18 @@ def _lengths_backward(_: torch.Tensor, *given: Any, **__: Any) -> int:
     return 2 * _lengths(query, key, value, *others)
 
 
+def _efficient_lengths(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any, **__: Any) -> int:
+    """Count attention of rows of documents, one after another, (1, T, H, D), as that of whole rows of `longest` tokens."""
+    _bias, _begins, _begins_of_keys, longest, *_ = others
+    return 2 * query.shape[:-1].numel() * int(longest) * (query.shape[-1] + value.shape[-1])
+
+
+def _efficient_lengths_backward(_: torch.Tensor, *given: Any, **__: Any) -> int:
+    """Count four products, as above; what came forward, (1, T, H, D), comes between."""
+    query, key, value, bias, _made, *others = given
+    return 2 * _efficient_lengths(query, key, value, bias, *others)
+
+
 def _grouped(left: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
     """Count the products of experts: (T, I) by (E, I, O), (E, M, I) by (I, T), or (I, T) by (T, O).
 
@@ -84,6 +96,8 @@ FORMULAS: dict[Any, Formula] = {
     **{operation: flop_registry[operation] for operation in _PRODUCTS},
     **{getattr(aten, f"_scaled_dot_product_{kind}"): _attention for kind in _KINDS_OF_ATTENTION},
     **{getattr(aten, f"_scaled_dot_product_{kind}_backward"): _attention_backward for kind in _KINDS_OF_ATTENTION},
+    aten._efficient_attention_forward: _efficient_lengths,
+    aten._efficient_attention_backward: _efficient_lengths_backward,
     document_attention.ON_CPU: _attention,
     document_attention.ON_CPU_BACKWARD: _attention_backward,
     GROUPED_PRODUCT: _grouped,
