@@ -60,7 +60,7 @@ def _lengths_backward(_: torch.Tensor, *given: Any, **__: Any) -> int:
 
 
 def _efficient_lengths(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any, **__: Any) -> int:
-    """Count attention of rows of documents, one after another, (1, T, H, D), as that of whole rows of `longest` tokens."""
+    """Count attention of rows of documents, one after another, (1, T, H, D), as whole rows of `longest` tokens."""
     _bias, _begins, _begins_of_keys, longest, *_ = others
     return 2 * query.shape[:-1].numel() * int(longest) * (query.shape[-1] + value.shape[-1])
 
