@@ -125,7 +125,7 @@ def _apart(worker: Worker, trained: proof.Measured) -> None:
                 worker.task.save(partial)
                 _perhaps_damaged(worker, partial / adapters.WEIGHTS)
         loaded = type(worker.task).load(partial, worker.task.options)
-        begun = start.described_by(partial, loaded) if _is_whole(worker) else "the base is held in few bits"
+        begun = _for_all(start.described_by(partial, loaded) if _is_whole(worker) else "the base is held in few bits")
         if isinstance(begun, str):
             _checked_by_one(worker, trained, partial, begun)
         else:
@@ -219,7 +219,8 @@ def _check(
     engine = worker.engine
     agree(weight_stream.verify(written, digests, engine.rank, engine.world_size, place))
     loaded = type(worker.task).load(written, worker.task.options)
-    begun = start.described_by(written, loaded, None if place is None else place.weights(written, digests.keys()))
+    files = None if place is None else place.weights(written, digests.keys())
+    begun = _for_all(start.described_by(written, loaded, files))
     if isinstance(begun, str):
         agree(f"{written} does not load in parts: {begun}" if engine.sliceable else None)
         _checked_by_one(worker, trained, written, begun)
@@ -228,6 +229,16 @@ def _check(
     with closing(begun):
         agree(export_in_parts.difference(pieces, begun.files.read, engine.rank, engine.world_size))
         _measured_by_all(worker, trained, loaded, begun)
+
+
+def _for_all(begun: start.Start | str) -> start.Start | str:
+    """Return what reads a model, or why it can be read whole only: on all ranks where one says so. Collective."""
+    why = next((each for each in resume.gathered(begun if isinstance(begun, str) else None) if each is not None), None)
+    if why is None:
+        return begun
+    if isinstance(begun, start.Start):
+        begun.close()
+    return why
 
 
 def _measured_by_all(worker: Worker, trained: proof.Measured, loaded: Task, begun: start.Start) -> None:
