@@ -140,7 +140,7 @@ def _check_found(module: torch.nn.Module, why: str) -> None:
 
 
 def replace(module: torch.nn.Module, values: Mapping[int, torch.Tensor]) -> None:
-    """Put other values, by the id of the parameter, into parameters; those that are tied stay tied."""
+    """Put other values, of any shapes, by the id of the parameter, into parameters; what is tied stays tied."""
     made: dict[int, torch.nn.Parameter] = {}
     for name, old in list(module.named_parameters(remove_duplicate=False)):
         if id(old) in values:
@@ -162,7 +162,7 @@ def put(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> Non
 
 
 def parameter_like(old: torch.nn.Parameter, values: torch.Tensor) -> torch.nn.Parameter:
-    """Return a parameter with other values, and all else as it was."""
+    """Return a parameter with other values, of any shape, and all else as it was."""
     new = torch.nn.Parameter(values, requires_grad=old.requires_grad)
     vars(new).update(vars(old))
     return new

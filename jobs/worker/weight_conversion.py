@@ -75,7 +75,7 @@ class Conversion:
     converter: Any
 
     def made(self, files: WeightFiles) -> dict[str, torch.Tensor]:
-        """Read and convert, whole, in fp32 what is no integer; return the tensors by their names."""
+        """Read and convert, whole, in fp32 what is no integer; return the tensors, of any shapes, by their names."""
 
         def read(key: str) -> torch.Tensor:
             found = files.whole(key)

@@ -1,5 +1,6 @@
 """A model that cannot be built or run is the spec's fault: a sentence, and no second try."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,47 @@ def lm():
 def test_a_config_that_no_model_can_have_is_named(classifier, config):
     with pytest.raises(UserError, match=rf"model: ngram with model.config .*{next(iter(config))}.* cannot be built"):
         start.begin(spec(CLASSIFIER, "ngram", config), classifier, None)
+
+
+class Drawn(torch.nn.Module):
+    """Draws its weight where nobody sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(50, 20))
+        self.weight.detach().numpy()[:] = np.random.normal(size=(50, 20))
+
+
+class Odd(get("text-classification")):
+    """Has one in its model."""
+
+    def build(self, architecture, config):
+        model = super().build(architecture, config)
+        model.drawn = Drawn()
+        return model
+
+
+def test_a_module_that_is_built_alone_is_said_where_ranks_have_parts_and_the_rest_begins_as_without_it(classifier):
+    task, wanted = Odd({"tokenizer": {"train": "word"}}), spec(CLASSIFIER, "ngram", {"hidden_size": 16})
+    task.fit(task.observe(ROWS * 4))
+    begun = start.begin(wanted, task, None, in_parts=True)
+    assert [said for said in begun.said if said not in task.said] == [
+        "every worker builds 1 module of class Drawn whole, one at a time, and keeps its part: drawn has 4.0 kB. It "
+        "cannot be recorded: ValueError: assignment destination is read-only"
+    ]
+    assert start.begin(wanted, task, None).said == [*task.said]
+    parts = {name: torch.empty(parameter.numel()) for name, parameter in begun.model.named_parameters()}
+    for name, part in parts.items():
+        half = len(part) // 2
+        begun.fill(name, half, part[half:]), begun.fill(name, 0, part[:half])
+    begun.close()
+    assert begun.fill is None, "else what it was made of stays in memory"
+    whole = dict(start.begin_whole(wanted, task, None).model.named_parameters())
+    plain = dict(start.begin_whole(wanted, classifier, None).model.named_parameters())
+    assert whole.keys() - plain.keys() == {"drawn.weight"}
+    assert all(torch.equal(part, whole[name].flatten()) for name, part in parts.items())
+    assert all(torch.equal(parameter, whole[name]) for name, parameter in plain.items())
+    assert abs(float(whole["drawn.weight"].detach().std()) - 1) < 0.2
 
 
 @pytest.mark.parametrize("config", [{"hidden_size": 0}, {"hidden_act": "foo"}, {"num_key_value_heads": 7}])
