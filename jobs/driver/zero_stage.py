@@ -39,18 +39,28 @@ def settle(job: Job, prepared: Prepared) -> None:
         return
     assert job.spec.training is not None
     offload = job.spec.training.deepspeed.offload  # type: ignore[union-attr]
-    stage = job.folder.choices.zero_stage(offload)
-    if stage == 3 and (why := fit.undivided(job.spec, job.spec.resources.gpus_per_worker > 0)):
-        progress.say(f"the run began at ZeRO stage 3, which is left out now: {why}")
-        stage = None
+    stage, said = as_begun(job.spec, job.folder.choices.zero_stage(offload))
+    for sentence in said:
+        progress.say(f"training.deepspeed.zero_stage auto: {sentence}")
     if stage is None:
         found = _decided(job, prepared)
         stage = found.stage
         progress.say(f"training.deepspeed.zero_stage auto: {found.sentence()}")
         job.folder.choices.keep_zero_stage(stage, offload)
-    else:
-        progress.say(f"training.deepspeed.zero_stage auto: stage {stage}, as the run began")
     job.spec = fit.with_stage(job.spec, stage)
+
+
+def as_begun(spec: JobSpec, noted: int | None) -> tuple[int | None, list[str]]:
+    """Return the stage that a run goes on with, None where it is to be decided, and what is to be said. Pure.
+
+    Args:
+        noted: the stage that the run began with; None: it begins now.
+    """
+    if noted is None:
+        return None, []
+    if noted == 3 and (why := fit.undivided(spec, spec.resources.gpus_per_worker > 0)):
+        return None, [f"the run began at stage 3, which is left out now: {why}"]
+    return noted, [f"stage {noted}, as the run began"]
 
 
 def _decided(job: Job, prepared: Prepared) -> fit.Fit:

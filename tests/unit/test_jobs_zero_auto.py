@@ -174,6 +174,19 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
         choices.micro_batches()
 
 
+def test_a_run_that_began_at_stage_3_and_compiles_now_decides_anew() -> None:
+    asked = {"deepspeed": {"zero_stage": "auto"}}
+    assert zero_stage.as_begun(spec(asked), None) == (None, [])
+    assert zero_stage.as_begun(spec(asked), 3) == (3, ["stage 3, as the run began"])
+    compiled = spec({**asked, "compile": True})
+    assert zero_stage.as_begun(compiled, 2)[0] == 2
+    stage, (said,) = zero_stage.as_begun(compiled, 3)
+    assert stage is None
+    assert "began at stage 3, which is left out now: training.compile" in said
+    on_gpus = spec({**asked, "compile": True}, resources={"gpus_per_worker": 1})
+    assert zero_stage.as_begun(on_gpus, 3)[0] == 3
+
+
 def test_params_have_no_auto_and_what_was_chosen_as_soon_as_it_is_known(tmp_path: Path) -> None:
     asked = spec({"deepspeed": {"zero_stage": "auto"}, "micro_batch_size": "auto"}).resolved()
     params = run_choices.without_open(asked)
