@@ -26,7 +26,7 @@ COUNT, STEPS, SEED = batches.LISTED_ROWS + 3, 6, 4
 class Alone:
     """The engine of a group of one, with a parameter of its own."""
 
-    rank, world_size, in_files = 0, 1, False
+    rank, world_size, in_files, device = 0, 1, False, torch.device("cpu")
     model = SimpleNamespace(module=torch.nn.Linear(10, 1))
 
     def all_sum(self, *values: float) -> list[float]:
