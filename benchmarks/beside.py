@@ -8,7 +8,7 @@ Ways take turns of --seconds each:
     daemons stopped    dashboard, agents, log monitor, MLflow's server (SIGSTOP)
     all stopped        these, the driver, Ray Train's controller and every other actor: all but the workers, the raylet
                        and the GCS
-    others nicer       all of these at nice 10 (as root, who alone may take that back)
+    others nicer       of all of these those below nice 10 at 10 (as root, who alone may take that back)
     workers at 0       the workers at nice 0, where Ray starts them at 15 (as root)
 
 Printed: the median step of each, of those that began and ended within a turn, and its ratio to `as it is`.
@@ -24,9 +24,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,6 @@ DAEMONS = (
     "monitor.py",
     "tracking.server",
 )
-WORKERS_NICE = 15
 
 
 @dataclass
@@ -57,52 +57,70 @@ class Processes:
     others: list[int] = field(default_factory=list)
 
 
-def find(home: Path, cluster_marker: str) -> Processes:
-    """Return the processes of the cluster in `home`, but the raylet and the GCS."""
+def find(cluster_id: str) -> Processes:
+    """Return the processes of a cluster, but the raylet and the GCS."""
+    from cluster.processes import MARKER
+
     found = Processes()
     for process in psutil.process_iter():
         try:
-            line, marked = " ".join(process.cmdline()), process.environ().get(cluster_marker) is not None
+            line, marked = " ".join(process.cmdline()), process.environ().get(MARKER) == cluster_id
         except psutil.Error:
             continue
-        if process.pid == os.getpid() or not (marked or str(home) in line) or any(name in line for name in CORE):
+        if process.pid == os.getpid() or not marked or any(name in line for name in CORE):
             continue
         kind = found.workers if WORKER in line else found.daemons if any(n in line for n in DAEMONS) else found.others
         kind.append(process.pid)
     return found
 
 
-def signalled(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to processes of which some may be gone."""
+@contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    """Stop processes meanwhile, of which some may be gone."""
+    try:
+        _signalled(pids, signal.SIGSTOP)
+        yield
+    finally:
+        _signalled(pids, signal.SIGCONT)
+
+
+def _signalled(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def niced(pids: Iterable[int], value: int) -> None:
-    """Give every thread of some processes a priority."""
+@contextmanager
+def niced(pids: Iterable[int], change: Callable[[int], int]) -> Iterator[None]:
+    """Change the priority of every thread of some processes meanwhile."""
+    before = {}
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                os.setpriority(os.PRIO_PROCESS, int(thread), value)
+            for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+                before[thread] = os.getpriority(os.PRIO_PROCESS, thread)
+    try:
+        _set({thread: change(value) for thread, value in before.items()})
+        yield
+    finally:
+        _set(before)
 
 
-Way = tuple[Callable[[Processes], None], Callable[[Processes], None]]
-"""What is done at the beginning of a turn, and at its end."""
+def _set(priorities: dict[int, int]) -> None:
+    for thread, value in priorities.items():
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, thread, value)
+
+
+Way = Callable[[Processes], AbstractContextManager[None]]
+"""What is done for a turn."""
 WAYS: dict[str, Way] = {
-    "as it is": (lambda p: None, lambda p: None),
-    "daemons stopped": (
-        lambda p: signalled(p.daemons, signal.SIGSTOP),
-        lambda p: signalled(p.daemons, signal.SIGCONT),
-    ),
-    "all stopped": (
-        lambda p: signalled(p.daemons + p.others, signal.SIGSTOP),
-        lambda p: signalled(p.daemons + p.others, signal.SIGCONT),
-    ),
+    "as it is": lambda found: nullcontext(),
+    "daemons stopped": lambda found: stopped(found.daemons),
+    "all stopped": lambda found: stopped(found.daemons + found.others),
 }
 AS_ROOT: dict[str, Way] = {
-    "others nicer": (lambda p: niced(p.daemons + p.others, 10), lambda p: niced(p.daemons + p.others, 0)),
-    "workers at 0": (lambda p: niced(p.workers, 0), lambda p: niced(p.workers, WORKERS_NICE)),
+    "others nicer": lambda found: niced(found.daemons + found.others, lambda value: max(value, 10)),
+    "workers at 0": lambda found: niced(found.workers, lambda value: 0),
 }
 
 
@@ -117,8 +135,7 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
     os.environ["TANDEM_HOME"] = str(work)
 
-    from cluster import local
-    from cluster.processes import MARKER
+    from cluster import local, record
     from jobs import submit
 
     local.up(cpus=4, progress=lambda message: print(message, file=sys.stderr))
@@ -126,8 +143,10 @@ def main() -> None:
         path = work / "beside.yaml"
         path.write_text(yaml.safe_dump(spec_of(options)))
         over, turns = threading.Event(), list[tuple[str, float, float]]()
-        submitted = submit.submit(path, [])
-        thread = threading.Thread(target=take_turns, args=(lambda: find(work, MARKER), options.seconds, over, turns))
+        submitted, running = submit.submit(path, []), record.read()
+        assert running is not None, "it was begun above"
+        turning = partial(take_turns, partial(find, running.id), options.seconds, over, turns)
+        thread = threading.Thread(target=turning)
         thread.start()
         try:
             outcome = submit.follow(submitted, lambda line, meaning: None)
@@ -147,16 +166,11 @@ def take_turns(
     while not find_now().workers and not over.wait(1):
         pass
     while not over.is_set():
-        for name, (begin, end) in ways.items():
-            processes = find_now()
-            begin(processes)
-            began = time.time()
-            try:
+        for name, way in ways.items():
+            with way(find_now()):
+                began = time.time()
                 over.wait(seconds)
-            finally:
-                ended = time.time()
-                end(processes)
-            turns.append((name, began, ended))
+                turns.append((name, began, time.time()))
             over.wait(1)
 
 

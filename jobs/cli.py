@@ -158,11 +158,11 @@ def plan(
 
     if prices is not None and price_per_hour is not None:
         raise UserError("--prices and --price-per-hour both say what a device costs: give one of them")
-    known = tables.find(prices)
     if calibrate:
         _calibrate(checked)
     if spec is None or checked is None:
         return
+    known = None if price_per_hour is not None else tables.find(prices)
     base = spec.absolute().parent
     asked = planner.Asked(device, devices, mfu, users, tokens_per_second, context)
     made = settled.planned(checked, base, asked, lambda key: specfile.place(spec, key, set_))

@@ -107,15 +107,17 @@ def each(work: Callable[[Any], Made], files: Sequence[Place]) -> list[Made]:
                 return
             try:
                 made[number] = contexts[number].run(open_one, number)
+            except _GivenUp:
+                return
             except BaseException as error:  # raised where it is waited for
                 made[number] = error
             counted.end(number)
             ended.put(number)
 
     contexts = [copy_context() for _ in files]
-    for number in range(min(THREADS, max(2, cpus()), len(files))):
-        threading.Thread(target=open_some, name=f"tandem-open-{number}", daemon=True).start()
     try:
+        for number in range(min(THREADS, max(2, cpus()), len(files))):
+            threading.Thread(target=open_some, name=f"tandem-open-{number}", daemon=True).start()
         _wait(counted, made, ended, len(files), sum(sizes))
     finally:
         counted.given_up = True
@@ -140,10 +142,12 @@ def _wait(counted: _Count, made: dict[int, Any], ended: queue.SimpleQueue[int], 
             if isinstance(made[number], BaseException):
                 return
             files -= 1
-        done, now = counted.done, time.monotonic()
-        if on_progress and done > shown and (now >= said_at + EVERY_S or not files):
-            on_progress(PHASE, done // MEGABYTE, total // MEGABYTE, {"bytes": done})
-            shown, said_at = done, now
+        now = time.monotonic()
+        if on_progress and (now >= said_at + EVERY_S or not files):  # to ask is to add up all files
+            said_at, done = now, counted.done
+            if done > shown:
+                on_progress(PHASE, done // MEGABYTE, total // MEGABYTE, {"bytes": done})
+                shown = done
 
 
 def _size(file: Place) -> int:

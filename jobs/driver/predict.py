@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import lineage, notes, progress, spec_unused
-from jobs.data import sources, tables, unchanged
+from jobs.data import opening, sources, tables, unchanged
 from jobs.data.examples import Source
 from jobs.data.prepare import DIGESTS
 from jobs.data.tables import TableForm
@@ -46,7 +46,8 @@ def predict_phase(job: Job) -> dict[str, Any]:
     storage.try_folder("predict.output", output.parent)
     task = loaded_task(get(job.spec.task.name)(job.spec.task.options), job.parent or "")
     generation = terms.generation_of(job.spec, task)
-    with unchanged.kept_in(job.storage / DIGESTS):
+    told = lambda phase, done, total, counts: progress.report(phase, done, total, **counts)  # noqa: E731
+    with unchanged.kept_in(job.storage / DIGESTS), opening.told(told):
         source = _open(job.spec, job.base)
     found, tolerance = _surveyed(job, task, source)
     _tell(job, source, found)

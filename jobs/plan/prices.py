@@ -64,7 +64,9 @@ def find(named: Path | None) -> Prices | None:
     if named is None and not path.exists():
         return None
     if not path.is_file():
-        raise UserError(f"--prices: {path} is no file; it holds `per_hour: {{h100: 2.5}}`, and `currency: EUR`")
+        raise UserError(
+            f"{'--prices: ' if named else ''}{path} is no file; it holds `per_hour: {{h100: 2.5}}`, and `currency: EUR`"
+        )
     table, found = specfile.load(path, PriceTable), dict[str, Price]()
     for name, price in table.per_hour.items():
         key = devices.key_of(name)

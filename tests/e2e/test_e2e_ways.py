@@ -195,7 +195,9 @@ class Looking(CausalLM):
     def loss(self, model, batch):
         files = Path({disk!r}).glob("tandem-*/*/parameters-*/*")
         found = {{str(path.parent.parent.name) + "/" + path.name: path.stat().st_size for path in files}}
-        Path({notes!r}, str(os.getpid())).write_text(json.dumps(found))
+        aside = Path({notes!r} + "-aside", str(os.getpid()))
+        aside.write_text(json.dumps(found))  # whoever writes may be killed
+        os.replace(aside, Path({notes!r}, str(os.getpid())))
         return super().loss(model, batch)
 """
 
@@ -205,6 +207,7 @@ def send_files(jobs: Jobs, folder: Path, offload: str) -> tuple[Path, Path]:
     disk, notes = folder / f"disk-{offload}", folder / f"notes-{offload}"
     disk.mkdir(exist_ok=True)
     notes.mkdir(exist_ok=True)
+    notes.with_name(f"{notes.name}-aside").mkdir(exist_ok=True)
     (folder / f"looking_{offload}.py").write_text(LOOKING.format(disk=str(disk), notes=str(notes)))
     where = {**ZERO_3, "offload": offload, "offload_parameters": "nvme", "nvme_path": str(disk)}
     config = {**LLAMA, "hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1}
