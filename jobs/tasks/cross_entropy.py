@@ -80,4 +80,8 @@ class _CrossEntropySums(torch.autograd.Function):
         """Scale by those of the rows, (R,), the gradient (R, T, V) that `forward` left, in place: it is used once."""
         gradient = ctx.gradient
         ctx.gradient = None
-        return gradient.mul_(scales[:, None, None]), None
+        if gradient.device.type != "cpu":
+            return gradient.mul_(scales[:, None, None]), None
+        for row, scale in zip(gradient, scales, strict=True):  # all at once, a CPU would make fp32 copies of bf16
+            row.mul_(scale)
+        return gradient, None

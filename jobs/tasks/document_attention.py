@@ -146,7 +146,11 @@ def _documents(
     fused, dropped = not dropout and query.shape == value.shape, Dropped(dropout, seed)
     for row, at in _pieces(ends):
         given = (query[row, :, at], key[row, :, at], value[row, :, at])
-        found = flash_on_cpu(*given, scale) if fused else attention_in_blocks.forward(*given, scale, dropped)
+        if fused:
+            found = flash_on_cpu(*given, scale)
+        else:
+            with torch.autocast("cpu", enabled=False):  # it is on in the forward pass alone
+                found = attention_in_blocks.forward(*given, scale, dropped)
         made[row, :, at], sums[row, :, at] = found
     return made, sums
 
@@ -177,7 +181,8 @@ def _documents_backward(
         if fused:
             found = flash_on_cpu_backward(*given, scale=scale)
         else:
-            found = attention_in_blocks.backward(*given, scale=scale, dropped=dropped)
+            with torch.autocast("cpu", enabled=False):
+                found = attention_in_blocks.backward(*given, scale=scale, dropped=dropped)
         for whole, piece in zip(of_each, found, strict=True):
             whole[row, :, at] = piece
     return of_each[0], of_each[1], of_each[2]

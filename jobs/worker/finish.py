@@ -45,13 +45,15 @@ def export_weights(worker: Worker) -> None:
         _end(worker)
         return
     found = _skeleton_and_pieces(worker)
+    why = _first_of(found if isinstance(found, str) else None)
     exports, check_newest = worker.spec.model.export, worker.saver.check_newest
     with elsewhere.begun(exports, worker.folder, worker.first, check_newest) as place:
-        if isinstance(found, tuple):
+        if why is None:
+            assert isinstance(found, tuple), "else there is a reason"
             _in_parts(worker, trained, *found, place)
         else:
             how = "gathers the whole model" if worker.engine.sliceable else "makes the whole model once more, in fp32,"
-            _say(worker, f"rank 0 {how} to write it: {found}")
+            _say(worker, f"rank 0 {how} to write it: {why}")
             _whole(worker, trained, place)
     _end(worker)
 
@@ -231,9 +233,14 @@ def _check(
         _measured_by_all(worker, trained, loaded, begun)
 
 
+def _first_of(reason: str | None) -> str | None:
+    """Return the reason of the first rank that has one. Collective."""
+    return next((each for each in resume.gathered(reason) if each is not None), None)
+
+
 def _for_all(begun: start.Start | str) -> start.Start | str:
     """Return what reads a model, or why it can be read whole only: on all ranks where one says so. Collective."""
-    why = next((each for each in resume.gathered(begun if isinstance(begun, str) else None) if each is not None), None)
+    why = _first_of(begun if isinstance(begun, str) else None)
     if why is None:
         return begun
     if isinstance(begun, start.Start):

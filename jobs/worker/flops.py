@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cluster.precision import Precision
 from jobs.plan import devices
-from jobs.tasks import Batch, document_attention
+from jobs.tasks import Batch, document_attention, packed_attention
 from jobs.worker.torch_internals import GROUPED_PRODUCT, TorchDispatchMode
 
 MOST_SHAPES = 32
@@ -172,7 +172,8 @@ class ModelFlops:
         """Count a micro-batch's forward pass if its shapes are new; None: its rows are no part of the step."""
         self._counter = None
         if batch is not None:
-            self._shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(batch.items()))
+            named = (item for item in sorted(batch.items()) if item[0] != packed_attention.ENDS)  # counts do not use it
+            self._shapes = tuple((name, tuple(tensor.shape)) for name, tensor in named)
             counts = self._counts.get(self._shapes, [])
             if self.unknown or (not counts and len(self._counts) >= MOST_SHAPES):
                 self._step = math.nan

@@ -20,8 +20,8 @@ from jobs.worker.weight_files import WeightFiles
 
 MOST_RUNS = 16_384
 """A tensor of more than so many runs is made whole: reading it bit by bit would take long, and much memory to know."""
-COLUMNS = 2
-"""So many elements of each row are followed: one could not tell a row from its mirror image."""
+COLUMNS = 6
+"""So many elements of each row are followed: of one a mirror image looks the same, of two what puts pairs apart."""
 
 
 @dataclass(frozen=True)

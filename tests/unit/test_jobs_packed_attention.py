@@ -78,6 +78,18 @@ def test_values_of_another_width_are_attended_to_in_blocks(monkeypatch: pytest.M
         torch.testing.assert_close(gradient, right, rtol=0, atol=3e-6)
 
 
+def test_autocast_of_the_forward_pass_does_not_reach_its_sums() -> None:
+    """It is over when the backward pass makes them again."""
+    query, key, value = inputs(2, torch.bfloat16)
+    wide = torch.cat([value, value], dim=-1)
+    with torch.no_grad():
+        given = (query, *(each.repeat_interleave(2, 1) for each in (key, wide)), ENDS, None, 0.0, None)
+        alone = document_attention.ON_CPU(*given)
+        with torch.autocast("cpu", torch.bfloat16):
+            under = document_attention.ON_CPU(*given)
+    assert all(map(torch.equal, alone, under))
+
+
 def dropped(share: float, ends: torch.Tensor = ENDS, seed: int = 0, **kinds: Any) -> torch.Tensor:
     """Return what is made of inputs; values are ones, so that it is the sum of the weights that are left."""
     query, key, value = inputs(4)

@@ -339,7 +339,7 @@ def test_experts_are_read_from_their_own_places_and_a_missing_one_is_noticed(tmp
 
 
 def operations() -> dict[str, tuple[list[Any], bool]]:
-    """Conversions of a (6, 4) and of another into one, and whether rows come out of them as they went in."""
+    """Conversions of a (6, 8) and of another into one, and whether rows come out of them as they went in."""
     from transformers.core_model_loading import Concatenate, Interleave, MergeModulelist, Transpose
     from transformers.integrations.gguf.gguf_conversion_mapping import SubtractOne
 
@@ -348,6 +348,7 @@ def operations() -> dict[str, tuple[list[Any], bool]]:
         "behind each other": ([Concatenate(dim=0)], True),
         "beside each other": ([Concatenate(dim=1)], False),
         "interleaved": ([Concatenate(dim=0), Interleave(dim=0)], True),
+        "interleaved within rows": ([Concatenate(dim=0), Interleave(dim=1)], False),
         "transposed": ([Concatenate(dim=0), Transpose(0, 1)], False),
         "calculated": ([Concatenate(dim=0), SubtractOne()], False),
     }
@@ -358,11 +359,11 @@ def test_a_conversion_is_read_by_ranges_where_it_keeps_rows_and_else_made_whole(
     from transformers.core_model_loading import WeightConverter
 
     done, keeps_rows = operations()[name]
-    tensors = {"a": torch.randn(6, 4), "b": torch.randn(6, 4)}
+    tensors = {"a": torch.randn(6, 8), "b": torch.randn(6, 8)}
     save_file(tensors, tmp_path / SINGLE)
     made = Conversion(Shapes(None, {}), "c", {"a": ["a"], "b": ["b"]}, WeightConverter(["a", "b"], "c", done))
     with WeightFiles(tmp_path) as files:
-        whole, runs = made.made(files)["c"], made.runs({"a": (6, 4), "b": (6, 4)})
+        whole, runs = made.made(files)["c"], made.runs({"a": (6, 8), "b": (6, 8)})
         assert (runs is not None) == keeps_rows
         if runs is not None:
             parts = [torch.empty(7), torch.empty(whole.numel() - 7)]
