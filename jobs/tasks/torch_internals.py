@@ -30,6 +30,12 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+EFFICIENT_OF_LENGTHS = torch.ops.aten._efficient_attention_forward
+"""(query (1, T, H, D), key, value, bias, begins, begins of keys, longest, …); jobs/worker/flops.py counts it."""
+EFFICIENT_OF_LENGTHS_BACKWARD = torch.ops.aten._efficient_attention_backward
+"""(gradient, query, key, value, bias, made, begins, begins of keys, longest, …)."""
+
+
 def flash_on_cpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +84,7 @@ def efficient_of_lengths(
         scale: what products are multiplied by; None: 1 / √D.
     """
     given = (query[None], key[None], value[None])
-    made: torch.Tensor = torch.ops.aten._efficient_attention_forward(
+    made: torch.Tensor = EFFICIENT_OF_LENGTHS(
         *given, None, bounds, bounds, longest, longest, dropout, _CAUSAL, True, scale=scale
     )[0]
     return made[0]

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from cluster.precision import Precision
 from jobs.plan import devices
 from jobs.tasks import Batch, document_attention, packed_attention
+from jobs.tasks.torch_internals import EFFICIENT_OF_LENGTHS, EFFICIENT_OF_LENGTHS_BACKWARD
 from jobs.worker.torch_internals import GROUPED_PRODUCT, TorchDispatchMode
 
 MOST_SHAPES = 32
@@ -96,8 +97,8 @@ FORMULAS: dict[Any, Formula] = {
     **{operation: flop_registry[operation] for operation in _PRODUCTS},
     **{getattr(aten, f"_scaled_dot_product_{kind}"): _attention for kind in _KINDS_OF_ATTENTION},
     **{getattr(aten, f"_scaled_dot_product_{kind}_backward"): _attention_backward for kind in _KINDS_OF_ATTENTION},
-    aten._efficient_attention_forward: _efficient_lengths,
-    aten._efficient_attention_backward: _efficient_lengths_backward,
+    EFFICIENT_OF_LENGTHS: _efficient_lengths,
+    EFFICIENT_OF_LENGTHS_BACKWARD: _efficient_lengths_backward,
     document_attention.ON_CPU: _attention,
     document_attention.ON_CPU_BACKWARD: _attention_backward,
     GROUPED_PRODUCT: _grouped,
