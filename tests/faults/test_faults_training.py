@@ -222,18 +222,16 @@ def _wait_for_checkpoint(storage: Path, name: str) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    ("stage", "said"), [(1, r"its loss on \S+ .* from the files"), (3, r"does not read back as it was written")]
-)
-def test_a_model_that_is_another_one_on_the_disk_is_not_registered(folder, storage, stage, said):
-    """Without its parts, the loss of the files shows it; with them, what each rank reads back."""
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_model_that_is_another_one_on_the_disk_is_not_registered(folder, storage, stage):
+    """What the ranks read back has another digest. (Of a model that is written whole the loss of its files shows it.)"""
     name = f"twisted-{stage}"
     settings = ("resources.workers=1", "training.steps=8", f"register.model={name}")
     settings += (f"training.deepspeed.zero_stage={stage}",)
     found = run(folder, storage, name, *settings, fault="damage:rank=0:step=8:phase=exported")
     assert list((found.folder / "faults").iterdir()), "it was damaged"
     assert found.status == "FAILED"
-    assert any(re.search(said, line) for line in found.log), found.log[-5:]
+    assert any("does not read back as it was written" in line for line in found.log), found.log[-5:]
     assert not (found.folder / "model").exists()
     assert found.run.info.status == "FAILED"
     with pytest.raises(UserError, match=f"no registered model '{name}'"):
