@@ -6,7 +6,6 @@ freeze or sleep, and with their nodes (test_faults_cluster.py).
 
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -224,7 +223,7 @@ def _wait_for_checkpoint(storage: Path, name: str) -> None:
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_model_that_is_another_one_on_the_disk_is_not_registered(folder, storage, stage):
-    """What the ranks read back has another digest. (Of a model that is written whole the loss of its files shows it.)"""
+    """What the ranks read back has another digest. Of a model that is written whole, the loss of its files shows it."""
     name = f"twisted-{stage}"
     settings = ("resources.workers=1", "training.steps=8", f"register.model={name}")
     settings += (f"training.deepspeed.zero_stage={stage}",)
