@@ -60,6 +60,11 @@ def gathered(mine: Value) -> list[Value]:
     return found
 
 
+def first_of(reason: str | None) -> str | None:
+    """Return what the first rank gives that gives something, on all of them. Collective."""
+    return next((found for found in gathered(reason) if found is not None), None)
+
+
 def reader(store: Store, manifest: Manifest) -> Reader:
     """Open the shards of a checkpoint."""
     return Reader(store, [f"{catalog.folder(manifest.step)}/{name}" for name in manifest.shards])

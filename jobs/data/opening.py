@@ -4,7 +4,7 @@
         sources = opening.each(open_one, paths)        on threads where there is much; the results in order
             opening.count(len(chunk))                  by whoever reads a file, in `open_one`
 
-Threads suffice: reading and digesting leave Python's lock alone.
+Threads do: reading and digesting leave Python's lock alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PHASE = "digest"
 SMALL_BYTES = 64 << 20
 """Files that are no more than this together are opened one after the other, and nothing is told."""
 THREADS = 16
-"""At most: more than that no disk and no store's connection gains by."""
+"""At most; chosen, not measured."""
 Made = TypeVar("Made")
 
 

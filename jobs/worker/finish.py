@@ -45,7 +45,7 @@ def export_weights(worker: Worker) -> None:
         _end(worker)
         return
     found = _skeleton_and_pieces(worker)
-    why = _first_of(found if isinstance(found, str) else None)
+    why = resume.first_of(found if isinstance(found, str) else None)
     exports, check_newest = worker.spec.model.export, worker.saver.check_newest
     with elsewhere.begun(exports, worker.folder, worker.first, check_newest) as place:
         if why is None:
@@ -233,14 +233,9 @@ def _check(
         _measured_by_all(worker, trained, loaded, begun)
 
 
-def _first_of(reason: str | None) -> str | None:
-    """Return the reason of the first rank that has one. Collective."""
-    return next((each for each in resume.gathered(reason) if each is not None), None)
-
-
 def _for_all(begun: start.Start | str) -> start.Start | str:
     """Return what reads a model, or why it can be read whole only: on all ranks where one says so. Collective."""
-    why = _first_of(begun if isinstance(begun, str) else None)
+    why = resume.first_of(begun if isinstance(begun, str) else None)
     if why is None:
         return begun
     if isinstance(begun, start.Start):
@@ -276,9 +271,8 @@ def agree(problem: str | None) -> None:
     Raises:
         WrongExport: there is something.
     """
-    for found in resume.gathered(problem):
-        if found is not None:
-            raise WrongExport(f"the exported files are not the model that was trained: {found}")
+    if (found := resume.first_of(problem)) is not None:
+        raise WrongExport(f"the exported files are not the model that was trained: {found}")
 
 
 def _perhaps_damaged(worker: Worker, weights: Path, place: Elsewhere | None = None) -> None:

@@ -84,6 +84,5 @@ class InTurn:
         Raises:
             OSError: there is something.
         """
-        for found in resume.gathered(self._problem):
-            if found is not None:
-                raise OSError(f"the exported model cannot be read back: {found}")
+        if (found := resume.first_of(self._problem)) is not None:
+            raise OSError(f"the exported model cannot be read back: {found}")

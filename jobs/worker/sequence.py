@@ -251,7 +251,7 @@ def share(task: SharesRows, model: torch.nn.Module, where: Place, batch: Batch) 
         model.train(was_training)
         shared.counts = False
     error = _distance(mine, expected[where.part * each :][:each])
-    if (found := next(filter(None, resume.gathered(_wrong(model, shared.calls, error, noise))), None)) is not None:
+    if (found := resume.first_of(_wrong(model, shared.calls, error, noise))) is not None:
         raise _cannot(where.parts, model, found)
     shared.said = [said(where.parts, batch["input_ids"].shape[1])]
     return shared

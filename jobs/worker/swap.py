@@ -112,7 +112,7 @@ def check_nodes(folder: Path, kept: Files, world_size: int, workers_here: int) -
         check_node(folder, kept, world_size, workers_here)
     except UserError as error:
         problem = str(error)
-    if (found := next(filter(None, resume.gathered(problem)), None)) is not None:
+    if (found := resume.first_of(problem)) is not None:
         raise UserError(found)
 
 
