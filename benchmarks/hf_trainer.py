@@ -1,16 +1,13 @@
 """The same training with Hugging Face Trainer and DeepSpeed. Run by benchmarks/training.py."""
 
-import json
 import os
-import sys
 import time
-from pathlib import Path
 
 import deepspeed
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from rival import Rival
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from cluster.precision import resolve, this_cpu
 from jobs.spec import TrainingSpec
 from jobs.worker.zero import deepspeed_config
 
@@ -41,35 +38,30 @@ class RandomTokens(torch.utils.data.Dataset):
 
 def main() -> None:
     """Train and write the step times."""
-    settings = json.loads(sys.argv[1])
+    rival = Rival()
+    told = rival.told
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    rows = settings["rows"] // int(os.environ["WORLD_SIZE"])
-    zero = {"zero_stage": settings["stage"]}
-    training = TrainingSpec(steps=settings["steps"], global_batch_size=settings["rows"], deepspeed=zero)
-    precision = resolve("auto", [this_cpu()])  # as Tandem does
+    zero = {"zero_stage": told["stage"]}
+    training = TrainingSpec(steps=told["steps"], global_batch_size=told["rows"], deepspeed=zero)
     arguments = TrainingArguments(
         output_dir="out",
-        max_steps=settings["steps"],
-        per_device_train_batch_size=rows,
-        bf16=precision == "bf16",
-        use_cpu=True,
-        deepspeed=deepspeed_config(training, rows, 1, precision=precision, on_gpu=False),
+        max_steps=told["steps"],
+        per_device_train_batch_size=rival.rows,
+        bf16=rival.precision == "bf16",
+        use_cpu=not rival.on_gpu,
+        deepspeed=deepspeed_config(training, rival.rows, 1, precision=rival.precision, on_gpu=rival.on_gpu),
         optim="adamw_torch_fused",
         learning_rate=1e-3,
         save_strategy="no",
         report_to=[],
         logging_steps=10**6,
         disable_tqdm=True,
+        torch_compile=told["compiled"],
     )
-    config = AutoConfig.for_model("llama", **settings["model"], tie_word_embeddings=True)
-    config.use_cache = False
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     clock = Clock()
-    data = RandomTokens(settings["rows"] * settings["steps"], settings["length"], config.vocab_size)
-    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[clock]).train()
-    if torch.distributed.get_rank() == 0:
-        times = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
-        Path(settings["result"]).write_text(json.dumps(times))
+    data = RandomTokens(told["rows"] * told["steps"], told["length"], rival.config.vocab_size)
+    Trainer(model=rival.model(), args=arguments, train_dataset=data, callbacks=[clock]).train()
+    rival.end([b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)])
 
 
 if __name__ == "__main__":

@@ -24,13 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from training import ROOT, SIZES, VOCABULARY, WARM_UP, spooled
+from training import ROOT, SIZES, VOCABULARY, WARM_UP, model_config, spooled
 
 sys.path.insert(0, str(ROOT))
-LARGE: dict[str, dict[str, int]] = {
-    "124M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 20, "num_attention_heads": 16},
-}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "compile": {"training": {"compile": True}},
@@ -62,7 +58,7 @@ class Taken:
 def main() -> None:
     """Take each way, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=[*SIZES, *LARGE], default="4M")
+    parser.add_argument("--size", choices=SIZES, default="4M")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row (default 256)")
     parser.add_argument("--rows", type=int, default=16, help="rows of a step (default 16)")
     parser.add_argument(
@@ -124,7 +120,6 @@ def peak_bytes(run: Path) -> float:
 
 def spec_of(name: str, options: argparse.Namespace, workers: int, on_gpu: bool) -> dict[str, Any]:
     """Return the job of one way."""
-    size = {**SIZES, **LARGE}[options.size]
     spec: dict[str, Any] = {
         "name": "paths",
         "phase": "pretrain",
@@ -135,7 +130,7 @@ def spec_of(name: str, options: argparse.Namespace, workers: int, on_gpu: bool) 
         },
         "model": {
             "architecture": "llama",
-            "config": {**size, "vocab_size": VOCABULARY, "tie_word_embeddings": True},
+            "config": {**model_config(options.size), "tie_word_embeddings": True},
         },
         "data": {"train": "python-stdlib", "max_examples": 600, "eval_fraction": 0},
         "training": {

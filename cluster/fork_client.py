@@ -43,6 +43,8 @@ SHARED = (
     "THP_MEM_ALLOC_ENABLE",
 )
 """Variables that what is imported looks at, and the cluster's mark, which a forked process shows for good."""
+REFUSED = ".refused"
+"""What follows a server's address in the name of a file: its imports failed, or what has made them cannot be forked."""
 IS_FORKED = "TANDEM_FORKED"
 """A variable of processes that `shadow` has had forked."""
 
@@ -145,6 +147,8 @@ def _connected(hook: str, session: str, environment: Mapping[str, str]) -> socke
     deadline = time.monotonic() + START_TIMEOUT_S
     with open(f"{address}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(f"{address}{REFUSED}"):
+            raise FileNotFoundError(f"it could not make its imports: see {key} in {session}/logs")
         try:
             return _connect(address)
         except OSError:

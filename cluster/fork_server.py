@@ -23,9 +23,10 @@ import struct
 import sys
 import time
 import traceback
+from pathlib import Path
 
 from cluster import garbage
-from cluster.fork_client import check_peer, is_alive
+from cluster.fork_client import REFUSED, check_peer, is_alive
 from cluster.ray_process_internals import RAYLET_PID
 
 IDLE_S = 900.0
@@ -139,7 +140,11 @@ def serve(address: str, hook: str) -> None:
     """
     gc.disable()  # a collection finds next to nothing while modules are imported, and looks through all of them
     module, _, function = hook.partition(":")
-    getattr(importlib.import_module(module), function)()
+    try:
+        getattr(importlib.import_module(module), function)()
+    except BaseException:
+        Path(f"{address}{REFUSED}").touch()  # the next client need not try
+        raise
     garbage.settle()
     gc.enable()
     raylet = int(os.environ.get(RAYLET_PID) or 0)

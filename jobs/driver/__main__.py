@@ -26,9 +26,9 @@ if __name__ == "__main__":
             flush=True,
         )
         sys.exit(2)
-    from jobs.driver.warm import shadow_at_once
+    from jobs.driver.warm import shadow
 
-    if (code := shadow_at_once("jobs.driver", sys.argv[1:])) is not None:
+    if (code := shadow("jobs.driver")) is not None:
         sys.exit(code)
     from jobs.driver.main import leave, main
 

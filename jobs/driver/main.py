@@ -39,8 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
         base = Path(os.environ.get("TANDEM_SPEC_FOLDER") or options.spec.parent).absolute()
         storage.check(spec, base)
         stopping.end_before_it_begins()
-        if (code := warm.shadow(spec, "jobs.driver")) is not None:
-            return code
         placed = connect_and_place(spec)
         from jobs.driver import attempt
 
@@ -54,7 +52,7 @@ def connect_and_place(spec: JobSpec) -> dict[str, int]:
     """Connect to the cluster, make sure that the job fits, have its processes started; return how they are placed."""
     environment = warm.environment(spec)
     os.environ.update({name: value for name, value in environment.items() if name.startswith("RAY_TRAIN_")})
-    connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment, **warm.executable(spec)})
+    connect.init_ray(log_to_driver=True, runtime_env={"env_vars": environment, **warm.executable()})
     stopping.end_before_it_begins()  # Ray has taken the signals for itself
     placed = check_it_fits(spec)
     if spec.phase != "sweep":  # whose trials have processes of their own

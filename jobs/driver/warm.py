@@ -8,11 +8,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cluster import fork_client, prestart, ray_process_internals
+from cluster import fork_client, forkable, prestart, ray_process_internals
 from jobs import noise
 from jobs.checkpoint import torch_internals
 
@@ -43,13 +42,13 @@ def _environment(*, on_gpu: bool) -> dict[str, str]:
         **torch_internals.HUGE_PAGES,
         # Ray Train's own actors look for the cluster by themselves, and find two where two run on one machine.
         **{name: os.environ[name] for name in ("RAY_ADDRESS",) if name in os.environ},
-        **({} if on_gpu else {"DS_ACCELERATOR": "cpu"}),
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cuda") if on_gpu else "cpu",  # else it wakes the GPU
         **ray_process_internals.CONTROLLER_SETTINGS,
         ray_process_internals.HOOK_VARIABLE: "jobs.driver.warm.import_for_control",
     }
 
 
-def shadow(spec: JobSpec, module: str) -> int | None:
+def shadow(module: str) -> int | None:
     """Have this process's work done by one that is forked with the imports made, and return its exit code.
 
     None: this process has to do it.
@@ -57,54 +56,22 @@ def shadow(spec: JobSpec, module: str) -> int | None:
     Args:
         module: what this process runs, as `python -m` does.
     """
-    return _shadow(module) if _forks(spec) else None
-
-
-def shadow_at_once(module: str, arguments: Sequence[str]) -> int | None:
-    """Do the same before the spec is read, which takes half a second of imports, where it can ask for no GPU.
-
-    None: this process has to do it, or to ask `shadow` once it has the spec.
-
-    Args:
-        arguments: of the driver: the spec's path, then what is set besides.
-    """
-    if fork_client.IS_FORKED in os.environ or not is_ours(os.environ.get(ray_process_internals.JOB_MARKER, "")):
+    if not _is_forked():
         return None
-    if not names_no_gpu(arguments):
-        return None
-    code = _shadow(module)
-    if code is None:
-        os.environ[fork_client.IS_FORKED] = "1"  # there is no server: `shadow` need not try again
-    return code
-
-
-def names_no_gpu(arguments: Sequence[str]) -> bool:
-    """Say whether a driver's spec, and what is set besides, do not even name `gpus_per_worker`, which is 0 then."""
-    try:
-        spec = Path(arguments[0]).read_text(encoding="utf-8")
-    except (IndexError, OSError, ValueError):
-        return False  # it is refused, in words, by who reads it
-    return not any("gpus_per_worker" in text for text in (spec, *arguments))
-
-
-def _shadow(module: str) -> int | None:
     return fork_client.shadow(FORK_HOOK, module, {**os.environ, **_environment(on_gpu=False), DRIVES: "1"})
 
 
-def executable(spec: JobSpec) -> dict[str, str]:
+def executable() -> dict[str, str]:
     """Return the part of the runtime environment that has the job's processes forked from one that has imported."""
-    if not _forks(spec):
-        return {}
-    return {"py_executable": fork_client.py_executable(FORK_HOOK)}
+    return {"py_executable": fork_client.py_executable(FORK_HOOK)} if _is_forked() else {}
 
 
-def _forks(spec: JobSpec) -> bool:
-    """Say whether the job's processes may be forked.
+def _is_forked() -> bool:
+    """Say whether this job's processes may be forked.
 
-    Not with GPUs: libraries that look for one while they are imported leave a CUDA that cannot be forked. Nor where the
-    job has an environment of its own, of which something may act while libraries are imported.
+    Not where it has an environment of its own, of which something may act while libraries are imported.
     """
-    return not spec.resources.gpus_per_worker and is_ours(os.environ.get(ray_process_internals.JOB_MARKER, ""))
+    return is_ours(os.environ.get(ray_process_internals.JOB_MARKER, ""))
 
 
 def is_ours(marker: str) -> bool:
@@ -131,12 +98,20 @@ def start(placed: Mapping[str, int], *, controller: bool = False, spare: bool = 
 
 
 def import_before_ray() -> None:
-    """Import what a worker needs, but for Ray: what the fork server does."""
-    noise.quiet()
-    if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it looks for the GPU, which only a worker is given
-        from jobs.worker.deepspeed_internals import import_deepspeed
+    """Import what a worker needs, but for Ray: what the fork server does.
 
-        import_deepspeed()  # before transformers imports it at full length
+    Raises:
+        CannotFork: what has imported it is awake (cluster/forkable.py).
+    """
+    with forkable.asleep():
+        _import()
+
+
+def _import() -> None:
+    from jobs.worker.deepspeed_internals import import_deepspeed
+
+    noise.quiet()
+    import_deepspeed()  # before transformers imports it at full length
     modules = ["transformers.modeling_utils", "pyarrow.dataset", "pyarrow.parquet", "jobs.worker.loop", *OF_RAY]
     if os.environ.get(DRIVES):
         modules += ["jobs.driver.attempt", "mlflow.tracking"]
@@ -146,7 +121,7 @@ def import_before_ray() -> None:
 
 def import_for_training() -> None:
     """Import what a worker needs."""
-    import_before_ray()
+    _import()
     importlib.import_module("ray.train.torch")
 
 

@@ -34,28 +34,6 @@ def test_what_ray_left_may_be_nothing_or_nonsense(marker, ours):
     assert warm.is_ours(marker) is ours
 
 
-@pytest.mark.parametrize(
-    ("text", "arguments", "certain"),
-    [
-        ("name: a", [], True),
-        ("resources: {workers: 2}", ["--set", "training.steps=3"], True),
-        ("resources: {gpus_per_worker: 1}", [], False),
-        ("resources: {gpus_per_worker: 0}", [], False),
-        ("name: a", ["--set", "resources={gpus_per_worker: 1}"], False),
-    ],
-)
-def test_a_spec_that_does_not_name_gpus_is_known_to_want_none_before_it_is_read(tmp_path, text, arguments, certain):
-    path = tmp_path / "spec.yaml"
-    path.write_text(text)
-    assert warm.names_no_gpu([str(path), *arguments]) is certain
-
-
-def test_a_driver_without_a_readable_spec_says_so_itself(tmp_path):
-    assert not warm.names_no_gpu([])
-    assert not warm.names_no_gpu(["--set", "name=a"])
-    assert not warm.names_no_gpu([str(tmp_path / "none.yaml")])
-
-
 def test_the_shadow_of_a_driver_and_the_guard_import_no_spec():
     """Half a second of imports before a job is even begun, and of a process beside it."""
     code = "import sys, jobs.driver.{}; print({{'jobs.spec', 'numpy', 'ray', 'torch'}} & sys.modules.keys())"

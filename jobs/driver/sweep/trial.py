@@ -27,7 +27,7 @@ def main(folder: Path) -> int:
     try:
         spec = JobSpec.model_validate(values)
         stopping.end_before_it_begins()
-        if (code := warm.shadow(spec, "jobs.driver.sweep.trial")) is not None:
+        if (code := warm.shadow("jobs.driver.sweep.trial")) is not None:
             return code
         threading.Thread(target=_end_with_sweep, name="tandem-sweep", daemon=True).start()
         placed = driver.connect_and_place(spec)

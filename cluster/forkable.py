@@ -1,0 +1,107 @@
+"""Imports that leave CUDA asleep, so that a process that has made them can be forked.
+
+The children of a process that has woken the CUDA driver cannot use it (torch's notes on multiprocessing, "poison
+fork"). Libraries look for GPUs while they are imported. How many there are, torch learns without the driver from NVML
+where PYTORCH_NVML_BASED_CUDA_CHECK is set; what they can do, the driver alone tells. A child is asked for that, and
+its answer stands in for the driver's while things are imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+
+OF_ONE_GPU = ("uuid", "pci_bus_id", "pci_device_id", "pci_domain_id")
+"""What tells GPUs of one kind apart."""
+NOT_AWAKE = 3
+"""What the driver answers before it is initialised: CUDA_ERROR_NOT_INITIALIZED."""
+
+
+class CannotFork(RuntimeError):
+    """A process that is forked off this one could not use its GPUs."""
+
+
+@contextmanager
+def asleep() -> Iterator[None]:
+    """Have what is imported meanwhile find this machine's GPUs without waking CUDA.
+
+    Raises:
+        CannotFork: it was woken, GPUs of several kinds are here, or what they are cannot be asked.
+    """
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    import torch
+
+    if torch.version.hip is not None:
+        raise CannotFork("whether ROCm can be forked is not known")
+    if torch.version.cuda is None or not torch.cuda.device_count():
+        yield
+    else:
+        described = SimpleNamespace(**kind_of(_asked()))
+        plain = torch.cuda.get_device_properties, torch.cuda.current_device
+        torch.cuda.get_device_properties, torch.cuda.current_device = lambda *_: described, lambda: 0
+        try:
+            yield
+        finally:
+            torch.cuda.get_device_properties, torch.cuda.current_device = plain
+    if is_awake():
+        raise CannotFork("something that was imported has initialised CUDA")
+
+
+def is_awake() -> bool:
+    """Say whether this process has initialised the CUDA driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    found: int = driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
+    return found != NOT_AWAKE
+
+
+def kind_of(gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the properties that all GPUs of a machine share. Pure.
+
+    Raises:
+        CannotFork: they are of several kinds, so that what is imported may depend on which one a worker is given.
+    """
+    kinds = [{name: value for name, value in gpu.items() if name not in OF_ONE_GPU} for gpu in gpus]
+    if not kinds:
+        raise CannotFork("the GPUs could not be asked for what they are")
+    for kind in kinds[1:]:
+        if kind != kinds[0]:
+            names = sorted({str(each.get("name")) for each in kinds})
+            raise CannotFork(f"this machine has GPUs of several kinds ({', '.join(names)})")
+    return kinds[0]
+
+
+def _asked() -> list[dict[str, Any]]:
+    """Return the properties of each GPU, as a child of this process sees them; none if it fails."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            os.write(writer, json.dumps(_properties()).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as answer:
+        found = answer.read()
+    os.waitpid(pid, 0)
+    return list(json.loads(found or "[]"))
+
+
+def _properties() -> list[dict[str, Any]]:
+    import torch
+
+    every = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [
+        {
+            name: getattr(gpu, name)
+            for name in dir(gpu)
+            if not name.startswith("_") and isinstance(getattr(gpu, name), bool | int | float | str)
+        }
+        for gpu in every
+    ]
