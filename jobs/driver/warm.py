@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cluster import fork_client, forkable, prestart, ray_process_internals
+from cluster import cuda_internals, fork_client, prestart, ray_process_internals
 from jobs import noise
 from jobs.checkpoint import torch_internals
 
@@ -101,9 +101,9 @@ def import_before_ray() -> None:
     """Import what a worker needs, but for Ray: what the fork server does.
 
     Raises:
-        CannotFork: what has imported it is awake (cluster/forkable.py).
+        CannotFork: what has imported it is awake (cluster/cuda_internals.py).
     """
-    with forkable.asleep():
+    with cuda_internals.asleep():
         _import()
 
 

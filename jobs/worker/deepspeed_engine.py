@@ -78,6 +78,7 @@ class Engine:
         self._moments_made = False
         """Whether a first update has made all that stays."""
         deepspeed_internals.replace_clipping(self.model, self._clip_and_note)
+        deepspeed_internals.reduce_in_place(self.model)
         self._alone = not self.model.zero_optimization()
         """Whether every rank holds all of the training state."""
         stage, found = self.model.zero_optimization_stage(), type(self.model.optimizer).__name__

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,12 @@ ENTRIES = (
         "replaced by one that keeps the norm: without ZeRO, DeepSpeed forgets the norm it clips by",
         "`gradient_norm` is NaN at stage 0",
         "`get_global_grad_norm` answers at stage 0",
+    ),
+    Internal(
+        "DeepSpeedEngine.allreduce_no_retain, allreduce_bucket",
+        "replaced by one that sums large gradients where they lie: DeepSpeed copies all behind each other, and back",
+        "without ZeRO, and at stage 1 in bf16, a step on CPUs takes up to a sixth longer",
+        "it copies only what is small",
     ),
     Internal(
         "DeepSpeedEngine._zero3_consolidated_16bit_state_dict",
@@ -117,6 +124,8 @@ ENTRIES = (
 )
 
 
+LARGE = 1 << 20
+"""Elements of a gradient that is summed by itself: the time of another collective is nothing beside its own."""
 Plain = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """Tensors of any shapes → one with their elements behind each other, (N,)."""
 
@@ -177,6 +186,23 @@ def initialize(
 def replace_clipping(engine: Any, clip: Callable[[], None]) -> None:
     """Have an engine without ZeRO clip its gradients by `clip`."""
     engine.clip_fp32_gradients = clip
+
+
+def reduce_in_place(engine: Any) -> None:
+    """Have an engine sum large gradients over the ranks where they lie, as far as it is the engine that sums them.
+
+    That is without ZeRO, where there is one a parameter, and at stage 1 in bf16: one a group of parameters.
+    """
+    plain = engine.allreduce_no_retain
+
+    def reduce(bucket: Sequence[torch.Tensor], dp_group: Any, dp_world_size: Any = None, **others: Any) -> None:
+        large = [each.numel() >= LARGE and each.is_contiguous() for each in bucket]
+        for gradient in compress(bucket, large):
+            engine.allreduce_bucket([gradient], dp_group, dp_world_size)
+        if small := [gradient for gradient, alone in zip(bucket, large, strict=True) if not alone]:
+            plain(small, dp_group, dp_world_size=dp_world_size, **others)
+
+    engine.allreduce_no_retain = reduce
 
 
 def consolidated_weights(engine: Any) -> dict[str, torch.Tensor] | None:

@@ -139,6 +139,9 @@ def _zero(training: TrainingSpec, on_gpu: bool) -> dict[str, Any]:
         "contiguous_gradients": True,
         "stage3_gather_16bit_weights_on_model_save": True,
     }
+    if training.deepspeed.zero_stage in (1, 2) and not on_gpu:
+        # DeepSpeed 0.19 copies the buffer of gradients to sum it by ranks, all of it on each, and copies that back.
+        zero["reduce_scatter"] = False
     if training.deepspeed.zero_stage == 3 and not on_gpu:
         zero |= SMALL_BUCKETS
     if training.deepspeed.offload != "none":

@@ -9,6 +9,7 @@ import sys
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from jobs.worker import deepspeed_internals, zero_layouts
 from jobs.worker.deepspeed_keys import LEAF, OFFLOAD, SPEC, STAGE3_NAMES, TOP, ZERO
@@ -65,6 +66,16 @@ def _clip() -> None:
 
     calls(DeepSpeedEngine._take_model_step, "self.clip_fp32_gradients()")
     has_attributes(DeepSpeedEngine, "get_global_grad_norm", "zero_optimization_stage")
+
+
+@DEEPSPEED.check("DeepSpeedEngine.allreduce_no_retain, allreduce_bucket")
+def _sums() -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    calls(DeepSpeedEngine._reduce_non_expert_gradients, "self.allreduce_no_retain(dense_bucket,")
+    calls(DeepSpeedEngine.allreduce_bucket, "tensor = self.flatten(bucket)", "tensor.copy_(tensor_to_allreduce)")
+    alone = torch.arange(4.0).reshape(2, 2)
+    assert torch._utils._flatten_dense_tensors([alone]).data_ptr() == alone.data_ptr()
 
 
 @DEEPSPEED.check("DeepSpeedEngine._zero3_consolidated_16bit_state_dict")

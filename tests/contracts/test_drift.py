@@ -65,6 +65,7 @@ CONTRACTS = (
     test_ray_serve_contract.SERVE,
     test_deepspeed_contract.DEEPSPEED,
     test_mlflow_contract.MLFLOW,
+    test_torch_contract.CUDA,
     test_torch_contract.JOBS,
     test_torch_contract.TASKS,
     test_torch_contract.WORKER,

@@ -1,16 +1,20 @@
 """Torch and torchao still have what the adapters in jobs/checkpoint/, jobs/worker/ and serve/engines/torch/ rely on."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from cluster import cuda_internals
 from jobs.checkpoint import torch_internals as jobs_internals
 from jobs.tasks import torch_internals as tasks_internals
 from jobs.worker import torch_internals as worker_internals
 from serve.engines.torch import torch_internals as serve_internals
 from tests.support.contracts import Contract, binary_holds, has_attributes
 
+CUDA = Contract("cluster/cuda_internals.py", cuda_internals.ENTRIES)
 JOBS = Contract("jobs/checkpoint/torch_internals.py", jobs_internals.ENTRIES)
 TASKS = Contract("jobs/tasks/torch_internals.py", tasks_internals.ENTRIES)
 WORKER = Contract("jobs/worker/torch_internals.py", worker_internals.ENTRIES)
@@ -28,6 +32,24 @@ def near(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Within what bf16 rounds: 2^-8 of the largest value, at a few places."""
     assert found.shape == expected.shape
     assert float((found.float() - expected).abs().max() / expected.abs().max()) < 0.02
+
+
+@CUDA.check("torch.cuda.get_device_properties, torch.cuda.current_device")
+def _asleep() -> None:
+    """In a process of its own, which has not computed; with a GPU, a forked child computes on it."""
+    code = (
+        "import os, torch; from cluster import cuda_internals\n"
+        "plain = torch.cuda.get_device_properties, torch.cuda.current_device\n"
+        "with cuda_internals.asleep():\n"
+        "    import torch.utils._triton; torch.utils._triton.has_triton()\n"
+        "assert plain == (torch.cuda.get_device_properties, torch.cuda.current_device)\n"
+        "assert not cuda_internals.is_awake()\n"
+        "if torch.cuda.device_count() and not os.fork():\n"
+        "    os._exit(int(torch.ones(2, device='cuda').sum().item() != 2))\n"
+        "elif torch.cuda.device_count():\n"
+        "    assert os.wait()[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @JOBS.check("torch.distributed.distributed_c10d._get_default_store")

@@ -143,6 +143,10 @@ def test_without_a_server_it_becomes_a_plain_python(session: Path, broken: str) 
     assert not found["loaded"]
     assert process.returncode == 3
     assert "this process imports by itself" in errors
+    if broken == "hook":
+        _, errors = answer(start(session, "two", hook="hook:fail"))
+        assert "it could not make its imports" in errors  # nobody waits for another server that fails
+        assert len(list((session / "logs").glob("forkserver-*.log"))) == 1
 
 
 def test_a_server_that_was_killed_is_replaced(session: Path) -> None:

@@ -16,6 +16,16 @@ from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
+from cluster.internals import Internal
+
+ENTRIES = (
+    Internal(
+        "torch.cuda.get_device_properties, torch.cuda.current_device",
+        "replaced while things are imported: torchao, which transformers imports, asks them what the GPU can do",
+        "workers with GPUs are started, not forked: each imports for itself, ten seconds and more",
+        "torch tells a GPU's compute capability without its driver, as it does how many there are",
+    ),
+)
 OF_ONE_GPU = ("uuid", "pci_bus_id", "pci_device_id", "pci_domain_id")
 """What tells GPUs of one kind apart."""
 NOT_AWAKE = 3
