@@ -47,6 +47,8 @@ OUTPUTS = {"1B": 32_000, "124M": 50_304}
 """Tokens that a model of the size knows; others know the tokenizer's."""
 WARM_UP = 5
 PARTS = ("data_wait_s", "forward_s", "backward_s", "loss_sum_s", "communication_s", "optimizer_s", "mfu")
+LOG = "job.log"
+"""What Tandem's jobs print, with seconds since their submission."""
 RIVALS = {
     "deepspeed": ("bare_deepspeed.py", {}),
     "hf trainer": ("hf_trainer.py", {}),
@@ -123,6 +125,7 @@ def main() -> None:
     if options.steps < WARM_UP + 3:
         parser.error(f"--steps {options.steps}: the first {WARM_UP} only warm up, so at least {WARM_UP + 3} are needed")
     work = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
+    print(f"what Tandem's jobs print: {work / LOG}", file=sys.stderr)
     os.environ["TANDEM_HOME"] = str(work)
 
     from cluster import local
@@ -193,7 +196,12 @@ def tandem_job(work: Path, options: argparse.Namespace) -> Job:
     path = work / "bench.yaml"
     path.write_text(yaml.safe_dump(spec_of(options)))
     began = time.time()
-    outcome = submit.follow(submit.submit(path, []), lambda line, meaning: None)
+    with (work / LOG).open("a", encoding="utf-8") as log:
+
+        def note(line: str, _: object) -> None:
+            print(f"{time.time() - began:7.1f} s  {line}", file=log, flush=True)
+
+        outcome = submit.follow(submit.submit(path, []), note)
     if outcome.status != "SUCCEEDED":
         raise SystemExit("\n".join(outcome.log))
     records = spooled(Path(outcome.result["directory"]).parent)
@@ -227,13 +235,17 @@ def untracked(work: Path, options: argparse.Namespace) -> list[float]:
     """Run the same worker group with nobody sending to MLflow; return its step times."""
     path, home = work / "untracked.yaml", str(work)
     path.write_text(yaml.safe_dump(spec_of(options)))
-    found = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": found, "TANDEM_HOME": home}
+    environment = {**os.environ, "PYTHONPATH": import_path(), "TANDEM_HOME": home}
     command = [sys.executable, str(ROOT / "benchmarks" / "untracked.py"), str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return [r["metrics"]["step_time_s"] for r in spooled(Path(done.stdout.split()[-1]))]
+
+
+def import_path() -> str:
+    """Return where scripts find Tandem, and what this process has found besides."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def torchrun(script: str, told: dict[str, Any], options: argparse.Namespace) -> tuple[list[float], float]:
@@ -243,9 +255,8 @@ def torchrun(script: str, told: dict[str, Any], options: argparse.Namespace) -> 
         settings = {"steps": options.steps, "model": model_config(options.size), "rows": options.rows,
                     "length": options.length, "stage": options.stage, "result": str(result), "on_gpu": gpus() > 0,
                     "compiled": options.compile, **told}  # fmt: skip
-        found = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(found)}
-        environment |= {} if gpus() else {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        on_cpu = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        environment = {**os.environ, "PYTHONPATH": import_path(), **({} if gpus() else on_cpu)}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.workers}"]
         command += [str(ROOT / "benchmarks" / script), json.dumps(settings)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)

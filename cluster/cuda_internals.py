@@ -28,8 +28,6 @@ ENTRIES = (
 )
 OF_ONE_GPU = ("uuid", "pci_bus_id", "pci_device_id", "pci_domain_id")
 """What tells GPUs of one kind apart."""
-NOT_AWAKE = 3
-"""What the driver answers before it is initialised: CUDA_ERROR_NOT_INITIALIZED."""
 
 
 class CannotFork(RuntimeError):
@@ -68,8 +66,8 @@ def is_awake() -> bool:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
-    found: int = driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
-    return found != NOT_AWAKE
+    found: int = driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))  # before that it is CUDA_ERROR_NOT_INITIALIZED
+    return found == 0
 
 
 def kind_of(gpus: list[dict[str, Any]]) -> dict[str, Any]:
