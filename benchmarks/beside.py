@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), default=3, help="of ZeRO (default 3)")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=14.0, help="of a turn (default 14)")
-    parser.set_defaults(size="14M", workers=2, rows=16)
+    parser.set_defaults(size="14M", workers=2, rows=16, length=256, compile=False)
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
     os.environ["TANDEM_HOME"] = str(work)

@@ -213,14 +213,18 @@ def tandem_job(work: Path, options: argparse.Namespace) -> Job:
 def medians(records: list[dict[str, Any]]) -> dict[str, float]:
     """Return the median of each part of a step, and of its MFU."""
     found = {name: [record["metrics"].get(name) for record in records] for name in PARTS}
-    return {name: statistics.median(filter(None, values)) for name, values in found.items() if any(values)}
+    known = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return {name: statistics.median(values) for name, values in known.items() if values}
 
 
 def plan_error() -> str:
     """Say how far the plan of the last run was off."""
     from tracking import plan_errors
 
-    run = plan_errors.compared(1)[0]
+    found = plan_errors.compared(1)
+    if not found:
+        return "plan: not known"
+    run = found[0]
     memory, step = (f"{each.error:+.1%}" if each.error is not None else "not known" for each in (run.memory, run.step))
     return f"plan: memory {memory}, step {step} ({run.layout})"
 

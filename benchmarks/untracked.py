@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
+from rival import precision_here
+
 from cluster import connect, home, specfile
-from cluster.precision import resolve, this_cpu
 from jobs.claim import claim
 from jobs.data import prepare
 from jobs.driver import phases, warm
@@ -21,7 +22,7 @@ def main() -> None:
     connect.init_ray(runtime_env=connect.runtime_env(env_vars=warm.environment(spec)))
     storage = home.home() / "storage"
     folder, _ = claim(storage, spec)
-    precision, stop = resolve("auto", [this_cpu()]), Stop(folder, trains=True)
+    precision, stop = precision_here(), Stop(folder, trains=True)
     job = Job(spec, path.parent, storage, folder, None, None, {}, precision, stop)  # type: ignore[arg-type]  # no sender
     prepared = prepare.prepare(spec, path.parent, storage, parent=None, on_progress=lambda *event: None)
     phases.run_workers(job, loop.train_worker, prepared)

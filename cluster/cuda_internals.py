@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
@@ -21,13 +22,20 @@ from cluster.internals import Internal
 ENTRIES = (
     Internal(
         "torch.cuda.get_device_properties, torch.cuda.current_device",
-        "replaced while things are imported: torchao, which transformers imports, asks them what the GPU can do",
+        "replaced by ones that another process answers while things are imported, and they themselves from then on: "
+        "torchao, which transformers imports, asks them what the GPU can do, and modules keep them",
         "workers with GPUs are started, not forked: each imports for itself, ten seconds and more",
         "torch tells a GPU's compute capability without its driver, as it does how many there are",
     ),
+    Internal(
+        "torch._dynamo.device_interface.caching_worker_device_properties",
+        "emptied once things are imported: it keeps what the other process has answered",
+        "torch.compile takes every GPU of a node for the first",
+        "torch tells what GPUs can do without their driver",
+    ),
 )
-OF_ONE_GPU = ("uuid", "pci_bus_id", "pci_device_id", "pci_domain_id")
-"""What tells GPUs of one kind apart."""
+KIND = ("name", "major", "minor", "multi_processor_count")
+"""What GPUs of one kind have in common."""
 
 
 class CannotFork(RuntimeError):
@@ -49,15 +57,33 @@ def asleep() -> Iterator[None]:
     if torch.version.cuda is None or not torch.cuda.device_count():
         yield
     else:
-        described = SimpleNamespace(**kind_of(_asked()))
-        plain = torch.cuda.get_device_properties, torch.cuda.current_device
-        torch.cuda.get_device_properties, torch.cuda.current_device = lambda *_: described, lambda: 0
-        try:
+        with _standing_in(SimpleNamespace(**kind_of(_asked_of_a_child()))):
             yield
-        finally:
-            torch.cuda.get_device_properties, torch.cuda.current_device = plain
     if is_awake():
         raise CannotFork("something that was imported has initialised CUDA")
+
+
+@contextmanager
+def _standing_in(described: SimpleNamespace) -> Iterator[None]:
+    """Answer for the driver meanwhile. What asks it stays replaced, since modules keep it, and asks it from then on."""
+    import torch
+
+    importing = True
+    of_device, current = torch.cuda.get_device_properties, torch.cuda.current_device
+
+    def get_device_properties(*device: Any, **named: Any) -> Any:
+        return described if importing else of_device(*device, **named)
+
+    def current_device() -> int:
+        return 0 if importing else current()
+
+    torch.cuda.get_device_properties, torch.cuda.current_device = get_device_properties, current_device
+    try:
+        yield
+    finally:
+        importing = False
+        if interface := sys.modules.get("torch._dynamo.device_interface"):
+            interface.caching_worker_device_properties.clear()
 
 
 def is_awake() -> bool:
@@ -71,22 +97,20 @@ def is_awake() -> bool:
 
 
 def kind_of(gpus: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the properties that all GPUs of a machine share. Pure.
+    """Return the properties of the first of a machine's GPUs, which are of one kind. Pure.
 
     Raises:
         CannotFork: they are of several kinds, so that what is imported may depend on which one a worker is given.
     """
-    kinds = [{name: value for name, value in gpu.items() if name not in OF_ONE_GPU} for gpu in gpus]
-    if not kinds:
+    if not gpus:
         raise CannotFork("the GPUs could not be asked for what they are")
-    for kind in kinds[1:]:
-        if kind != kinds[0]:
-            names = sorted({str(each.get("name")) for each in kinds})
-            raise CannotFork(f"this machine has GPUs of several kinds ({', '.join(names)})")
-    return kinds[0]
+    kinds = {tuple(gpu.get(name) for name in KIND) for gpu in gpus}
+    if len(kinds) > 1:
+        raise CannotFork(f"this machine has GPUs of several kinds: {', '.join(map(str, sorted(kinds)))}")
+    return gpus[0]
 
 
-def _asked() -> list[dict[str, Any]]:
+def _asked_of_a_child() -> list[dict[str, Any]]:
     """Return the properties of each GPU, as a child of this process sees them; none if it fails."""
     reader, writer = os.pipe()
     pid = os.fork()

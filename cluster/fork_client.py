@@ -44,7 +44,7 @@ SHARED = (
 )
 """Variables that what is imported looks at, and the cluster's mark, which a forked process shows for good."""
 REFUSED = ".refused"
-"""What follows a server's address in the name of a file: its imports failed, or what has made them cannot be forked."""
+"""What follows a server's address in the name of a file: what has made the imports cannot be forked here."""
 IS_FORKED = "TANDEM_FORKED"
 """A variable of processes that `shadow` has had forked."""
 
@@ -148,7 +148,7 @@ def _connected(hook: str, session: str, environment: Mapping[str, str]) -> socke
     with open(f"{address}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.path.exists(f"{address}{REFUSED}"):
-            raise FileNotFoundError(f"it could not make its imports: see {key} in {session}/logs")
+            raise FileNotFoundError(f"its imports cannot be forked here: see {key} in {session}/logs")
         try:
             return _connect(address)
         except OSError:

@@ -26,6 +26,7 @@ import traceback
 from pathlib import Path
 
 from cluster import garbage
+from cluster.cuda_internals import CannotFork
 from cluster.fork_client import REFUSED, check_peer, is_alive
 from cluster.ray_process_internals import RAYLET_PID
 
@@ -142,7 +143,7 @@ def serve(address: str, hook: str) -> None:
     module, _, function = hook.partition(":")
     try:
         getattr(importlib.import_module(module), function)()
-    except BaseException:
+    except CannotFork:
         Path(f"{address}{REFUSED}").touch()  # the next client need not try
         raise
     garbage.settle()

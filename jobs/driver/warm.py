@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from cluster import cuda_internals, fork_client, prestart, ray_process_internals
@@ -56,17 +57,17 @@ def shadow(module: str) -> int | None:
     Args:
         module: what this process runs, as `python -m` does.
     """
-    if not _is_forked():
+    if not _may_be_forked():
         return None
     return fork_client.shadow(FORK_HOOK, module, {**os.environ, **_environment(on_gpu=False), DRIVES: "1"})
 
 
 def executable() -> dict[str, str]:
     """Return the part of the runtime environment that has the job's processes forked from one that has imported."""
-    return {"py_executable": fork_client.py_executable(FORK_HOOK)} if _is_forked() else {}
+    return {"py_executable": fork_client.py_executable(FORK_HOOK)} if _may_be_forked() else {}
 
 
-def _is_forked() -> bool:
+def _may_be_forked() -> bool:
     """Say whether this job's processes may be forked.
 
     Not where it has an environment of its own, of which something may act while libraries are imported.
@@ -101,9 +102,10 @@ def import_before_ray() -> None:
     """Import what a worker needs, but for Ray: what the fork server does.
 
     Raises:
-        CannotFork: what has imported it is awake (cluster/cuda_internals.py).
+        CannotFork: what is forked could not use a GPU (cluster/cuda_internals.py), and is to.
     """
-    with cuda_internals.asleep():
+    for_cpus = os.environ.get("DS_ACCELERATOR") == "cpu"
+    with nullcontext() if for_cpus else cuda_internals.asleep():
         _import()
 
 

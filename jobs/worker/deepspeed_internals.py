@@ -43,7 +43,7 @@ ENTRIES = (
         "`get_global_grad_norm` answers at stage 0",
     ),
     Internal(
-        "DeepSpeedEngine.allreduce_no_retain, allreduce_bucket",
+        "DeepSpeedEngine.allreduce_no_retain, allreduce_bucket, allreduce_and_copy",
         "replaced by one that sums large gradients where they lie: DeepSpeed copies all behind each other, and back",
         "without ZeRO, and at stage 1 in bf16, a step on CPUs takes up to a sixth longer",
         "it copies only what is small",
@@ -191,14 +191,16 @@ def replace_clipping(engine: Any, clip: Callable[[], None]) -> None:
 def reduce_in_place(engine: Any) -> None:
     """Have an engine sum large gradients over the ranks where they lie, as far as it is the engine that sums them.
 
-    That is without ZeRO, where there is one a parameter, and at stage 1 in bf16: one a group of parameters.
+    That is without ZeRO, where there is one a parameter, and at stage 1 in bf16: one a group of parameters, in fp32,
+    which is sent in bf16 and so copied for that.
     """
     plain = engine.allreduce_no_retain
 
     def reduce(bucket: Sequence[torch.Tensor], dp_group: Any, dp_world_size: Any = None, **others: Any) -> None:
-        large = [each.numel() >= LARGE and each.is_contiguous() for each in bucket]
+        large = [gradient.numel() >= LARGE for gradient in bucket]  # the same on all ranks, as strides need not be
         for gradient in compress(bucket, large):
-            engine.allreduce_bucket([gradient], dp_group, dp_world_size)
+            lies_so = gradient.is_contiguous()
+            (engine.allreduce_bucket if lies_so else engine.allreduce_and_copy)([gradient], dp_group, dp_world_size)
         if small := [gradient for gradient, alone in zip(bucket, large, strict=True) if not alone]:
             plain(small, dp_group, dp_world_size=dp_world_size, **others)
 

@@ -12,7 +12,7 @@ from jobs.checkpoint import torch_internals as jobs_internals
 from jobs.tasks import torch_internals as tasks_internals
 from jobs.worker import torch_internals as worker_internals
 from serve.engines.torch import torch_internals as serve_internals
-from tests.support.contracts import Contract, binary_holds, has_attributes
+from tests.support.contracts import Contract, binary_holds, has_attributes, source_mentions
 
 CUDA = Contract("cluster/cuda_internals.py", cuda_internals.ENTRIES)
 JOBS = Contract("jobs/checkpoint/torch_internals.py", jobs_internals.ENTRIES)
@@ -38,11 +38,25 @@ def near(found: torch.Tensor, expected: torch.Tensor) -> None:
 def _asleep() -> None:
     """In a process of its own, which has not computed; with a GPU, a forked child computes on it."""
     code = (
+        "import os, torch; from cluster import cuda_internals; from types import SimpleNamespace\n"
+        "plain = torch.cuda.get_device_properties\n"
+        "with cuda_internals._standing_in(SimpleNamespace(major=9)):\n"
+        "    from torch._dynamo.device_interface import CudaInterface, caching_worker_device_properties as kept\n"
+        "    assert torch.cuda.get_device_properties(1).major == 9 and torch.cuda.current_device() == 0\n"
+        "    assert CudaInterface.get_device_properties is torch.cuda.get_device_properties is not plain\n"
+        "    kept['cuda'] = [1]\n"
+        "assert not kept\n"
+        "torch.cuda._lazy_init = lambda: (_ for _ in ()).throw(KeyError('asked'))\n"
+        "for ask in (CudaInterface.get_device_properties, torch.cuda.get_device_capability):\n"
+        "    try: ask(0)\n"
+        "    except KeyError: continue\n"
+        "    raise AssertionError(ask)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    code = (
         "import os, torch; from cluster import cuda_internals\n"
-        "plain = torch.cuda.get_device_properties, torch.cuda.current_device\n"
         "with cuda_internals.asleep():\n"
         "    import torch.utils._triton; torch.utils._triton.has_triton()\n"
-        "assert plain == (torch.cuda.get_device_properties, torch.cuda.current_device)\n"
         "assert not cuda_internals.is_awake()\n"
         "if torch.cuda.device_count() and not os.fork():\n"
         "    os._exit(int(torch.ones(2, device='cuda').sum().item() != 2))\n"
@@ -50,6 +64,11 @@ def _asleep() -> None:
         "    assert os.wait()[1] == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@CUDA.check("torch._dynamo.device_interface.caching_worker_device_properties")
+def _kept() -> None:
+    source_mentions("torch._dynamo.device_interface", 'caching_worker_device_properties["cuda"] = device_prop')
 
 
 @JOBS.check("torch.distributed.distributed_c10d._get_default_store")

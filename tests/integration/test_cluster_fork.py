@@ -32,6 +32,11 @@ def load():
         pass
 def fail():
     raise RuntimeError("no")
+def refuse():
+    from cluster.cuda_internals import CannotFork
+    with open("../refusals", "a") as file:
+        file.write("1")
+    raise CannotFork("no")
 """
 SCRIPT = """
 import gc, json, os, sys, time
@@ -143,10 +148,14 @@ def test_without_a_server_it_becomes_a_plain_python(session: Path, broken: str) 
     assert not found["loaded"]
     assert process.returncode == 3
     assert "this process imports by itself" in errors
-    if broken == "hook":
-        _, errors = answer(start(session, "two", hook="hook:fail"))
-        assert "it could not make its imports" in errors  # nobody waits for another server that fails
-        assert len(list((session / "logs").glob("forkserver-*.log"))) == 1
+
+
+def test_where_nothing_can_be_forked_a_server_is_tried_once(session: Path) -> None:
+    for name in ("one", "two"):
+        found, errors = answer(start(session, name, hook="hook:refuse"))
+        assert not found["loaded"]
+    assert "cannot be forked here" in errors
+    assert (session / "refusals").read_text() == "1"
 
 
 def test_a_server_that_was_killed_is_replaced(session: Path) -> None:

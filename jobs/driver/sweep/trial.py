@@ -23,12 +23,12 @@ from jobs.spec import JobSpec
 def main(folder: Path) -> int:
     """Run the trial whose request lies in a folder; return the exit code."""
     noise.quiet()
+    if (code := warm.shadow("jobs.driver.sweep.trial")) is not None:
+        return code
     values, base, part = asked(folder)
     try:
         spec = JobSpec.model_validate(values)
         stopping.end_before_it_begins()
-        if (code := warm.shadow("jobs.driver.sweep.trial")) is not None:
-            return code
         threading.Thread(target=_end_with_sweep, name="tandem-sweep", daemon=True).start()
         placed = driver.connect_and_place(spec)
         from jobs.driver import attempt
