@@ -10,7 +10,7 @@ import torch
 
 from cluster.errors import UserError
 from jobs.worker import held, optimizers
-from jobs.worker.zero import PERSISTENT
+from jobs.worker.zero import PERSISTENT, SUMMED_ALONE
 
 HEAP = 32 << 20
 """Bytes from which glibc gives memory back as soon as it is freed (DEFAULT_MMAP_THRESHOLD_MAX); smaller pieces stay."""
@@ -57,6 +57,8 @@ class Facts:
     """None: no causal transformer, of which only the parameters are known."""
     small: int = 0
     """Trained elements of parameters whose fp32 gradient is smaller than HEAP."""
+    joined: int = 0
+    """Trained elements of parameters whose gradients are copied behind each other where they are summed one by one."""
     tensors: int = 0
     """How many parameters."""
     persistent: int = 0
@@ -106,6 +108,7 @@ def of(model: torch.nn.Module, base: Literal["whole"] | held.Kind = "whole") -> 
         vectors=sum(each.numel() for each in parameters if each.dim() < 2),
         largest=max((each.numel() for each in parameters), default=0),
         small=sum(each.numel() for each in parameters if each.requires_grad and 4 * each.numel() < HEAP),
+        joined=sum(each.numel() for each in parameters if each.requires_grad and each.numel() < SUMMED_ALONE),
         tensors=len(parameters),
         persistent=sum(each.numel() for each in parameters if each.numel() <= PERSISTENT),
         decoder=_decoder(plain),

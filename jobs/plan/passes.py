@@ -3,7 +3,7 @@
     loss        gradients of earlier micro-batches, what the forward pass keeps, logits and their gradient
     head        the same with the output head's gradient in place of the logits, which are gone
     layer       the same with what a layer's backward pass works with in place of the logits' gradient
-    reduce      all gradients, the bucket they are moved to, and the copy that is reduced
+    reduce      all gradients, the bucket they are moved to, and what is copied of them to be reduced
     step        this rank's gradients, and a copy of them where the sums are not flat already
 
 On a GPU the largest of these counts. On a CPU what was freed counts too: glibc gives memory back at once where a tensor
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from jobs.plan.facts import HEAP, Decoder, Facts
 from jobs.plan.setting import Setting
-from jobs.worker.zero import SMALL_BUCKETS
+from jobs.worker.zero import SMALL_BUCKETS, SUMMED_AT_ONCE
 
 BUCKET = 500_000_000
 """DeepSpeed's own `reduce_bucket_size`, in elements."""
@@ -239,12 +239,11 @@ def _reducing(facts: Facts, setting: Setting) -> list[Bytes]:
     trained, mine = facts.trainable, setting.share(facts.trainable)
     if setting.stage == 0 or _sums_whole(setting):
         whole = _split(facts, 4) if setting.stage == 0 else Bytes(4 * trained) + _split(facts, 2)
-        return [whole + Bytes(4 * min(BUCKET, trained))]
+        return [whole + Bytes(_copied(facts, setting))]
     if setting.stage == 3:
         copies = 2 if facts.largest > _bucket(facts, setting) else 1  # what no bucket holds is reduced in a copy
         return [Bytes(4 * mine + _during(facts, setting)) + of(setting.stored * facts.largest, copies)]
-    copied = _moved(setting) * min(BUCKET, trained)
-    summed = Bytes(_buckets(facts, setting) + max(copied, 4 * mine))
+    summed = Bytes(_buckets(facts, setting) + max(_copied(facts, setting), 4 * mine))
     if setting.stage == 1:  # moved there one by one: large ones are gone then
         return [_split(facts, 4), summed + Bytes(small=4 * facts.small)]
     return [summed + _before(facts, setting)]
@@ -256,8 +255,17 @@ def buffers(facts: Facts, setting: Setting) -> int:
     if setting.stage == 3:
         return during
     if setting.stage == 0 or _sums_whole(setting):
-        return during + 4 * min(BUCKET, facts.trainable)
-    return _made(facts, setting) + _buckets(facts, setting) + _moved(setting) * min(BUCKET, facts.trainable)
+        return during + _copied(facts, setting)
+    return _made(facts, setting) + _buckets(facts, setting) + _copied(facts, setting)
+
+
+def _copied(facts: Facts, setting: Setting) -> int:
+    """Return the bytes of gradients that stages 0 to 2 copy to sum them over the ranks."""
+    if setting.stage == 0:
+        return 4 * min(BUCKET, facts.joined)
+    if _sums_whole(setting):  # they are sent in bf16
+        return 2 * min(SUMMED_AT_ONCE, facts.trainable)
+    return _moved(setting) * min(BUCKET, facts.trainable) if setting.on_gpu else 0
 
 
 def step(facts: Facts, setting: Setting) -> int:

@@ -65,13 +65,14 @@ def copied(facts: Facts, setting: Setting) -> int:
     """Return the bytes that are read and written to move gradients and weights about on a rank, in a step."""
     trained, mine, width = facts.trainable, setting.share(facts.trainable), setting.width
     if setting.stage == 0:
-        return 16 * trained
+        return 16 * facts.joined
     weights = (4 + width) * mine if setting.masters_apart else 0
     if setting.stage == 1 and setting.precision == "bf16" and setting.offload == "none":
-        return (10 * setting.micro_batches + 16) * trained + weights
+        return (10 * setting.micro_batches + 12) * trained + weights
     times = setting.micro_batches if setting.stage > 1 else 1
     moved = 2 * width * trained
-    return times * (2 * moved + (4 + width) * mine) + 8 * mine + weights
+    copies = 2 if setting.on_gpu or setting.stage == 3 else 1  # the bucket is summed in place
+    return times * (copies * moved + (4 + width) * mine) + 8 * mine + weights
 
 
 def communication_s(facts: Facts, setting: Setting, rates: Rates) -> float:

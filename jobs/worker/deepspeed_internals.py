@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cluster.internals import Internal
+from jobs.worker.zero import SUMMED_ALONE, SUMMED_AT_ONCE
 
 ENTRIES = (
     Internal(
@@ -43,7 +44,7 @@ ENTRIES = (
         "`get_global_grad_norm` answers at stage 0",
     ),
     Internal(
-        "DeepSpeedEngine.allreduce_no_retain, allreduce_bucket, allreduce_and_copy",
+        "DeepSpeedEngine.allreduce_no_retain, allreduce_bucket",
         "replaced by one that sums large gradients where they lie: DeepSpeed copies all behind each other, and back",
         "without ZeRO, and at stage 1 in bf16, a step on CPUs takes up to a sixth longer",
         "it copies only what is small",
@@ -124,8 +125,6 @@ ENTRIES = (
 )
 
 
-LARGE = 1 << 20
-"""Elements of a gradient that is summed by itself: the time of another collective is nothing beside its own."""
 Plain = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """Tensors of any shapes → one with their elements behind each other, (N,)."""
 
@@ -197,10 +196,15 @@ def reduce_in_place(engine: Any) -> None:
     plain = engine.allreduce_no_retain
 
     def reduce(bucket: Sequence[torch.Tensor], dp_group: Any, dp_world_size: Any = None, **others: Any) -> None:
-        large = [gradient.numel() >= LARGE for gradient in bucket]  # the same on all ranks, as strides need not be
+        large = [
+            gradient.numel() >= SUMMED_ALONE for gradient in bucket
+        ]  # the same on all ranks, as strides need not be
         for gradient in compress(bucket, large):
-            lies_so = gradient.is_contiguous()
-            (engine.allreduce_bucket if lies_so else engine.allreduce_and_copy)([gradient], dp_group, dp_world_size)
+            flat = gradient.reshape(-1)  # a view but of one that is not contiguous
+            for piece in flat.split(SUMMED_AT_ONCE):
+                engine.allreduce_bucket([piece], dp_group, dp_world_size)
+            if not gradient.is_contiguous():
+                gradient.copy_(flat.view_as(gradient))
         if small := [gradient for gradient, alone in zip(bucket, large, strict=True) if not alone]:
             plain(small, dp_group, dp_world_size=dp_world_size, **others)
 

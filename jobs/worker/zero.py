@@ -27,6 +27,12 @@ DeepSpeed's own are 1e9, 1e9, 5e7, 5e8 and 1e9, with which a rank of a smaller m
 PERSISTENT = 100_000
 """Elements of a parameter that stays gathered at stage 3, and in memory where others are in files: DeepSpeed's own."""
 
+SUMMED_ALONE = 1 << 20
+"""Elements from which a gradient is summed over the ranks by itself, without ZeRO and at stage 1 in bf16: the time of
+another collective is nothing beside its own. Smaller ones are copied behind each other."""
+SUMMED_AT_ONCE = 1 << 25
+"""Elements of such a gradient that are summed, and at stage 1 copied to bf16 for that, at a time."""
+
 SWAP_BUFFERS = 4
 """Of the largest sub-group each, for offload to NVMe: its masters, both moments and its gradients."""
 
