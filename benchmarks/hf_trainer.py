@@ -1,7 +1,7 @@
 """The same training with Hugging Face Trainer and DeepSpeed. Run by benchmarks/training.py."""
 
 import os
-import time
+from collections.abc import Callable
 
 import deepspeed
 import torch
@@ -15,12 +15,13 @@ from jobs.worker.zero import deepspeed_config
 class Clock(TrainerCallback):
     """Note when each step ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.ends: list[float] = []
+        self._now = now
 
     def on_step_end(self, *arguments: object, **keywords: object) -> None:
         """Called by the Trainer."""
-        self.ends.append(time.perf_counter())
+        self.ends.append(self._now())
 
 
 class RandomTokens(torch.utils.data.Dataset):
@@ -58,7 +59,7 @@ def main() -> None:
         disable_tqdm=True,
         torch_compile=told["compiled"],
     )
-    clock = Clock()
+    clock = Clock(rival.now)
     data = RandomTokens(told["rows"] * told["steps"], told["length"], rival.config.vocab_size)
     Trainer(model=rival.model(), args=arguments, train_dataset=data, callbacks=[clock]).train()
     rival.end([b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)])

@@ -196,9 +196,8 @@ def reduce_in_place(engine: Any) -> None:
     plain = engine.allreduce_no_retain
 
     def reduce(bucket: Sequence[torch.Tensor], dp_group: Any, dp_world_size: Any = None, **others: Any) -> None:
-        large = [
-            gradient.numel() >= SUMMED_ALONE for gradient in bucket
-        ]  # the same on all ranks, as strides need not be
+        # By size alone: it is the same on all ranks, as strides need not be.
+        large = [gradient.numel() >= SUMMED_ALONE for gradient in bucket]
         for gradient in compress(bucket, large):
             flat = gradient.reshape(-1)  # a view but of one that is not contiguous
             for piece in flat.split(SUMMED_AT_ONCE):
