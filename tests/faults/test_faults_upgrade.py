@@ -28,6 +28,8 @@ from tests.support import tiny_models
 
 ROOT = Path(__file__).parents[2]
 RATE, CONCURRENCY = 6, 2
+LONG = 1200
+"""Tokens of a stream that is watched: half of it takes seconds, and what is sent is never read so late."""
 CHANGES = {
     "serve/wire.py": ("    cache_tokens_total: int = 0\n", "    cache_tokens_total: int = 0\n    newer: int = 0\n"),
 }
@@ -50,7 +52,7 @@ def newer(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
-    model = tiny_models.language_model(tmp_path / "tiny", context=256)
+    model = tiny_models.language_model(tmp_path / "tiny", context=LONG + 80)
     tiny = {"model": str(model), "resources": {"cpus_per_replica": 0.5}, "replicas": {"min": 1, "max": 2}}
     gateway = {"replicas": 2}
     path = tmp_path / "serve.yaml"
@@ -107,7 +109,7 @@ class Clients:
                 self.statuses[name][told] += 1
 
     def _stream(self, name: str) -> str:
-        tokens = 200 if name == "narrow" else 4
+        tokens = LONG if name == "narrow" else 4
         body = {"model": "tiny", "prompt": "a", "max_tokens": tokens, "ignore_eos": True, "stream": True}
         body["stream_options"] = {"continuous_usage_stats": True}
         headers = {"authorization": f"Bearer {self._keys[name]}"}
