@@ -14,6 +14,7 @@ import torch
 from jobs.checkpoint.resume import Fill, gathered
 from jobs.checkpoint.shards import KINDS, MUON, Fragment, Reader, share
 from jobs.spec import TrainingSpec
+from jobs.tasks import cross_entropy
 from jobs.worker import (
     buffers,
     deepspeed_internals,
@@ -111,10 +112,14 @@ class Engine:
         """Have the model run compiled from its next call on.
 
         Dropout draws what it draws without: each start takes its first passes as they are written, and a run that goes
-        on has to be the unbroken one.
+        on has to be the unbroken one. The loss is compiled with it, but by DeepCompile, which takes every graph for a
+        part of the model.
         """
-        own = {} if self.model.is_deepcompile_enabled() else {"options": {"fallback_random": True}}
-        self.model.compile(compile_kwargs=own)
+        if self.model.is_deepcompile_enabled():
+            self.model.compile(compile_kwargs={})
+            return
+        self.model.compile(compile_kwargs={"options": {"fallback_random": True}})
+        cross_entropy.by_compiler()
 
     def eager(self) -> AbstractContextManager[Any]:
         """Return a context in which a compiled model runs as it is written."""

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from cluster import specfile
 from cluster.errors import UserError
 from jobs.spec import JobSpec, TrainingSpec
+from jobs.tasks import IGNORED, cross_entropy
 from jobs.worker import compiling, zero
 from jobs.worker.compiling import Compiling
 from jobs.worker.watchdog import Watchdog
@@ -61,6 +63,31 @@ def test_machine_code_is_kept_apart_by_the_kind_of_cpu(tmp_path: Path, monkeypat
     kinds = {compiling.kind_of(CPU, flags) for flags in ({"avx2"}, {"avx2", "avx512f"}, {"avx512f", "avx2"})}
     assert len(kinds) == 2
     assert all(kind.startswith(f"torch-{torch.__version__}-python-") for kind in kinds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_compiled_and_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "_ways", {})
+    logits = torch.randn(2, 5, 33, dtype=dtype, requires_grad=True)
+    labels = torch.tensor([[0, 32, IGNORED, 7, 7], [IGNORED] * 5])
+
+    def computed() -> tuple[torch.Tensor, torch.Tensor]:
+        logits.grad = None
+        sums = cross_entropy.cross_entropy_sums(logits, labels)
+        (sums * torch.tensor([0.5, 2.0])).sum().backward()
+        assert logits.grad is not None
+        return sums.detach(), logits.grad.clone()
+
+    written = computed()
+    graphs = counters["stats"]["unique_graphs"]
+    cross_entropy.by_compiler()
+    with torch.compiler.set_stance("force_eager"):
+        assert all(torch.equal(one, other) for one, other in zip(computed(), written, strict=True))
+    assert counters["stats"]["unique_graphs"] == graphs
+    compiled = computed()
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+    torch.testing.assert_close(compiled, written)
+    assert written[0][1] == compiled[0][1] == 0
 
 
 def test_a_compiler_that_works_is_no_hang_and_its_time_is_told_once(tmp_path: Path) -> None:
