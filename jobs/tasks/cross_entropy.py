@@ -4,7 +4,8 @@ PyTorch's own makes four passes over matrices of tokens × vocabulary in fp32: a
 its gradient, the gradient in the logits' type. Here each chunk's gradient is computed with its loss and kept in the
 logits' type, so only one such matrix exists besides the logits (the idea of Liger Kernel, arXiv:2410.10989).
 
-Beside a compiled model it is the plain formula, compiled: one pass over the logits for the loss, one for the gradient.
+Beside a compiled model it is the plain formula, compiled: of that the backward pass keeps the logits, and two numbers a
+token.
 """
 
 from __future__ import annotations

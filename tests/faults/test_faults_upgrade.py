@@ -29,7 +29,7 @@ from tests.support import tiny_models
 ROOT = Path(__file__).parents[2]
 RATE, CONCURRENCY = 6, 2
 LONG = 1200
-"""Tokens of a stream that is watched: half of it takes seconds, and what is sent is never read so late."""
+"""Tokens of a stream that is watched: half of it takes about a second, and what is sent is not read so late."""
 CHANGES = {
     "serve/wire.py": ("    cache_tokens_total: int = 0\n", "    cache_tokens_total: int = 0\n    newer: int = 0\n"),
 }
