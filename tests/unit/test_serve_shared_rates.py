@@ -44,6 +44,11 @@ def verdicts(actor: RatesActor, *asks: Ask, gateway: str = "another") -> list[Ve
     return found
 
 
+def told_of(actor: RatesActor, key: str) -> dict[str, int]:
+    keys = actor._limiter.told(asyncio.get_running_loop().time())["keys"]
+    return dict(keys[key]["running"]) if key in keys else {}
+
+
 @pytest.fixture(autouse=True)
 def found_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(succession, "named", lambda name: FOUND.get(name))
@@ -213,8 +218,8 @@ def test_an_actor_that_does_not_know_the_questions_counts_what_is_in_flight_and_
         rates = Older()
         rates.start()
         assert [await rates.refused_by() for _ in range(3)] == [None, None, "concurrency"], "it counts alone"
-        while not len(actor._limiter):
-            await asyncio.sleep(0.01)  # until its next beat
+        while told_of(actor, "alice") != {"gateway": 2}:
+            await asyncio.sleep(0.01)  # until its next beat: an exchange before the second request tells of one
         (verdict,) = verdicts(actor, Ask("alice", RateLimits(None, None, 2), 10))
         assert verdict.refused_by == "concurrency"
         rates.stop()
