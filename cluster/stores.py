@@ -39,6 +39,12 @@ def shown(place: str) -> str:
     return f"{scheme}://{container}{'@' if container else ''}{name}{slash}{path}"
 
 
+def joined(place: str, *names: str) -> str:
+    """Return a URI, or a path, of what lies below another one; a URI's query stays at its end. Pure."""
+    path, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    return "/".join((path.rstrip("/"), *names)) + mark + query
+
+
 def repeated(call: Callable[[], Result]) -> Result:
     """Call until it succeeds, three times at most; what is not there is not asked for again."""
     for attempt in range(1, ATTEMPTS):

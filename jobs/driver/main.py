@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster import connect, placement, specfile, topology
 from cluster.errors import UserError
 from jobs import noise, profiled, progress
-from jobs.driver import stopping, storage, warm
+from jobs.driver import reach, stopping, storage, warm
 from jobs.spec import JobSpec
 
 
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         storage.check(spec, base)
         stopping.end_before_it_begins()
         placed = connect_and_place(spec)
+        reach.check(spec, base, placed)
         from jobs.driver import attempt
 
         return attempt.run_job(spec, base, placed, profile=options.profile)

@@ -74,7 +74,7 @@ def check(spec: JobSpec, base: Path) -> None:
     Raises:
         NotWritable: one of them refuses.
     """
-    for key, place in _places(spec, base).items():
+    for key, place in places(spec, base).items():
         if "://" in place:
             try_uri(key, place)
         else:
@@ -87,7 +87,7 @@ def check_named(spec: JobSpec, base: Path) -> None:
     Raises:
         NotWritable: nothing opens such a URI, or a file is where a folder should be.
     """
-    check_all(*(partial(_check_name, key, place) for key, place in _places(spec, base).items()))
+    check_all(*(partial(_check_name, key, place) for key, place in places(spec, base).items()))
 
 
 def _check_name(key: str, place: str) -> None:
@@ -98,7 +98,7 @@ def _check_name(key: str, place: str) -> None:
         opened(key, place)
 
 
-def _places(spec: JobSpec, base: Path) -> dict[str, str]:
+def places(spec: JobSpec, base: Path) -> dict[str, str]:
     """Return where the job will write, by the key that says so: paths and URIs."""
     trained = {"checkpoint.directory": checkpoints_root(spec, base), "model.export": spec.model.export}
     places = {"storage": str(root(spec, base)), **(trained if spec.training is not None else {})}

@@ -1,0 +1,250 @@
+"""A run's folder on every node of its job, where no folder is shared: kept as the driver's by a courier on each node.
+
+    driver's node              other nodes
+    folder of the run    ⇄     its copy, at the same path        Couriers, Courier (an actor that is bound to its node)
+    notes, requests      →     read by the workers there
+    logs, pulses, spool, …  ←  written by the workers there
+
+What workers wait for at their start, the node's data among it, is brought before the copy says that it is complete
+(`.here-<token>`). Couriers ask for no CPU, and end with the driver. What a node has written when it is lost, less than a
+second of it, is lost with the node.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from jobs.storage.changes import Change, Copy, listed
+
+LOOK_S = 0.1
+HOLD_S = 1.0
+"""So long a courier waits for something to tell before it answers that there is nothing."""
+ROUND_S = 0.2
+SETTLE_S = 30.0
+ARRIVES_S = 600.0
+"""So long a worker waits for its node's copy, data included, without any sign of it."""
+DRIVERS_OWN = ("checkpoints", "model", "ray", "spool", "logs", "stacks", "pulses", "rows", "faults", "parts", "profile")
+"""Folders of the run's folder that are nothing to workers on other nodes."""
+
+
+def is_note(name: str) -> bool:
+    """Say whether workers on all nodes read a file of the run's folder. Pure."""
+    return name.partition("/")[0] not in DRIVERS_OWN and name != "guard.log"
+
+
+def here(folder: Path, token: str) -> Path:
+    """Return the file that says that a node's copy of a run's folder is complete, what workers need besides too."""
+    return folder / f".here-{token}"
+
+
+@dataclass(frozen=True)
+class Bring:
+    """What a node needs besides the run's folder, and who brings it: a function with its arguments, run on the node."""
+
+    function: Callable[..., object]
+    arguments: tuple[Any, ...] = ()
+
+
+class Courier:
+    """The actor of one node."""
+
+    def __init__(self, folder: str, token: str) -> None:
+        self._folder, self._token = Path(folder), token
+        self._copy = Copy(self._folder, lambda name: True)
+
+    def is_shared(self) -> bool:
+        """Say whether this node's folder is the driver's: then nothing has to be told."""
+        return here(self._folder, self._token).exists()
+
+    def begin(self, changes: Sequence[Change], bring: Sequence[Bring]) -> None:
+        """Make the copy what the driver's folder is, and have what workers need besides; then say that it is complete.
+
+        Raises:
+            UserError: the folder cannot be made here.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob(".here-*"):
+                left.unlink()
+            for name in listed(self._folder):
+                (self._folder / name).unlink(missing_ok=True)
+            self._copy.apply(changes)
+        except OSError as error:
+            raise UserError(
+                f"{self._folder} cannot be written on this node: {error.strerror or error}; set TANDEM_HOME to a folder "
+                "that every node can write"
+            ) from error
+        self._copy.adopt()
+        for each in bring:
+            each.function(*each.arguments)
+        here(self._folder, self._token).touch()
+
+    def put(self, changes: Sequence[Change]) -> None:
+        """Put what the driver has told into the copy."""
+        self._copy.apply(changes)
+
+    def take(self, hold_s: float) -> list[Change]:
+        """Return what has changed here; wait for it, up to `hold_s`."""
+        enough = time.monotonic() + hold_s
+        while True:
+            changes = self._copy.pending(listed(self._folder))
+            if changes or time.monotonic() >= enough:
+                return changes
+            time.sleep(LOOK_S)
+
+
+@dataclass
+class _Node:
+    """What the driver knows of one node's courier."""
+
+    actor: Any
+    copy: Copy
+    asked: Any = None
+    """The answer that is waited for: whether the folder is shared, whether it has begun, what has changed."""
+    stage: str = "asked"
+    """`asked` whether it shares the folder, `begins`, `goes` between the two, `shares` or `failed`."""
+    put: list[Any] = field(default_factory=list)
+
+
+class Couriers:
+    """The driver's end: a thread that keeps the copies of the run's folder on all nodes as this one."""
+
+    def __init__(self, folder: Path, wanted: Callable[[], dict[str, str]], bring: Sequence[Bring] = ()) -> None:
+        """Take the run's folder.
+
+        Args:
+            wanted: returns the nodes that need a copy now: id → address; this one may be among them.
+            bring: what each of them needs besides.
+        """
+        self.token = secrets.token_hex(8)
+        self._folder, self._wanted, self._bring = folder, wanted, tuple(bring)
+        self._nodes: dict[str, _Node] = {}
+        self._addresses: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
+        """Why a node has no copy, by address."""
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tandem-couriers", daemon=True)
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin; this node's workers find their folder complete at once."""
+        here(self._folder, self.token).touch()
+        self._thread.start()
+
+    def settle(self) -> None:
+        """Return when all that nodes have written until now is here, or those that are left do not answer."""
+        enough = time.monotonic() + SETTLE_S
+        with self._lock:
+            for node in [node for node in self._nodes.values() if node.stage == "goes"]:
+                with suppress(Exception):  # a node that is lost has told what it had told
+                    while changes := self._last(node, enough):
+                        node.copy.apply(changes)
+
+    def stop(self) -> None:
+        """End the couriers."""
+        import ray
+
+        self._ending.set()
+        self._thread.join(HOLD_S + 5.0)
+        for node in self._nodes.values():
+            with suppress(Exception):
+                ray.kill(node.actor)
+        here(self._folder, self.token).unlink(missing_ok=True)
+
+    def _last(self, node: _Node, enough: float) -> list[Change]:
+        import ray
+
+        asked = node.asked if node.asked is not None else node.actor.take.remote(0.0)
+        node.asked = None
+        found: list[Change] = ray.get(asked, timeout=max(0.0, enough - time.monotonic()))
+        return found or ray.get(node.actor.take.remote(0.0), timeout=max(0.0, enough - time.monotonic()))
+
+    def _run(self) -> None:
+        while not self._ending.wait(ROUND_S):
+            with self._lock:
+                self.round()
+
+    def round(self) -> None:
+        """Start couriers on nodes that have come, forget those that have gone, and pass on what there is."""
+        wanted = self._wanted()
+        for node_id in wanted.keys() - self._nodes.keys():
+            self._addresses[node_id] = wanted[node_id]
+            self._nodes[node_id] = self._started(node_id)
+        for node_id in self._nodes.keys() - wanted.keys():
+            del self._nodes[node_id]
+        found = listed(self._folder)
+        for node_id, node in self._nodes.items():
+            try:
+                self._serve(node, found)
+            except Exception as error:  # the node is lost, or its courier is; Ray tells of nodes
+                self._failed(node_id, node, error)
+
+    def _failed(self, node_id: str, node: _Node, error: Exception) -> None:
+        cause = getattr(error, "cause", None) or error
+        self.problems[self._addresses[node_id]] = str(cause).strip().splitlines()[-1]
+        node.stage = "failed"
+
+    def _started(self, node_id: str) -> _Node:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        bound = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        remote = ray.remote(num_cpus=0, max_concurrency=3, scheduling_strategy=bound)(Courier)
+        actor = remote.remote(str(self._folder), self.token)
+        return _Node(actor, Copy(self._folder, is_note), actor.is_shared.remote())
+
+    def _serve(self, node: _Node, found: Any) -> None:
+        import ray
+
+        if node.stage in ("shares", "failed"):
+            return
+        if node.stage == "goes":
+            self._tell(node, found)
+        if node.asked is None or not ray.wait([node.asked], timeout=0)[0]:
+            return
+        answer, node.asked = ray.get(node.asked), None
+        if node.stage == "asked" and answer:
+            node.stage = "shares"
+            ray.kill(node.actor)
+        elif node.stage == "asked":
+            node.stage, node.asked = "begins", node.actor.begin.remote(node.copy.pending(found), self._bring)
+        else:
+            if node.stage == "goes":
+                node.copy.apply(answer)
+            node.stage, node.asked = "goes", node.actor.take.remote(HOLD_S)
+
+    def _tell(self, node: _Node, found: Any) -> None:
+        """Tell a node what has changed here, one message after the other."""
+        import ray
+
+        node.put = [put for put in node.put if not ray.wait([put], timeout=0)[0] or ray.get(put)]
+        if not node.put and (changes := node.copy.pending(found)):
+            node.put.append(node.actor.put.remote(changes))
+
+
+def await_copy(folder: Path, token: str, say: Callable[[str], object] = print) -> None:
+    """Return when this node's copy of the run's folder is complete, what else workers need too.
+
+    Raises:
+        UserError: it does not come.
+    """
+    began, said = time.monotonic(), False
+    while not here(folder, token).exists():
+        waited = time.monotonic() - began
+        if waited > ARRIVES_S:
+            raise UserError(
+                f"storage: what the job keeps for its workers did not come to {folder} on this node within "
+                f"{ARRIVES_S / 60:.0f} minutes: see the job's log for what its courier says"
+            )
+        if waited > 2 and not said:
+            say("waiting for the job's data to come to this node")
+            said = True
+        time.sleep(0.05)
