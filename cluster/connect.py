@@ -165,7 +165,7 @@ def _locations(package: str) -> list[str]:
 
 
 def _addresses_for_jobs() -> dict[str, str]:
-    """Tell jobs where MLflow and Tandem's home are, unless that means nothing on the machines where they run.
+    """Tell jobs where MLflow, Tandem's home and storage are, unless that means nothing on the machines where they run.
 
     A loopback address reaches MLflow from here, perhaps through a tunnel, but not from another machine; the nodes of a
     real cluster have MLFLOW_TRACKING_URI in their own environment (ray-cluster.yaml sets it).
@@ -176,6 +176,8 @@ def _addresses_for_jobs() -> dict[str, str]:
         shared["MLFLOW_TRACKING_URI"] = found.tracking_uri
     if found.is_local or os.environ.get("TANDEM_HOME"):
         shared["TANDEM_HOME"] = str(home())
+    if os.environ.get("TANDEM_STORAGE"):
+        shared["TANDEM_STORAGE"] = os.environ["TANDEM_STORAGE"]
     return shared
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
-from jobs import lease
+from cluster.stores import repeated
+from jobs import lease, progress, store_lease
+from jobs.checkpoint.store import Store
 from jobs.lease import Lease
+from jobs.notes import write
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
+from jobs.storage.keeper import Keeper
+from jobs.store_lease import StoreLease
 
 
 def claim(storage: Path, spec: JobSpec, job: str = "") -> tuple[RunFolder, Lease]:
@@ -29,6 +35,49 @@ def claim(storage: Path, spec: JobSpec, job: str = "") -> tuple[RunFolder, Lease
         if folder.status() != "FINISHED":
             return replace(folder, lease=owned.number), owned
         owned.release()  # its owner has just finished it
+
+
+def claim_stored(uri: str, root: Path, spec: JobSpec, job: str = "") -> tuple[RunFolder, StoreLease, Keeper]:
+    """Do the same where the storage is an object store; the run's notes are in its folder below `root` then.
+
+    Returns:
+        The folder, the lease, and who keeps the folder's notes in the store.
+
+    Raises:
+        RunIsOwned: another process works on it.
+        OSError: the store does not answer.
+    """
+    store = Store(uri)
+    while True:
+        key, status = _choose_stored(store, spec)
+        owned = store_lease.take(store, f"runs/{key}", job)
+        keeper = Keeper(uri, root / "runs" / key, progress.say)
+        keeper.bring()
+        folder = RunFolder(root / "runs" / key, resumed=status is not None, lease=owned.number)
+        if folder.status() != "FINISHED":
+            write(folder.path / lease.STORED, {"uri": uri})
+            return folder, owned, keeper
+        owned.release()  # its owner has just finished it
+
+
+def _choose_stored(store: Store, spec: JobSpec) -> tuple[str, str | None]:
+    """Return the name of the run that goes on or begins, and how the one that goes on stands."""
+    stem = f"{spec.name}-{spec.digest()[:8]}"
+    found = repeated(lambda: store.folders("runs"))
+    numbers = [
+        int(number) for name in found if (number := name.removeprefix(f"{stem}-")).isdigit() and name.startswith(stem)
+    ]
+    newest = f"{stem}-{max(numbers, default=0)}"
+    if numbers and spec.checkpoint.resume == "auto" and (status := _status(store, newest)) != "FINISHED":
+        return newest, status or "RUNNING"
+    return f"{stem}-{max(numbers, default=0) + 1}", None
+
+
+def _status(store: Store, key: str) -> str | None:
+    try:
+        return str(json.loads(repeated(lambda: store.read(f"runs/{key}/status.json")))["status"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def claim_folder(path: Path, job: str = "") -> tuple[RunFolder, Lease]:

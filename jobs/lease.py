@@ -34,8 +34,11 @@ import psutil
 from cluster import processes
 from cluster.errors import UserError
 from jobs import progress
+from jobs.notes import read
 
 FOLDER = "lease"
+STORED = "stored.json"
+"""Says in a run's folder in which object store its lease is (jobs/store_lease.py); none where it is in the folder."""
 BEAT_S = 5.0
 STALE_S = 30.0
 _NUMBER = re.compile(r"^(\d{8})\.json$")
@@ -151,12 +154,26 @@ def take(run: Path, job: str = "") -> Lease:
 
 
 def newest(run: Path) -> int:
-    """Return the number of the lease that counts; 0 where there is none yet."""
+    """Return the number of the lease that counts; 0 where there is none yet.
+
+    Raises:
+        OSError: the run is kept in an object store, which does not answer.
+    """
+    if uri := stored_in(run):
+        from jobs import store_lease  # pyarrow's file systems, which most guards do without
+        from jobs.checkpoint.store import Store
+
+        return store_lease.newest(Store(uri), f"runs/{run.name}")
     try:
         found = [_NUMBER.match(name) for name in os.listdir(run / FOLDER)]
     except FileNotFoundError:
         return 0
     return max((int(match[1]) for match in found if match), default=0)
+
+
+def stored_in(run: Path) -> str | None:
+    """Return the URI of the object store that a run is kept in; None where its folder is all there is."""
+    return read(run / STORED).get("uri")
 
 
 def refusal(run: Path, owner: Owner, *, stopped: bool = False) -> str:

@@ -66,8 +66,9 @@ class JobSpec(Strict):
     """What phase `sweep` tries; all else is as in the spec of one of its trials."""
     register_: RegisterSpec | None = Field(None, alias="register")
     storage: Text | None = None
-    """Folder for data, checkpoints and models that every node reaches; default $TANDEM_HOME/storage. A relative one
-    starts at the spec's folder."""
+    """Where data, checkpoints, models and all else of a run is kept: a folder that every node reaches, or an object
+    store's URI (s3://bucket/folder). Default: $TANDEM_STORAGE, or $TANDEM_HOME/storage. A relative path starts at the
+    spec's folder."""
     max_failures: int = Field(3, ge=0, le=10**6)
     """How often a lost worker group is started again, from its newest checkpoint, without getting any further."""
 

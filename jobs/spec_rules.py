@@ -51,12 +51,6 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
     yield from _export(written, section(values, "model"))
     yield from _in_few_bits(values)
     yield from _on_nvme(section(values, "training"))
-    if "://" in str(values.get("storage", "")):
-        yield (
-            ("storage",),
-            f"{values['storage']!r} is a URL, and this is a folder that all nodes reach, on a shared file system; only "
-            "`checkpoint.directory` may be a URL",
-        )
     if phase in ("pretrain", "finetune"):
         yield from _training(phase, values)
     elif phase in ("evaluate", "quantize"):

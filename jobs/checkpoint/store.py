@@ -116,18 +116,22 @@ class Store:
         """Open a file for `read_at(nbytes, offset)`."""
         return self._fs.open_input_file(self._path(name))
 
+    def input(self, name: str) -> Any:
+        """Open a file to read it from its beginning to its end."""
+        return self._fs.open_input_stream(self._path(name))
+
     def digest(self, name: str) -> Written:
         """Read a whole file and return its size and digest."""
         digest, size = hashlib.sha256(), 0
-        with self._fs.open_input_stream(self._path(name)) as stream:
+        with self.input(name) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
         return Written(size, digest.hexdigest())
 
-    def folders(self) -> list[str]:
-        """List the folders right below the root, sorted."""
-        selector = fs.FileSelector(self._base, allow_not_found=True)
+    def folders(self, below: str = "") -> list[str]:
+        """List the folders right below the root, or one of its folders, sorted."""
+        selector = fs.FileSelector(self._path(below) if below else self._base, allow_not_found=True)
         found = self._fs.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
@@ -135,6 +139,12 @@ class Store:
         """List the files right in a folder, sorted; none where there is no folder."""
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+
+    def tree(self, folder: str) -> list[str]:
+        """List the files of a folder and of all folders in it, by their names within it, sorted."""
+        path = self._path(folder)
+        found = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        return sorted(info.path.removeprefix(f"{path}/") for info in found if info.type == fs.FileType.File)
 
     def exists(self, name: str) -> bool:
         """Say whether there is such a file."""
@@ -146,6 +156,11 @@ class Store:
             self._fs.delete_dir(self._path(folder))
         except FileNotFoundError:
             return
+
+    def remove_file(self, name: str) -> None:
+        """Delete a file; do nothing where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(self._path(name))
 
     def remove_files(self, folder: str, prefix: str) -> None:
         """Delete the files of a folder whose names begin so; and the folder, where a disk shows it empty then."""

@@ -14,7 +14,7 @@ one goes on from (jobs/data/unfinished.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from jobs.data.tables import TableForm
 from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
 
+Fetch = Callable[[Path], bool]
 DIGESTS = "digests"
 """In the storage: what is known of the files of data (jobs/data/unchanged.py)."""
 
@@ -149,11 +150,16 @@ def stages(
     sizes: Sizes = SIZES,
     before: Noted | None = None,
     overlap: Overlap | None = None,
+    fetch: Fetch | None = None,
 ) -> Iterator[Prepared]:
     """Yield the data of `spec` once it is whole; with an `overlap` before that too, where it is not encoded yet.
 
     That is when the task has learned and what is held out is encoded: of the rows to train on nothing is known then.
     Arguments and errors are those of `prepare`.
+
+    Args:
+        fetch: has the data of a folder brought to it from where it was prepared before; tells whether it was. With it
+            the folder is this machine's own, and processes of this machine alone prepare.
     """
     data, before = spec.data, before or Noted()
     form = TableForm(data.columns, data.quotes)
@@ -165,12 +171,12 @@ def stages(
     identity.check_same(before, parts)
     whole = storage / "data" / identity.digest_of(parts)[:16]
     directory = whole if trains(spec) else whole.with_name(f"{whole.name}-eval")
-    known = next((place for place in (whole, directory) if (place / unfinished.META).is_file()), None)
+    known = next((place for place in (whole, directory) if _is_there(place, fetch)), None)
     if known is None:
         source = train or held_out
         assert source is not None, "the spec names data"
         named = {"name": source.name, "digest": identity.digest_of(parts)}
-        with unfinished.folder_for(directory) as place, Helpers(overlap.taken_cpus if overlap else 0.0) as helpers:
+        with unfinished.folder_for(directory) as place, _helpers(overlap, fetch) as helpers:
             own = _anchored(spec, base)
             preparation = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers)
             if overlap is None or identity.changed(before.parts, parts):  # then its rows are compared first
@@ -190,6 +196,14 @@ def stages(
     yield Prepared(
         **{**meta, "notes": notes, "parts": parts, "directory": str(known or directory), "cached": known is not None}
     )
+
+
+def _is_there(place: Path, fetch: Fetch | None) -> bool:
+    return (place / unfinished.META).is_file() or (fetch is not None and fetch(place))
+
+
+def _helpers(overlap: Overlap | None, fetch: Fetch | None) -> Helpers:
+    return Helpers(overlap.taken_cpus if overlap else 0.0, by_cluster=fetch is None)
 
 
 def _begun(prepared: Prepared, place: Path, held_out: list[Encoded]) -> Prepared:

@@ -104,7 +104,7 @@ class Rounds:
         return bool(share.suffix) and size <= 2 * self._sizes.range_bytes and _can_be_sent(share)
 
     def _place(self, size: int) -> spread.Place:
-        return "here" if size < self._sizes.spread_bytes else spread.elsewhere()
+        return "here" if size < self._sizes.spread_bytes else self._helpers.elsewhere()
 
     def _meter(self, phase: str, size: int) -> Meter:
         return Meter(phase, size, self._on_progress, self._directory / unfinished.PULSES)

@@ -24,18 +24,16 @@ LOOK_S = 1.0
 """So often it is looked how far the work has got."""
 
 
-def elsewhere() -> Place:
-    """Return where work goes that is too much to be done here: to the cluster, if this process is connected to one."""
-    ray = sys.modules.get("ray")
-    return "cluster" if ray is not None and ray.is_initialized() else "processes"
-
-
 class Helpers:
     """Those that work beside this process: begun when they are first needed, gone at the end of a `with`."""
 
-    def __init__(self, taken_cpus: float = 0.0) -> None:
-        """Take how many CPUs of a cluster others have where work goes on beside them."""
-        self._taken_cpus = taken_cpus
+    def __init__(self, taken_cpus: float = 0.0, *, by_cluster: bool = True) -> None:
+        """Take how many CPUs of a cluster others have where work goes on beside them.
+
+        Args:
+            by_cluster: the cluster's nodes write where this process reads; else processes of this machine help.
+        """
+        self._taken_cpus, self._by_cluster = taken_cpus, by_cluster
         self._pool: ProcessPoolExecutor | None = None
         self._before: set[Any] = set()
 
@@ -49,6 +47,11 @@ class Helpers:
             for process in set(multiprocessing.active_children()) - self._before:
                 process.kill()
         self._pool.shutdown(cancel_futures=True)
+
+    def elsewhere(self) -> Place:
+        """Return where work goes that is too much to be done here: to the cluster, if this process is connected."""
+        ray = sys.modules.get("ray")
+        return "cluster" if self._by_cluster and ray is not None and ray.is_initialized() else "processes"
 
     def do(
         self,

@@ -11,16 +11,21 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from cluster import stores
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress, run_choices
-from jobs.claim import claim, claim_folder
-from jobs.driver import guard, phases, planned, postmortem, precision, preemption, pulse, storage
+from jobs.claim import claim, claim_folder, claim_stored
+from jobs.driver import guard, phases, planned, postmortem, precision, preemption, pulse, storage, stored
 from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
+from jobs.lease import Lease
 from jobs.notes import DamagedNote
+from jobs.run_folder import RunFolder
 from jobs.run_notes import Saves
 from jobs.spec import JobSpec
+from jobs.storage.keeper import Keeper
+from jobs.store_lease import StoreLease
 from tracking import outbox
 from tracking.errors import TrackingError
 from tracking.outbox import Ending
@@ -42,8 +47,8 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
     root = storage.root(spec, base)
     parent = parents.find(spec, base)
     job_id = submission_id(os.environ)
-    folder, owned = claim_folder(part.folder, job_id) if part else claim(root, spec, job_id)
-    with owned.kept(lambda: lost(folder)):
+    uri, folder, keeper, owned = _claimed(spec, base, root, part, job_id)
+    with owned.kept(lambda: lost(folder)), stored.kept(uri, root, folder, keeper) as in_store:
         folder.begin()
         stop = Stop(folder, trains=spec.training is not None)
         stop.listen()
@@ -67,8 +72,10 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
             lineage.pinned(spec.model.source),
             part=part,
             profile=profile,
+            stored=in_store,
         )
-        progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
+        where = stores.joined(stores.shown(uri), "runs", folder.key) if uri else folder.path
+        progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {where}")
         job.track(lambda run: progress.say(f"MLflow {run.url}"))
         job.track(lambda run: run.log_dict(spec.resolved(), "spec.yaml"))
         sender.start(Reporter(job).take)
@@ -78,6 +85,22 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
             return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
         finally:
             guard.dismiss(pipe)
+
+
+def _claimed(
+    spec: JobSpec, base: Path, root: Path, part: Part | None, job_id: str
+) -> tuple[str | None, RunFolder, Keeper | None, Lease | StoreLease]:
+    """Return the storage's URI if it has one, the folder of the run, who keeps it in the store, and the lease on it."""
+    if part:
+        return None, *_without_keeper(claim_folder(part.folder, job_id))
+    if (uri := storage.uri(spec, base)) is None:
+        return None, *_without_keeper(claim(root, spec, job_id))
+    folder, owned, keeper = claim_stored(uri, root, spec, job_id)
+    return uri, folder, keeper, owned
+
+
+def _without_keeper(claimed: tuple[RunFolder, Lease]) -> tuple[RunFolder, None, Lease]:
+    return claimed[0], None, claimed[1]
 
 
 def _run_phase(job: Job, ending: Ending) -> int:

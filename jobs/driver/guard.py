@@ -87,6 +87,17 @@ def main(path: Path, number: int) -> None:
     with suppress(OSError):
         outbox.note(folder.spool, outbox.Ending(folder.key, folder.key, status))
     tell(folder, number, reason)
+    _store(folder, number)
+
+
+def _store(folder: RunFolder, number: int) -> None:
+    """Have the run's notes stored as they are now, where they are kept in an object store."""
+    if uri := lease.stored_in(folder.path):
+        from jobs.storage.keeper import Keeper, NotKept
+
+        with suppress(NotKept, OSError):
+            if lease.newest(folder.path) == number:
+                Keeper(uri, folder.path).settle()
 
 
 def tell(folder: RunFolder, number: int, reason: str = "") -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster import stores
 from cluster.precision import Precision
 from jobs import lease, progress
 from jobs.driver import storage
 from jobs.driver.stopping import Stop
+from jobs.driver.stored import Stored
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from tracking.run import Run
@@ -70,6 +72,8 @@ class Job:
     """Of a sweep's trial."""
     profile: int = 0
     """How many steps are recorded, if it is a profile: it leaves no model."""
+    stored: Stored | None = None
+    """What of it is kept in an object store; None where its storage is a folder."""
 
     def track(self, call: Callable[[Run], object]) -> None:
         """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""
@@ -78,5 +82,6 @@ class Job:
     @property
     def checkpoints(self) -> str:
         """Where the run's checkpoints are: a path or a URI."""
-        elsewhere = storage.checkpoints_root(self.spec, self.base)
-        return f"{elsewhere.rstrip('/')}/{self.folder.key}" if elsewhere else str(self.folder.checkpoints)
+        if elsewhere := storage.checkpoints_root(self.spec, self.base):
+            return stores.joined(elsewhere, self.folder.key)
+        return self.stored.checkpoints if self.stored else str(self.folder.checkpoints)

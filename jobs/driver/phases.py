@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,12 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     workers = shares.workers(job.spec.resources, job.placed)
     progress.report("measure", 0, workers)
     arguments = (job.spec, str(job.parent), prepared, job.precision)
-    begun = [shares.begin(job, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]
     parts: list[dict[str, Any]] = []
-    for done, share in enumerate(begun, 1):
-        parts.append(shares.result(job, share))
-        progress.report("measure", done, workers)
+    with on_nodes(job, prepared) as token:
+        begun = [shares.begin(job, token, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]
+        for done, share in enumerate(begun, 1):
+            parts.append(shares.result(job, share))
+            progress.report("measure", done, workers)
     totals = joined(parts)
     task = prepared.task(job.spec)
     metrics = by_source.summarised(task, totals)
@@ -131,7 +132,8 @@ def quantize_phase(job: Job) -> dict[str, Any]:
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
     arguments = (job.spec, str(job.parent), prepared, job.precision, str(job.folder.model))
-    report = shares.result(job, shares.begin(job, 0, quantize, *arguments))
+    with on_nodes(job, prepared) as token:
+        report = shares.result(job, shares.begin(job, token, 0, quantize, *arguments))
     progress.report("quantize", 1, 1)
     progress.say(figures.quantised(report))
     job.track(lambda run: run.log_metrics({k: v for k, v in report.items() if isinstance(v, float)}))
@@ -161,17 +163,38 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
 
     from jobs.driver import ray_train
 
-    parent = Path(job.parent) if job.parent else None
-    config = WorkerConfig(
-        job.spec, job.precision, prepared, job.folder, job.checkpoints, parent, job.base, job.storage, job.profile
-    )
     name = f"{job.folder.key}-{os.getpid()}"
     try:
-        ray_train.run_group(function, config, name=name, autoscaling=not connect.connection().is_local)
+        with on_nodes(job, prepared) as token:
+            config, ray_state = _for_workers(job, prepared, token), job.stored.ray_state if job.stored else None
+            autoscaling = not connect.connection().is_local
+            ray_train.run_group(function, config, name=name, autoscaling=autoscaling, state=ray_state)
     except TrainingFailedError as error:
         if job.stop.asked:
             raise Stopped from error
         raise _cause(error) from error
+
+
+def on_nodes(job: Job, prepared: Prepared | None) -> AbstractContextManager[str]:
+    """Have all nodes that may work for the job reach its folder, its data and its parent; give what they wait for."""
+    if job.stored is None:
+        return nullcontext("")
+    return job.stored.on_nodes(job.spec, prepared, job.parent_uri)
+
+
+def _for_workers(job: Job, prepared: Prepared, token: str) -> WorkerConfig:
+    return WorkerConfig(
+        job.stored.told_to_workers(job.spec) if job.stored else job.spec,
+        job.precision,
+        prepared,
+        job.folder,
+        job.checkpoints,
+        Path(job.parent) if job.parent else None,
+        job.base,
+        job.storage,
+        token,
+        job.profile,
+    )
 
 
 def _cause(error: Exception) -> Exception:
@@ -215,10 +238,20 @@ def _prepare(job: Job, early: Early | None = None) -> Prepared:
         for said in lineage.said_of_pages(job.parent) if trained else ():
             progress.say(said)
         job.folder.add_remarks(lineage.said_of_code(job.spec.task.name, job.parent) if not trained else [])
+        fetch = job.stored.fetch if job.stored else None
         stages = prepare.stages(
-            job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before, overlap=early
+            job.spec,
+            job.base,
+            job.storage,
+            parent=job.parent,
+            on_progress=on_progress,
+            before=before,
+            overlap=early,
+            fetch=fetch,
         )
         prepared = early.begin(stages) if early else next(stages)
+        if job.stored:
+            job.stored.push(prepared)
     prepared = reference.added(job, prepared)
     if before is None:
         job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))

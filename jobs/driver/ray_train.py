@@ -12,7 +12,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchConfig
 
-from cluster import placement, topology
+from cluster import placement, stores, topology
 from jobs import deaths
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
@@ -215,12 +215,28 @@ def _node_of(failure: Failure, attempt: Attempt | None) -> str | None:
     return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
 
 
-def run_group(function: Callable[[WorkerConfig], None], config: WorkerConfig, *, name: str, autoscaling: bool) -> None:
+def _kept_in(place: str) -> dict[str, Any]:
+    """Return where Ray Train keeps its own state, a path or a URI, as it takes it."""
+    if "://" not in place:
+        return {"storage_path": place}
+    files, path = stores.opened(place)
+    return {"storage_path": path, "storage_filesystem": files}
+
+
+def run_group(
+    function: Callable[[WorkerConfig], None],
+    config: WorkerConfig,
+    *,
+    name: str,
+    autoscaling: bool,
+    state: str | None = None,
+) -> None:
     """Run `function(config)` on every worker; a lost group is started again from its checkpoint.
 
     Args:
         name: of this attempt; Ray Train resumes its own state under a name it has seen.
         autoscaling: whether the cluster may get more nodes if it is asked for them.
+        state: a URI where Ray Train keeps its own state; None: in the folder of the run.
 
     Raises:
         ray.train.TrainingFailedError: the group failed for good.
@@ -251,7 +267,7 @@ def run_group(function: Callable[[WorkerConfig], None], config: WorkerConfig, *,
         scaling_config=scaling_config,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(run.ray_state),
+            **_kept_in(state or str(run.ray_state)),
             failure_config=failure_config,
             worker_runtime_env={"env_vars": warm.WORKER},
         ),

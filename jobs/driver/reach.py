@@ -73,7 +73,9 @@ def check(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> None:
         return
     began = time.monotonic()
     found = _asked(storage.places(spec, base), others)
-    if problems := [sentence(key, place, found[key]) for key, place in storage.places(spec, base).items() if found[key]]:
+    if problems := [
+        sentence(key, place, found[key]) for key, place in storage.places(spec, base).items() if found[key]
+    ]:
         raise NotReached("\n".join(problems))
     progress.say(f"{len(others) + 1} nodes reach the storage (tried in {time.monotonic() - began:.1f} s)")
 

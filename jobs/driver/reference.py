@@ -122,7 +122,7 @@ def _make(job: Job, prepared: Prepared, model: Path | str, place: Path) -> None:
         workers = min(job.spec.resources.fewest, len(files))
         arguments = (job.spec, str(model), prepared, job.precision, str(partial))
         progress.report("reference", 0, workers)
-        begun = [shares.begin(job, rank, write_share, *arguments, files[rank::workers]) for rank in range(workers)]
+        begun = [shares.begin(job, "", rank, write_share, *arguments, files[rank::workers]) for rank in range(workers)]
         for done, share in enumerate(begun, 1):
             shares.result(job, share)
             progress.report("reference", done, workers)

@@ -24,8 +24,12 @@ def workers(wanted: ResourcesSpec, placed: Mapping[str, int]) -> int:
     return max(wanted.fewest, min(wanted.most, sum(placed.values())))
 
 
-def begin(job: Job, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Start a Ray task with the resources and the environment of one of the job's workers, under a watchdog."""
+def begin(job: Job, token: str, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Start a Ray task with the resources and the environment of one of the job's workers, under a watchdog.
+
+    Args:
+        token: what it waits for on its node (jobs/storage/courier.py); "" where all nodes share the job's folder.
+    """
     import ray
 
     from jobs.worker.watched import watched
@@ -38,7 +42,7 @@ def begin(job: Job, rank: int, function: Callable[..., Any], *arguments: Any) ->
         "runtime_env": {"env_vars": warm.WORKER},
     }
     remote = ray.remote(**options)(watched)
-    return remote.remote(job.folder, job.spec.failures.hang_after_s, rank, function, *arguments)
+    return remote.remote(job.folder, token, job.spec.failures.hang_after_s, rank, function, *arguments)
 
 
 def result(job: Job, reference: Any) -> Any:

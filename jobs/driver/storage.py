@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import home
+from cluster import home, stores
 from cluster.errors import UserError, check_all
 from jobs.spec import JobSpec
+from jobs.spec_rules import REFERRING
 
 if TYPE_CHECKING:
     from jobs.checkpoint.store import Store
 
+VARIABLE = "TANDEM_STORAGE"
+"""Names the storage of specs that name none."""
 CONTENT = b"written by Tandem to see whether it can"
 ASKED = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf")
 """Stores that may be asked something when they are opened, or whose client is: none of what can be told at once."""
@@ -55,9 +60,45 @@ def told(error: Exception, place: Path) -> Exception:
     return error
 
 
+def located(spec: JobSpec, base: Path) -> str:
+    """Return what the spec's `storage` means, or TANDEM_STORAGE where it has none: an absolute path, or a URI.
+
+    Args:
+        base: where relative paths in the spec start.
+    """
+    if spec.storage:
+        return spec.storage if "://" in spec.storage else str(base / Path(spec.storage).expanduser())
+    named = os.environ.get(VARIABLE, "")
+    if "://" in named:
+        return named
+    return str(Path(named).expanduser().absolute() if named else home.home().absolute() / "storage")
+
+
+def uri(spec: JobSpec, base: Path) -> str | None:
+    """Return the object store that the job keeps everything in; None where that is a folder."""
+    found = located(spec, base)
+    return found if "://" in found else None
+
+
 def root(spec: JobSpec, base: Path) -> Path:
-    """Return the folder that the spec's `storage` means; relative paths start at `base`."""
-    return base / Path(spec.storage).expanduser() if spec.storage else (home.home() / "storage").absolute()
+    """Return the folder that the job works in on this node: the storage, or what it has of an object store."""
+    found = located(spec, base)
+    if "://" not in found:
+        return Path(found)
+    path = stores.shown(found).rstrip("/")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", path.partition("://")[2])[-40:].strip("-")
+    return home.home().absolute() / "stores" / f"{name}-{hashlib.sha256(found.encode()).hexdigest()[:8]}"
+
+
+def not_yet(spec: JobSpec) -> str | None:
+    """Say what of a spec needs a folder that all nodes reach; None where it can do with an object store. Pure."""
+    if spec.phase in ("sweep", "predict"):
+        return f"phase {spec.phase}"
+    if spec.data.start_early:
+        return "data.start_early"
+    if (objective := spec.task.options.get("objective")) in REFERRING:
+        return f"task.objective {objective}"
+    return None
 
 
 def checkpoints_root(spec: JobSpec, base: Path) -> str | None:
@@ -74,6 +115,7 @@ def check(spec: JobSpec, base: Path) -> None:
     Raises:
         NotWritable: one of them refuses.
     """
+    _check_fit(spec, base)
     for key, place in places(spec, base).items():
         if "://" in place:
             try_uri(key, place)
@@ -87,7 +129,21 @@ def check_named(spec: JobSpec, base: Path) -> None:
     Raises:
         NotWritable: nothing opens such a URI, or a file is where a folder should be.
     """
+    _check_fit(spec, base)
     check_all(*(partial(_check_name, key, place) for key, place in places(spec, base).items()))
+
+
+def _check_fit(spec: JobSpec, base: Path) -> None:
+    """Refuse a URI as the storage of what needs a folder.
+
+    Raises:
+        UserError: it does.
+    """
+    if (found := uri(spec, base)) is not None and (what := not_yet(spec)) is not None:
+        raise UserError(
+            f"storage: {stores.shown(found)} is an object store, and {what} needs a folder that all nodes reach: set "
+            "storage to one"
+        )
 
 
 def _check_name(key: str, place: str) -> None:
@@ -101,7 +157,7 @@ def _check_name(key: str, place: str) -> None:
 def places(spec: JobSpec, base: Path) -> dict[str, str]:
     """Return where the job will write, by the key that says so: paths and URIs."""
     trained = {"checkpoint.directory": checkpoints_root(spec, base), "model.export": spec.model.export}
-    places = {"storage": str(root(spec, base)), **(trained if spec.training is not None else {})}
+    places = {"storage": located(spec, base), **(trained if spec.training is not None else {})}
     return {key: place for key, place in places.items() if place is not None}
 
 

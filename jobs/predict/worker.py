@@ -112,7 +112,7 @@ class Watched:
 
     def _watched(self, function: Callable[..., Any], *arguments: Any) -> Any:
         longest_s = self._work.spec.failures.hang_after_s
-        return watched(self._work.run, longest_s, self._number, function, *arguments)
+        return watched(self._work.run, "", longest_s, self._number, function, *arguments)
 
 
 def counts(made: list[Answer]) -> dict[str, int]:

@@ -43,13 +43,14 @@ from jobs.worker.meter import Meter
 from jobs.worker.prefetch import prefetch
 from jobs.worker.schedules import learning_rate
 from jobs.worker.setup import Worker, set_up
-from jobs.worker.surroundings import logged, swap_folder, system_metrics
+from jobs.worker.surroundings import arrived, logged, swap_folder, system_metrics
 from tracking.spool import Spool
 
 
 def train_worker(config: WorkerConfig) -> None:
     """Train on this worker: the function Ray Train runs."""
     noise.quiet()
+    arrived(config)
     with system_metrics(config.folder.spool), logged(config) as watchdog, swap_folder(config) as folder:
         worker = set_up(config, watchdog, folder)
         worker.engine.model.train()

@@ -22,7 +22,7 @@ from jobs.run_folder import RunFolder
 from jobs.worker import loop
 from jobs.worker.config import WorkerConfig
 from jobs.worker.setup import Worker, set_up
-from jobs.worker.surroundings import logged, swap_folder, system_metrics
+from jobs.worker.surroundings import arrived, logged, swap_folder, system_metrics
 
 LONGEST_SHAPES = 100
 """Characters; what is longer is cut."""
@@ -31,6 +31,7 @@ LONGEST_SHAPES = 100
 def profile_worker(config: WorkerConfig) -> None:
     """Take the steps on this worker: the function Ray Train runs."""
     noise.quiet()
+    arrived(config)
     with system_metrics(config.folder.spool), logged(config) as watchdog, swap_folder(config) as folder:
         worker = set_up(config, watchdog, folder)
         worker.until = profiled.last_step(config.profile)

@@ -12,11 +12,27 @@ from typing import IO, Any
 
 from cluster.errors import UserError
 from jobs.checkpoint import resume
+from jobs.storage.courier import await_copy
 from jobs.worker import compiling, swap
 from jobs.worker.config import WorkerConfig
 from jobs.worker.watchdog import MARGIN_S, Pulse, Watchdog
 from tracking.spool import Spool
 from tracking.system import SystemSampler
+
+
+def arrived(config: WorkerConfig) -> None:
+    """Return when the folder of the run is on this node, with what workers need besides.
+
+    Raises:
+        UserError: it is not.
+    """
+    if config.token:
+        await_copy(config.folder.path, config.token)
+    elif not config.folder.path.is_dir():
+        raise UserError(
+            f"storage: {config.folder.path} is not there on the node {socket.gethostname()}: `storage` has to be a "
+            "folder that all nodes share, or an object store such as s3://bucket/folder"
+        )
 
 
 @contextmanager
@@ -25,11 +41,6 @@ def logged(config: WorkerConfig) -> Iterator[Watchdog]:
     import ray
     import ray.train
 
-    if not config.folder.path.is_dir():
-        raise UserError(
-            f"storage: {config.folder.path} is not there on the node {socket.gethostname()}: `storage` has to be a "
-            "folder that all nodes share"
-        )
     rank, attempt = ray.train.get_context().get_world_rank(), resume.attempt_name()
     pulse = Pulse(config.folder.pulse(attempt, rank), ray.get_runtime_context().get_node_id())
     compiles = config.spec.training is not None and config.spec.training.compile

@@ -1,0 +1,136 @@
+"""A job whose storage is an object store: what of it is kept there, and how each node comes to what it needs.
+
+    <URI>/runs/<key>/     notes (jobs/storage/keeper.py), lease/ (jobs/store_lease.py), checkpoints/, model/, ray/
+          data/<digest>/  prepared rows (jobs/data/stored.py)
+          models/<key>/   weights of exported models (jobs/worker/elsewhere.py)
+
+Each node has a folder of its own, $TANDEM_HOME/stores/<name>, in which everything is where it is in a storage that is
+a folder. That of the driver's node is the one that counts: its notes are kept in the store, and couriers
+(jobs/storage/courier.py) keep the folder of the run on the other nodes as it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster import stores, topology
+from jobs import progress
+from jobs.checkpoint.store import Store
+from jobs.data import stored
+from jobs.data.prepare import Prepared
+from jobs.driver import reach
+from jobs.run_folder import RunFolder
+from jobs.spec import JobSpec
+from jobs.storage.courier import Bring, Couriers
+from jobs.storage.keeper import Keeper
+from tracking import registry
+
+
+class Stored:
+    """The store's side of one attempt at a job."""
+
+    def __init__(self, uri: str, root: Path, keeper: Keeper, folder: RunFolder) -> None:
+        """Take the storage's URI, this node's folder for it, and who keeps the run's notes."""
+        self.uri, self._root, self._keeper, self._folder = uri, root, keeper, folder
+        self._store = Store(uri)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where the run's checkpoints are, unless the spec names another place: a URI."""
+        return stores.joined(self.uri, "runs", self._folder.key, "checkpoints")
+
+    @property
+    def model(self) -> str:
+        """Where the folder of the run's model is: a URI."""
+        return stores.joined(self.uri, "runs", self._folder.key, "model")
+
+    @property
+    def ray_state(self) -> str:
+        """Where Ray Train keeps its own state: a URI."""
+        return stores.joined(self.uri, "runs", self._folder.key, "ray")
+
+    def told_to_workers(self, spec: JobSpec) -> JobSpec:
+        """Return the spec with the place of the exported weights: the store, unless it names one. Pure."""
+        if spec.model.export is not None:
+            return spec
+        return spec.model_copy(
+            update={"model": spec.model.model_copy(update={"export": stores.joined(self.uri, "models")})}
+        )
+
+    def fetch(self, directory: Path) -> bool:
+        """Have a folder of prepared data on this node, if it is stored; say whether it is there."""
+        return stored.fetch(self._store, directory, _progress("fetch"))
+
+    def push(self, prepared: Prepared) -> None:
+        """Store the prepared data, for the other nodes and other jobs."""
+        stored.push(self._store, Path(prepared.directory), _progress("store"))
+
+    @contextmanager
+    def on_nodes(self, spec: JobSpec, prepared: Prepared | None, parent: str | None) -> Iterator[str]:
+        """Keep the run's folder on all nodes that may work for it meanwhile, with the data and the parent.
+
+        Args:
+            parent: what the job starts from, as the registry names it; None where nodes have it otherwise.
+
+        Yields:
+            What workers wait for: the token of `await_copy`.
+        """
+        bring = [Bring(_bring_data, (self.uri, prepared.directory))] if prepared is not None else []
+        bring += [Bring(_bring_model, (parent,))] if parent is not None else []
+
+        def wanted() -> dict[str, str]:
+            return {node.node_id: node.address for node in reach.candidates(spec, {}, topology.own_nodes())}
+
+        couriers = Couriers(self._folder.path, wanted, bring)
+        couriers.start()
+        try:
+            yield couriers.token
+        finally:
+            couriers.settle()
+            couriers.stop()
+            for address, problem in couriers.problems.items():
+                progress.say(f"node {address} had no copy of the run's folder: {problem}")
+
+    def settle(self) -> None:
+        """Return when the run's notes are stored as they are now.
+
+        Raises:
+            NotKept: the store does not take them.
+        """
+        self._keeper.settle()
+
+
+@contextmanager
+def kept(uri: str | None, root: Path, folder: RunFolder, keeper: Keeper | None) -> Iterator[Stored | None]:
+    """Keep a run's notes in the store meanwhile; None for a storage that is a folder."""
+    if uri is None or keeper is None:
+        yield None
+        return
+    keeper.start()
+    try:
+        yield Stored(uri, root, keeper, folder)
+    finally:
+        keeper.stop()
+        keeper.settle()
+
+
+def _bring_data(uri: str, directory: str) -> None:
+    stored.fetch(Store(uri), Path(directory))
+
+
+def _bring_model(uri: str) -> None:
+    registry.resolve(uri)
+
+
+def _progress(phase: str) -> Any:
+    throttle, began = progress.Throttle(0.5), time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        if time.monotonic() - began > 1.0 and (done == total or throttle.ready()):
+            progress.report(phase, done, total)
+
+    return told
