@@ -81,7 +81,7 @@ def check(spec: JobSpec, base: Path, placed: Mapping[str, int]) -> None:
 
 
 def candidates(spec: JobSpec, placed: Mapping[str, int], nodes: Sequence[Node]) -> list[Node]:
-    """Return the living nodes that may take a worker of the job: those placed, or for a job that may move, all. Pure."""
+    """Return the living nodes that may take a worker of the job: those placed, or all for one that may move. Pure."""
     wanted = spec.resources
     one = placement.Request(1, wanted.cpus_per_worker, wanted.gpus_per_worker)
     able = [node for node in nodes if node.alive and placement.capacity(one, [node])]

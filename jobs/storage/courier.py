@@ -6,8 +6,8 @@
     logs, pulses, spool, …  ←  written by the workers there
 
 What workers wait for at their start, the node's data among it, is brought before the copy says that it is complete
-(`.here-<token>`). Couriers ask for no CPU, and end with the driver. What a node has written when it is lost, less than a
-second of it, is lost with the node.
+(`.here-<token>`). Couriers ask for no CPU, and end with the driver. What a node has written in the second before it is
+lost is lost with it.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Courier:
             self._copy.apply(changes)
         except OSError as error:
             raise UserError(
-                f"{self._folder} cannot be written on this node: {error.strerror or error}; set TANDEM_HOME to a folder "
-                "that every node can write"
+                f"{self._folder} cannot be written on this node: {error.strerror or error}; set TANDEM_HOME to a "
+                "folder that every node can write"
             ) from error
         self._copy.adopt()
         for each in bring:

@@ -29,6 +29,6 @@ class WorkerConfig:
     storage: Path
     """The folder that all runs share."""
     token: str = ""
-    """What says on each node that the run's folder there is complete (jobs/storage/courier.py); "" where all share it."""
+    """What says that a node's copy of the run's folder is complete (jobs/storage/courier.py); "" where all share it."""
     profile: int = 0
     """How many steps are recorded, if the job is a profile (jobs/profiled.py)."""

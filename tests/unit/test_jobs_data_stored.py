@@ -102,7 +102,7 @@ def test_what_is_damaged_is_named_and_nothing_is_left(
     else:
         content = server.objects[key]
         server.objects[key] = content[:-1] if change == "cut" else content[:-1] + b"\0"
-    with pytest.raises((UserError, FileNotFoundError), match="data|train"):
+    with pytest.raises((UserError, FileNotFoundError), match=r"data|train"):
         stored.fetch(store, there)
     assert [path.name for path in there.parent.iterdir()] == [f".{NAME}.lock"]
 
@@ -114,5 +114,5 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
     stored.push(store, made)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="do not fit in .* which has 1e-06 GB free"):
+    with pytest.raises(UserError, match=r"do not fit in .* which has 1e-06 GB free"):
         stored.fetch(store, there)
