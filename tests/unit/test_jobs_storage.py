@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
-from jobs.driver import storage
+from cluster.errors import UserError
+from jobs.driver import reach, storage
 from jobs.driver.attempt import submission_id, unsaved_sentence
 from jobs.driver.storage import NotWritable
 from jobs.run_notes import Saves
@@ -19,6 +20,11 @@ from jobs.spec import JobSpec
 from tests.support.fault_runs import SPEC
 
 ROOT = Path(__file__).parents[2]
+SWEEP: dict[str, Any] = {
+    "phase": "sweep",
+    "data": {**SPEC["data"], "eval_fraction": 0.1},
+    "sweep": {"fields": {"training.learning_rate": {"choices": [1e-3, 1e-2]}}, "scheduler": {"name": "none"}},
+}
 
 
 def spec(**places: str) -> JobSpec:
@@ -123,6 +129,65 @@ def test_a_failing_disk_is_told_from_other_errors_and_named(tmp_path: Path):
         assert storage.told(other, tmp_path) is other
 
 
-def test_a_url_is_no_folder_below_the_spec() -> None:
-    with pytest.raises(ValidationError, match=r"(?s)storage.*'s3://bucket/runs' is a URL, and this is a folder"):
-        spec(storage="s3://bucket/runs")
+def test_the_storage_is_what_the_spec_names_or_the_environment_or_a_folder_of_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    none = JobSpec.model_validate({**SPEC, "storage": None})
+    assert storage.located(none, tmp_path) == str(tmp_path / "home" / "storage")
+    monkeypatch.setenv("TANDEM_STORAGE", "s3://bucket/of-all?region=us-east-1")
+    assert storage.uri(none, tmp_path) == "s3://bucket/of-all?region=us-east-1"
+    assert storage.located(spec(storage="here"), tmp_path) == str(tmp_path / "here")
+    assert storage.uri(spec(storage="here"), tmp_path) is None
+    monkeypatch.setenv("TANDEM_STORAGE", "/mnt/all")
+    assert storage.located(none, tmp_path) == "/mnt/all"
+
+
+def test_what_a_node_has_of_a_store_is_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    one, other = (storage.root(spec(storage=f"s3://bucket/{name}"), tmp_path) for name in ("a", "b"))
+    assert one != other
+    assert one.parent == other.parent == tmp_path / "stores"
+    assert one.name.startswith("bucket-a-")
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"data": {**SPEC["data"], "eval_fraction": 0.1, "start_early": True}}, "data.start_early"),
+        (SWEEP, "phase sweep"),
+    ],
+)
+def test_what_needs_a_folder_is_refused_on_a_store(tmp_path: Path, more: dict[str, Any], what: str) -> None:
+    wanted = JobSpec.model_validate({**SPEC, "storage": "s3://bucket/x?region=a", **more})
+    for check in (storage.check, storage.check_named):
+        with pytest.raises(UserError, match=f"storage: s3://bucket/x is an object store, and {what} needs a folder"):
+            check(wanted, tmp_path)
+
+
+def test_a_sentence_of_nodes_that_do_not_reach_a_place_names_them_why_and_what_to_do() -> None:
+    said = reach.sentence("storage", "/data", {"10.0.0.2": "there is no such folder", "10.0.0.3": "it is read-only"})
+    assert said.startswith(
+        "storage: /data is not one folder that all nodes reach: node 10.0.0.2: there is no such folder; "
+        "node 10.0.0.3: it is read-only. Have it on a file system"
+    )
+    many = reach.sentence("storage", "s3://user:secret@b/x", {f"10.0.0.{n}": "no way" for n in range(7)})
+    assert "not all nodes reach s3://b/x: nodes 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3 and 3 more: no way" in many
+    assert "secret" not in many
+
+
+def test_a_node_finds_a_folder_of_the_same_name_that_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "APPEARS_S", 0.0)
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    probe = reach.Probe({}, "abc", 7)
+    (shared / probe.written()).write_text("abc")
+    assert reach.try_folder(shared, probe) is None
+    assert (shared / probe.answer()).read_text() == "abc", "the driver sees that this node writes there"
+    assert reach.try_folder(own, probe) == "it has another folder of that name"
+    assert reach.try_folder(tmp_path / "none", probe) == "there is no such folder"
+    (shared / probe.written()).write_text("of another")
+    assert reach.try_folder(shared, probe) == "what was written is not what it reads"
