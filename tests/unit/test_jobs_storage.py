@@ -23,7 +23,11 @@ ROOT = Path(__file__).parents[2]
 SWEEP: dict[str, Any] = {
     "phase": "sweep",
     "data": {**SPEC["data"], "eval_fraction": 0.1},
-    "sweep": {"fields": {"training.learning_rate": {"choices": [1e-3, 1e-2]}}, "scheduler": {"name": "none"}},
+    "sweep": {
+        "fields": {"training.learning_rate": {"choices": [1e-3, 1e-2]}},
+        "trials": 2,
+        "scheduler": {"name": "none"},
+    },
 }
 
 
