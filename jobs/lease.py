@@ -23,6 +23,7 @@ import secrets
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -64,6 +65,11 @@ class Owner:
     born: str = ""
     """What tells it from other processes of its number (cluster.processes.born); empty in leases from before it was."""
 
+    @property
+    def who(self) -> str:
+        """Its name for people."""
+        return f"job {self.job}" if self.job else f"process {self.pid}"
+
     def is_here(self) -> bool:
         """Say whether it can be seen from here whether the process lives."""
         return self.host == this_host()
@@ -86,12 +92,17 @@ class Owner:
             return False
 
 
-class Lease:
+UNKNOWN = Owner("elsewhere", 0, 0.0, "", "just now")
+"""The owner of a lease that shows nothing."""
+
+
+class Held(ABC):
     """A run that this process owns, until it lets go of it or ends."""
 
-    def __init__(self, run: Path, number: int, owner: Owner) -> None:
+    def __init__(self, number: int, beat_s: float) -> None:
+        """`beat_s`: between two signs of life."""
         self.number = number
-        self._run, self._owner = run, owner
+        self._beat_s = beat_s
         self._ending = threading.Event()
 
     @contextmanager
@@ -107,6 +118,40 @@ class Lease:
         finally:
             self.release()
 
+    @abstractmethod
+    def held(self) -> bool:
+        """Say whether nobody has taken the run since."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go: the run is free."""
+
+    @abstractmethod
+    def _show(self) -> None:
+        """Show a sign of life."""
+
+    @abstractmethod
+    def _failed(self, error: Exception) -> None:
+        """Hear that it could not be asked who has the run, or no sign of life be shown; there will be another beat."""
+
+    def _beat(self, on_lost: Callable[[], None]) -> None:
+        while not self._ending.wait(self._beat_s):
+            try:
+                if not self.held():
+                    on_lost()
+                    return
+                self._show()
+            except Exception as error:  # a storage that is away for a moment, whatever its client throws
+                self._failed(error)
+
+
+class Lease(Held):
+    """The lease of a run's folder."""
+
+    def __init__(self, run: Path, number: int, owner: Owner) -> None:
+        super().__init__(number, BEAT_S)
+        self._run, self._owner = run, owner
+
     def held(self) -> bool:
         """Say whether nobody has taken the run since."""
         return newest(self._run) == self.number
@@ -117,15 +162,11 @@ class Lease:
         with suppress(OSError):  # a storage that is gone: this process will be too
             _write(_file(self._run, self.number), {**asdict(self._owner), "released": True})
 
-    def _beat(self, on_lost: Callable[[], None]) -> None:
-        while not self._ending.wait(BEAT_S):
-            try:
-                if not self.held():
-                    on_lost()
-                    return
-                os.utime(_file(self._run, self.number))
-            except OSError:  # a storage that is away for a moment; there will be another beat
-                continue
+    def _show(self) -> None:
+        os.utime(_file(self._run, self.number))
+
+    def _failed(self, error: Exception) -> None:
+        """Say nothing: what else the job writes to the disk fails too."""
 
 
 def take(run: Path, job: str = "") -> Lease:
@@ -136,16 +177,14 @@ def take(run: Path, job: str = "") -> Lease:
     Raises:
         RunIsOwned: another process works on the run.
     """
-    me = psutil.Process()
-    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    mine = Owner(this_host(), me.pid, me.create_time(), job, now, born=processes.born(me.pid) or "")
+    mine = this_process(job)
     (run / FOLDER).mkdir(exist_ok=True)
     while True:
         number = newest(run)
         try:
             owner = _read(run, number) if number else None
             if owner is not None and not _is_free(run, number, owner):
-                raise RunIsOwned(refusal(run, owner, stopped=owner.is_here() and owner.is_stopped()))
+                raise RunIsOwned(refusal(run.name, owner, stopped=owner.is_here() and owner.is_stopped()))
         except FileNotFoundError:  # taken, and taken again: there is a higher number now
             continue
         if _create(run, number + 1, mine):
@@ -176,9 +215,15 @@ def stored_in(run: Path) -> str | None:
     return read(run / STORED).get("uri")
 
 
-def refusal(run: Path, owner: Owner, *, stopped: bool = False) -> str:
-    """Name the owner, and what to do about it; `stopped`: its process is, by a signal. Pure."""
-    who = f"job {owner.job}" if owner.job else f"process {owner.pid}"
+def this_process(job: str) -> Owner:
+    """Return this process as an owner from now on."""
+    me = psutil.Process()
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    return Owner(this_host(), me.pid, me.create_time(), job, now, born=processes.born(me.pid) or "")
+
+
+def refusal(run: str, owner: Owner, *, stopped: bool = False) -> str:
+    """Name the owner of a run, and what to do about it; `stopped`: its process is, by a signal. Pure."""
     asleep = f", which is stopped: kill -CONT {owner.pid} lets it go on" if stopped else ""
     ways = (
         f"follow it: tandem jobs logs {owner.job} --follow; stop it: tandem jobs stop {owner.job}; or"
@@ -186,9 +231,14 @@ def refusal(run: Path, owner: Owner, *, stopped: bool = False) -> str:
         else "wait for its end, or"
     )
     return (
-        f"{who} works on the run {run.name} since {owner.since} (process {owner.pid} on {owner.host.split('/')[0]}"
+        f"{owner.who} works on the run {run} since {owner.since} (process {owner.pid} on {owner.host.split('/')[0]}"
         f"{asleep}); {ways} set checkpoint.resume: never for a run of its own"
     )
+
+
+def waiting(run: str, owner: Owner, stale_s: float) -> str:
+    """Say what a contender waits for. Pure."""
+    return f"waiting up to {stale_s:.0f} s for a sign of life of {owner.who}, which had the run {run}"
 
 
 def this_host() -> str:
@@ -203,8 +253,7 @@ def _is_free(run: Path, number: int, owner: Owner) -> bool:
     if owner.released or owner.is_here():
         return owner.released or not owner.lives()
     seen = _file(run, number).stat().st_mtime
-    who = f"job {owner.job}" if owner.job else f"process {owner.pid}"
-    progress.say(f"waiting up to {STALE_S:.0f} s for a sign of life of {who}, which had the run {run.name}")
+    progress.say(waiting(run.name, owner, STALE_S))
     enough = time.monotonic() + STALE_S  # a lease from the future, by a clock set back since, has no age
     while _age_s(run, number) < STALE_S and time.monotonic() < enough:
         if _read(run, number).released:
@@ -253,7 +302,7 @@ def _read(run: Path, number: int) -> Owner:
     try:
         return Owner(**json.loads(_file(run, number).read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        return Owner("elsewhere", 0, 0.0, "", "just now")
+        return UNKNOWN
 
 
 def _forget(run: Path, number: int) -> None:
