@@ -50,7 +50,7 @@ def claim_stored(uri: str, root: Path, spec: JobSpec, job: str = "") -> tuple[Ru
     store = Store(uri)
     while True:
         key, status = _choose_stored(store, spec)
-        owned = store_lease.take(store, f"runs/{key}", job)
+        owned = store_lease.take(store, key, job)
         keeper = Keeper(uri, root / "runs" / key, progress.say)
         keeper.bring()
         folder = RunFolder(root / "runs" / key, resumed=status is not None, lease=owned.number)

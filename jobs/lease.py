@@ -202,7 +202,7 @@ def newest(run: Path) -> int:
         from jobs import store_lease  # pyarrow's file systems, which most guards do without
         from jobs.checkpoint.store import Store
 
-        return store_lease.newest(Store(uri), f"runs/{run.name}")
+        return store_lease.newest(Store(uri), run.name)
     try:
         found = [_NUMBER.match(name) for name in os.listdir(run / FOLDER)]
     except FileNotFoundError:

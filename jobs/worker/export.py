@@ -120,6 +120,33 @@ def aside(directory: Path, first: bool, name: str) -> Iterator[Path]:
         partial.rename(directory)
 
 
+@contextmanager
+def on_all_nodes(written: Path, first: bool, *, copies: bool) -> Iterator[None]:
+    """Have what the first rank has written into a folder on the nodes that do not see it, meanwhile. Collective.
+
+    Args:
+        copies: each node has a folder of its own; then nothing large is in this one.
+    """
+    if not copies:
+        yield
+        return
+    files = [path for path in written.rglob("*") if path.is_file()] if first else []
+    told = resume.gathered({str(path.relative_to(written)): path.read_bytes() for path in files})[0]
+    own = not written.is_dir()  # of several ranks of a node each may find so: they write the same
+    for name, content in told.items() if own else ():
+        path = written / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        aside.write_bytes(content)
+        aside.replace(path)
+    torch.distributed.barrier()
+    try:
+        yield
+    finally:
+        if own:
+            shutil.rmtree(written, ignore_errors=True)
+
+
 def _write(
     directory: Path,
     task: Task,

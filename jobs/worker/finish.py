@@ -126,15 +126,21 @@ def _apart(worker: Worker, trained: proof.Measured) -> None:
                 apart.save_config(live, DTYPES[worker.precision], partial)
                 worker.task.save(partial)
                 _perhaps_damaged(worker, partial / adapters.WEIGHTS)
-        loaded = type(worker.task).load(partial, worker.task.options)
-        begun = _for_all(start.described_by(partial, loaded) if _is_whole(worker) else "the base is held in few bits")
-        if isinstance(begun, str):
-            _checked_by_one(worker, trained, partial, begun)
-        else:
-            with closing(begun):
-                _measured_by_all(worker, trained, loaded, begun)
+        with export.on_all_nodes(partial, first, copies=worker.copies):
+            _check_apart(worker, trained, partial)
         if first:
             worker.saver.check_newest()
+
+
+def _check_apart(worker: Worker, trained: proof.Measured, written: Path) -> None:
+    """Have what the files of adapters say measured on their base: by all ranks, or by rank 0. Collective."""
+    loaded = type(worker.task).load(written, worker.task.options)
+    begun = _for_all(start.described_by(written, loaded) if _is_whole(worker) else "the base is held in few bits")
+    if isinstance(begun, str):
+        _checked_by_one(worker, trained, written, begun)
+    else:
+        with closing(begun):
+            _measured_by_all(worker, trained, loaded, begun)
 
 
 def _is_whole(worker: Worker) -> bool:
@@ -200,7 +206,8 @@ def _in_parts(
                         partial, {each.name: StoredFile(each.nbytes, digests[each.name], each.numel) for each in shards}
                     )
                 _perhaps_damaged(worker, partial / weight_files.SINGLE, place)
-        _check(worker, trained, partial, pieces, digests, place)
+        with export.on_all_nodes(partial, first, copies=worker.copies):
+            _check(worker, trained, partial, pieces, digests, place)
         if first:
             worker.saver.check_newest()  # as above
 

@@ -104,6 +104,8 @@ class Worker:
         assert isinstance(self.task, SharesRows)
         return self.task.part(batch, self.place.part, self.place.parts)
 
+    copies: bool = False
+    """Whether each node has a copy of the run's folder, and of all in it, of its own."""
     compiling: Compiling | None = None
     """Listens to the compiler, where the model is compiled."""
     until: int | None = None
@@ -181,6 +183,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
         held_out=prepared.held_out(),
         learned=learned.begin(mixed, point.manifest.learned if point.manifest else {}),
         shared=shared,
+        copies=bool(config.token),
     )
 
 
