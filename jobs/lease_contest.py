@@ -172,8 +172,13 @@ class Won:
 
 
 def content(owner: Owner, beats: int) -> bytes:
-    """Return what a claim says. Pure."""
-    return json.dumps({**asdict(owner), "beats": beats}).encode()
+    """Return what a claim says. Pure.
+
+    All of one claim are of one size: a client asks for an object's size before it asks for the object, which may have
+    been written anew in between.
+    """
+    room = len(json.dumps({**asdict(owner), "released": False, "beats": 10**12}))
+    return json.dumps({**asdict(owner), "beats": beats}).ljust(room).encode()
 
 
 def owner_of(found: bytes | None) -> Owner:

@@ -24,6 +24,9 @@ CHUNK_BYTES = 8 << 20
 IN_FLIGHT_BYTES = 64 << 20
 """So much of a stream is on its way to an object store, in parts, before the next is taken."""
 
+FLAT = ("s3", "gcs", "abfs")
+"""Stores without folders: to make one is to write an object with the folder's name, at every write."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -71,7 +74,8 @@ class Store:
             FileExistsError: there is, and it should be `new`. It stays as it was.
         """
         path = self._path(name)
-        self._fs.create_dir(path.rpartition("/")[0])
+        if self._fs.type_name not in FLAT:
+            self._fs.create_dir(path.rpartition("/")[0])
         if not self._is_local:
             if new and self.exists(name):
                 raise FileExistsError(f"there is {name} already")

@@ -231,7 +231,8 @@ def schedules(count: int, **settings: Any) -> Iterator[Simulation]:
         world = Simulation(seed, **settings)
         number = world.random.randrange(2, 7)
         for at in range(number):
-            world.start(f"c{at}", f"host-{world.random.randrange(3)}", world.random.uniform(0, world.random.choice([1, 50])))
+            world.start(
+                f"c{at}", f"host-{world.random.randrange(3)}", world.random.uniform(0, world.random.choice([1, 50]))
+            )
         world.run(300.0)
         yield world
-

@@ -25,12 +25,22 @@ ENVIRONMENT = {
     "AWS_REGION": "us-east-1",
 }
 SERVER = """
-import sys
+import io, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
+
 WSGIRequestHandler.protocol_version = "HTTP/1.1"
 WSGIRequestHandler.log_request = lambda *_: None
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+moto, one = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+def whole(environ, start_response):
+    stream, length = environ["wsgi.input"], environ.get("CONTENT_LENGTH")
+    body = stream.read(int(length)) if length else stream.read() if environ.get("wsgi.input_terminated") else b""
+    environ = {**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+    with one:  # two requests at once for one key have moto close what the other reads
+        return list(moto(environ, start_response))
+
+server = make_server("127.0.0.1", 0, whole, threaded=True)
 print("port", server.server_port, flush=True)
 server.serve_forever()
 """

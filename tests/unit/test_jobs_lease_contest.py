@@ -141,3 +141,10 @@ def test_the_lowest_claim_wins_but_for_those_given_up() -> None:
         assert lease_contest.wins(mine, [mine, rival], [rival])
     assert lease_contest.parsed([*map(str, (mine, held)), "claim-1.json", "x"]) == [mine, held]
     assert lease_contest.newest([mine, held, Name("choosing", 0, "aa")]) == 3
+
+
+def test_all_that_a_claim_says_in_its_time_is_of_one_size() -> None:
+    released = Owner(**{**vars(ME), "released": True})
+    said = [lease_contest.content(owner, beats) for owner, beats in ((ME, 1), (ME, 10**9), (released, 12))]
+    assert len({len(each) for each in said}) == 1
+    assert [lease_contest.owner_of(each) for each in said] == [ME, ME, released]
