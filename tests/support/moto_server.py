@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "AWS_REGION": "us-east-1",
 }
 SERVER = """
-import io, threading
+import io, sys, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -40,7 +40,7 @@ def whole(environ, start_response):
     with one:  # two requests at once for one key have moto close what the other reads
         return list(moto(environ, start_response))
 
-server = make_server("127.0.0.1", 0, whole, threaded=True)
+server = make_server(sys.argv[1], int(sys.argv[2]), whole, threaded=True)
 print("port", server.server_port, flush=True)
 server.serve_forever()
 """
@@ -72,7 +72,7 @@ def running(monkeypatch: pytest.MonkeyPatch, bucket: str = "bucket") -> Iterator
         monkeypatch.setenv(name, value)
     for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
         monkeypatch.delenv(name)
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", SERVER, "127.0.0.1", "0"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         found = re.fullmatch(r"port (\d+)\n", process.stdout.readline())
