@@ -27,8 +27,6 @@ from jobs.lease_contest import List, Now, Owned, Read, Remove, Standing, Step, S
 
 BEAT_S = lease.BEAT_S
 STALE_S = lease.STALE_S
-PATIENCE_S = 90.0
-"""So long a store may be away while a run is taken, or let go."""
 
 
 class StoreLease(Held):
@@ -149,13 +147,13 @@ def _taken(store: Store, folder: str, step: Step) -> Any:
         case Wait(seconds):
             return time.sleep(seconds)
         case List():
-            return stores.repeated(lambda: store.files(folder))
+            return store.files(folder)
         case Read(name):
-            return stores.repeated(lambda: _read(store, f"{folder}/{name}"))
+            return _read(store, f"{folder}/{name}")
         case Write(name, content):
             return stores.repeated(lambda: store.write(f"{folder}/{name}", [content]))
         case Remove(name):
-            return stores.repeated(lambda: store.remove_files(folder, name))
+            return store.remove_files(folder, name)
 
 
 def _read(store: Store, name: str) -> bytes | None:

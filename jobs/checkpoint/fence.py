@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.errors import UserError
+from cluster.stores import repeated
 from jobs.checkpoint.store import Store
 
 FOLDER = "attempts"
@@ -35,7 +36,7 @@ class Fence:
         """Take the next number: from now on, whoever entered before commits and deletes nothing."""
         numbers = [number for number, _ in _entered(store)]
         fence = Fence(store, max(numbers, default=0) + 1, attempt)
-        store.write(f"{FOLDER}/{fence.number:08d}-{attempt}", [b"."])
+        repeated(lambda: store.write(f"{FOLDER}/{fence.number:08d}-{attempt}", [b"."]))
         for number, name in _entered(store):
             if number < fence.number - 1:
                 store.remove_files(FOLDER, f"{number:08d}-{name}")

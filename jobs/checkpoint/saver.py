@@ -29,13 +29,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from cluster.stores import repeated
 from jobs.checkpoint import catalog, shards, torch_internals
 from jobs.checkpoint.catalog import Keep, Manifest
 from jobs.checkpoint.fence import Fence, Superseded
 from jobs.checkpoint.shards import Fragment
 from jobs.checkpoint.store import Store, Written
 
-ATTEMPTS = 3
 RETRY_PAUSE_S = 1.0
 COMMIT_TIMEOUT_S = 1800.0
 POLL_S = 0.05
@@ -292,13 +292,8 @@ class Saver:
 
 
 def _repeated(call: Callable[[], Result]) -> Result:
-    """Call until it succeeds, ATTEMPTS times at most; wrong shards or a newer attempt will be there next time too."""
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return call()
-        except (shards.ShardError, Superseded):
-            raise
-        except Exception as error:
-            print(f"saving a checkpoint failed, trying again: {error}", flush=True)
-            time.sleep(RETRY_PAUSE_S * attempt)
-    return call()
+    """Call until it succeeds, as long as cluster/stores.py is patient.
+
+    Wrong shards or a newer attempt will be there next time too.
+    """
+    return repeated(call, pause_s=RETRY_PAUSE_S, never=(shards.ShardError, Superseded), retried=Exception)

@@ -1,5 +1,7 @@
 """A folder of files on this machine's disk, or behind any URI that pyarrow knows (s3://, gs://, hdfs://, file://).
 
+What is read from a store is asked for again while it fails (cluster/stores.py); whoever writes repeats the whole write.
+
 Only what object stores can do as well: write a file whole or not at all, read parts of it, list, delete. Nothing is
 renamed but a file that was just written on a disk, so what makes a set of files valid is written last
 (jobs/checkpoint/catalog.py).
@@ -13,14 +15,16 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
 from cluster import stores
 
 CHUNK_BYTES = 8 << 20
+Result = TypeVar("Result")
 IN_FLIGHT_BYTES = 64 << 20
 """So much of a stream is on its way to an object store, in parts, before the next is taken."""
 
@@ -79,7 +83,7 @@ class Store:
         if not self._is_local:
             if new and self.exists(name):
                 raise FileExistsError(f"there is {name} already")
-            with self._fs.open_output_stream(path) as stream:
+            with self._whole_or_none(path) as stream:
                 return _pour(stream, chunks)
         partial = f"{path}.{secrets.token_hex(4)}.partial"
         try:
@@ -95,14 +99,14 @@ class Store:
     def stream(self, name: str) -> Iterator[Sink]:
         """Yield what a new file is written to as its content comes; it is on the disk, or stored, at the end.
 
-        An error leaves what was written until then, under that name: object stores know no way back.
+        An error leaves what was written until then on a disk; in a store it leaves nothing, as far as that answers.
 
         Raises:
             FileExistsError: there is such a file, on a disk.
         """
         path = self._path(name)
         if not self._is_local:
-            with self._fs.open_output_stream(path) as stream:
+            with self._whole_or_none(path) as stream:
                 yield Sink(stream, stream.flush)
             return
         os.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -111,14 +115,35 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
 
+    @contextlib.contextmanager
+    def _whole_or_none(self, path: str) -> Iterator[Any]:
+        """Yield a stream to a store; what an error leaves half written is removed, for closing it makes it a file."""
+        stream = self._fs.open_output_stream(path)
+        try:
+            yield stream
+            stream.close()
+        except BaseException:
+            with contextlib.suppress(Exception):  # a part was refused: then it is no file either
+                stream.close()
+            with contextlib.suppress(Exception):  # not there, or a store that answers nothing, and has completed nothing
+                self._fs.delete_file(path)
+            raise
+
+    def _asked(self, call: Callable[[], Result]) -> Result:
+        return call() if self._is_local else stores.repeated(call)
+
     def read(self, name: str) -> bytes:
         """Return a file's content; raise FileNotFoundError where there is none."""
-        with self._fs.open_input_file(self._path(name)) as stream:
-            return stream.read()
+
+        def once() -> bytes:
+            with self._fs.open_input_file(self._path(name)) as stream:
+                return bytes(stream.read())
+
+        return self._asked(once)
 
     def open(self, name: str) -> Any:
         """Open a file for `read_at(nbytes, offset)`."""
-        return self._fs.open_input_file(self._path(name))
+        return self._asked(lambda: self._fs.open_input_file(self._path(name)))
 
     def input(self, name: str) -> Any:
         """Open a file to read it from its beginning to its end."""
@@ -126,6 +151,9 @@ class Store:
 
     def digest(self, name: str) -> Written:
         """Read a whole file and return its size and digest."""
+        return self._asked(lambda: self._digest(name))
+
+    def _digest(self, name: str) -> Written:
         digest, size = hashlib.sha256(), 0
         with self.input(name) as stream:
             while chunk := stream.read(CHUNK_BYTES):
@@ -136,28 +164,31 @@ class Store:
     def folders(self, below: str = "") -> list[str]:
         """List the folders right below the root, or one of its folders, sorted."""
         selector = fs.FileSelector(self._path(below) if below else self._base, allow_not_found=True)
-        found = self._fs.get_file_info(selector)
+        found = self._asked(lambda: self._fs.get_file_info(selector))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
     def files(self, folder: str) -> list[str]:
         """List the files right in a folder, sorted; none where there is no folder."""
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+        found = self._asked(lambda: self._fs.get_file_info(selector))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def tree(self, folder: str) -> list[str]:
         """List the files of a folder and of all folders in it, by their names within it, sorted."""
         path = self._path(folder)
-        found = self._fs.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+        selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+        found = self._asked(lambda: self._fs.get_file_info(selector))
         return sorted(info.path.removeprefix(f"{path}/") for info in found if info.type == fs.FileType.File)
 
     def exists(self, name: str) -> bool:
         """Say whether there is such a file."""
-        return bool(self._fs.get_file_info(self._path(name)).type == fs.FileType.File)
+        found = self._asked(lambda: self._fs.get_file_info(self._path(name)))
+        return bool(found.type == fs.FileType.File)
 
     def remove(self, folder: str) -> None:
         """Delete a folder with all its files; do nothing where there is none."""
         try:
-            self._fs.delete_dir(self._path(folder))
+            self._asked(lambda: self._fs.delete_dir(self._path(folder)))
         except FileNotFoundError:
             return
 
@@ -170,7 +201,7 @@ class Store:
         """Delete the files of a folder whose names begin so; and the folder, where a disk shows it empty then."""
         for name in self.files(folder):
             if name.startswith(prefix):
-                self._fs.delete_file(self._path(f"{folder}/{name}"))
+                self._asked(partial(self._fs.delete_file, self._path(f"{folder}/{name}")))
         if self._is_local:
             with contextlib.suppress(OSError):  # somebody else's files are there, or it is gone
                 os.rmdir(self._path(folder))

@@ -87,7 +87,7 @@ class Remote:
         """
         files, base = opened_store(self.store)
         try:
-            return files.open_input_file(f"{base}{self.path}")
+            return stores.repeated(lambda: files.open_input_file(f"{base}{self.path}"))
         except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
             raise UserError(f"data: cannot read {self}: {said(error)}") from error
 
@@ -126,8 +126,14 @@ class _Raw(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
+        at = self.tell()
+
+        def once() -> bytes:
+            self._file.seek(at)
+            return bytes(self._file.read(len(buffer)))
+
         try:
-            content = self._file.read(len(buffer))
+            content = stores.repeated(once)
         except OSError as error:  # not that of a damaged file, which may be left out
             raise UserError(f"data: cannot read {self._of} on: {said(error)}") from error
         buffer[: len(content)] = content

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster import stores
 from cluster.errors import UserError
 from cluster.stores import shown
 from jobs.data import listing
@@ -53,7 +54,7 @@ def listed(uri: str) -> tuple[list[Remote], listing.Listing]:
     files, base = opened_store(store)
     try:
         path = _pinned(path) if store == HUB else path
-        found, root = _infos(files, base, path)
+        found, root = stores.repeated(lambda: _infos(files, base, path))
         kept, passed = _sorted_in(found, base, root)
         with ThreadPoolExecutor(ASKED_AT_A_TIME) as pool:
             return list(pool.map(partial(_remote, files, base, store), kept)), passed
@@ -144,7 +145,7 @@ def _remote(files: Any, base: str, store: str, info: Any) -> Remote:
 
 def _mark(files: Any, info: Any) -> str:
     """Return what tells a file's content: its ETag, or else when it was changed."""
-    with files.open_input_file(info.path) as file:
+    with stores.repeated(lambda: files.open_input_file(info.path)) as file:
         told = {_text(key).lower(): _text(value) for key, value in (file.metadata() or {}).items()}
     if told.get("etag"):
         return told["etag"]

@@ -41,8 +41,8 @@ class StorageFailed(UserError):
 
 
 def has_failed(error: BaseException) -> bool:
-    """Say whether an error is a disk's or a file system's own: full, read-only, broken, gone."""
-    return isinstance(error, OSError) and error.errno in FAILS
+    """Say whether an error is a disk's, a file system's or a store's own: full, read-only, broken, gone."""
+    return (isinstance(error, OSError) and error.errno in FAILS) or stores.is_clients(error)
 
 
 def told(error: Exception, place: Path) -> Exception:
@@ -56,6 +56,11 @@ def told(error: Exception, place: Path) -> Exception:
         return StorageFailed(
             f"a file could not be written or read: {os.strerror(error.errno)} ({where}); mend that, and submit the "
             "same spec again to go on"
+        )
+    if stores.is_clients(error):
+        return StorageFailed(
+            f"a store failed: {error}; see that it answers, and that this machine may read and write there (its "
+            "credentials and address come from the environment), and submit the same spec again to go on"
         )
     return error
 

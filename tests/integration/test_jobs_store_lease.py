@@ -185,7 +185,7 @@ def test_an_owner_whose_run_was_taken_is_told_and_one_that_has_let_go_beats_no_m
         store.write("runs/run-1/lease/held-00000002-ab", [b"."])
         assert lost.wait(30)
         assert not held.held()
-    claim = [name for name in store.files("runs/run-1/lease") if name.startswith("claim-00000001")][0]
+    claim = next(name for name in store.files("runs/run-1/lease") if name.startswith("claim-00000001"))
     said = store.read(f"runs/run-1/lease/{claim}")
     assert b'"released": true' in said
     time.sleep(0.2)

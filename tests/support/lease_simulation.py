@@ -10,6 +10,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from jobs import lease_contest
@@ -70,7 +71,8 @@ class Simulation:
         self.numbers: list[int] = []
         self.violations: list[str] = []
         self.taken_over = 0
-        self._highest = 0
+        self._highest, self._held = 0, set[int]()
+        """Also by those who died before they could say that they had won."""
         self._token = 0
 
     def start(self, name: str, host: str, at: float, *, once: bool = False) -> Contender:
@@ -150,7 +152,7 @@ class Simulation:
         number = won.claim.number
         if number in self.numbers:
             self.violations.append(f"{number} was won twice")
-        last = max((each for each in self.numbers if each < number), default=0)
+        last = max((each for each in self._held if each < number), default=0)
         self.numbers.append(number)
         for other in self.contenders:  # of those that sleep, others may have passed some before
             if other is one or other.state != "holds" or other.won is None or other.won.claim.number != last:
@@ -164,10 +166,11 @@ class Simulation:
         """Return the longest time without a change of an object since a time."""
         inside = [at for at in self.changes.get(name, []) if at > since]
         times = [since, *inside, self.now]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in pairwise(times))
 
     def _watch_numbers(self) -> None:
         found = lease_contest.newest(lease_contest.parsed(self.objects))
+        self._held.add(found)
         if found < self._highest:
             self.violations.append(f"the number fell from {self._highest} to {found}")
         self._highest = max(self._highest, found)
@@ -225,14 +228,16 @@ class Simulation:
         self.changes.setdefault(step.name, []).append(self.now)
 
 
+def schedule(seed: int, **settings: Any) -> Simulation:
+    """Return a world of two to six contenders on one to three hosts, after five minutes of chaos."""
+    world = Simulation(seed, **settings)
+    number, within_s = world.random.randrange(2, 7), world.random.choice([1, 50])
+    for at in range(number):
+        world.start(f"c{at}", f"host-{world.random.randrange(3)}", world.random.uniform(0, within_s))
+    world.run(300.0)
+    return world
+
+
 def schedules(count: int, **settings: Any) -> Iterator[Simulation]:
-    """Yield worlds of two to six contenders on one to three hosts, after five minutes of chaos."""
-    for seed in range(count):
-        world = Simulation(seed, **settings)
-        number = world.random.randrange(2, 7)
-        for at in range(number):
-            world.start(
-                f"c{at}", f"host-{world.random.randrange(3)}", world.random.uniform(0, world.random.choice([1, 50]))
-            )
-        world.run(300.0)
-        yield world
+    """Yield as many of them."""
+    yield from (schedule(seed, **settings) for seed in range(count))

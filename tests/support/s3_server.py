@@ -40,7 +40,7 @@ class S3Server:
         self.sent = 0
         """Bytes of objects, or ranges of them, that were asked for."""
         self.failing = 0
-        """So many of the next parts of files are refused."""
+        """So many of the next parts of files are answered 503."""
         self.sends = True
         """False: no object is sent; lists and sizes are."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"store": self}))
@@ -191,9 +191,11 @@ class Handler(BaseHTTPRequestHandler):
         """Write an object, or a part of one."""
         key, query = self._asked()
         body = self._body()
-        if key.startswith("refused/") or ("uploadId" in query and self.store.failing > 0):
-            self.store.failing -= not key.startswith("refused/")
+        if key.startswith("refused/"):
             self._refuse()
+        elif "uploadId" in query and self.store.failing > 0:
+            self.store.failing -= 1
+            self._xml("<Error><Code>SlowDown</Code><Message>not now</Message></Error>", 503)
         elif "uploadId" in query:
             self.store.uploads[query["uploadId"]][int(query["partNumber"])] = body
             self.store.parts += 1

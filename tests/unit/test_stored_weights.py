@@ -216,20 +216,24 @@ def test_a_folder_that_says_anything_else_is_refused(decoder: Path, change: obje
 
 
 def test_a_store_that_fails_for_a_moment_is_asked_again_and_one_that_goes_on_leaves_the_weights_here(
-    tmp_path: Path, server: S3Server
+    tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for failures in (1, 9):
+    monkeypatch.setattr(stores, "PAUSE_S", 0.01)
+    for failures, patience_s in ((4, 60.0), (1000, 0.5)):  # the client itself asks three times
+        monkeypatch.setattr(stores, "PATIENCE_S", patience_s)
         folder = tiny_models.image_classifier(tmp_path / f"shapes-{failures}")
         place = Elsewhere(server.uri("bucket/models"), f"run/{failures}")
         server.failing = failures
-        if failures == 1:
+        if failures == 4:
             place.move(folder)
         else:
             with pytest.raises(
                 StoreFailed, match=r"model\.export: the weights could not be written to s3://bucket/mod"
             ):
                 place.move(folder)
-        assert (folder / "model.safetensors").exists() == (failures > 1)
+            assert not [key for key in server.objects if "run/1000" in key], "nothing half written is left"
+            server.failing = 0
+        assert (folder / "model.safetensors").exists() == (failures > 4)
 
 
 def test_a_large_file_goes_in_parts_and_files_of_a_disk_do_too(tmp_path: Path, server: S3Server) -> None:
