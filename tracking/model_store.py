@@ -204,8 +204,8 @@ def _check_room(there: Folder, folder: StoredFolder, disk: Path) -> None:
     if needed > free:
         raise TrackingError(
             f"{needed / 1e9:.3g} GB of {there.shown()} do not fit in {disk}, which has {free / 1e9:.3g} GB free: "
-            f"remove {disk.parent}, whose contents are fetched again when they are wanted, or set TANDEM_HOME to a folder on "
-            "a larger disk"
+            f"remove {disk.parent}, whose contents are fetched again when they are wanted, or set TANDEM_HOME to a "
+            "folder on a larger disk"
         )
 
 
