@@ -52,6 +52,15 @@ def local(directory: Path | str) -> Path:
     return whole
 
 
+def is_here(directory: Path | str) -> bool:
+    """Say whether `local` has nothing to fetch."""
+    stored, folder = stored_weights.read(directory), Path(directory)
+    if stored is None or not stored.lacking(folder):
+        return True
+    blobs = home() / "cache" / "weights"
+    return all(_is_here(blobs, stored, name) for name in stored.files)
+
+
 def _key(folder: Path, stored: Stored) -> str:
     """Return the name of a folder's copy: another one for each state of its files."""
     digest = hashlib.sha256(f"{folder.resolve()}\n".encode())
@@ -84,7 +93,7 @@ def _fetch(stored: Stored, name: str, blobs: Path) -> None:
     target = _blob(blobs, stored, name)
     if _is_here(blobs, stored, name):
         return
-    with _lock(target.with_suffix(".lock"), stored.uri(name)):
+    with alone(target.with_suffix(".lock"), stored.uri(name)):
         if _is_here(blobs, stored, name):
             return
         for left in blobs.glob(f".{target.stem}.*.partial"):  # of processes that were killed
@@ -163,7 +172,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path, what: str) -> Iterator[None]:
+def alone(path: Path, what: str) -> Iterator[None]:
     """Be the only process of this machine that fetches a file; the lock goes with the process."""
     with path.open("w") as file:
         try:

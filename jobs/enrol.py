@@ -25,7 +25,7 @@ def enrol(model: str, people: Path, target: Path, threshold: float | None = None
     """Copy a model to `target`, with a gallery of those whose pictures lie in `people`; return their names.
 
     Args:
-        model: a version in the registry, `models:/name@alias`, or a directory.
+        model: a version in the registry, `models:/name@alias`, a directory, or a URI of one in a store.
         threshold: from which similarity on somebody is known; None: as the model's own evaluation found best.
 
     Raises:
@@ -36,7 +36,7 @@ def enrol(model: str, people: Path, target: Path, threshold: float | None = None
     from jobs.tasks.gallery import UNKNOWN, Gallery
     from jobs.tasks.image_embedding import ImageEmbedding
 
-    source = registry.resolve(model) if model.startswith("models:/") else Path(model)
+    source = registry.resolve(registry.located(model, Path()))
     if target.exists():
         raise UserError(f"{target} is there already: name a folder that is not")
     contract = manifest.read(source)
@@ -73,7 +73,9 @@ def _vectors(task: Any, network: Any, source: Any) -> tuple[list[str], Any]:
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or a directory.")],
+    model: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, a directory, or one in a store (s3://…).")
+    ],
     people: Annotated[Path, typer.Argument(help="A folder that holds a folder of pictures for each identity.")],
     target: Annotated[Path, typer.Argument(help="Where the copy with the gallery goes.")],
     threshold: Annotated[float | None, typer.Option(min=-1, max=1, help="From which similarity on, -1 to 1.")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import stored_weights
+from cluster import store_uri, stored_weights, stores
 from cluster.errors import UserError
 from jobs import hub_folder
 from jobs.spec import JobSpec
@@ -21,6 +21,9 @@ FULL_PRECISION = ("finetune", "pretrain", "quantize", "sweep")
 
 def find(spec: JobSpec, base: Path) -> Path | str | None:
     """Return the directory behind `model.from`, or the hub id; None for a model with fresh weights.
+
+    A model in a store is fetched to this node, but for its weights; `model_store.portable` says of the directory what
+    other nodes know it by.
 
     Args:
         base: where relative paths start.
@@ -38,13 +41,13 @@ def find(spec: JobSpec, base: Path) -> Path | str | None:
         version = registry.find_version(source)
         check_version(spec, source, version)
         found = registry.resolve(version.uri)
-    elif _is_path(source, base):
-        found = registry.resolve(str(_path(source, base)))
+    elif store_uri.is_store(source) or _is_path(source, base):
+        found = registry.resolve(registry.located(source, base))
     else:
         check_hub_model(spec, source, base)
         return source
     check_folder(spec, source, found, base)
-    stored_weights.look(found, f"model.from: {source}")
+    stored_weights.look(found, f"model.from: {stores.shown(source)}")
     return found
 
 
@@ -75,6 +78,10 @@ def preflight(
         return None
     if source.startswith("models:/"):
         missing, folder = _registered(spec, source, tracking, unchecked)
+    elif store_uri.is_store(source):
+        shown = stores.shown(store_uri.checked(source, "model.from"))
+        unchecked(f"model.from: {shown} lies in a store, which is not asked from here, so its files were not looked at")
+        return None
     elif _is_path(source, base):
         missing, folder = None, _path(source, base)
         if not folder.is_dir():
@@ -166,7 +173,7 @@ def check_folder(spec: JobSpec, source: str, folder: Path, base: Path, whole: bo
         UserError: it needs code of its own, holds pickles or an adapter, is quantised where the phase needs whole
             weights, is damaged, of another kind than the task's, or lacks an entry of `model.config`.
     """
-    what = f"model.from: {source}"
+    what = f"model.from: {stores.shown(source)}"
     model_folder.check(folder, what)
     method = model_folder.quantisation(folder)
     if method is not None and spec.phase in FULL_PRECISION:

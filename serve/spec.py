@@ -101,7 +101,8 @@ class ModelServeSpec(Scaled):
     counts_requests: ClassVar[bool] = False
 
     model: str = Field(min_length=1)
-    """`models:/name@alias`, `models:/name/3`, `models:/name` (the newest), or a model directory."""
+    """`models:/name@alias`, `models:/name/3`, `models:/name` (the newest), a model directory, or the URI of one in a
+    store."""
     engine: EngineSpec = EngineSpec()
     """A name (`auto`, `torch`, `vllm`, `task`, `my_pkg.my_engine:ENGINE`), or a mapping of `name` and options."""
     runtime_env: dict[str, Any] = Field(default_factory=dict)

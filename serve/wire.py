@@ -193,6 +193,17 @@ class ReplicaState:
 
 
 @dataclass(frozen=True)
+class Fetching:
+    """What a model's replica tells while its node fetches the model from a store; it loads it afterwards."""
+
+    model: str
+    place: str
+    """Where from, for people."""
+    node: str
+    """The node's address."""
+
+
+@dataclass(frozen=True)
 class Work:
     """What one gateway knows of the work for one model, in tokens (predictions count one a row)."""
 

@@ -102,6 +102,29 @@ def list_models(
         typer.echo("no models yet: a job registers one when its spec has a `register` section", err=True)
 
 
+@app.command("upload")
+def upload(
+    folder: Annotated[Path, typer.Argument(help="A model's folder.")],
+    uri: Annotated[str, typer.Argument(help="Where its files go: s3://bucket/folder, or what else pyarrow knows.")],
+    register: Annotated[str | None, typer.Option(help="Register it as a version of this model.")] = None,
+    alias: Annotated[str | None, typer.Option(help="The alias of that version.")] = None,
+) -> None:
+    """Put a model's folder into an object store, from where each node fetches it when it needs it.
+
+    Example: tandem tracking upload ./model s3://bucket/models/lm-3 --register lm --alias candidate
+    """
+    from cluster import stores
+    from tracking import model_store, registry
+    from tracking.errors import TrackingError
+
+    if alias is not None and register is None:
+        raise TrackingError(f"--alias {alias} is the alias of a version: name the model with --register")
+    digest = model_store.put(folder, uri)
+    typer.echo(f"{stores.shown(uri)} holds the model, SHA-256 of its folder.json {digest[:12]}")
+    if register is not None:
+        typer.echo(f"registered {registry.register(register, uri, run_id=None, alias=alias).uri}")
+
+
 @app.command("sync")
 def sync_runs(
     folders: Annotated[

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster import stored_weights
 from cluster.names import check_name
 from tracking.errors import TrackingError
 
@@ -98,7 +99,8 @@ def write(directory: Path, manifest: ModelManifest) -> ModelManifest:
 def read(directory: Path, verify: bool = False) -> ModelManifest:
     """Read `tandem.json` and check that every file it lists is there with the right size.
 
-    `verify` also compares digests, which reads every byte: weights load with a flipped bit without a word.
+    `verify` also compares digests, which reads every byte: weights load with a flipped bit without a word. Weights that
+    lie in a store are there if `weights.json` names the same ones.
     Raises TrackingError that names the file at fault.
     """
     manifest = _parse(directory / FILE_NAME)
@@ -122,12 +124,21 @@ def _parse(path: Path) -> ModelManifest:
 def _check_file(directory: Path, name: str, expected: FileDigest, verify: bool) -> None:
     path = _inside(directory, name)
     if not path.is_file():
+        if _is_stored(directory, name, expected):
+            return
         raise TrackingError(f"{path} is missing: {FILE_NAME} lists it; export or copy the model again")
     size = path.stat().st_size
     if size != expected.bytes:
         raise TrackingError(f"{path} has {size} bytes, {FILE_NAME} says {expected.bytes}: export or copy it again")
     if verify and digest_of(path) != expected:
         raise TrackingError(f"{path} is corrupt: its sha256 is not the one in {FILE_NAME}; export or copy it again")
+
+
+def _is_stored(directory: Path, name: str, expected: FileDigest) -> bool:
+    """Say whether a file of weights that is not here lies in a store, as the same one."""
+    stored = stored_weights.read(directory)
+    file = stored.files.get(name) if stored is not None else None
+    return file is not None and (file.bytes, file.sha256) == (expected.bytes, expected.sha256)
 
 
 def _inside(directory: Path, name: str) -> Path:

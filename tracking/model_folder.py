@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import stored_weights
-from tracking import weights_digest
+from tracking import model_store, weights_digest
 from tracking.errors import TrackingError
 from tracking.manifest import FILE_NAME
 
@@ -84,11 +84,12 @@ def check_base(folder: Path) -> None:
 
 
 def _base_here(folder: Path) -> Path | None:
-    """Return where on this machine the base of a folder of adapters is to be; None for any other, or one on a hub."""
+    """Return where on this machine the base of a folder of adapters is to be; None for any other, or one on a hub.
+
+    One in a store is fetched, but for its weights.
+    """
     at = _read(folder / BASE).get("at")
-    if not isinstance(at, str) or not Path(at).is_absolute() or not (folder / ADAPTER).is_file():
-        return None
-    return Path(at)
+    return model_store.located(at) if isinstance(at, str) and (folder / ADAPTER).is_file() else None
 
 
 def own_code(folder: Path) -> list[str]:
@@ -196,7 +197,8 @@ def _adapter(folder: Path) -> Iterator[str]:
         return
     at = _read(folder / BASE).get("at")
     if at is not None:  # Tandem's own, which say by what digest their base is known
-        yield from _of_base(folder, Path(str(at)))
+        if (base := model_store.located(str(at))) is not None:
+            yield from _of_base(folder, base)
         return
     if (folder / "config.json").is_file():
         yield (
@@ -205,16 +207,16 @@ def _adapter(folder: Path) -> Iterator[str]:
             "save_pretrained)"
         )
         return
-    base = _read(path).get("base_model_name_or_path")
+    other = _read(path).get("base_model_name_or_path")
     yield (
-        f"{folder} holds an adapter{f' for {base}' if base else ''}, not a whole model: merge it into that model "
+        f"{folder} holds an adapter{f' for {other}' if other else ''}, not a whole model: merge it into that model "
         "(merge_and_unload in peft, then save_pretrained) and name the folder of the result"
     )
 
 
 def _of_base(folder: Path, base: Path) -> Iterator[str]:
     """Yield what is wrong with the base of adapters, where that is to be on this machine."""
-    if base.is_absolute() and base.resolve() != folder.resolve():
+    if base.resolve() != folder.resolve():
         if base.is_dir():
             yield from problems(base)
         else:

@@ -91,8 +91,8 @@ def publish(spool: Path, run_id: str, tracking_uri: str | None = None) -> str | 
     if not (spool / VERSION).exists():
         return None
     waiting = _made(spool / VERSION, Version, _read(spool / VERSION))
-    directory = Path(waiting.directory)
-    made = registry.register(waiting.name, directory, run_id=run_id, alias=waiting.alias, tracking_uri=tracking_uri)
+    where = waiting.directory
+    made = registry.register(waiting.name, where, run_id=run_id, alias=waiting.alias, tracking_uri=tracking_uri)
     (spool / VERSION).unlink()
     return made.uri
 

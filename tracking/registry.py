@@ -1,7 +1,8 @@
 """Model versions by reference: a name and an alias lead to a local directory, and nothing is uploaded.
 
 MLflow's server refuses a path or a `file:` URI as a version's source unless it lies in the run's own artifact folder,
-which is on the server. It keeps sources of schemes it does not know as they are, so versions carry `dir:///abs/path`.
+which is on the server. It keeps sources of schemes it does not know as they are, so versions carry `dir:///abs/path`;
+or, for a model in a store, its URI (tracking/model_store.py), and in a tag the digest of what is there.
 """
 
 import hashlib
@@ -13,18 +14,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from cluster import stored_weights
+from cluster import store_uri, stored_weights, stores
 from cluster.names import check_alias, check_name, suggest
-from tracking import model_folder
+from tracking import model_folder, model_store, version_tags
 from tracking.client import ask, connect, create_once
 from tracking.errors import Refused, TrackingError
-from tracking.manifest import FILE_NAME, ModelManifest, read
+from tracking.manifest import FILE_NAME, read
 
 _SCHEME = "dir"
+_REFUSED = ("hdfs", "viewfs")
+"""Schemes of stores that MLflow's server refuses; a version's source has `tandem+` before them."""
+_FOREIGN = "tandem+"
 _KEY_TAG = "tandem.registration"
-_MOST_CHARS = 4_800
-"""MLflow's table holds 5,000."""
-_CUT = "\n\n… (the rest is in README.md beside the weights)"
+_FOLDER_TAG = "tandem.folder"
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,29 @@ class ModelVersion:
     uri: str
     """For example `models:/stdlib-lm/3`."""
     source: str
-    """Where its files are: `dir:///abs/path`, or what another tool registered."""
+    """Where its files are: `dir:///abs/path`, the URI of a folder in a store, or what another tool registered."""
     run_id: str | None = None
     aliases: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     created_at_ms: int = 0
 
     @property
+    def stored(self) -> tuple[str, str] | None:
+        """The URI of its folder in a store and the digest of that; None for any other."""
+        uri, digest = self.source.removeprefix(_FOREIGN), self.tags.get(_FOLDER_TAG)
+        return (uri, digest) if digest and store_uri.is_store(uri) else None
+
+    @property
     def directory(self) -> Path:
-        """The model's directory; raises TrackingError for a version that another tool put elsewhere."""
+        """The model's directory; raises TrackingError for a version in a store, and one that another tool put there."""
+        if self.stored is not None:
+            raise TrackingError(f"{self.uri} lies in a store, at {stores.shown(self.source)}: `resolve` fetches it")
         parts = urlsplit(self.source)
         if parts.scheme not in (_SCHEME, "file", ""):
-            raise TrackingError(f"{self.uri} lies at {self.source}, which is no directory: register it with Tandem")
+            raise TrackingError(
+                f"{self.uri} lies at {stores.shown(self.source)}, as another tool says: put its files there with "
+                "`tandem tracking upload`, or into a directory, and register that with Tandem"
+            )
         return Path(unquote(parts.path))
 
     @property
@@ -73,32 +86,41 @@ class ModelVersion:
 
 def register(
     name: str,
-    directory: Path,
+    directory: Path | str,
     *,
     run_id: str | None,
     alias: str | None = None,
     tags: Mapping[str, str] | None = None,
     tracking_uri: str | None = None,
 ) -> ModelVersion:
-    """Make `directory` the next version of model `name`; the same directory and run again give the same version.
+    """Make a model the next version of model `name`; the same files and run again give the same version.
 
     Task, size, evaluation and quantisation are copied from its `tandem.json` into the version's tags, and its card
     (README.md) into the version's description.
+
+    Args:
+        directory: the model's folder, or the URI where `model_store.put` has put it: its small files are fetched.
     """
     check_name("model name", name)
-    directory = _existing(directory)
+    source, folder, digest = _place(directory)
     client = connect(tracking_uri)
-    all_tags = {**_manifest_tags(directory), **(tags or {}), _KEY_TAG: _registration_key(directory, run_id)}
+    key = _registration_key(f"{source}#{digest}" if digest else str(folder), run_id)
+    all_tags = {
+        **version_tags.of_folder(folder),
+        **(tags or {}),
+        _KEY_TAG: key,
+        **({_FOLDER_TAG: digest} if digest else {}),
+    }
     _ensure_model(client, name)
     found = create_once(
         client,
         find=lambda: _find(client, name, all_tags[_KEY_TAG]),
         create=lambda: client.create_model_version(
             name,
-            _source(directory),
+            source,
             run_id=run_id,
             tags=all_tags,
-            description=description_of(directory),
+            description=version_tags.description_of(folder),
             await_creation_for=0,
         ),
     )
@@ -108,16 +130,27 @@ def register(
 
 
 def resolve(uri: str, tracking_uri: str | None = None) -> Path:
-    """Return the directory behind `models:/name/3`, `models:/name@alias`, `models:/name` (newest) or a plain path."""
+    """Return the directory behind `models:/name/3`, `models:/name@alias`, `models:/name` (newest) or a plain path.
+
+    A model in a store, a version's or a plain URI, is fetched once a node, but for its weights.
+    """
     if not uri.startswith("models:/"):
-        return _existing(Path(uri))
+        return model_store.fetched(uri) if store_uri.is_store(uri) else _existing(Path(uri))
     version = find_version(uri, tracking_uri)
+    if version.stored is not None:
+        return model_store.fetched(*version.stored)
     if not version.directory.is_dir():
         raise TrackingError(
             f"{uri} is version {version.version}, in {version.directory}, which this machine does not have: "
             "mount that storage here or register the model from a directory that is shared"
         )
     return version.directory
+
+
+def located(source: str, base: Path) -> str:
+    """Return what `resolve` takes of what a user or a manifest names: only paths start at `base`. Pure."""
+    elsewhere = source.startswith("models:/") or store_uri.is_store(source)
+    return source if elsewhere else str(base / Path(source).expanduser())
 
 
 def find_version(uri: str, tracking_uri: str | None = None) -> ModelVersion:
@@ -165,16 +198,16 @@ def models(tracking_uri: str | None = None) -> list[str]:
 def promote(name: str, version: int, alias: str, tracking_uri: str | None = None) -> ModelVersion:
     """Make `alias` mean this version of the model; endpoints that name it follow at their next `up`.
 
-    Raises TrackingError, and moves nothing, when the version's files are on this machine and not what they were; or,
-    where it holds adapters alone, the model that they were trained on.
+    Raises TrackingError, and moves nothing, when the version's files are on this machine or in a store, and not what
+    they were; or, where it holds adapters alone, the model that they were trained on.
     """
     check_alias(alias)
     client = connect(tracking_uri)
     found = _version(client, name, version)
-    if found.source.startswith(f"{_SCHEME}:") and (found.directory / FILE_NAME).exists():
-        read(found.directory, verify=True)
-        model_folder.check_base(found.directory)
-        stored_weights.verify(found.directory)
+    if found.stored is not None:
+        _verify(model_store.verify(*found.stored))
+    elif found.source.startswith(f"{_SCHEME}:"):
+        _verify(found.directory)
     ask(client, lambda: client.set_registered_model_alias(name, alias, str(version)))
     return _version(client, name, version)
 
@@ -185,45 +218,27 @@ def _existing(directory: Path) -> Path:
     return directory.resolve()
 
 
-def _source(directory: Path) -> str:
-    return f"{_SCHEME}://{quote(directory.as_posix())}"
+def _place(model: Path | str) -> tuple[str, Path, str | None]:
+    """Return a version's source, the model's folder on this machine, and the digest of one in a store."""
+    reference = model if isinstance(model, str) else model_store.portable(model)
+    if not store_uri.is_store(reference):
+        directory = _existing(Path(reference))
+        return f"{_SCHEME}://{quote(directory.as_posix())}", directory, None
+    folder = model_store.here(reference)
+    uri, _, digest = model_store.portable(folder).partition("#")
+    return f"{_FOREIGN if uri.partition(':')[0] in _REFUSED else ''}{uri}", folder, digest
 
 
-def _registration_key(directory: Path, run_id: str | None) -> str:
-    return hashlib.sha256(f"{directory}\n{run_id}".encode()).hexdigest()[:32]
+def _registration_key(place: str, run_id: str | None) -> str:
+    return hashlib.sha256(f"{place}\n{run_id}".encode()).hexdigest()[:32]
 
 
-def _manifest_tags(directory: Path) -> dict[str, str]:
-    if not (directory / FILE_NAME).exists():
-        return {}
-    return _tags_of(read(directory), stored_weights.size(directory))
-
-
-def _tags_of(manifest: ModelManifest, stored_bytes: int) -> dict[str, str]:
-    tags = {
-        "tandem.task": manifest.task,
-        "tandem.architecture": manifest.architecture,
-        "tandem.bytes": str(stored_bytes + sum(file.bytes for file in manifest.files.values())),
-        "tandem.evaluation": json.dumps(manifest.evaluation),
-    }
-    if manifest.quantization:
-        tags["tandem.quantization"] = str(manifest.quantization.get("method", "unnamed"))
-    if manifest.parent:
-        tags["tandem.parent"] = manifest.parent
-    if manifest.base:
-        tags["tandem.base"] = manifest.base.reference
-    return tags
-
-
-def description_of(directory: Path) -> str | None:
-    """Return the model's card without the head that hubs read, as much of it as MLflow's table takes."""
-    path = directory / "README.md"
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    if text.startswith("---\n"):
-        text = text.partition("\n---\n")[2].lstrip()
-    return text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS] + _CUT
+def _verify(directory: Path) -> None:
+    """Read a model's files, and the base's where it is adapters alone; those in a store too."""
+    if (directory / FILE_NAME).exists():
+        read(directory, verify=True)
+        model_folder.check_base(directory)
+        stored_weights.verify(directory)
 
 
 def _ensure_model(client: Any, name: str) -> None:

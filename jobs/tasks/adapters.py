@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.tasks import TaskError
-from tracking import weights_digest
+from tracking import model_store, weights_digest
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class Base:
     """The model that adapters were trained on."""
 
     at: str
-    """A directory, or a hub id."""
+    """A directory, what `model_store.portable` says of one in a store, or a hub id."""
     digest: str
     """SHA-256 (hex) of its weights (tracking/weights_digest.py), or the commit of a hub id."""
 
@@ -68,8 +68,8 @@ def base_of(directory: Path | str) -> Path | None:
     base = read(directory)
     if base is None:
         return None
-    folder = Path(base.at)
-    if not folder.is_absolute():
+    folder = model_store.located(base.at)
+    if folder is None:
         return _of_hub(base, directory)
     if not folder.is_dir():
         raise TaskError(

@@ -20,6 +20,7 @@ from jobs.checkpoint.resume import Fill
 from jobs.tasks import adapters
 from jobs.worker import buffers, export_in_parts
 from jobs.worker.lora import Adapter
+from tracking import model_store
 
 BLOCK = 1 << 22
 """So many elements of what is added are made at a time."""
@@ -63,7 +64,7 @@ def base(parent: Path, noted: str) -> adapters.Base:
             f"model.lora.merge: false names the base by its commit, and that of {parent} is not known on this machine: "
             "leave merge out, or name a folder as model.from"
         )
-    return adapters.Base(str(parent), digest)
+    return adapters.Base(model_store.portable(parent), digest)
 
 
 def save(directory: Path, live: torch.nn.Module, of: adapters.Base | None) -> None:

@@ -86,7 +86,7 @@ def up(spec: ServeSpec, code: OwnCode | None = None) -> dict[str, Any]:
     wanted = {application.name for application in applications}
     ray_serve.run_many(applications, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     try:
-        waiting.until_running(sorted(wanted), spec.start_timeout_s, _tell)
+        waiting.until_running(spec.name, sorted(wanted), spec.start_timeout_s, _tell)
     finally:  # what does run scales also where a model fails
         state_actor.deployed(spec.name)
     waiting.until_listening(spec.name, at.port, at.certificate, LISTENING_S)

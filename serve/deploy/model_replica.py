@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,7 +25,8 @@ from serve.engines import table
 from serve.engines.call_spans import CallSpans
 from serve.engines.replica import Replica
 from serve.tracing import begin
-from serve.wire import GenerateCall, Identity, InferCall, ReplicaState
+from serve.wire import Fetching, GenerateCall, Identity, InferCall, ReplicaState
+from tracking import model_store
 
 if TYPE_CHECKING:
     from serve.tracing.spans import Spans
@@ -41,6 +43,7 @@ class ModelDeployment:
         self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._code = None if code is None else Unpacked(code)
         log_with_serve()
+        await fetch(name, model, self._replica_id)
         self._replica: Any = await asyncio.to_thread(load_replica, model)
         await self._replica.start()
         self._spans = await asyncio.to_thread(begin.spans, "tandem.replica", name, self._replica_id)
@@ -106,11 +109,36 @@ async def answered(replica: Any, call: Call) -> AsyncGenerator[Any, None]:
         yield await replica.embed(call)
 
 
+async def fetch(name: str, model: ServedModel, replica_id: str) -> None:
+    """Have the model's folder on this node, with its weights: what lies in a store is fetched, once a node.
+
+    Args:
+        name: the endpoint, which is told meanwhile.
+
+    Raises:
+        UserError: it is missing or another one, or the disk has no room for it.
+    """
+    if await asyncio.to_thread(model_store.is_here, model.directory):
+        return
+    told = Fetching(model.name, model_store.shown(model.directory), ray.util.get_node_ip_address())
+    reporter = Reporter(name, f"{replica_id}:fetching", lambda: told)
+    reporter.start()
+    try:
+        await asyncio.to_thread(on_this_node, model)
+    finally:
+        reporter.stop()
+
+
+def on_this_node(model: ServedModel) -> Path:
+    """Return the model's folder with its weights, fetched where they lie in a store."""
+    return local(model_store.here(model.directory))
+
+
 def load_replica(model: ServedModel) -> Replica:
     """Load the model as the engine that the plan names does it."""
     engine = table.get(model.engine)
     setup = table.ReplicaSetup(
-        directory=local(model.directory),
+        directory=on_this_node(model),
         identity=Identity(model.version, model.run_id, model.build()),
         task=model.task,
         options=engine.options.model_validate(model.options),

@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from cluster import shipping, stored_weights
+from cluster import shipping, store_uri, stored_weights, stores
 from cluster.errors import UserError
 from serve.deploy import own_code
 from serve.deploy.own_code import OwnCode
@@ -33,6 +33,7 @@ class ServedModel:
 
     name: str
     directory: str
+    """As `tracking.model_store.here` takes it: each node fetches one that lies in a store."""
     version: str
     """The registry's version; for a plain directory, a digest of its files."""
     run_id: str | None
@@ -69,7 +70,7 @@ def absolute(spec: ServeSpec, folder: Path) -> ServeSpec:
     """Return the spec with its directories and files made absolute; relative ones lie beside it, in `folder`."""
     models = {
         name: model
-        if model.model.startswith("models:/")
+        if model.model.startswith("models:/") or store_uri.is_store(model.model)
         else model.model_copy(update={"model": os.path.abspath(folder / Path(model.model).expanduser())})
         for name, model in spec.models.items()
     }
@@ -91,8 +92,10 @@ def resolve(spec: ServeSpec, code: OwnCode | None = None) -> list[ServedModel]:
 
 def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedModel:
     from tracking import manifest as manifests
-    from tracking import model_folder, registry
+    from tracking import model_folder, model_store, registry
 
+    if store_uri.is_store(model.model):
+        store_uri.checked(model.model, f"models.{name}")
     registered = registry.find_version(model.model) if model.model.startswith("models:/") else None
     directory = registry.resolve(registered.uri if registered else model.model)
     model_folder.check(directory, f"models.{name}")
@@ -111,7 +114,7 @@ def _resolve(name: str, model: ModelServeSpec, code: OwnCode | None) -> ServedMo
     sent = code is not None and any(_is_sent(part, code) for part in (manifest.task, engine_name))
     return ServedModel(
         name=name,
-        directory=str(directory),
+        directory=model_store.portable(directory),
         version=version,
         run_id=manifest.run_id,
         task=manifest.task,
@@ -235,5 +238,8 @@ def _details(uri: str, manifest: Any) -> dict[str, Any]:
 
 
 def _told(uri: str | None) -> str | None:
-    """Return what clients are told of where a model lies: not the folders of the cluster's nodes."""
-    return Path(uri).name if uri and os.path.isabs(uri) else uri
+    """Return what clients are told of where a model lies: not the folders of the cluster's nodes, nor its stores."""
+    if not uri:
+        return uri
+    elsewhere = os.path.isabs(uri) or store_uri.is_store(uri)
+    return PurePath(stores.shown(uri.partition("#")[0])).name if elsewhere else uri

@@ -22,14 +22,14 @@ from serve.deploy.shapes import Stranger, seal, shape_of, unseal
 from serve.deploy.succession import START_S, Generation, Moved, Say
 from serve.metrics.departed import Departed, LeftGateway
 from serve.scaling.decisions import Change, ScalingState, Standing
-from serve.wire import GatewayState, Load, ReplicaState, Work
+from serve.wire import Fetching, GatewayState, Load, ReplicaState, Work
 
 logger = logging.getLogger(__name__)
 FRESH_S = 10.0
 """A replica that has been silent for longer is gone, or too busy to count on."""
 ASK_TIMEOUT_S = 2.0
 SECRET_BYTES = 32
-SHAPE = shape_of(ReplicaState, Load, GatewayState, Work, LeftGateway, ScalingState, Standing, Change)
+SHAPE = shape_of(ReplicaState, Fetching, Load, GatewayState, Work, LeftGateway, ScalingState, Standing, Change)
 """Of what senders tell here, and of what readers are told."""
 KNOWN_FORMAT = 1
 """Of what one actor hands over to the next: its parts are plain data, and each says what it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ray import serve as ray_serve
@@ -11,10 +12,12 @@ from cluster import connect, topology
 from cluster.errors import UserError
 from serve import runtime_env
 from serve.deploy import causes, ray_serve_internals, room, state_actor
+from serve.deploy.names import model_app
 from serve.front import client
-from serve.wire import GatewayState
+from serve.wire import Fetching, GatewayState
 
 POLL_S = 0.25
+FETCHES_EVERY_S = 1.0
 ROOM_EVERY_S = 3.0
 """Replicas are placed within a second where there is room."""
 
@@ -25,15 +28,19 @@ class Tell(Protocol):
     def __call__(self, *, progress: str) -> None: ...
 
 
-def until_running(names: list[str], timeout_s: float, tell: Tell) -> None:
-    """Print what changes until all applications run. Raises UserError when one fails or time is up."""
+def until_running(endpoint: str, names: list[str], timeout_s: float, tell: Tell) -> None:
+    """Print what changes until all applications of an endpoint run.
+
+    Raises:
+        UserError: one fails, or time is up.
+    """
     deadline = time.monotonic() + timeout_s
     said: dict[str, str] = {}
-    look = _Room()
+    look, fetching = _Room(), _Fetches(endpoint)
     while True:
         applications = ray_serve.status().applications
         for name in names:
-            line = _progress(applications.get(name), look.lacking().get(name))
+            line = _progress(applications.get(name), look.lacking().get(name) or fetching.now().get(name))
             if line != said.get(name):
                 tell(progress=f"{name}: {line}")
                 said[name] = line
@@ -67,6 +74,33 @@ class _Room:
         return self._lacking
 
 
+class _Fetches:
+    """What nodes fetch from stores before their replicas load it, asked for every second."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint, self._next = endpoint, time.monotonic() + FETCHES_EVERY_S
+        self._told: dict[str, str] = {}
+
+    def now(self) -> dict[str, str]:
+        """Return a sentence by application."""
+        if time.monotonic() >= self._next:
+            told = [each for each in state_actor.read_now(self._endpoint) if isinstance(each, Fetching)]
+            self._told = fetches(self._endpoint, told)
+            self._next = time.monotonic() + FETCHES_EVERY_S
+        return self._told
+
+
+def fetches(endpoint: str, told: Iterable[Fetching]) -> dict[str, str]:
+    """Say what is being fetched, by the model's application. Pure."""
+    nodes: dict[tuple[str, str], set[str]] = {}
+    for each in told:
+        nodes.setdefault((each.model, each.place), set()).add(each.node)
+    return {
+        model_app(endpoint, model): f"{', '.join(sorted(names))} fetch{'es' if len(names) == 1 else ''} {place}"
+        for (model, place), names in nodes.items()
+    }
+
+
 def _lacking_now() -> dict[str, str]:
     try:
         details = ray_serve_internals.serve_details(connect.job_client().get_address())
@@ -75,13 +109,13 @@ def _lacking_now() -> dict[str, str]:
     return room.lacking(details.get("applications", {}), topology.nodes())
 
 
-def _progress(application: Any, lacking: str | None) -> str:
+def _progress(application: Any, waits_for: str | None) -> str:
     if application is None or not application.deployments:
         return "deploying"
     overview = next(iter(application.deployments.values()))
     states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(overview.replica_states.items()))
     told = f"{application.status.value.lower()} ({states or 'no replicas yet'})"
-    return f"{told}: {lacking}" if lacking and application.status.value != "RUNNING" else told
+    return f"{told}: {waits_for}" if waits_for and application.status.value != "RUNNING" else told
 
 
 def until_listening(name: str, port: int, certificate: str | None, timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from jobs.driver import card
 from jobs.tasks.image_classification import ImageClassification
 from jobs.tasks.text_classification import TextClassification
 from tests.support import tiny_models
-from tracking import registry
+from tracking import version_tags
 from tracking.manifest import BaseRef, DatasetRef, ModelManifest
 
 FACTS = card.Facts(
@@ -73,13 +73,13 @@ def test_nothing_held_out_and_nothing_trained_are_said() -> None:
 
 
 def test_the_registry_s_description_is_the_card_without_its_head(tmp_path: Path) -> None:
-    assert registry.description_of(tmp_path) is None
+    assert version_tags.description_of(tmp_path) is None
     (tmp_path / card.FILE_NAME).write_text(card.text(manifest(), TextClassification(), FACTS))
-    told = registry.description_of(tmp_path)
+    told = version_tags.description_of(tmp_path)
     assert told is not None
     assert told.startswith("# m\n")
     (tmp_path / card.FILE_NAME).write_text("# m\n" + "x" * 10_000)
-    told = registry.description_of(tmp_path)
+    told = version_tags.description_of(tmp_path)
     assert told is not None
     assert len(told) < 5000
     assert told.endswith("(the rest is in README.md beside the weights)")
