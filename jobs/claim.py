@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.stores import repeated
 from jobs import lease, progress, store_lease
 from jobs.checkpoint.store import Store
 from jobs.lease import Lease
@@ -63,7 +62,7 @@ def claim_stored(uri: str, root: Path, spec: JobSpec, job: str = "") -> tuple[Ru
 def _choose_stored(store: Store, spec: JobSpec) -> tuple[str, str | None]:
     """Return the name of the run that goes on or begins, and how the one that goes on stands."""
     stem = f"{spec.name}-{spec.digest()[:8]}"
-    found = repeated(lambda: store.folders("runs"))
+    found = store.folders("runs")
     numbers = [
         int(number) for name in found if (number := name.removeprefix(f"{stem}-")).isdigit() and name.startswith(stem)
     ]
@@ -75,7 +74,7 @@ def _choose_stored(store: Store, spec: JobSpec) -> tuple[str, str | None]:
 
 def _status(store: Store, key: str) -> str | None:
     try:
-        return str(json.loads(repeated(lambda: store.read(f"runs/{key}/status.json")))["status"])
+        return str(json.loads(store.read(f"runs/{key}/status.json"))["status"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

@@ -121,13 +121,15 @@ class Store:
         stream = self._fs.open_output_stream(path)
         try:
             yield stream
-            stream.close()
         except BaseException:
             with contextlib.suppress(Exception):  # a part was refused: then it is no file either
                 stream.close()
-            with contextlib.suppress(Exception):  # not there, or a store that answers nothing, and has completed nothing
+            with contextlib.suppress(
+                Exception
+            ):  # not there, or a store that answers nothing, and has completed nothing
                 self._fs.delete_file(path)
             raise
+        stream.close()  # all of it or nothing: where that is refused, what was there before stays
 
     def _asked(self, call: Callable[[], Result]) -> Result:
         return call() if self._is_local else stores.repeated(call)
@@ -195,7 +197,7 @@ class Store:
     def remove_file(self, name: str) -> None:
         """Delete a file; do nothing where there is none."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_file(self._path(name))
+            self._asked(lambda: self._fs.delete_file(self._path(name)))
 
     def remove_files(self, folder: str, prefix: str) -> None:
         """Delete the files of a folder whose names begin so; and the folder, where a disk shows it empty then."""

@@ -35,7 +35,7 @@ def _unheard(done: int, total: int) -> None:
 
 def is_stored(store: Store, name: str) -> bool:
     """Say whether a data set is stored, whole."""
-    return stores.repeated(lambda: store.exists(f"{FOLDER}/{name}/{FILES}"))
+    return store.exists(f"{FOLDER}/{name}/{FILES}")
 
 
 def push(store: Store, directory: Path, told: Told = _unheard) -> None:
@@ -82,7 +82,7 @@ def _fetch(store: Store, directory: Path, told: Told) -> None:
     shutil.rmtree(aside, ignore_errors=True)  # a process that was killed left it
     where = store.locate(f"{FOLDER}/{directory.name}")
     try:
-        index = _index(stores.repeated(lambda: store.read(f"{FOLDER}/{directory.name}/{FILES}")), where)
+        index = _index(store.read(f"{FOLDER}/{directory.name}/{FILES}"), where)
         total, done = sum(each.size for each in index.values()), 0
         _check_room(directory.parent, total, where)
         for name, wanted in index.items():

@@ -179,7 +179,8 @@ def on_nodes(job: Job, prepared: Prepared | None) -> AbstractContextManager[str]
     """Have all nodes that may work for the job reach its folder, its data and its parent; give what they wait for."""
     if job.stored is None:
         return nullcontext("")
-    return job.stored.on_nodes(job.spec, prepared, job.parent_uri)
+    parent = Path(job.parent) if isinstance(job.parent, Path) else None
+    return job.stored.on_nodes(job.spec, prepared, parent)
 
 
 def _for_workers(job: Job, prepared: Prepared, token: str) -> WorkerConfig:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import stored_weights
+from cluster import stored_weights, stores
 from jobs import progress
 from jobs.data.prepare import Prepared
 from jobs.driver import card, mixing
@@ -61,19 +61,22 @@ def publish(
     (model / card.FILE_NAME).write_text(told, encoding="utf-8")
     manifest.write(model, contract)
     job.track(lambda run: run.log_bytes(told.encode(), "model-card.md"))
-    made: dict[str, Any] = {"directory": str(model), "evaluation": evaluation, "model": str(model)}
+    place = job.stored.put_model() if job.stored else str(model)
+    made: dict[str, Any] = {"directory": stores.shown(place), "evaluation": evaluation, "model": stores.shown(place)}
     if (stored := stored_weights.read(model)) is not None:
         made["weights"] = stored.uri()
         files = "1 file" if len(stored.files) == 1 else f"{len(stored.files)} files"
         progress.say(f"its weights are in {stored.uri()}: {files}, {stored.bytes:,} bytes")
     if register is not None:
         try:
-            version = registry.register(register.model, model, run_id=run_id, alias=register.alias)
+            version = registry.register(
+                register.model, place if job.stored else model, run_id=run_id, alias=register.alias
+            )
             made["model"] = version.uri
             progress.say(f"registered {version.uri}{f' as @{register.alias}' if register.alias else ''}")
         except ServerUnreachable as error:
             progress.say(f"{register.model} is not registered yet: {error}")
-            outbox.postpone(job.folder.spool, outbox.Version(register.model, str(model), register.alias))
+            outbox.postpone(job.folder.spool, outbox.Version(register.model, place, register.alias))
     return made
 
 

@@ -11,6 +11,8 @@ a folder. That of the driver's node is the one that counts: its notes are kept i
 
 from __future__ import annotations
 
+import hashlib
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import stores, topology
+from cluster.errors import UserError
 from jobs import progress
 from jobs.checkpoint.store import Store
 from jobs.data import stored
@@ -27,7 +30,7 @@ from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from jobs.storage.courier import Bring, Couriers
 from jobs.storage.keeper import Keeper
-from tracking import registry
+from tracking import manifest, model_store
 
 
 class Stored:
@@ -42,11 +45,6 @@ class Stored:
     def checkpoints(self) -> str:
         """Where the run's checkpoints are, unless the spec names another place: a URI."""
         return stores.joined(self.uri, "runs", self._folder.key, "checkpoints")
-
-    @property
-    def model(self) -> str:
-        """Where the folder of the run's model is: a URI."""
-        return stores.joined(self.uri, "runs", self._folder.key, "model")
 
     @property
     def ray_state(self) -> str:
@@ -70,17 +68,17 @@ class Stored:
         stored.push(self._store, Path(prepared.directory), _progress("store"))
 
     @contextmanager
-    def on_nodes(self, spec: JobSpec, prepared: Prepared | None, parent: str | None) -> Iterator[str]:
+    def on_nodes(self, spec: JobSpec, prepared: Prepared | None, parent: Path | None) -> Iterator[str]:
         """Keep the run's folder on all nodes that may work for it meanwhile, with the data and the parent.
 
         Args:
-            parent: what the job starts from, as the registry names it; None where nodes have it otherwise.
+            parent: the folder of what the job starts from; None where that is nothing, or is fetched from a hub.
 
         Yields:
             What workers wait for: the token of `await_copy`.
         """
         bring = [Bring(_bring_data, (self.uri, prepared.directory))] if prepared is not None else []
-        bring += [Bring(_bring_model, (parent,))] if parent is not None else []
+        bring += [Bring(_bring_model, (model_store.portable(parent),))] if parent is not None else []
 
         def wanted() -> dict[str, str]:
             return {node.node_id: node.address for node in reach.candidates(spec, {}, topology.own_nodes())}
@@ -95,13 +93,18 @@ class Stored:
             for address, problem in couriers.problems.items():
                 progress.say(f"node {address} had no copy of the run's folder: {problem}")
 
-    def settle(self) -> None:
-        """Return when the run's notes are stored as they are now.
+    def put_model(self) -> str:
+        """Store the folder of the run's model, whose weights are in the store or in it; return its URI.
+
+        A folder of its own for each content: what was put there by an attempt that did not come to its end stays.
 
         Raises:
-            NotKept: the store does not take them.
+            UserError: the store does not take it.
         """
-        self._keeper.settle()
+        contract = (self._folder.model / manifest.FILE_NAME).read_bytes()
+        uri = stores.joined(self.uri, "runs", self._folder.key, "model", hashlib.sha256(contract).hexdigest()[:8])
+        model_store.put(self._folder.model, uri)
+        return uri
 
 
 @contextmanager
@@ -122,8 +125,12 @@ def _bring_data(uri: str, directory: str) -> None:
     stored.fetch(Store(uri), Path(directory))
 
 
-def _bring_model(uri: str) -> None:
-    registry.resolve(uri)
+def _bring_model(reference: str) -> None:
+    if not model_store.here(reference).is_dir():
+        raise UserError(
+            f"model.from: {model_store.shown(reference)} is not on the node {socket.gethostname()}: put the model into "
+            "the store with `tandem tracking upload`, and name that"
+        )
 
 
 def _progress(phase: str) -> Any:

@@ -45,6 +45,11 @@ def here(folder: Path, token: str) -> Path:
     return folder / f".here-{token}"
 
 
+def failed(folder: Path, token: str) -> Path:
+    """Return the file that says why a node's copy cannot be completed."""
+    return folder / f".failed-{token}"
+
+
 @dataclass(frozen=True)
 class Bring:
     """What a node needs besides the run's folder, and who brings it: a function with its arguments, run on the node."""
@@ -72,7 +77,7 @@ class Courier:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for left in self._folder.glob(".here-*"):
+            for left in (*self._folder.glob(".here-*"), *self._folder.glob(".failed-*")):
                 left.unlink()
             for name in listed(self._folder):
                 (self._folder / name).unlink(missing_ok=True)
@@ -83,8 +88,12 @@ class Courier:
                 "folder that every node can write"
             ) from error
         self._copy.adopt()
-        for each in bring:
-            each.function(*each.arguments)
+        try:
+            for each in bring:
+                each.function(*each.arguments)
+        except Exception as error:  # whatever it is: workers here must not wait for it
+            failed(self._folder, self._token).write_text(str(error), encoding="utf-8")
+            raise
         here(self._folder, self._token).touch()
 
     def put(self, changes: Sequence[Change]) -> None:
@@ -239,6 +248,8 @@ def await_copy(folder: Path, token: str, say: Callable[[str], object] = print) -
     began, said = time.monotonic(), False
     while not here(folder, token).exists():
         waited = time.monotonic() - began
+        if (why := failed(folder, token)).exists():
+            raise UserError(f"storage: this node could not get what the job needs: {why.read_text(encoding='utf-8')}")
         if waited > ARRIVES_S:
             raise UserError(
                 f"storage: what the job keeps for its workers did not come to {folder} on this node within "

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import stores
 from cluster.errors import UserError
 from jobs.checkpoint.store import Store
 from jobs.storage.changes import GROWING, Look, listed
@@ -86,18 +85,13 @@ class Keeper:
             OSError: the store does not answer.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = [
-            name
-            for name in stores.repeated(lambda: self._store.tree(self._prefix))
-            if name.partition("/")[0] not in OF_OTHERS
-        ]
+        names = [name for name in self._store.tree(self._prefix) if name.partition("/")[0] not in OF_OTHERS]
         for left in listed(self._folder).keys() - set(names):
             (self._folder / left).unlink(missing_ok=True)
         for name in names:
-            content = stores.repeated(lambda name=name: self._store.read(f"{self._prefix}/{name}"))  # type: ignore[misc]
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            path.write_bytes(self._store.read(f"{self._prefix}/{name}"))
         now = time.monotonic()
         self._stored = {name: Stored(look, now) for name, look in listed(self._folder).items() if name in set(names)}
 
