@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 PATIENCE_S = 90.0
-"""So long a store is asked again where nobody waits for the answer at a terminal: an outage of a minute is outlasted."""
+"""So long a store is asked again where nobody waits at a terminal: an outage of a minute is outlasted."""
 ATTEMPTS = 3
 """So often a disk is asked: what it refuses thrice it goes on refusing."""
 PAUSE_S = 1.0
@@ -88,7 +88,7 @@ def repeated(
     """Call until it succeeds; what is not there, or not allowed, is not asked for again.
 
     Args:
-        patience_s: so long a store's client may go on failing; PATIENCE_S unless told. Anything else may ATTEMPTS times.
+        patience_s: so long a store's client may go on failing, else PATIENCE_S; anything else may ATTEMPTS times.
         pause_s: before the second call, more before each further one, and a random part of it less; PAUSE_S.
         never: errors that are raised at once.
         retried: the others that are not.
