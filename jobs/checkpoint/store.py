@@ -60,7 +60,7 @@ class Sink:
 
 
 class Ranges:
-    """A file of a store that is read by ranges, each asked for again while the store fails: pyarrow's client does not."""
+    """A file of a store, read by ranges, each asked for again while the store fails: pyarrow's client does not."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -86,6 +86,11 @@ class Store:
         self.root = root
         self._fs, self._base = stores.opened(root)
         self._is_local = isinstance(self._fs, fs.LocalFileSystem)
+
+    @property
+    def creates(self) -> bool:
+        """Whether `new` is sure: of several who write a new file at once, one does."""
+        return self._is_local
 
     def write(self, name: str, chunks: Iterable[Any], *, new: bool = False) -> Written:
         """Write a file from buffers and return its size and digest; on a local disk it has reached the disk then.
