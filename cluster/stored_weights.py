@@ -21,6 +21,8 @@ from cluster.errors import UserError
 
 FILE_NAME = "weights.json"
 CHUNK_BYTES = 8 << 20
+LOOK_S = 10.0
+"""So long a store may fail while somebody waits for an answer at a terminal."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 Result = TypeVar("Result")
 
@@ -130,7 +132,7 @@ def look(directory: Path | str, what: str) -> None:
     if stored is None:
         return
     for name in stored.lacking(Path(directory)):
-        found = asked(stored, name, lambda name=name: _opened(stored, name).size())  # type: ignore[misc]
+        found = asked(stored, name, lambda name=name: _opened(stored, name).size(), LOOK_S)  # type: ignore[misc]
         if found != stored.files[name].bytes:
             raise UserError(f"{what}: {changed(stored, name, f'it has {found} bytes')}")
 
@@ -187,8 +189,11 @@ def _place(stored: Stored, name: str) -> tuple[Any, str]:
     return filesystem, f"{base.rstrip('/')}/{stored.folder}/{name}"
 
 
-def asked(stored: Stored, name: str, call: Callable[[], Result]) -> Result:
+def asked(stored: Stored, name: str, call: Callable[[], Result], patience_s: float | None = None) -> Result:
     """Return what a call to the store returns, which may fail for a moment.
+
+    Args:
+        patience_s: so long; None: as long as an outage of a minute lasts.
 
     Raises:
         UserError: it goes on failing, or what was asked for is not there.
@@ -196,7 +201,7 @@ def asked(stored: Stored, name: str, call: Callable[[], Result]) -> Result:
     from pyarrow import ArrowException
 
     try:
-        return stores.repeated(call)
+        return stores.repeated(call, patience_s=patience_s)
     except FileNotFoundError:
         reason = "it is not there"
     except (OSError, ArrowException, ValueError) as error:

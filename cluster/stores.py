@@ -94,7 +94,7 @@ def repeated(
     """Call until it succeeds; what is not there, or not allowed, is not asked for again.
 
     Args:
-        patience_s: so long a store's client may go on failing; PATIENCE_S unless told. All else may ATTEMPTS times.
+        patience_s: so long a store's client may go on failing, else PATIENCE_S; anything else may ATTEMPTS times.
         pause_s: before the second call, more before each further one, and a random part of it less; PAUSE_S.
         never: errors that are raised at once.
         retried: the others that are not.

@@ -8,6 +8,10 @@ Neither DeepSpeed's `latest` nor Ray Train's snapshot decides what exists: witho
 checkpoint, and a resume takes the newest one that verifies and says what it skipped. Files carry the attempt's name,
 and only the newest attempt commits and deletes (jobs/checkpoint/fence.py), so that a worker of an earlier one that
 comes back from the dead spoils nothing.
+
+An object store cannot be asked to write only what is not there. So there each attempt writes a manifest of its own,
+MANIFEST-<number in the fence>-<attempt>.json, and of several in a folder the one with the highest number counts: one
+that is written late, after the fence was asked, replaces nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ MANIFEST = "MANIFEST.json"
 BUFFERS = "buffers.safetensors"
 FORMAT = 2
 _FOLDER = re.compile(r"^step-(\d{8,})$")
+_MANIFEST = re.compile(r"^MANIFEST(?:-(\d{8,})-(.+))?\.json$")
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
@@ -78,19 +83,34 @@ def commit(store: Store, manifest: Manifest, fence: Fence | None = None) -> None
 
     Raises:
         ShardError: its shards are not the model's `elements`, each once. Nothing was written.
-        Superseded: the attempt is not the newest any more. Nothing was written.
+        Superseded: the attempt is not the newest any more. Nothing was written that counts beside a newer one's.
     """
     check_whole(store, manifest)
+    text = json.dumps({"format": FORMAT, **asdict(manifest)}).encode()
+    if fence is not None and not store.creates:
+        fence.check()
+        store.write(f"{folder(manifest.step)}/MANIFEST-{fence.number:08d}-{fence.attempt}.json", [text])
+        fence.check()
+        return
     name = f"{folder(manifest.step)}/{MANIFEST}"
     replaces = store.exists(name)
     if fence is not None:
         fence.check()
-    text = json.dumps({"format": FORMAT, **asdict(manifest)})
     try:
         # What was not there before the check must not be there now: this process may have slept for long between them.
-        store.write(name, [text.encode()], new=not replaces)
+        store.write(name, [text], new=not replaces)
     except FileExistsError as error:
         raise Superseded(f"a newer attempt has committed step {manifest.step}; this one has come back late") from error
+
+
+def _manifest(store: Store, step: int) -> str | None:
+    """Return the name of a step's manifest that counts; None: there is none."""
+    name = f"{folder(step)}/{MANIFEST}"
+    if store.creates:
+        return name if store.exists(name) else None
+    found = filter(None, map(_MANIFEST.match, store.files(folder(step))))
+    newest = max(found, key=lambda match: (int(match[1] or 0), match[2] or ""), default=None)
+    return f"{folder(step)}/{newest[0]}" if newest is not None else None
 
 
 def check_whole(store: Store, manifest: Manifest) -> None:
@@ -112,13 +132,15 @@ def steps(store: Store) -> list[int]:
 
 def complete(store: Store) -> list[int]:
     """List the steps whose checkpoint has been completed, newest first; whether it verifies is another question."""
-    return [step for step in steps(store) if store.exists(f"{folder(step)}/{MANIFEST}")]
+    return [step for step in steps(store) if _manifest(store, step) is not None]
 
 
 def read(store: Store, step: int) -> Manifest | str:
     """Return the manifest of a step, or what is wrong with it."""
     try:
-        values = json.loads(store.read(f"{folder(step)}/{MANIFEST}"))
+        if (name := _manifest(store, step)) is None:
+            return "no manifest, so it was never completed"
+        values = json.loads(store.read(name))
     except FileNotFoundError:
         return "no manifest, so it was never completed"
     except (OSError, ValueError):

@@ -2,7 +2,8 @@
 
     <root>/attempts/00000003-<attempt>     the third start of a group on these checkpoints
 
-A group that was stopped (a machine that was suspended, a network that was cut) and wakes up later finds a higher number
+Two that enter at one moment may find the same number: the one whose name is the higher is the newer then, for both. A
+group that was stopped (a machine that was suspended, a network that was cut) and wakes up later finds a higher number
 than its own. Files carry their attempt's name anyway; the fence keeps the manifest and the deletions to the newest.
 """
 
@@ -42,15 +43,19 @@ class Fence:
                 store.remove_files(FOLDER, f"{number:08d}-{name}")
         return fence
 
+    def leave(self) -> None:
+        """Take the number back: who entered before goes on."""
+        self.store.remove_files(FOLDER, f"{self.number:08d}-{self.attempt}")
+
     def check(self) -> None:
         """Return if nobody has entered since.
 
         Raises:
             Superseded: somebody has. Nothing of the checkpoints may be touched any more.
         """
-        later = [name for number, name in _entered(self.store) if number >= self.number and name != self.attempt]
-        if later:
-            raise Superseded(f"a newer attempt ({later[-1]}) works on these checkpoints; this one has come back late")
+        newest, name = max(_entered(self.store), default=(0, ""))
+        if (newest, name) > (self.number, self.attempt):
+            raise Superseded(f"a newer attempt ({name}) works on these checkpoints; this one has come back late")
 
 
 def _entered(store: Store) -> list[tuple[int, str]]:

@@ -59,6 +59,25 @@ class Sink:
             self._waiting = 0
 
 
+class Ranges:
+    """A file of a store, read by ranges, each asked for again while the store fails: pyarrow's client does not."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read_at(self, count: int, offset: int) -> bytes:
+        """Return so many bytes from `offset` on, or as many as there are."""
+        return stores.repeated(lambda: bytes(self._file.read_at(count, offset)))
+
+    def size(self) -> int:
+        """Return its bytes."""
+        return int(self._file.size())
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()
+
+
 class Store:
     """Files below one root, named by relative paths with forward slashes."""
 
@@ -67,6 +86,11 @@ class Store:
         self.root = root
         self._fs, self._base = stores.opened(root)
         self._is_local = isinstance(self._fs, fs.LocalFileSystem)
+
+    @property
+    def creates(self) -> bool:
+        """Whether `new` is sure: of several who write a new file at once, one does."""
+        return self._is_local
 
     def write(self, name: str, chunks: Iterable[Any], *, new: bool = False) -> Written:
         """Write a file from buffers and return its size and digest; on a local disk it has reached the disk then.
@@ -124,9 +148,7 @@ class Store:
         except BaseException:
             with contextlib.suppress(Exception):  # a part was refused: then it is no file either
                 stream.close()
-            with contextlib.suppress(
-                Exception
-            ):  # not there, or a store that answers nothing, and has completed nothing
+            with contextlib.suppress(Exception):  # not there, or a store that is gone and completes nothing
                 self._fs.delete_file(path)
             raise
         stream.close()  # all of it or nothing: where that is refused, what was there before stays
@@ -145,7 +167,8 @@ class Store:
 
     def open(self, name: str) -> Any:
         """Open a file for `read_at(nbytes, offset)`."""
-        return self._asked(lambda: self._fs.open_input_file(self._path(name)))
+        file = self._asked(lambda: self._fs.open_input_file(self._path(name)))
+        return file if self._is_local else Ranges(file)
 
     def input(self, name: str) -> Any:
         """Open a file to read it from its beginning to its end."""

@@ -111,9 +111,14 @@ def enter(folder: RunFolder, store: Store, attempt: str) -> Fence:
     Raises:
         Superseded: another job has taken the run over.
     """
+    taken = Superseded(f"another job has taken the run {folder.key} over; its workers must not be shut out")
     if folder.lease and lease.newest(folder.path) != folder.lease:
-        raise Superseded(f"another job has taken the run {folder.key} over; its workers must not be shut out")
-    return Fence.enter(store, attempt)
+        raise taken
+    fence = Fence.enter(store, attempt)
+    if folder.lease and lease.newest(folder.path) != folder.lease:  # while this one entered
+        fence.leave()
+        raise taken
+    return fence
 
 
 def this_attempt(name: str, micro_batch: int) -> Attempt:

@@ -158,12 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, self.path, dict(self.headers.items()), b"")
         fails = proxy.wanted(request)
         length = int(self.headers.get("Content-Length") or 0)
-        if fails and length > PIECE_BYTES and proxy.takes("cut_sent"):
-            self.rfile.read(length // 2)
+        size = length or int(self.headers.get("X-Amz-Decoded-Content-Length") or 0)
+        if fails and size > PIECE_BYTES and proxy.takes("cut_sent"):
+            self.rfile.read(size // 2)
             self._cut("sent")
             return
-        if self.headers.get("Expect", "").lower() == "100-continue":
-            pass  # BaseHTTPRequestHandler has answered it
         request.body = self._body(length)
         if proxy.key and f"Credential={proxy.key}/" not in request.headers.get("Authorization", ""):
             self._answer(403, WRONG_KEY)

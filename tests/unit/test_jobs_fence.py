@@ -119,12 +119,19 @@ def test_the_newest_that_has_entered_may_commit_and_nobody_before(tmp_path):
     assert store.files("attempts") == ["00000003-c", "00000004-d"]
 
 
-def test_two_that_enter_with_one_number_both_keep_their_hands_off(tmp_path):
+def test_of_two_that_enter_with_one_number_one_goes_on(tmp_path):
     store = Store(str(tmp_path))
     first = Fence.enter(store, "a")
     store.write("attempts/00000001-b", [b"."])
-    with pytest.raises(Superseded):
+    with pytest.raises(Superseded, match=r"a newer attempt \(b\)"):
         first.check()
+    Fence(store, 1, "b").check()
+    third = Fence.enter(store, "0")
+    third.check()
+    with pytest.raises(Superseded, match=r"a newer attempt \(0\)"):
+        Fence(store, 1, "b").check()
+    third.leave()
+    Fence(store, 1, "b").check()
 
 
 def test_a_save_whose_clearing_up_fails_is_a_save_all_the_same(tmp_path, monkeypatch):
