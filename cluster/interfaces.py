@@ -45,7 +45,7 @@ def choose(address: str, interfaces: Sequence[Interface]) -> Choice:
 
     NCCL is left alone where another interface may be the better one for it: InfiniBand, or a faster one.
     """
-    if _is_loopback(address):
+    if is_loopback(address):
         return Choice(None, None, f"Ray's address {address} is a loopback one: all nodes are on this machine")
     with_it = [one for one in interfaces if address in one.addresses]
     if not with_it:
@@ -107,10 +107,11 @@ def _rivals(chosen: Interface, interfaces: Sequence[Interface]) -> list[str]:
 
 
 def _is_of_machine(interface: Interface) -> bool:
-    return interface.name.startswith(VIRTUAL) or all(_is_loopback(address) for address in interface.addresses)
+    return interface.name.startswith(VIRTUAL) or all(is_loopback(address) for address in interface.addresses)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Say whether an address leads no further than its machine."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

@@ -11,6 +11,8 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from cluster import devices
+from cluster.doctor.quick import QuickLook
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress, run_choices
 from jobs.claim import claim, claim_folder
@@ -39,6 +41,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
     Raises:
         RunIsOwned: another job works on the same run.
     """
+    nodes = QuickLook(placed or _may_take(spec))
     root = storage.root(spec, base)
     parent = parents.find(spec, base)
     job_id = submission_id(os.environ)
@@ -67,6 +70,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
             lineage.pinned(spec.model.source),
             part=part,
             profile=profile,
+            nodes=nodes,
         )
         progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {folder.path}")
         job.track(lambda run: progress.say(f"MLflow {run.url}"))
@@ -78,6 +82,12 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
             return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
         finally:
             guard.dismiss(pipe)
+
+
+def _may_take(spec: JobSpec) -> list[str]:
+    """Return the nodes that may take the workers of a job that waits for room; none for one worker."""
+    wanted = spec.resources
+    return devices.able_to_hold(wanted.cpus_per_worker, wanted.gpus_per_worker) if wanted.most > 1 else []
 
 
 def _run_phase(job: Job, ending: Ending) -> int:

@@ -219,6 +219,7 @@ def _prepare(job: Job, early: Early | None = None) -> Prepared:
             job.spec, job.base, job.storage, parent=job.parent, on_progress=on_progress, before=before, overlap=early
         )
         prepared = early.begin(stages) if early else next(stages)
+    job.check_nodes()
     prepared = reference.added(job, prepared)
     if before is None:
         job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))
