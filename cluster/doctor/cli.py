@@ -24,8 +24,8 @@ def doctor(
     Versions, clocks, disks, ports, names and network interfaces, the network
     between all pairs of nodes, GPUs, MLflow, and whether the storage is one
     that all nodes share. What is wrong is named with its node, its reason
-    and a way out. Nothing stays on any node. It takes about ten seconds, and
-    while it measures, it is in the way of what runs there; --quick is not.
+    and a way out. Nothing stays on any node. It takes about fifteen seconds
+    and, while it measures, is in the way of what runs there; --quick is not.
 
     Exit codes: 0 nothing that a job would fail by; 1 something is; 2 it
     could not look.

@@ -113,6 +113,7 @@ def _storage(probes: Probes, place: str, is_default: bool) -> Storage:
         found = probes.ask_each("get", asked)
     finally:
         removed = probes.ask("remove", place)
+        probes.ask("remove_folders")
     others = {one: {other: each for other, each in written.items() if other != one} for one in found}
     not_read = {one: wrong for one in found if (wrong := shared.unseen(others[one], found[one]))}
     left = {node_id: reason for node_id, reason in removed.items() if reason and node_id in written}

@@ -11,7 +11,7 @@ from cluster.doctor.facts import Disk, Facts, Finding, Gpu, NodeFacts
 from cluster.interfaces import is_loopback
 
 CLOCK_ERROR_S, CLOCK_WARNING_S = 10.0, 1.0
-FREE_ERROR_BYTES, FREE_WARNING_BYTES = 256 << 20, 4 << 30
+FREE_ERROR_BYTES, FREE_WARNING_BYTES = 256e6, 2e9
 SLOW_DISK_BYTES_PER_S = 30e6
 FEWEST_PORTS = 5000
 ORDER = {"error": 0, "warning": 1}
@@ -108,7 +108,7 @@ def _disks(node: NodeFacts) -> Iterable[Finding]:
 
 def _full(node: NodeFacts, disk: Disk) -> Finding:
     severity = "error" if disk.free_bytes < FREE_ERROR_BYTES else "warning"
-    what = f"{disk.folder} has {disk.free_bytes / 1e9:.2f} GB free of {disk.total_bytes / 1e9:.0f}"
+    what = f"{disk.folder} has {disk.free_bytes / 1e9:.1f} GB free of {disk.total_bytes / 1e9:.1f} GB"
     why = "a job ends where a checkpoint, a log or Ray's object store does not fit"
     return Finding(severity, node.label, what, why, "make room there")
 

@@ -110,10 +110,14 @@ class Probe:
     def remove(self, place: str) -> str:
         """Remove this node's file again; return why that failed."""
         try:
-            shared.remove(place, self._node_id[:12], self._made)
+            shared.remove(place, self._node_id[:12])
         except (OSError, ValueError, NotImplementedError) as error:
             return _said(error)
         return ""
+
+    def remove_folders(self) -> None:
+        """Remove the folders that were made for this node's file, once no node has a file there any more."""
+        shared.remove_folders(self._made)
 
     def free_port(self) -> int:
         """Return a port of this node on which nobody listens now."""

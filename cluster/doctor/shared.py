@@ -1,8 +1,9 @@
 """Whether a place is the same one for all nodes: small files, each written on one node, read on the others, removed.
 
-    written = put(place, "a1b2", b"…")        # on one node
+    made = put(place, "a1b2", b"…")           # on one node
     get(place, "a1b2")                        # on another: the same bytes, or an OSError
-    remove(place, "a1b2", written)            # where it was written
+    remove(place, "a1b2")                     # where it was written
+    remove_folders(made)                      # there too, once all nodes have removed their files
 
 A place is a folder or a URI (cluster/stores.py). Nothing here needs Ray.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cluster import stores
@@ -43,9 +44,10 @@ def put(place: str, name: str, content: bytes) -> list[str]:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        remove(place, name, made)
+        remove(place, name)
+        remove_folders(made)
         raise
-    return [str(path) for path in made]
+    return made
 
 
 def get(place: str, name: str, within_s: float = READ_WITHIN_S) -> bytes:
@@ -65,8 +67,8 @@ def get(place: str, name: str, within_s: float = READ_WITHIN_S) -> bytes:
         time.sleep(0.2)
 
 
-def remove(place: str, name: str, made: list[str] | list[Path]) -> None:
-    """Remove a file, and the folders that were made for it as far as they are empty.
+def remove(place: str, name: str) -> None:
+    """Remove a file that `put` wrote.
 
     Raises:
         OSError: it stays.
@@ -77,9 +79,13 @@ def remove(place: str, name: str, made: list[str] | list[Path]) -> None:
         filesystem.delete_file(f"{base.rstrip('/')}/{PREFIX}{name}")
         return
     (folder / f"{PREFIX}{name}").unlink(missing_ok=True)
-    for path in made:
+
+
+def remove_folders(made: Iterable[str]) -> None:
+    """Remove the folders that `put` has made, as far as they are empty."""
+    for folder in made:
         try:
-            Path(path).rmdir()
+            os.rmdir(folder)
         except OSError:  # another has written there meanwhile, or removed it
             return
 
@@ -115,6 +121,6 @@ def _folder(place: str) -> Path | None:
     return None if "://" in place else Path(place)
 
 
-def _missing_folders(folder: Path) -> list[Path]:
+def _missing_folders(folder: Path) -> list[str]:
     """List what of a folder's path is not there, the innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+    return [str(path) for path in (folder, *folder.parents) if not path.exists()]
