@@ -1,4 +1,4 @@
-"""The command line: `tandem <folder> <verb>`, and `tandem quickstart`.
+"""The command line: `tandem <folder> <verb>`, `tandem quickstart` and `tandem doctor`.
 
 Each folder's verbs live in its cli.py. Nothing heavy is imported before a verb needs it.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from cluster.cli import app as cluster_app
+from cluster.doctor.cli import doctor
 from cluster.errors import UserError
 from jobs.cli import app as jobs_app
 from serve.cli import app as serve_app
@@ -31,6 +32,7 @@ app.add_typer(cluster_app, name="cluster")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(serve_app, name="serve")
 app.add_typer(tracking_app, name="tracking")
+app.command()(doctor)
 
 
 @app.command()

@@ -11,7 +11,8 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from cluster import stores
+from cluster import devices, stores
+from cluster.doctor.quick import QuickLook
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress, run_choices
 from jobs.claim import claim, claim_folder, claim_stored
@@ -44,6 +45,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
     Raises:
         RunIsOwned: another job works on the same run.
     """
+    nodes = QuickLook(placed or _may_take(spec))
     root = storage.root(spec, base)
     parent = parents.find(spec, base)
     job_id = submission_id(os.environ)
@@ -73,6 +75,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
             part=part,
             profile=profile,
             stored=in_store,
+            nodes=nodes,
         )
         where = stores.joined(stores.shown(uri), "runs", folder.key) if uri else folder.path
         progress.say(f"run {folder.key}{' goes on' if folder.resumed else ''} in {where}")
@@ -101,6 +104,12 @@ def _claimed(
 
 def _without_keeper(claimed: tuple[RunFolder, Lease]) -> tuple[RunFolder, None, Lease]:
     return claimed[0], None, claimed[1]
+
+
+def _may_take(spec: JobSpec) -> list[str]:
+    """Return the nodes that may take the workers of a job that waits for room; none for one worker."""
+    wanted = spec.resources
+    return devices.able_to_hold(wanted.cpus_per_worker, wanted.gpus_per_worker) if wanted.most > 1 else []
 
 
 def _run_phase(job: Job, ending: Ending) -> int:

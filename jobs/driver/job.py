@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cluster import stores
+from cluster.doctor.quick import QuickLook
 from cluster.precision import Precision
 from jobs import lease, progress
 from jobs.driver import storage
@@ -74,6 +75,17 @@ class Job:
     """How many steps are recorded, if it is a profile: it leaves no model."""
     stored: Stored | None = None
     """What of it is kept in an object store; None where its storage is a folder."""
+    nodes: QuickLook = field(default_factory=lambda: QuickLook(()))
+    """Whether the nodes that take its workers fit together: it is looked at meanwhile."""
+
+    def check_nodes(self) -> None:
+        """Say what is to be said of the nodes, before work begins that spans them.
+
+        Raises:
+            UserError: they do not fit together.
+        """
+        for warning in self.nodes.settle():
+            progress.say(f"warning: {warning}")
 
     def track(self, call: Callable[[Run], object]) -> None:
         """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""

@@ -253,6 +253,7 @@ def _prepare(job: Job, early: Early | None = None) -> Prepared:
         prepared = early.begin(stages) if early else next(stages)
         if job.stored:
             job.stored.push(prepared)
+    job.check_nodes()
     prepared = reference.added(job, prepared)
     if before is None:
         job.folder.keep_data(Noted(prepared.parts, prepared.rows, weights))

@@ -56,6 +56,7 @@ def predict_phase(job: Job) -> dict[str, Any]:
     before = sum(entry.rows for entry in done.entries.values())
     if before:
         progress.say(f"{before} of {found.rows} rows were done before")
+    job.check_nodes()
     work = Work(job.spec, job.parent or "", job.precision, job.folder, _form(job.spec, found), generation)
     _work_off(job, source, task, found, done, work, tolerance)
     for said in tolerance.said(found.rows):

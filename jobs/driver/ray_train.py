@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchConfig
 
 from cluster import placement, stores, topology
 from jobs import deaths
@@ -26,6 +25,7 @@ from jobs.driver.ray_train_internals import (
     FailurePolicy,
     FixedScalingPolicy,
     FixedWithoutAutoscaler,
+    InterfacesFirst,
     NoopDecision,
     PolicyTrainer,
     ResizeDecision,
@@ -263,7 +263,7 @@ def run_group(
         scaling = FixedScalingPolicy(scaling_config)
     PolicyTrainer(
         partial(function, config),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=InterfacesFirst(backend="nccl" if gpus else "gloo"),
         scaling_config=scaling_config,
         run_config=ray.train.RunConfig(
             name=name,

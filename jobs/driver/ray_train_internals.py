@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -20,6 +20,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.util import ObjectRefWrapper
 
+from cluster import interfaces
 from cluster.internals import Internal
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "FailurePolicy",
     "FixedScalingPolicy",
     "FixedWithoutAutoscaler",
+    "InterfacesFirst",
     "NoopDecision",
     "PolicyTrainer",
     "ResizeDecision",
@@ -103,7 +105,38 @@ ENTRIES = (
         "every failure is taken for one of the user's code, or of no known rank",
         "Ray Train documents what `worker_failures` holds",
     ),
+    Internal(
+        "TorchConfig.backend_cls; on_start(group, config) of what it returns; group.execute",
+        "to set, on each node, the interface that gloo and NCCL take, before the process group is made",
+        "on nodes whose own name resolves to 127.0.1.1, as Debian has it, no group over several nodes comes up",
+        "Ray Train takes variables by node, or a hook in the worker before it makes the process group",
+    ),
 )
+
+
+def _take_interfaces() -> None:
+    """Set the interface in a worker whose group spans nodes: on one node, gloo and NCCL reach all of it anyway."""
+    context = ray.train.get_context()
+    if context.get_local_world_size() < context.get_world_size():
+        interfaces.take()
+
+
+class _AfterInterfaces(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Ray Train's process group for torch, made once every worker knows its interface."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Set the interfaces, then make the group."""
+        worker_group.execute(_take_interfaces)
+        super().on_start(worker_group, backend_config)
+
+
+class InterfacesFirst(TorchConfig):
+    """`TorchConfig` whose process group goes by the interface that has Ray's address of the node."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """Return what makes the process group."""
+        return _AfterInterfaces
 
 
 class FixedWithoutAutoscaler(FixedScalingPolicy):

@@ -114,6 +114,22 @@ def _resources() -> None:
     assert ray_train_internals.worker_resources(config) == {"CPU": 3}
 
 
+@TRAIN.check("TorchConfig.backend_cls; on_start(group, config) of what it returns; group.execute")
+def _interfaces() -> None:
+    from ray.train.torch import TorchConfig
+    from ray.train.v2._internal.callbacks.backend_setup import BackendSetupCallback
+    from ray.train.v2._internal.execution.worker_group.execution_group import ExecutionGroup
+
+    takes(TorchConfig().backend_cls.on_start, "worker_group", "backend_config")
+    calls(BackendSetupCallback, "backend_config.backend_cls()", "self._backend.on_start(")
+    takes(ExecutionGroup.execute, "fn")
+    calls(
+        TorchConfig().backend_cls.on_start,
+        "worker_group.execute(_set_torch_distributed_env_vars)",
+        "_setup_torch_process_group",
+    )
+
+
 @TRAIN.check("WorkerGroupError.worker_failures; .cause, .health_check_failure, .preempted of what is in it")
 def _errors() -> None:
     from ray.exceptions import ActorDiedError, RayTaskError

@@ -66,9 +66,8 @@ def start(
     """
     head = members[0]
     ray_address = f"{head.address}:6379"
-    found = Cluster(
-        head, ray_address, {"RAY_ADDRESS": ray_address, **HEAD_SETTINGS, **PATIENT, **token(head), **(env or {})}
-    )
+    settings = {**HEAD_SETTINGS, **PATIENT, **token(head), **(env or {})}
+    found = Cluster(head, ray_address, {"RAY_ADDRESS": ray_address, **settings})
     server = None
     if mlflow:
         found.environment["MLFLOW_TRACKING_URI"] = f"http://{head.address}:5000"
@@ -81,10 +80,19 @@ def start(
     return found
 
 
-def start_worker(host: Host, cluster: Cluster, cpus: int = 1) -> None:
-    """Have a host join the cluster as a node of so many CPUs; return once Ray says it did."""
+def start_worker(host: Host, cluster: Cluster, cpus: int = 1, env: Mapping[str, str] | None = None) -> None:
+    """Have a host join the cluster as a node of so many CPUs; return once Ray says it did.
+
+    Args:
+        env: variables of the node's processes besides, which its jobs inherit.
+    """
     token(host)
-    _ray(host, cluster, cpus, f"--address={cluster.ray_address}")
+    _ray(host, cluster, cpus, f"--address={cluster.ray_address}", env=env)
+
+
+def stop_ray(host: Host) -> None:
+    """End Ray on a host, as `ray stop` does there."""
+    host.run(sys.executable, "-m", START_MODULE, "stop", "--force")
 
 
 def start_mlflow(host: Host, allowed_hosts: str | None = None) -> subprocess.Popen[str]:
@@ -112,8 +120,9 @@ def token(host: Host) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": TOKEN}
 
 
-def _ray(host: Host, cluster: Cluster, cpus: int, *options: str) -> None:
+def _ray(host: Host, cluster: Cluster, cpus: int, *options: str, env: Mapping[str, str] | None = None) -> None:
     """Run `ray start`, which ends when the node is up; RAY_ADDRESS would keep a head from starting."""
-    env = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
+    variables = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
     given = [f"--node-ip-address={host.address}", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
-    host.run(sys.executable, "-m", START_MODULE, "start", *options, *given, "--disable-usage-stats", env=env)
+    command = [sys.executable, "-m", START_MODULE, "start", *options, *given, "--disable-usage-stats"]
+    host.run(*command, env={**variables, **(env or {})})
