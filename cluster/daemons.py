@@ -151,9 +151,9 @@ def wait_for_ray(process: subprocess.Popen[bytes], what: str, log: Path) -> None
     try:
         exit_code = process.wait(timeout=START_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{what} did not start within {START_TIMEOUT_S:.0f} s; {_tail(log)}") from None
+        raise UserError(f"{what} did not start within {START_TIMEOUT_S:.0f} s; {tail(log)}") from None
     if exit_code != 0:
-        raise UserError(f"{what} did not start (exit code {exit_code}); {_tail(log)}")
+        raise UserError(f"{what} did not start (exit code {exit_code}); {tail(log)}")
 
 
 def wait_for_mlflow(url: str, pid: int, cluster_id: str, log: Path) -> None:
@@ -161,8 +161,18 @@ def wait_for_mlflow(url: str, pid: int, cluster_id: str, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not answers(f"{url}/health"):
         if not is_running(pid, cluster_id) or time.monotonic() > deadline:
-            raise UserError(f"MLflow did not start on {url}; {_tail(log)}")
+            raise UserError(f"MLflow did not start on {url}; {tail(log)}")
         time.sleep(0.1)
+
+
+def listens(address: str, timeout_s: float = 1.0) -> bool:
+    """Say whether somebody takes connections at `address`, a `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def answers(url: str) -> bool:
@@ -228,6 +238,7 @@ def can_bind(address: str) -> bool:
     return True
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def tail(log: Path, lines: int = 15) -> str:
+    """Return the end of a log, for an error's text."""
     text = log.read_text(errors="replace").splitlines() if log.exists() else []
     return "\n".join([f"the end of {log}:", *text[-lines:]])
