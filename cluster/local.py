@@ -238,7 +238,7 @@ def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> 
     for number in range(len(cluster.raylets) + 1, len(cluster.raylets) + missing + 1):
         address, folder = daemons.loopback_address(number), cluster.node_folder(number)
         command = daemons.node_command(cluster.ray_address, address, folder, wanted.cpus_per_node, wanted.gpus_per_node)
-        log = _log(f"ray-node-{number}")
+        log = cluster.node_log(number)
         node = supervisor.Node(tuple(command), cluster.ray_address, folder, log, record.path(), cluster.id)
         pid, session = supervisor.begin(node, env)
         started.append((number, node, pid))

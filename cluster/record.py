@@ -50,6 +50,10 @@ class LocalCluster:
         """Return where Ray and the supervisor of a node besides the head keep their files; the first one is 1."""
         return self.ray_dir / f"n{number}"
 
+    def node_log(self, number: int) -> Path:
+        """Return the log of such a node: what `ray start` printed, and when it was started again."""
+        return self.token_path.parent / "logs" / f"ray-node-{number}.log"
+
     def is_running(self, pid: int) -> bool:
         """Say whether a daemon of this cluster lives under `pid`."""
         return bool(pid) and processes.is_running(pid, self.id)

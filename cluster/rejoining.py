@@ -11,6 +11,8 @@ Action = Literal["watch", "wait", "start", "end"]
 
 ASKED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 """How a raylet ends that was asked to, by `ray stop` or by the autoscaler; one that was declared dead aborts."""
+RETURNS_LABEL = "tandem-returns"
+"""The label of a node that has joined again after its death: how often."""
 FIRST_PAUSE_S = 4.0
 """By then Ray knows that the old raylet is dead: it would place work on both."""
 LONGEST_PAUSE_S = 60.0

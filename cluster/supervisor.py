@@ -34,11 +34,9 @@ from cluster import daemons, processes
 from cluster.errors import UserError
 from cluster.home import home
 from cluster.ray_process_internals import JOB_MARKER, NODE_PROGRAMS, RAYLET_PID, WORKER_TITLE
-from cluster.rejoining import MOST_TRIES, SETTLED_S, Seen, decide, ended_how, with_label
+from cluster.rejoining import MOST_TRIES, RETURNS_LABEL, SETTLED_S, Seen, decide, ended_how, with_label
 
 LOG, STATE = "supervisor.log", "supervisor.json"
-RETURNS_LABEL = "tandem-returns"
-"""The node label that says how often a node has joined again."""
 LOOK_S = 0.5
 LEFT_S = 3.0
 """What a dead raylet leaves has so long to end by itself."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tracking.address import tracking_uri
-from tracking.errors import Refused, ServerUnreachable
+from tracking.errors import Refused, ServerUnreachable, UnknownName
 from tracking.mlflow_internals import UNKNOWN_HOST
 
 T = TypeVar("T")
@@ -46,6 +46,8 @@ def ask(client: Any, call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     for attempt in range(attempts):
         try:
             return _translated(client, call)
+        except UnknownName:
+            raise
         except ServerUnreachable:
             if attempt == attempts - 1 or time.monotonic() - started > PATIENCE_S:
                 raise
@@ -87,7 +89,7 @@ def _translated(client: Any, call: Callable[[], T]) -> T:
                 f"or set MLFLOW_TRACKING_URI ({_cause(error)})"
             ) from error
         if UNKNOWN_HOST in str(error.message):
-            raise Refused(unknown_name(client.tracking_uri), error.error_code) from error
+            raise UnknownName(unknown_name(client.tracking_uri)) from error
         message = f"the tracking server at {client.tracking_uri} refused: {error.message}"
         raise Refused(message, error.error_code) from error
 

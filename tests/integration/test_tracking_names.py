@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.mlflow_server import MlflowServer
 from tracking import client
-from tracking.errors import Refused
+from tracking.errors import UnknownName
 from tracking.server import HOSTS_VARIABLE
 
 LIST = "/api/2.0/mlflow/experiments/search?max_results=1"
@@ -49,7 +49,9 @@ def test_a_client_with_another_name_is_told_so_in_one_sentence(
     monkeypatch.setattr(socket, "getaddrinfo", local)  # a name that leads here, as DNS would have it
     monkeypatch.setenv("NO_PROXY", "*")
     found = client.connect(f"http://evil.example:{server.port}")
-    with pytest.raises(Refused, match=r"does not answer to the name evil\.example .*TANDEM_MLFLOW_HOSTS=evil\.example"):
+    with pytest.raises(
+        UnknownName, match=r"does not answer to the name evil\.example .*TANDEM_MLFLOW_HOSTS=evil\.example"
+    ):
         client.ask(found, lambda: found.search_experiments())
 
 
