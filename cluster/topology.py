@@ -77,6 +77,14 @@ def alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
+def name_of(node_id: str) -> str:
+    """Return a node's address and the begin of its id, for people; for a process that is connected to the cluster."""
+    import ray
+
+    address = next((node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id), "")
+    return f"{address} ({node_id[:8]})" if address else node_id[:8]
+
+
 def silent(node_ids: Iterable[str], timeout_s: float = 1.0) -> set[str]:
     """Return those of the nodes that are dead, or whose raylet takes no connection: Ray may not know it yet."""
     import ray

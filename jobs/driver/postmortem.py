@@ -22,20 +22,21 @@ def page(folder: RunFolder, ending: str | None = None) -> str:
     parts += [ending] if ending else []
     for number, entry in enumerate(found, 1):
         parts += ["", *_section(number, entry)]
+    slow = [f"- {_when(entry['time'])}: {entry['said']}" for entry in folder.paces.stragglers()]
+    parts += ["", "## Slow nodes", "", *slow] if slow else []
     if ending and not found:
         parts += ["", *evidence(folder, None)]
     return "\n".join(parts) + "\n"
 
 
 def _section(number: int, entry: dict[str, Any]) -> list[str]:
-    when = datetime.fromtimestamp(entry["time"], timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     who = f", rank {entry['rank']}" if entry.get("rank") is not None else ""
     lines = [
         f"## {number}. {entry['kind']}{who}, after step {entry['step']}",
         "",
         "| | |",
         "| --- | --- |",
-        f"| when | {when} |",
+        f"| when | {_when(entry['time'])} |",
         f"| workers | {entry.get('workers', '?')} |",
         f"| decision | {entry['action']}: {entry['reason']} |",
         f"| newest checkpoint | step {entry['checkpoint']}: {entry['step'] - entry['checkpoint']} steps are repeated |",
@@ -46,6 +47,10 @@ def _section(number: int, entry: dict[str, Any]) -> list[str]:
         *entry.get("evidence", []),
     ]
     return lines
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def evidence(folder: RunFolder, attempt: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from jobs.checkpoint.store import Store
 from jobs.data.batches import whole_groups
 from jobs.driver import failures, postmortem, warm
 from jobs.driver.failures import Decision, Failure, Limits, RankError
+from jobs.driver.leaving import Leaves, Leaving
 from jobs.driver.ray_train_internals import (
     ControllerCallback,
     ElasticPolicy,
@@ -29,7 +30,6 @@ from jobs.driver.ray_train_internals import (
     NoopDecision,
     PolicyTrainer,
     ResizeDecision,
-    ScalingPolicy,
     worker_resources,
 )
 from jobs.run_folder import RunFolder
@@ -43,7 +43,7 @@ START_UPS = 10
 """How often workers may fail to start in a row; Ray Train itself would try for ever."""
 
 
-class ElasticSize(ElasticPolicy):
+class ElasticSize(Leaves, ElasticPolicy):
     """Ray Train's elastic size; before a running group is resized, it saves, so that no step is done twice."""
 
     SAVE_TIMEOUT_S = 120.0
@@ -92,6 +92,14 @@ class ElasticSize(ElasticPolicy):
             self._run.request_save()
             return NoopDecision()
         return decision
+
+
+class FixedSize(Leaves, FixedWithoutAutoscaler):
+    """A group of one size, on a cluster that cannot grow."""
+
+
+class FixedSizeOfMore(Leaves, FixedScalingPolicy):
+    """A group of one size, on a cluster that may get more nodes for it."""
 
 
 class Failures(FailurePolicy):
@@ -210,6 +218,10 @@ class Exclude(ControllerCallback):
         return {"ray.io/node-id": f"!in({','.join(excluded)})"} if excluded else None
 
 
+def _newest(store: Store) -> int:
+    return max(catalog.complete(store), default=0)
+
+
 def _node_of(failure: Failure, attempt: Attempt | None) -> str | None:
     known = attempt is not None and failure.rank is not None and failure.rank < len(attempt.nodes)
     return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
@@ -240,11 +252,13 @@ def run_group(function: Callable[[WorkerConfig], None], config: WorkerConfig, *,
     limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory, own.exclude_node_after)
     parts = spec.training.parallel.sequence if spec.training else 1
     fewest = placement.Request(wanted.fewest, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    scaling: ScalingPolicy = (
-        ElasticSize(scaling_config, run, store, parts) if elastic else FixedWithoutAutoscaler(scaling_config)
+    scaling: ElasticSize | FixedSize | FixedSizeOfMore = (
+        ElasticSize(scaling_config, run, store, parts) if elastic else FixedSize(scaling_config)
     )
     if autoscaling and not elastic:
-        scaling = FixedScalingPolicy(scaling_config)
+        scaling = FixedSizeOfMore(scaling_config)
+    if own.straggler == "exclude":
+        scaling.leaving = Leaving(run, partial(_newest, store))
     PolicyTrainer(
         partial(function, config),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
