@@ -71,7 +71,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
     Example: tandem cluster status --json
     """
-    from cluster import activity, local, node_report, topology
+    from cluster import activity, local, node_report, topology, vitals
     from cluster.connect import connection, job_client
 
     if not _is_there_a_cluster():
@@ -87,10 +87,20 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
     }
     kept = node_report.kept(local.state()) if found.is_local else []
     nodes, jobs, applications = topology.nodes(), activity.running_jobs(), activity.serve_applications()
+    machines = vitals.vitals()
     if as_json:
-        _print_json({**report, "nodes": nodes, "jobs": jobs, "applications": applications, "supervisors": kept})
+        _print_json(
+            {
+                **report,
+                "nodes": nodes,
+                "jobs": jobs,
+                "applications": applications,
+                "supervisors": kept,
+                "vitals": machines,
+            }
+        )
         return
-    node_report.show(report, nodes, jobs, applications, kept)
+    node_report.show(report, nodes, machines, jobs, applications, kept)
 
 
 @app.command()

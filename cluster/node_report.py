@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster import supervisor
 from cluster.placement import amount
 from cluster.record import LocalCluster
 from cluster.topology import Node
+from cluster.vitals import Vitals, wrong
 
 MOST_DEATHS = 5
 """So many dead nodes are told of in full; Ray remembers a thousand."""
@@ -71,7 +72,12 @@ def told_of(node: Kept, now: float) -> str | None:
 
 
 def show(
-    report: dict[str, Any], nodes: Sequence[Node], jobs: list[Any], applications: list[Any], kept: Sequence[Kept]
+    report: dict[str, Any],
+    nodes: Sequence[Node],
+    vitals: Mapping[str, Vitals],
+    jobs: list[Any],
+    applications: list[Any],
+    kept: Sequence[Kept],
 ) -> None:
     """Print it all."""
     console = Console()
@@ -81,7 +87,7 @@ def show(
     console.print(f"MLflow     {report['mlflow_url']}{silent}", highlight=False)
     now = time.time()
     console.print(_table(nodes, now))
-    for line in trouble(nodes, kept, now):
+    for line in trouble(nodes, vitals, kept, now):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for job in jobs:
         console.print(f"job {job.submission_id}  {job.status}", highlight=False)
@@ -92,12 +98,19 @@ def show(
         console.print("no job runs, nothing is served")
 
 
-def trouble(nodes: Sequence[Node], kept: Sequence[Kept], now: float) -> list[str]:
-    """Say in full why nodes died and came back, the newest deaths first. Pure."""
+def trouble(nodes: Sequence[Node], vitals: Mapping[str, Vitals], kept: Sequence[Kept], now: float) -> list[str]:
+    """Say what is wrong with living nodes, and why nodes died and came back, the newest deaths first. Pure.
+
+    Args:
+        vitals: by node id.
+    """
+    sick = [
+        f"{n.address}: {what}" for n in nodes if n.alive and n.node_id in vitals for what in wrong(vitals[n.node_id])
+    ]
     dead = sorted((node for node in nodes if not node.alive), key=lambda node: -node.ended_at)
     told = [f"{node.address} died: {' '.join(node.reason.split()) or 'Ray does not say why'}" for node in dead]
     more = [f"{amount(len(told) - MOST_DEATHS, 'earlier death')}: `--json` has them"] if len(told) > MOST_DEATHS else []
-    return [*told[:MOST_DEATHS], *more, *(line for node in kept if (line := told_of(node, now)))]
+    return [*sick, *told[:MOST_DEATHS], *more, *(line for node in kept if (line := told_of(node, now)))]
 
 
 def _table(nodes: Sequence[Node], now: float) -> Table:

@@ -17,7 +17,7 @@ from jobs.notes import lines
 
 @dataclass(frozen=True)
 class Pace:
-    """What a rank took for a step in its newest window, as averages over the window's steps: a rank that stutters is as slow as one that crawls."""
+    """What a rank took for a step in its newest window: averages over the window's steps, so that stutters count."""
 
     node: str
     """Id of its node."""

@@ -37,6 +37,7 @@ def _section(number: int, entry: dict[str, Any]) -> list[str]:
         "| | |",
         "| --- | --- |",
         f"| when | {_when(entry['time'])} |",
+        *([f"| node | {_place(entry)} |"] if entry.get("where") else []),
         f"| workers | {entry.get('workers', '?')} |",
         f"| decision | {entry['action']}: {entry['reason']} |",
         f"| newest checkpoint | step {entry['checkpoint']}: {entry['step'] - entry['checkpoint']} steps are repeated |",
@@ -47,6 +48,11 @@ def _section(number: int, entry: dict[str, Any]) -> list[str]:
         *entry.get("evidence", []),
     ]
     return lines
+
+
+def _place(entry: dict[str, Any]) -> str:
+    said = entry.get("node_said")
+    return f"{entry['where']}: {said}" if said else str(entry["where"])
 
 
 def _when(seconds: float) -> str:

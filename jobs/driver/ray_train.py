@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from cluster import placement, topology
+from cluster.errors import UserError
 from jobs import deaths
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
@@ -164,6 +166,7 @@ class Failures(FailurePolicy):
             "reason": decision.reason,
             "checkpoint": max(catalog.complete(self._store), default=0),
             "workers": attempt.workers if attempt else None,
+            **(_place(failure.node) if failure.node else {}),
             "evidence": postmortem.evidence(self._run, name) if name else [],
         }
         try:
@@ -216,6 +219,15 @@ class Exclude(ControllerCallback):
         """Return the label selector of the workers' placement group."""
         excluded = self._run.control().excluded
         return {"ray.io/node-id": f"!in({','.join(excluded)})"} if excluded else None
+
+
+def _place(node_id: str) -> dict[str, str]:
+    """Return where a node is, and why Ray has taken it off if it has, for the post-mortem; nothing if Ray is silent."""
+    with suppress(UserError):
+        node = next((node for node in topology.nodes() if node.node_id == node_id), None)
+        if node is not None:
+            return {"where": f"{node.address} ({node_id[:8]})", "node_said": " ".join(node.reason.split())}
+    return {}
 
 
 def _newest(store: Store) -> int:
