@@ -12,6 +12,8 @@ from jobs.run_folder import RunFolder
 
 LAST_LINES = 30
 STACK_LINES = 80
+CLOCK = "the clock of "
+"""How a remark about a machine's clock begins (jobs/worker/clocks.py, which imports torch)."""
 
 
 def page(folder: RunFolder, ending: str | None = None) -> str:
@@ -24,6 +26,8 @@ def page(folder: RunFolder, ending: str | None = None) -> str:
         parts += ["", *_section(number, entry)]
     slow = [f"- {_when(entry['time'])}: {entry['said']}" for entry in folder.paces.stragglers()]
     parts += ["", "## Slow nodes", "", *slow] if slow else []
+    clocks = [f"- {remark}" for remark in folder.remarks() if remark.startswith(CLOCK)]
+    parts += ["", "## Clocks", "", *clocks] if clocks else []
     if ending and not found:
         parts += ["", *evidence(folder, None)]
     return "\n".join(parts) + "\n"
