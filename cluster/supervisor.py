@@ -192,7 +192,7 @@ class Supervisor:
         self._write(state="down", reason=how, at=time.time())
         self._say(f"{how}, after {lived_s:.0f} s")
         if ended := self._end_left(self._state.raylet):
-            self._say(f"{ended} processes that it left were ended")
+            self._say(f"what it left had to be ended: processes {', '.join(map(str, ended))}")
 
     def _start(self) -> bool:
         """Run `ray start`; say whether a raylet runs."""
@@ -226,8 +226,8 @@ class Supervisor:
         """List what lives in the supervisor's session, itself not."""
         return [p for p in psutil.process_iter() if p.pid != os.getpid() and _session(p) == os.getsid(0)]
 
-    def _end_left(self, raylet: int) -> int:
-        """End what a dead raylet has left, once it had time to end by itself; return how many that was."""
+    def _end_left(self, raylet: int) -> list[int]:
+        """End what a dead raylet has left, once it had time to end by itself; return the process ids."""
         deadline = time.monotonic() + LEFT_S
         while (left := self._left(raylet)) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -237,7 +237,7 @@ class Supervisor:
                 process.kill()
         psutil.wait_procs(left, timeout=LEFT_S)
         self._reap()
-        return len(left)
+        return [process.pid for process in left]
 
     def _left(self, raylet: int) -> list[psutil.Process]:
         own = {process.pid: process for process in self._own()}
@@ -290,25 +290,31 @@ def _session(process: psutil.Process) -> int:
         return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Start or stop a node's supervisor, or be it (`watch`); return an exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.supervisor")
+def parsed(argv: Sequence[str]) -> tuple[str, Node]:
+    """Read a command line: what to do, and the node to keep; what follows `--` is its `ray start`."""
+    at = argv.index("--") if "--" in argv else len(argv)  # argparse takes options there for its own
+    prog = "python -m cluster.supervisor"
+    parser = argparse.ArgumentParser(prog, usage="%(prog)s {start,stop} [options] -- ray start …", description=__doc__)
     parser.add_argument("what", choices=["start", "stop", "watch"])
-    parser.add_argument("--address", help="host:port of the head")
+    parser.add_argument("--address", default="", help="host:port of the head")
     parser.add_argument("--folder", type=Path, default=home() / "node", help="of its state and log")
     parser.add_argument("--log", type=Path, help="its log; default: supervisor.log in the folder")
     parser.add_argument("--record", type=Path, help="the state file of an embedded cluster")
     parser.add_argument("--cluster", default="", help="the id that it names")
-    parser.add_argument("command", nargs="*", help="after --: the `ray start` of this node")
-    args = parser.parse_args(argv)
-    if args.what == "stop":
-        print("its supervisor was ended" if stop(args.folder) else "no supervisor runs here")
-        return 0
-    if not args.address or not args.command:
+    args, command = parser.parse_args(argv[:at]), argv[at + 1 :]
+    if args.what != "stop" and not (args.address and command):
         parser.error("say where the head is (--address) and how Ray is started (-- ray start …)")
     folder, log = args.folder.absolute(), (args.log or args.folder / LOG).absolute()
-    node = Node(tuple(args.command), args.address, folder, log, args.record, args.cluster)
-    if args.what == "watch":
+    return args.what, Node(tuple(command), args.address, folder, log, args.record, args.cluster)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Start or stop a node's supervisor, or be it (`watch`); return an exit code."""
+    what, node = parsed(sys.argv[1:] if argv is None else argv)
+    if what == "stop":
+        print("its supervisor was ended" if stop(node.folder) else "no supervisor runs here")
+        return 0
+    if what == "watch":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         adopt_orphans()
         return Supervisor(node).run()
