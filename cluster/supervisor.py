@@ -138,7 +138,6 @@ class Supervisor:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._state = State(os.getpid(), processes.born(os.getpid()) or "")
-        self._exit_codes: dict[int, int] = {}
         self._raylet_code: int | None = None
         self._tries = 0
         self._started_at = self._ended_at = self._answered_at = time.monotonic()
@@ -176,8 +175,10 @@ class Supervisor:
             return True
         try:
             return bool(json.loads(self._node.record.read_text(encoding="utf-8"))["id"] == self._node.cluster)
-        except (OSError, ValueError, KeyError):
+        except FileNotFoundError:
             return False
+        except (OSError, ValueError, KeyError):  # a disk that does not answer says nothing of the cluster
+            return True
 
     def _look(self) -> None:
         """Notice that the raylet has ended, and end what it has left."""
@@ -186,7 +187,6 @@ class Supervisor:
             return
         self._reap()
         lived_s, self._ended_at = time.monotonic() - self._started_at, time.monotonic()
-        self._raylet_code = self._exit_codes.pop(self._state.raylet, None)
         self._tries = 0 if lived_s > SETTLED_S else self._tries + 1
         how = ended_how(self._raylet_code)
         self._write(state="down", reason=how, at=time.time())
@@ -207,6 +207,7 @@ class Supervisor:
         raylet = next((p.pid for p in self._own() if daemons.runs(_line(p), NODE_PROGRAMS)), 0)
         if code or not raylet:
             self._ended_at, self._tries = time.monotonic(), self._tries + 1
+            self._end_left(raylet)  # half a node would be in the way of the next one
             self._say(f"`ray start` went wrong (exit code {code}), try {self._tries} of {MOST_TRIES}")
             return False
         self._started_at, self._raylet_code = time.monotonic(), None
@@ -214,13 +215,14 @@ class Supervisor:
         return True
 
     def _reap(self) -> None:
-        """Take note of how adopted processes ended."""
+        """Take leave of adopted processes that have ended, and note how the raylet did."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     return
-                self._exit_codes[pid] = os.waitstatus_to_exitcode(status)
+                if pid == self._state.raylet:
+                    self._raylet_code = os.waitstatus_to_exitcode(status)
 
     def _own(self) -> list[psutil.Process]:
         """List what lives in the supervisor's session, itself not."""
