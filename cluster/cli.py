@@ -71,7 +71,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
     Example: tandem cluster status --json
     """
-    from cluster import activity, local, node_report, topology, vitals
+    from cluster import activity, daemons, local, node_report, topology, vitals
     from cluster.connect import connection, job_client
 
     if not _is_there_a_cluster():
@@ -83,6 +83,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
         "dashboard_url": job_client().get_address(),
         "mlflow_url": found.tracking_uri,
         "mlflow_answers": local.is_mlflow_up(found.tracking_uri),
+        "mlflow_refuses_name": daemons.is_unknown_name(found.tracking_uri),
         "is_local": found.is_local,
     }
     kept = node_report.kept(local.state()) if found.is_local else []

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,17 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def is_unknown_name(url: str) -> bool:
+    """Say whether the MLflow server at `url` refuses the name in it. Its /health answers to any."""
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1", timeout=2).close()
+    except urllib.error.HTTPError as error:
+        return error.code == HTTPStatus.FORBIDDEN and b"Invalid Host header" in error.read()
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def stop_jobs(dashboard_url: str, token_path: Path) -> int:

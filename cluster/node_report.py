@@ -84,6 +84,8 @@ def show(
     console.print(f"Ray        {report['ray_address']}", highlight=False)
     console.print(f"Dashboard  {report['dashboard_url']}", highlight=False)
     silent = "" if report["mlflow_answers"] else "  [red]does not answer[/red]"
+    if report["mlflow_refuses_name"]:
+        silent = "  [red]does not answer to this name (403): name it in TANDEM_MLFLOW_HOSTS where it is started[/red]"
     console.print(f"MLflow     {report['mlflow_url']}{silent}", highlight=False)
     now = time.time()
     console.print(_table(nodes, now))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import daemons
 from tests.support.mlflow_server import MlflowServer
 from tracking import client
 from tracking.errors import UnknownName
@@ -49,6 +50,8 @@ def test_a_client_with_another_name_is_told_so_in_one_sentence(
     monkeypatch.setattr(socket, "getaddrinfo", local)  # a name that leads here, as DNS would have it
     monkeypatch.setenv("NO_PROXY", "*")
     found = client.connect(f"http://evil.example:{server.port}")
+    assert daemons.is_unknown_name(f"http://evil.example:{server.port}")
+    assert not daemons.is_unknown_name(server.url)
     with pytest.raises(
         UnknownName, match=r"does not answer to the name evil\.example .*TANDEM_MLFLOW_HOSTS=evil\.example"
     ):
