@@ -28,8 +28,8 @@ RATIO = 1.3
 WINDOWS = 3
 """… once it has been so in so many windows in a row, and keeps up again after as many in which it was not."""
 KEEPS_UP = 1.15
-WORTH = 0.1
-"""What costs less than this share of a step is not worth a word."""
+WORTH, WORTH_S = 0.1, 0.002
+"""What costs less than this share of a step, or less than so much, is not worth a word: rank 0 alone keeps the books."""
 FEWEST_TO_EXCLUDE = 3
 """Of two, nothing says which one is as it should be."""
 
@@ -63,7 +63,8 @@ def slower(paces: Mapping[int, Pace], ratio: float) -> list[Straggler]:
         by_node.setdefault(pace.node, []).append(rank)
     voices = [statistics.median(own[rank] for rank in ranks) for ranks in by_node.values()]
     usual = statistics.median_low(voices if len(by_node) > 1 else own.values())
-    slow = {rank for rank in own if own[rank] > ratio * usual and own[rank] - usual > WORTH * paces[rank].step_s}
+    worth = {rank: max(WORTH_S, WORTH * pace.step_s) for rank, pace in paces.items()}
+    slow = {rank for rank in own if own[rank] > ratio * usual and own[rank] - usual > worth[rank]}
     nodes = {node: tuple(rank for rank in ranks if rank in slow) for node, ranks in by_node.items()}
     count = sum(bool(ranks) for ranks in nodes.values())
     outnumbered = len(by_node) >= FEWEST_TO_EXCLUDE and 2 * count < len(by_node)

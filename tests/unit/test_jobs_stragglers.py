@@ -51,6 +51,7 @@ def test_most_of_three_or_more_have_to_be_faster() -> None:
 
 def test_what_costs_next_to_nothing_of_a_step_is_no_straggler() -> None:
     assert slower(paces({"a": [0.001], "b": [0.003], "c": [0.001]}, step_s=1.0), RATIO) == []
+    assert slower(paces({"a": [0.001], "b": [0.0025], "c": [0.001]}, step_s=0.003), RATIO) == []
 
 
 def test_a_rank_with_more_rows_may_take_longer_and_one_with_fewer_is_not_blamed() -> None:
