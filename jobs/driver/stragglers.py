@@ -29,7 +29,7 @@ WINDOWS = 3
 """… once it has been so in so many windows in a row, and keeps up again after as many in which it was not."""
 KEEPS_UP = 1.15
 WORTH, WORTH_S = 0.1, 0.002
-"""What costs less than this share of a step, or less than so much, is not worth a word: rank 0 alone keeps the books."""
+"""What costs less than this share of a step, or less than so much, is not worth a word: rank 0 does the writing."""
 FEWEST_TO_EXCLUDE = 3
 """Of two, nothing says which one is as it should be."""
 
