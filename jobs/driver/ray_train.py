@@ -45,7 +45,7 @@ START_UPS = 10
 """How often workers may fail to start in a row; Ray Train itself would try for ever."""
 
 
-class ElasticSize(Leaves, ElasticPolicy):
+class ElasticSize(ElasticPolicy):
     """Ray Train's elastic size; before a running group is resized, it saves, so that no step is done twice."""
 
     SAVE_TIMEOUT_S = 120.0
@@ -94,6 +94,10 @@ class ElasticSize(Leaves, ElasticPolicy):
             self._run.request_save()
             return NoopDecision()
         return decision
+
+
+class ElasticGroup(Leaves, ElasticSize):
+    """A group of as many workers as there is room for."""
 
 
 class FixedSize(Leaves, FixedWithoutAutoscaler):
@@ -264,8 +268,8 @@ def run_group(function: Callable[[WorkerConfig], None], config: WorkerConfig, *,
     limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory, own.exclude_node_after)
     parts = spec.training.parallel.sequence if spec.training else 1
     fewest = placement.Request(wanted.fewest, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    scaling: ElasticSize | FixedSize | FixedSizeOfMore = (
-        ElasticSize(scaling_config, run, store, parts) if elastic else FixedSize(scaling_config)
+    scaling: ElasticGroup | FixedSize | FixedSizeOfMore = (
+        ElasticGroup(scaling_config, run, store, parts) if elastic else FixedSize(scaling_config)
     )
     if autoscaling and not elastic:
         scaling = FixedSizeOfMore(scaling_config)

@@ -193,6 +193,8 @@ def test_a_group_leaves_an_excluded_node_once_it_has_saved(tmp_path: Path) -> No
     assert not group.is_due()
     newest[0] = 20
     assert group.is_due()
+    assert group.is_due(), "until it is done"
+    group.leave()
     assert not group.is_due(), "once for each start of the group"
     folder.write_attempt(Attempt("y", 2, 1, training=True, nodes=("a", "c")))
     assert not group.is_due()
