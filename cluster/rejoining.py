@@ -10,7 +10,9 @@ from typing import Literal
 Action = Literal["watch", "wait", "start", "end"]
 
 ASKED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-"""How a raylet ends that was asked to, by `ray stop` or by the autoscaler; one that was declared dead aborts."""
+"""How a raylet ends that was asked to, by `ray stop` or by the autoscaler."""
+GAVE_UP = (1, -signal.SIGABRT)
+"""How one ends that hears it was declared dead: with 1, as seen on a host whose link was cut and mended (Ray 2.60)."""
 RETURNS_LABEL = "tandem-returns"
 """The label of a node that has joined again after its death: how often."""
 FIRST_PAUSE_S = 4.0
@@ -79,8 +81,8 @@ def ended_how(exit_code: int | None) -> str:
     """Return a raylet's end in words."""
     if exit_code is None:
         return "its raylet is gone"
-    if exit_code == -signal.SIGABRT:
-        return "its raylet gave up (SIGABRT): it was declared dead, or lost the head for a minute"
+    if exit_code in GAVE_UP:
+        return f"its raylet gave up (exit code {exit_code}): it was declared dead, or has lost the head"
     if exit_code < 0:
         return f"its raylet was ended by {signal.Signals(-exit_code).name}"
     return f"its raylet ended with code {exit_code}"

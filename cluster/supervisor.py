@@ -3,7 +3,7 @@
     python -m cluster.supervisor start --address HEAD:6379 -- ray start --address=HEAD:6379 …
     python -m cluster.supervisor stop
 
-A node behind a cut link is declared dead; when the link is mended, its raylet hears of that and aborts, and Ray leaves
+A node behind a cut link is declared dead; when the link is mended, its raylet hears of that and ends, and Ray leaves
 it at that. `start` replaces an older supervisor of the same folder, returns when Ray has started (or has not: exit code
 1), and leaves a process behind that watches the raylet. It ends when the raylet was asked to stop (`ray stop`), and
 when it gives up; what it does is decided in cluster/rejoining.py and written to `supervisor.log` in the folder.

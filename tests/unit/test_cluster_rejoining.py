@@ -18,7 +18,7 @@ from cluster.rejoining import (
     with_label,
 )
 
-DEAD = Seen(runs=False, exit_code=-signal.SIGABRT, head_answers=True, idle_s=FIRST_PAUSE_S)
+DEAD = Seen(runs=False, exit_code=1, head_answers=True, idle_s=FIRST_PAUSE_S)
 
 
 def test_a_living_raylet_is_watched() -> None:
@@ -64,8 +64,9 @@ def test_a_node_ends_with_its_cluster() -> None:
 
 def test_how_a_raylet_ended_is_said() -> None:
     assert "SIGKILL" in ended_how(-signal.SIGKILL)
+    assert "declared dead" in ended_how(1)
     assert "declared dead" in ended_how(-signal.SIGABRT)
-    assert "code 1" in ended_how(1)
+    assert "code 3" in ended_how(3)
     assert "gone" in ended_how(None)
 
 
