@@ -133,7 +133,8 @@ def resizes(work: Path) -> None:
     started = record.read()
     assert started is not None
     raylet = psutil.Process(started.raylets[-1])
-    dead = [raylet, *raylet.children(recursive=True), *forked_for(raylet)]
+    supervisor = psutil.Process(started.supervisors[-1])  # it would start the node again: here a machine is lost
+    dead = [supervisor, raylet, *raylet.children(recursive=True), *forked_for(raylet)]
     for process in dead:
         with contextlib.suppress(psutil.NoSuchProcess):  # what the raylet's death has ended already
             process.kill()

@@ -5,10 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from cluster.local import LocalCluster
-    from cluster.topology import Node
 
 NOTHING_RUNS = 3
 
@@ -74,7 +71,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
 
     Example: tandem cluster status --json
     """
-    from cluster import activity, local, topology
+    from cluster import activity, daemons, local, node_report, topology, vitals
     from cluster.connect import connection, job_client
 
     if not _is_there_a_cluster():
@@ -86,13 +83,25 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
         "dashboard_url": job_client().get_address(),
         "mlflow_url": found.tracking_uri,
         "mlflow_answers": local.is_mlflow_up(found.tracking_uri),
+        "mlflow_refuses_name": daemons.is_unknown_name(found.tracking_uri),
         "is_local": found.is_local,
     }
+    kept = node_report.kept(local.state()) if found.is_local else []
     nodes, jobs, applications = topology.nodes(), activity.running_jobs(), activity.serve_applications()
+    machines = vitals.vitals()
     if as_json:
-        _print_json({**report, "nodes": nodes, "jobs": jobs, "applications": applications})
+        _print_json(
+            {
+                **report,
+                "nodes": nodes,
+                "jobs": jobs,
+                "applications": applications,
+                "supervisors": kept,
+                "vitals": machines,
+            }
+        )
         return
-    _print_report(report, nodes, jobs, applications)
+    node_report.show(report, nodes, machines, jobs, applications, kept)
 
 
 @app.command()
@@ -136,46 +145,6 @@ def _print_addresses(cluster: "LocalCluster", as_json: bool) -> None:
     if cluster.dashboard_url:
         typer.echo(f"Dashboard  {cluster.dashboard_url} (token: {cluster.token_path})")
     typer.echo(f"MLflow     {mlflow_url}{'' if cluster.mlflow_url else ' (from MLFLOW_TRACKING_URI)'}")
-
-
-def _print_report(report: dict[str, Any], nodes: list["Node"], jobs: list[Any], applications: list[Any]) -> None:
-    from rich.console import Console
-
-    from cluster.placement import amount
-
-    console = Console()
-    console.print(f"Ray        {report['ray_address']}", highlight=False)
-    console.print(f"Dashboard  {report['dashboard_url']}", highlight=False)
-    silent = "" if report["mlflow_answers"] else "  [red]does not answer[/red]"
-    console.print(f"MLflow     {report['mlflow_url']}{silent}", highlight=False)
-    console.print(_node_table(nodes))
-    for job in jobs:
-        console.print(f"job {job.submission_id}  {job.status}", highlight=False)
-    for application in applications:
-        replicas = amount(application.replicas, "replica")
-        console.print(f"serving {application.name}  {application.status}  {replicas}", highlight=False)
-    if not jobs and not applications:
-        console.print("no job runs, nothing is served")
-
-
-def _node_table(nodes: list["Node"]) -> "Table":
-    from rich.table import Table
-
-    table = Table("node", "state", "CPUs used", "GPUs used", "accelerator", "memory", box=None)
-    for node in nodes:
-        table.add_row(
-            f"{node.address}{' (head)' if node.is_head else ''}",
-            "alive" if node.alive else "[red]dead[/red]",
-            _usage(node.total_cpus, node.free_cpus) if node.alive else "",
-            _usage(node.total_gpus, node.free_gpus) if node.alive else "",
-            node.accelerator_type or "",
-            f"{node.memory_bytes / 1024**3:.1f} GiB" if node.alive else "",
-        )
-    return table
-
-
-def _usage(total: float, free: float) -> str:
-    return f"{total - free:g} of {total:g}"
 
 
 def _print_json(value: Any) -> None:

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,9 @@ def wait_for_ray(process: subprocess.Popen[bytes], what: str, log: Path) -> None
     try:
         exit_code = process.wait(timeout=START_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{what} did not start within {START_TIMEOUT_S:.0f} s; {_tail(log)}") from None
+        raise UserError(f"{what} did not start within {START_TIMEOUT_S:.0f} s; {tail(log)}") from None
     if exit_code != 0:
-        raise UserError(f"{what} did not start (exit code {exit_code}); {_tail(log)}")
+        raise UserError(f"{what} did not start (exit code {exit_code}); {tail(log)}")
 
 
 def wait_for_mlflow(url: str, pid: int, cluster_id: str, log: Path) -> None:
@@ -161,8 +162,18 @@ def wait_for_mlflow(url: str, pid: int, cluster_id: str, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not answers(f"{url}/health"):
         if not is_running(pid, cluster_id) or time.monotonic() > deadline:
-            raise UserError(f"MLflow did not start on {url}; {_tail(log)}")
+            raise UserError(f"MLflow did not start on {url}; {tail(log)}")
         time.sleep(0.1)
+
+
+def listens(address: str, timeout_s: float = 1.0) -> bool:
+    """Say whether somebody takes connections at `address`, a `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def answers(url: str) -> bool:
@@ -174,6 +185,17 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def is_unknown_name(url: str) -> bool:
+    """Say whether the MLflow server at `url` refuses the name in it. Its /health answers to any."""
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1", timeout=2).close()
+    except urllib.error.HTTPError as error:
+        return error.code == HTTPStatus.FORBIDDEN and b"Invalid Host header" in error.read()
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def stop_jobs(dashboard_url: str, token_path: Path) -> int:
@@ -228,6 +250,7 @@ def can_bind(address: str) -> bool:
     return True
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def tail(log: Path, lines: int = 15) -> str:
+    """Return the end of a log, for an error's text."""
     text = log.read_text(errors="replace").splitlines() if log.exists() else []
     return "\n".join([f"the end of {log}:", *text[-lines:]])

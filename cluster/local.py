@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from cluster import daemons, ports, processes, ray_process_internals, record
+from cluster import daemons, ports, processes, ray_process_internals, record, supervisor
 from cluster.daemons import token_environment
 from cluster.errors import UserError
 from cluster.home import home
@@ -236,16 +236,17 @@ def _start_nodes(cluster: LocalCluster, wanted: Options, progress: Progress) -> 
     env = daemons.environment(cluster.id, cluster.token_path)
     started = []
     for number in range(len(cluster.raylets) + 1, len(cluster.raylets) + missing + 1):
-        address = daemons.loopback_address(number)
-        folder = cluster.ray_dir / f"n{number}"
+        address, folder = daemons.loopback_address(number), cluster.node_folder(number)
         command = daemons.node_command(cluster.ray_address, address, folder, wanted.cpus_per_node, wanted.gpus_per_node)
-        process = daemons.start_ray(command, env, _log(f"ray-node-{number}"))
-        started.append((number, process))
-        cluster = _with_session(cluster, process.pid)
-    for number, process in started:
-        daemons.wait_for_ray(process, f"Ray node {number}", _log(f"ray-node-{number}"))
-        raylets = (*cluster.raylets, *_pids(cluster, process.pid, ray_process_internals.NODE_PROGRAMS))
-        cluster = dataclasses.replace(cluster, raylets=raylets)
+        log = cluster.node_log(number)
+        node = supervisor.Node(tuple(command), cluster.ray_address, folder, log, record.path(), cluster.id)
+        pid, session = supervisor.begin(node, env)
+        started.append((number, node, pid))
+        cluster = _with_session(cluster, session)
+    for number, node, pid in started:
+        raylet = supervisor.wait(node, pid, f"Ray node {number}")
+        kept = (*cluster.raylets, raylet), (*cluster.supervisors, pid)
+        cluster = dataclasses.replace(cluster, raylets=kept[0], supervisors=kept[1])
         progress(f"Ray node {number} on {daemons.loopback_address(number)}")
     return cluster
 

@@ -13,6 +13,8 @@ from typing import Any
 from cluster.internals import Internal
 
 RPC_TIMEOUT_S = 5.0
+NODE_SUMMARY = "/nodes?view=summary"
+"""What the dashboard shows of each node."""
 SETUP_TIMEOUT_S = 600
 """What a runtime environment may take to be set up; Ray's own default, which is part of the request."""
 UPLOAD_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
@@ -66,6 +68,12 @@ ENTRIES = (
         "the same where only the dashboard can be reached",
         "every node looks free to clients whose RAY_ADDRESS is a dashboard's URL",
         "as for get_cluster_status",
+    ),
+    Internal(
+        "GET /nodes?view=summary (now, disk, raylet.nodeId)",
+        "the time and the free disk that each node's agent reports",
+        "`tandem cluster status` does not tell of full disks and wrong clocks",
+        "the state API tells them",
     ),
 )
 
@@ -131,6 +139,13 @@ def used_by_gcs(address: str) -> dict[str, dict[str, float]]:
         node.node_id: {usage.resource_name: usage.used for usage in node.resource_usage.usage}
         for node in (*status.active_nodes, *status.idle_nodes)
         if node.resource_usage is not None
+    }
+
+
+def summaries(answer: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Read what agents report, by node id, from the dashboard's answer to NODE_SUMMARY."""
+    return {
+        told["raylet"]["nodeId"]: told for told in answer["data"]["summary"] if told.get("raylet", {}).get("nodeId")
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from cluster import processes
@@ -35,12 +36,23 @@ class LocalCluster:
     boot: str = ""
     """The machine's `boot_id` at that time."""
     raylets: tuple[int, ...] = ()
-    """Pids of the nodes besides the head, in the order of their addresses; the dead ones too."""
+    """Pids of the nodes besides the head as they were started first, in the order of their addresses."""
+    supervisors: tuple[int, ...] = ()
+    """Pids of the processes that keep those nodes, in the same order (cluster/supervisor.py)."""
 
     @property
     def nodes(self) -> int:
-        """Count the living nodes besides the head."""
-        return sum(self.is_running(pid) for pid in self.raylets)
+        """Count the living nodes besides the head, with those that are being started again."""
+        kept = zip_longest(self.raylets, self.supervisors, fillvalue=0)
+        return sum(self.is_running(raylet) or self.is_running(supervisor) for raylet, supervisor in kept)
+
+    def node_folder(self, number: int) -> Path:
+        """Return where Ray and the supervisor of a node besides the head keep their files; the first one is 1."""
+        return self.ray_dir / f"n{number}"
+
+    def node_log(self, number: int) -> Path:
+        """Return the log of such a node: what `ray start` printed, and when it was started again."""
+        return self.token_path.parent / "logs" / f"ray-node-{number}.log"
 
     def is_running(self, pid: int) -> bool:
         """Say whether a daemon of this cluster lives under `pid`."""
@@ -72,5 +84,7 @@ def read() -> LocalCluster | None:
         return None
     fields = {field.name: written[field.name] for field in dataclasses.fields(LocalCluster) if field.name in written}
     paths = {name: Path(fields[name]) for name in ("token_path", "ray_dir")}
-    lists = {name: tuple(fields.get(name, ())) for name in ("sessions", "daemons", "raylets", "gcs_command")}
+    lists = {
+        name: tuple(fields.get(name, ())) for name in ("sessions", "daemons", "raylets", "supervisors", "gcs_command")
+    }
     return LocalCluster(**{**fields, **paths, **lists})

@@ -3,11 +3,12 @@
 import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster import ray_internals
 from cluster.connect import connection, explained, get_json, job_client
+from cluster.rejoining import RETURNS_LABEL
 
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 MOST_NODES = 10_000
@@ -33,6 +34,16 @@ class Node:
     memory_bytes: int = 0
     accelerator_type: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    """Why Ray took a dead node off, in its words."""
+    ended_at: float = 0.0
+    """When that was, in seconds since the epoch; 0: not known."""
+
+    @property
+    def returns(self) -> int:
+        """How often the node has joined again after its death, where a supervisor keeps it (cluster/supervisor.py)."""
+        told = self.labels.get(RETURNS_LABEL, "")
+        return int(told) if told.isdecimal() else 0
 
 
 def nodes() -> list[Node]:
@@ -64,6 +75,14 @@ def alive() -> set[str]:
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def name_of(node_id: str) -> str:
+    """Return a node's address and the begin of its id, for people; for a process that is connected to the cluster."""
+    import ray
+
+    address = next((node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id), "")
+    return f"{address} ({node_id[:8]})" if address else node_id[:8]
 
 
 def silent(node_ids: Iterable[str], timeout_s: float = 1.0) -> set[str]:
@@ -101,7 +120,10 @@ def _sorted(found: list[Node]) -> list[Node]:
 def _node(entry: Any, used: dict[str, float]) -> Node:
     """Read one `ray.util.state.common.NodeState`."""
     is_alive, total = entry.state == "ALIVE", entry.resources_total or {}
-    return _of(entry.node_id, entry.node_ip, is_alive, bool(entry.is_head_node), total, entry.labels or {}, used)
+    node = _of(entry.node_id, entry.node_ip, is_alive, bool(entry.is_head_node), total, entry.labels or {}, used)
+    if is_alive:
+        return node
+    return replace(node, reason=entry.state_message or "", ended_at=(entry.end_time_ms or 0) / 1000)
 
 
 def _told(entry: dict[str, Any], used: dict[str, float]) -> Node:

@@ -15,6 +15,7 @@ storage/runs/<name>-<spec digest>-<k>/
     spool/           metrics on their way to MLflow               workers → driver
     logs/, stacks/   what each rank printed; where it hung        workers → post-mortem page
     pulses/          each rank's sign of life                     workers → driver
+    paces/  stragglers.jsonl  who is slow (jobs/paces.py)         workers, driver → driver
     faults/, rows/   proof of injected faults; rows of each step  workers → tests
     predict.json     what the predictions are decided by          driver → driver of a later attempt
     parts/           predictions by shard (jobs/predict/parts.py) workers, driver → driver
@@ -39,6 +40,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cluster.precision import Precision
 from jobs.notes import DamagedNote, lines, made, read, write
+from jobs.paces import Paces
 from jobs.plan.outlook import Outlook
 from jobs.run_choices import Choices
 from jobs.run_notes import Attempt, Control, Saves
@@ -145,6 +147,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for left in (*self.pulses(), *(self.path / "stacks").glob("*-rank-*")):
             left.unlink(missing_ok=True)
+        self.paces.clear()
         self.write_control(Control(control.skip, control.micro_batch))
 
     def status(self) -> str | None:
@@ -217,6 +220,11 @@ class RunFolder:
     def keep_data(self, noted: Noted) -> None:
         """Note what decides the run's data, for attempts to come."""
         write(self.path / "data.json", asdict(noted))
+
+    @property
+    def paces(self) -> Paces:
+        """How fast its ranks work."""
+        return Paces(self.path)
 
     @property
     def choices(self) -> Choices:

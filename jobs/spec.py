@@ -131,6 +131,7 @@ _CHOICES_SINCE: Mapping[tuple[str, ...], Any] = {
     ("data", "duplicates"): "keep",
     ("data", "mixture"): None,
     ("data", "start_early"): False,
+    ("failures", "straggler"): "tell",
     ("model", "lora", "base"): "whole",
     ("model", "lora", "merge"): True,
     ("training", "optimizer"): "adamw",

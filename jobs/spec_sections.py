@@ -316,6 +316,10 @@ class FailuresSpec(Strict):
     """Halve the micro-batch, which changes no result, or stop."""
     exclude_node_after: Positive = 2
     """So many failures in a row on one node, and it gets no worker any more, where the others have room."""
+    straggler: Literal["tell", "exclude"] = "tell"
+    """A node whose workers take 1.3 times as long for their own part of each step as the others do is told by name;
+    exclude: besides, the run saves and goes on without it, where at least three nodes show that it is this one, and the
+    others have room."""
     hang_after_s: Positive = 1800
     """A worker, or the preparation of data, that does nothing for so long is taken to hang. Within training, three
     median steps and 8 s suffice."""

@@ -4,9 +4,11 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from tracking.address import tracking_uri
-from tracking.errors import Refused, ServerUnreachable
+from tracking.errors import Refused, ServerUnreachable, UnknownName
+from tracking.mlflow_internals import UNKNOWN_HOST
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ def ask(client: Any, call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     for attempt in range(attempts):
         try:
             return _translated(client, call)
+        except UnknownName:
+            raise
         except ServerUnreachable:
             if attempt == attempts - 1 or time.monotonic() - started > PATIENCE_S:
                 raise
@@ -84,8 +88,19 @@ def _translated(client: Any, call: Callable[[], T]) -> T:
                 f"no answer from the tracking server at {client.tracking_uri}: start it with `tandem cluster up`, "
                 f"or set MLFLOW_TRACKING_URI ({_cause(error)})"
             ) from error
+        if UNKNOWN_HOST in str(error.message):
+            raise UnknownName(unknown_name(client.tracking_uri)) from error
         message = f"the tracking server at {client.tracking_uri} refused: {error.message}"
         raise Refused(message, error.error_code) from error
+
+
+def unknown_name(uri: str) -> str:
+    """Return what a server's refusal of the name in `uri` means, and the way out. Pure."""
+    host = urlsplit(uri).hostname
+    return (
+        f"the tracking server at {uri} does not answer to the name {host} (403, Invalid Host header): start it with "
+        f"TANDEM_MLFLOW_HOSTS={host} in its environment, or with --allowed-hosts {host}"
+    )
 
 
 def _cause(error: Exception) -> str:

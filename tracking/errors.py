@@ -13,6 +13,10 @@ class ServerUnreachable(TrackingError):
     """The tracking server gave no answer, or none that says the request is wrong: try again later."""
 
 
+class UnknownName(ServerUnreachable):
+    """The tracking server does not answer to the name that it was reached by, whatever is asked."""
+
+
 class Refused(TrackingError):
     """The tracking server answered that the request is wrong; `code` is MLflow's error code."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.internals import Internal
@@ -18,6 +19,9 @@ MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 8000
 MAX_DIGEST_CHARS = 36
 
+UNKNOWN_HOST = "Invalid Host header"
+"""How the server's answer to a Host header that it does not know begins."""
+
 ENTRIES = (
     Internal(
         "mlflow.server.fastapi_app.app, mlflow.server.handlers.initialize_backend_stores",
@@ -30,6 +34,12 @@ ENTRIES = (
         "the names by which `mlflow server` hands its options to its app",
         "MLflow keeps its data elsewhere than in Tandem's home, or does not start",
         "as for fastapi_app",
+    ),
+    Internal(
+        "mlflow.server.security_utils (get_default_allowed_hosts, INVALID_HOST_MSG)",
+        "the names by which MLflow may be reached are added to its own; a client that is refused is told the way out",
+        "the server does not start; or a client that uses another name sees MLflow's bare 403",
+        "`--allowed-hosts` adds to the defaults, and the refusal has an error code of its own",
     ),
     Internal(
         "_MLFLOW_SGI_NAME, _MLFLOW_SERVER_BOOT_ID, _MLFLOW_IN_JOB_EXECUTOR",
@@ -52,14 +62,20 @@ ENTRIES = (
 )
 
 
-def set_server_environment(store: str, artifacts: str) -> None:
+def set_server_environment(store: str, artifacts: str, hosts: Sequence[str]) -> None:
     """Put what MLflow's app reads at its import into the environment.
 
     Args:
         store: an SQLAlchemy URL, for runs and models.
         artifacts: where the server keeps artifacts, a path or a URI.
+        hosts: the Host headers to accept besides MLflow's own, which are localhost and private addresses.
     """
     from mlflow import server
+    from mlflow.environment_variables import MLFLOW_SERVER_ALLOWED_HOSTS
+    from mlflow.server.security_utils import get_default_allowed_hosts
+
+    usual = MLFLOW_SERVER_ALLOWED_HOSTS.get() or ",".join(get_default_allowed_hosts())
+    os.environ[MLFLOW_SERVER_ALLOWED_HOSTS.name] = ",".join([usual, *hosts])
 
     os.environ[server.BACKEND_STORE_URI_ENV_VAR] = store
     os.environ[server.REGISTRY_STORE_URI_ENV_VAR] = store

@@ -16,7 +16,7 @@ from cluster.doctor.quick import QuickLook
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress, run_choices
 from jobs.claim import claim, claim_folder, claim_stored
-from jobs.driver import guard, phases, planned, postmortem, precision, preemption, pulse, storage, stored
+from jobs.driver import guard, phases, planned, postmortem, precision, preemption, pulse, storage, stored, stragglers
 from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
 from jobs.driver.stopping import Stop, Stopped
@@ -84,6 +84,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
         sender.start(Reporter(job).take)
         preemption.start(folder, progress.say)
         pulse.start(folder, progress.say)
+        stragglers.start(job)
         try:
             return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
         finally:

@@ -12,6 +12,8 @@ from jobs.run_folder import RunFolder
 
 LAST_LINES = 30
 STACK_LINES = 80
+CLOCK = "the clock of "
+"""How a remark about a machine's clock begins (jobs/worker/clocks.py, which imports torch)."""
 
 
 def page(folder: RunFolder, ending: str | None = None) -> str:
@@ -22,20 +24,24 @@ def page(folder: RunFolder, ending: str | None = None) -> str:
     parts += [ending] if ending else []
     for number, entry in enumerate(found, 1):
         parts += ["", *_section(number, entry)]
+    slow = [f"- {_when(entry['time'])}: {entry['said']}" for entry in folder.paces.stragglers()]
+    parts += ["", "## Slow nodes", "", *slow] if slow else []
+    clocks = [f"- {remark}" for remark in folder.remarks() if remark.startswith(CLOCK)]
+    parts += ["", "## Clocks", "", *clocks] if clocks else []
     if ending and not found:
         parts += ["", *evidence(folder, None)]
     return "\n".join(parts) + "\n"
 
 
 def _section(number: int, entry: dict[str, Any]) -> list[str]:
-    when = datetime.fromtimestamp(entry["time"], timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     who = f", rank {entry['rank']}" if entry.get("rank") is not None else ""
     lines = [
         f"## {number}. {entry['kind']}{who}, after step {entry['step']}",
         "",
         "| | |",
         "| --- | --- |",
-        f"| when | {when} |",
+        f"| when | {_when(entry['time'])} |",
+        *([f"| node | {_place(entry)} |"] if entry.get("where") else []),
         f"| workers | {entry.get('workers', '?')} |",
         f"| decision | {entry['action']}: {entry['reason']} |",
         f"| newest checkpoint | step {entry['checkpoint']}: {entry['step'] - entry['checkpoint']} steps are repeated |",
@@ -46,6 +52,15 @@ def _section(number: int, entry: dict[str, Any]) -> list[str]:
         *entry.get("evidence", []),
     ]
     return lines
+
+
+def _place(entry: dict[str, Any]) -> str:
+    said = entry.get("node_said")
+    return f"{entry['where']}: {said}" if said else str(entry["where"])
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def evidence(folder: RunFolder, attempt: str | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import ray.train
 
 from cluster import placement, stores, topology
+from cluster.errors import UserError
 from jobs import deaths
 from jobs.checkpoint import catalog
 from jobs.checkpoint.store import Store
 from jobs.data.batches import whole_groups
 from jobs.driver import failures, postmortem, warm
 from jobs.driver.failures import Decision, Failure, Limits, RankError
+from jobs.driver.leaving import Leaves, Leaving
 from jobs.driver.ray_train_internals import (
     ControllerCallback,
     ElasticPolicy,
@@ -29,7 +32,6 @@ from jobs.driver.ray_train_internals import (
     NoopDecision,
     PolicyTrainer,
     ResizeDecision,
-    ScalingPolicy,
     worker_resources,
 )
 from jobs.run_folder import RunFolder
@@ -94,6 +96,18 @@ class ElasticSize(ElasticPolicy):
         return decision
 
 
+class ElasticGroup(Leaves, ElasticSize):
+    """A group of as many workers as there is room for."""
+
+
+class FixedSize(Leaves, FixedWithoutAutoscaler):
+    """A group of one size, on a cluster that cannot grow."""
+
+
+class FixedSizeOfMore(Leaves, FixedScalingPolicy):
+    """A group of one size, on a cluster that may get more nodes for it."""
+
+
 class Failures(FailurePolicy):
     """Ray Train's question what to do about a failure, answered by jobs/driver/failures.py, and written down."""
 
@@ -156,6 +170,7 @@ class Failures(FailurePolicy):
             "reason": decision.reason,
             "checkpoint": max(catalog.complete(self._store), default=0),
             "workers": attempt.workers if attempt else None,
+            **(_place(failure.node) if failure.node else {}),
             "evidence": postmortem.evidence(self._run, name) if name else [],
         }
         try:
@@ -210,6 +225,19 @@ class Exclude(ControllerCallback):
         return {"ray.io/node-id": f"!in({','.join(excluded)})"} if excluded else None
 
 
+def _place(node_id: str) -> dict[str, str]:
+    """Return where a node is, and why Ray has taken it off if it has, for the post-mortem; nothing if Ray is silent."""
+    with suppress(UserError):
+        node = next((node for node in topology.nodes() if node.node_id == node_id), None)
+        if node is not None:
+            return {"where": f"{node.address} ({node_id[:8]})", "node_said": " ".join(node.reason.split())}
+    return {}
+
+
+def _newest(store: Store) -> int:
+    return max(catalog.complete(store), default=0)
+
+
 def _node_of(failure: Failure, attempt: Attempt | None) -> str | None:
     known = attempt is not None and failure.rank is not None and failure.rank < len(attempt.nodes)
     return attempt.nodes[failure.rank] if known else None  # type: ignore[union-attr, index]
@@ -256,11 +284,13 @@ def run_group(
     limits = Limits(spec.max_failures, own.non_finite, own.max_skipped, own.out_of_memory, own.exclude_node_after)
     parts = spec.training.parallel.sequence if spec.training else 1
     fewest = placement.Request(wanted.fewest, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    scaling: ScalingPolicy = (
-        ElasticSize(scaling_config, run, store, parts) if elastic else FixedWithoutAutoscaler(scaling_config)
+    scaling: ElasticGroup | FixedSize | FixedSizeOfMore = (
+        ElasticGroup(scaling_config, run, store, parts) if elastic else FixedSize(scaling_config)
     )
     if autoscaling and not elastic:
-        scaling = FixedScalingPolicy(scaling_config)
+        scaling = FixedSizeOfMore(scaling_config)
+    if own.straggler == "exclude":
+        scaling.leaving = Leaving(run, partial(_newest, store))
     PolicyTrainer(
         partial(function, config),
         torch_config=InterfacesFirst(backend="nccl" if gpus else "gloo"),

@@ -127,6 +127,7 @@ class FolderWatch:
         found = self._folder.failures()
         for entry in found[self._told :]:
             who = f" on rank {entry['rank']}" if entry["rank"] is not None else ""
+            who += f" on node {entry['where']}" if entry.get("where") else ""
             progress.say(f"{entry['kind']}{who} after step {entry['step']} → {entry['action']}: {entry['reason']}")
         if len(found) > self._told:
             page, count = postmortem.page(self._folder), len(found)

@@ -14,7 +14,7 @@ from jobs.checkpoint.store import Store
 from jobs.data import batches, mixture
 from jobs.run_folder import RunFolder
 from jobs.run_notes import Attempt, Control
-from jobs.worker import sizing
+from jobs.worker import clocks, sizing
 from jobs.worker.config import WorkerConfig
 
 
@@ -44,7 +44,7 @@ def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> 
     order = order_of(point, mixed=bool(config.prepared.mixture), early=config.prepared.arriving is not None)
     known = sizing.known(config, control, readers)
     attempt = this_attempt(point.attempt, known or 1)
-    say([f"skipped checkpoint {reason}" for reason in point.skipped], rank, folder)
+    say([*(f"skipped checkpoint {reason}" for reason in point.skipped), *clocks.said()], rank, folder)
     if rank == 0:
         folder.write_attempt(attempt)
     return Entry(fence, point, order, control, known, attempt)

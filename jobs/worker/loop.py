@@ -30,7 +30,7 @@ from jobs.checkpoint.fence import Superseded
 from jobs.checkpoint.shards import Fragment
 from jobs.run_folder import RunFolder
 from jobs.tasks import Batch
-from jobs.worker import by_source, flops, proof, save_room, untaught
+from jobs.worker import by_source, flops, pace, proof, save_room, untaught
 from jobs.worker.compiling import SETTLED
 from jobs.worker.config import WorkerConfig
 from jobs.worker.elsewhere import StoreFailed
@@ -100,7 +100,9 @@ def begin_meter(worker: Worker) -> Meter:
     """Begin to measure this rank's steps. Collective."""
     engine = worker.engine
     (peak,) = engine.all_sum(flops.peak(engine.device, worker.precision))
-    how = (peak, engine.eager, engine.world_size)
+    on_gpu, ranks = engine.device.type == "cuda", engine.world_size
+    kept = pace.keeper(worker.folder, engine.rank, ranks, on_gpu=on_gpu, zero_stage=worker.zero_stage)
+    how = (peak, engine.eager, ranks, kept)
     return Meter(engine.device, engine.rank, worker.spool, worker.folder.spool, *how)
 
 

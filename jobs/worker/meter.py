@@ -13,6 +13,7 @@ import torch
 from jobs.tasks import Batch
 from jobs.worker import energy
 from jobs.worker.flops import ModelFlops
+from jobs.worker.pace import PaceKeeper, own_s
 from jobs.worker.peak_memory import PeakMemory
 from jobs.worker.step_times import StepTimes, clock
 from jobs.worker.torch_internals import listen_to_collectives
@@ -32,6 +33,7 @@ class Meter:
         peak_flops: float = math.nan,
         eager: Callable[[], AbstractContextManager[Any]] = nullcontext,
         ranks: int = 1,
+        pace: PaceKeeper | None = None,
     ) -> None:
         """Begin.
 
@@ -41,6 +43,7 @@ class Meter:
             peak_flops: what the devices of all ranks can do in a second; NaN where that is not known.
             eager: makes a context in which a model runs as it is written: compiled ones cannot be counted.
             ranks: of all; where there are several, their collectives are timed.
+            pace: tells how long this rank works by itself.
         """
         self._spool, self._peak_flops, self._eager = spool, peak_flops, eager
         self._times = StepTimes(clock(device))
@@ -48,6 +51,7 @@ class Meter:
         self._energy_spool = energy.spool_of(folder, rank)
         self._energy = energy.Energy(self._energy_spool, rank, energy.reader(device))
         self._step = 0
+        self._pace, self._rows, self._on_gpu = pace, 0, device.type == "cuda"
         self._flops = ModelFlops()
         self._traffic = Traffic()
         self._within = False
@@ -72,6 +76,8 @@ class Meter:
     @contextmanager
     def forward(self, batch: Batch | None) -> Iterator[None]:
         """Measure a micro-batch's forward pass; tensors (b, …), or None if its rows are no part of the step."""
+        if batch is not None:
+            self._rows += len(next(iter(batch.values())))
         with self.during("forward"), self._flops.forward(batch), self._as_written():
             yield
 
@@ -107,12 +113,20 @@ class Meter:
         self._memory.note(step)
         self._energy.note(step)
         self._step = step
+        self._keep_pace(known, metrics)
         if self._spool is None:
             return
         rates = rates_of(flops, metrics["step_time_s"], self._peak_flops)
         self._spool.append(step, {**metrics, **rates, **traffic, **known.pop(step, {})})
         for earlier, parts in known.items():
             self._spool.append(earlier, parts)
+
+    def _keep_pace(self, known: dict[int, dict[str, float]], metrics: dict[str, float]) -> None:
+        rows, self._rows = self._rows, 0
+        if self._pace is not None:
+            step_s, data_wait_s = metrics["step_time_s"], metrics.get("data_wait_s", 0.0)
+            for step, parts in known.items():
+                self._pace.note(step, own_s(parts, step_s, data_wait_s, on_gpu=self._on_gpu), step_s, rows)
 
     def close(self) -> None:
         """Look at memory and energy a last time, and time no more collectives: the steps are over."""

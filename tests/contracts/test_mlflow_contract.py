@@ -34,6 +34,13 @@ def _names() -> None:
     assert not missing, missing
 
 
+@MLFLOW.check("mlflow.server.security_utils (get_default_allowed_hosts, INVALID_HOST_MSG)")
+def _hosts() -> None:
+    path = file_of("mlflow", "server/security_utils.py")
+    defines(path, "get_default_allowed_hosts", "INVALID_HOST_MSG")
+    assert f'INVALID_HOST_MSG = "{mlflow_internals.UNKNOWN_HOST}' in path.read_text()
+
+
 @MLFLOW.check("_MLFLOW_SGI_NAME, _MLFLOW_SERVER_BOOT_ID, _MLFLOW_IN_JOB_EXECUTOR")
 def _server() -> None:
     variables = importlib.import_module("mlflow.environment_variables")

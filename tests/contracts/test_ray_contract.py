@@ -96,6 +96,18 @@ def _used() -> None:
         assert set(names) <= owner.__dataclass_fields__.keys(), owner
 
 
+@CALLS.check("GET /nodes?view=summary (now, disk, raylet.nodeId)")
+def _summaries() -> None:
+    from ray.dashboard.utils import to_google_style
+
+    source_mentions("ray.dashboard.modules.node.node_head", '"summary"', "summary=all_node_summary")
+    source_mentions("ray.dashboard.modules.node.datacenter", 'node_info["raylet"].update(node)')
+    source_mentions("ray.dashboard.modules.reporter.reporter_agent", '"now": now', '"disk": self._get_disk_usage')
+    told = {"now": 1.0, "disk": {"/": {"free": 1, "total": 2}}, "raylet": {"nodeId": "n1"}}
+    sent = {"data": to_google_style({"summary": [told, {"raylet": {}}]})}
+    assert ray_internals.summaries(sent) == {"n1": told}
+
+
 @CALLS.check("GET /api/cluster_status")
 def _dashboard() -> None:
     from ray.dashboard.utils import to_google_style

@@ -105,6 +105,12 @@ def test_up_status_job_down(machine: Machine) -> None:
     assert [(node["total_cpus"], node["is_head"]) for node in status["nodes"]] == [(3, True), (2, False)]
     assert len({node["address"] for node in status["nodes"]}) == 2
     assert [job["submission_id"] for job in status["jobs"]] == ["e2e"]
+    assert status["mlflow_refuses_name"] is False
+    machines = [status["vitals"][node["node_id"]] for node in status["nodes"]]
+    assert all(0 < one["disk_free_bytes"] <= one["disk_bytes"] and -3 < one["age_s"] < 60 for one in machines)
+    (kept,) = status["supervisors"]
+    assert (kept["number"], kept["state"], kept["returns"]) == (1, "up", 0)
+    assert "$ " in Path(kept["log"]).read_text()
 
     down = machine.tandem_cluster("down")
     assert down.returncode == 0, down.stderr

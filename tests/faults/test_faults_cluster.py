@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import daemons, home, local, record, topology
+from cluster import daemons, home, local, record, supervisor, topology
 from cluster.connect import connection
 from jobs.run_folder import RunFolder
 from tests.support import members
@@ -83,6 +83,42 @@ def test_a_node_dies_and_comes_back(steady, storage, tmp_path):
     seen = [int(point.value) for point in sorted(sizes, key=lambda point: point.step)]
     assert [size for size, _ in itertools.groupby(seen)] == [3, 2, 3]
     assert [failure["kind"] for failure in found.failures()] == ["node lost"]
+
+
+def test_a_raylet_dies_and_its_node_joins_again_by_itself(steady, storage, tmp_path):
+    """The run goes back to three workers, and nobody had to do anything."""
+    settings = [f"training.steps={STEPS}", "checkpoint.every_steps=20", *ELASTIC, at_stage(2)]
+    job = submitted(tmp_path, "rejoined", *settings, fault=PACED)
+    _wait_for(lambda: _steps(storage, "rejoined", workers=3) > 20, "three workers")
+    before = {node.node_id for node in topology.nodes() if node.alive}
+    cluster = record.read()
+    number = max(n for n in range(1, len(cluster.raylets) + 1) if _kept(cluster, n).state == "up")
+    raylet = psutil.Process(_kept(cluster, number).raylet)
+    workers = forked_for(raylet)
+    raylet.kill()
+    killed_at = time.monotonic()
+    _wait_for(lambda: _kept(cluster, number).returns == 1, "return", 60)
+    print(f"the node has joined again after {time.monotonic() - killed_at:.1f} s")
+    assert [process for process in workers if process.is_running()] == [], "what ran under the old raylet is gone"
+    _wait_for(
+        lambda: _workers_now(storage, "rejoined") == 3 and _attempts(storage, "rejoined") > 1, "three workers again"
+    )
+    print(f"three workers after {time.monotonic() - killed_at:.1f} s")
+    found = ended(job, storage, "rejoined")
+    assert found.status == "SUCCEEDED", found.log
+    same_curve(found.losses(), steady)
+    (joined,) = [node for node in topology.nodes() if node.alive and node.node_id not in before]
+    assert joined.returns == 1
+    log = (home.home() / "logs" / f"ray-node-{number}.log").read_text()
+    assert "ended by SIGKILL" in log
+    shown = subprocess.run(
+        [sys.executable, "-c", "from cluster.cli import app; app()", "status"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"ray-node-{number}.log" in shown
+    assert "SIGKILL" in shown
 
 
 def test_a_node_that_is_announced_to_go(steady, storage, tmp_path):
@@ -163,11 +199,24 @@ def test_the_head_is_lost_for_good(three_nodes, storage, tmp_path):
 
 
 def _kill(pid: int) -> None:
-    """Kill a daemon and what it started, as when a machine goes; forked workers are nobody's children."""
+    """Kill a daemon, what it started and its supervisor, as when a machine goes; forked workers are not below it."""
     process = psutil.Process(pid)
-    for one in (process, *process.children(recursive=True), *forked_for(process)):
+    parent = process.parent()
+    keeper = [parent] if parent and "cluster.supervisor" in parent.cmdline() else []
+    for one in (*keeper, process, *process.children(recursive=True), *forked_for(process)):
         if one.is_running():
             one.send_signal(signal.SIGKILL)
+
+
+def _kept(cluster: record.LocalCluster, number: int) -> supervisor.State:
+    state = supervisor.read(cluster.node_folder(number))
+    assert state is not None
+    return state
+
+
+def _attempts(storage: Path, name: str) -> int:
+    (folder,) = (storage / "runs").glob(f"{name}-????????-*")
+    return len({path.name.partition("-rank-")[0] for path in (folder / "logs").glob("*-rank-0.log")})
 
 
 def _add_node(number: int) -> None:

@@ -1,6 +1,7 @@
 """`ray-cluster.yaml` is what Ray's launcher takes, and does what its comments say."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from cluster.ray_process_internals import HEALTH_CHECK
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
@@ -48,6 +51,22 @@ def test_ray_never_starts_without_the_token(config: dict[str, Any]) -> None:
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
     assert config["cluster_synced_files"] == ["~/.ray/auth_token"]
+
+
+@pytest.mark.parametrize("key", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_silent_nodes_are_noticed_as_fast_as_on_the_embedded_cluster(config: dict[str, Any], key: str) -> None:
+    (start,) = (command for command in config[key] if "ray start" in command)
+    assert dict(re.findall(r"(RAY_health_check_\w+)=(\d+)", start)) == HEALTH_CHECK
+    assert re.findall(r"export (?:RAY_health_check_\w+=\d+ ?)+;", start), "they are exported"
+
+
+def test_workers_are_started_by_a_supervisor_in_place_of_the_one_before(config: dict[str, Any]) -> None:
+    stop, ray_stop, start = config["worker_start_ray_commands"]
+    assert stop.endswith("-m cluster.supervisor stop")
+    assert ray_stop.endswith("ray stop")
+    address = "$RAY_HEAD_IP:6379"
+    assert f"-m cluster.supervisor start --address {address} -- $HOME" in start
+    assert f"ray start --address={address} " in start
 
 
 @pytest.mark.parametrize("key", COMMANDS)
