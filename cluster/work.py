@@ -1,7 +1,7 @@
 """What a job or an endpoint asks of the machines it is to run on, as plain data: for manifests and batch scripts.
 
-`jobs/work.py` and `serve/work.py` read it from their specs; what is made of it (cluster/kubernetes, cluster/slurm) knows
-neither.
+`jobs/work.py` and `serve/work.py` read it from their specs; what is made of it (cluster/kubernetes, cluster/slurm)
+knows neither.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class StoreSpec(Strict):
     uri: Annotated[str, Field(pattern=r"^(s3|gs|gcs|abfs|abfss|hdfs)://[^\s@?]+$")]
     """`s3://bucket/folder`; no credentials in it."""
     secret: Secret | None = None
-    """The Secret whose keys are the store's variables (AWS_ACCESS_KEY_ID, …); left out: pods have rights of their own."""
+    """The Secret whose keys are the store's variables (AWS_ACCESS_KEY_ID, …); left out: pods have rights."""
 
 
 class StorageSpec(Strict):

@@ -23,6 +23,7 @@ from tests.support import crds
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "cluster" / "kubernetes" / "deployment.yaml"
 BASE = "name: lab\nimage: registry.example/tandem:0.1.0\n"
+GRACE = "terminationGracePeriodSeconds"
 STORAGE = {
     "claim": "storage: {claim: {size: 1Ti, storage_class: nfs}}\n",
     "existing claim": "storage: {claim: {name: data, mount: /data}}\n",
@@ -195,7 +196,8 @@ BROKEN = {
     "secret in plain text": ("StatefulSet", ("spec", "template", "spec", "containers", 0, "env", 2), {
         "name": "POSTGRES_PASSWORD", "value": "x"}),
     "has no tag": ("StatefulSet", ("spec", "template", "spec", "containers", 0, "image"), "postgres"),
-    "must be the same": ("Deployment", ("spec", "template", "spec", "containers", 0, "resources", "limits", "memory"), "9Gi"),
+    "must be the same": ("Deployment", ("spec", "template", "spec", "containers", 0, "resources", "limits"), {
+        "memory": "9Gi"}),
     "a user other than 0": ("Deployment", ("spec", "template", "spec", "securityContext"), {}),
     "is no Service here": ("StatefulSet", ("spec", "serviceName"), "db"),
     "apiVersion must be": ("Deployment", ("apiVersion",), "extensions/v1beta1"),
