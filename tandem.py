@@ -229,6 +229,35 @@ def _manifests(
     )
 
 
+@cluster_app.command()
+def sbatch(
+    spec: Annotated[Path, typer.Argument(help="The allocation's YAML file.", metavar="SPEC")],
+    job: Annotated[Path, typer.Option(help="The job's spec, on a file system that the nodes see.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file; - prints it.")] = Path("-"),
+    set_: Overrides = [],  # noqa: B006 (typer's own way)
+    job_set: Annotated[list[str], typer.Option(help="Change a key of the job's spec.")] = [],  # noqa: B006
+) -> None:
+    """Write a batch script for Slurm: Ray on an allocation and one job, which saves before the limit and goes on.
+
+    Example: tandem cluster sbatch slurm.yaml --job jobs/specs/digits.yaml > digits.sbatch && sbatch digits.sbatch
+    """
+    from cluster import specfile
+    from cluster.kubernetes import output as writing
+    from cluster.slurm import script
+    from cluster.slurm.spec import SlurmSpec
+    from jobs import work as job_work
+
+    allocation, wanted = specfile.load(spec, SlurmSpec, set_), job_work.read(job, job_set)
+    if wrong := list(script.mistakes(allocation, wanted)):
+        raise UserError("\n".join(f"{specfile.place(spec, key, set_)}: `{key}`: {what}" for key, what in wrong))
+    text = script.build(allocation, wanted, job.absolute(), job_set)
+    if str(output) == "-":
+        typer.echo(text, nl=False)
+        return
+    for path in writing.write({output.name: text}, output.parent):
+        typer.echo(str(path))
+
+
 def _submit(example: str) -> tuple[str, str]:
     from jobs import submit
 

@@ -40,10 +40,13 @@ HEAD_PROGRAMS = (GCS_PROGRAM, "raylet", "dashboard.py")
 """What a head cannot be without."""
 NODE_PROGRAMS = ("raylet",)
 
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""How long Ray waits for a job that it has asked to stop, in seconds."""
+
 HEAD_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # `jobs stop` must leave time to write a checkpoint; Ray's default is 3 s.
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    STOP_WAIT: "60",
     # A dead node is noticed after 3 s instead of 14 s. The timeout stays long: on a busy laptop a reply may be late.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",

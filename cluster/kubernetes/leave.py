@@ -15,7 +15,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 POLL_S = 1.0
 ADDRESS = "127.0.0.1:6379"
@@ -52,10 +52,9 @@ def leave(seconds: float, *, whole: bool) -> None:
         time.sleep(POLL_S)
 
 
-def gcs_address(environment: os._Environ[str]) -> str:
-    """Return the GCS's address: a worker's pod knows the head's name, the head is its own."""
-    host = environment.get("FQ_RAY_IP") or environment.get("RAY_IP")
-    return environment.get("RAY_ADDRESS") or (f"{host}:{environment.get('RAY_PORT', '6379')}" if host else ADDRESS)
+def gcs_address(environment: Mapping[str, str]) -> str:
+    """Return the GCS's address, which KubeRay tells every Ray container."""
+    return environment.get("RAY_ADDRESS") or ADDRESS
 
 
 def busy(used: dict[str, dict[str, float]], nodes: Iterable[str]) -> bool:
@@ -64,13 +63,12 @@ def busy(used: dict[str, dict[str, float]], nodes: Iterable[str]) -> bool:
 
 
 def own_addresses() -> set[str]:
-    """Return the addresses by which Ray may know this pod."""
+    """Return the addresses by which Ray may know this pod, whose name is in its own /etc/hosts."""
     import socket
 
-    found = {os.environ.get("POD_IP", ""), os.environ.get("RAY_NODE_IP_ADDRESS", "")}
     with contextlib.suppress(OSError):  # a name that nobody resolves
-        found.update(str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None))
-    return found - {""}
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
+    return set()
 
 
 if __name__ == "__main__":

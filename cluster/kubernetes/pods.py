@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.kubernetes import plan
 from cluster.kubernetes.spec import DeploymentSpec, HeadSpec, WorkersSpec
-from cluster.ray_process_internals import HEAD_SETTINGS
+from cluster.ray_process_internals import HEAD_SETTINGS, STOP_WAIT
 
 Object = dict[str, Any]
 
@@ -67,7 +67,7 @@ def environment(setting: Setting) -> list[Object]:
     spec = setting.spec
     plain = {
         **HEAD_SETTINGS,
-        "RAY_JOB_STOP_WAIT_TIME_S": str(spec.checkpoint_s),
+        STOP_WAIT: str(spec.checkpoint_s),
         "MLFLOW_TRACKING_URI": setting.tracking_uri,
         "TANDEM_HOME": f"{spec.mount}/tandem" if spec.mount else f"{HOME}/.tandem",
         **spec.env,

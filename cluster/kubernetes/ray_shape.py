@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.kubernetes import syntax
+from cluster.ray_process_internals import GCS_STORAGE, GCS_STORAGE_PATH
 
 Object = dict[str, Any]
 LONGEST = {"RayCluster": syntax.CLUSTER_NAME, "RayJob": syntax.OWNER_NAME, "RayService": syntax.OWNER_NAME}
 OLDEST_WITH_TOKEN = (2, 52, 0)
-MANAGED_BY_ROCKSDB = ("RAY_gcs_storage", "RAY_gcs_storage_path")
+MANAGED_BY_ROCKSDB = (GCS_STORAGE, GCS_STORAGE_PATH)
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 

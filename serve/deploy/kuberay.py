@@ -17,14 +17,14 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ray
-from pydantic import Field
 from ray import serve as ray_serve
 
 from cluster import topology
-from cluster.strict import Strict
+from cluster.ray_process_internals import JOB_MARKER, RAYLET_PID
 from serve.deploy.names import log_with_serve
 from serve.endpoints import MARK
 from serve.spec import ServeSpec
@@ -37,20 +37,17 @@ NO_ROOM = "can never fit"
 """What `up` says of it; the cluster that says so may still grow."""
 
 
-class Arguments(Strict):
-    """What the config gives the builder."""
-
-    spec: ServeSpec = Field(...)
-    """The endpoint's spec, as `tandem serve up` takes it."""
-
-
 class UpFailed(RuntimeError):
     """The endpoint could not be brought up; the message is what `tandem serve up` would say."""
 
 
-def build(arguments: Arguments) -> ray_serve.Application:
-    """Return the application. A wrong spec is an error here, which the RayService's status shows."""
-    spec = arguments.spec
+def build(arguments: dict[str, Any]) -> ray_serve.Application:
+    """Return the application. A wrong spec is an error here, which the RayService's status shows.
+
+    Args:
+        arguments: `spec`: the endpoint's spec, as `tandem serve up` takes it.
+    """
+    spec = ServeSpec.model_validate(arguments["spec"])
     deployment = ray_serve.deployment(Up).options(
         name=DEPLOYMENT,
         num_replicas=1,
@@ -109,13 +106,13 @@ async def bring_up(spec: str) -> dict[str, Any]:
     return outcome(said)
 
 
-def driver_environment(own: os._Environ[str] | dict[str, str], address: str) -> dict[str, str]:
+def driver_environment(own: Mapping[str, str], address: str) -> dict[str, str]:
     """Return the environment of a driver of its own: this replica's, without what makes it a worker. Pure."""
     kept = {name: value for name, value in own.items() if name not in WORKERS_OWN}
     return {**kept, "RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
 
 
-WORKERS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_CLIENT_MODE", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_WORKER_ID")
+WORKERS_OWN = (RAYLET_PID, JOB_MARKER)
 """Variables of a worker, which a driver takes for its own."""
 
 

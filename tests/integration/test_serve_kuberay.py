@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
-import ray
 import yaml
 
-from cluster import connect, ray_internals
 from cluster.connect import Connection
-from cluster.kubernetes import health, leave
+from cluster.kubernetes import health
 from serve import endpoints, work
 from serve.deploy import kuberay, ray_serve_internals
 from tests.conftest import free_port
@@ -49,8 +48,12 @@ def deploy(cluster: Connection, config: dict[str, Any], folder: Path) -> None:
 
 
 def statuses(cluster: Connection) -> dict[str, str]:
+    """Return the applications' states, with the reason where one failed."""
     details = ray_serve_internals.serve_details(cluster.jobs_address)
-    return {name: app["status"] for name, app in details["applications"].items()}
+    return {
+        name: app["status"] if app["status"] != "DEPLOY_FAILED" else f"DEPLOY_FAILED: {app['message']}"
+        for name, app in details["applications"].items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_the_config_brings_an_endpoint_up_and_is_healthy_when_its_models_are(
     cluster: Connection, served: tuple[Path, int]
 ) -> None:
     _, port = served
-    found = until(lambda: (all_ := statuses(cluster)).get(work.APPLICATION) in ("RUNNING", "DEPLOY_FAILED") and all_)
+    found = until(lambda: (now := statuses(cluster)) and now.get(work.APPLICATION, "DEPLOYING") != "DEPLOYING" and now)
     assert found == {work.APPLICATION: "RUNNING", "tandem": "RUNNING", "tandem.shapes": "RUNNING"}
     assert httpx.get(f"http://127.0.0.1:{port}/v2/models/shapes/ready").json()["ready"] is True
     answer = httpx.get(f"http://127.0.0.1:{port}/-/healthz")
@@ -87,8 +90,7 @@ def test_the_probe_knows_raylet_gcs_and_gateway(
     _, port = served
     until(lambda: health.answer(port, health.SERVE_PATH))
     dashboard = int(cluster.jobs_address.rpartition(":")[2])
-    [head] = [node for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else _nodes()
-    agent = head.get("agent_port") or _agent_port(cluster)
+    agent = _agent_port(cluster)
     ports = ["--agent-port", str(agent), "--dashboard-port", str(dashboard)]
     assert health.main(["--head", "--serve", str(port), "--serve-if-listening", str(port), *ports]) == 0
     nobody = free_port()
@@ -98,23 +100,24 @@ def test_the_probe_knows_raylet_gcs_and_gateway(
     assert health.main(["--head", "--agent-port", str(agent), "--dashboard-port", str(nobody)]) == 1
 
 
-def _nodes() -> list[Any]:
-    connect.init_ray()
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def _agent_port(cluster: Connection) -> int:
-    """Return where the head's agent listens: 52365 unless that is taken."""
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        for word in process.info["cmdline"] or []:
-            if word.startswith("--dashboard_agent_command") or "--listen-port=" in word:
-                pass
-        line = " ".join(process.info["cmdline"] or [])
-        if "dashboard/agent.py" in line and cluster.ray_address in line and "--listen-port=" in line:
-            return int(line.partition("--listen-port=")[2].split()[0])
-    return health.AGENT_PORT
+    """Return where the agent of the head listens: 52365, unless a cluster besides this one has it already."""
+    [raylet] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"--gcs-address={cluster.ray_address}" in (process.info["cmdline"] or [])
+        and Path(process.info["cmdline"][0]).name == "raylet"
+    ]
+    listening = [
+        each.laddr.port
+        for child in raylet.children()
+        for each in child.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
+    ]
+    answering = [port for port in listening if "success" in (health.answer(port, health.RAYLET_PATH) or "")]
+    if not answering:
+        pytest.skip("the agent's port is taken by another cluster on this machine: no probe can be answered")
+    return answering[0]
 
 
 def test_a_changed_spec_changes_the_endpoint_and_a_wrong_one_says_why(
@@ -140,17 +143,6 @@ def test_a_changed_spec_changes_the_endpoint_and_a_wrong_one_says_why(
     assert httpx.get(f"http://127.0.0.1:{port}/v2/models/shapes/ready").status_code == 200
 
 
-def test_a_node_that_leaves_is_announced(cluster: Connection, served: tuple[Path, int]) -> None:
-    """The last test here: a node stays announced until its raylet ends."""
-    nodes = ray_internals.alive_nodes(cluster.ray_address)
-    assert len(nodes) == 1
-    command = [sys.executable, "-m", "cluster.kubernetes.leave", "--seconds", "3", "--head"]
-    left = subprocess.run(command, env=environment(cluster), capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert (left.returncode, "1 nodes announced" in left.stdout) == (0, True), left.stdout + left.stderr
-    connect.init_ray()
-    assert set(ray_internals.draining_nodes()) == set(nodes)
-
-
 def test_what_up_says_is_read() -> None:
     progress, wrong = endpoints.MARK + json.dumps({"progress": "x"}), endpoints.MARK + json.dumps({"error": "why"})
     assert kuberay.outcome([progress, endpoints.MARK + json.dumps({"outcome": {"a": 1}})]) == {"a": 1}
@@ -160,8 +152,3 @@ def test_what_up_says_is_read() -> None:
         kuberay.outcome([endpoints.MARK + json.dumps({"outcome": {"code_wanted": "models.x: its task"}})])
     with pytest.raises(kuberay.UpFailed, match="without a word"):
         kuberay.outcome(["Killed"])
-
-
-def test_only_what_computes_counts_as_in_use() -> None:
-    used = {"a": {"CPU": 0.0, "node:1": 0.001, "memory": 5.0}, "b": {"GPU": 1.0}}
-    assert (leave.busy(used, ["a"]), leave.busy(used, ["a", "b"]), leave.busy(used, [])) == (False, True, False)
