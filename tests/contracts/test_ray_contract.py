@@ -63,7 +63,7 @@ def _drain() -> None:
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
     has_attributes(InnerGcsClient, "get_all_node_info", "drain_node")  # what GcsClient hands on to
-    assert "DRAIN_NODE_REASON_PREEMPTION" in DrainNodeReason.keys()
+    assert "DRAIN_NODE_REASON_PREEMPTION" in set(DrainNodeReason.keys())
     assert GcsNodeInfo.ALIVE == 0
 
 
