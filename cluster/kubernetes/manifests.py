@@ -69,6 +69,12 @@ def told(spec: DeploymentSpec, job: JobWork | None, service: ServiceWork | None)
         size = plan.size(spec, groups)
         if groups and size.least > spec.workers.min:
             found.append(f"the {kind} begins with {size.least} worker pods, so many are always there for it")
+    if job is None and service is None and spec.workers.min == 0:
+        found.append(
+            "workers.min: 0: a job is refused while the pods that hold it are not there; set min, or use --job"
+        )
+    if service is not None and spec.service.upgrade == "incremental":
+        found.append("service.upgrade: name the namespace of the gateway in network.clients")
     if spec.kueue is not None:
         found.append("kueue: the number of worker pods is fixed, since Kueue counts what a cluster asks for at once")
     if spec.mlflow.uri is None:

@@ -179,9 +179,11 @@ class PostgresSpec(Strict):
     """The database of the MLflow server that is made."""
 
     image: Image = "postgres:17.6"
+    """An image of PostgreSQL."""
     size: Amount = "20Gi"
     """Of its volume."""
     storage_class: Subdomain | None = None
+    """Of its volume; the cluster's default when left out."""
     secret: Secret | None = None
     """The Secret with the key `password`; `<name>-postgres` when left out. It must exist before."""
 
@@ -192,6 +194,7 @@ class MlflowSpec(Strict):
     uri: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
     """Of a server that you have; nothing is made then."""
     cpus: int = Field(1, ge=1, le=64)
+    """Requested, and at most."""
     memory: Amount = "2Gi"
     """Requested, and at most."""
     postgres: PostgresSpec = PostgresSpec()
@@ -262,6 +265,7 @@ class DeploymentSpec(Strict):
     name: ObjectName
     """What the RayCluster is called, and the beginning of the names of what is beside it."""
     namespace: LabelName = "default"
+    """Where all of it goes; it must exist."""
     image: Image
     """An image with Tandem and its dependencies (`cluster/images`): the same one for all pods."""
     pull_secret: Secret | None = None

@@ -43,15 +43,21 @@ class SlurmSpec(Strict):
     """An allocation, and what is on its nodes."""
 
     nodes: int = Field(1, ge=1, le=10_000)
+    """Ray's head is on the first one, which computes too."""
     cpus_per_node: int = Field(8, ge=1, le=10_000)
+    """CPUs of each, for Slurm and for Ray."""
     gpus_per_node: int = Field(0, ge=0, le=64)
+    """GPUs of each, for Slurm and for Ray."""
     memory_per_node: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = None
     """Such as 64G; the partition's default when left out."""
     time: Annotated[str, AfterValidator(_time)] = "04:00:00"
     """The limit of one allocation: the job saves before it, and goes on in the next."""
     partition: Word | None = None
+    """Slurm's `--partition`."""
     account: Word | None = None
+    """Slurm's `--account`."""
     qos: Word | None = None
+    """Slurm's `--qos`."""
     constraint: Word | None = None
     """Features of the nodes."""
     home: Absolute
