@@ -54,7 +54,8 @@ def test_it_keeps_its_runs_in_postgresql_and_answers_to_the_services_name(tmp_pa
         try:
             deadline = time.monotonic() + 120
             while status(port, "/health", "10.1.2.3:5000") != 200:  # as a kubelet asks, by the pod's address
-                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.2)
             path = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
             name = beside.tracking_uri(spec).removeprefix("http://")
