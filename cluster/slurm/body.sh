@@ -1,7 +1,9 @@
 # shellcheck shell=bash disable=SC2154,SC2329
 # What follows is the same in every script: cluster/slurm/body.sh.
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Nothing is cut off in a pipe here: who writes to a reader that has gone fails, and with it the script.
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*}
 port=$((20000 + 3 * (SLURM_JOB_ID % 4000)))
 folder=$TANDEM_HOME/slurm/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 umask 077
@@ -12,7 +14,7 @@ python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TO
 
 # The address of a node, as the others reach it: Debian's 127.0.1.1 for a machine's own name is none.
 address_of() {
-    getent ahostsv4 "$1" | awk '$1 !~ /^127\.0\.1\./ {print $1; exit}'
+    getent ahostsv4 "$1" | awk '!found && $1 !~ /^127\.0\.1\./ {print $1; found = 1}'
 }
 head_address=$(address_of "$head")
 head_address=${head_address:-$head}

@@ -32,10 +32,14 @@ def shared() -> Iterator[Path]:
     try:
         yield place
     finally:
-        left = [p for p in psutil.process_iter(["cmdline"]) if str(place) in " ".join(p.info["cmdline"] or [])]
-        for process in left:
+        for process in running(str(place)):
             process.kill()
         shutil.rmtree(place, ignore_errors=True)
+
+
+def running(word: str) -> list[psutil.Process]:
+    """Return the processes whose command line has a word in it."""
+    return [each for each in psutil.process_iter(["cmdline"]) if word in " ".join(each.info["cmdline"] or [])]
 
 
 def environment() -> dict[str, str]:
@@ -47,6 +51,7 @@ def test_it_saves_before_the_limit_and_goes_on_in_the_next_allocation(shared: Pa
     job = {**SPEC, "name": "queued", "checkpoint": {"every_steps": 100_000}}
     job["training"] = {**job["training"], "steps": STEPS}
     (tmp_path / "queued.yaml").write_text(yaml.safe_dump(job))
+    queue, log = slurm.Slurm(tmp_path, 4_000_000 + os.getpid() % 4000, nodes=2), tmp_path / "log"
     mlflow = MlflowServer(tmp_path / "mlflow")
     mlflow.start()
     try:
@@ -57,7 +62,6 @@ def test_it_saves_before_the_limit_and_goes_on_in_the_next_allocation(shared: Pa
         assert list(script.mistakes(spec, wanted)) == []
         batch = tmp_path / "queued.sbatch"
         batch.write_text(script.build(spec, wanted, tmp_path / "queued.yaml"))
-        queue, log = slurm.Slurm(tmp_path, os.getpid() % 4000, nodes=2), tmp_path / "log"
 
         first = queue.start(batch, log, environment())
         wait_for(lambda: first.poll() is not None or list((shared / "storage" / "runs").glob("queued-*")), "a run")
@@ -76,5 +80,10 @@ def test_it_saves_before_the_limit_and_goes_on_in_the_next_allocation(shared: Pa
         assert steps_of(run) == STEPS, "no step was done twice"
         assert "goes on in" in log.read_text()
         assert not list((shared / "slurm").glob("*/auth_token"))
+        assert running(f"/tmp/tandem-{queue.job_id}") == [], "Ray ends with the allocation"
     finally:
         mlflow.kill()
+        for process in running(f"/tmp/tandem-{queue.job_id}"):
+            process.kill()
+        for place in Path("/tmp").glob(f"tandem-{queue.job_id}*"):
+            shutil.rmtree(place, ignore_errors=True)

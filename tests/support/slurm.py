@@ -48,7 +48,7 @@ SCONTROL = """\
 import os, sys
 
 if sys.argv[1:3] == ["show", "hostnames"]:
-    print("\\n".join(sys.argv[3].split(",")))
+    print("\\n".join(sys.argv[3].split(",")), flush=True)
 elif sys.argv[1] == "requeue":
     open({requeued!r}, "a").write(sys.argv[2] + "\\n")
 else:
