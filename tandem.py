@@ -220,13 +220,12 @@ def _manifests(
     service = serve_work.read(serve[0], serve[1]) if serve[0] else None
     service = replace(service, name=syntax.as_name(service.name)) if service else None
     files = {"job": job[0], "service": serve[0]}
-    if wrong := rules.mistakes(deployment, jobs, service):
-        raise UserError("\n".join(rules.told(each, path, overrides, files) for each in wrong))
     with_cluster = with_cluster or (jobs is None and service is None)
-    return (
-        manifests.build(deployment, jobs, service, with_cluster=with_cluster),
-        manifests.told(deployment, jobs, service),
-    )
+    if wrong := rules.mistakes(deployment, jobs, service, with_cluster=with_cluster):
+        raise UserError("\n".join(rules.told(each, path, overrides, files) for each in wrong))
+    made = manifests.build(deployment, jobs, service, with_cluster=with_cluster)
+    named = [f"{kind}: called {work.name}" for kind, work in (("RayJob", jobs), ("RayService", service)) if work]
+    return made, [*named, *manifests.told(deployment, jobs, service)]
 
 
 @cluster_app.command()

@@ -1,7 +1,7 @@
 """JobSpec → what the job asks of the machines it is to run on, for manifests and batch scripts.
 
-What `tandem jobs submit` would send is read here: the spec itself, and the small files beside it where its task is code
-of the user's own.
+What the job needs of what `tandem jobs submit` sends is read here: the spec itself, small files beside it that it
+names, and all of them where its task is code of the user's own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster import shipping, specfile
 from cluster.errors import UserError
@@ -68,12 +69,22 @@ def _is_folder(source: str) -> bool:
     return not source.startswith("models:/") and source.startswith(("/", ".", "~"))
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a spec: some are names of small files beside it, such as a DeepSpeed JSON."""
+    if isinstance(value, str):
+        yield value.removeprefix("./")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
+
+
 def _files(path: Path, spec: JobSpec) -> dict[str, str]:
     """Return what travels: relative path → text."""
     folder, found = path.absolute().parent, {path.name: path.read_text(encoding="utf-8")}
-    if ":" in spec.task.name:
-        for file in shipping.small_files(folder):
-            found[file.relative_to(folder).as_posix()] = file.read_text(encoding="utf-8")
+    own_code, named = ":" in spec.task.name, set(_texts(spec.resolved()))
+    for file in shipping.small_files(folder):
+        below = file.relative_to(folder).as_posix()
+        if own_code or below in named:
+            found[below] = file.read_text(encoding="utf-8")
     if (size := sum(len(text.encode()) for text in found.values())) > LARGEST_BYTES:
         raise UserError(
             f"{folder}: the small files beside the spec are {size >> 10} KiB, and at most {LARGEST_BYTES >> 10} travel "

@@ -24,9 +24,21 @@ LEAST_OBJECT_STORE = 80 * 1024**2
 """Below this Ray's object store does not start."""
 
 
-def mistakes(spec: DeploymentSpec, job: JobWork | None = None, service: ServiceWork | None = None) -> list[Mistake]:
-    """List all that is wrong."""
-    found = [*_names(spec, job, service), *_memory(spec), *_gcs(spec), *_env(spec), *_grace(spec, job, service)]
+def mistakes(
+    spec: DeploymentSpec, job: JobWork | None = None, service: ServiceWork | None = None, *, with_cluster: bool = False
+) -> list[Mistake]:
+    """List all that is wrong.
+
+    Args:
+        with_cluster: whether a RayCluster is written that belongs to neither.
+    """
+    found = [
+        *_names(spec, job, service, with_cluster),
+        *_memory(spec),
+        *_gcs(spec),
+        *_env(spec),
+        *_grace(spec, job, service),
+    ]
     found += _mlflow(spec)
     if job is not None:
         found += [*_fits(spec, "job", (job.workers,)), *_job(spec, job)]
@@ -50,19 +62,21 @@ def told(mistake: Mistake, path: Path, overrides: Sequence[str], others: Mapping
     return f"{specfile.place(path, key, overrides)}: `{key}`: {sentence}"
 
 
-def _names(spec: DeploymentSpec, job: JobWork | None, service: ServiceWork | None) -> Iterator[Mistake]:
+def _names(
+    spec: DeploymentSpec, job: JobWork | None, service: ServiceWork | None, with_cluster: bool
+) -> Iterator[Mistake]:
     if wrong := syntax.wrong_name(spec.name, syntax.CLUSTER_NAME):
         yield "name", f"{spec.name}: {wrong}"
     owners = [("job: name", job.name if job else None), ("service: name", service.name if service else None)]
-    taken: dict[str, str] = {}
+    taken = {spec.name: "the RayCluster"} if with_cluster else {}
     for key, name in owners:
         if name is None:
             continue
         if wrong := syntax.wrong_name(name, syntax.OWNER_NAME):
             yield key, f"{name}: {wrong}; give it another name with --set name=…"
         if name in taken:
-            yield key, f"{name} names the job and the endpoint, whose services would be one: change one of the names"
-        taken[name] = key
+            yield key, f"{name} is the name of {taken[name]} too, and their services would be one: change one of them"
+        taken[name] = "the RayJob" if key.startswith("job") else "the RayService"
 
 
 def _memory(spec: DeploymentSpec) -> Iterator[Mistake]:

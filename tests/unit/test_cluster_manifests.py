@@ -253,6 +253,15 @@ def test_the_command_writes_the_example_with_a_job_and_an_endpoint(tmp_path: Pat
     assert [kind for kind in kinds if kind.startswith("Ray")] == ["RayCluster", "RayJob", "RayService"]
 
 
+def test_files_that_a_job_names_travel_with_it(tmp_path: Path) -> None:
+    spec = {"name": "x", "phase": "pretrain", "model": {"architecture": "llama"}, "data": {"train": "python-stdlib"}}
+    spec["training"] = {"steps": 1, "deepspeed": "./settings.json"}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(spec))
+    (tmp_path / "settings.json").write_text('{"zero_optimization": {"stage": 1}}')
+    (tmp_path / "secrets.json").write_text("{}")
+    assert sorted(job_work.read(tmp_path / "x.yaml", []).files) == ["settings.json", "x.yaml"]
+
+
 def test_specs_of_jobs_and_endpoints_are_read_as_they_are() -> None:
     job = job_work.read(ROOT / "jobs/specs/digits.yaml", ["training.epochs=1"])
     assert job.entrypoint == "python -m jobs.driver digits.yaml --set training.epochs=1"

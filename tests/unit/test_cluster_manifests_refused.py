@@ -184,7 +184,14 @@ def test_an_endpoint_that_could_not_be_served(name: str, tmp_path: Path) -> None
 
 
 def test_a_job_and_an_endpoint_of_one_name(tmp_path: Path) -> None:
-    assert "digits names the job and the endpoint" in refusal(tmp_path, GOOD, JOB, SERVE + "name: digits\n")
+    assert "digits is the name of the RayJob too" in refusal(tmp_path, GOOD, JOB, SERVE + "name: digits\n")
+
+
+def test_a_cluster_and_an_endpoint_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "deployment.yaml").write_text(GOOD)
+    (tmp_path / "serve.yaml").write_text(SERVE + "name: lab\n")
+    with pytest.raises(UserError, match="lab is the name of the RayCluster too"):
+        _manifests(tmp_path / "deployment.yaml", [], (None, []), (tmp_path / "serve.yaml", []), with_cluster=True)
 
 
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
