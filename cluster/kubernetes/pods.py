@@ -85,7 +85,7 @@ def secrets(spec: DeploymentSpec) -> list[Object]:
 
 def resources(cpus: int, memory: str, further: Mapping[str, int] | None = None) -> Object:
     """Return what a container gets: as much as it may use, so that nothing is taken from it later."""
-    amounts: Object = {"cpu": cpus, "memory": memory, **(further or {})}
+    amounts = {"cpu": str(cpus), "memory": memory, **{name: str(count) for name, count in (further or {}).items()}}
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 

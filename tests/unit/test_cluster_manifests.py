@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,17 @@ def test_every_ray_object_passes_kuberays_own_schemas_read_strictly(text: str) -
     for each in made(text):
         if each["apiVersion"] == "ray.io/v1":
             assert crds.findings(each) == []
+
+
+@pytest.mark.skipif(find_spec("kubernetes") is None, reason="kubernetes, the client, is not installed: pip install it")
+@pytest.mark.parametrize("text", SOME)
+def test_everything_else_has_the_fields_of_kubernetes_own_client(text: str) -> None:
+    models = import_module("kubernetes.client")
+    for each in made(text):
+        kinds = [(f"V1{each['kind']}", each)] if each["apiVersion"] != "ray.io/v1" else []
+        for kind, part in [*kinds, *(("V1PodTemplateSpec", pod) for _, pod in shape.templates(each))]:
+            read = getattr(models, kind).from_dict(part)
+            assert models.ApiClient().sanitize_for_serialization(read) == part  # an unknown field would be gone
 
 
 @pytest.mark.skipif(crds.missing() is not None, reason=crds.missing() or "")
