@@ -8,7 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +21,8 @@ from jobs.cli import app as jobs_app
 from serve.cli import app as serve_app
 from tracking.cli import app as tracking_app
 
+_Given = tuple[Path | None, list[str]]
+"""A spec's file and what is changed in it."""
 QUESTION = "def read_text(self, encoding=None, errors=None):"
 
 app = typer.Typer(
@@ -170,6 +174,91 @@ def farewell(endpoint: str) -> str:
     return "\n".join(lines)
 
 
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a key of SPEC.")]
+
+
+@cluster_app.command()
+def manifests(
+    spec: Annotated[Path, typer.Argument(help="The deployment's YAML file.", metavar="SPEC")],
+    job: Annotated[Path | None, typer.Option(help="A job's spec: a RayJob runs it.")] = None,
+    serve: Annotated[Path | None, typer.Option(help="An endpoint's spec: a RayService serves it.")] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="A RayCluster too, beside a job or an endpoint.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder; - prints all.")] = Path("manifests"),
+    set_: Overrides = [],  # noqa: B006 (typer's own way)
+    job_set: Annotated[list[str], typer.Option(help="Change a key of the job's spec.")] = [],  # noqa: B006
+    serve_set: Annotated[list[str], typer.Option(help="Change a key of the endpoint's spec.")] = [],  # noqa: B006
+) -> None:
+    """Write Kubernetes manifests for KubeRay 1.7: a cluster that stays, or one of its own for a job and an endpoint.
+
+    Nothing is sent anywhere: look at the files, then `kubectl apply -f`. A spec that could not work is refused.
+
+    Example: tandem cluster manifests deployment.yaml --job jobs/specs/digits.yaml
+    """
+    from cluster.kubernetes import output as writing
+
+    files, said = _manifests(spec, set_, (job, job_set), (serve, serve_set), with_cluster=cluster)
+    for sentence in said:
+        _note(sentence)
+    if str(output) == "-":
+        typer.echo("".join(files.values()), nl=False)
+        return
+    for path in writing.write(files, output):
+        typer.echo(str(path))
+
+
+def _manifests(
+    path: Path, overrides: list[str], job: _Given, serve: _Given, *, with_cluster: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Put the specs together: the one place that knows those of all folders."""
+    from cluster import specfile
+    from cluster.kubernetes import manifests, rules, syntax
+    from cluster.kubernetes.spec import DeploymentSpec
+    from jobs import work as job_work
+    from serve import work as serve_work
+
+    deployment = specfile.load(path, DeploymentSpec, overrides)
+    jobs = job_work.read(job[0], job[1]) if job[0] else None
+    jobs = replace(jobs, name=syntax.as_name(jobs.name)) if jobs else None
+    service = serve_work.read(serve[0], serve[1]) if serve[0] else None
+    service = replace(service, name=syntax.as_name(service.name)) if service else None
+    files = {"job": job[0], "service": serve[0]}
+    with_cluster = with_cluster or (jobs is None and service is None)
+    if wrong := rules.mistakes(deployment, jobs, service, with_cluster=with_cluster):
+        raise UserError("\n".join(rules.told(each, path, overrides, files) for each in wrong))
+    made = manifests.build(deployment, jobs, service, with_cluster=with_cluster)
+    named = [f"{kind}: called {work.name}" for kind, work in (("RayJob", jobs), ("RayService", service)) if work]
+    return made, [*named, *manifests.told(deployment, jobs, service)]
+
+
+@cluster_app.command()
+def sbatch(
+    spec: Annotated[Path, typer.Argument(help="The allocation's YAML file.", metavar="SPEC")],
+    job: Annotated[Path, typer.Option(help="The job's spec, on a file system that the nodes see.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file; - prints it.")] = Path("-"),
+    set_: Overrides = [],  # noqa: B006 (typer's own way)
+    job_set: Annotated[list[str], typer.Option(help="Change a key of the job's spec.")] = [],  # noqa: B006
+) -> None:
+    """Write a batch script for Slurm: Ray on an allocation and one job, which saves before the limit and goes on.
+
+    Example: tandem cluster sbatch slurm.yaml --job jobs/specs/digits.yaml > digits.sbatch && sbatch digits.sbatch
+    """
+    from cluster import specfile
+    from cluster.kubernetes import output as writing
+    from cluster.slurm import script
+    from cluster.slurm.spec import SlurmSpec
+    from jobs import work as job_work
+
+    allocation, wanted = specfile.load(spec, SlurmSpec, set_), job_work.read(job, job_set)
+    if wrong := list(script.mistakes(allocation, wanted)):
+        raise UserError("\n".join(f"{specfile.place(spec, key, set_)}: `{key}`: {what}" for key, what in wrong))
+    text = script.build(allocation, wanted, job.absolute(), job_set)
+    if str(output) == "-":
+        typer.echo(text, nl=False)
+        return
+    for path in writing.write({output.name: text}, output.parent):
+        typer.echo(str(path))
+
+
 def _submit(example: str) -> tuple[str, str]:
     from jobs import submit
 
@@ -190,7 +279,6 @@ def _follow(example: str, job_id: str) -> dict[str, Any]:
 
 def _examples(folder: str) -> Any:
     import importlib
-    from pathlib import Path
 
     return Path(str(importlib.import_module(folder).__file__)).parent / "specs"
 

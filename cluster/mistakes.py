@@ -92,7 +92,8 @@ def _explain_one(at: Location, detail: Any, model: type[BaseModel], lines: Mappi
     if not at:
         return f"{place}: {message}"
     given = detail.get("input")
-    shown = "" if isinstance(given, dict | list | BaseModel) else f" (given: {_short(redacted(given, str(at[-1])))})"
+    named = next((part for part in reversed(at) if isinstance(part, str)), "")  # of a list's item: the list's key
+    shown = "" if isinstance(given, dict | list | BaseModel) else f" (given: {_short(redacted(given, named))})"
     close = _suggestion(str(given), detail["ctx"]["known"]) if detail["type"] == "unknown_word" else ""
     return f"{place}: `{'.'.join(map(str, at))}`: {message}{shown}{close}"
 

@@ -46,6 +46,13 @@ ENTRIES = (
         "ray.nodes() or the state API tells of draining nodes with their deadlines",
     ),
     Internal(
+        "ray._raylet.GcsClient.get_all_node_info, drain_node",
+        "a pod that is to end announces its node, as `ray drain-node` (hidden) does: jobs save, replicas move away",
+        "work on a pod that Kubernetes takes away is cut off: jobs go back to their last checkpoint, streams go on at "
+        "other replicas as after a crash",
+        "Ray documents `ray drain-node`, or KubeRay announces pods that end",
+    ),
+    Internal(
         "NodeManagerService.PrestartWorkers (ray.core.generated, ray._private.grpc_utils)",
         "to have worker processes started and imported before there is work for them",
         "each group of workers starts in ten seconds instead of one; nothing else",
@@ -98,6 +105,30 @@ def draining_nodes() -> Mapping[str, int]:
 
     draining: Mapping[str, int] = state.get_draining_nodes()
     return draining
+
+
+def alive_nodes(address: str) -> dict[str, str]:
+    """Return the living nodes of the cluster whose GCS is at `address`: id (hexadecimal) → IP address."""
+    from ray.core.generated import gcs_pb2
+
+    found = _gcs_client(address).get_all_node_info(timeout=RPC_TIMEOUT_S)
+    alive = gcs_pb2.GcsNodeInfo.ALIVE
+    return {node_id.hex(): info.node_manager_address for node_id, info in found.items() if info.state == alive}
+
+
+def drain(address: str, node_id: str, why: str, deadline_ms: int) -> str | None:
+    """Announce that a node will be taken away at `deadline_ms` (since the epoch); return why that was refused."""
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, refusal = _gcs_client(address).drain_node(node_id, preemption, why, deadline_ms)
+    return None if accepted else str(refusal)
+
+
+def _gcs_client(address: str) -> Any:
+    from ray._raylet import GcsClient
+
+    return GcsClient(address=address)
 
 
 def prestart_workers(

@@ -53,10 +53,13 @@ after 0.2, 0.4, 0.8, 1.6 and 3.2 s, so that a link mended in the sixth second is
 `ray-cluster.yaml` and the Kubernetes manifests have the same values; their tests compare.
 """
 
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""How long Ray waits for a job that it has asked to stop, in seconds."""
+
 HEAD_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # `jobs stop` must leave time to write a checkpoint; Ray's default is 3 s.
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    STOP_WAIT: "60",
     **HEALTH_CHECK,
     # Jobs start their own processes ahead (prestart.py); those that Ray starts by itself nobody would use.
     "RAY_prestart_worker_first_driver": "0",

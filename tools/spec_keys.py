@@ -1,4 +1,4 @@
-"""Write docs/keys.md, every key of both specs with type, default and help: python tools/spec_keys.py [--check]
+"""Write docs/keys.md, every key of every spec with type, default and help: python tools/spec_keys.py [--check]
 
 The page is made from the pydantic models alone. `--check` writes nothing and exits with 1 if the page is stale; so does
 a key without help, which is the docstring below the key, or for a section that of its class.
@@ -188,6 +188,8 @@ def _cell(text: str) -> str:
 
 def chapters() -> dict[str, list[Section]]:
     """Return the sections of the page, by chapter."""
+    from cluster.kubernetes.spec import DeploymentSpec
+    from cluster.slurm.spec import SlurmSpec
     from jobs.spec import JobSpec
     from jobs.tasks import TASKS, get
     from serve.engines.table import ENGINES
@@ -203,6 +205,8 @@ def chapters() -> dict[str, list[Section]]:
         **options,
         "Endpoints: `tandem serve up SPEC`": sections(ServeSpec),
         **engines,
+        "Kubernetes: `tandem cluster manifests SPEC`": sections(DeploymentSpec),
+        "Slurm: `tandem cluster sbatch SPEC`": sections(SlurmSpec),
     }
 
 

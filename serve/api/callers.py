@@ -15,7 +15,9 @@ from serve.front import exchange
 from serve.keys.limits import Limits
 from serve.page import serving
 
-OPEN_PATHS = ("/health", *serving.PATHS)
+HEALTHZ = "/-/healthz"
+"""What Ray Serve's proxies answer, and KubeRay asks: whether this gateway takes requests."""
+OPEN_PATHS = ("/health", HEALTHZ, *serving.PATHS)
 """What needs no key: what a load balancer or kubelet asks, and static files, which hold no data.
 
 Compared with the path that is routed, never with a URL.

@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -44,6 +44,7 @@ def build(find: Find) -> FastAPI:
     _add_inference(app, find)
     _add_status(app, find)
     _add_document(app)
+    _add_healthz(app)
     _add_page(app)
     _add_error_handlers(app)
     app.add_middleware(callers.KeysRequired, doorkeeper=lambda: find().doorkeeper, answer=_shaped)
@@ -199,6 +200,14 @@ def _add_document(app: FastAPI) -> None:
     @_reading(app)("/openapi.json")
     async def openapi() -> dict[str, Any]:
         return made()
+
+
+def _add_healthz(app: FastAPI) -> None:
+    async def healthz(request: Request) -> Response:
+        exchange.current().template = callers.HEALTHZ
+        return PlainTextResponse("success")
+
+    app.add_route(callers.HEALTHZ, healthz, methods=["GET", "HEAD"])  # for KubeRay: no part of the API
 
 
 def _add_page(app: FastAPI) -> None:

@@ -21,13 +21,12 @@ from serve.deploy.model_replica import ModelDeployment
 from serve.deploy.names import ENGINE, GATEWAY, model_app
 from serve.deploy.own_code import OwnCode
 from serve.deploy.plan import ServedModel
+from serve.deploy.times import LEAVE_S
 from serve.deploy.where import Address
 from serve.front.limits import Limits
 from serve.keys import place
 from serve.spec import ServeSpec
 
-LEAVE_S = 5.0
-"""What a replica has beyond `drain_s` to give its requests back and to stop its engine, before Serve ends it."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 2.5
 """Serve ends a replica after three checks in a row without an answer: within 12 s, and a busy one has 7 s."""
 

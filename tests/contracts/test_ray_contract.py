@@ -56,6 +56,17 @@ def _draining() -> None:
     assert "Dict[str, int]" in str(type(state).get_draining_nodes.__annotations__["return"])
 
 
+@CALLS.check("ray._raylet.GcsClient.get_all_node_info, drain_node")
+def _drain() -> None:
+    from ray._raylet import InnerGcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    has_attributes(InnerGcsClient, "get_all_node_info", "drain_node")  # what GcsClient hands on to
+    assert "DRAIN_NODE_REASON_PREEMPTION" in set(DrainNodeReason.keys())
+    assert GcsNodeInfo.ALIVE == 0
+
+
 @CALLS.check("NodeManagerService.PrestartWorkers (ray.core.generated, ray._private.grpc_utils)")
 def _prestart() -> None:
     from ray._private.grpc_utils import init_grpc_channel

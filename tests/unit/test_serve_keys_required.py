@@ -89,7 +89,7 @@ def test_every_route_but_health_and_static_files_asks_for_a_key(with_keys) -> No
         for method, path in paths:
             for other in ({}, {"host": "x/health?"}):
                 answer = await endpoint.client.request(method, path.replace("{name}", "tiny"), headers=other)
-                assert (answer.status_code == 401) == (path not in ("/health", "/")), (method, path)
+                assert (answer.status_code == 401) == (path not in ("/health", "/-/healthz", "/")), (method, path)
         for path in ("/nothing", "/page/nothing.js", "/page/app.js/x", "/page"):
             assert (await endpoint.client.get(path)).status_code == 401
         assert (await endpoint.client.get("/page/app.js")).status_code == 200
