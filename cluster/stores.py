@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster import pyarrow_internals
+
 PATIENCE_S = 90.0
 """So long a store is asked again where nobody waits at a terminal: an outage of a minute is outlasted."""
 ATTEMPTS = 3
@@ -39,16 +41,10 @@ def opened(place: str) -> tuple[Any, str]:
 
     if "://" in place:
         files, base = fs.FileSystem.from_uri(place)
-        return (_bounded(files) if files.type_name == "s3" else files), base
+        if files.type_name == "s3":
+            files = pyarrow_internals.with_timeouts(files, CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
+        return files, base
     return fs.LocalFileSystem(), str(Path(place).absolute())
-
-
-def _bounded(files: Any) -> Any:
-    """Return an S3 file system that waits as long as is said above: a URI cannot say it, its copy can."""
-    rebuild, (options, *rest) = files.__reduce__()[:2]
-    assert "connect_timeout" in options
-    bounds = {"connect_timeout": CONNECT_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S}
-    return rebuild({**options, **bounds}, *rest)
 
 
 def shown(place: str) -> str:
