@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster import stores
-from jobs import lease, store_lease
+from jobs import lease, lease_objects, store_lease
 from jobs.checkpoint.store import Store
 from jobs.lease import RunIsOwned
 from tests.support import faulty_proxy, moto_server
@@ -154,7 +154,7 @@ def test_one_that_is_stopped_for_long_on_this_machine_keeps_its_run_and_a_killed
 
 def _owner(store: Store) -> lease.Owner:
     (claim,) = [name for name in store.files("runs/run-1/lease") if name.startswith("claim")]
-    return store_lease.lease_contest.owner_of(store.read(f"runs/run-1/lease/{claim}"))
+    return lease_objects.owner_of(store.read(f"runs/run-1/lease/{claim}"))
 
 
 def test_signs_of_life_keep_a_run_however_long_others_watch(start, uri):
