@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster import pyarrow_internals
+
 PATIENCE_S = 90.0
 """So long a store is asked again where nobody waits at a terminal: an outage of a minute is outlasted."""
 ATTEMPTS = 3
@@ -22,7 +24,7 @@ Result = TypeVar("Result")
 _FOR_GOOD = re.compile(
     # S3, as its client says it; GCS; Azure
     r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET"
-    r"|MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|INVALID_SIGNATURE)|HTTP status 40[1345]\b"
+    r"|MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|INVALID_SIGNATURE)|HTTP status (301|40[01345])\b"
     r"|PERMISSION_DENIED|UNAUTHENTICATED"
     r"|AuthenticationFailed|AuthorizationFailure|AuthorizationPermissionMismatch|ContainerNotFound"
 )
@@ -39,16 +41,10 @@ def opened(place: str) -> tuple[Any, str]:
 
     if "://" in place:
         files, base = fs.FileSystem.from_uri(place)
-        return (_bounded(files) if files.type_name == "s3" else files), base
+        if files.type_name == "s3":
+            files = pyarrow_internals.with_timeouts(files, CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
+        return files, base
     return fs.LocalFileSystem(), str(Path(place).absolute())
-
-
-def _bounded(files: Any) -> Any:
-    """Return an S3 file system that waits as long as is said above: a URI cannot say it, its copy can."""
-    rebuild, (options, *rest) = files.__reduce__()[:2]
-    assert "connect_timeout" in options
-    bounds = {"connect_timeout": CONNECT_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S}
-    return rebuild({**options, **bounds}, *rest)
 
 
 def shown(place: str) -> str:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from cluster import stores
-from jobs import lease, lease_contest, progress
+from jobs import lease, lease_contest, lease_objects, progress
 from jobs.checkpoint.store import Store
 from jobs.lease import Held, Owner, RunIsOwned
 from jobs.lease_contest import List, Now, Owned, Read, Remove, Standing, Step, Steps, Timing, Wait, Won, World, Write
@@ -65,7 +65,7 @@ class StoreLease(Held):
 
     def _write(self, owner: Owner) -> None:
         self._beats += 1
-        self._store.write(f"{_folder(self._run)}/{self._claim}", [lease_contest.content(owner, self._beats)])
+        self._store.write(f"{_folder(self._run)}/{self._claim}", [lease_objects.content(owner, self._beats)])
 
     def _failed(self, error: Exception) -> None:
         silent_s = time.monotonic() - self._shown_at
@@ -116,7 +116,7 @@ def newest(store: Store, run: str) -> int:
     Raises:
         OSError: the store does not answer.
     """
-    return lease_contest.newest(lease_contest.parsed(store.files(_folder(run))))
+    return lease_objects.newest(lease_objects.parsed(store.files(_folder(run))))
 
 
 def standing(owner: Owner) -> Standing:

@@ -17,6 +17,7 @@ from cluster.internals import Internal
 from tests.contracts import (
     test_deepspeed_contract,
     test_mlflow_contract,
+    test_pyarrow_contract,
     test_ray_contract,
     test_ray_serve_contract,
     test_ray_train_contract,
@@ -65,6 +66,7 @@ CONTRACTS = (
     test_ray_serve_contract.SERVE,
     test_deepspeed_contract.DEEPSPEED,
     test_mlflow_contract.MLFLOW,
+    test_pyarrow_contract.PYARROW,
     test_torch_contract.CUDA,
     test_torch_contract.JOBS,
     test_torch_contract.TASKS,

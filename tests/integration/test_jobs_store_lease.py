@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import lease, store_lease
+from cluster import stores
+from jobs import lease, lease_objects, store_lease
 from jobs.checkpoint.store import Store
 from jobs.lease import RunIsOwned
-from tests.support import moto_server
+from tests.support import faulty_proxy, moto_server
 from tests.support.moto_server import MotoServer
 from tests.support.waiting import wait_for
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 BEAT_S, STALE_S = 0.3, 3.0
 OWNER = """
 import os, sys, time
+from cluster import stores
 from jobs import lease, store_lease
 from jobs.checkpoint.store import Store
 uri, job, host, seconds, beat_s, stale_s = sys.argv[1:]
@@ -152,7 +154,7 @@ def test_one_that_is_stopped_for_long_on_this_machine_keeps_its_run_and_a_killed
 
 def _owner(store: Store) -> lease.Owner:
     (claim,) = [name for name in store.files("runs/run-1/lease") if name.startswith("claim")]
-    return store_lease.lease_contest.owner_of(store.read(f"runs/run-1/lease/{claim}"))
+    return lease_objects.owner_of(store.read(f"runs/run-1/lease/{claim}"))
 
 
 def test_signs_of_life_keep_a_run_however_long_others_watch(start, uri):
@@ -190,3 +192,43 @@ def test_an_owner_whose_run_was_taken_is_told_and_one_that_has_let_go_beats_no_m
     assert b'"released": true' in said
     time.sleep(0.2)
     assert store.read(f"runs/run-1/lease/{claim}") == said
+
+
+def test_a_store_that_was_away_for_longer_than_any_silence_takes_the_run_from_nobody(server, uri, monkeypatch, capsys):
+    monkeypatch.setattr(stores, "LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr(lease, "this_host", lambda: "machine-a")
+    with faulty_proxy.before(server.port) as proxy:
+        behind = Store(
+            uri.replace(f":{server.port}?", f":{proxy.port}?").replace(f":{server.port}&", f":{proxy.port}&")
+        )
+        lost = threading.Event()
+        held = store_lease.take(behind, "run-1", "job-1", beat_s=BEAT_S, stale_s=STALE_S)
+        with held.kept(lost.set):
+            monkeypatch.setattr(lease, "this_host", lambda: "machine-b")
+            ended: list[str] = []
+            contender = threading.Thread(target=lambda: ended.append(_refusal(behind)))
+            with proxy.gone():
+                contender.start()
+                time.sleep(STALE_S + 1)
+            contender.join(60)
+            assert ended[0].startswith("job job-1 works on the run run-1 since "), ended
+            assert held.held()
+            assert not lost.is_set()
+    assert store_lease.newest(Store(uri), "run-1") == 1
+
+
+def _refusal(store: Store) -> str:
+    try:
+        return f"took {store_lease.take(store, 'run-1', 'job-2', beat_s=BEAT_S, stale_s=STALE_S).number}"
+    except RunIsOwned as error:
+        return str(error)
+
+
+def test_pyarrow_still_asks_no_store_to_write_only_what_is_not_there(server):
+    """Else a run could be taken as in a folder, by creating the next number."""
+    client, name = server.client(), "bucket/conditional"
+    for content, metadata in ((b"first", None), (b"second", {"If-None-Match": "*"})):
+        with client.open_output_stream(name, metadata=metadata) as stream:
+            stream.write(content)
+    with client.open_input_stream(name) as stream:
+        assert stream.read() == b"second"

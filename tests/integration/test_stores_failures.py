@@ -81,7 +81,7 @@ CALLS: dict[str, tuple[Callable[[Store], object], object]] = {
 def failing(proxy: Proxy, how: str) -> None:
     """Let the next requests fail."""
     if how == "busy":
-        proxy.busy = 7
+        proxy.busy = 4
     elif how == "busy now and then":
         proxy.busy_share = 0.3
     elif how == "answers cut":
@@ -129,7 +129,7 @@ def test_what_goes_on_failing_is_given_up_and_named_and_leaves_nothing_behind(st
 
 
 def test_an_outage_is_said_once_and_so_is_its_end(store, proxy, capsys):
-    proxy.busy = 9
+    proxy.busy = 7
     assert store.files("there") == ["large", "small"]
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2, said

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from jobs import lease_contest
+from jobs import lease_contest, lease_objects
 from jobs.lease import Owner
 from jobs.lease_contest import List, Now, Owned, Read, Remove, Standing, Step, Steps, Timing, Wait, Won, World, Write
 
@@ -138,12 +138,12 @@ class Simulation:
         owner = Owner(one.host, self.contenders.index(one) + 1, 0.0, one.name, "now")
         for beat in range(one.beats_left):
             yield Wait(self.timing.beat_s)
-            if lease_contest.newest(lease_contest.parsed((yield List()))) != won.claim.number:
+            if lease_objects.newest(lease_objects.parsed((yield List()))) != won.claim.number:
                 return "lost"
-            yield Write(str(won.claim), lease_contest.content(owner, won.beats + beat + 1))
+            yield Write(str(won.claim), lease_objects.content(owner, won.beats + beat + 1))
         one.state = "lets go"
         released = Owner(**{**vars(owner), "released": True})
-        yield Write(str(won.claim), lease_contest.content(released, won.beats + one.beats_left + 1))
+        yield Write(str(won.claim), lease_objects.content(released, won.beats + one.beats_left + 1))
         return "released"
 
     # -- what must never be ------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Simulation:
         return max(later - earlier for earlier, later in pairwise(times))
 
     def _watch_numbers(self) -> None:
-        found = lease_contest.newest(lease_contest.parsed(self.objects))
+        found = lease_objects.newest(lease_objects.parsed(self.objects))
         self._held.add(found)
         if found < self._highest:
             self.violations.append(f"the number fell from {self._highest} to {found}")
