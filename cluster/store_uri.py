@@ -42,8 +42,7 @@ def checked(uri: str, what: str = "") -> str:
     """
     said = f"{what}: {stores.shown(uri)}" if what else stores.shown(uri)
     parts = urlsplit(uri)
-    user, mark, _ = parts.netloc.rpartition("@")
-    if mark and (not parts.scheme.lower().startswith("abfs") or ":" in user):
+    if _may_be_secret(parts.scheme.lower(), parts.netloc):
         raise UserError(
             f"{said}: the URI has a user's name or a password in it, and would be kept where others read it: leave "
             "them out; the store's credentials come from the environment"
@@ -58,6 +57,13 @@ def checked(uri: str, what: str = "") -> str:
     if not path or parts.fragment or "#" in uri or {"", ".", ".."} & set(unquote(path).split("/")[1:]):
         raise UserError(f"{said} names no folder of a store: write s3://bucket/folder, without .., // and #")
     return f"{parts.scheme.lower()}://{parts.netloc}{path}{f'?{parts.query}' if parts.query else ''}"
+
+
+def _may_be_secret(scheme: str, host: str) -> bool:
+    """Say whether what stands before a host's @ is more than a container's name, or that nobody asks for a password."""
+    user, mark, _ = host.rpartition("@")
+    harmless = (scheme.startswith("abfs") and ":" not in user) or (scheme in ("gs", "gcs") and user == "anonymous")
+    return bool(mark) and not harmless
 
 
 def split(uri: str) -> tuple[str, str]:

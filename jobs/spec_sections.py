@@ -79,7 +79,7 @@ class ModelSpec(Strict):
     config: dict[str, Any] = Field(default_factory=dict)
     """Entries of the transformers config; what is left out keeps the architecture's default."""
     source: Text | None = Field(None, alias="from")
-    """Weights to start from: models:/name@alias, models:/name/3, a directory, or a hub id."""
+    """Weights to start from: models:/name@alias, models:/name/3, a directory, one in a store (s3://…), or a hub id."""
     lora: LoraSpec | None = None
     export: Text | None = None
     """Where the trained weights go, if not to the job's own folder: any URI that pyarrow knows (s3://, gs://, hdfs://),

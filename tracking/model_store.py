@@ -133,9 +133,11 @@ def verify(uri: str, digest: str) -> Path:
         UserError: one is missing or another one.
     """
     there = Folder(store_uri.checked(uri))
-    for name, file in _read(there, digest).files.items():
+    for name, file in _read(there, digest).here.items():
         there.check(name, file, there.digest(name))
-    return fetched(uri, digest)
+    folder = fetched(uri, digest)
+    stored_weights.verify(folder)
+    return folder
 
 
 def _read(there: Folder, digest: str | None) -> StoredFolder:

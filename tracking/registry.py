@@ -206,8 +206,9 @@ def promote(name: str, version: int, alias: str, tracking_uri: str | None = None
     found = _version(client, name, version)
     if found.stored is not None:
         _verify(model_store.verify(*found.stored))
-    elif found.source.startswith(f"{_SCHEME}:"):
+    elif found.source.startswith(f"{_SCHEME}:") and (found.directory / FILE_NAME).exists():
         _verify(found.directory)
+        stored_weights.verify(found.directory)
     ask(client, lambda: client.set_registered_model_alias(name, alias, str(version)))
     return _version(client, name, version)
 
@@ -234,11 +235,10 @@ def _registration_key(place: str, run_id: str | None) -> str:
 
 
 def _verify(directory: Path) -> None:
-    """Read a model's files, and the base's where it is adapters alone; those in a store too."""
+    """Read a model's files on this machine, and the base's where it is adapters alone."""
     if (directory / FILE_NAME).exists():
         read(directory, verify=True)
         model_folder.check_base(directory)
-        stored_weights.verify(directory)
 
 
 def _ensure_model(client: Any, name: str) -> None:

@@ -103,7 +103,7 @@ def test_an_alias_moves_to_no_damaged_version(server: MotoServer, model: Path) -
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     damage(server, f"{PLACE}/model.safetensors", bytes(weights))
-    with pytest.raises(TrackingError, match=r"s3://bucket/runs/x/model/model.safetensors is not what was put there"):
+    with pytest.raises(UserError, match=r"s3://bucket/runs/x/model/model.safetensors is not what was exported"):
         registry.promote("rotten", version.version, "champion")
     assert registry.find_version(version.uri).aliases == ()
 

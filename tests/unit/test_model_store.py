@@ -168,7 +168,7 @@ def test_a_missing_file_and_damaged_weights_are_named(model: Path, server: S3Ser
     folder = model_store.fetched(uri)
     with pytest.raises(UserError, match=r"s3://bucket/runs/x/model/model.safetensors is not what was exported"):
         weights_cache.local(folder)
-    with pytest.raises(UserError, match=r"s3://bucket/runs/x/model/model.safetensors is not what was put there"):
+    with pytest.raises(UserError, match=r"s3://bucket/runs/x/model/model.safetensors is not what was exported"):
         model_store.verify(uri, digest)
     shutil.rmtree(folder)
     del server.objects[f"{PLACE}/config.json"]

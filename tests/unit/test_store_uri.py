@@ -34,6 +34,7 @@ def test_stores_are_told_from_paths_versions_and_hub_ids(place: str, expected: b
         (OTHER, OTHER),
         ("S3://bucket/a/model/", "s3://bucket/a/model"),
         ("gs://bucket/m", "gs://bucket/m"),
+        ("gs://anonymous@bucket/m", "gs://anonymous@bucket/m"),
         ("abfs://container@account.dfs.core.windows.net/m", "abfs://container@account.dfs.core.windows.net/m"),
         ("s3://bucket/a%20b/m", "s3://bucket/a%20b/m"),
     ],
@@ -47,6 +48,7 @@ def test_where_a_store_is_stays(uri: str, kept: str) -> None:
     [
         "s3://key:hushhush@bucket/m",
         "s3://hushhush@bucket/m",
+        "gs://anonymous:hushhush@bucket/m",
         "abfs://container:hushhush@account.dfs.core.windows.net/m",
         "abfs://c@a.dfs.core.windows.net/m?client_secret=hushhush",
         "s3://bucket/m?X-Amz-Signature=hushhush",
