@@ -185,8 +185,10 @@ def manifests(
     cluster: Annotated[bool, typer.Option("--cluster", help="A RayCluster too, beside a job or an endpoint.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder; - prints all.")] = Path("manifests"),
     set_: Overrides = [],  # noqa: B006 (typer's own way)
-    job_set: Annotated[list[str], typer.Option(help="Change a key of the job's spec.")] = [],  # noqa: B006
-    serve_set: Annotated[list[str], typer.Option(help="Change a key of the endpoint's spec.")] = [],  # noqa: B006
+    job_set: Annotated[list[str], typer.Option(metavar="KEY.PATH=VALUE", help="Change a key of the job's spec.")] = [],  # noqa: B006
+    serve_set: Annotated[
+        list[str], typer.Option(metavar="KEY.PATH=VALUE", help="Change a key of the endpoint's spec.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Write Kubernetes manifests for KubeRay 1.7: a cluster that stays, or one of its own for a job and an endpoint.
 
@@ -236,7 +238,7 @@ def sbatch(
     job: Annotated[Path, typer.Option(help="The job's spec, on a file system that the nodes see.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A file; - prints it.")] = Path("-"),
     set_: Overrides = [],  # noqa: B006 (typer's own way)
-    job_set: Annotated[list[str], typer.Option(help="Change a key of the job's spec.")] = [],  # noqa: B006
+    job_set: Annotated[list[str], typer.Option(metavar="KEY.PATH=VALUE", help="Change a key of the job's spec.")] = [],  # noqa: B006
 ) -> None:
     """Write a batch script for Slurm: Ray on an allocation and one job, which saves before the limit and goes on.
 

@@ -75,25 +75,12 @@ start_workers() {
     steps+=("$!")
 }
 
-nodes_there() {
-    python -m tandem cluster status --json 2> /dev/null |
-        python -c 'import json, sys; print(sum(node["alive"] for node in json.load(sys.stdin)["nodes"]))' 2> /dev/null ||
-        echo 0
-}
-
 # A job looks once whether it fits: it is sent when all nodes are there.
 wait_for_nodes() {
-    local there=0
-    SECONDS=0
-    while there=$(nodes_there) && [ "$there" -lt "$SLURM_JOB_NUM_NODES" ]; do
-        if [ "$SECONDS" -gt "$start_timeout_s" ]; then
-            echo "$there of $SLURM_JOB_NUM_NODES nodes are there after $SECONDS s; see $folder/head.log and workers.log"
-            exit 1
-        fi
-        [ "$asked_to_save" = no ] || return 0
-        sleep 2
-    done
-    echo "$(date +%T) Ray on $there nodes, head $RAY_ADDRESS"
+    if ! python -m cluster.slurm.wait --nodes "$SLURM_JOB_NUM_NODES" --seconds "$start_timeout_s"; then
+        echo "see $folder/head.log and workers.log"
+        exit 1
+    fi
 }
 
 start_head

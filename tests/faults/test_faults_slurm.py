@@ -21,7 +21,7 @@ from tests.support import slurm
 from tests.support.fault_runs import SPEC, steps_of, wait_for
 from tests.support.mlflow_server import REPOSITORY, MlflowServer
 
-STEPS = 150
+STEPS = 100
 PACED = "pace:rank=0:step=1"
 
 
@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
 
 def test_it_saves_before_the_limit_and_goes_on_in_the_next_allocation(shared: Path, tmp_path: Path) -> None:
     job = {**SPEC, "name": "queued", "checkpoint": {"every_steps": 100_000}}
-    job["training"] = {**job["training"], "steps": STEPS}
+    job["training"] = {**job["training"], "steps": STEPS, "deepspeed": {"zero_stage": 1}}
     (tmp_path / "queued.yaml").write_text(yaml.safe_dump(job))
     queue, log = slurm.Slurm(tmp_path, 4_000_000 + os.getpid() % 4000, nodes=2), tmp_path / "log"
     mlflow = MlflowServer(tmp_path / "mlflow")
