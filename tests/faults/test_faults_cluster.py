@@ -92,7 +92,7 @@ def test_a_raylet_dies_and_its_node_joins_again_by_itself(steady, storage, tmp_p
     _wait_for(lambda: _steps(storage, "rejoined", workers=3) > 20, "three workers")
     before = {node.node_id for node in topology.nodes() if node.alive}
     cluster = record.read()
-    number = max(n for n in range(1, len(cluster.raylets) + 1) if _kept(cluster, n).state == "up")
+    number = next(n for n in range(1, len(cluster.raylets) + 1) if _kept(cluster, n).lives)
     raylet = psutil.Process(_kept(cluster, number).raylet)
     workers = forked_for(raylet)
     raylet.kill()
