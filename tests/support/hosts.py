@@ -213,11 +213,13 @@ class Hosts(Sequence[Host]):
     def down(self) -> None:
         """End every host with all that runs in it."""
         for process in self._processes:
-            for child in _children(process):
+            below = _children(process)
+            for child in below:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
-            process.kill()
-            process.wait()
+            if not below:
+                process.kill()
+            process.wait()  # `unshare` ends once its child has
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     stream.close()
