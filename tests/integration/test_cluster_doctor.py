@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from cluster import daemons, home
+from cluster.doctor import mlflow_probe
+from tests.support.mlflow_server import MlflowServer
 from tests.support.own_cluster import own_cluster
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,22 @@ def test_an_mlflow_that_is_not_there_is_an_error() -> None:
     (finding,) = [one for one in said(done)["findings"] if one["kind"] == "mlflow"]
     assert done.returncode == 1
     assert finding["severity"] == "error"
+
+
+@pytest.mark.parametrize(("allowed", "status"), [("other.example", 403), ("", 200)])
+def test_mlflows_host_check_is_met_as_a_job_would_meet_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: str, status: int
+) -> None:
+    if allowed:
+        monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", allowed)
+    server = MlflowServer(tmp_path).start()
+    try:
+        answer = mlflow_probe.asked({"MLFLOW_TRACKING_URI": server.url})
+    finally:
+        server.kill()
+    assert answer.status == status
+    assert ("Invalid Host header" in answer.text) == bool(allowed)
+    assert mlflow_probe.asked({"MLFLOW_TRACKING_URI": server.url}).status == 0, "it has ended"
 
 
 def test_without_a_cluster_it_could_not_look(tmp_path: Path) -> None:
