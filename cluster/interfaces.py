@@ -71,10 +71,13 @@ def set_for(choice: Choice, environment: MutableMapping[str, str]) -> dict[str, 
 
 
 def here() -> list[Interface]:
-    """List this machine's interfaces."""
+    """List this machine's interfaces; none where the system does not tell: then nothing is set."""
     import psutil
 
-    states = psutil.net_if_stats()
+    try:
+        states, addresses = psutil.net_if_stats(), psutil.net_if_addrs()
+    except OSError:
+        return []
     return [
         Interface(
             name,
@@ -82,7 +85,7 @@ def here() -> list[Interface]:
             name in states and states[name].isup,
             states[name].speed if name in states else 0,
         )
-        for name, entries in psutil.net_if_addrs().items()
+        for name, entries in addresses.items()
     ]
 
 

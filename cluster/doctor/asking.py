@@ -30,6 +30,8 @@ class Probes:
 
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.errors: dict[str, str] = {}
+        self.where: dict[str, tuple[str, int]] = {}
+        """Address and port of their listeners, once they have said it."""
         self._here = here
         self._probes: dict[str, Any] = {}
         # No hook of the job's: its processes import what workers need, and these need nothing of that.

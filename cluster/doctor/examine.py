@@ -73,7 +73,7 @@ def first_facts(
         tries: how often a port that is not reached is tried.
     """
     said = probes.ask("first_look", timeout_s=timeout_s)
-    peers = {node_id: (facts.address, port) for node_id, (facts, port) in said.items()}
+    peers = probes.where = {node_id: (facts.address, port) for node_id, (facts, port) in said.items()}
     others = {one: ({other: at for other, at in peers.items() if other != one}, tries) for one in peers}
     reached = probes.ask_each("reach", others)
     clocks = {node_id: _clock(*at, probes.secret) for node_id, at in peers.items()}
@@ -122,8 +122,7 @@ def _storage(probes: Probes, place: str, is_default: bool) -> Storage:
 
 def _measured(facts: Facts, probes: Probes, progress: Progress) -> Facts:
     """Measure the links' bandwidth, those that look slow once more, and a sum over all nodes."""
-    at = {node_id: port for node_id, (_, port) in probes.ask("first_look").items()}
-    where = {node.node_id: (node.address, at[node.node_id]) for node in facts.nodes if node.node_id in at}
+    where = {node_id: probes.where[node_id] for node_id in probes.answering}
     unreached = {(node.node_id, other) for node in facts.nodes for other in node.unreached}
     rounds, left_out = tournament.sampled(list(where))
     speeds: dict[tuple[str, str], float] = {}

@@ -1,16 +1,13 @@
 """Whether MLflow answers to a node under the address by which a job there would look for it.
 
-By plain HTTP: MLflow's client retries for minutes, and its server's `/health` answers to any Host header, while its API
-refuses those that it was not told.
+Without MLflow's client, which retries for minutes, but with the library by which it asks: proxies, certificates and
+logins are a job's. MLflow's server answers `/health` to any Host header, while its API refuses those it was not told.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
+from typing import Any
 
 from cluster.doctor.facts import Answer
 from cluster.stores import shown
@@ -36,25 +33,29 @@ def asked(environment: Mapping[str, str]) -> Answer:
 
 
 def _get(where: str, path: str, body: dict[str, int] | None, environment: Mapping[str, str]) -> Answer:
-    headers = {"Content-Type": "application/json", **_login(environment)}
-    content = None if body is None else json.dumps(body).encode()
-    direct = [urllib.request.ProxyHandler({})] if "://127." in where else []
+    import requests
+
+    method = "GET" if body is None else "POST"
     try:
-        opener = urllib.request.build_opener(*direct)
-        with opener.open(urllib.request.Request(where + path, content, headers), timeout=TIMEOUT_S) as response:
-            return Answer(shown(where), response.status, "")
-    except urllib.error.HTTPError as error:
-        return Answer(shown(where), error.code, error.read(200).decode(errors="replace").strip())
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return Answer(shown(where), 0, str(reason))
+        response = requests.request(method, where + path, json=body, timeout=TIMEOUT_S, **_login(environment))
+    except (requests.RequestException, ValueError) as error:
+        return Answer(shown(where), 0, _reason(error))
+    return Answer(shown(where), response.status_code, "" if response.ok else response.text[:200].strip())
 
 
-def _login(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the header by which MLflow's own client would log in."""
+def _login(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return by what MLflow's own client would log in, as `requests` takes it."""
+    verified: dict[str, Any] = {"verify": environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() != "true"}
     if token := environment.get("MLFLOW_TRACKING_TOKEN"):
-        return {"Authorization": f"Bearer {token}"}
+        return {**verified, "headers": {"Authorization": f"Bearer {token}"}}
     if user := environment.get("MLFLOW_TRACKING_USERNAME"):
-        pair = f"{user}:{environment.get('MLFLOW_TRACKING_PASSWORD', '')}"
-        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-    return {}
+        return {**verified, "auth": (user, environment.get("MLFLOW_TRACKING_PASSWORD", ""))}
+    return verified
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost of an error's reasons: the others are of the library's own making, and name the URL."""
+    inner = getattr(error, "reason", None) or next((one for one in error.args if isinstance(one, BaseException)), None)
+    if isinstance(inner, BaseException):
+        return _reason(inner)
+    return str(error) if inner is None else str(inner)

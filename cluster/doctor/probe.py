@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,17 @@ class Probe:
 
     def reach(self, peers: Peers, tries: int) -> dict[str, float | str]:
         """Return, by node id, the round trip to the listeners of other nodes in seconds, or why there is none."""
-        found: dict[str, float | str] = {}
-        for node_id, (address, port) in peers.items():
+
+        def trip(address: str, port: int) -> float | str:
             for _ in range(tries):
                 try:
-                    found[node_id] = wire.asked(address, port, self._secret)[0]
-                    break
+                    return wire.asked(address, port, self._secret)[0]
                 except OSError as error:
-                    found[node_id] = _said(error)
-        return found
+                    reason = _said(error)
+            return reason
+
+        with ThreadPoolExecutor(16) as pool:  # each that is not reached takes seconds to tell
+            return dict(zip(peers, pool.map(lambda peer: trip(*peer), peers.values()), strict=True))
 
     def send(self, address: str, port: int) -> float:
         """Return the bytes a second that reach a listener from here.
