@@ -6,7 +6,8 @@ The hosts are namespaces of this machine (tests/support/hosts.py), the store is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.support import hosts, hosts_store
 from tests.support.fault_runs import SPEC
 from tests.support.hosts_store import Job, Site
+from tracking import outbox
 
 STEPS = 40
 
@@ -64,17 +66,29 @@ def test_a_run_over_an_object_store_needs_no_shared_folder(site: Site, whole: Jo
     assert not list(site.hosts[1].path("/root/home/stores").glob("*/runs/*/*.safetensors"))
 
 
-def test_a_run_goes_on_where_nothing_of_it_is_on_any_disk(site: Site, whole: Job) -> None:
-    """The driver and its node's files are lost; another home stands for other machines."""
-    begun = site.follow(spec(site, "moved"))
-    begun.until_step(15)
-    site.tandem("jobs", "stop", begun.name)
-    stopped = begun.end()
-    assert stopped.code == 1
-    assert json.loads(site.read(f"runs/{stopped.run}/status.json")) == {"status": "KILLED"}
+def test_a_run_goes_on_elsewhere_when_its_driver_was_killed_and_nothing_of_it_is_on_a_disk(
+    site: Site, whole: Job
+) -> None:
+    """Another home stands for other machines: what they have of the run is what is stored."""
+    begun = site.follow(spec(site, "moved"), fault=";".join(["pace:rank=0:step=12:phase=step"] * 5))
+    begun.until_step(14)
+    (owner,) = site.hosts[0].path("/root/home/stores").glob(f"*/runs/moved-*/spool/{outbox.OWNER}")
+    site.hosts[0].run("kill", "-9", str(json.loads(owner.read_text())["pid"]))
+    killed = begun.end()
+    assert killed.code == 1
+    run = owner.parents[1].name
+    wait_until(lambda: json.loads(site.read(f"runs/{run}/status.json")) == {"status": "FAILED"})
     again = site.job(spec(site, "moved"), home="/root/other")
     assert again.code == 0, again.log[-4000:]
-    assert again.run == stopped.run
-    assert f"run {again.run} goes on in s3://bucket/tandem/runs/{again.run}" in again.log
+    assert f"run {run} goes on in s3://bucket/tandem/runs/{run}" in again.log
     assert "(encoded before)" in again.log
-    assert site.losses(again.run) == pytest.approx(site.losses(whole.run), rel=1e-5)
+    found = site.losses(run)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert found == pytest.approx(site.losses(whole.run), rel=1e-5)
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60) -> None:
+    enough = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < enough
+        time.sleep(0.5)

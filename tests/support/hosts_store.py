@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from jobs.worker.fault_injection import VARIABLE
 from tests.support import hosts, hosts_cluster, moto_server
 from tests.support.hosts import Host, Hosts
 from tests.support.hosts_cluster import Cluster
@@ -106,11 +107,12 @@ class Site:
         """The URI that jobs get as their storage."""
         return self._uri("tandem")
 
-    def follow(self, spec: Mapping[str, Any], home: str = "/root/home", host: int = 0) -> Following:
+    def follow(self, spec: Mapping[str, Any], home: str = "/root/home", host: int = 0, fault: str = "") -> Following:
         """Submit a job on a host, and follow it.
 
         Args:
             home: the job's TANDEM_HOME, on all hosts.
+            fault: what its workers inject (jobs/worker/fault_injection.py).
         """
         self._followed += 1
         where, name = self.hosts[host], f"job{self._followed}"
@@ -118,7 +120,7 @@ class Site:
         where.path(f"/root/specs/{name}.yaml").write_text(yaml.safe_dump(dict(spec)))
         command = [sys.executable, "-m", "tandem", "jobs", "submit", f"/root/specs/{name}.yaml", "--follow"]
         shown = where.path(f"/root/{name}.log")
-        env = {**self.cluster.environment, "TANDEM_HOME": home}
+        env = {**self.cluster.environment, "TANDEM_HOME": home, **({VARIABLE: fault} if fault else {})}
         return Following(self, where.start(*command, env=env, log=shown), shown)
 
     def job(self, spec: Mapping[str, Any], home: str = "/root/home") -> Job:
