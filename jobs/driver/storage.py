@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import home, stores
+from cluster import home, store_uri, stores
 from cluster.errors import UserError, check_all
 from jobs.spec import JobSpec
 from jobs.spec_rules import REFERRING
@@ -70,13 +70,20 @@ def located(spec: JobSpec, base: Path) -> str:
 
     Args:
         base: where relative paths in the spec start.
+
+    Raises:
+        UserError: a URI names no folder, or may hold a secret, and would be kept where others read it.
     """
     if spec.storage:
-        return spec.storage if "://" in spec.storage else str(base / Path(spec.storage).expanduser())
+        return _checked(spec.storage, "storage", str(base / Path(spec.storage).expanduser()))
     named = os.environ.get(VARIABLE, "")
     if "://" in named:
-        return named
+        return _checked(named, VARIABLE, named)
     return str(Path(named).expanduser().absolute() if named else home.home().absolute() / "storage")
+
+
+def _checked(place: str, key: str, path: str) -> str:
+    return store_uri.checked(place, key) if store_uri.is_store(place) else place if "://" in place else path
 
 
 def uri(spec: JobSpec, base: Path) -> str | None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import hosts, hosts_store
 from tests.support.fault_runs import SPEC
+from tests.support.hosts import Host
 from tests.support.hosts_store import Job, Site
 from tracking import outbox
 
@@ -85,6 +86,34 @@ def test_a_run_goes_on_elsewhere_when_its_driver_was_killed_and_nothing_of_it_is
     found = site.losses(run)
     assert sorted(found) == list(range(1, STEPS + 1))
     assert found == pytest.approx(site.losses(whole.run), rel=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [5, 20])
+def test_a_host_is_cut_off_while_it_trains(site: Site, whole: Job, seconds: int) -> None:
+    """A short cut costs nothing; a long one a start of the group, on the node that joins again by itself."""
+    cut_off = site.hosts[2]
+    begun = site.follow(spec(site, f"cut-{seconds}"), fault=";".join(["pace:rank=0:step=12:phase=step"] * 5))
+    begun.until_step(14)
+    pids = pids_of_workers(cut_off)
+    assert pids, "a rank is there"
+    site.hosts.cut(cut_off)
+    time.sleep(seconds)  # the fault
+    site.hosts.mend(cut_off)
+    found = begun.end()
+    assert found.code == 0, found.log[-4000:]
+    attempts = {name.rpartition("/")[2].partition("-")[0] for name in site.objects(f"runs/{found.run}/logs/")}
+    assert (len(attempts) > 1) is (seconds > 10)
+    if seconds > 10:
+        assert not pids & pids_of_workers(cut_off), "no rank of before the cut is left to write"
+    losses = site.losses(found.run)
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert losses == pytest.approx(site.losses(whole.run), rel=1e-5)
+    print(f"cut for {seconds} s: {len(attempts)} starts of the group")
+    print("\n".join(line for line in found.log.splitlines() if "lost" in line or "node" in line))
+
+
+def pids_of_workers(host: Host) -> set[str]:
+    return set(host.run("pgrep", "-f", "^ray::", check=False).stdout.split())
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 60) -> None:

@@ -92,6 +92,7 @@ def start_worker(host: Host, cluster: Cluster, cpus: int = 1, env: Mapping[str, 
 
 def stop_ray(host: Host) -> None:
     """End Ray on a host, as `ray stop` does there."""
+    host.run(sys.executable, "-m", "cluster.supervisor", "stop")
     host.run(sys.executable, "-m", START_MODULE, "stop", "--force")
 
 
@@ -125,4 +126,15 @@ def _ray(host: Host, cluster: Cluster, cpus: int, *options: str, env: Mapping[st
     variables = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
     given = [f"--node-ip-address={host.address}", f"--num-cpus={cpus}", f"--object-store-memory={STORE_BYTES}"]
     command = [sys.executable, "-m", START_MODULE, "start", *options, *given, "--disable-usage-stats"]
+    if host is not cluster.head:  # as ray-cluster.yaml starts workers: one that was declared dead joins again
+        command = [
+            sys.executable,
+            "-m",
+            "cluster.supervisor",
+            "start",
+            "--address",
+            cluster.ray_address,
+            "--",
+            *command,
+        ]
     host.run(*command, env={**variables, **(env or {})})

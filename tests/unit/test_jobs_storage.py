@@ -147,6 +147,14 @@ def test_the_storage_is_what_the_spec_names_or_the_environment_or_a_folder_of_th
     assert storage.located(none, tmp_path) == "/mnt/all"
 
 
+def test_a_uri_that_may_hold_a_secret_is_no_storage(tmp_path: Path) -> None:
+    for wrong in ("s3://key:secret@bucket/x", "s3://bucket/x?access_key=secret", "s3://bucket"):
+        with pytest.raises(UserError, match=r"^storage: s3://bucket") as told:
+            storage.check_named(spec(storage=wrong), tmp_path)
+        assert "secret@" not in str(told.value)
+        assert "=secret" not in str(told.value)
+
+
 def test_what_a_node_has_of_a_store_is_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
     one, other = (storage.root(spec(storage=f"s3://bucket/{name}"), tmp_path) for name in ("a", "b"))
