@@ -8,8 +8,9 @@ No object is ever written by two: an id is of one contender and one round. What 
 or not there, and a read or a list that begins after a write or a deletion has ended sees it. S3 says so since December
 2020 ("Amazon S3 data consistency model"), Google Cloud Storage ("Cloud Storage consistency") and Azure Blob Storage do
 too; not every store that speaks S3 does (StorageGRID's default is weaker for objects that are written anew), and such a
-one must be set to strong consistency. A list need not be a snapshot. Of clocks, only each contender's own monotonic one, which must run at a pace within
-a quarter of the others'; no two clocks are ever compared, and the store's times are not looked at.
+one must be set to strong consistency. A list need not be a snapshot. Of clocks, only each contender's own monotonic one
+counts, which must run at a pace within a quarter of the others'; no two clocks are ever compared, and the store's times
+are not looked at.
 
 A round is Lamport's bakery (1974, "A new solution of Dijkstra's concurrent programming problem"):
 
