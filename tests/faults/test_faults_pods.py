@@ -72,7 +72,7 @@ def test_a_retry_goes_on_from_the_newest_checkpoint(pod: LocalCluster, tmp_path:
 
     send(pod, job["spec"], tmp_path / "pod", "retried-first")
     run = wait_for_folder(home.home() / "storage", "retried")
-    wait_for(lambda: list(run.glob("checkpoints/step-10/MANIFEST.json")), "the first checkpoint")
+    wait_for(lambda: list(run.glob("checkpoints/step-*/MANIFEST.json")), "the first checkpoint")
     owner_of(run).kill()  # the cluster is lost
     wait_for(lambda: submit.known("retried-first") == "FAILED", "the first attempt's end")
     before = steps_of(run)

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 import tandem
 from cluster import specfile
 from cluster.errors import UserError
-from cluster.slurm import script
+from cluster.slurm import script, wait
 from cluster.slurm.spec import SlurmSpec, seconds
 from cluster.work import Group, JobWork, Place
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "cluster" / "slurm" / "allocation.yaml"
@@ -119,3 +120,11 @@ def test_the_command_prints_the_example() -> None:
     assert (result.exit_code, result.stdout.startswith("#!/bin/bash")) == (0, True)
     with pytest.raises(UserError, match=r"allocation.yaml:2: `nodes`: 2 nodes of 8 CPUs"):
         CliRunner().invoke(tandem.app, [*arguments, "--job-set", "resources.workers=99"], catch_exceptions=False)
+
+
+def test_an_allocation_whose_head_never_comes_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    assert wait.main(["--nodes", "2", "--seconds", "0.5"]) == 1
+    assert capsys.readouterr().out == "0 of 2 nodes are there after 0.5 s\n"
