@@ -6,6 +6,7 @@ The hosts are namespaces of this machine (tests/support/hosts.py), the store is 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,9 @@ from tests.support.hosts import Host
 from tests.support.hosts_store import Job, Site
 from tracking import outbox
 
-STEPS = 40
+STEPS = 120
+PACED = "pace:rank=0:step=1"
+"""A tenth of a second a step: time for a fault."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,8 @@ def site() -> Iterator[Site]:
 
 
 def spec(site: Site, name: str, **more: Any) -> dict[str, Any]:
-    return {**SPEC, "name": name, "resources": {"workers": 3}, "storage": site.storage, **more}
+    training = {**SPEC["training"], "steps": STEPS}
+    return {**SPEC, "name": name, "training": training, "resources": {"workers": 3}, "storage": site.storage, **more}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_a_run_over_an_object_store_needs_no_shared_folder(site: Site, whole: Jo
     names = [name.removeprefix(f"runs/{whole.run}/") for name in stored]
     assert json.loads(site.read(f"runs/{whole.run}/status.json")) == {"status": "FINISHED"}
     assert {"evaluations.json", "spool/rank-0.jsonl", "spool/system-node-2.jsonl"} <= set(names)
-    assert sum(name.startswith("checkpoints/step-00000040/") for name in names) == 4, "three shards and a manifest"
+    assert sum(name.startswith("checkpoints/step-00000120/") for name in names) == 4, "three shards and a manifest"
     assert len([name for name in names if name.startswith("logs/")]) == 3, "what each rank printed, on its own host"
     assert sorted(site.losses(whole.run)) == list(range(1, STEPS + 1))
     weights = site.objects(f"models/{whole.run}/")
@@ -71,8 +75,8 @@ def test_a_run_goes_on_elsewhere_when_its_driver_was_killed_and_nothing_of_it_is
     site: Site, whole: Job
 ) -> None:
     """Another home stands for other machines: what they have of the run is what is stored."""
-    begun = site.follow(spec(site, "moved"), fault=";".join(["pace:rank=0:step=12:phase=step"] * 5))
-    begun.until_step(14)
+    begun = site.follow(spec(site, "moved"), fault=PACED)
+    begun.until_step(40)
     (owner,) = site.hosts[0].path("/root/home/stores").glob(f"*/runs/moved-*/spool/{outbox.OWNER}")
     site.hosts[0].run("kill", "-9", str(json.loads(owner.read_text())["pid"]))
     killed = begun.end()
@@ -92,8 +96,8 @@ def test_a_run_goes_on_elsewhere_when_its_driver_was_killed_and_nothing_of_it_is
 def test_a_host_is_cut_off_while_it_trains(site: Site, whole: Job, seconds: int) -> None:
     """A short cut costs nothing; a long one a start of the group, on the node that joins again by itself."""
     cut_off = site.hosts[2]
-    begun = site.follow(spec(site, f"cut-{seconds}"), fault=";".join(["pace:rank=0:step=12:phase=step"] * 5))
-    begun.until_step(14)
+    begun = site.follow(spec(site, f"cut-{seconds}"), fault=PACED)
+    begun.until_step(40)
     pids = pids_of_workers(cut_off)
     assert pids, "a rank is there"
     site.hosts.cut(cut_off)
@@ -105,11 +109,13 @@ def test_a_host_is_cut_off_while_it_trains(site: Site, whole: Job, seconds: int)
     assert (len(attempts) > 1) is (seconds > 10)
     if seconds > 10:
         assert not pids & pids_of_workers(cut_off), "no rank of before the cut is left to write"
+        (at,) = map(int, re.findall(r"^tandem: node lost .* after step (\d+) ", found.log, re.MULTILINE))
+        assert at < STEPS, "it was cut off while it trained"
+        print(f"node lost after step {at}, checkpoints each 10 steps")
     losses = site.losses(found.run)
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert losses == pytest.approx(site.losses(whole.run), rel=1e-5)
     print(f"cut for {seconds} s: {len(attempts)} starts of the group")
-    print("\n".join(line for line in found.log.splitlines() if "lost" in line or "node" in line))
 
 
 def pids_of_workers(host: Host) -> set[str]:
