@@ -6,6 +6,7 @@ whoever tells it; those of other specs begin with `job:` or `service:`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ from cluster.work import Group, JobWork, Place, ServiceWork
 Mistake = tuple[str, str]
 MANAGED = ("RAY_", "MLFLOW_TRACKING_URI", "TANDEM_", "REDIS_", "KUBERAY_", "CUDA_VISIBLE_DEVICES")
 """Variables that Ray, the operator or the manifests set."""
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+"""Paths of files that travel in a ConfigMap."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LEAST_OBJECT_STORE = 80 * 1024**2
 """Below this Ray's object store does not start."""
@@ -169,6 +172,12 @@ def _fits(spec: DeploymentSpec, kind: str, groups: Iterable[Group]) -> Iterator[
 
 def _job(spec: DeploymentSpec, job: JobWork) -> Iterator[Mistake]:
     yield from _places(spec, "job", job.places)
+    for path in job.files:
+        if not PLAIN.fullmatch(path):
+            yield (
+                "job: its files",
+                f"{path!r} cannot be a key of a ConfigMap: rename it to letters, digits, '-', '_', '.'",
+            )
     yield from _queue(spec)
     yield from _retries(spec, job)
     if spec.storage is None and spec.workers.max > 1:

@@ -68,6 +68,8 @@ def served(cluster: Connection, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with_code["applications"] = [{**with_code["applications"][0], "runtime_env": shipped}]
     deploy(cluster, with_code, folder)
     yield folder, port
+    deploy(cluster, {"proxy_location": "Disabled", "applications": []}, folder)  # what came by a config goes by one
+    until(lambda: work.APPLICATION not in statuses(cluster))
     endpoints.down(print)
 
 

@@ -183,6 +183,13 @@ def test_an_endpoint_that_could_not_be_served(name: str, tmp_path: Path) -> None
     assert sentence in refusal(tmp_path, deployment, None, serve)
 
 
+def test_a_file_that_a_config_map_does_not_take(tmp_path: Path) -> None:
+    (tmp_path / "deployment.yaml").write_text(GOOD)
+    (tmp_path / "my job.yaml").write_text(JOB)
+    with pytest.raises(UserError, match=r"'my job\.yaml' cannot be a key of a ConfigMap"):
+        _manifests(tmp_path / "deployment.yaml", [], (tmp_path / "my job.yaml", []), (None, []), with_cluster=False)
+
+
 def test_a_job_and_an_endpoint_of_one_name(tmp_path: Path) -> None:
     assert "digits is the name of the RayJob too" in refusal(tmp_path, GOOD, JOB, SERVE + "name: digits\n")
 
