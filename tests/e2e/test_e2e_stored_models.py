@@ -53,10 +53,10 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch, moto_server.running(patch) as server, own_cluster(cpus=3) as cluster:
-        patch.setenv("MLFLOW_TRACKING_URI", cluster.tracking_uri)
+        patch.setenv("MLFLOW_TRACKING_URI", cluster.mlflow_url)
         found = Served(server)
-        for place in PLACES:
-            folder = tiny_models.language_model(tmp_path_factory.mktemp("model") / "model", context=64)
+        for seed, place in enumerate(PLACES):
+            folder = tiny_models.language_model(tmp_path_factory.mktemp("model") / "model", seed, context=64)
             model_store.put(folder, server.uri(place))
             found.weights.append((folder / "model.safetensors").read_bytes())
             shutil.rmtree(folder)
