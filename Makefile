@@ -36,7 +36,7 @@ test-fast: $(STAMP)
 # In two processes, each with clusters of its own (PROCESSES=0: in one); a test that is marked `alone` has both cores.
 PROCESSES ?= 2
 test-faults: $(STAMP)
-	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/faults
+	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/faults tests/clusters
 
 # Installs and tests on each Python that pyproject.toml names; VERSIONS="3.10 3.13" picks.
 test-pythons: $(STAMP)

@@ -38,9 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(EARLY))
     for item in items:
         folder = item.path.parent.name
-        if folder in ("e2e", "faults"):
+        if folder in ("e2e", "faults", "clusters"):
             item.add_marker(pytest.mark.e2e)
-        if folder == "faults":
+        if folder in ("faults", "clusters"):
             item.add_marker(pytest.mark.faults)
 
 
