@@ -79,6 +79,7 @@ def main(path: Path, number: int) -> None:
     if folder.status() != "RUNNING":  # the driver died while it told MLflow
         if outbox.is_noted(folder.spool):
             tell(folder, number)
+        _store(folder, number)
         return
     stopped = folder.stop_requested()
     status, reason = ending_of(stopped=stopped, hung=folder.hung_attempts(), for_memory=for_memory)

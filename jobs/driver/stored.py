@@ -29,7 +29,7 @@ from jobs.driver import reach
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from jobs.storage.courier import Bring, Couriers
-from jobs.storage.keeper import Keeper
+from jobs.storage.keeper import Keeper, NotKept
 from tracking import manifest, model_store
 
 
@@ -76,6 +76,9 @@ class Stored:
 
         Yields:
             What workers wait for: the token of `await_copy`.
+
+        Raises:
+            CourierLost: what a living node has written did not all come here; the run may look as it is not.
         """
         bring = [Bring(_bring_data, (self.uri, prepared.directory))] if prepared is not None else []
         bring += [Bring(_bring_model, (model_store.portable(parent),))] if parent is not None else []
@@ -83,15 +86,14 @@ class Stored:
         def wanted() -> dict[str, str]:
             return {node.node_id: node.address for node in reach.candidates(spec, {}, topology.own_nodes())}
 
-        couriers = Couriers(self._folder.path, wanted, bring)
+        couriers = Couriers(self._folder.path, wanted, bring, progress.say)
         couriers.start()
         try:
             yield couriers.token
         finally:
             couriers.settle()
             couriers.stop()
-            for address, problem in couriers.problems.items():
-                progress.say(f"node {address} had no copy of the run's folder: {problem}")
+        couriers.check()
 
     def put_model(self) -> str:
         """Store the folder of the run's model, whose weights are in the store or in it; return its URI.
@@ -116,9 +118,15 @@ def kept(uri: str | None, root: Path, folder: RunFolder, keeper: Keeper | None) 
     keeper.start()
     try:
         yield Stored(uri, root, keeper, folder)
-    finally:
+    except BaseException:
         keeper.stop()
-        keeper.settle()
+        try:
+            keeper.settle()
+        except NotKept as error:  # what has happened before counts
+            progress.say(f"error: {error}")
+        raise
+    keeper.stop()
+    keeper.settle()
 
 
 def _bring_data(uri: str, directory: str) -> None:

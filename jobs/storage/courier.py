@@ -6,8 +6,8 @@
     logs, pulses, spool, …  ←  written by the workers there
 
 What workers wait for at their start, the node's data among it, is brought before the copy says that it is complete
-(`.here-<token>`). Couriers ask for no CPU, and end with the driver. What a node has written in the second before it is
-lost is lost with it.
+(`.here-<token>-<node>`; a node that was lost and comes back is another node, to Ray and here, and begins anew).
+Couriers ask for no CPU, and end with the driver. What a node has written in the second before it is lost is lost with it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,32 @@ def is_note(name: str) -> bool:
     return name.partition("/")[0] not in DRIVERS_OWN and name != "guard.log"
 
 
-def here(folder: Path, token: str) -> Path:
-    """Return the file that says that a node's copy of a run's folder is complete, what workers need besides too."""
+class CourierLost(UserError):
+    """What a living node has written did not all come to the driver."""
+
+    exit_code = 1
+
+
+def drivers(folder: Path, token: str) -> Path:
+    """Return the file in the driver's own folder: whoever sees it shares the folder with the driver."""
     return folder / f".here-{token}"
 
 
-def failed(folder: Path, token: str) -> Path:
+def here(folder: Path, token: str, node: str) -> Path:
+    """Return the file that says that a node's copy of a run's folder is complete, what workers need besides too."""
+    return folder / f".here-{token}-{node}"
+
+
+def failed(folder: Path, token: str, node: str) -> Path:
     """Return the file that says why a node's copy cannot be completed."""
-    return folder / f".failed-{token}"
+    return folder / f".failed-{token}-{node}"
+
+
+def this_node() -> str:
+    """Return the id of the Ray node that this process is on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 @dataclass(frozen=True)
@@ -61,13 +79,13 @@ class Bring:
 class Courier:
     """The actor of one node."""
 
-    def __init__(self, folder: str, token: str) -> None:
-        self._folder, self._token = Path(folder), token
+    def __init__(self, folder: str, token: str, node: str) -> None:
+        self._folder, self._token, self._node = Path(folder), token, node
         self._copy = Copy(self._folder, lambda name: True)
 
     def is_shared(self) -> bool:
         """Say whether this node's folder is the driver's: then nothing has to be told."""
-        return here(self._folder, self._token).exists()
+        return drivers(self._folder, self._token).exists()
 
     def begin(self, changes: Sequence[Change], bring: Sequence[Bring]) -> None:
         """Make the copy what the driver's folder is, and have what workers need besides; then say that it is complete.
@@ -92,9 +110,9 @@ class Courier:
             for each in bring:
                 each.function(*each.arguments)
         except Exception as error:  # whatever it is: workers here must not wait for it
-            failed(self._folder, self._token).write_text(str(error), encoding="utf-8")
+            failed(self._folder, self._token, self._node).write_text(str(error), encoding="utf-8")
             raise
-        here(self._folder, self._token).touch()
+        here(self._folder, self._token, self._node).touch()
 
     def put(self, changes: Sequence[Change]) -> None:
         """Put what the driver has told into the copy."""
@@ -126,36 +144,60 @@ class _Node:
 class Couriers:
     """The driver's end: a thread that keeps the copies of the run's folder on all nodes as this one."""
 
-    def __init__(self, folder: Path, wanted: Callable[[], dict[str, str]], bring: Sequence[Bring] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        wanted: Callable[[], dict[str, str]],
+        bring: Sequence[Bring] = (),
+        say: Callable[[str], object] = print,
+    ) -> None:
         """Take the run's folder.
 
         Args:
             wanted: returns the nodes that need a copy now: id → address; this one may be among them.
             bring: what each of them needs besides.
+            say: is told what does not work.
         """
+        self._say = say
         self.token = secrets.token_hex(8)
         self._folder, self._wanted, self._bring = folder, wanted, tuple(bring)
         self._nodes: dict[str, _Node] = {}
-        self._addresses: dict[str, str] = {}
         self.problems: dict[str, str] = {}
-        """Why a node has no copy, by address."""
+        """Why what a node has written has not all come, by its id."""
+        self._complained = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tandem-couriers", daemon=True)
         self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin; this node's workers find their folder complete at once."""
-        here(self._folder, self.token).touch()
+        drivers(self._folder, self.token).touch()
         self._thread.start()
 
     def settle(self) -> None:
-        """Return when all that nodes have written until now is here, or those that are left do not answer."""
+        """Return when all that nodes have written until now is here; what is not is among the problems."""
         enough = time.monotonic() + SETTLE_S
         with self._lock:
-            for node in [node for node in self._nodes.values() if node.stage == "goes"]:
-                with suppress(Exception):  # a node that is lost has told what it had told
-                    while changes := self._last(node, enough):
+            for node_id, node in self._nodes.items():
+                try:
+                    while node.stage == "goes" and (changes := self._last(node, enough)):
                         node.copy.apply(changes)
+                except Exception as error:  # the node is lost, or its courier is
+                    self._failed(node_id, node, error)
+
+    def check(self) -> None:
+        """Return if nothing of what living nodes have written is missing here.
+
+        Raises:
+            CourierLost: something may be.
+        """
+        alive = self._wanted()
+        missing = [f"{alive[node]}: {why}" for node, why in self.problems.items() if node in alive]
+        if missing:
+            raise CourierLost(
+                f"what the job keeps on other nodes did not all come to the driver ({'; '.join(missing)}): submit the "
+                "same spec again to go on from the newest checkpoint"
+            )
 
     def stop(self) -> None:
         """End the couriers."""
@@ -166,7 +208,7 @@ class Couriers:
         for node in self._nodes.values():
             with suppress(Exception):
                 ray.kill(node.actor)
-        here(self._folder, self.token).unlink(missing_ok=True)
+        drivers(self._folder, self.token).unlink(missing_ok=True)
 
     def _last(self, node: _Node, enough: float) -> list[Change]:
         import ray
@@ -178,14 +220,18 @@ class Couriers:
 
     def _run(self) -> None:
         while not self._ending.wait(ROUND_S):
-            with self._lock:
-                self.round()
+            try:
+                with self._lock:
+                    self.round()
+            except Exception as error:  # Ray, or this node's disk, for a moment: the next round does it
+                if not self._complained:
+                    self._complained = True
+                    self._say(f"couriers of the run's folder: {type(error).__name__}: {error}; tried again")
 
     def round(self) -> None:
         """Start couriers on nodes that have come, forget those that have gone, and pass on what there is."""
         wanted = self._wanted()
         for node_id in wanted.keys() - self._nodes.keys():
-            self._addresses[node_id] = wanted[node_id]
             self._nodes[node_id] = self._started(node_id)
         for node_id in self._nodes.keys() - wanted.keys():
             del self._nodes[node_id]
@@ -198,7 +244,10 @@ class Couriers:
 
     def _failed(self, node_id: str, node: _Node, error: Exception) -> None:
         cause = getattr(error, "cause", None) or error
-        self.problems[self._addresses[node_id]] = str(cause).strip().splitlines()[-1]
+        if node.stage == "goes":  # else no worker has begun there
+            self.problems[node_id] = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
+        else:
+            self._say(f"a node has no copy of the run's folder, and takes no workers: {str(cause).strip()}")
         node.stage = "failed"
 
     def _started(self, node_id: str) -> _Node:
@@ -207,7 +256,7 @@ class Couriers:
 
         bound = NodeAffinitySchedulingStrategy(node_id, soft=False)
         remote = ray.remote(num_cpus=0, max_concurrency=3, scheduling_strategy=bound)(Courier)
-        actor = remote.remote(str(self._folder), self.token)
+        actor = remote.remote(str(self._folder), self.token, node_id)
         return _Node(actor, Copy(self._folder, is_note), actor.is_shared.remote())
 
     def _serve(self, node: _Node, found: Any) -> None:
@@ -239,16 +288,19 @@ class Couriers:
             node.put.append(node.actor.put.remote(changes))
 
 
-def await_copy(folder: Path, token: str, say: Callable[[str], object] = print) -> None:
+def await_copy(folder: Path, token: str, node: str | None = None, say: Callable[[str], object] = print) -> None:
     """Return when this node's copy of the run's folder is complete, what else workers need too.
+
+    Args:
+        node: id of the Ray node that this is; None: to be asked.
 
     Raises:
         UserError: it does not come.
     """
-    began, said = time.monotonic(), False
-    while not here(folder, token).exists():
+    began, said, node = time.monotonic(), False, node or this_node()
+    while not (here(folder, token, node).exists() or drivers(folder, token).exists()):
         waited = time.monotonic() - began
-        if (why := failed(folder, token)).exists():
+        if (why := failed(folder, token, node)).exists():
             raise UserError(f"storage: this node could not get what the job needs: {why.read_text(encoding='utf-8')}")
         if waited > ARRIVES_S:
             raise UserError(

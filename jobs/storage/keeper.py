@@ -127,7 +127,7 @@ class Keeper:
         with self._lock:
             try:
                 self._pass(final)
-            except OSError as error:
+            except Exception as error:  # whatever a store's client throws: the notes wait here
                 problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 if self._failing is None:
                     self._say(f"the storage does not take the run's notes, which wait here until it does: {problem}")

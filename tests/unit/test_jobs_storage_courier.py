@@ -1,0 +1,74 @@
+"""A courier makes a node's copy of a run's folder what the driver's is, and says so to workers of that node alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from jobs.storage.changes import Change
+from jobs.storage.courier import Bring, Courier, await_copy, drivers, here
+
+NOTES = [Change("control.json", "whole", b"{}"), Change("remarks.jsonl", "more", b'"said"\n')]
+
+
+def bring(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+def refuse() -> None:
+    raise UserError("data: the disk is full")
+
+
+def test_a_copy_is_the_drivers_folder_and_what_workers_need_is_there_before_it_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a-1"
+    courier = Courier(str(folder), "token", "node")
+    assert not courier.is_shared()
+    courier.begin(NOTES, [Bring(bring, (tmp_path / "data", "rows"))])
+    assert (tmp_path / "data").read_text() == "rows"
+    assert (folder / "control.json").read_bytes() == b"{}"
+    assert courier.take(0.0) == [], "what it was told it does not tell back"
+    await_copy(folder, "token", "node")
+    (folder / "attempt.json").write_text("[1]")
+    assert courier.take(0.0) == [Change("attempt.json", "whole", b"[1]")]
+
+
+def test_what_an_earlier_attempt_left_on_the_node_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "old-rank-0.log").write_text("of before")
+    (tmp_path / "STOP").touch()
+    Courier(str(tmp_path), "token", "node").begin(NOTES, [])
+    assert not (tmp_path / "STOP").exists()
+    assert not (tmp_path / "logs" / "old-rank-0.log").exists()
+
+
+def test_a_node_that_comes_back_does_not_take_its_old_copy_for_a_new_one(tmp_path: Path) -> None:
+    Courier(str(tmp_path), "token", "before").begin(NOTES, [])
+    again = Courier(str(tmp_path), "token", "after")
+    assert not again.is_shared(), "the driver's folder is elsewhere"
+    assert not here(tmp_path, "token", "after").exists()
+    again.begin(NOTES, [])
+    assert not here(tmp_path, "token", "before").exists()
+    await_copy(tmp_path, "token", "after")
+
+
+def test_a_node_that_sees_the_drivers_folder_shares_it(tmp_path: Path) -> None:
+    drivers(tmp_path, "token").touch()
+    assert Courier(str(tmp_path), "token", "node").is_shared()
+    assert not Courier(str(tmp_path), "another", "node").is_shared()
+    await_copy(tmp_path, "token", "node")
+
+
+def test_workers_of_a_node_that_cannot_get_what_they_need_are_told_why(tmp_path: Path) -> None:
+    courier = Courier(str(tmp_path), "token", "node")
+    with pytest.raises(UserError, match="the disk is full"):
+        courier.begin(NOTES, [Bring(refuse)])
+    with pytest.raises(UserError, match="this node could not get what the job needs: data: the disk is full"):
+        await_copy(tmp_path, "token", "node")
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written on this node: .* set TANDEM_HOME"):
+        Courier(str(tmp_path / "file" / "run"), "token", "node").begin(NOTES, [])
