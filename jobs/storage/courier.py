@@ -7,7 +7,7 @@
 
 What workers wait for at their start, the node's data among it, is brought before the copy says that it is complete
 (`.here-<token>-<node>`; a node that was lost and comes back is another node, to Ray and here, and begins anew).
-Couriers ask for no CPU, and end with the driver. What a node has written in the second before it is lost is lost with it.
+Couriers ask for no CPU, and end with the driver. What a node has written in the second before it is lost, is lost too.
 """
 
 from __future__ import annotations
