@@ -50,11 +50,13 @@ def claim_stored(uri: str, root: Path, spec: JobSpec, job: str = "") -> tuple[Ru
     while True:
         key, status = _choose_stored(store, spec)
         owned = store_lease.take(store, key, job)
-        keeper = Keeper(uri, root / "runs" / key, progress.say)
-        keeper.bring()
+        keeper = Keeper(uri, root / "runs" / key, progress.say, owned.held)
         folder = RunFolder(root / "runs" / key, resumed=status is not None, lease=owned.number)
+        keeper.bring(newest=lease.noted(folder.path) == owned.number - 1)
+        if not owned.held():  # it took so long that this process was given up
+            continue
         if folder.status() != "FINISHED":
-            write(folder.path / lease.STORED, {"uri": uri})
+            write(folder.path / lease.STORED, {"uri": uri, "lease": owned.number})
             return folder, owned, keeper
         owned.release()  # its owner has just finished it
 

@@ -215,6 +215,12 @@ def stored_in(run: Path) -> str | None:
     return read(run / STORED).get("uri")
 
 
+def noted(run: Path) -> int | None:
+    """Return the number of the lease under which this machine had a run that is kept in an object store, if it had."""
+    number = read(run / STORED).get("lease")
+    return int(number) if number is not None else None
+
+
 def this_process(job: str) -> Owner:
     """Return this process as an owner from now on."""
     me = psutil.Process()

@@ -128,7 +128,7 @@ def upload(
 @app.command("sync")
 def sync_runs(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders with runs below them; default: all of $TANDEM_HOME.")
+        list[Path] | None, typer.Argument(help="Folders with runs below them; default $TANDEM_HOME/storage/runs.")
     ] = None,
 ) -> None:
     """Tell the server what it missed while it was away: metrics, how the runs ended, the models they made.
@@ -140,8 +140,7 @@ def sync_runs(
     from cluster.home import home
     from tracking import outbox
 
-    own = [home() / "storage" / "runs", *sorted((home() / "stores").glob("*/runs"))]
-    waiting = [spool for folder in folders or own for spool in outbox.pending(folder)]
+    waiting = [spool for folder in folders or [home() / "storage" / "runs"] for spool in outbox.pending(folder)]
     untold = [spool for spool in waiting if not _is_told(spool)]
     if not waiting:
         typer.echo("nothing waits: the server knows everything")

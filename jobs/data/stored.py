@@ -98,7 +98,11 @@ def _fetch(store: Store, directory: Path, told: Told) -> None:
                 )
             done += found.size
         told(done, total)
-        os.replace(aside, directory)
+        try:
+            os.replace(aside, directory)
+        except OSError:  # a preparation on this node was faster: its data is the same
+            if not (directory / META).is_file():
+                raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -129,6 +133,8 @@ def _download(store: Store, source: str, target: Path) -> Written:
             digest.update(chunk)
             file.write(chunk)
             size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
     return Written(size, digest.hexdigest())
 
 

@@ -50,11 +50,14 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
     parent = parents.find(spec, base)
     job_id = submission_id(os.environ)
     uri, folder, keeper, owned = _claimed(spec, base, root, part, job_id)
-    with owned.kept(lambda: lost(folder)), stored.kept(uri, root, folder, keeper) as in_store:
+    with (
+        owned.kept(lambda: lost(folder)),
+        guard.guarded(folder, owned.number),
+        stored.kept(uri, root, folder, keeper) as in_store,
+    ):
         folder.begin()
         stop = Stop(folder, trains=spec.training is not None)
         stop.listen()
-        pipe = guard.start(folder, owned.number)
         tags = {**_tags(spec), **(part.tags if part else {}), **({"tandem.profile": str(profile)} if profile else {})}
         decision = precision.settle(spec, folder, placed)
         params = precision.in_params(spec, decision)
@@ -85,10 +88,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
         preemption.start(folder, progress.say)
         pulse.start(folder, progress.say)
         stragglers.start(job)
-        try:
-            return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
-        finally:
-            guard.dismiss(pipe)
+        return _run_phase(job, Ending(folder.key, spec.name, "FAILED", params, tags))
 
 
 def _claimed(

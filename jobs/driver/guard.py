@@ -16,8 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,16 @@ def start(folder: RunFolder, number: int) -> int:
     return writing
 
 
+@contextmanager
+def guarded(folder: RunFolder, number: int) -> Iterator[None]:
+    """Have a guard meanwhile; at the end, however it comes, the driver has ended the run itself."""
+    pipe = start(folder, number)
+    try:
+        yield
+    finally:
+        dismiss(pipe)
+
+
 def dismiss(pipe: int) -> None:
     """Tell the guard that the run has been ended, and how is known."""
     with suppress(OSError):  # it is gone
@@ -72,8 +82,9 @@ def main(path: Path, number: int) -> None:
         return
     for_memory = deaths.oom_kills() > kills
     folder = RunFolder(path, resumed=True)
-    if lease.newest(path) != number:
-        return
+    with suppress(OSError):  # a store that does not answer: `tell` asks again
+        if lease.newest(path) != number:
+            return
     from tracking import outbox  # not before it is needed: guards are many, and should be small
 
     if folder.status() != "RUNNING":  # the driver died while it told MLflow
@@ -97,8 +108,7 @@ def _store(folder: RunFolder, number: int) -> None:
         from jobs.storage.keeper import Keeper, NotKept
 
         with suppress(NotKept, OSError):
-            if lease.newest(folder.path) == number:
-                Keeper(uri, folder.path).settle()
+            Keeper(uri, folder.path, is_mine=lambda: lease.newest(folder.path) == number).settle()
 
 
 def tell(folder: RunFolder, number: int, reason: str = "") -> None:
@@ -112,16 +122,16 @@ def tell(folder: RunFolder, number: int, reason: str = "") -> None:
     from tracking.run import Run
 
     for _ in range(PATIENCE):
-        if lease.newest(folder.path) != number:
-            return  # somebody goes on with it, and will end it
         try:
+            if lease.newest(folder.path) != number:
+                return  # somebody goes on with it, and will end it
             if reason:
                 run = Run.open(folder.key, folder.key)
                 run.set_tags({"tandem.error": reason})
                 run.log_text(page(folder, reason), "post-mortem.md")
             outbox.settle(folder.spool)
             return
-        except TrackingError as error:
+        except (TrackingError, OSError) as error:
             print(error, flush=True)
             time.sleep(5)
 

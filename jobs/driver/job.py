@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,8 +30,9 @@ def lost(folder: RunFolder) -> NoReturn:
 
 def end_if_lost(folder: RunFolder) -> None:
     """Return if this job still owns its run: asked before what a newer owner may have done is replaced."""
-    if folder.lease and lease.newest(folder.path) != folder.lease:
-        lost(folder)
+    with suppress(OSError):  # a store that does not answer: that is not to have lost the run
+        if folder.lease and lease.newest(folder.path) != folder.lease:
+            lost(folder)
 
 
 @dataclass(frozen=True)

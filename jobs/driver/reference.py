@@ -103,7 +103,7 @@ def made_from(directory: Path, base: Path) -> str:
 
 
 def _folder(source: str, base: Path) -> Path:
-    return registry.resolve(source if source.startswith("models:/") else str(base / source))
+    return registry.resolve(registry.located(source, base))
 
 
 def _digest(job: Job, model: Path | str) -> str:

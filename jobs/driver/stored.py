@@ -30,6 +30,7 @@ from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from jobs.storage.courier import Bring, Couriers
 from jobs.storage.keeper import Keeper, NotKept
+from jobs.worker import elsewhere
 from tracking import manifest, model_store
 
 
@@ -101,11 +102,13 @@ class Stored:
         A folder of its own for each content: what was put there by an attempt that did not come to its end stays.
 
         Raises:
-            UserError: the store does not take it.
+            UserError: the store does not take it, or what is noted of it.
         """
         contract = (self._folder.model / manifest.FILE_NAME).read_bytes()
         uri = stores.joined(self.uri, "runs", self._folder.key, "model", hashlib.sha256(contract).hexdigest()[:8])
         model_store.put(self._folder.model, uri)
+        elsewhere.note(self._folder, ())  # its weights are a version's from now on, and no attempt's to remove
+        self._keeper.settle()
         return uri
 
 
@@ -130,7 +133,8 @@ def kept(uri: str | None, root: Path, folder: RunFolder, keeper: Keeper | None) 
 
 
 def _bring_data(uri: str, directory: str) -> None:
-    stored.fetch(Store(uri), Path(directory))
+    if not stored.fetch(Store(uri), Path(directory)):
+        raise UserError(f"data: {Path(directory).name} is not in {stores.shown(uri)} any more: submit the job again")
 
 
 def _bring_model(reference: str) -> None:

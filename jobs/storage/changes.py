@@ -1,7 +1,7 @@
 """What has changed in a folder since it was looked at last, and the same put into its copy on another node.
 
     here = Copy(folder, notes);  there = Copy(folder on another node, everything)
-    there.apply(here.pending(listed(folder)))       small files whole, those that grow by what was added
+    there.apply(here.pending())       small files whole, those that grow by what was added
 
 Two copies tell each other; what one was told it does not tell back. Of a file that both write the last one told stands,
 but for files that grow (logs, JSON lines): what each adds is in both, in an order that may differ.
@@ -52,7 +52,12 @@ class Look:
 
 
 def listed(root: Path) -> dict[str, Look]:
-    """Return the files below a folder, but for those that are not whole yet, by name."""
+    """Return the files below a folder, but for those that are not whole yet, by name.
+
+    Raises:
+        FileNotFoundError: there is no such folder: that all of it has gone says nothing of each file.
+    """
+    os.stat(root)
     return dict(_walk(root, ""))
 
 
@@ -93,13 +98,19 @@ class Copy:
         with self._lock:
             self._known = listed(self._root)
 
-    def pending(self, found: Mapping[str, Look]) -> list[Change]:
+    def pending(self, found: Mapping[str, Look] | None = None) -> list[Change]:
         """Return what the other copy has not been told of; it is taken to know it now.
 
+        One call returns AT_ONCE_BYTES at most, or one change.
+
         Args:
-            found: what `listed` returned a moment ago. One call returns AT_ONCE_BYTES at most, or one change.
+            found: what `listed` returned, where nothing has been applied since; None: to be listed.
+
+        Raises:
+            OSError: the folder cannot be read.
         """
         with self._lock:
+            found = listed(self._root) if found is None else found
             changes, self._late = self._late, []
             size = sum(len(change.content) for change in changes)
             for name, look in found.items():
@@ -143,8 +154,11 @@ class Copy:
         self._sent.pop(name, None)
         return Change(name, "whole", content, start)
 
-    def apply(self, changes: Sequence[Change]) -> None:
+    def apply(self, changes: Sequence[Change], may_remove: Callable[[str], bool] = lambda name: True) -> None:
         """Put into this copy what the other one has told.
+
+        Args:
+            may_remove: of which files, by name, the other one's removal counts here.
 
         Raises:
             ValueError: a name leads out of the folder; nothing after it was done.
@@ -153,7 +167,8 @@ class Copy:
             for change in changes:
                 if change.name.startswith("/") or ".." in change.name.split("/"):
                     raise ValueError(f"{change.name!r} is no file of the folder")
-                self._put(change, self._root / change.name)
+                if change.kind != "gone" or may_remove(change.name):
+                    self._put(change, self._root / change.name)
 
     def _put(self, change: Change, path: Path) -> None:
         if change.kind == "gone":

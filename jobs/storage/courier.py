@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +31,16 @@ ROUND_S = 0.2
 SETTLE_S = 30.0
 ARRIVES_S = 600.0
 """So long a worker waits for its node's copy, data included, without any sign of it."""
-DRIVERS_OWN = ("checkpoints", "model", "ray", "spool", "logs", "stacks", "pulses", "rows", "faults", "parts", "profile")
+DRIVERS_OWN = (
+    *("checkpoints", "model", "ray", "spool", "logs", "stacks", "pulses"),
+    *("paces", "rows", "faults", "parts", "profile"),
+)
 """Folders of the run's folder that are nothing to workers on other nodes."""
+
+
+def is_taken_back(name: str) -> bool:
+    """Say whether workers remove a file of the run's folder on purpose; what else is missing there, was lost. Pure."""
+    return name in ("SAVE", "STOP") or name.startswith("pulses/")
 
 
 def is_note(name: str) -> bool:
@@ -87,14 +95,18 @@ class Courier:
         """Say whether this node's folder is the driver's: then nothing has to be told."""
         return drivers(self._folder, self._token).exists()
 
-    def begin(self, changes: Sequence[Change], bring: Sequence[Bring]) -> None:
+    def begin(self, changes: Sequence[Change], bring: Sequence[Bring], alive: Collection[str] = ()) -> None:
         """Make the copy what the driver's folder is, and have what workers need besides; then say that it is complete.
 
+        Args:
+            alive: the ids of the nodes that live.
+
         Raises:
-            UserError: the folder cannot be made here.
+            UserError: the folder cannot be made here, or is another living node's copy too.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._take_folder(alive)
             for left in (*self._folder.glob(".here-*"), *self._folder.glob(".failed-*")):
                 left.unlink()
             for name in listed(self._folder):
@@ -114,6 +126,16 @@ class Courier:
             raise
         here(self._folder, self._token, self._node).touch()
 
+    def _take_folder(self, alive: Collection[str]) -> None:
+        mark = self._folder / f".courier-{self._token}"
+        owner = mark.read_text(encoding="ascii") if mark.exists() else self._node
+        if owner != self._node and owner in alive:
+            raise UserError(
+                f"{self._folder} is one folder for two nodes ({owner[:8]} and {self._node[:8]}), and another one than "
+                "the driver's: give each node a TANDEM_HOME of its own, or all of them the same one"
+            )
+        mark.write_text(self._node, encoding="ascii")
+
     def put(self, changes: Sequence[Change]) -> None:
         """Put what the driver has told into the copy."""
         self._copy.apply(changes)
@@ -122,7 +144,7 @@ class Courier:
         """Return what has changed here; wait for it, up to `hold_s`."""
         enough = time.monotonic() + hold_s
         while True:
-            changes = self._copy.pending(listed(self._folder))
+            changes = self._copy.pending()
             if changes or time.monotonic() >= enough:
                 return changes
             time.sleep(LOOK_S)
@@ -162,6 +184,7 @@ class Couriers:
         self.token = secrets.token_hex(8)
         self._folder, self._wanted, self._bring = folder, wanted, tuple(bring)
         self._nodes: dict[str, _Node] = {}
+        self._addresses: dict[str, str] = {}
         self.problems: dict[str, str] = {}
         """Why what a node has written has not all come, by its id."""
         self._complained = False
@@ -176,24 +199,21 @@ class Couriers:
 
     def settle(self) -> None:
         """Return when all that nodes have written until now is here; what is not is among the problems."""
-        enough = time.monotonic() + SETTLE_S
         with self._lock:
             for node_id, node in self._nodes.items():
                 try:
-                    while node.stage == "goes" and (changes := self._last(node, enough)):
-                        node.copy.apply(changes)
+                    while node.stage == "goes" and (changes := self._last(node)):
+                        node.copy.apply(changes, is_taken_back)
                 except Exception as error:  # the node is lost, or its courier is
                     self._failed(node_id, node, error)
 
     def check(self) -> None:
-        """Return if nothing of what living nodes have written is missing here.
+        """Return if nothing of what nodes have written is missing here; those lost before the end are not asked.
 
         Raises:
             CourierLost: something may be.
         """
-        alive = self._wanted()
-        missing = [f"{alive[node]}: {why}" for node, why in self.problems.items() if node in alive]
-        if missing:
+        if missing := [f"{self._addresses[node]}: {why}" for node, why in self.problems.items()]:
             raise CourierLost(
                 f"what the job keeps on other nodes did not all come to the driver ({'; '.join(missing)}): submit the "
                 "same spec again to go on from the newest checkpoint"
@@ -210,13 +230,14 @@ class Couriers:
                 ray.kill(node.actor)
         drivers(self._folder, self.token).unlink(missing_ok=True)
 
-    def _last(self, node: _Node, enough: float) -> list[Change]:
+    def _last(self, node: _Node) -> list[Change]:
+        """Return what a node has not told yet, or a part of it; each answer has SETTLE_S."""
         import ray
 
         asked = node.asked if node.asked is not None else node.actor.take.remote(0.0)
         node.asked = None
-        found: list[Change] = ray.get(asked, timeout=max(0.0, enough - time.monotonic()))
-        return found or ray.get(node.actor.take.remote(0.0), timeout=max(0.0, enough - time.monotonic()))
+        found: list[Change] = ray.get(asked, timeout=SETTLE_S)
+        return found or ray.get(node.actor.take.remote(0.0), timeout=SETTLE_S)
 
     def _run(self) -> None:
         while not self._ending.wait(ROUND_S):
@@ -232,9 +253,11 @@ class Couriers:
         """Start couriers on nodes that have come, forget those that have gone, and pass on what there is."""
         wanted = self._wanted()
         for node_id in wanted.keys() - self._nodes.keys():
+            self._addresses[node_id] = wanted[node_id]
             self._nodes[node_id] = self._started(node_id)
         for node_id in self._nodes.keys() - wanted.keys():
             del self._nodes[node_id]
+            self.problems.pop(node_id, None)  # it was lost, and its workers were: they begin again elsewhere
         found = listed(self._folder)
         for node_id, node in self._nodes.items():
             try:
@@ -246,6 +269,10 @@ class Couriers:
         cause = getattr(error, "cause", None) or error
         if node.stage == "goes":  # else no worker has begun there
             self.problems[node_id] = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
+            self._say(
+                f"the courier of the node {self._addresses[node_id]} is lost ({self.problems[node_id]}): what workers "
+                "write there from now on does not come here"
+            )
         else:
             self._say(f"a node has no copy of the run's folder, and takes no workers: {str(cause).strip()}")
         node.stage = "failed"
@@ -273,11 +300,14 @@ class Couriers:
             node.stage = "shares"
             ray.kill(node.actor)
         elif node.stage == "asked":
-            node.stage, node.asked = "begins", node.actor.begin.remote(node.copy.pending(found), self._bring)
+            node.stage, node.asked = "begins", self._begun(node, found)
         else:
             if node.stage == "goes":
-                node.copy.apply(answer)
+                node.copy.apply(answer, is_taken_back)
             node.stage, node.asked = "goes", node.actor.take.remote(HOLD_S)
+
+    def _begun(self, node: _Node, found: Any) -> Any:
+        return node.actor.begin.remote(node.copy.pending(found), self._bring, list(self._nodes))
 
     def _tell(self, node: _Node, found: Any) -> None:
         """Tell a node what has changed here, one message after the other."""

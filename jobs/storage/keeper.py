@@ -27,7 +27,7 @@ WAITS_S = 30.0
 """So long something may have been added to a file before it is stored anew."""
 PATIENCE_S = 120.0
 """So long the end of a job waits for a store that does not answer."""
-OF_OTHERS = ("checkpoints", "model", "lease", "ray", "pulses", "faults", "rows")
+OF_OTHERS = ("checkpoints", "model", "lease", "ray", "pulses", "paces", "faults", "rows")
 """Folders of a run that are stored by others, or are nothing to a later attempt."""
 
 
@@ -68,9 +68,20 @@ def due(found: Mapping[str, Look], stored: Mapping[str, Stored], now_s: float, *
 class Keeper:
     """Keeps one run's notes."""
 
-    def __init__(self, place: str, folder: Path, say: Callable[[str], object] = print) -> None:
-        """Take the storage's URI and the run's folder here; `say` is told of a store that does not answer."""
-        self._store, self._folder, self._say = Store(place), folder, say
+    def __init__(
+        self,
+        place: str,
+        folder: Path,
+        say: Callable[[str], object] = print,
+        is_mine: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Take the storage's URI and the run's folder here.
+
+        Args:
+            say: is told of a store that does not answer.
+            is_mine: whether this process still has the run; asked before anything is stored.
+        """
+        self._store, self._folder, self._say, self._is_mine = Store(place), folder, say, is_mine
         self._prefix = f"runs/{folder.name}"
         self._stored: dict[str, Stored] = {}
         self._failing: str | None = None
@@ -78,14 +89,20 @@ class Keeper:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="tandem-keeper", daemon=True)
 
-    def bring(self) -> None:
+    def bring(self, *, newest: bool = False) -> None:
         """Make the folder here what is stored of the run; what an earlier attempt has left here is replaced.
+
+        Args:
+            newest: nobody has had the run since that attempt: what it has left here, perhaps while the store was away,
+                stays, and is stored.
 
         Raises:
             OSError: the store does not answer.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        names = [name for name in self._store.tree(self._prefix) if name.partition("/")[0] not in OF_OTHERS]
+        if newest:
+            return  # what is stored and not here stays, too: it may have been lost here
+        names = self._names()
         for left in listed(self._folder).keys() - set(names):
             (self._folder / left).unlink(missing_ok=True)
         for name in names:
@@ -94,6 +111,10 @@ class Keeper:
             path.write_bytes(self._store.read(f"{self._prefix}/{name}"))
         now = time.monotonic()
         self._stored = {name: Stored(look, now) for name, look in listed(self._folder).items() if name in set(names)}
+
+    def _names(self) -> list[str]:
+        """List the notes that are stored."""
+        return [name for name in self._store.tree(self._prefix) if name.partition("/")[0] not in OF_OTHERS]
 
     def start(self) -> None:
         """Begin to store what changes."""
@@ -140,11 +161,14 @@ class Keeper:
 
     def _pass(self, final: bool) -> None:
         found = listed(self._folder)
-        for name in due(found, self._stored, time.monotonic(), final=final):
+        wanted, gone = due(found, self._stored, time.monotonic(), final=final), self._stored.keys() - found.keys()
+        if (wanted or gone) and not self._is_mine():
+            raise OSError("another job has the run, and its notes are the ones that count")
+        for name in wanted:
             with suppress(FileNotFoundError):
                 content = (self._folder / name).read_bytes()
                 self._store.write(f"{self._prefix}/{name}", [content])
                 self._stored[name] = Stored(found[name], time.monotonic())
-        for name in self._stored.keys() - found.keys():
+        for name in gone:
             self._store.remove_file(f"{self._prefix}/{name}")
             del self._stored[name]

@@ -39,7 +39,7 @@ def enter_group(config: WorkerConfig, store: Store, rank: int, readers: int) -> 
         UserError: see `where_to_start` and `order_of`.
     """
     folder = config.folder
-    control = folder.control()
+    control = resume.gathered(folder.control())[0]  # rank 0's: nodes with copies of the folder hear at their own time
     fence, point = where_to_start(config, store, rank)
     order = order_of(point, mixed=bool(config.prepared.mixture), early=config.prepared.arriving is not None)
     known = sizing.known(config, control, readers)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from jobs.storage import changes
-from jobs.storage.changes import Change, Copy, listed
-from jobs.storage.courier import is_note
+from jobs.storage.changes import Change, Copy
+from jobs.storage.courier import is_note, is_taken_back
 
 
 class Pair:
@@ -24,9 +26,9 @@ class Pair:
 
     def passed(self) -> int:
         """Pass on what there is, once each way; return how many changes there were."""
-        told = self.of_driver.pending(listed(self.driver))
+        told = self.of_driver.pending()
         self.of_node.apply(told)
-        back = self.of_node.pending(listed(self.node))
+        back = self.of_node.pending()
         self.of_driver.apply(back)
         return len(told) + len(back)
 
@@ -71,7 +73,7 @@ def test_what_grows_is_told_by_what_was_added(pair: Pair) -> None:
     add(pair.node / "logs" / "a.log", b"x" * 1000)
     pair.settle()
     add(pair.node / "logs" / "a.log", b"more")
-    (change,) = pair.of_node.pending(listed(pair.node))
+    (change,) = pair.of_node.pending()
     assert change == Change("logs/a.log", "more", b"more")
     pair.of_driver.apply([change])
     assert (pair.driver / "logs" / "a.log").read_bytes() == b"x" * 1000 + b"more"
@@ -153,14 +155,58 @@ def test_no_change_is_put_outside_of_the_folder(pair: Pair) -> None:
     assert sorted(pair.driver.parent.iterdir()) == [pair.driver, pair.node]
 
 
+def test_a_folder_that_has_gone_says_nothing_of_its_files(pair: Pair) -> None:
+    replace(pair.node / "attempt.json", b"[1]")
+    pair.settle()
+    shutil.rmtree(pair.node)
+    with pytest.raises(FileNotFoundError):
+        pair.of_node.pending()
+    assert (pair.driver / "attempt.json").exists()
+
+
+def test_what_is_lost_on_a_node_is_not_removed_at_the_driver(pair: Pair) -> None:
+    replace(pair.driver / "data.json", b"{}")
+    (pair.driver / "SAVE").touch()
+    pair.settle()
+    (pair.node / "data.json").unlink()
+    (pair.node / "SAVE").unlink()
+    pair.of_driver.apply(pair.of_node.pending(), is_taken_back)
+    assert (pair.driver / "data.json").exists()
+    assert not (pair.driver / "SAVE").exists()
+
+
+def test_what_is_told_while_a_node_tells_is_not_told_back_as_it_was(pair: Pair) -> None:
+    """A courier is told and tells in threads of its own."""
+    replace(pair.driver / "control.json", b"1")
+    add(pair.driver / "remarks.jsonl", b"one\n")
+    pair.settle()
+    ending = threading.Event()
+    told: list[Change] = []
+
+    def tell() -> None:
+        while not ending.is_set():
+            told.extend(pair.of_node.pending())
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    for number in range(200):
+        replace(pair.driver / "control.json", b"%d" % number)
+        add(pair.driver / "remarks.jsonl", b"%d\n" % number)
+        pair.of_node.apply(pair.of_driver.pending())
+    ending.set()
+    thread.join()
+    assert told == []
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_written_where_both_come_to_hold_the_same(pair: Pair, seed: int) -> None:
-    draw = random.Random(seed)
+def test_whatever_is_added_where_both_come_to_hold_all_of_it(pair: Pair, seed: int) -> None:
+    draw, added = random.Random(seed), {"remarks.jsonl": [], "failures.jsonl": []}  # type: ignore[var-annotated]
     for number in range(200):
         side = draw.choice((pair.driver, pair.node))
         name = draw.choice(("control.json", "remarks.jsonl", "failures.jsonl", "SAVE"))
         if name.endswith(".jsonl"):
-            add(side / name, b"%d of %s\n" % (number, side.name.encode()))
+            added[name].append(b"%d of %s" % (number, side.name.encode()))
+            add(side / name, added[name][-1] + b"\n")
         elif draw.random() < 0.3:
             (side / name).unlink(missing_ok=True)
         else:
@@ -170,7 +216,6 @@ def test_whatever_is_written_where_both_come_to_hold_the_same(pair: Pair, seed: 
         if draw.random() < 0.1:
             pair.settle()
     pair.settle()
-    for name in ("remarks.jsonl", "failures.jsonl"):
-        both = [sorted((folder / name).read_bytes().splitlines()) for folder in (pair.driver, pair.node)]
-        assert both[0] == both[1]
-        assert len(set(both[0])) == len(both[0]), "no line is there twice"
+    for name, lines in added.items():
+        for folder in (pair.driver, pair.node):
+            assert sorted((folder / name).read_bytes().splitlines()) == sorted(lines)

@@ -60,6 +60,16 @@ def test_a_node_that_sees_the_drivers_folder_shares_it(tmp_path: Path) -> None:
     await_copy(tmp_path, "token", "node")
 
 
+def test_two_nodes_with_one_folder_that_is_not_the_drivers_are_told(tmp_path: Path) -> None:
+    Courier(str(tmp_path), "token", "one").begin(NOTES, [], ["one", "other"])
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a-rank-0.log").write_text("of a worker there")
+    with pytest.raises(UserError, match="one folder for two nodes"):
+        Courier(str(tmp_path), "token", "other").begin(NOTES, [], ["one", "other"])
+    assert (tmp_path / "logs" / "a-rank-0.log").exists()
+    Courier(str(tmp_path), "token", "other").begin(NOTES, [], ["other"])  # the first one was lost
+
+
 def test_workers_of_a_node_that_cannot_get_what_they_need_are_told_why(tmp_path: Path) -> None:
     courier = Courier(str(tmp_path), "token", "node")
     with pytest.raises(UserError, match="the disk is full"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,43 @@ def test_a_thread_stores_what_changes(server: S3Server, folder: Path, monkeypatc
     kept = Keeper(uri, folder)
     kept.start()
     (folder / "attempt.json").write_text("[]")
+    enough = time.monotonic() + 30
     while not Store(uri).exists(f"{KEY}/attempt.json"):
-        os.sched_yield()
+        assert time.monotonic() < enough
+        time.sleep(0.01)
     kept.stop()
+
+
+def test_a_folder_that_has_gone_takes_nothing_from_the_store(server: S3Server, folder: Path) -> None:
+    uri = server.uri("bucket/tandem")
+    kept = Keeper(uri, folder, lambda sentence: None)
+    (folder / "status.json").write_text("{}")
+    kept.settle()
+    shutil.rmtree(folder)
+    assert kept.look(final=True) is not None
+    assert Store(uri).tree(KEY) == ["status.json"]
+
+
+def test_who_has_lost_the_run_stores_nothing(server: S3Server, folder: Path) -> None:
+    uri = server.uri("bucket/tandem")
+    (folder / "status.json").write_text("of the one that has it")
+    Keeper(uri, folder).settle()
+    (folder / "status.json").write_text("of one that had it")
+    late = Keeper(uri, folder, lambda sentence: None, is_mine=lambda: False)
+    assert "another job has the run" in str(late.look(final=True))
+    assert Store(uri).read(f"{KEY}/status.json") == b"of the one that has it"
+
+
+def test_what_only_this_machine_has_of_its_own_last_attempt_is_stored_and_not_replaced(
+    server: S3Server, folder: Path
+) -> None:
+    uri = server.uri("bucket/tandem")
+    (folder / "status.json").write_text("RUNNING")
+    Keeper(uri, folder).settle()
+    (folder / "status.json").write_text("FINISHED")  # while the store was away
+    (folder / "version.json").write_text("waits")
+    again = Keeper(uri, folder)
+    again.bring(newest=True)
+    again.settle()
+    assert Store(uri).read(f"{KEY}/status.json") == b"FINISHED"
+    assert Store(uri).exists(f"{KEY}/version.json")
