@@ -24,6 +24,12 @@ LOOK_S = 1.0
 """So often it is looked how far the work has got."""
 
 
+def elsewhere() -> Place:
+    """Return where work may go from this process: to the cluster, if it is connected to one."""
+    ray = sys.modules.get("ray")
+    return "cluster" if ray is not None and ray.is_initialized() else "processes"
+
+
 class Helpers:
     """Those that work beside this process: begun when they are first needed, gone at the end of a `with`."""
 
@@ -49,9 +55,8 @@ class Helpers:
         self._pool.shutdown(cancel_futures=True)
 
     def elsewhere(self) -> Place:
-        """Return where work goes that is too much to be done here: to the cluster, if this process is connected."""
-        ray = sys.modules.get("ray")
-        return "cluster" if self._by_cluster and ray is not None and ray.is_initialized() else "processes"
+        """Return where work goes that is too much to be done here."""
+        return elsewhere() if self._by_cluster else "processes"
 
     def do(
         self,

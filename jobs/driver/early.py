@@ -68,11 +68,10 @@ class Early:
 
     def failed(self) -> None:
         """Have the workers save and end; return once they have."""
+        if not self._unread.is_set():
+            with suppress(OSError):  # then they end where rows do not come
+                self._job.folder.request_stop()
         self._arrivals.give_up()
-        if self._unread.is_set():
-            return
-        with suppress(OSError):  # then they end where rows do not come
-            self._job.folder.request_stop()
         self._unread.wait()
 
     # -- what the driver asks ----------------------------------------------------------------------------------------
