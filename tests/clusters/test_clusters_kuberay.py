@@ -16,12 +16,13 @@ import psutil
 import pytest
 import yaml
 
-from cluster.connect import Connection
+from cluster.connect import Connection, connection
 from cluster.kubernetes import health
 from serve import endpoints, work
 from serve.deploy import kuberay, ray_serve_internals
 from tests.conftest import free_port
 from tests.support import tiny_models
+from tests.support.own_cluster import own_cluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,13 @@ def statuses(cluster: Connection) -> dict[str, str]:
         name: app["status"] if app["status"] != "DEPLOY_FAILED" else f"DEPLOY_FAILED: {app['message']}"
         for name, app in details["applications"].items()
     }
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Connection]:
+    """A cluster whose Serve nobody else has asked for anything."""
+    with own_cluster(job_grace_s=1, cpus=2):
+        yield connection()
 
 
 @pytest.fixture(scope="module")
