@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # What is compiled here stays here.
 export TANDEM_CACHE := $(CURDIR)/$(VENV)/cache
 
-.PHONY: quickstart test test-fast test-faults test-pythons check map bench setup clean
+.PHONY: quickstart test test-fast test-faults test-clusters test-pythons check map bench setup clean
 
 setup: $(STAMP)
 
@@ -36,7 +36,11 @@ test-fast: $(STAMP)
 # In two processes, each with clusters of its own (PROCESSES=0: in one); a test that is marked `alone` has both cores.
 PROCESSES ?= 2
 test-faults: $(STAMP)
-	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/faults tests/clusters
+	$(VENV)/bin/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/faults
+
+# On several hosts, by namespaces of this machine (as root), on Slurm's and KubeRay's ways: about half an hour.
+test-clusters: $(STAMP)
+	$(VENV)/bin/python -m pytest -p no:xdist tests/clusters
 
 # Installs and tests on each Python that pyproject.toml names; VERSIONS="3.10 3.13" picks.
 test-pythons: $(STAMP)
