@@ -53,7 +53,7 @@ def run_job(spec: JobSpec, base: Path, placed: Mapping[str, int], part: Part | N
     with (
         owned.kept(lambda: lost(folder)),
         guard.guarded(folder, owned.number),
-        stored.kept(uri, root, folder, keeper) as in_store,
+        stored.kept(uri, folder, keeper) as in_store,
     ):
         folder.begin()
         stop = Stop(folder, trains=spec.training is not None)

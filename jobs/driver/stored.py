@@ -37,9 +37,9 @@ from tracking import manifest, model_store
 class Stored:
     """The store's side of one attempt at a job."""
 
-    def __init__(self, uri: str, root: Path, keeper: Keeper, folder: RunFolder) -> None:
-        """Take the storage's URI, this node's folder for it, and who keeps the run's notes."""
-        self.uri, self._root, self._keeper, self._folder = uri, root, keeper, folder
+    def __init__(self, uri: str, keeper: Keeper, folder: RunFolder) -> None:
+        """Take the storage's URI, who keeps the run's notes in it, and their folder here."""
+        self.uri, self._keeper, self._folder = uri, keeper, folder
         self._store = Store(uri)
 
     @property
@@ -113,14 +113,14 @@ class Stored:
 
 
 @contextmanager
-def kept(uri: str | None, root: Path, folder: RunFolder, keeper: Keeper | None) -> Iterator[Stored | None]:
+def kept(uri: str | None, folder: RunFolder, keeper: Keeper | None) -> Iterator[Stored | None]:
     """Keep a run's notes in the store meanwhile; None for a storage that is a folder."""
     if uri is None or keeper is None:
         yield None
         return
     keeper.start()
     try:
-        yield Stored(uri, root, keeper, folder)
+        yield Stored(uri, keeper, folder)
     except BaseException:
         keeper.stop()
         try:
