@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from jobs.data import rows, unfinished
 from jobs.data.examples import BadRow, BadRows, Example, bounded
 from jobs.data.file_digests import file_digest
+from jobs.data.stored_work import StoredWork
 from jobs.spec import TaskSpec
 from jobs.tasks import TASKS, Task, TaskError, TaskSetupError, get
 
@@ -54,22 +55,28 @@ def observe(task: TaskSpec, skip_bad: bool, expected_bytes: int, chunk: list[Exa
     return found
 
 
-def encode(task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]]) -> Encoded:
+def encode(
+    task: TaskSpec, directory: Path, numbered: tuple[str, list[Example]], stored: StoredWork | None = None
+) -> Encoded:
     """Encode a chunk by what the task in `directory`/task learned, and write its rows there; or find them there.
 
     Args:
         numbered: the file's name, and the chunk.
+        stored: gets the rows, where nodes share no folder, and is asked for them; None: `directory` has them.
 
     Raises:
         TaskError: the task returns no rows.
     """
     name, chunk = numbered
-    found = unfinished.finished(directory, name)
+    found = stored.finished(directory, name) if stored else unfinished.finished(directory, name)
     if found is not None and found["examples"] == len(chunk):
         left_out = [BadRow(**row) for row in found.pop("left_out")]
         return Encoded(**{**found, "left_out": left_out, "was_there": True})
     made = _encoded(task, directory, name, chunk)
-    unfinished.keep_record(directory, name, asdict(made))
+    if stored:
+        stored.keep(directory, name, asdict(made))
+    else:
+        unfinished.keep_record(directory, name, asdict(made))
     return made
 
 

@@ -18,6 +18,7 @@ from jobs.data.meter import OnProgress
 from jobs.data.ranges import Sizes, ranges_of
 from jobs.data.rounds import Rounds, layout_of
 from jobs.data.spread import Helpers
+from jobs.data.stored_work import StoredWork
 from jobs.data.stream import Split
 from jobs.data.surveying import Reading, Surveyed
 from jobs.spec import JobSpec
@@ -54,8 +55,9 @@ class Preparation:
         on_progress: OnProgress,
         sizes: Sizes,
         helpers: Helpers,
+        stored: StoredWork | None = None,
     ) -> None:
-        """Take what `run` needs; `sources` are those to train on and to hold out."""
+        """Take what `run` needs; `sources` are those to train on and to hold out. `stored`: see Rounds."""
         self._spec, self._directory, self._parent, self._sizes = spec, directory, parent, sizes
         most = spec.data.max_bad_rows if spec.data.bad_rows == "skip" else 0
         self._bad = BadRows(most, own_code=spec.task.name not in TASKS)
@@ -68,7 +70,7 @@ class Preparation:
         limit = spec.data.max_examples
         self._train_reading = self._reading("train", train, checker, limit) if train else None
         self._held_out_reading = self._reading("held-out", held_out, checker, None) if held_out else None
-        self._rounds = Rounds(directory, on_progress, sizes, most, helpers)
+        self._rounds = Rounds(directory, on_progress, sizes, most, helpers, stored)
 
     def _reading(self, name: str, source: Source, checker: Task, limit: int | None) -> Reading:
         ranges = ranges_of(source, checker, limit, self._sizes)
@@ -123,6 +125,7 @@ class Preparation:
         notes = ([] if self._is_cut() else _said_of_examples(encoded)) + notes
         counted = _counted(get(self._spec.task.name), encoded)
         files = self._files(encoded, counted)
+        self._rounds.bring_rows(encoded)
         by_source = self._by_source(encoded)
         mixed = {"mixture": list(map(asdict, by_source))} if by_source else {}
         notes = [*mixture_sources.said(by_source), *notes] if by_source else notes

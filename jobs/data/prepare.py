@@ -20,8 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
 from jobs import spec_unused
-from jobs.data import arrivals, identity, mixture_sources, opening, rows, sources, tables, unchanged, unfinished
+from jobs.checkpoint.store import Store
+from jobs.data import arrivals, identity, mixture_sources, opening, rows, sources, stored, tables, unchanged, unfinished
 from jobs.data.chunks import Encoded
 from jobs.data.identity import Noted
 from jobs.data.meter import OnProgress
@@ -30,6 +32,7 @@ from jobs.data.mixture_sources import SourceRows
 from jobs.data.preparation import Overlap, Preparation, trains
 from jobs.data.ranges import SIZES, Sizes
 from jobs.data.spread import Helpers
+from jobs.data.stored_work import StoredWork, this_node
 from jobs.data.tables import TableForm
 from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
@@ -123,6 +126,7 @@ def prepare(
     on_progress: OnProgress,
     sizes: Sizes = SIZES,
     before: Noted | None = None,
+    uri: str | None = None,
 ) -> Prepared:
     """Encode the data of `spec`, or find it already encoded.
 
@@ -132,11 +136,12 @@ def prepare(
         on_progress: see jobs/data/meter.py.
         sizes: who reads what.
         before: what the run that goes on has noted about its data; other data is refused.
+        uri: see `stages`.
 
     Raises:
         UserError, TaskError: the data cannot be read or encoded, or is not that of the run; nothing is left behind.
     """
-    *_, whole = stages(spec, base, storage, parent=parent, on_progress=on_progress, sizes=sizes, before=before)
+    *_, whole = stages(spec, base, storage, parent=parent, on_progress=on_progress, sizes=sizes, before=before, uri=uri)
     return whole
 
 
@@ -151,6 +156,7 @@ def stages(
     before: Noted | None = None,
     overlap: Overlap | None = None,
     fetch: Fetch | None = None,
+    uri: str | None = None,
 ) -> Iterator[Prepared]:
     """Yield the data of `spec` once it is whole; with an `overlap` before that too, where it is not encoded yet.
 
@@ -158,8 +164,8 @@ def stages(
     Arguments and errors are those of `prepare`.
 
     Args:
-        fetch: has the data of a folder brought to it from where it was prepared before; tells whether it was. With it
-            the folder is this machine's own, and processes of this machine alone prepare.
+        fetch: has the data of a folder brought to it from where it was prepared before; tells whether it was.
+        uri: the object store that it is kept in, where `storage` is this machine's own: what nodes prepare goes there.
     """
     data, before = spec.data, before or Noted()
     form = TableForm(data.columns, data.quotes)
@@ -176,9 +182,10 @@ def stages(
         source = train or held_out
         assert source is not None, "the spec names data"
         named = {"name": source.name, "digest": identity.digest_of(parts)}
-        with unfinished.folder_for(directory) as place, _helpers(overlap, fetch) as helpers:
+        helpers = Helpers(overlap.taken_cpus if overlap else 0.0)
+        with unfinished.folder_for(directory) as place, helpers, _stored_work(uri, directory) as work:
             own = _anchored(spec, base)
-            preparation = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers)
+            preparation = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers, work)
             if overlap is None or identity.changed(before.parts, parts):  # then its rows are compared first
                 made = preparation.run()
             else:
@@ -202,8 +209,15 @@ def _is_there(place: Path, fetch: Fetch | None) -> bool:
     return (place / unfinished.META).is_file() or (fetch is not None and fetch(place))
 
 
-def _helpers(overlap: Overlap | None, fetch: Fetch | None) -> Helpers:
-    return Helpers(overlap.taken_cpus if overlap else 0.0, by_cluster=fetch is None)
+@contextmanager
+def _stored_work(uri: str | None, directory: Path) -> Iterator[StoredWork | None]:
+    """Yield what nodes that share no folder work through; what it has stored is removed where the data is at fault."""
+    try:
+        yield StoredWork(uri, directory.name, this_node()) if uri else None
+    except UserError:
+        if uri:
+            stored.forget(Store(uri), directory.name)
+        raise
 
 
 def _begun(prepared: Prepared, place: Path, held_out: list[Encoded]) -> Prepared:

@@ -1,7 +1,8 @@
 """What one task does with a range of a source: survey it, learn from it, encode it. Any node that sees its files can.
 
-The files of the preparation (jobs/data/unfinished.py) are on a storage that all nodes see; those of the source need not
-be: a task that does not find them says so, and the driver reads that range.
+The files of the preparation (jobs/data/unfinished.py) are on a storage that all nodes see, or in an object store
+(jobs/data/stored_work.py); those of the source need not be: a task that does not find them says so, and the driver
+reads that range.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from jobs.data import chunks, stream, unfinished
 from jobs.data.chunks import Encoded
 from jobs.data.examples import BadRow, BadRows, Example, Source
-from jobs.data.meter import FilePulse, Pulse
+from jobs.data.meter import ActorPulse, FilePulse, Pulse
+from jobs.data.stored_work import Looks, StoredWork, are_as
 from jobs.data.stream import Division, Split, Stream
 from jobs.spec import TaskSpec
 from jobs.tasks import Task
@@ -46,6 +48,8 @@ class Share:
     """True where it is read by the driver: what it does not find is not there."""
     suffix: str = ""
     """What stands in the names of its files behind the split; "" where there is one range."""
+    looks: Looks | None = None
+    """How its files look to the driver, where nodes share no folder; None: one of that name is the same everywhere."""
 
 
 class _Enough(Exception):
@@ -100,11 +104,13 @@ def observe(task: TaskSpec, skip_bad: bool, expected_bytes: int, share: Share) -
     return True, found
 
 
-def encode(task: TaskSpec, directory: Path, splits: frozenset[Split], share: Share) -> list[Encoded] | None:
-    """Encode a range into files of rows; None where it cannot be read here."""
+def encode(
+    task: TaskSpec, directory: Path, splits: frozenset[Split], share: Share, stored: StoredWork | None = None
+) -> list[Encoded] | None:
+    """Encode a range into files of rows; None where it cannot be read here. `stored`: see `chunks.encode`."""
     if not sees(share):
         return None
-    work = partial(chunks.encode, task, directory)
+    work = partial(chunks.encode, task, directory, stored=stored)
     made = list(_counting(share, work, numbered(share, splits), lambda item: len(item[1])))
     _tell(share)
     return made
@@ -136,6 +142,8 @@ def range_of(file: str) -> int:
 
 def sees(share: Share) -> bool:
     """Tell whether this machine sees the files of a range."""
+    if share.looks is not None and not share.is_here:
+        return are_as(share.looks)
     places = (single.origin for single in share.source.singles)
     return share.is_here or all("://" in place or Path(place).exists() for place in places)
 
@@ -156,5 +164,5 @@ def _counting(share: Share, work: Callable[[Any], Any], items: Iterable[Any], ro
 
 
 def _tell(share: Share) -> None:
-    if isinstance(share.pulse, FilePulse):
+    if isinstance(share.pulse, FilePulse | ActorPulse):
         share.pulse.write()

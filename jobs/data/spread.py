@@ -33,13 +33,9 @@ def elsewhere() -> Place:
 class Helpers:
     """Those that work beside this process: begun when they are first needed, gone at the end of a `with`."""
 
-    def __init__(self, taken_cpus: float = 0.0, *, by_cluster: bool = True) -> None:
-        """Take how many CPUs of a cluster others have where work goes on beside them.
-
-        Args:
-            by_cluster: the cluster's nodes write where this process reads; else processes of this machine help.
-        """
-        self._taken_cpus, self._by_cluster = taken_cpus, by_cluster
+    def __init__(self, taken_cpus: float = 0.0) -> None:
+        """Take how many CPUs of a cluster others have where work goes on beside them."""
+        self._taken_cpus = taken_cpus
         self._pool: ProcessPoolExecutor | None = None
         self._before: set[Any] = set()
 
@@ -53,10 +49,6 @@ class Helpers:
             for process in set(multiprocessing.active_children()) - self._before:
                 process.kill()
         self._pool.shutdown(cancel_futures=True)
-
-    def elsewhere(self) -> Place:
-        """Return where work goes that is too much to be done here."""
-        return elsewhere() if self._by_cluster else "processes"
 
     def do(
         self,

@@ -1,10 +1,13 @@
 """Prepared data in an object store: stored once by who prepared it, fetched once by each node that reads it.
 
     <storage>/data/<digest>/train-00000.arrow …, task/…, meta.json      as on a disk (jobs/data/prepare.py)
-                            files.json        size and SHA-256 of each of them, written last: without it there is none
+                            train-00001.0a1b2c3d4e5f.arrow …     those that the nodes of a cluster have stored as they
+                                              made them (jobs/data/stored_work.py), named by their content
+                            files.json        size and SHA-256 of each of them, and its object where that has another
+                                              name; written last: without it there is none
 
 What is fetched is checked by its digests, and gets its name on the node's disk when it is whole. Of several processes
-of a node one fetches, and the others wait.
+of a node one fetches, and the others wait; several files are under way at a time.
 """
 
 from __future__ import annotations
@@ -14,17 +17,25 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import stores
 from cluster.errors import UserError
 from jobs.checkpoint.store import CHUNK_BYTES, Store, Written
+from jobs.data.file_digests import file_digest
 from jobs.data.unfinished import META
 
 FILES = "files.json"
+ROWS = ".arrow"
 FOLDER = "data"
+AT_ONCE = 4
+"""So many files are under way at a time."""
 Told = Callable[[int, int], object]
 """Is told how many bytes are done, and of how many."""
 
@@ -38,25 +49,62 @@ def is_stored(store: Store, name: str) -> bool:
     return store.exists(f"{FOLDER}/{name}/{FILES}")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A file of a data set in the store."""
+
+    size: int
+    sha256: str
+    place: str
+    """The object's name, below that of the data set."""
+
+
+def object_of(file: str, digest: str) -> str:
+    """Return the name under which a node stores a file of rows as soon as it has made it. Pure."""
+    stem, dot, suffix = file.rpartition(".")
+    return f"{stem}.{digest[:12]}{dot}{suffix}"
+
+
+def away(name: str) -> str:
+    """Return the folder, beside a data set's, in which a node works at it for a driver elsewhere. Pure."""
+    return f".{name}.away"
+
+
 def push(store: Store, directory: Path, told: Told = _unheard) -> None:
     """Store a folder of prepared data, unless it is stored; the folders of what was made of it are left out.
 
     Raises:
         OSError: the store does not take it. What was stored of it stays, and is stored anew by the next one.
     """
-    if is_stored(store, directory.name):
+    name = directory.name
+    if is_stored(store, name):
         return
-    files = {name: directory / name for name in _names(directory)}
-    total, done = sum(path.stat().st_size for path in files.values()), 0
-    written: dict[str, Written] = {}
-    for name, path in files.items():
-        told(done, total)
-        target = f"{FOLDER}/{directory.name}/{name}"
-        written[name] = stores.repeated(lambda target=target, path=path: store.write(target, _chunks(path)))  # type: ignore[misc]
-        done += written[name].size
-    told(done, total)
-    index = json.dumps({name: [each.size, each.sha256] for name, each in written.items()})
-    stores.repeated(lambda: store.write(f"{FOLDER}/{directory.name}/{FILES}", [index.encode()]))
+    files = {each: directory / each for each in _names(directory)}
+    total, there = sum(path.stat().st_size for path in files.values()), set(store.tree(f"{FOLDER}/{name}"))
+    counted = _Counted(told, total)
+
+    def one(each: str) -> Kept:
+        path = files[each]
+        if each.endswith(ROWS) and (place := object_of(each, digest := file_digest(path))) in there:
+            found = Kept(path.stat().st_size, digest, place)  # its name is its content's, and it was written whole
+        else:
+            made = stores.repeated(lambda: store.write(f"{FOLDER}/{name}/{each}", chunks(path)))
+            found = Kept(made.size, made.sha256, each)
+        counted.add(found.size)
+        return found
+
+    *first, last = files  # meta.json
+    kept = dict(zip(first, _side_by_side(one, first), strict=True)) | {last: one(last)}
+    index = {each: [k.size, k.sha256, *([k.place] if k.place != each else [])] for each, k in kept.items()}
+    stores.repeated(lambda: store.write(f"{FOLDER}/{name}/{FILES}", [json.dumps(index).encode()]))
+    store.remove(f"{FOLDER}/{name}.partial")
+
+
+def forget(store: Store, name: str) -> None:
+    """Remove what a preparation that has failed by its data has stored of it."""
+    store.remove(f"{FOLDER}/{name}.partial")
+    if not is_stored(store, name):
+        store.remove(f"{FOLDER}/{name}")
 
 
 def fetch(store: Store, directory: Path, told: Told = _unheard) -> bool:
@@ -74,6 +122,7 @@ def fetch(store: Store, directory: Path, told: Told = _unheard) -> bool:
     with _alone(directory.with_name(f".{directory.name}.lock")):
         if not (directory / META).is_file():
             _fetch(store, directory, told)
+    shutil.rmtree(directory.with_name(away(directory.name)), ignore_errors=True)
     return True
 
 
@@ -83,21 +132,21 @@ def _fetch(store: Store, directory: Path, told: Told) -> None:
     where = store.locate(f"{FOLDER}/{directory.name}")
     try:
         index = _index(store.read(f"{FOLDER}/{directory.name}/{FILES}"), where)
-        total, done = sum(each.size for each in index.values()), 0
+        total = sum(each.size for each in index.values())
         _check_room(directory.parent, total, where)
-        for name, wanted in index.items():
-            told(done, total)
-            path = aside / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            source = f"{FOLDER}/{directory.name}/{name}"
-            found = stores.repeated(lambda source=source, path=path: _download(store, source, path))  # type: ignore[misc]
-            if found != wanted:
+        counted = _Counted(told, total)
+
+        def one(name: str) -> None:
+            wanted = index[name]
+            found = _downloaded(store, f"{FOLDER}/{directory.name}/{wanted.place}", aside / name)
+            if (found.size, found.sha256) != (wanted.size, wanted.sha256):
                 raise UserError(
-                    f"data: {where}/{name} is damaged ({found.size} bytes, SHA-256 {found.sha256[:12]}, and not "
-                    f"{wanted.size}, {wanted.sha256[:12]}): remove {where}, and it is prepared again"
+                    f"data: {where}/{wanted.place} is damaged ({found.size} bytes, SHA-256 {found.sha256[:12]}, and "
+                    f"not {wanted.size}, {wanted.sha256[:12]}): remove {where}, and it is prepared again"
                 )
-            done += found.size
-        told(done, total)
+            counted.add(found.size)
+
+        _side_by_side(one, list(index))
         try:
             os.replace(aside, directory)
         except OSError:  # a preparation on this node was faster: its data is the same
@@ -107,12 +156,56 @@ def _fetch(store: Store, directory: Path, told: Told) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _index(content: bytes, where: str) -> Mapping[str, Written]:
+def bring(store: Store, name: str, files: Mapping[str, str], place: Path) -> None:
+    """Have files of rows that other nodes have stored, by name and digest, in a folder.
+
+    Raises:
+        UserError: what is stored is not what they made.
+    """
+
+    def one(file: str) -> None:
+        source, aside = f"{FOLDER}/{name}/{object_of(file, files[file])}", place / f".{file}.{os.getpid()}.new"
+        found = _downloaded(store, source, aside)
+        if found.sha256 != files[file]:
+            aside.unlink()
+            raise UserError(f"data: {store.locate(source)} is not what was stored there: remove it, and submit again")
+        aside.replace(place / file)
+
+    _side_by_side(one, list(files))
+
+
+class _Counted:
+    """Tells how many bytes are done, of files that are under way side by side."""
+
+    def __init__(self, told: Told, total: int) -> None:
+        self._told, self._total, self._done, self._lock = told, total, 0, threading.Lock()
+        told(0, total)
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._told(self._done, self._total)
+
+
+def _side_by_side(work: Callable[[str], Any], names: list[str]) -> list[Any]:
+    """Do `work` on names, AT_ONCE at a time; the first that fails ends it, once those under way have ended."""
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tandem-data")
     try:
-        found = {str(name): Written(int(size), str(digest)) for name, (size, digest) in json.loads(content).items()}
+        return list(pool.map(work, names))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _index(content: bytes, where: str) -> Mapping[str, Kept]:
+    try:
+        found = {
+            str(name): Kept(int(size), str(digest), str(other[0]) if other else str(name))
+            for name, (size, digest, *other) in json.loads(content).items()
+        }
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"data: {where}/{FILES} is damaged: remove {where}, and it is prepared again") from error
-    if META not in found or any(name.startswith("/") or ".." in name.split("/") for name in found):
+    names = [*found, *(each.place for each in found.values())]
+    if META not in found or any(name.startswith("/") or ".." in name.split("/") for name in names):
         raise UserError(f"data: {where}/{FILES} names no prepared data: remove {where}, and it is prepared again")
     return found
 
@@ -124,6 +217,11 @@ def _check_room(folder: Path, needed: int, where: str) -> None:
             f"data: {needed / 1e9:.3g} GB of prepared rows from {where} do not fit in {folder}, which has "
             f"{free / 1e9:.3g} GB free: make room, or set TANDEM_HOME to a folder on a larger disk"
         )
+
+
+def _downloaded(store: Store, source: str, target: Path) -> Written:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return stores.repeated(lambda: _download(store, source, target))
 
 
 def _download(store: Store, source: str, target: Path) -> Written:
@@ -145,7 +243,8 @@ def _names(directory: Path) -> list[str]:
     return sorted(kept, key=lambda name: (name == META, name))
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: Path) -> Iterator[bytes]:
+    """Yield a file's content."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk

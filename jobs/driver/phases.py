@@ -249,6 +249,7 @@ def _prepare(job: Job, early: Early | None = None) -> Prepared:
             before=before,
             overlap=early,
             fetch=fetch,
+            uri=job.stored.uri if job.stored else None,
         )
         prepared = early.begin(stages) if early else next(stages)
         if job.stored:

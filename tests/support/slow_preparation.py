@@ -1,6 +1,8 @@
 """A preparation of many small ranges by a slow task of its own, in a process that can be killed.
 
-python -m tests.support.slow_preparation FOLDER STORAGE [cluster]
+python -m tests.support.slow_preparation FOLDER STORAGE [cluster [URI SOURCE]]
+
+With a URI, as a job whose storage it is: STORAGE is what this machine has of it, and SOURCE is read.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.data import prepare, spread
+from jobs.checkpoint.store import Store
+from jobs.data import prepare, spread, stored
 from jobs.data.prepare import Prepared
 from jobs.data.ranges import Sizes
 from jobs.spec import JobSpec
@@ -44,23 +47,31 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
-def made(folder: Path, storage: str, sizes: Sizes) -> Prepared:
-    """Prepare the rows."""
+def made(folder: Path, storage: str, sizes: Sizes, uri: str | None = None, source: str = "x.jsonl") -> Prepared:
+    """Prepare the rows; store them, where the storage is an object store."""
     spec = {
         "name": "x",
         "phase": "pretrain",
         "task": "own_slow:Slow",
         "model": {"architecture": "x"},
-        "data": {"train": "x.jsonl", "eval_fraction": 0.1},
+        "data": {"train": source, "eval_fraction": 0.1},
         "training": {"steps": 1},
     }
     checked = JobSpec.model_validate(spec)
-    return prepare.prepare(checked, folder, folder / storage, parent=None, on_progress=lambda *_: None, sizes=sizes)
+    how = {"parent": None, "on_progress": lambda *_: None, "sizes": sizes}
+    if uri is None:
+        return prepare.prepare(checked, folder, folder / storage, **how)
+    store = Store(uri)
+    (done,) = prepare.stages(
+        checked, folder, folder / storage, **how, uri=uri, fetch=lambda at: stored.fetch(store, at)
+    )
+    stored.push(store, Path(done.directory))
+    return done
 
 
 if __name__ == "__main__":
-    if sys.argv[3:] == ["cluster"]:
+    if "cluster" in sys.argv[3:4]:
         from cluster.connect import init_ray
 
         init_ray(runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}})
-    print(spread.elsewhere(), made(Path(sys.argv[1]), sys.argv[2], SPREAD).rows)
+    print(spread.elsewhere(), made(Path(sys.argv[1]), sys.argv[2], SPREAD, *sys.argv[4:]).rows)
