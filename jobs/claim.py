@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,16 +50,45 @@ def claim_stored(uri: str, root: Path, spec: JobSpec, job: str = "") -> tuple[Ru
     store = Store(uri)
     while True:
         key, status = _choose_stored(store, spec)
-        owned = store_lease.take(store, key, job)
-        keeper = Keeper(uri, root / "runs" / key, progress.say, owned.held)
-        folder = RunFolder(root / "runs" / key, resumed=status is not None, lease=owned.number)
-        keeper.bring(newest=lease.noted(folder.path) == owned.number - 1)
-        if not owned.held():  # it took so long that this process was given up
+        claimed = _taken(store, uri, root / "runs" / key, status, job)
+        if claimed is None:
             continue
+        folder, owned, keeper = claimed
         if folder.status() != "FINISHED":
-            write(folder.path / lease.STORED, {"uri": uri, "lease": owned.number})
             return folder, owned, keeper
         owned.release()  # its owner has just finished it
+
+
+def claim_stored_folder(
+    uri: str, path: Path, job: str = "", own: Collection[str] = ()
+) -> tuple[RunFolder, StoreLease, Keeper]:
+    """Return what `claim_stored` does of a folder that was made for one run, a sweep's trial.
+
+    Args:
+        own: files in the folder that are this attempt's: they stay as they are.
+
+    Raises:
+        RunIsOwned: another process works on it.
+        OSError: the store does not answer.
+    """
+    store = Store(uri)
+    while (claimed := _taken(store, uri, path, _status(store, path.name), job, own)) is None:
+        pass
+    return claimed
+
+
+def _taken(
+    store: Store, uri: str, path: Path, status: str | None, job: str, own: Collection[str] = ()
+) -> tuple[RunFolder, StoreLease, Keeper] | None:
+    """Take a run that is stored, and bring its notes; None where that took so long that this process was given up."""
+    owned = store_lease.take(store, path.name, job)
+    keeper = Keeper(uri, path, progress.say, owned.held)
+    folder = RunFolder(path, resumed=status is not None, lease=owned.number)
+    keeper.bring(newest=lease.noted(path) == owned.number - 1, own=own)
+    if not owned.held():
+        return None
+    write(path / lease.STORED, {"uri": uri, "lease": owned.number})
+    return folder, owned, keeper
 
 
 def _choose_stored(store: Store, spec: JobSpec) -> tuple[str, str | None]:

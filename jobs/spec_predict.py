@@ -36,8 +36,8 @@ class PredictSpec(Strict):
     """What phase `predict` writes: the columns of `data.predict`, and beside them what the model says of each row."""
 
     output: Text | None = None
-    """The file, .parquet or .jsonl, where every node can reach it; it must not be there yet. A relative path starts at
-    the spec's folder. Left out: predictions.parquet in the run's folder."""
+    """The file, .parquet or .jsonl: a path on the driver's node, or an object store's URI; it must not be there yet. A
+    relative path starts at the spec's folder. Left out: predictions.parquet in the run's folder."""
     format: Format | None = None
     """Left out: as the name of the output ends, else parquet."""
     columns: list[Text] | None = None
@@ -58,7 +58,7 @@ class PredictSpec(Strict):
 
     @model_validator(mode="after")
     def _one_format(self) -> PredictSpec:
-        named = SUFFIXES.get(PurePath(self.output or "").suffix.lower())
+        named = self._named
         if self.output is not None and named is None and self.format is None:
             raise ValueError(f"output {self.output!r} ends in neither .parquet nor .jsonl: say `format`")
         if named is not None and self.format is not None and named != self.format:
@@ -70,4 +70,10 @@ class PredictSpec(Strict):
     @property
     def written_as(self) -> Format:
         """The format that `format` and the output's name come to."""
-        return self.format or SUFFIXES.get(PurePath(self.output or "").suffix.lower(), "parquet")
+        return self.format or self._named or "parquet"
+
+    @property
+    def _named(self) -> Format | None:
+        """The format that the output's name says, if it has one."""
+        name = self.output or ""
+        return SUFFIXES.get(PurePath(name.partition("?")[0] if "://" in name else name).suffix.lower())

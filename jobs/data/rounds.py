@@ -5,7 +5,8 @@
     a range that only this process can      it is read here, and its chunks are worked on by tasks
     read, or that cannot be cut
 
-Where nodes share no folder, what tasks read and make goes through the store (jobs/data/stored_work.py). What comes of a range, the borders of its chunks too, is the same in all cases.
+Where nodes share no folder, what tasks read and make goes through the store (jobs/data/stored_work.py). What comes of a
+range, the borders of its chunks too, is the same in all cases.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     <storage>/data/<digest>/train-00000.arrow …, task/…, meta.json      as on a disk (jobs/data/prepare.py)
                             train-00001.0a1b2c3d4e5f.arrow …     those that the nodes of a cluster have stored as they
                                               made them (jobs/data/stored_work.py), named by their content
+                            reference-<digest>/  what a model has made of the rows, with a files.json of its own
                             files.json        size and SHA-256 of each of them, and its object where that has another
                                               name; written last: without it there is none
 
@@ -127,30 +128,72 @@ def fetch(store: Store, directory: Path, told: Told = _unheard) -> bool:
 
 
 def _fetch(store: Store, directory: Path, told: Told) -> None:
-    aside = directory.with_name(f".{directory.name}.fetched")
+    source = f"{FOLDER}/{directory.name}"
+    index = _index(store.read(f"{source}/{FILES}"), store.locate(source))
+    if META not in index:
+        where = store.locate(source)
+        raise UserError(f"data: {where}/{FILES} names no prepared data: remove {where}, and it is prepared again")
+    _fetch_all(store, source, index, directory, told)
+
+
+def push_columns(store: Store, directory: Path, name: str, made: Mapping[str, Written]) -> None:
+    """Say in the store that the columns which a model has made of prepared rows are all there.
+
+    Args:
+        name: of their folder, within the data's.
+        made: their files, which `put_columns` has stored.
+    """
+    index = {file: [each.size, each.sha256] for file, each in made.items()}
+    target = f"{FOLDER}/{directory.name}/{name}/{FILES}"
+    stores.repeated(lambda: store.write(target, [json.dumps(index).encode()]))
+
+
+def put_columns(store: Store, directory: Path, name: str, file: Path) -> Written:
+    """Store one file of such columns."""
+    target = f"{FOLDER}/{directory.name}/{name}/{file.name}"
+    return stores.repeated(lambda: store.write(target, chunks(file)))
+
+
+def fetch_columns(store: Store, directory: Path, name: str, told: Told = _unheard) -> bool:
+    """Have such columns beside the prepared data on this node's disk; return whether they are stored, all of them.
+
+    Raises:
+        UserError, OSError: as `fetch`.
+    """
+    source = f"{FOLDER}/{directory.name}/{name}"
+    if not store.exists(f"{source}/{FILES}"):
+        return False
+    with _alone(directory.with_name(f".{directory.name}.lock")):
+        if not (directory / name).is_dir():
+            index = _index(store.read(f"{source}/{FILES}"), store.locate(source))
+            _fetch_all(store, source, index, directory / name, told)
+    return True
+
+
+def _fetch_all(store: Store, source: str, index: Mapping[str, Kept], directory: Path, told: Told) -> None:
+    """Fetch files into a folder that gets its name when they are whole."""
+    where, aside = store.locate(source), directory.with_name(f".{directory.name}.fetched")
     shutil.rmtree(aside, ignore_errors=True)  # a process that was killed left it
-    where = store.locate(f"{FOLDER}/{directory.name}")
+    total = sum(each.size for each in index.values())
+    _check_room(directory.parent, total, where)
+    counted = _Counted(told, total)
+
+    def one(name: str) -> None:
+        wanted = index[name]
+        found = _downloaded(store, f"{source}/{wanted.place}", aside / name)
+        if (found.size, found.sha256) != (wanted.size, wanted.sha256):
+            raise UserError(
+                f"data: {where}/{wanted.place} is damaged ({found.size} bytes, SHA-256 {found.sha256[:12]}, and not "
+                f"{wanted.size}, {wanted.sha256[:12]}): remove {where}, and it is prepared again"
+            )
+        counted.add(found.size)
+
     try:
-        index = _index(store.read(f"{FOLDER}/{directory.name}/{FILES}"), where)
-        total = sum(each.size for each in index.values())
-        _check_room(directory.parent, total, where)
-        counted = _Counted(told, total)
-
-        def one(name: str) -> None:
-            wanted = index[name]
-            found = _downloaded(store, f"{FOLDER}/{directory.name}/{wanted.place}", aside / name)
-            if (found.size, found.sha256) != (wanted.size, wanted.sha256):
-                raise UserError(
-                    f"data: {where}/{wanted.place} is damaged ({found.size} bytes, SHA-256 {found.sha256[:12]}, and "
-                    f"not {wanted.size}, {wanted.sha256[:12]}): remove {where}, and it is prepared again"
-                )
-            counted.add(found.size)
-
         _side_by_side(one, list(index))
         try:
             os.replace(aside, directory)
         except OSError:  # a preparation on this node was faster: its data is the same
-            if not (directory / META).is_file():
+            if not ((directory / META).is_file() if META in index else directory.is_dir()):
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -205,7 +248,7 @@ def _index(content: bytes, where: str) -> Mapping[str, Kept]:
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"data: {where}/{FILES} is damaged: remove {where}, and it is prepared again") from error
     names = [*found, *(each.place for each in found.values())]
-    if META not in found or any(name.startswith("/") or ".." in name.split("/") for name in names):
+    if any(name.startswith("/") or ".." in name.split("/") for name in names):
         raise UserError(f"data: {where}/{FILES} names no prepared data: remove {where}, and it is prepared again")
     return found
 

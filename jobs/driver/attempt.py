@@ -15,7 +15,7 @@ from cluster import devices, stores
 from cluster.doctor.quick import QuickLook
 from cluster.ray_process_internals import JOB_MARKER, SUBMISSION_ID
 from jobs import lineage, parents, progress, run_choices
-from jobs.claim import claim, claim_folder, claim_stored
+from jobs.claim import claim, claim_folder, claim_stored, claim_stored_folder
 from jobs.driver import guard, phases, planned, postmortem, precision, preemption, pulse, storage, stored, stragglers
 from jobs.driver.job import Job, Part, end_if_lost, lost
 from jobs.driver.reporter import FolderWatch, Reporter
@@ -95,11 +95,12 @@ def _claimed(
     spec: JobSpec, base: Path, root: Path, part: Part | None, job_id: str
 ) -> tuple[str | None, RunFolder, Keeper | None, Lease | StoreLease]:
     """Return the storage's URI if it has one, the folder of the run, who keeps it in the store, and the lease on it."""
-    if part:
-        return None, *_without_keeper(claim_folder(part.folder, job_id))
     if (uri := storage.uri(spec, base)) is None:
-        return None, *_without_keeper(claim(root, spec, job_id))
-    folder, owned, keeper = claim_stored(uri, root, spec, job_id)
+        return None, *_without_keeper(claim_folder(part.folder, job_id) if part else claim(root, spec, job_id))
+    if part:
+        folder, owned, keeper = claim_stored_folder(uri, part.folder, job_id, (part.REQUEST, part.LOG))
+    else:
+        folder, owned, keeper = claim_stored(uri, root, spec, job_id)
     return uri, folder, keeper, owned
 
 

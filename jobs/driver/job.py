@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from cluster import stores
 from cluster.doctor.quick import QuickLook
 from cluster.precision import Precision
 from jobs import lease, progress
+from jobs.data.prepare import Prepared
 from jobs.driver import storage
 from jobs.driver.stopping import Stop
 from jobs.driver.stored import Stored
@@ -39,6 +40,10 @@ def end_if_lost(folder: RunFolder) -> None:
 class Part:
     """What makes a job a sweep's trial."""
 
+    REQUEST: ClassVar = "trial.json"
+    """What it is to do, in its folder."""
+    LOG: ClassVar = "driver.log"
+    """What its driver printed, there too."""
     folder: Path
     """The folder of its run."""
     tags: Mapping[str, str]
@@ -92,6 +97,13 @@ class Job:
     def track(self, call: Callable[[Run], object]) -> None:
         """Have `call(run)` made once the tracking server answers; the job goes on without waiting for it."""
         self.sender.defer(call)
+
+    def on_nodes(self, prepared: Prepared | None) -> AbstractContextManager[str]:
+        """Have all nodes that may work for it reach its folder, data and parent; give what they wait for."""
+        if self.stored is None:
+            return nullcontext("")
+        parent = Path(self.parent) if isinstance(self.parent, Path) else None
+        return self.stored.on_nodes(self.spec, prepared, parent)
 
     @property
     def checkpoints(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
     progress.report("measure", 0, workers)
     arguments = (job.spec, str(job.parent), prepared, job.precision)
     parts: list[dict[str, Any]] = []
-    with on_nodes(job, prepared) as token:
+    with job.on_nodes(prepared) as token:
         begun = [shares.begin(job, token, rank, evaluate_share, *arguments, rank, workers) for rank in range(workers)]
         for done, share in enumerate(begun, 1):
             parts.append(shares.result(job, share))
@@ -132,7 +132,7 @@ def quantize_phase(job: Job) -> dict[str, Any]:
     prepared = _prepare(job)
     progress.report("quantize", 0, 1)
     arguments = (job.spec, str(job.parent), prepared, job.precision, str(job.folder.model))
-    with on_nodes(job, prepared) as token:
+    with job.on_nodes(prepared) as token:
         report = shares.result(job, shares.begin(job, token, 0, quantize, *arguments))
     progress.report("quantize", 1, 1)
     progress.say(figures.quantised(report))
@@ -165,7 +165,7 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
 
     name = f"{job.folder.key}-{os.getpid()}"
     try:
-        with on_nodes(job, prepared) as token:
+        with job.on_nodes(prepared) as token:
             config, ray_state = _for_workers(job, prepared, token), job.stored.ray_state if job.stored else None
             autoscaling = not connect.connection().is_local
             ray_train.run_group(function, config, name=name, autoscaling=autoscaling, state=ray_state)
@@ -173,14 +173,6 @@ def run_workers(job: Job, function: Callable[[WorkerConfig], None], prepared: Pr
         if job.stop.asked:
             raise Stopped from error
         raise _cause(error) from error
-
-
-def on_nodes(job: Job, prepared: Prepared | None) -> AbstractContextManager[str]:
-    """Have all nodes that may work for the job reach its folder, its data and its parent; give what they wait for."""
-    if job.stored is None:
-        return nullcontext("")
-    parent = Path(job.parent) if isinstance(job.parent, Path) else None
-    return job.stored.on_nodes(job.spec, prepared, parent)
 
 
 def _for_workers(job: Job, prepared: Prepared, token: str) -> WorkerConfig:
@@ -194,6 +186,7 @@ def _for_workers(job: Job, prepared: Prepared, token: str) -> WorkerConfig:
         job.base,
         job.storage,
         token,
+        job.stored.uri if job.stored else "",
         job.profile,
     )
 

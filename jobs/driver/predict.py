@@ -6,11 +6,14 @@ What is done stays done: a driver that comes after a killed one goes on with the
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster import stores
 from jobs import lineage, notes, progress, spec_unused
 from jobs.data import opening, sources, tables, unchanged
 from jobs.data.examples import Source
@@ -19,11 +22,12 @@ from jobs.data.tables import TableForm
 from jobs.driver import storage, warm
 from jobs.driver.job import Job, end_if_lost
 from jobs.driver.standstill import ATTEMPT, Standstill
-from jobs.predict import fold, parts, rows, terms
+from jobs.predict import fold, parts, places, rows, terms
 from jobs.predict.columns import KeptColumns
 from jobs.predict.crew import Crew
 from jobs.predict.desk import Desk
 from jobs.predict.parts import Done, Form
+from jobs.predict.places import Place
 from jobs.predict.predictors import loaded_task, predicted_columns
 from jobs.predict.rows import Survey, Tolerance
 from jobs.predict.worker import Work
@@ -39,11 +43,12 @@ TELL_S = 10.0
 def predict_phase(job: Job) -> dict[str, Any]:
     """Predict for each row, and write the output with its manifest."""
     began = time.monotonic()
-    output = terms.output_of(job.spec, job.base, job.folder.path)
-    done = Done(job.folder.path)
+    stored = job.stored.run if job.stored else None
+    output = terms.output_of(job.spec, job.base, stored or job.folder.path)
+    done = Done(job.folder.path, stores.joined(stored, parts.STORED) if stored else None)
     if fold.check_free(output, job.folder.key):  # an attempt before this one came as far as this
-        return _result(job, output, notes.read(fold.manifest_of(output)), done)
-    storage.try_folder("predict.output", output.parent)
+        return _result(job, output, places.note(fold.manifest_of(output)), done)
+    _try(job, output)
     task = loaded_task(get(job.spec.task.name)(job.spec.task.options), job.parent or "")
     generation = terms.generation_of(job.spec, task)
     told = lambda phase, done, total, counts: progress.report(phase, done, total, **counts)  # noqa: E731
@@ -57,8 +62,9 @@ def predict_phase(job: Job) -> dict[str, Any]:
     if before:
         progress.say(f"{before} of {found.rows} rows were done before")
     job.check_nodes()
-    work = Work(job.spec, job.parent or "", job.precision, job.folder, _form(job.spec, found), generation)
-    _work_off(job, source, task, found, done, work, tolerance)
+    work = Work(job.spec, job.parent or "", job.precision, job.folder, _form(job.spec, found), generation, done.files)
+    with job.on_nodes(None) as token:
+        _work_off(job, source, task, found, done, replace(work, token=token), tolerance)
     for said in tolerance.said(found.rows):
         progress.say(said)
     seconds = time.monotonic() - began
@@ -74,7 +80,18 @@ def predict_phase(job: Job) -> dict[str, Any]:
     return _result(job, output, _folded(job, output, done, work.form, about), done)
 
 
-def _folded(job: Job, output: Path, done: Done, form: Form, about: dict[str, Any]) -> dict[str, Any]:
+def _try(job: Job, output: Place) -> None:
+    """Write where the output will be; say where only this node has it."""
+    folder = places.folder_of(output)
+    if isinstance(folder, Path):
+        storage.try_folder("predict.output", folder)
+        if job.stored:
+            progress.say(f"predict.output: {output} is written on this job's driver's node, {socket.gethostname()}")
+    else:
+        storage.try_uri("predict.output", folder)
+
+
+def _folded(job: Job, output: Place, done: Done, form: Form, about: dict[str, Any]) -> dict[str, Any]:
     """Put the parts together; return the manifest."""
     end_if_lost(job.folder)
     entries, throttle = done.in_order(), progress.Throttle(0.5)
@@ -86,7 +103,7 @@ def _folded(job: Job, output: Path, done: Done, form: Form, about: dict[str, Any
 
     say(0)
     whole = {**about, "failed": failed, "counts": counts}
-    return fold.fold(done.folder, entries, output, form.format, whole, form.prefix, say)
+    return fold.fold(done.files, entries, output, form.format, whole, form.prefix, say)
 
 
 def _open(spec: JobSpec, base: Path) -> Source:
@@ -205,21 +222,20 @@ def _added(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:
     return found
 
 
-def _result(job: Job, output: Path, made: Mapping[str, Any], done: Done) -> dict[str, Any]:
+def _result(job: Job, output: Place, made: Mapping[str, Any], done: Done) -> dict[str, Any]:
     """Tell the log and the run what was made; the parts are not needed any more."""
     total, failed = made["rows"], made["failed"]
     for name, count in made["counts"].items():
         progress.say(f"{count} of {total} rows: {name}")
     wrong = f", {failed} of them with an error instead of a prediction" if failed else ""
-    progress.say(f"{total} rows in {output}{wrong} ({made['rows_per_second']:,.0f} rows/s)")
+    progress.say(f"{total} rows in {places.shown(output)}{wrong} ({made['rows_per_second']:,.0f} rows/s)")
     figures = {"rows": float(total), "failed_rows": float(failed)}
     figures |= {name: float(made[name]) for name in ("seconds", "rows_per_second")}
     job.track(lambda run: run.log_metrics(figures, total))
     job.track(lambda run: run.set_tags({"tandem.bad_rows": str(failed), "tandem.model": str(job.parent_uri)}))
     whole = {key: value for key, value in made.items() if key != "shards"}
     job.track(lambda run: run.log_dict(whole, "predictions.json"))
-    if done.folder.is_dir():
-        done.clear()
+    done.clear()
     return {
         "output": str(output),
         "rows": total,

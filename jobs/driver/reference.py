@@ -6,6 +6,8 @@ storage/data/<digest>/reference-<digest of the model's weights and of how it com
 Which model: the one that the job starts from. Where a model is only measured, or quantised, the one that it was made
 from, as its tandem.json says; without that it cannot be told what its answers are to be compared with.
 
+Where the storage is an object store they are there, below the data (jobs/data/stored.py).
+
 Tasks that load the model whole make them. A training at ZeRO stage 3, whose model may be larger than any of them, makes
 them by itself before it learns.
 """
@@ -22,6 +24,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs import lineage, progress
+from jobs.checkpoint.store import Written
 from jobs.data.preparation import trains
 from jobs.data.prepare import Prepared
 from jobs.driver import shares
@@ -29,7 +32,7 @@ from jobs.driver.job import Job
 from jobs.spec import JobSpec
 from jobs.tasks import get
 from jobs.worker import zero
-from jobs.worker.reference import write_share
+from jobs.worker.reference import store_share, write_share
 from tracking import manifest, registry
 from tracking.errors import TrackingError
 
@@ -45,13 +48,13 @@ def added(job: Job, prepared: Prepared) -> Prepared:
     model, called = model_of(job)
     name = f"reference-{_digest(job, model)[:16]}"
     place = Path(prepared.directory) / name
-    if place.is_dir():
+    if job.stored.fetch_columns(place) if job.stored else place.is_dir():
         progress.say(f"reference {called}: what it makes of the rows is known from before")
     elif by_the_group(job.spec, job.base, job.precision, job.folder.last_step()):
         progress.say(f"reference {called}: the workers make its answers in parts, before they learn")
     else:
         progress.say(f"reference {called}: its answers are what the model's are compared with")
-        _make(job, prepared, model, place)
+        (_make_stored if job.stored else _make)(job, prepared, model, place)
     return replace(prepared, reference=name)
 
 
@@ -111,6 +114,24 @@ def _digest(job: Job, model: Path | str) -> str:
     weights = lineage.weights_digest(model) or str(model)
     content = [weights, job.precision, dict(job.spec.model.config)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _make_stored(job: Job, prepared: Prepared, model: Path | str, place: Path) -> None:
+    """Have tasks on any node store the columns of all files, and this node fetch them."""
+    assert job.stored is not None, "nodes share no folder"
+    files = [*prepared.train_files, *prepared.eval_files]
+    workers = min(job.spec.resources.fewest, len(files))
+    arguments = (job.stored.uri, place.name, job.spec, str(model), prepared, job.precision)
+    made: dict[str, Written] = {}
+    progress.report("reference", 0, workers)
+    with job.stored.on_nodes(job.spec, prepared, model if isinstance(model, Path) else None) as token:
+        begun = [
+            shares.begin(job, token, rank, store_share, *arguments, files[rank::workers]) for rank in range(workers)
+        ]
+        for done, share in enumerate(begun, 1):
+            made |= shares.result(job, share)
+            progress.report("reference", done, workers)
+    job.stored.keep_columns(place, made)
 
 
 def _make(job: Job, prepared: Prepared, model: Path | str, place: Path) -> None:

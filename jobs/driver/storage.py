@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from cluster import home, store_uri, stores
 from cluster.errors import UserError, check_all
 from jobs.spec import JobSpec
-from jobs.spec_rules import REFERRING
 
 if TYPE_CHECKING:
     from jobs.checkpoint.store import Store
@@ -104,12 +103,8 @@ def root(spec: JobSpec, base: Path) -> Path:
 
 def not_yet(spec: JobSpec) -> str | None:
     """Say what of a spec needs a folder that all nodes reach; None where it can do with an object store. Pure."""
-    if spec.phase in ("sweep", "predict"):
-        return f"phase {spec.phase}"
     if spec.data.start_early:
         return "data.start_early"
-    if (objective := spec.task.options.get("objective")) in REFERRING:
-        return f"task.objective {objective}"
     return None
 
 

@@ -1,6 +1,7 @@
 """A job whose storage is an object store: what of it is kept there, and how each node comes to what it needs.
 
-    <URI>/runs/<key>/     notes (jobs/storage/keeper.py), lease/ (jobs/store_lease.py), checkpoints/, model/, ray/
+    <URI>/runs/<key>/     notes (jobs/storage/keeper.py), lease/ (jobs/store_lease.py), checkpoints/, model/, ray/, and
+                          shards/ of a prediction
           data/<digest>/  prepared rows (jobs/data/stored.py)
           models/<key>/   weights of exported models (jobs/worker/elsewhere.py)
 
@@ -12,9 +13,10 @@ a folder. That of the driver's node is the one that counts: its notes are kept i
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,20 @@ from typing import Any
 from cluster import stores, topology
 from cluster.errors import UserError
 from jobs import progress
-from jobs.checkpoint.store import Store
+from jobs.checkpoint.store import Store, Written
 from jobs.data import stored
 from jobs.data.prepare import Prepared
 from jobs.driver import reach
+from jobs.notes import write
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
 from jobs.storage.courier import Bring, Couriers
 from jobs.storage.keeper import Keeper, NotKept
 from jobs.worker import elsewhere
 from tracking import manifest, model_store
+
+MODEL = "model.json"
+"""Says in a run's folder where its model is stored."""
 
 
 class Stored:
@@ -43,14 +49,19 @@ class Stored:
         self._store = Store(uri)
 
     @property
+    def run(self) -> str:
+        """Where the store keeps the run: a URI."""
+        return stores.joined(self.uri, "runs", self._folder.key)
+
+    @property
     def checkpoints(self) -> str:
         """Where the run's checkpoints are, unless the spec names another place: a URI."""
-        return stores.joined(self.uri, "runs", self._folder.key, "checkpoints")
+        return stores.joined(self.run, "checkpoints")
 
     @property
     def ray_state(self) -> str:
         """Where Ray Train keeps its own state: a URI."""
-        return stores.joined(self.uri, "runs", self._folder.key, "ray")
+        return stores.joined(self.run, "ray")
 
     def told_to_workers(self, spec: JobSpec) -> JobSpec:
         """Return the spec with the place of the exported weights: the store, unless it names one. Pure."""
@@ -68,6 +79,15 @@ class Stored:
         """Store the prepared data, for the other nodes and other jobs."""
         stored.push(self._store, Path(prepared.directory), _progress("store"))
 
+    def fetch_columns(self, place: Path) -> bool:
+        """Have what a model has made of prepared rows on this node, if it is stored; say whether it is there."""
+        return stored.fetch_columns(self._store, place.parent, place.name, _progress("fetch"))
+
+    def keep_columns(self, place: Path, made: Mapping[str, Written]) -> None:
+        """Note that all files of it are stored, and have them on this node."""
+        stored.push_columns(self._store, place.parent, place.name, made)
+        self.fetch_columns(place)
+
     @contextmanager
     def on_nodes(self, spec: JobSpec, prepared: Prepared | None, parent: Path | None) -> Iterator[str]:
         """Keep the run's folder on all nodes that may work for it meanwhile, with the data and the parent.
@@ -82,6 +102,8 @@ class Stored:
             CourierLost: what a living node has written did not all come here; the run may look as it is not.
         """
         bring = [Bring(_bring_data, (self.uri, prepared.directory))] if prepared is not None else []
+        if prepared is not None and prepared.reference:
+            bring.append(Bring(_bring_columns, (self.uri, prepared.directory, prepared.reference)))
         bring += [Bring(_bring_model, (model_store.portable(parent),))] if parent is not None else []
 
         def wanted() -> dict[str, str]:
@@ -107,9 +129,22 @@ class Stored:
         contract = (self._folder.model / manifest.FILE_NAME).read_bytes()
         uri = stores.joined(self.uri, "runs", self._folder.key, "model", hashlib.sha256(contract).hexdigest()[:8])
         model_store.put(self._folder.model, uri)
+        write(self._folder.path / MODEL, {"uri": uri})
         elsewhere.note(self._folder, ())  # its weights are a version's from now on, and no attempt's to remove
         self._keeper.settle()
         return uri
+
+    def model_of(self, run: str) -> str:
+        """Return the URI of the model that a finished run of this storage, a sweep's trial, has stored.
+
+        Raises:
+            UserError: its note is not there.
+        """
+        try:
+            return str(json.loads(self._store.read(f"runs/{run}/{MODEL}"))["uri"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            where = stores.shown(stores.joined(self.uri, "runs", run, MODEL))
+            raise UserError(f"{where} does not say where the model of a finished trial is: {error}") from error
 
 
 @contextmanager
@@ -135,6 +170,10 @@ def kept(uri: str | None, folder: RunFolder, keeper: Keeper | None) -> Iterator[
 def _bring_data(uri: str, directory: str) -> None:
     if not stored.fetch(Store(uri), Path(directory)):
         raise UserError(f"data: {Path(directory).name} is not in {stores.shown(uri)} any more: submit the job again")
+
+
+def _bring_columns(uri: str, directory: str, name: str) -> None:
+    stored.fetch_columns(Store(uri), Path(directory), name)  # those that the workers make come later
 
 
 def _bring_model(reference: str) -> None:

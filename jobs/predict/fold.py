@@ -1,22 +1,25 @@
 """Parts of a prediction → one file, in their order, with a manifest that proves that each row is there once.
 
-The output appears whole, by a rename; the manifest, `<output>.manifest.json`, before it.
+The output appears whole, by a rename, or as a store makes a file that is closed; the manifest,
+`<output>.manifest.json`, before it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cluster.errors import UserError
-from jobs import notes
+from jobs.predict import places
 from jobs.predict.columns import ERROR, merged
 from jobs.predict.parts import Entry, missing
+from jobs.predict.places import Place
 from jobs.spec_predict import Format
 
 Say = Callable[[int], None]
@@ -29,34 +32,35 @@ class DamagedPart(UserError):
     exit_code = 1
 
 
-def manifest_of(output: Path) -> Path:
+def manifest_of(output: Place) -> Place:
     """Return where the manifest of an output is."""
-    return output.with_name(f"{output.name}.manifest.json")
+    return places.beside(output, ".manifest.json")
 
 
-def check_free(output: Path, run: str) -> bool:
+def check_free(output: Place, run: str) -> bool:
     """Return True where the output is there already, and this run has made it.
 
     Raises:
         UserError: something else is there.
     """
-    if not os.path.lexists(output):
+    if not places.is_there(output):
         return False
     try:
-        made_by = notes.read(manifest_of(output)).get("run")
+        made_by = places.note(manifest_of(output)).get("run")
     except UserError:
         made_by = None
-    if made_by != run or not output.is_file():
+    if made_by != run or not (isinstance(output, str) or output.is_file()):
         raise UserError(
-            f"predict.output: {output} is there already, and is not overwritten: remove it, or name another"
+            f"predict.output: {places.shown(output)} is there already, and is not overwritten: remove it, or name "
+            "another"
         )
     return True
 
 
 def fold(
-    parts: Path,
+    parts: Place,
     entries: Sequence[Entry],
-    output: Path,
+    output: Place,
     format: Format,
     about: dict[str, Any],
     prefix: str = "",
@@ -75,43 +79,98 @@ def fold(
     """
     if (wrong := missing(entries, about["rows"])) is not None:
         raise RuntimeError(f"the prediction is not whole: {wrong}")
+    write = partial(_FOLDS[format], parts, entries, prefix=prefix, say=say)
+    if isinstance(output, Path):
+        return _to_disk(output, write, about, entries)
+    return _to_store(output, write, about, entries)
+
+
+def _to_disk(
+    output: Path, write: Callable[[Any], None], about: dict[str, Any], entries: Sequence[Entry]
+) -> dict[str, Any]:
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
+    aside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
-            _FOLDS[format](parts, entries, file, prefix, say)
+        with aside.open("wb") as file:
+            counted = _Counted(file)
+            write(counted)
             file.flush()
             os.fsync(file.fileno())
-        whole = {**about, "output": {"file": output.name, **_measured(partial)}, "shards": list(map(_said_of, entries))}
-        _write_manifest(manifest_of(output), whole)
+        whole = counted.described(output, about, entries)
+        places.keep(manifest_of(output), whole)
         try:
-            os.link(partial, output)  # fails where something has come there meanwhile
+            os.link(aside, output)  # fails where something has come there meanwhile
         except FileExistsError:
-            raise UserError(
-                f"predict.output: {output} is there now, and is not overwritten: remove it, and submit again"
-            ) from None
+            raise _there_now(output) from None
         except OSError:  # a file system without hard links
-            partial.rename(output)
+            aside.rename(output)
     finally:
-        partial.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
     return whole
 
 
-def _fold_lines(parts: Path, entries: Sequence[Entry], file: BinaryIO, prefix: str, say: Say) -> None:
+def _to_store(
+    output: str, write: Callable[[Any], None], about: dict[str, Any], entries: Sequence[Entry]
+) -> dict[str, Any]:
+    with places.stream(output) as sink:
+        counted = _Counted(sink)
+        write(counted)
+        whole = counted.described(output, about, entries)
+        if places.is_there(output):  # no store can be asked to write only what is not there
+            raise _there_now(output)
+        places.keep(manifest_of(output), whole)
+    return whole
+
+
+def _there_now(output: Place) -> UserError:
+    return UserError(
+        f"predict.output: {places.shown(output)} is there now, and is not overwritten: remove it, and submit again"
+    )
+
+
+class _Counted(io.RawIOBase):
+    """What parts are written to, which digests what passes."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink, self._digest, self._bytes = sink, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        """Write all of it."""
+        view = memoryview(content).cast("B")
+        self._sink.write(view)
+        self._digest.update(view)
+        self._bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        """Return how much was written."""
+        return self._bytes
+
+    def described(self, output: Place, about: dict[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
+        """Return the manifest of what was written."""
+        name = Path(places.shown(output)).name
+        file = {"file": name, "bytes": self._bytes, "sha256": self._digest.hexdigest()}
+        return {**about, "output": file, "shards": list(map(_said_of, entries))}
+
+
+def _fold_lines(parts: Place, entries: Sequence[Entry], file: Any, prefix: str, say: Say) -> None:
     rows = 0
     for entry in entries:
         file.write(_content(parts, entry))
         say(rows := rows + entry.rows)
 
 
-def _fold_parquet(parts: Path, entries: Sequence[Entry], file: BinaryIO, prefix: str, say: Say) -> None:
+def _fold_parquet(parts: Place, entries: Sequence[Entry], file: Any, prefix: str, say: Say) -> None:
     """Write a row group for each part, with the types that take the values of all."""
     import pyarrow
     import pyarrow.parquet as parquet
 
     kinds: dict[str, Any] = {}
     for entry in entries:
-        for column in parquet.read_schema(parts / entry.file):
+        for column in _schema(parts, entry):
             known = kinds.get(column.name)
             kinds[column.name] = column.type if known is None else merged(column.name, known, column.type, "predict")
     if (error := kinds.pop(prefix + ERROR, None)) is not None:
@@ -121,7 +180,7 @@ def _fold_parquet(parts: Path, entries: Sequence[Entry], file: BinaryIO, prefix:
         for entry in entries:
             table = parquet.read_table(pyarrow.BufferReader(_content(parts, entry)))
             if table.num_rows != entry.rows:
-                raise DamagedPart(f"{parts / entry.file} holds {table.num_rows} rows instead of {entry.rows}")
+                raise DamagedPart(f"{_where(parts, entry)} holds {table.num_rows} rows instead of {entry.rows}")
             writer.write_table(pyarrow.table([_cast(table, column) for column in schema], schema=schema))
             say(rows := rows + entry.rows)
 
@@ -135,38 +194,36 @@ def _cast(table: Any, column: Any) -> Any:
     return found if found.type == column.type else pyarrow.array(found.to_pylist(), column.type)
 
 
-_FOLDS: dict[Format, Callable[[Path, Sequence[Entry], BinaryIO, str, Say], None]] = {
+def _schema(parts: Place, entry: Entry) -> Any:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    if isinstance(parts, Path):
+        return parquet.read_schema(parts / entry.file)
+    return parquet.read_schema(pyarrow.BufferReader(_content(parts, entry)))
+
+
+_FOLDS: dict[Format, Callable[..., None]] = {
     "jsonl": _fold_lines,
     "parquet": _fold_parquet,
 }
 
 
-def _content(parts: Path, entry: Entry) -> bytes:
+def _content(parts: Place, entry: Entry) -> bytes:
     try:
-        content = (parts / entry.file).read_bytes()
+        content = places.read(places.below(parts, entry.file))
     except FileNotFoundError:
-        raise DamagedPart(f"{parts / entry.file} is gone: submit the job again, and its rows are done again") from None
+        raise DamagedPart(
+            f"{_where(parts, entry)} is gone: submit the job again, and its rows are done again"
+        ) from None
     if hashlib.sha256(content).hexdigest() != entry.digest:
-        raise DamagedPart(f"{parts / entry.file} is damaged: submit the job again, and its rows are done again")
+        raise DamagedPart(f"{_where(parts, entry)} is damaged: submit the job again, and its rows are done again")
     return content
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+def _where(parts: Place, entry: Entry) -> str:
+    return places.shown(places.below(parts, entry.file))
 
 
 def _said_of(entry: Entry) -> dict[str, Any]:
     return {"first": entry.first, "rows": entry.rows, "failed": len(entry.failed), "input": entry.input}
-
-
-def _write_manifest(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -4,7 +4,8 @@
     parts/done.jsonl            one line a shard (Entry): which file it is, and what proves it
 
 Workers write files, each under a name of its own; the driver alone, which owns the run, writes the lines. So a worker
-of before that still writes changes nothing that counts.
+of before that still writes changes nothing that counts. Where the storage is an object store, the files are there, in
+runs/<key>/shards/, and the lines are a note of the run.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster import stores
 from cluster.errors import UserError
 from jobs import notes
 from jobs.data.examples import BadRow, printable
+from jobs.predict import places
 from jobs.predict.columns import ERROR, ONLY_JSON, WHERE, arrow, json_line, kept, merged, not_in_json, refuse_collision
+from jobs.predict.places import Place
 from jobs.predict.rows import Row, Shard
 from jobs.spec_predict import Format
 
 FOLDER, DONE = "parts", "done.jsonl"
+STORED = "shards"
+"""The folder of the files in the run's folder of an object store."""
 Answer = Mapping[str, Any] | BadRow
 """What the model says of a row, or why it says nothing."""
 
@@ -80,8 +86,8 @@ class Form:
         return {} if isinstance(row, BadRow) else kept(row, self.wanted)
 
 
-def write(folder: Path, shard: Shard, answers: Sequence[Answer], form: Form) -> Entry:
-    """Write a shard's part, on the disk when this returns.
+def write(folder: Place, shard: Shard, answers: Sequence[Answer], form: Form) -> Entry:
+    """Write a shard's part, on the disk, or in the store, when this returns.
 
     Raises:
         UserError: a prediction's column is called as one of the input's, or the format does not take it.
@@ -97,7 +103,7 @@ def write(folder: Path, shard: Shard, answers: Sequence[Answer], form: Form) -> 
     else:
         content = _parquet(columns, shard.rows, answers, form)
     name = f"{shard.number:06d}-{secrets.token_hex(4)}.{form.format}"
-    _keep(folder, name, content)
+    places.write(places.below(folder, name), content)
     failed = tuple(
         (number, answer.where, printable(answer.reason))
         for number, answer in enumerate(answers, shard.first)
@@ -161,25 +167,13 @@ def _column(name: str, values: Sequence[Any], kind: Any = None) -> Any:
         raise UserError(f"predict: column {name!r} cannot be written to Parquet: {said}; {ONLY_JSON}") from error
 
 
-def _keep(folder: Path, name: str, content: bytes) -> None:
-    folder.mkdir(exist_ok=True)
-    partial = folder / f".{name}.partial"
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(folder / name)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 class Done:
     """The shards that are done, over all attempts at a run; the driver's alone."""
 
-    def __init__(self, run: Path) -> None:
-        """Take the run's folder."""
+    def __init__(self, run: Path, stored: str | None = None) -> None:
+        """Take the run's folder, and where its files are if that is a store: the URI of a folder."""
         self.folder = run / FOLDER
+        self.files: Place = stored or self.folder
         self.entries: dict[int, Entry] = {}
 
     def open(self) -> list[str]:
@@ -193,9 +187,9 @@ class Done:
         damaged = {entry.shard for entry in noted if entry} - self.entries.keys()
         self._write_anew()
         known = {entry.file for entry in self.entries.values()} | {DONE}
-        for path in self.folder.iterdir():
-            if path.name not in known:
-                path.unlink(missing_ok=True)
+        for name in places.names(self.files):
+            if name not in known:
+                places.remove(places.below(self.files, name))
         return [f"{len(damaged)} shards are done again: their files are damaged or gone"] if damaged else []
 
     def add(self, entry: Entry) -> None:
@@ -212,14 +206,20 @@ class Done:
 
     def clear(self) -> None:
         """Remove the parts: their rows are in the output."""
-        for path in list(self.folder.iterdir()):
-            path.unlink(missing_ok=True)
-        self.folder.rmdir()
+        for folder in dict.fromkeys((self.files, self.folder)):
+            for name in places.names(folder):
+                places.remove(places.below(folder, name))
+        if self.folder.is_dir():
+            self.folder.rmdir()
 
     def _is_whole(self, entry: Entry) -> bool:
         try:
-            return hashlib.sha256((self.folder / entry.file).read_bytes()).hexdigest() == entry.digest
-        except OSError:
+            return hashlib.sha256(places.read(places.below(self.files, entry.file))).hexdigest() == entry.digest
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if stores.is_clients(error):  # that a store does not answer says nothing of what it has
+                raise
             return False
 
     def _write_anew(self) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster import store_uri
 from cluster.errors import UserError
 from jobs import hub_folder, lineage
 from jobs.data import identity
 from jobs.data.compression import kind
 from jobs.data.examples import Source
+from jobs.predict import places
+from jobs.predict.places import Place
 from jobs.predict.rows import Survey
 from jobs.spec import JobSpec
 from jobs.spec_predict import GenerationSpec
@@ -28,21 +31,26 @@ SHARD_ROWS = {True: 64, False: 1024}
 """Rows of a shard by whether the task generates, where the spec does not say."""
 
 
-def output_of(spec: JobSpec, base: Path, run: Path) -> Path:
-    """Return the file that the job writes.
+def output_of(spec: JobSpec, base: Path, run: Place) -> Place:
+    """Return the file that the job writes: a path, or the URI of a store.
 
     Args:
         base: where relative paths start.
-        run: the run's folder.
+        run: the run's folder, on a disk or in a store.
 
     Raises:
-        UserError: it is a URL, or a path within a folder that the cluster removes behind the job.
+        UserError: it is the URI of nothing that can be written or may be kept, or a path within a folder that the
+            cluster removes behind the job.
     """
     named = spec.predict.output
     if named is None:
-        return run / f"predictions.{spec.predict.written_as}"
+        return places.below(run, f"predictions.{spec.predict.written_as}")
+    if store_uri.is_store(named):
+        return store_uri.checked(named, "predict.output")
     if "://" in named:
-        raise UserError(f"predict.output: {named!r} is a URL: give a path that every node can reach")
+        raise UserError(
+            f"predict.output: {named!r} names no store that can be written: give s3://bucket/file, or a path"
+        )
     path = base / Path(named).expanduser()
     if "runtime_resources" in path.parts:  # where Ray unpacks the copy of a folder that came with a job
         raise UserError(

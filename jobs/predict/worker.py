@@ -13,6 +13,7 @@ from jobs import hub_folder, noise
 from jobs.data.examples import BadRow
 from jobs.predict import parts
 from jobs.predict.parts import Answer, Entry, Form
+from jobs.predict.places import Place
 from jobs.predict.predictors import Predictor, Setup, answers, loaded_task, predictor
 from jobs.predict.rows import Shard, Tolerance
 from jobs.run_folder import RunFolder
@@ -35,6 +36,10 @@ class Work:
     run: RunFolder
     form: Form
     generation: Mapping[str, Any]
+    files: Place | None = None
+    """Where parts are written; None: in the run's folder."""
+    token: str = ""
+    """What says that this node has what it needs (jobs/storage/courier.py); "" where all share the run's folder."""
 
 
 class Worker:
@@ -76,7 +81,7 @@ class Worker:
                 made += answers(self._task, self._predictor, shard.first + begin, rows)
             self._check(made[begin:])
         with during("write"):
-            entry = parts.write(self._work.run.path / parts.FOLDER, shard, made, self._work.form)
+            entry = parts.write(self._work.files or self._work.run.path / parts.FOLDER, shard, made, self._work.form)
         self._check(entry.bad_rows().values())
         return replace(entry, counts=counts(made))
 
@@ -112,7 +117,7 @@ class Watched:
 
     def _watched(self, function: Callable[..., Any], *arguments: Any) -> Any:
         longest_s = self._work.spec.failures.hang_after_s
-        return watched(self._work.run, "", longest_s, self._number, function, *arguments)
+        return watched(self._work.run, self._work.token, longest_s, self._number, function, *arguments)
 
 
 def counts(made: list[Answer]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ WAITS_S = 30.0
 """So long something may have been added to a file before it is stored anew."""
 PATIENCE_S = 120.0
 """So long the end of a job waits for a store that does not answer."""
-OF_OTHERS = ("checkpoints", "model", "lease", "ray", "pulses", "paces", "faults", "rows")
+OF_OTHERS = ("checkpoints", "model", "lease", "ray", "pulses", "paces", "faults", "rows", "shards")
 """Folders of a run that are stored by others, or are nothing to a later attempt."""
 
 
@@ -89,12 +89,13 @@ class Keeper:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="tandem-keeper", daemon=True)
 
-    def bring(self, *, newest: bool = False) -> None:
+    def bring(self, *, newest: bool = False, own: Collection[str] = ()) -> None:
         """Make the folder here what is stored of the run; what an earlier attempt has left here is replaced.
 
         Args:
             newest: nobody has had the run since that attempt: what it has left here, perhaps while the store was away,
                 stays, and is stored.
+            own: files here that are this attempt's, whatever is stored under their names.
 
         Raises:
             OSError: the store does not answer.
@@ -102,8 +103,8 @@ class Keeper:
         self._folder.mkdir(parents=True, exist_ok=True)
         if newest:
             return  # what is stored and not here stays, too: it may have been lost here
-        names = self._names()
-        for left in listed(self._folder).keys() - set(names):
+        names = [name for name in self._names() if name not in own]
+        for left in listed(self._folder).keys() - {*names, *own}:
             (self._folder / left).unlink(missing_ok=True)
         for name in names:
             path = self._folder / name

@@ -30,5 +30,7 @@ class WorkerConfig:
     """The folder that all runs share."""
     token: str = ""
     """What says that a node's copy of the run's folder is complete (jobs/storage/courier.py); "" where all share it."""
+    uri: str = ""
+    """Of the object store that all runs share, where no folder is; "" else."""
     profile: int = 0
     """How many steps are recorded, if the job is a profile (jobs/profiled.py)."""

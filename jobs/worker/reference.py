@@ -6,6 +6,7 @@ A task has the model whole. A group that trains at ZeRO stage 3 asks the model t
 from __future__ import annotations
 
 import math
+import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,8 @@ import torch
 from cluster.errors import UserError
 from cluster.precision import Precision
 from jobs.checkpoint import resume
-from jobs.data import rows
+from jobs.checkpoint.store import Store, Written
+from jobs.data import rows, stored
 from jobs.data.prepare import Prepared
 from jobs.spec import JobSpec
 from jobs.tasks import Columns, Task
@@ -74,17 +76,64 @@ def columns_of(task: Task, model: torch.nn.Module, found: rows.Rows, during: Dur
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def without_missing(prepared: Prepared) -> Prepared:
-    """Return the data as it is without columns that the group is to make: the driver left them to it."""
-    is_missing = prepared.reference and not (Path(prepared.directory) / prepared.reference).is_dir()
-    return replace(prepared, reference="") if is_missing else prepared
+def store_share(
+    uri: str,
+    name: str,
+    spec: JobSpec,
+    model_from: str,
+    prepared: Prepared,
+    precision: Precision,
+    files: Sequence[str],
+    during: During = unwatched,
+    say: Say = unsaid,
+) -> dict[str, Written]:
+    """Do the same where nodes share no folder: the files go to the object store; return what each holds.
+
+    Args:
+        uri: of the store.
+        name: of the columns' folder, within the data's.
+    """
+    directory = Path(prepared.directory)
+    aside = directory / f".{name}.{secrets.token_hex(4)}.partial"
+    aside.mkdir()
+    try:
+        write_share(spec, model_from, prepared, precision, str(aside), files, during, say)
+        return {file: stored.put_columns(Store(uri), directory, name, aside / file) for file in files}
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def make_in_parts(engine: Engine, task: Task, prepared: Prepared, step: int, during: During = unwatched) -> None:
+def without_missing(prepared: Prepared, uri: str = "") -> Prepared:
+    """Return the data as it is without columns that the group is to make: the driver left them to it.
+
+    Args:
+        uri: of the store, where nodes share no folder: what is there counts, as all ranks find the same then; "" else.
+    """
+    if not prepared.reference:
+        return prepared
+    directory = Path(prepared.directory)
+    if uri:
+        is_there = stored.fetch_columns(Store(uri), directory, prepared.reference)
+    else:
+        is_there = (directory / prepared.reference).is_dir()
+    return prepared if is_there else replace(prepared, reference="")
+
+
+def make_in_parts(
+    engine: Engine,
+    task: Task,
+    prepared: Prepared,
+    step: int,
+    during: During = unwatched,
+    uri: str = "",
+    writes: bool | None = None,
+) -> None:
     """Make the columns of all files with the model in training, which has learned nothing yet. Collective.
 
     Args:
         step: the steps that are behind.
+        uri: of the store that gets them, where nodes share no folder; "" else.
+        writes: whether this rank writes them on its node; None: rank 0 does.
 
     Raises:
         UserError: it has learned.
@@ -95,23 +144,29 @@ def make_in_parts(engine: Engine, task: Task, prepared: Prepared, step: int, dur
             f"the reference's answers, {target}, are gone, and the model has learned {step} steps since: bring them "
             "back, or begin a new run with --set checkpoint.resume=never"
         )
-    partial = target.with_name(f".{target.name}.{resume.attempt_name()}.partial")
-    if engine.rank == 0:
+    writes = engine.rank == 0 if writes is None else writes
+    partial = target.with_name(f".{target.name}.{resume.attempt_name()}-{engine.rank}.partial")
+    if writes:
         partial.mkdir()
     was_training = engine.model.training
     engine.model.eval()
-    for file in (*prepared.train_files, *prepared.eval_files):
+    files = (*prepared.train_files, *prepared.eval_files)
+    for file in files:
         columns = _gathered(engine, task, rows.Rows([Path(prepared.directory) / file]), during)
-        if engine.rank == 0:
+        if writes:
             rows.write(partial / file, columns)
     engine.model.train(was_training)
-    if engine.rank == 0:
+    if writes:
         try:
             partial.rename(target)
         except OSError:  # another job was faster: its columns are the same
             if not target.is_dir():
                 raise
             shutil.rmtree(partial, ignore_errors=True)
+    if uri and engine.rank == 0:
+        with during("reference"):
+            made = {file: stored.put_columns(Store(uri), target.parent, target.name, target / file) for file in files}
+            stored.push_columns(Store(uri), target.parent, target.name, made)
     torch.distributed.barrier()
 
 

@@ -137,7 +137,7 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     rank, world_size = context.get_world_rank(), context.get_world_size()
     readers = sequence.place(rank, world_size, training.parallel.sequence).readers
     task = prepared.task(spec)
-    at_first = reference.without_missing(prepared)
+    at_first = reference.without_missing(prepared, config.uri)
     (rows, eval_rows), mixed = both_rows(at_first, watchdog, rank == 0), prepared.sources(spec)
     store = Store(config.checkpoints)
     entered = entry.enter_group(config, store, rank, readers)
@@ -151,7 +151,8 @@ def set_up(config: WorkerConfig, watchdog: Watchdog, swap_files: Path | None = N
     engine = make_engine(begun, training, with_swap_files(ds_config, swap_files, begun, watchdog), device, store, point)
     shared = look(begun, spec, task, engine, (rows, eval_rows), folder)
     if at_first is not prepared:
-        reference.make_in_parts(engine, task, prepared, point.step, watchdog.during)
+        writes = rank == 0 or (bool(config.uri) and context.get_local_rank() == 0)
+        reference.make_in_parts(engine, task, prepared, point.step, watchdog.during, config.uri, writes)
         rows, eval_rows = both_rows(prepared, watchdog, rank == 0)
     this = sizing.Sizing(config, task, rows, engine, ds_config["zero_optimization"], counted, attempt, watchdog)
     attempt = settled(this, entered, plan)

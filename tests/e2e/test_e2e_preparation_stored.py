@@ -1,4 +1,4 @@
-"""Nodes that share no folder prepare through an object store what one process prepares; what was made outlives a kill."""
+"""Nodes prepare through an object store what one process prepares, and what they made outlives a kill."""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ def test_a_model_that_learned_something_else_is_refused(opinions):
 
 @pytest.mark.parametrize(
     ("output", "said"),
-    [("s3://bucket/o.parquet", "is a URL"), ("runtime_resources/o.jsonl", "is a copy that goes with the job")],
+    [("file:///o.parquet", "names no store"), ("runtime_resources/o.jsonl", "is a copy that goes with the job")],
 )
 def test_an_output_that_would_not_be_there_is_refused(tmp_path, output, said):
     with pytest.raises(UserError, match=said):

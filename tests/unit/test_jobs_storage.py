@@ -167,7 +167,6 @@ def test_what_a_node_has_of_a_store_is_in_a_folder_of_its_own(tmp_path: Path, mo
     ("more", "what"),
     [
         ({"data": {**SPEC["data"], "eval_fraction": 0.1, "start_early": True}}, "data.start_early"),
-        (SWEEP, "phase sweep"),
     ],
 )
 def test_what_needs_a_folder_is_refused_on_a_store(tmp_path: Path, more: dict[str, Any], what: str) -> None:

@@ -117,7 +117,17 @@ class Trials:
                 progress.report(phase, done, total, **counts)
 
         with standstill.watched():
-            prepared = prepare.prepare(spec, job.base, job.storage, parent=job.parent, on_progress=on_progress)
+            (prepared,) = prepare.stages(
+                spec,
+                job.base,
+                job.storage,
+                parent=job.parent,
+                on_progress=on_progress,
+                fetch=job.stored.fetch if job.stored else None,
+                uri=job.stored.uri if job.stored else None,
+            )
+            if job.stored:
+                job.stored.push(prepared)
         report.say_data(job, prepared)
         return prepared
 
@@ -159,7 +169,7 @@ def trial_spec(job: Job, number: int, values: Mapping[str, Any]) -> JobSpec:
     """
     resolved = job.spec.resolved()
     resolved["name"] = name_of(job, number)
-    resolved["storage"] = str(job.storage)
+    resolved["storage"] = job.stored.uri if job.stored else str(job.storage)
     resolved["training"]["precision"] = job.precision
     if job.parent_uri is not None:
         resolved["model"]["from"] = job.parent_uri

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import placement, topology
+from cluster import placement, stores, topology
 from cluster.errors import UserError
 from jobs import progress, spec_sweep, sweep_models
 from jobs.driver.job import Job, end_if_lost
@@ -19,7 +19,7 @@ from jobs.spec import JobSpec
 from jobs.spec_sections import RegisterSpec
 from jobs.tasks import get
 from jobs.trial_table import in_short
-from tracking import manifest, outbox, registry
+from tracking import manifest, model_store, outbox, registry
 from tracking.errors import ServerUnreachable
 
 MLFLOW_S = 10.0
@@ -100,27 +100,30 @@ def publish(job: Job, best: Trial) -> dict[str, Any]:
     """Register the best model, and say how to train with its values."""
     sweep, register = job.spec.sweep, job.spec.register_
     assert sweep is not None, "the phase has its section"
-    model = RunFolder(job.storage / "runs" / best.run).model
+    place = job.stored.model_of(best.run) if job.stored else RunFolder(job.storage / "runs" / best.run).model
+    model = place if isinstance(place, Path) else model_store.fetched(place)
+    shown = stores.shown(str(place))
     written = manifest.read(model)
     command = report.command(job.spec.resolved(), best.values)
     progress.say(f"best: trial {best.number + 1} ({in_short(best.values)}), {sweep.metric} {best.value:.4g}")
     progress.say(f"to train with these values: {command}")
     job.track(lambda run: run.log_metrics({f"best_{key}": value for key, value in written.evaluation.items()}))
     job.track(lambda run: run.set_tags({"tandem.best_trial": str(best.number + 1)}))
-    uri = registered(job, model, register, written.run_id) if register is not None else None
+    uri = registered(job, place, register, written.run_id) if register is not None else None
     return {
         "best": {"trial": best.number + 1, "values": dict(best.values), sweep.metric: best.value},
         "command": command,
-        "directory": str(model),
+        "directory": shown,
         "evaluation": written.evaluation,
-        "model": uri or str(model),
+        "model": uri or shown,
     }
 
 
-def registered(job: Job, model: Path, register: RegisterSpec, run_id: str | None) -> str | None:
+def registered(job: Job, model: Path | str, register: RegisterSpec, run_id: str | None) -> str | None:
     """Make the best model a version in the registry and return its URI; None where that has to wait for the server.
 
     Args:
+        model: its folder, or the URI of it in a store.
         run_id: of the trial that trained it.
     """
     try:

@@ -14,10 +14,7 @@ from typing import Any
 
 from jobs.driver.job import Part
 
-REQUEST = "trial.json"
-"""What a trial is to do, in its folder."""
-LOG = "driver.log"
-"""What its driver printed."""
+REQUEST, LOG = Part.REQUEST, Part.LOG
 TAIL_BYTES = 1 << 16
 
 
