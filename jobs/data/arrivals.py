@@ -1,7 +1,9 @@
 """The files of rows in the order in which a run with `data.start_early` visits them, as they become whole.
 
-RUN/arrivals.jsonl   ["train-000004-00000.arrow", 812]   a file, and its rows: a line each, in order
+RUN/arrivals.jsonl   ["train-000004-00000.arrow", 812]   a file, and its rows: a line each, in order; where nodes share
+                                                         no folder, and it is in the store until all are, its digest
                      "whole"                             there are no more
+RUN/arrivals.beat    changes while the preparation goes on, where that is no folder's matter
 RUN/arrivals.ended   the same list, renamed, which a full disk allows: no more come, the preparation has failed or was
                      given up
 
@@ -29,6 +31,9 @@ WHOLE = "whole"
 TOGETHER = 16
 """Rows of so many files are shuffled with each other, about 64 MiB of raw data; fixed, as it decides the order."""
 POLL_S = 0.2
+BEAT_S = 1.0
+Fetch = Callable[[str, str], object]
+"""Has a file of rows, by name and digest, where the rows are looked for on this node."""
 _RANGE = re.compile(r"-(\d{6})-\d+\.arrow$")
 
 
@@ -54,11 +59,13 @@ def in_order(files: Iterable[str], seed: int) -> list[str]:
 def sign_of(path: str | Path) -> Callable[[], object]:
     """Return a function whose answer changes as long as the preparation goes on that writes this list."""
 
-    def sign() -> tuple[int, int]:
-        with suppress(FileNotFoundError):
-            found = os.stat(path)
-            return found.st_size, found.st_mtime_ns
-        return 0, 0  # no more come, as whoever waits finds out
+    def sign() -> tuple[int, ...]:
+        found = [0, 0]
+        with suppress(FileNotFoundError):  # no more come, as whoever waits finds out
+            for each in (Path(path), _beat(Path(path))):
+                of = os.stat(each)
+                found += [of.st_size, of.st_mtime_ns]
+        return tuple(found)
 
     return sign
 
@@ -68,19 +75,25 @@ def _ended(path: Path) -> Path:
     return path.with_suffix(".ended")
 
 
+def _beat(path: Path) -> Path:
+    """Return the file whose changes are signs of life where only what is in a file gets to other nodes."""
+    return path.with_suffix(".beat")
+
+
 class Arrivals:
     """The list, for the driver, which writes it."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin it anew: of an earlier attempt at the job nothing holds."""
-        self.path = path
-        for earlier in (path, _ended(path)):
+    def __init__(self, path: Path, *, carried: bool = False) -> None:
+        """Begin it anew: of an earlier attempt at the job nothing holds. `carried`: nodes have copies of the list."""
+        self.path, self._carried = path, carried
+        self._beat_at = 0.0
+        for earlier in (path, _ended(path), _beat(path)):
             earlier.unlink(missing_ok=True)
         path.touch()
 
-    def add(self, file: str, rows: int) -> None:
-        """Add a file that is whole."""
-        self._write([json.dumps([file, rows])])
+    def add(self, file: str, rows: int, digest: str = "") -> None:
+        """Add a file that is whole; `digest`: of its content, where it is in a store."""
+        self._write([json.dumps([file, rows, *filter(None, [digest])])])
 
     def end(self) -> None:
         """Say that there are no more."""
@@ -99,7 +112,11 @@ class Arrivals:
     def beat(self) -> None:
         """Give a sign of life to those that wait for the next file."""
         with suppress(OSError):
-            os.utime(self.path)
+            if not self._carried:
+                os.utime(self.path)
+            elif time.monotonic() >= self._beat_at + BEAT_S:
+                self._beat_at = time.monotonic()
+                _beat(self.path).write_text(f"{time.time_ns()}", encoding="ascii")
 
     def _write(self, lines: list[str]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -113,20 +130,21 @@ class Arriving(Rows):
     worker at any time.
     """
 
-    def __init__(self, arrivals: Path, directory: Path, before: Path | None) -> None:
+    def __init__(self, arrivals: Path, directory: Path, before: Path | None, fetch: Fetch | None = None) -> None:
         """Wait for the first files.
 
         Args:
             arrivals: their list.
             directory: the folder that they are in once all are whole.
             before: the one that they are in until then.
+            fetch: where nodes share no folder, has one in it.
 
         Raises:
             NoMore: none come.
         """
-        self._arrivals, self._directory = arrivals, directory
+        self._arrivals, self._directory, self._fetch = arrivals, directory, fetch
         self._read = 0
-        self._waiting: list[tuple[str, int]] = []
+        self._waiting: list[tuple[str, int, str]] = []
         self._has_all = self._has_ended = False
         self.ends = np.zeros(0, dtype=np.int64)
         """Row numbers behind the last row of each group of files that are shuffled together, int64 (G,)."""
@@ -178,9 +196,11 @@ class Arriving(Rows):
         if not self._is_due() or not self._waiting:
             return False
         files, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
-        for file, rows in files:
+        for file, rows, digest in files:
+            if self._fetch and digest:
+                self._fetch(file, digest)
             self._take_in(self._directory / file, rows)
-        self._starts = np.append(self._starts, self._starts[-1] + np.cumsum([rows for _, rows in files]))
+        self._starts = np.append(self._starts, self._starts[-1] + np.cumsum([rows for _, rows, _ in files]))
         self.ends = np.append(self.ends, self._starts[-1])
         return True
 
@@ -207,7 +227,7 @@ class Arriving(Rows):
             if line == WHOLE:
                 self._has_all = True
             else:
-                self._waiting.append((line[0], line[1]))
+                self._waiting.append((line[0], line[1], line[2] if len(line) > 2 else ""))
 
     def _read_on(self, path: Path) -> bytes:
         with path.open("rb") as file:

@@ -33,8 +33,8 @@ class Overlap(Protocol):
     taken_cpus: float
     """CPUs of the cluster that the workers have."""
 
-    def arrived(self, file: str, rows: int) -> None:
-        """Take note of a file of rows to train on."""
+    def arrived(self, file: str, rows: int, digest: str) -> None:
+        """Take note of a file of rows to train on; `digest`: of its content, where it is in a store, else ""."""
 
     def check(self) -> None:
         """Raise Abandoned where nobody waits any more; called often."""
@@ -56,8 +56,10 @@ class Preparation:
         sizes: Sizes,
         helpers: Helpers,
         stored: StoredWork | None = None,
+        overlapped: bool = False,
     ) -> None:
-        """Take what `run` needs; `sources` are those to train on and to hold out. `stored`: see Rounds."""
+        """Take what `run` needs; `sources` are those to train on and to hold out. `stored`, `overlapped`: see
+        Rounds."""
         self._spec, self._directory, self._parent, self._sizes = spec, directory, parent, sizes
         most = spec.data.max_bad_rows if spec.data.bad_rows == "skip" else 0
         self._bad = BadRows(most, own_code=spec.task.name not in TASKS)
@@ -70,7 +72,7 @@ class Preparation:
         limit = spec.data.max_examples
         self._train_reading = self._reading("train", train, checker, limit) if train else None
         self._held_out_reading = self._reading("held-out", held_out, checker, None) if held_out else None
-        self._rounds = Rounds(directory, on_progress, sizes, most, helpers, stored)
+        self._rounds = Rounds(directory, on_progress, sizes, most, helpers, stored, overlapped)
 
     def _reading(self, name: str, source: Source, checker: Task, limit: int | None) -> Reading:
         ranges = ranges_of(source, checker, limit, self._sizes)
@@ -80,6 +82,11 @@ class Preparation:
         """Survey, learn, encode; return the entries of meta.json."""
         notes = self.learned()
         return self._whole(list(self._encode()), notes)
+
+    @property
+    def stored(self) -> StoredWork | None:
+        """The way through the store for nodes that share no folder, once what is held out is encoded."""
+        return self._rounds.stored
 
     def learned(self) -> list[str]:
         """Survey, and let the task learn; return what is to be said of it."""
@@ -95,7 +102,9 @@ class Preparation:
     def held_out(self) -> list[chunks.Encoded]:
         """Encode the rows that are held out, once the task has learned."""
         own = self._held_out or (self._train if self._holds_out() else None)
-        return list(self._kept(self._rounds.encode(self._spec.task, frozenset({"eval"}), [own]))) if own else []
+        made = list(self._kept(self._rounds.encode(self._spec.task, frozenset({"eval"}), [own]))) if own else []
+        self._rounds.bring_rows(made)
+        return made
 
     def rest(self, held_out: list[chunks.Encoded], notes: list[str], overlap: Overlap) -> dict[str, Any]:
         """Encode the rows to train on, in the order of a run; return the entries of meta.json.
@@ -112,7 +121,8 @@ class Preparation:
         for encoded in self._kept(made):
             found.append(encoded)
             if encoded.rows:
-                overlap.arrived(encoded.file, encoded.rows)
+                self._rounds.bring_rows([encoded])
+                overlap.arrived(encoded.file, encoded.rows, encoded.digest if self.stored else "")
             overlap.check()
         return self._whole(found, notes)
 

@@ -14,6 +14,7 @@ one goes on from (jobs/data/unfinished.py).
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from jobs.spec import JobSpec, TaskSpec
 from jobs.tasks import Task, get, tokenization
 
 Fetch = Callable[[Path], bool]
+MARK = ".early-"
 DIGESTS = "digests"
 """In the storage: what is known of the files of data (jobs/data/unchanged.py)."""
 
@@ -50,6 +52,39 @@ class Arriving:
     """The list of its files of rows to train on."""
     before: str
     """The folder that all of it is in until it is whole, and gets its own; "" where it is."""
+    mark: str = ""
+    """A file in it, where nodes share no folder: by it this node knows that it sees the driver's."""
+    work: StoredWork | None = None
+    """Through what other nodes come to it, then."""
+    held_out: Mapping[str, str] = field(default_factory=dict)
+    """The files of what is held out, then, with their digests."""
+    away: str = ""
+    """The folder that other nodes have it in until it is whole, then."""
+
+    @property
+    def place(self) -> Path | None:
+        """Where this node has it until it is whole; None where it is."""
+        if not self.before:
+            return None
+        here = Path(self.before)
+        return here if self.work is None or (here / self.mark).exists() else Path(self.away)
+
+    def bring(self) -> None:
+        """Have on this node, which shares no folder with the driver, what training begins with."""
+        assert self.work is not None, "nodes share no folder"
+        self.work.bring_begun(Path(self.away), self.held_out)
+
+    def fetch(self, directory: Path) -> arrivals.Fetch | None:
+        """Return what has a file of rows on this node, if nodes share no folder; `directory`: of the whole data."""
+        if self.work is None:
+            return None
+        work, place = self.work, self.place or directory
+
+        def one(file: str, digest: str) -> None:
+            if not (directory / file).is_file():
+                work.bring_rows(place, {file: digest})
+
+        return one
 
 
 @dataclass(frozen=True)
@@ -185,15 +220,19 @@ def stages(
         helpers = Helpers(overlap.taken_cpus if overlap else 0.0)
         with unfinished.folder_for(directory) as place, helpers, _stored_work(uri, directory) as work:
             own = _anchored(spec, base)
-            preparation = Preparation(own, place, (train, held_out), parent, on_progress, sizes, helpers, work)
+            both, overlapped = (train, held_out), overlap is not None
+            preparation = Preparation(own, place, both, parent, on_progress, sizes, helpers, work, overlapped)
             if overlap is None or identity.changed(before.parts, parts):  # then its rows are compared first
                 made = preparation.run()
             else:
                 notes, encoded = preparation.learned(), preparation.held_out()
-                yield _begun(Prepared(str(directory), named["name"], named["digest"], parts=parts), place, encoded)
+                begun = _begun(Prepared(str(directory), named["name"], named["digest"], parts=parts), place, encoded)
+                yield _apart(begun, place, encoded, preparation.stored) if work else begun
                 with _failing(overlap):
                     made = preparation.rest(encoded, notes, overlap)
             unfinished.done(place)
+            for mark in place.glob(f"{MARK}*"):
+                mark.unlink()
             _publish(place, directory, {**made, **named})
     idle = spec_unused.unused(spec)
     left_out = [note for source in (train, held_out) if source for note in source.notes]
@@ -225,6 +264,15 @@ def _begun(prepared: Prepared, place: Path, held_out: list[Encoded]) -> Prepared
     files = sorted(each.file for each in held_out if each.rows)
     rows = sum(each.rows for each in held_out)
     return replace(prepared, eval_files=files, eval_rows=rows, arriving=Arriving("", str(place)))
+
+
+def _apart(begun: Prepared, place: Path, held_out: list[Encoded], work: StoredWork | None) -> Prepared:
+    """Return the same for nodes that share no folder."""
+    assert begun.arriving is not None, "its rows are still to come"
+    mark = f"{MARK}{secrets.token_hex(8)}"
+    (place / mark).touch()
+    digests = {each.file: each.digest for each in held_out if each.digest}
+    return replace(begun, arriving=replace(begun.arriving, mark=mark, work=work, held_out=digests))
 
 
 @contextmanager
@@ -269,8 +317,10 @@ def rows_to_train_on(prepared: Prepared) -> rows.Rows:
     """
     if prepared.arriving is None:
         return rows_of(prepared, prepared.train_files)
-    return arrivals.Arriving(Path(prepared.arriving.files), Path(prepared.directory), _before(prepared))
+    directory = Path(prepared.directory)
+    fetch = prepared.arriving.fetch(directory)
+    return arrivals.Arriving(Path(prepared.arriving.files), directory, prepared.arriving.place, fetch)
 
 
 def _before(prepared: Prepared) -> Path | None:
-    return Path(prepared.arriving.before) if prepared.arriving and prepared.arriving.before else None
+    return prepared.arriving.place if prepared.arriving else None

@@ -53,14 +53,17 @@ class Rounds:
         most_bad: int,
         helpers: spread.Helpers,
         stored: StoredWork | None = None,
+        overlapped: bool = False,
     ) -> None:
         """Take the preparation's folder, who is told of progress, from how many bytes on others work too, and these.
 
         Args:
             stored: what tasks of the cluster read and make where nodes share no folder.
+            overlapped: others read each file of rows as soon as it is made, wherever that was.
         """
         self._directory, self._on_progress, self._most_bad = directory, on_progress, most_bad
         self._sizes, self._helpers = sizes, helpers
+        self._overlapped = overlapped
         self._stored = stored if spread.elsewhere() == "cluster" else None
         self._pulses: Pulses = InFolder(directory / unfinished.PULSES)
         self._layout = ""
@@ -86,11 +89,16 @@ class Rounds:
 
     def _laid_out(self, place: spread.Place) -> StoredWork | None:
         """Return the way through the store, once others are to work and if they need it."""
-        if self._stored is None or place == "here":
+        if self._stored is None or (place == "here" and not self._overlapped):
             return None
         if not self._stored.layout:
             self._stored = self._stored.laid_out(self._layout, self._directory)
             self._pulses = InActor()
+        return self._stored
+
+    @property
+    def stored(self) -> StoredWork | None:
+        """The way through the store, as far as it is known."""
         return self._stored
 
     def bring_rows(self, made: list[Encoded]) -> None:

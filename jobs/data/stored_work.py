@@ -117,6 +117,18 @@ class StoredWork:
         missing = {name: digest for name, digest in files.items() if not (place / name).is_file()}
         stored.bring(Store(self.uri), self.name, missing, place)
 
+    def bring_begun(self, place: Path, held_out: Mapping[str, str]) -> None:
+        """Have what the task learned, and what is held out, in a folder of a node that is not the driver's.
+
+        Raises:
+            FileNotFoundError: it is not there any more: the preparation has come to its end.
+        """
+        store = Store(self.uri)
+        if not (place / LEARNED).is_file():
+            names = [name for name in store.tree(self._of_learned) if name.startswith("task/")]
+            _bring(store, self._of_learned, place, [*names, LEARNED])
+        self.bring_rows(place, held_out)
+
     def is_seen_by_all(self, source: Source) -> bool:
         """Ask all nodes whether they see the files of a source, if these are on a disk."""
         looks = looks_of(source)

@@ -25,6 +25,8 @@ from jobs.driver.job import Job
 from jobs.driver.standstill import PreparationHung, sentence
 from jobs.driver.stopping import Stopped
 
+AWAY = ".early"
+"""Where other nodes have rows that arrive, in the run's folder, where nodes share no folder; nobody carries it."""
 LEAVE_S = 10.0
 """So long the chunk that is being encoded may take, once nobody waits for it."""
 
@@ -39,7 +41,7 @@ class Early:
         self.seed = spec.training.seed
         self.taken_cpus = spec.resources.most * spec.resources.cpus_per_worker
         self._job = job
-        self._arrivals = Arrivals(job.folder.arrivals)
+        self._arrivals = Arrivals(job.folder.arrivals, carried=job.stored is not None)
         self._stages: Iterator[Prepared] = iter(())
         self._whole: Prepared | None = None
         self._error: BaseException | None = None
@@ -50,10 +52,10 @@ class Early:
 
     # -- what the preparation tells ----------------------------------------------------------------------------------
 
-    def arrived(self, file: str, rows: int) -> None:
+    def arrived(self, file: str, rows: int, digest: str) -> None:
         """List a file."""
         self._beats += 1
-        self._arrivals.add(file, rows)
+        self._arrivals.add(file, rows, digest)
 
     def check(self) -> None:
         """Raise Abandoned if the workers have ended, or were asked to."""
@@ -83,7 +85,8 @@ class Early:
             self._whole = first
             self._arrivals.add_all(Path(first.directory), first.train_files, self.seed)
             return replace(first, arriving=Arriving(str(self._arrivals.path), ""))
-        return replace(first, arriving=replace(first.arriving, files=str(self._arrivals.path)))
+        away = str(self._job.folder.path / AWAY)
+        return replace(first, arriving=replace(first.arriving, files=str(self._arrivals.path), away=away))
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -147,6 +150,8 @@ class Early:
         try:
             self._whole = next(self._stages)
             self._arrivals.end()
+            if self._job.stored:
+                self._job.stored.push(self._whole)
         except BaseException as error:
             self._error = error
             self.failed()  # unless it has said so itself: nobody is to wait for ever

@@ -245,7 +245,7 @@ def _prepare(job: Job, early: Early | None = None) -> Prepared:
             uri=job.stored.uri if job.stored else None,
         )
         prepared = early.begin(stages) if early else next(stages)
-        if job.stored:
+        if job.stored and prepared.is_whole:
             job.stored.push(prepared)
     job.check_nodes()
     prepared = reference.added(job, prepared)

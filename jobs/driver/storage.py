@@ -101,13 +101,6 @@ def root(spec: JobSpec, base: Path) -> Path:
     return home.home().absolute() / "stores" / f"{name}-{hashlib.sha256(found.encode()).hexdigest()[:8]}"
 
 
-def not_yet(spec: JobSpec) -> str | None:
-    """Say what of a spec needs a folder that all nodes reach; None where it can do with an object store. Pure."""
-    if spec.data.start_early:
-        return "data.start_early"
-    return None
-
-
 def checkpoints_root(spec: JobSpec, base: Path) -> str | None:
     """Return where the spec wants the checkpoints of all its runs, a path or a URI; None: in the run's folder."""
     elsewhere = spec.checkpoint.directory
@@ -122,7 +115,6 @@ def check(spec: JobSpec, base: Path) -> None:
     Raises:
         NotWritable: one of them refuses.
     """
-    _check_fit(spec, base)
     for key, place in places(spec, base).items():
         if "://" in place:
             try_uri(key, place)
@@ -136,21 +128,7 @@ def check_named(spec: JobSpec, base: Path) -> None:
     Raises:
         NotWritable: nothing opens such a URI, or a file is where a folder should be.
     """
-    _check_fit(spec, base)
     check_all(*(partial(_check_name, key, place) for key, place in places(spec, base).items()))
-
-
-def _check_fit(spec: JobSpec, base: Path) -> None:
-    """Refuse a URI as the storage of what needs a folder.
-
-    Raises:
-        UserError: it does.
-    """
-    if (found := uri(spec, base)) is not None and (what := not_yet(spec)) is not None:
-        raise UserError(
-            f"storage: {stores.shown(found)} is an object store, and {what} needs a folder that all nodes reach: set "
-            "storage to one"
-        )
 
 
 def _check_name(key: str, place: str) -> None:

@@ -17,7 +17,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from cluster.errors import UserError
 from jobs import progress
 from jobs.checkpoint.store import Store, Written
 from jobs.data import stored
-from jobs.data.prepare import Prepared
+from jobs.data.prepare import Arriving, Prepared
 from jobs.driver import reach
 from jobs.notes import write
 from jobs.run_folder import RunFolder
@@ -101,7 +101,8 @@ class Stored:
         Raises:
             CourierLost: what a living node has written did not all come here; the run may look as it is not.
         """
-        bring = [Bring(_bring_data, (self.uri, prepared.directory))] if prepared is not None else []
+        arriving = prepared.arriving if prepared and not prepared.is_whole else None
+        bring = [Bring(_bring_data, (self.uri, prepared.directory, arriving))] if prepared is not None else []
         if prepared is not None and prepared.reference:
             bring.append(Bring(_bring_columns, (self.uri, prepared.directory, prepared.reference)))
         bring += [Bring(_bring_model, (model_store.portable(parent),))] if parent is not None else []
@@ -167,8 +168,15 @@ def kept(uri: str | None, folder: RunFolder, keeper: Keeper | None) -> Iterator[
     keeper.settle()
 
 
-def _bring_data(uri: str, directory: str) -> None:
-    if not stored.fetch(Store(uri), Path(directory)):
+def _bring_data(uri: str, directory: str, arriving: Arriving | None) -> None:
+    """Have prepared data on this node; of such that is not whole yet, what training begins with."""
+    if stored.fetch(Store(uri), Path(directory)):
+        return
+    if arriving is not None:
+        with suppress(FileNotFoundError):
+            arriving.bring()
+            return
+    if not stored.fetch(Store(uri), Path(directory)):  # it was made whole at this moment, or was removed
         raise UserError(f"data: {Path(directory).name} is not in {stores.shown(uri)} any more: submit the job again")
 
 

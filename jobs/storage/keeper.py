@@ -27,7 +27,7 @@ WAITS_S = 30.0
 """So long something may have been added to a file before it is stored anew."""
 PATIENCE_S = 120.0
 """So long the end of a job waits for a store that does not answer."""
-OF_OTHERS = ("checkpoints", "model", "lease", "ray", "pulses", "paces", "faults", "rows", "shards")
+OF_OTHERS = ("checkpoints", "model", "lease", "ray", "pulses", "paces", "faults", "rows", "shards", "arrivals.beat")
 """Folders of a run that are stored by others, or are nothing to a later attempt."""
 
 

@@ -105,7 +105,7 @@ class Site:
     @property
     def storage(self) -> str:
         """The URI that jobs get as their storage."""
-        return self._uri("tandem")
+        return self.uri("tandem")
 
     def follow(self, spec: Mapping[str, Any], home: str = "/root/home", host: int = 0, fault: str = "") -> Following:
         """Submit a job on a host, and follow it.
@@ -138,7 +138,7 @@ class Site:
 
     def read(self, name: str) -> str:
         """Return what is stored under a name."""
-        return self.hosts[0].python(READ, self._uri(f"tandem/{name}"), env=moto_server.ENVIRONMENT)
+        return self.hosts[0].python(READ, self.uri(f"tandem/{name}"), env=moto_server.ENVIRONMENT)
 
     def losses(self, run: str) -> dict[int, float]:
         """Return the loss of each step, as the stored spool of a run has it."""
@@ -149,7 +149,8 @@ class Site:
         """Run the `tandem` command on host1; return what it printed."""
         return self.cluster.tandem(*arguments, env={"TANDEM_HOME": "/root/home"}).stdout
 
-    def _uri(self, place: str) -> str:
+    def uri(self, place: str) -> str:
+        """Return the URI of a place in the bucket."""
         address = self.hosts[0].address
         return f"s3://bucket/{place}?endpoint_override={address}:{PORT}&scheme=http&region=us-east-1"
 

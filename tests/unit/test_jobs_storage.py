@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,15 +19,6 @@ from jobs.spec import JobSpec
 from tests.support.fault_runs import SPEC
 
 ROOT = Path(__file__).parents[2]
-SWEEP: dict[str, Any] = {
-    "phase": "sweep",
-    "data": {**SPEC["data"], "eval_fraction": 0.1},
-    "sweep": {
-        "fields": {"training.learning_rate": {"choices": [1e-3, 1e-2]}},
-        "trials": 2,
-        "scheduler": {"name": "none"},
-    },
-}
 
 
 def spec(**places: str) -> JobSpec:
@@ -161,19 +151,6 @@ def test_what_a_node_has_of_a_store_is_in_a_folder_of_its_own(tmp_path: Path, mo
     assert one != other
     assert one.parent == other.parent == tmp_path / "stores"
     assert one.name.startswith("bucket-a-")
-
-
-@pytest.mark.parametrize(
-    ("more", "what"),
-    [
-        ({"data": {**SPEC["data"], "eval_fraction": 0.1, "start_early": True}}, "data.start_early"),
-    ],
-)
-def test_what_needs_a_folder_is_refused_on_a_store(tmp_path: Path, more: dict[str, Any], what: str) -> None:
-    wanted = JobSpec.model_validate({**SPEC, "storage": "s3://bucket/x?region=a", **more})
-    for check in (storage.check, storage.check_named):
-        with pytest.raises(UserError, match=f"storage: s3://bucket/x is an object store, and {what} needs a folder"):
-            check(wanted, tmp_path)
 
 
 def test_a_sentence_of_nodes_that_do_not_reach_a_place_names_them_why_and_what_to_do() -> None:
