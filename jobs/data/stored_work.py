@@ -124,6 +124,7 @@ class StoredWork:
             FileNotFoundError: it is not there any more: the preparation has come to its end.
         """
         store = Store(self.uri)
+        (place / "task").mkdir(parents=True, exist_ok=True)
         if not (place / LEARNED).is_file():
             names = [name for name in store.tree(self._of_learned) if name.startswith("task/")]
             _bring(store, self._of_learned, place, [*names, LEARNED])
@@ -152,6 +153,7 @@ class StoredWork:
         if self.learned and not (folder / "task").is_dir():
             store, aside = Store(self.uri), folder.with_name(f".{self.learned}.{os.getpid()}")
             shutil.rmtree(aside, ignore_errors=True)
+            (aside / "task").mkdir(parents=True)
             names = store.tree(f"{self._of_learned}/task")
             store.read(f"{self._of_learned}/{LEARNED}")  # written last: without it, what is there may not be all
             _bring(store, f"{self._of_learned}/task", aside / "task", names)

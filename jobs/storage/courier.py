@@ -8,6 +8,7 @@
 What workers wait for at their start, the node's data among it, is brought before the copy says that it is complete
 (`.here-<token>-<node>`; a node that was lost and comes back is another node, to Ray and here, and begins anew).
 Couriers ask for no CPU, and end with the driver. What a node has written in the second before it is lost, is lost too.
+A courier that is lost without its node is started again: it tells what the driver has not, and is told all notes anew.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from jobs.storage.changes import Change, Copy, listed
+from jobs.storage.arrival import drivers, failed, here
+from jobs.storage.changes import GROWING, Change, Copy, Look, listed
 
 LOOK_S = 0.1
 HOLD_S = 1.0
 """So long a courier waits for something to tell before it answers that there is nothing."""
 ROUND_S = 0.2
 SETTLE_S = 30.0
-ARRIVES_S = 600.0
-"""So long a worker waits for its node's copy, data included, without any sign of it."""
+TRIES = 3
+"""So often a node's courier is started again, each time AGAIN_S after it was lost: Ray tells of a lost node by then."""
+AGAIN_S = 2.0
 DRIVERS_OWN = (
     *("checkpoints", "model", "ray", "spool", "logs", "stacks", "pulses"),
     *("paces", "rows", "faults", "parts", "profile"),
@@ -52,28 +55,6 @@ class CourierLost(UserError):
     """What a living node has written did not all come to the driver."""
 
     exit_code = 1
-
-
-def drivers(folder: Path, token: str) -> Path:
-    """Return the file in the driver's own folder: whoever sees it shares the folder with the driver."""
-    return folder / f".here-{token}"
-
-
-def here(folder: Path, token: str, node: str) -> Path:
-    """Return the file that says that a node's copy of a run's folder is complete, what workers need besides too."""
-    return folder / f".here-{token}-{node}"
-
-
-def failed(folder: Path, token: str, node: str) -> Path:
-    """Return the file that says why a node's copy cannot be completed."""
-    return folder / f".failed-{token}-{node}"
-
-
-def this_node() -> str:
-    """Return the id of the Ray node that this process is on."""
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
 
 
 @dataclass(frozen=True)
@@ -136,6 +117,16 @@ class Courier:
             )
         mark.write_text(self._node, encoding="ascii")
 
+    def again(self, told: Mapping[str, int], changes: Sequence[Change]) -> None:
+        """Go on where a courier of this node was lost, beside workers that run.
+
+        Args:
+            told: how much the driver has of each file that workers here alone add to.
+            changes: all notes of the driver.
+        """
+        self._copy.apply(changes)
+        self._copy.resume(told, is_note)
+
     def put(self, changes: Sequence[Change]) -> None:
         """Put what the driver has told into the copy."""
         self._copy.apply(changes)
@@ -159,8 +150,13 @@ class _Node:
     asked: Any = None
     """The answer that is waited for: whether the folder is shared, whether it has begun, what has changed."""
     stage: str = "asked"
-    """`asked` whether it shares the folder, `begins`, `goes` between the two, `shares` or `failed`."""
+    """`asked` whether it shares the folder, `begins`, `goes` between the two, `shares` or `failed`; one that was lost
+    `waits` to be started again, then `returns`."""
     put: list[Any] = field(default_factory=list)
+    lost: int = 0
+    """How often it was."""
+    at_s: float = 0.0
+    """When it was lost last."""
 
 
 class Couriers:
@@ -202,6 +198,7 @@ class Couriers:
         with self._lock:
             for node_id, node in self._nodes.items():
                 try:
+                    self._return_now(node_id, node)
                     while node.stage == "goes" and (changes := self._last(node)):
                         node.copy.apply(changes, is_taken_back)
                 except Exception as error:  # the node is lost, or its courier is
@@ -261,21 +258,44 @@ class Couriers:
         found = listed(self._folder)
         for node_id, node in self._nodes.items():
             try:
+                if node.stage == "waits" and time.monotonic() - node.at_s > AGAIN_S:
+                    self._return(node_id, node, found)
                 self._serve(node, found)
             except Exception as error:  # the node is lost, or its courier is; Ray tells of nodes
                 self._failed(node_id, node, error)
 
     def _failed(self, node_id: str, node: _Node, error: Exception) -> None:
         cause = getattr(error, "cause", None) or error
-        if node.stage == "goes":  # else no worker has begun there
+        if node.stage in ("goes", "waits", "returns") and node.lost < TRIES and node_id in self._wanted():
+            node.stage, node.lost, node.at_s, node.put = "waits", node.lost + 1, time.monotonic(), []
+            self._say(f"the courier of the node {self._addresses[node_id]} is lost, and is started again")
+        elif node.stage in ("goes", "waits", "returns"):  # else no worker has begun there
+            node.stage = "failed"
             self.problems[node_id] = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
             self._say(
                 f"the courier of the node {self._addresses[node_id]} is lost ({self.problems[node_id]}): what workers "
                 "write there from now on does not come here"
             )
         else:
+            node.stage = "failed"
             self._say(f"a node has no copy of the run's folder, and takes no workers: {str(cause).strip()}")
-        node.stage = "failed"
+
+    def _return(self, node_id: str, node: _Node, found: Mapping[str, Look]) -> None:
+        """Start a courier anew where one was lost."""
+        fresh = self._started(node_id)
+        node.actor, node.copy = fresh.actor, Copy(self._folder, is_note, replaces=True)
+        told = {name: look.size for name, look in found.items() if name.endswith(GROWING) and not is_note(name)}
+        node.stage, node.asked = "returns", node.actor.again.remote(told, node.copy.pending(found))
+
+    def _return_now(self, node_id: str, node: _Node) -> None:
+        """Have a courier that was lost go on at once: the job has ended, and what its node has is wanted."""
+        import ray
+
+        if node.stage == "waits":
+            self._return(node_id, node, listed(self._folder))
+        if node.stage == "returns":
+            ray.get(node.asked, timeout=SETTLE_S)
+            node.stage, node.asked = "goes", None
 
     def _started(self, node_id: str) -> _Node:
         import ray
@@ -289,7 +309,7 @@ class Couriers:
     def _serve(self, node: _Node, found: Any) -> None:
         import ray
 
-        if node.stage in ("shares", "failed"):
+        if node.stage in ("shares", "failed", "waits"):
             return
         if node.stage == "goes":
             self._tell(node, found)
@@ -316,28 +336,3 @@ class Couriers:
         node.put = [put for put in node.put if not ray.wait([put], timeout=0)[0] or ray.get(put)]
         if not node.put and (changes := node.copy.pending(found)):
             node.put.append(node.actor.put.remote(changes))
-
-
-def await_copy(folder: Path, token: str, node: str | None = None, say: Callable[[str], object] = print) -> None:
-    """Return when this node's copy of the run's folder is complete, what else workers need too.
-
-    Args:
-        node: id of the Ray node that this is; None: to be asked.
-
-    Raises:
-        UserError: it does not come.
-    """
-    began, said, node = time.monotonic(), False, node or this_node()
-    while not (here(folder, token, node).exists() or drivers(folder, token).exists()):
-        waited = time.monotonic() - began
-        if (why := failed(folder, token, node)).exists():
-            raise UserError(f"storage: this node could not get what the job needs: {why.read_text(encoding='utf-8')}")
-        if waited > ARRIVES_S:
-            raise UserError(
-                f"storage: what the job keeps for its workers did not come to {folder} on this node within "
-                f"{ARRIVES_S / 60:.0f} minutes: see the job's log for what its courier says"
-            )
-        if waited > 2 and not said:
-            say("waiting for the job's data to come to this node")
-            said = True
-        time.sleep(0.05)

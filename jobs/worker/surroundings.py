@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from cluster.errors import UserError
 from jobs.checkpoint import resume
-from jobs.storage.courier import await_copy
+from jobs.storage.arrival import await_copy
 from jobs.worker import compiling, swap
 from jobs.worker.config import WorkerConfig
 from jobs.worker.watchdog import MARGIN_S, Pulse, Watchdog

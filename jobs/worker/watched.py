@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.run_folder import RunFolder
-from jobs.storage.courier import await_copy
+from jobs.storage.arrival import await_copy
 from jobs.worker.evaluate import unsaid
 from jobs.worker.watchdog import Pulse, Watchdog
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from jobs.storage.changes import Change
-from jobs.storage.courier import Bring, Courier, await_copy, drivers, here
+from jobs.storage.arrival import await_copy, drivers, here
+from jobs.storage.changes import Change, Copy
+from jobs.storage.courier import Bring, Courier, is_note
 
 NOTES = [Change("control.json", "whole", b"{}"), Change("remarks.jsonl", "more", b'"said"\n')]
 
@@ -82,3 +83,28 @@ def test_a_folder_that_cannot_be_made_is_told_with_the_way_out(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written on this node: .* set TANDEM_HOME"):
         Courier(str(tmp_path / "file" / "run"), "token", "node").begin(NOTES, [])
+
+
+def test_a_courier_that_is_started_again_tells_what_is_missing_and_is_told_all_notes(tmp_path: Path) -> None:
+    driver, node = tmp_path / "driver", tmp_path / "node"
+    for folder in (driver, node):
+        (folder / "logs").mkdir(parents=True)
+        (folder / "remarks.jsonl").write_text('"said"\n')
+    (driver / "logs" / "a-rank-1.log").write_text("one\n")
+    (driver / "control.json").write_text("{}")
+    (node / "logs" / "a-rank-1.log").write_text("one\ntwo\n")
+    (node / "pulses").mkdir()
+    (node / "pulses" / "a-1").write_text("5")
+    copy = Copy(driver, is_note, replaces=True)
+    courier = Courier(str(node), "token", "node")
+    courier.again({"logs/a-rank-1.log": 4}, copy.pending())
+    assert (node / "control.json").read_text() == "{}"
+    assert (node / "remarks.jsonl").read_text() == '"said"\n', "and not twice"
+    copy.apply(courier.take(0.0))
+    assert (driver / "logs" / "a-rank-1.log").read_text() == "one\ntwo\n"
+    assert (driver / "pulses" / "a-1").read_text() == "5"
+    with (driver / "remarks.jsonl").open("a") as file:
+        file.write('"more"\n')
+    courier.put(copy.pending())
+    assert (node / "remarks.jsonl").read_text() == '"said"\n"more"\n'
+    assert courier.take(0.0) == []
