@@ -207,10 +207,7 @@ class Done:
     def clear(self) -> None:
         """Remove the parts: their rows are in the output."""
         for folder in dict.fromkeys((self.files, self.folder)):
-            for name in places.names(folder):
-                places.remove(places.below(folder, name))
-        if self.folder.is_dir():
-            self.folder.rmdir()
+            places.clear(folder)
 
     def _is_whole(self, entry: Entry) -> bool:
         try:

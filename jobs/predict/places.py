@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,15 @@ def remove(place: Place) -> None:
         return
     folder, name = store_uri.split(place)
     Store(folder).remove_file(name)
+
+
+def clear(folder: Place) -> None:
+    """Delete a folder with its files; do nothing where there is none."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    above, name = store_uri.split(folder)
+    Store(above).remove(name)
 
 
 def is_there(place: Place) -> bool:

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
+from cluster import stores
 from cluster.errors import UserError
 from jobs.data import sources
 from jobs.data.examples import BadRow, Example
@@ -20,6 +21,7 @@ from jobs.predict.desk import Desk, TooOften
 from jobs.predict.parts import Done, Entry, Form
 from jobs.predict.rows import Shard, Tolerance, shards, survey
 from jobs.tasks import get
+from tests.support import s3_server
 
 TASK = get("text-classification")({"tokenizer": {"train": "word"}})
 
@@ -253,6 +255,51 @@ def test_the_output_has_each_row_once_in_order_with_its_columns_and_an_error_whe
     assert fold.check_free(output, "r")
     with pytest.raises(UserError, match="is there already, and is not overwritten"):
         fold.check_free(output, "another")
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_parts_and_output_in_a_store_are_those_of_a_disk(tmp_path, monkeypatch, format):
+    source = opened(tmp_path, lines(*({"text": str(n), "n": n} for n in range(5))))
+    found = surveyed(source, format)
+    form, about = form_of(found, format), {"run": "r", "rows": found.rows}
+
+    def answer(number, row):
+        return {"label": row["text"] * 2}
+
+    for name in ("near", "far"):
+        (tmp_path / name).mkdir()
+    near = written(tmp_path / "near", source, found, form, answer)
+    whole = fold.fold(near.files, near.in_order(), tmp_path / f"o.{format}", format, about, form.prefix)
+    with s3_server.running(monkeypatch) as server:
+        run, output = server.uri("bucket/runs/r"), server.uri(f"bucket/out/o.{format}")
+        far = Done(tmp_path / "far", stores.joined(run, parts.STORED))
+        far.open()
+        for shard in shards(source, TASK, found, 2):
+            answers = [answer(n, row) for n, row in enumerate(shard.rows, shard.first)]
+            far.add(parts.write(far.files, shard, answers, form))
+        assert len(far.in_order()) == 3
+        server.objects["bucket/runs/r/shards/unknown"] = b"of a worker that was lost"
+        lost = far.entries[1].file
+        server.objects[f"bucket/runs/r/shards/{lost}"] += b"damaged"
+        again = Done(tmp_path / "far", stores.joined(run, parts.STORED))
+        assert again.open() == ["1 shards are done again: their files are damaged or gone"]
+        assert sorted(again.entries) == [0, 2]
+        assert len([key for key in server.objects if "/shards/0" in key or "unknown" in key]) == 2, (
+            "what nobody knows is removed"
+        )
+        with pytest.raises(RuntimeError, match="the prediction is not whole"):
+            fold.fold(again.files, again.in_order(), output, format, about, form.prefix)
+        assert not fold.check_free(output, "r")
+        third = list(shards(source, TASK, found, 2))[1]
+        again.add(parts.write(again.files, third, [answer(0, row) for row in third.rows], form))
+        made = fold.fold(again.files, again.in_order(), output, format, about, form.prefix)
+        assert made == whole
+        assert server.objects[f"bucket/out/o.{format}"] == (tmp_path / f"o.{format}").read_bytes()
+        assert fold.check_free(output, "r")
+        with pytest.raises(UserError, match=rf"s3://bucket/out/o.{format} is there already"):
+            fold.check_free(output, "another")
+        again.clear()
+        assert not [key for key in server.objects if "/shards/" in key]
 
 
 def read(path: Path) -> list[dict]:
