@@ -41,9 +41,17 @@ class Pulses(Protocol):
 class Meter:
     """What has been done of a phase, by all that work on it."""
 
-    def __init__(self, phase: str, total: int, on_progress: OnProgress, pulses: Pulses) -> None:
-        """Take the bytes that there are in all, and the way by which others tell what they have done."""
-        self._phase, self._total, self._on_progress, self._pulses = phase, total, on_progress, pulses
+    def __init__(
+        self, phase: str, total: int, on_progress: OnProgress, near: Pulses, far: Pulses | None = None
+    ) -> None:
+        """Take the bytes that there are in all, and the ways by which others tell what they have done.
+
+        Args:
+            near: that of processes which see this one's files.
+            far: that of tasks which may not; None: they do.
+        """
+        self._phase, self._total, self._on_progress = phase, total, on_progress
+        self._near, self._far = near, far or near
         self._rows, self._bytes = 0, 0
         self._under_way: dict[str, tuple[int, int]] = {}
         self._shown, self._next = -1, 0.0
@@ -54,15 +62,16 @@ class Meter:
         self._rows, self._bytes = self._rows + rows, self._bytes + size
         self._show(self._rows, self._bytes)
 
-    def pulse(self, name: str) -> Told:
-        """Return what a process that does the part `name` is to tell how far it is."""
+    def pulse(self, name: str, *, near: bool) -> Told:
+        """Return what a process that does a part is to tell how far it is; `near`: it sees this one's files."""
         self._under_way[name] = 0, 0
-        return self._pulses.of(f"{self._phase}-{name}")
+        return (self._near if near else self._far).of(f"{self._phase}-{name}")
 
     def look(self) -> None:
         """Look how far others are."""
         before = dict(self._under_way)
-        told = self._pulses.read([f"{self._phase}-{name}" for name in before])
+        keys = [f"{self._phase}-{name}" for name in before]
+        told = {key: value for way in {self._near, self._far} for key, value in way.read(keys).items()}
         self._under_way |= {name: told[key] for name in before if (key := f"{self._phase}-{name}") in told}
         if self._under_way != before:
             parts = self._under_way.values()
@@ -72,7 +81,8 @@ class Meter:
         """Count a part that was done elsewhere as done."""
         self.look()
         rows, size = self._under_way.pop(name, (0, 0))
-        self._pulses.forget(f"{self._phase}-{name}")
+        for way in {self._near, self._far}:
+            way.forget(f"{self._phase}-{name}")
         self._rows, self._bytes = self._rows + rows, self._bytes + size
 
     def end(self) -> None:

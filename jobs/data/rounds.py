@@ -65,7 +65,8 @@ class Rounds:
         self._sizes, self._helpers = sizes, helpers
         self._overlapped = overlapped
         self._stored = stored if spread.elsewhere() == "cluster" else None
-        self._pulses: Pulses = InFolder(directory / unfinished.PULSES)
+        self._near: Pulses = InFolder(directory / unfinished.PULSES)
+        self._far: Pulses | None = None
         self._layout = ""
         self._unseen = False
         """True once a task did not find the files: from then on they are read here."""
@@ -93,7 +94,7 @@ class Rounds:
             return None
         if not self._stored.layout:
             self._stored = self._stored.laid_out(self._layout, self._directory)
-            self._pulses = InActor()
+            self._far = InActor()
         return self._stored
 
     @property
@@ -155,7 +156,7 @@ class Rounds:
         return "here" if size < self._sizes.spread_bytes else spread.elsewhere()
 
     def _meter(self, phase: str, size: int) -> Meter:
-        return Meter(phase, size, self._on_progress, self._pulses)
+        return Meter(phase, size, self._on_progress, self._near, self._far)
 
     def _share(self, reading: Reading, number: int, of: Surveyed | None = None) -> Share:
         several = len(reading.ranges) > 1
@@ -244,9 +245,9 @@ def _told(unit: Share | Chunk, place: spread.Place, meter: Meter) -> Share | Chu
     """Let a range tell the meter how far it is, from here or through a file."""
     if not isinstance(unit, Share):
         return unit
-    return (
-        replace(unit, pulse=meter.add, is_here=True) if place == "here" else replace(unit, pulse=meter.pulse(unit.name))
-    )
+    if place == "here":
+        return replace(unit, pulse=meter.add, is_here=True)
+    return replace(unit, pulse=meter.pulse(unit.name, near=place == "processes"))
 
 
 def _can_be_sent(share: Share) -> bool:

@@ -66,6 +66,12 @@ def object_of(file: str, digest: str) -> str:
     return f"{stem}.{digest[:12]}{dot}{suffix}"
 
 
+def file_of(name: str) -> str:
+    """Return the file of rows that `object_of` has named so; any other name as it is. Pure."""
+    parts = name.split(".")
+    return f"{'.'.join(parts[:-2])}.{parts[-1]}" if len(parts) > 2 and len(parts[-2]) == 12 else name
+
+
 def away(name: str) -> str:
     """Return the folder, beside a data set's, in which a node works at it for a driver elsewhere. Pure."""
     return f".{name}.away"

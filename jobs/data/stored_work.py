@@ -95,17 +95,18 @@ class StoredWork:
 
     def taught(self, place: Path) -> StoredWork:
         """Return this once the task has learned what is in `place`, which is stored."""
-        noted = (place / LEARNED).read_bytes()
-        files = json.loads(noted)["files"]
+        said = (place / LEARNED).read_bytes()
+        files = json.loads(said)["files"]
         found = replace(self, learned=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16])
         store = Store(self.uri)
         names = set(store.tree(found._of_learned))
         if LEARNED not in names:
             for name in files:
                 _put(store, f"{found._of_learned}/task/{name}", (place / "task" / name).read_bytes())
-            _put(store, f"{found._of_learned}/{LEARNED}", noted)
-        known = {name.removeprefix(f"{RECORDS}/") for name in names if name.startswith(f"{RECORDS}/")}
-        return replace(found, known=frozenset(name.removesuffix(".json") for name in known))
+            _put(store, f"{found._of_learned}/{LEARNED}", said)
+        noted = {Path(name).name.removesuffix(".json") for name in names if name.startswith(f"{RECORDS}/")}
+        there = map(stored.file_of, store.tree(f"{FOLDER}/{self.name}"))  # somebody may have removed some
+        return replace(found, known=frozenset(noted & set(there)))
 
     def has_survey(self, path: Path) -> None:
         """Have a survey that a task has made, perhaps elsewhere, in its place here."""
@@ -132,7 +133,10 @@ class StoredWork:
 
     def is_seen_by_all(self, source: Source) -> bool:
         """Ask all nodes whether they see the files of a source, if these are on a disk."""
-        looks = looks_of(source)
+        try:
+            looks = looks_of(source)
+        except OSError:  # whoever reads it says what is wrong
+            return False
         return not looks or all(_asked_of_nodes(looks))
 
     # -- a task's, on any node ---------------------------------------------------------------------------------------
