@@ -237,9 +237,9 @@ def _result(job: Job, output: Place, made: Mapping[str, Any], done: Done) -> dic
     job.track(lambda run: run.log_dict(whole, "predictions.json"))
     done.clear()
     return {
-        "output": str(output),
+        "output": places.shown(output),
         "rows": total,
         "failed_rows": failed,
-        "manifest": str(fold.manifest_of(output)),
+        "manifest": places.shown(fold.manifest_of(output)),
         "model": job.parent_uri,
     }

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ def site() -> Iterator[Site]:
     with hosts_store.up(2) as found:
         found.hosts[0].python(MODELS, found.uri("in/opinions"), found.uri("in/chat"), env=moto_server.ENVIRONMENT)
         yield found
+
+
+def on_other(site: Site, pattern: str) -> list[Path]:
+    """List what the second host has of the storage."""
+    return sorted(site.hosts[1].path("/root/home/stores").glob(f"*/{pattern}"))
 
 
 def put(site: Site, name: str, content: str) -> str:
@@ -98,7 +104,7 @@ def test_all_rows_are_predicted_in_order_and_the_output_is_in_the_store(site: Si
     manifest = json.loads(site.read(f"runs/{found.run}/predictions.jsonl.manifest.json"))
     assert [shard["rows"] for shard in manifest["shards"]] == [50] * (ROWS // 50)
     assert site.objects(f"runs/{found.run}/shards/") == [], "the parts are gone"
-    assert site.hosts[1].path("/root/home/stores").is_dir(), "the other host has worked"
+    assert on_other(site, f"runs/{found.run}/.here-*"), "the other host has had a worker"
 
 
 def test_a_sweeps_trials_are_runs_of_the_store_and_the_best_one_is_registered(site: Site) -> None:
@@ -145,6 +151,8 @@ def test_preferences_are_compared_with_a_reference_that_is_in_the_store(site: Si
     found = done(site, spec)
     columns = [name for name in site.objects("data/") if re.search(r"/reference-[0-9a-f]{16}/files\.json$", name)]
     assert columns, "the columns are stored, all of them"
+    (other,) = {path.parent.parent.name for path in on_other(site, "data/*/reference-*/train-00000.arrow")[-1:]}
+    assert any(name.startswith(f"data/{other}/") for name in columns), "and the other host has them"
     assert found.result["evaluations"]["final"]["loss"] > 0
 
 
@@ -160,6 +168,22 @@ def test_training_begins_while_rows_are_made_that_the_other_host_fetches_one_by_
     }
     early = done(site, spec)
     assert "training begins as others are encoded" in early.log
+    assert on_other(site, f"runs/{early.run}/.early/train-*.arrow"), "the other host has fetched rows as they came"
     again = done(site, {**spec, "checkpoint": {**SPEC["checkpoint"], "resume": "never"}})
     assert "(encoded before)" in again.log
     assert site.losses(early.run) == pytest.approx(site.losses(again.run), rel=1e-5)
+
+
+def test_a_courier_that_is_killed_is_started_again_and_nothing_is_missing(site: Site) -> None:
+    training = {**SPEC["training"], "steps": 80}
+    spec = {**SPEC, "name": "carried", "training": training, "storage": site.storage}
+    begun = site.follow(spec, fault="pace:rank=0:step=1")
+    begun.until_step(20)
+    site.hosts[1].run("pkill", "-9", "-f", "^ray::Courier")
+    found = begun.end()
+    assert found.code == 0, found.log[-4000:]
+    assert f"the courier of the node {site.hosts[1].address} is lost, and is started again" in found.log
+    assert sorted(site.losses(found.run)) == list(range(1, 81))
+    names = [name.rpartition("/")[2] for name in site.objects(f"runs/{found.run}/logs/")]
+    assert len({name.partition("-")[0] for name in names}) == 1, "no worker was disturbed"
+    assert len(names) == 2
