@@ -164,7 +164,8 @@ class Told:
         self.left: list[Path] = []
         self.first: Prepared | None = None
 
-    def arrived(self, file: str, count: int) -> None:
+    def arrived(self, file: str, count: int, digest: str) -> None:
+        assert not digest, "all is on a disk"
         self.files.append((file, count))
 
     def check(self) -> None:
@@ -258,7 +259,7 @@ def test_a_run_whose_data_is_noted_otherwise_is_prepared_first(base):
 
 def job_of(base: Path, run: str) -> SimpleNamespace:
     (base / run).mkdir()
-    return SimpleNamespace(spec=spec_of(), folder=RunFolder(base / run), stop=SimpleNamespace(asked=False))
+    return SimpleNamespace(stored=None, spec=spec_of(), folder=RunFolder(base / run), stop=SimpleNamespace(asked=False))
 
 
 def stages_of(early: Early, base: Path) -> Iterator[Prepared]:
