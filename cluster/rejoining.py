@@ -13,6 +13,7 @@ ASKED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 """How a raylet ends that was asked to, by `ray stop` or by the autoscaler."""
 GAVE_UP = (1, -signal.SIGABRT)
 """How one ends that hears it was declared dead: with 1, as seen on a host whose link was cut and mended (Ray 2.60)."""
+GIVEN_UP = "its raylet was declared dead while its link was cut, and is ended"
 RETURNS_LABEL = "tandem-returns"
 """The label of a node that has joined again after its death: how often."""
 FIRST_PAUSE_S = 4.0
@@ -42,6 +43,8 @@ class Seen:
     """For how long the head has not answered."""
     wanted: bool = True
     """The cluster is still the one that the node is of."""
+    given_up: bool = False
+    """The head has said itself that it takes the old raylet for dead."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def decide(seen: Seen) -> Next:
         return Next("wait", "the head does not answer")
     if seen.tries >= MOST_TRIES:
         return Next("end", f"{seen.tries} starts in a row went wrong")
-    pause = pause_s(seen.tries)
+    pause = 0.0 if seen.given_up and not seen.tries else pause_s(seen.tries)
     return (
         Next("start") if seen.idle_s >= pause else Next("wait", f"start {seen.tries + 1} follows after {pause:.0f} s")
     )
@@ -86,6 +89,11 @@ def ended_how(exit_code: int | None) -> str:
     if exit_code < 0:
         return f"its raylet was ended by {signal.Signals(-exit_code).name}"
     return f"its raylet ended with code {exit_code}"
+
+
+def node_id(command: Sequence[str]) -> str:
+    """Return the node's id, in hexadecimal, that a raylet's command line has; empty: none."""
+    return next((part.partition("=")[2] for part in command if part.startswith("--node_id=")), "")
 
 
 def with_label(command: Sequence[str], name: str, value: int) -> list[str]:

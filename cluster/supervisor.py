@@ -30,11 +30,21 @@ from typing import Literal
 
 import psutil
 
-from cluster import daemons, processes
+from cluster import daemons, link, processes
 from cluster.errors import UserError
 from cluster.home import home
 from cluster.ray_process_internals import JOB_MARKER, NODE_PROGRAMS, RAYLET_PID, WORKER_TITLE
-from cluster.rejoining import MOST_TRIES, RETURNS_LABEL, SETTLED_S, Seen, decide, ended_how, with_label
+from cluster.rejoining import (
+    GIVEN_UP,
+    MOST_TRIES,
+    RETURNS_LABEL,
+    SETTLED_S,
+    Seen,
+    decide,
+    ended_how,
+    node_id,
+    with_label,
+)
 
 LOG, STATE = "supervisor.log", "supervisor.json"
 LOOK_S = 0.5
@@ -141,6 +151,7 @@ class Supervisor:
         self._raylet_code: int | None = None
         self._tries = 0
         self._started_at = self._ended_at = self._answered_at = time.monotonic()
+        self._link_was_cut = self._given_up = False
         self._said = ""
 
     def run(self) -> int:
@@ -168,7 +179,7 @@ class Supervisor:
         if answers or runs:
             self._answered_at = now
         silent_s, idle_s = now - self._answered_at, now - self._ended_at
-        return Seen(runs, self._raylet_code, answers, self._tries, idle_s, silent_s, self._is_wanted())
+        return Seen(runs, self._raylet_code, answers, self._tries, idle_s, silent_s, self._is_wanted(), self._given_up)
 
     def _is_wanted(self) -> bool:
         if self._node.record is None:
@@ -183,16 +194,34 @@ class Supervisor:
     def _look(self) -> None:
         """Notice that the raylet has ended, and end what it has left."""
         self._reap()
+        if self._state.state == "up":
+            self._end_what_was_given_up()
         if self._state.state != "up" or processes.born(self._state.raylet) is not None:
             return
         self._reap()
         lived_s, self._ended_at = time.monotonic() - self._started_at, time.monotonic()
         self._tries = 0 if lived_s > SETTLED_S else self._tries + 1
-        how = ended_how(self._raylet_code)
+        how = GIVEN_UP if self._given_up else ended_how(self._raylet_code)
         self._write(state="down", reason=how, at=time.time())
         self._say(f"{how}, after {lived_s:.0f} s")
         if ended := self._end_left(self._state.raylet):
             self._say(f"what it left had to be ended: processes {', '.join(map(str, ended))}")
+
+    def _end_what_was_given_up(self) -> None:
+        """End a raylet that was declared dead behind a cut link: by itself it would hear of it up to a minute later."""
+        if not self._link_was_cut:
+            self._link_was_cut = link.looks_cut(self._node.address)
+            if self._link_was_cut:
+                self._say("the head does not answer the raylet")
+        elif daemons.listens(self._node.address):
+            self._link_was_cut = False
+            raylet = psutil.Process(self._state.raylet)
+            self._given_up = link.given_up(self._node.address, node_id(_line(raylet)))
+            self._say(GIVEN_UP if self._given_up else "the head answers again")
+            if self._given_up:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    raylet.kill()
+                    raylet.wait(LEFT_S)
 
     def _start(self) -> bool:
         """Run `ray start`; say whether a raylet runs."""
@@ -211,6 +240,7 @@ class Supervisor:
             self._say(f"`ray start` went wrong (exit code {code}), try {self._tries} of {MOST_TRIES}")
             return False
         self._started_at, self._raylet_code = time.monotonic(), None
+        self._link_was_cut = self._given_up = False
         self._write(state="up", raylet=raylet, at=time.time())
         return True
 

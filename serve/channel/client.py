@@ -26,8 +26,9 @@ CONNECT_S = 5.0
 PING_S = 1.0
 SILENT_S = 3.5
 """A replica that has said nothing for so long gets no new calls until it speaks again."""
-GONE_S = 20.0
-"""One that is silent for so long is taken for lost: Ray Serve would have ended it, so the way to it is broken."""
+GONE_S = 12.0
+"""One that is silent for so long is taken for lost: Ray would have noticed a dead node (cluster/ray_process_internals)
+and Ray Serve a dead process by then, so the way to it is broken; its calls go on elsewhere."""
 
 
 class Busy(Exception):

@@ -1,19 +1,22 @@
-"""Three hosts that share no folder: what is kept in an object store is enough, and a folder that is not shared is told.
+"""Four hosts that share no folder: what is kept in an object store is enough, and a folder that is not shared is told.
 
-The hosts are namespaces of this machine (tests/support/hosts.py), the store is moto's S3 server on one of them.
+The hosts are namespaces of this machine (tests/support/hosts.py), the store is moto's S3 server on a fifth.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from tests.support import hosts, hosts_store
+from tests.support import hosts, hosts_cluster, hosts_store
 from tests.support.fault_runs import SPEC
 from tests.support.hosts import Host
 from tests.support.hosts_store import Job, Site
@@ -27,7 +30,7 @@ PACED = "pace:rank=0:step=1"
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     hosts.need()
-    with hosts_store.up() as found:
+    with hosts_store.up(4) as found:
         yield found
 
 
@@ -87,39 +90,87 @@ def test_a_run_goes_on_elsewhere_when_its_driver_was_killed_and_nothing_of_it_is
     assert again.code == 0, again.log[-4000:]
     assert f"run {run} goes on in s3://bucket/tandem/runs/{run}" in again.log
     assert "(encoded before)" in again.log
-    found = site.losses(run)
-    assert sorted(found) == list(range(1, STEPS + 1))
-    assert found == pytest.approx(site.losses(whole.run), rel=1e-5)
+    same_losses(site, again, whole)
 
 
-@pytest.mark.parametrize("seconds", [5, 20])
-def test_a_host_is_cut_off_while_it_trains(site: Site, whole: Job, seconds: int) -> None:
-    """A short cut costs nothing; a long one a start of the group, on the node that joins again by itself."""
-    cut_off = site.hosts[2]
-    begun = site.follow(spec(site, f"cut-{seconds}"), fault=PACED)
+@pytest.mark.parametrize(
+    ("seconds", "workers"),
+    [
+        pytest.param(5, 3, id="5 s"),
+        pytest.param(20, 4, id="20 s, no spare"),
+        pytest.param(20, 3, id="20 s, a spare"),
+        pytest.param(60, 4, id="60 s, no spare"),
+        pytest.param(60, 3, id="60 s, a spare"),
+    ],
+)
+def test_a_host_is_cut_off_while_it_trains(site: Site, whole: Job, seconds: int, workers: int) -> None:
+    """A short cut costs nothing; a long one a start of the group: on a spare host, or once the node has come back."""
+    begun = site.follow(spec(site, f"cut-{seconds}-{workers}", resources={"workers": workers}), fault=PACED)
     begun.until_step(40)
-    pids = pids_of_workers(cut_off)
-    assert pids, "a rank is there"
-    site.hosts.cut(cut_off)
-    time.sleep(seconds)  # the fault
-    site.hosts.mend(cut_off)
+    cut_off = next(host for host in reversed(site.hosts) if ranks_on(host))
+    pids = ranks_on(cut_off)
+    site.links.cut(cut_off)
+    cut_at = time.time()
+    mend = threading.Timer(seconds, site.links.mend, [cut_off])
+    mend.start()
     found = begun.end()
+    mend.join()
     assert found.code == 0, found.log[-4000:]
     attempts = {name.rpartition("/")[2].partition("-")[0] for name in site.objects(f"runs/{found.run}/logs/")}
     assert (len(attempts) > 1) is (seconds > 10)
     if seconds > 10:
-        assert not pids & pids_of_workers(cut_off), "no rank of before the cut is left to write"
         (at,) = map(int, re.findall(r"^tandem: node lost .* after step (\d+) ", found.log, re.MULTILINE))
         assert at < STEPS, "it was cut off while it trained"
-        print(f"node lost after step {at}, checkpoints each 10 steps")
+        wait_until(lambda: not pids & ranks_on(cut_off))
+    print(f"{len(attempts)} starts of the group; {cost(site.times(found.run), cut_at)}")
+    same_losses(site, found, whole)
+
+
+def test_the_heads_host_loses_its_power_and_is_started_again_on_its_disk(site: Site, whole: Job) -> None:
+    """The other nodes join again by themselves, MLflow has its runs, and the job goes on where it was saved."""
+    head = site.hosts[0]
+    begun = site.follow(spec(site, "headless"), fault=PACED)
+    begun.until_step(40)
+    (folder,) = head.path("/root/home/stores").glob("*/runs/headless-*")
+    old = {pid for host in site.hosts[1:] for pid in ranks_on(host)}
+    site.links.lose(head)
+    wait_until(lambda: not begun.is_running)
+    site.links.mend(head)
+    hosts_cluster.start_head(site.cluster)
+    wait_until(lambda: len(alive(site)) == len(site.hosts), 120)
+    assert not old & {pid for host in site.hosts[1:] for pid in ranks_on(host)}, "nothing of before trains on"
+    again = site.job(spec(site, "headless"))
+    assert again.code == 0, again.log[-4000:]
+    assert f"run {folder.name} goes on in" in again.log
+    same_losses(site, again, whole)
+    assert again.result["run_url"].startswith("http://host1:5000/"), "MLflow on its name"
+
+
+def ranks_on(host: Host) -> set[str]:
+    """Return the pids of training workers of a host."""
+    return set(host.run("pgrep", "-f", "^ray::.*RayTrainWorker", check=False).stdout.split())
+
+
+def alive(site: Site) -> list[str]:
+    """Return the addresses of the nodes that Ray takes to be alive."""
+    nodes = json.loads(site.tandem("cluster", "status", "--json"))["nodes"]
+    return [node["address"] for node in nodes if node["alive"]]
+
+
+def cost(times: Sequence[tuple[int, float]], cut_at: float) -> str:
+    """Say what a cut has cost: work that was done twice, and how long none was done."""
+    done = sorted(at for _, at in times)
+    twice = len(times) - len({step for step, _ in times})
+    pace = statistics.median(b - a for a, b in itertools.pairwise(done))
+    pause, ended = max((b - a, b) for a, b in itertools.pairwise(done) if b > cut_at)
+    again = f"{twice} steps done again ({twice * pace:.1f} s of training)"
+    return f"{again}; stood {pause:.1f} s, on again {ended - cut_at:.1f} s after the cut"
+
+
+def same_losses(site: Site, found: Job, whole: Job) -> None:
     losses = site.losses(found.run)
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert losses == pytest.approx(site.losses(whole.run), rel=1e-5)
-    print(f"cut for {seconds} s: {len(attempts)} starts of the group")
-
-
-def pids_of_workers(host: Host) -> set[str]:
-    return set(host.run("pgrep", "-f", "^ray::", check=False).stdout.split())
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 60) -> None:

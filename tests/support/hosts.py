@@ -177,6 +177,14 @@ class Hosts(Sequence[Host]):
         """Put a host's link up again."""
         self._net("link", "set", f"v{host.number}", "up")
 
+    def lose(self, host: Host) -> None:
+        """Have a host lose its power: its link is down, and all that ran there is gone; its disk stays.
+
+        `mend` puts its link up; what runs on a host that has been started has to be started.
+        """
+        self.cut(host)
+        host.run("bash", "-c", "kill -9 -1", check=False)  # all but the host's first process
+
     def slow(self, host: Host, rate: str, latency: str = "400ms") -> None:
         """Let a host send and receive no faster than `rate`, such as 20mbit.
 

@@ -56,6 +56,7 @@ def start(
     mlflow: bool = True,
     allowed_hosts: str | None = None,
     env: Mapping[str, str] | None = None,
+    head_cpus: int | None = None,
 ) -> Cluster:
     """Start Ray's head on the first of the hosts and a worker node on each other, and MLflow on the first.
 
@@ -63,21 +64,27 @@ def start(
         cpus: that each of them offers.
         allowed_hosts: the Host headers that MLflow accepts; None: its default, which has private addresses.
         env: what the nodes and a user's processes have in their environment besides, as credentials.
+        head_cpus: that the head offers, if other than the others.
     """
     head = members[0]
     ray_address = f"{head.address}:6379"
     settings = {**HEAD_SETTINGS, **PATIENT, **token(head), **(env or {})}
     found = Cluster(head, ray_address, {"RAY_ADDRESS": ray_address, **settings})
-    server = None
     if mlflow:
         found.environment["MLFLOW_TRACKING_URI"] = f"http://{head.address}:5000"
-        server = start_mlflow(head, allowed_hosts)
-    _ray(head, found, cpus, "--head", "--port=6379", "--dashboard-host=127.0.0.1")
+    start_head(found, cpus if head_cpus is None else head_cpus, mlflow, allowed_hosts)
     for host in members[1:]:
         start_worker(host, found, cpus)
+    return found
+
+
+def start_head(cluster: Cluster, cpus: int = 1, mlflow: bool = True, allowed_hosts: str | None = None) -> None:
+    """Start Ray's head and MLflow on the head's host; once more, after all that ran there has ended."""
+    head = cluster.head
+    server = start_mlflow(head, allowed_hosts) if mlflow else None
+    _ray(head, cluster, cpus, "--head", "--port=6379", "--dashboard-host=127.0.0.1")
     if server is not None:
         wait_for_mlflow(head, server)
-    return found
 
 
 def start_worker(host: Host, cluster: Cluster, cpus: int = 1, env: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Three hosts that share no folder, a cluster over them, and an S3 server on the first: what a run without one needs.
+"""Hosts that share no folder, a cluster over them, and an S3 server on one more: what a run without a folder needs.
 
 with hosts_store.up() as site:
     found = site.job(spec)                      # submitted and followed on host1, to its end
@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +71,11 @@ class Following:
         hosts.wait_for_text(self._shown, "\n", self._process)
         return self._shown.read_text().split()[0]
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it is still followed."""
+        return self._process.poll() is None
+
     def until(self, text: str, timeout_s: float = 200) -> None:
         """Wait until it has shown something."""
         hosts.wait_for_text(self._shown, text, self._process, timeout_s)
@@ -98,8 +103,8 @@ class Following:
 class Site:
     """The hosts, the cluster and the store."""
 
-    def __init__(self, members: Hosts, cluster: Cluster) -> None:
-        self.hosts, self.cluster = members, cluster
+    def __init__(self, made: Hosts, members: Sequence[Host], cluster: Cluster) -> None:
+        self.links, self.hosts, self.cluster = made, members, cluster
         self._followed = 0
 
     @property
@@ -142,8 +147,15 @@ class Site:
 
     def losses(self, run: str) -> dict[int, float]:
         """Return the loss of each step, as the stored spool of a run has it."""
+        return {each["step"]: each["metrics"]["loss"] for each in self._steps(run)}
+
+    def times(self, run: str) -> list[tuple[int, float]]:
+        """Return when each step was done, in seconds since the epoch; a step that was done again comes twice."""
+        return [(each["step"], each["time_ms"] / 1000) for each in self._steps(run)]
+
+    def _steps(self, run: str) -> list[dict[str, Any]]:
         records = [json.loads(line) for line in self.read(f"runs/{run}/spool/rank-0.jsonl").splitlines()]
-        return {each["step"]: each["metrics"]["loss"] for each in records if "loss" in each.get("metrics", {})}
+        return [each for each in records if "loss" in each.get("metrics", {})]
 
     def tandem(self, *arguments: str) -> str:
         """Run the `tandem` command on host1; return what it printed."""
@@ -151,16 +163,22 @@ class Site:
 
     def uri(self, place: str) -> str:
         """Return the URI of a place in the bucket."""
-        address = self.hosts[0].address
+        address = self.links[-1].address
         return f"s3://bucket/{place}?endpoint_override={address}:{PORT}&scheme=http&region=us-east-1"
 
 
 @contextmanager
 def up(count: int = 3, cpus: int = 1) -> Iterator[Site]:
-    """Make hosts without a shared folder, an S3 server on the first, and a cluster over all of them."""
-    with hosts.up(count, shared=False) as made:
-        _start_store(made[0])
-        yield Site(made, hosts_cluster.start(made, cpus=cpus, env=moto_server.ENVIRONMENT))
+    """Make hosts without a shared folder, a cluster over all of them, and an S3 server on one that is not in it.
+
+    MLflow is known by a name, the first host's.
+    """
+    with hosts.up(count + 1, shared=False) as made:
+        _start_store(made[-1])
+        members = made[:-1]
+        cluster = hosts_cluster.start(members, cpus=cpus, env=moto_server.ENVIRONMENT)
+        cluster.environment["MLFLOW_TRACKING_URI"] = f"http://{made[0].name}:5000"
+        yield Site(made, members, cluster)
 
 
 def _start_store(host: Host) -> None:

@@ -14,6 +14,7 @@ from cluster.rejoining import (
     Seen,
     decide,
     ended_how,
+    node_id,
     pause_s,
     with_label,
 )
@@ -44,6 +45,17 @@ def test_nothing_is_started_while_the_head_does_not_answer_nor_waited_for_ever()
     given_up = decide(replace(silent, silent_s=SILENCE_S + 1))
     assert given_up.action == "end"
     assert "24 hours" in given_up.reason
+
+
+def test_what_the_head_has_given_up_is_started_at_once_but_not_again_and_again() -> None:
+    given_up = replace(DEAD, idle_s=0, given_up=True)
+    assert decide(given_up).action == "start"
+    assert decide(replace(given_up, tries=1)).action == "wait"
+
+
+def test_a_raylets_command_line_names_its_node() -> None:
+    assert node_id(["/ray/raylet", "--x=1", "--node_id=abc1", "--node_ip_address=1"]) == "abc1"
+    assert node_id(["/ray/raylet"]) == ""
 
 
 def test_pauses_grow_and_starts_in_vain_come_to_an_end() -> None:
