@@ -10,7 +10,7 @@ the store's over the folder's:
     saved        s from a save's begin until its checkpoint counts, median
     next step    s from the kill of a worker to the next step, median over the kills
     exported     s from the last step's end, or its save's where that ends later, until the workers have their model
-    published    s from the last step to the job's result: the exported model is where others find it
+    published    s from the last step until the run is noted as finished: its model is where others find it
 
 and floors: the bytes of a checkpoint, and of the model, over what two writers at once get there, measured in the same
 run by the same calls (a disk's with fsync), and over what moto takes from a bare HTTP client.
@@ -102,14 +102,13 @@ def measured(work: Path, size: str, storage: str, options: argparse.Namespace) -
         chance.choice(sorted(workers(), key=lambda p: p.pid)).send_signal(signal.SIGKILL)
         killed.append(time.time())
         print(f"  {name}: kill {number}", file=sys.stderr)
-    ended: list[float] = []
-    outcome = submit.follow(job, lambda line, meaning: ended.append(time.time()) if " result {" in line else None)
+    outcome = submit.follow(job, lambda line, meaning: None)
     if outcome.status != "SUCCEEDED":
         raise SystemExit("\n".join(outcome.log[-30:]))
-    return read(run_of(work, name), killed, ended[-1])
+    return read(run_of(work, name), killed)
 
 
-def read(run: Path, killed: list[float], ended_at: float) -> Found:
+def read(run: Path, killed: list[float]) -> Found:
     """Return the figures of a run that has ended; `killed`: when workers were."""
     records = records_of(run)
     steps = [(r["time_ms"] / 1000, r["step"]) for r in records if "step_time_s" in r["metrics"]]
@@ -123,7 +122,7 @@ def read(run: Path, killed: list[float], ended_at: float) -> Found:
         statistics.median(m["checkpoint_s"] for _, m in saves),
         statistics.median(min(at for at, _ in steps if at > kill + 0.5) - kill for kill in killed),
         exported_at - before,
-        ended_at - last,
+        (run / "status.json").stat().st_mtime - last,
         int(saves[-1][1]["checkpoint_bytes"]),
         sum(int(each["bytes"]) for name, each in weights.items() if name.endswith(".safetensors")) or stored_bytes(run),
     )
@@ -161,7 +160,7 @@ def tell(size: str, folder: Found, store: Found, work: Path, server: Any) -> Non
     for name in ("stall_s", "saved_s", "next_step_s", "exported_s", "published_s"):
         one, other = getattr(folder, name), getattr(store, name)
         label = name.removesuffix("_s").replace("_", " ")
-        print(f"{label:14}{one:9.3f}{other:9.3f}{other / one:8.2f}")
+        print(f"{label:14}{one:9.3f}{other:9.3f}" + (f"{other / one:8.2f}" if one else "       –"), flush=True)
     half = max(1, folder.checkpoint_bytes // 2)
     disk, s3, bare = (
         bandwidth(str(work / "probe"), half),
