@@ -7,7 +7,7 @@
 
 Each node has a folder of its own, $TANDEM_HOME/stores/<name>, in which everything is where it is in a storage that is
 a folder. That of the driver's node is the one that counts: its notes are kept in the store, and couriers
-(jobs/storage/courier.py) keep the folder of the run on the other nodes as it.
+(jobs/storage/couriers.py) keep the folder of the run on the other nodes as it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from jobs.driver import reach
 from jobs.notes import write
 from jobs.run_folder import RunFolder
 from jobs.spec import JobSpec
-from jobs.storage.courier import Bring, Couriers
+from jobs.storage.courier import Bring
+from jobs.storage.couriers import Couriers
 from jobs.storage.keeper import Keeper, NotKept
 from jobs.worker import elsewhere
 from tracking import manifest, model_store

@@ -83,14 +83,9 @@ def _look(found: os.stat_result) -> Look:
 class Copy:
     """One of two copies of a folder, and what it knows that the other one has. Its methods may be called by threads."""
 
-    def __init__(self, root: Path, tells: Callable[[str], bool], *, replaces: bool = False) -> None:
-        """Take the folder.
-
-        Args:
-            tells: of which files, by name, the other copy is told; it may tell of all.
-            replaces: the other copy may have files already: what is told of one first replaces it.
-        """
-        self._root, self._tells, self._replaces = root, tells, replaces
+    def __init__(self, root: Path, tells: Callable[[str], bool]) -> None:
+        """`tells`: of which files, by name, the other copy is told; it may tell of all."""
+        self._root, self._tells = root, tells
         self._known: dict[str, Look] = {}
         self._sent: dict[str, int] = {}
         """How much of a file that goes in pieces, as it is now known, has gone."""
@@ -103,14 +98,16 @@ class Copy:
         with self._lock:
             self._known = listed(self._root)
 
-    def resume(self, told: Mapping[str, int], has: Callable[[str], bool]) -> None:
-        """Take the other copy to have so much of files that grow, and all of those that it `has`; of others nothing."""
+    def known(self) -> dict[str, list[int]]:
+        """Return what the other copy has, for `restore`; not of files that go in pieces: these begin anew."""
         with self._lock:
-            for name, look in listed(self._root).items():
-                if has(name):
-                    self._known[name] = look
-                elif name.endswith(GROWING) and told.get(name, look.size + 1) <= look.size:
-                    self._known[name] = Look(look.inode, told[name], 0)
+            found = {name: look for name, look in self._known.items() if name not in self._sent}
+            return {name: [look.inode, look.size, look.changed_ns] for name, look in found.items()}
+
+    def restore(self, known: Mapping[str, Sequence[int]]) -> None:
+        """Go on from what another object, of this folder too, has returned by `known`."""
+        with self._lock:
+            self._known = {name: Look(*look) for name, look in known.items()}
 
     def pending(self, found: Mapping[str, Look] | None = None) -> list[Change]:
         """Return what the other copy has not been told of; it is taken to know it now.
@@ -154,7 +151,7 @@ class Copy:
         start = before.size if before and before.inode == look.inode and before.size <= look.size else 0
         content = _read(self._root / name, start, min(look.size - start, AT_ONCE_BYTES))
         self._known[name] = Look(look.inode, start + len(content), look.changed_ns)
-        if not start and (before.size if before is not None else self._replaces):  # it began anew
+        if before is not None and not start and before.size:  # it began anew
             return Change(name, "whole", content)
         return Change(name, "more", content) if content or before is None else None
 

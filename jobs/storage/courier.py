@@ -1,39 +1,31 @@
 """A run's folder on every node of its job, where no folder is shared: kept as the driver's by a courier on each node.
 
     driver's node              other nodes
-    folder of the run    ⇄     its copy, at the same path        Couriers, Courier (an actor that is bound to its node)
+    folder of the run    ⇄     its copy, at the same path        couriers.py, Courier (an actor bound to its node)
     notes, requests      →     read by the workers there
     logs, pulses, spool, …  ←  written by the workers there
 
 What workers wait for at their start, the node's data among it, is brought before the copy says that it is complete
 (`.here-<token>-<node>`; a node that was lost and comes back is another node, to Ray and here, and begins anew).
 Couriers ask for no CPU, and end with the driver. What a node has written in the second before it is lost, is lost too.
-A courier that is lost without its node is started again: it tells what the driver has not, and is told all notes anew.
+A courier notes how far it is; where it is lost without its node, another one is started, and goes on from there.
 """
 
 from __future__ import annotations
 
-import secrets
+import json
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from jobs.storage.arrival import drivers, failed, here
-from jobs.storage.changes import GROWING, Change, Copy, Look, listed
+from jobs.storage.changes import Change, Copy, listed
 
 LOOK_S = 0.1
-HOLD_S = 1.0
-"""So long a courier waits for something to tell before it answers that there is nothing."""
-ROUND_S = 0.2
-SETTLE_S = 30.0
-TRIES = 3
-"""So often a node's courier is started again, each time AGAIN_S after it was lost: Ray tells of a lost node by then."""
-AGAIN_S = 2.0
 DRIVERS_OWN = (
     *("checkpoints", "model", "ray", "spool", "logs", "stacks", "pulses"),
     *("paces", "rows", "faults", "parts", "profile"),
@@ -51,12 +43,6 @@ def is_note(name: str) -> bool:
     return name.partition("/")[0] not in DRIVERS_OWN and name != "guard.log"
 
 
-class CourierLost(UserError):
-    """What a living node has written did not all come to the driver."""
-
-    exit_code = 1
-
-
 @dataclass(frozen=True)
 class Bring:
     """What a node needs besides the run's folder, and who brings it: a function with its arguments, run on the node."""
@@ -71,6 +57,9 @@ class Courier:
     def __init__(self, folder: str, token: str, node: str) -> None:
         self._folder, self._token, self._node = Path(folder), token, node
         self._copy = Copy(self._folder, lambda name: True)
+        self._keeping = threading.Lock()
+        self._note = self._folder / f".known-{token}-{node}"
+        self._kept: dict[str, list[int]] | None = None
 
     def is_shared(self) -> bool:
         """Say whether this node's folder is the driver's: then nothing has to be told."""
@@ -99,6 +88,7 @@ class Courier:
                 "folder that every node can write"
             ) from error
         self._copy.adopt()
+        self._keep()
         try:
             for each in bring:
                 each.function(*each.arguments)
@@ -117,222 +107,42 @@ class Courier:
             )
         mark.write_text(self._node, encoding="ascii")
 
-    def again(self, told: Mapping[str, int], changes: Sequence[Change]) -> None:
+    def again(self, changes: Sequence[Change]) -> None:
         """Go on where a courier of this node was lost, beside workers that run.
 
         Args:
-            told: how much the driver has of each file that workers here alone add to.
-            changes: all notes of the driver.
+            changes: what the driver had told that one last, if it has not answered.
+
+        Raises:
+            UserError: it is not known how far that one was.
         """
-        self._copy.apply(changes)
-        self._copy.resume(told, is_note)
+        try:
+            self._copy.restore(json.loads(self._note.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"what a courier has noted in {self._note} cannot be read: {error}") from error
+        self.put(changes)
+
+    def _keep(self) -> None:
+        """Note how far this is, for one that is started when this one is lost."""
+        with self._keeping:
+            known = self._copy.known()
+            if known != self._kept:
+                aside = self._note.with_suffix(".new")
+                aside.write_text(json.dumps(known), encoding="utf-8")
+                aside.replace(self._note)
+                self._kept = known
 
     def put(self, changes: Sequence[Change]) -> None:
         """Put what the driver has told into the copy."""
         self._copy.apply(changes)
+        self._keep()
 
     def take(self, hold_s: float) -> list[Change]:
-        """Return what has changed here; wait for it, up to `hold_s`."""
+        """Return what has changed here; wait for it, up to `hold_s`. What was returned before has arrived."""
+        self._keep()
         enough = time.monotonic() + hold_s
         while True:
             changes = self._copy.pending()
             if changes or time.monotonic() >= enough:
                 return changes
             time.sleep(LOOK_S)
-
-
-@dataclass
-class _Node:
-    """What the driver knows of one node's courier."""
-
-    actor: Any
-    copy: Copy
-    asked: Any = None
-    """The answer that is waited for: whether the folder is shared, whether it has begun, what has changed."""
-    stage: str = "asked"
-    """`asked` whether it shares the folder, `begins`, `goes` between the two, `shares` or `failed`; one that was lost
-    `waits` to be started again, then `returns`."""
-    put: list[Any] = field(default_factory=list)
-    lost: int = 0
-    """How often it was."""
-    at_s: float = 0.0
-    """When it was lost last."""
-
-
-class Couriers:
-    """The driver's end: a thread that keeps the copies of the run's folder on all nodes as this one."""
-
-    def __init__(
-        self,
-        folder: Path,
-        wanted: Callable[[], dict[str, str]],
-        bring: Sequence[Bring] = (),
-        say: Callable[[str], object] = print,
-    ) -> None:
-        """Take the run's folder.
-
-        Args:
-            wanted: returns the nodes that need a copy now: id → address; this one may be among them.
-            bring: what each of them needs besides.
-            say: is told what does not work.
-        """
-        self._say = say
-        self.token = secrets.token_hex(8)
-        self._folder, self._wanted, self._bring = folder, wanted, tuple(bring)
-        self._nodes: dict[str, _Node] = {}
-        self._addresses: dict[str, str] = {}
-        self.problems: dict[str, str] = {}
-        """Why what a node has written has not all come, by its id."""
-        self._complained = False
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tandem-couriers", daemon=True)
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        """Begin; this node's workers find their folder complete at once."""
-        drivers(self._folder, self.token).touch()
-        self._thread.start()
-
-    def settle(self) -> None:
-        """Return when all that nodes have written until now is here; what is not is among the problems."""
-        with self._lock:
-            for node_id, node in self._nodes.items():
-                try:
-                    self._return_now(node_id, node)
-                    while node.stage == "goes" and (changes := self._last(node)):
-                        node.copy.apply(changes, is_taken_back)
-                except Exception as error:  # the node is lost, or its courier is
-                    self._failed(node_id, node, error)
-
-    def check(self) -> None:
-        """Return if nothing of what nodes have written is missing here; those lost before the end are not asked.
-
-        Raises:
-            CourierLost: something may be.
-        """
-        if missing := [f"{self._addresses[node]}: {why}" for node, why in self.problems.items()]:
-            raise CourierLost(
-                f"what the job keeps on other nodes did not all come to the driver ({'; '.join(missing)}): submit the "
-                "same spec again to go on from the newest checkpoint"
-            )
-
-    def stop(self) -> None:
-        """End the couriers."""
-        import ray
-
-        self._ending.set()
-        self._thread.join(HOLD_S + 5.0)
-        for node in self._nodes.values():
-            with suppress(Exception):
-                ray.kill(node.actor)
-        drivers(self._folder, self.token).unlink(missing_ok=True)
-
-    def _last(self, node: _Node) -> list[Change]:
-        """Return what a node has not told yet, or a part of it; each answer has SETTLE_S."""
-        import ray
-
-        asked = node.asked if node.asked is not None else node.actor.take.remote(0.0)
-        node.asked = None
-        found: list[Change] = ray.get(asked, timeout=SETTLE_S)
-        return found or ray.get(node.actor.take.remote(0.0), timeout=SETTLE_S)
-
-    def _run(self) -> None:
-        while not self._ending.wait(ROUND_S):
-            try:
-                with self._lock:
-                    self.round()
-            except Exception as error:  # Ray, or this node's disk, for a moment: the next round does it
-                if not self._complained:
-                    self._complained = True
-                    self._say(f"couriers of the run's folder: {type(error).__name__}: {error}; tried again")
-
-    def round(self) -> None:
-        """Start couriers on nodes that have come, forget those that have gone, and pass on what there is."""
-        wanted = self._wanted()
-        for node_id in wanted.keys() - self._nodes.keys():
-            self._addresses[node_id] = wanted[node_id]
-            self._nodes[node_id] = self._started(node_id)
-        for node_id in self._nodes.keys() - wanted.keys():
-            del self._nodes[node_id]
-            self.problems.pop(node_id, None)  # it was lost, and its workers were: they begin again elsewhere
-        found = listed(self._folder)
-        for node_id, node in self._nodes.items():
-            try:
-                if node.stage == "waits" and time.monotonic() - node.at_s > AGAIN_S:
-                    self._return(node_id, node, found)
-                self._serve(node, found)
-            except Exception as error:  # the node is lost, or its courier is; Ray tells of nodes
-                self._failed(node_id, node, error)
-
-    def _failed(self, node_id: str, node: _Node, error: Exception) -> None:
-        cause = getattr(error, "cause", None) or error
-        if node.stage in ("goes", "waits", "returns") and node.lost < TRIES and node_id in self._wanted():
-            node.stage, node.lost, node.at_s, node.put = "waits", node.lost + 1, time.monotonic(), []
-            self._say(f"the courier of the node {self._addresses[node_id]} is lost, and is started again")
-        elif node.stage in ("goes", "waits", "returns"):  # else no worker has begun there
-            node.stage = "failed"
-            self.problems[node_id] = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
-            self._say(
-                f"the courier of the node {self._addresses[node_id]} is lost ({self.problems[node_id]}): what workers "
-                "write there from now on does not come here"
-            )
-        else:
-            node.stage = "failed"
-            self._say(f"a node has no copy of the run's folder, and takes no workers: {str(cause).strip()}")
-
-    def _return(self, node_id: str, node: _Node, found: Mapping[str, Look]) -> None:
-        """Start a courier anew where one was lost."""
-        fresh = self._started(node_id)
-        node.actor, node.copy = fresh.actor, Copy(self._folder, is_note, replaces=True)
-        told = {name: look.size for name, look in found.items() if name.endswith(GROWING) and not is_note(name)}
-        node.stage, node.asked = "returns", node.actor.again.remote(told, node.copy.pending(found))
-
-    def _return_now(self, node_id: str, node: _Node) -> None:
-        """Have a courier that was lost go on at once: the job has ended, and what its node has is wanted."""
-        import ray
-
-        if node.stage == "waits":
-            self._return(node_id, node, listed(self._folder))
-        if node.stage == "returns":
-            ray.get(node.asked, timeout=SETTLE_S)
-            node.stage, node.asked = "goes", None
-
-    def _started(self, node_id: str) -> _Node:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        bound = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        remote = ray.remote(num_cpus=0, max_concurrency=3, scheduling_strategy=bound)(Courier)
-        actor = remote.remote(str(self._folder), self.token, node_id)
-        return _Node(actor, Copy(self._folder, is_note), actor.is_shared.remote())
-
-    def _serve(self, node: _Node, found: Any) -> None:
-        import ray
-
-        if node.stage in ("shares", "failed", "waits"):
-            return
-        if node.stage == "goes":
-            self._tell(node, found)
-        if node.asked is None or not ray.wait([node.asked], timeout=0)[0]:
-            return
-        answer, node.asked = ray.get(node.asked), None
-        if node.stage == "asked" and answer:
-            node.stage = "shares"
-            ray.kill(node.actor)
-        elif node.stage == "asked":
-            node.stage, node.asked = "begins", self._begun(node, found)
-        else:
-            if node.stage == "goes":
-                node.copy.apply(answer, is_taken_back)
-            node.stage, node.asked = "goes", node.actor.take.remote(HOLD_S)
-
-    def _begun(self, node: _Node, found: Any) -> Any:
-        return node.actor.begin.remote(node.copy.pending(found), self._bring, list(self._nodes))
-
-    def _tell(self, node: _Node, found: Any) -> None:
-        """Tell a node what has changed here, one message after the other."""
-        import ray
-
-        node.put = [put for put in node.put if not ray.wait([put], timeout=0)[0] or ray.get(put)]
-        if not node.put and (changes := node.copy.pending(found)):
-            node.put.append(node.actor.put.remote(changes))

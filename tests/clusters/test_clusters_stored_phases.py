@@ -16,7 +16,7 @@ from tests.support.fault_runs import SPEC
 from tests.support.hosts_store import Job, Site
 from tests.support.slow_preparation import TASK
 
-ROWS = 600
+ROWS = 40_000
 MODELS = """
 import sys
 from pathlib import Path
@@ -24,6 +24,19 @@ from tests.support import opinions, tiny_models
 from tracking import model_store
 model_store.put(opinions.classifier(Path("/root/opinions")), sys.argv[1])
 model_store.put(tiny_models.language_model(Path("/root/chat"), context=128), sys.argv[2])
+"""
+LATE = """
+import time
+
+from jobs.tasks.text_classification import TextClassification
+
+
+class Late(TextClassification):
+    name = "late"
+
+    def encode(self, examples):
+        time.sleep(1.5)
+        return super().encode(examples)
 """
 PUT = """
 import sys
@@ -93,7 +106,7 @@ def test_all_rows_are_predicted_in_order_and_the_output_is_in_the_store(site: Si
         "task": {"name": "text-classification"},
         "model": {"from": site.uri("in/opinions")},
         "data": {"predict": put(site, "rows.jsonl", rows)},
-        "predict": {"format": "jsonl", "shard_rows": 50, "columns": ["n"]},
+        "predict": {"format": "jsonl", "shard_rows": 500, "columns": ["n"]},
         "resources": {"workers": 2},
     }
     found = done(site, spec)
@@ -102,7 +115,7 @@ def test_all_rows_are_predicted_in_order_and_the_output_is_in_the_store(site: Si
     assert [row["n"] for row in written] == list(range(ROWS))
     assert {row["prediction_label"] for row in written} <= {"good", "bad"}
     manifest = json.loads(site.read(f"runs/{found.run}/predictions.jsonl.manifest.json"))
-    assert [shard["rows"] for shard in manifest["shards"]] == [50] * (ROWS // 50)
+    assert [shard["rows"] for shard in manifest["shards"]] == [500] * (ROWS // 500)
     assert site.objects(f"runs/{found.run}/shards/") == [], "the parts are gone"
     assert on_other(site, f"runs/{found.run}/.here-*"), "the other host has had a worker"
 
@@ -157,25 +170,34 @@ def test_preferences_are_compared_with_a_reference_that_is_in_the_store(site: Si
 
 
 def test_training_begins_while_rows_are_made_that_the_other_host_fetches_one_by_one(site: Site) -> None:
-    rows = "".join(json.dumps({"text": f"{n} is a number, and {n + 1} the next one. " * 20}) + "\n" for n in range(400))
+    site.hosts[0].path("/root/specs").mkdir(exist_ok=True)
+    site.hosts[0].path("/root/specs/late.py").write_text(LATE)
+    rows = (
+        {"n": n, "text": f"word{n % 97} {('good', 'bad')[n % 2]}", "label": ("good", "bad")[n % 2], "more": [0] * 1000}
+        for n in range(2500)
+    )
     spec = {
-        **SPEC,
         "name": "early",
+        "phase": "pretrain",
+        "task": {"name": "late:Late", "tokenizer": {"train": "word"}},
+        "model": {"architecture": "ngram"},
         "data": {
-            **{"train": put(site, "numbers.jsonl", rows), "eval_fraction": 0.05, "start_early": True},
-            **{"sequence_length": 64, "tokenizer": {"train": "bpe", "vocab_size": 512}},
+            "train": put(site, "late.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
+            **{"eval_fraction": 0.02, "start_early": True},
         },
+        "training": {"steps": 12, "global_batch_size": 256, "precision": "fp32"},
+        "resources": {"workers": 2},
     }
     early = done(site, spec)
     assert "training begins as others are encoded" in early.log
     assert on_other(site, f"runs/{early.run}/.early/train-*.arrow"), "the other host has fetched rows as they came"
-    again = done(site, {**spec, "checkpoint": {**SPEC["checkpoint"], "resume": "never"}})
+    again = done(site, {**spec, "checkpoint": {"resume": "never"}})
     assert "(encoded before)" in again.log
-    assert site.losses(early.run) == pytest.approx(site.losses(again.run), rel=1e-5)
+    assert site.losses(early.run) == pytest.approx(site.losses(again.run), rel=1e-6)
 
 
 def test_a_courier_that_is_killed_is_started_again_and_nothing_is_missing(site: Site) -> None:
-    training = {**SPEC["training"], "steps": 80}
+    training = {**SPEC["training"], "steps": 200}
     spec = {**SPEC, "name": "carried", "training": training, "storage": site.storage}
     begun = site.follow(spec, fault="pace:rank=0:step=1")
     begun.until_step(20)
@@ -183,7 +205,7 @@ def test_a_courier_that_is_killed_is_started_again_and_nothing_is_missing(site: 
     found = begun.end()
     assert found.code == 0, found.log[-4000:]
     assert f"the courier of the node {site.hosts[1].address} is lost, and is started again" in found.log
-    assert sorted(site.losses(found.run)) == list(range(1, 81))
+    assert sorted(site.losses(found.run)) == list(range(1, 201))
     names = [name.rpartition("/")[2] for name in site.objects(f"runs/{found.run}/logs/")]
     assert len({name.partition("-")[0] for name in names}) == 1, "no worker was disturbed"
     assert len(names) == 2

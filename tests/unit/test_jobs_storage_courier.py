@@ -85,26 +85,32 @@ def test_a_folder_that_cannot_be_made_is_told_with_the_way_out(tmp_path: Path) -
         Courier(str(tmp_path / "file" / "run"), "token", "node").begin(NOTES, [])
 
 
-def test_a_courier_that_is_started_again_tells_what_is_missing_and_is_told_all_notes(tmp_path: Path) -> None:
+def test_a_courier_that_is_started_again_tells_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     driver, node = tmp_path / "driver", tmp_path / "node"
-    for folder in (driver, node):
-        (folder / "logs").mkdir(parents=True)
-        (folder / "remarks.jsonl").write_text('"said"\n')
-    (driver / "logs" / "a-rank-1.log").write_text("one\n")
+    driver.mkdir()
+    (driver / "remarks.jsonl").write_text('"said"\n')
+    copy = Copy(driver, is_note)
+    lost = Courier(str(node), "token", "node")
+    lost.begin(copy.pending(), [])
+    (node / "logs").mkdir()
+    (node / "logs" / "a-rank-1.log").write_text("one\n")
+    copy.apply(lost.take(0.0))
+    assert lost.take(0.0) == [], "by which it knows that the driver has that"
+    with (node / "logs" / "a-rank-1.log").open("a") as file:
+        file.write("two\n")
+    (node / "evaluations.json").write_text("{}")
+    with (node / "remarks.jsonl").open("a") as file:
+        file.write('"of a worker"\n')
     (driver / "control.json").write_text("{}")
-    (node / "logs" / "a-rank-1.log").write_text("one\ntwo\n")
-    (node / "pulses").mkdir()
-    (node / "pulses" / "a-1").write_text("5")
-    copy = Copy(driver, is_note, replaces=True)
-    courier = Courier(str(node), "token", "node")
-    courier.again({"logs/a-rank-1.log": 4}, copy.pending())
+    told = copy.pending()  # which the lost one has not done
+    again = Courier(str(node), "token", "node")
+    again.again(told)
     assert (node / "control.json").read_text() == "{}"
-    assert (node / "remarks.jsonl").read_text() == '"said"\n', "and not twice"
-    copy.apply(courier.take(0.0))
+    copy.apply(again.take(0.0))
     assert (driver / "logs" / "a-rank-1.log").read_text() == "one\ntwo\n"
-    assert (driver / "pulses" / "a-1").read_text() == "5"
-    with (driver / "remarks.jsonl").open("a") as file:
-        file.write('"more"\n')
-    courier.put(copy.pending())
-    assert (node / "remarks.jsonl").read_text() == '"said"\n"more"\n'
-    assert courier.take(0.0) == []
+    assert (driver / "evaluations.json").read_text() == "{}"
+    assert (driver / "remarks.jsonl").read_text() == '"said"\n"of a worker"\n'
+    assert again.take(0.0) == []
+    assert copy.pending() == []
+    with pytest.raises(UserError, match=r"what a courier has noted in .* cannot be read"):
+        Courier(str(tmp_path / "none"), "token", "node").again([])
