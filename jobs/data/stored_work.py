@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import stores
+from cluster.errors import UserError
 from jobs import progress
 from jobs.checkpoint.store import Store
 from jobs.data import stored, unfinished
@@ -227,8 +229,20 @@ class StoredWork:
         return f"{self._of_learned}/{RECORDS}/{name}.json"
 
     def _away(self, place: Path) -> Path:
-        """Nodes of one machine may have one home: each has a folder of its own in it."""
-        return place.parent / stored.away(self.name) / this_node()[:16] / self.layout
+        """Nodes of one machine may have one home: each has a folder of its own in it.
+
+        Raises:
+            UserError: it cannot be made on this node.
+        """
+        folder = place.parent / stored.away(self.name) / this_node()[:16] / self.layout
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written on the node {socket.gethostname()}: {error.strerror or error}; set "
+                "TANDEM_HOME to a folder that every node can write"
+            ) from error
+        return folder
 
 
 def this_node() -> str:
