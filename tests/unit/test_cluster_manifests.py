@@ -190,7 +190,7 @@ def test_the_head_knows_how_many_workers_kuberay_may_start() -> None:
     grown = growth.at_full_size([], env)
     assert len(grown) == group["maxReplicas"] > 0
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert (str(int(grown[0].total_cpus)), int(grown[0].total_gpus)) == (limits["cpu"], limits["nvidia.com/gpu"])
+    assert (grown[0].total_cpus, grown[0].total_gpus) == (float(limits["cpu"]), float(limits["nvidia.com/gpu"]))
 
 
 def test_no_secret_is_in_any_file() -> None:
