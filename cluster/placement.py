@@ -51,15 +51,17 @@ def capacity(request: Request, nodes: Iterable[Node]) -> int:
     return sum(_room(request, node.total_cpus, node.total_gpus) for node in nodes if node.alive)
 
 
-def fit_most(request: Request, fewest: int, nodes: Iterable[Node]) -> Placement | Refusal:
-    """Place as many workers as are free now, `request.workers` at most; fewer than `fewest` are refused."""
+def fit_most(request: Request, fewest: int, nodes: Iterable[Node], grown: Iterable[Node] = ()) -> Placement | Refusal:
+    """Place as many workers as are free now, `request.workers` at most; fewer than `fewest` are refused; see `fit`."""
     alive = [node for node in nodes if node.alive]
     free = sum(_room(request, node.free_cpus, node.free_gpus) for node in alive)
-    return fit(replace(request, workers=max(fewest, min(request.workers, free))), alive)
+    return fit(replace(request, workers=max(fewest, min(request.workers, free))), alive, grown)
 
 
-def fit(request: Request, nodes: Iterable[Node]) -> Placement | Refusal:
+def fit(request: Request, nodes: Iterable[Node], grown: Iterable[Node] = ()) -> Placement | Refusal:
     """Place the workers on as few nodes as possible by what is free, or say why that cannot be.
+
+    `grown`: the nodes of a cluster that can grow, at its full size (cluster/growth.py).
 
     A worker never spans nodes. Raises ValueError for a request of no workers or of negative amounts.
     """
@@ -72,6 +74,8 @@ def fit(request: Request, nodes: Iterable[Node]) -> Placement | Refusal:
     at_best = capacity(request, alive)
     if at_best >= request.workers:
         return _refuse_for_now(request, alive, sum(free.values()))
+    if capacity(request, grown) >= request.workers:
+        return _refuse_until_grown(request, alive)
     return _refuse(request, alive, at_best)
 
 
@@ -101,6 +105,15 @@ def _refuse_for_now(request: Request, alive: Sequence[Node], room: int) -> Refus
     return Refusal(
         reason=f"{request} do not fit now, {_offer(cpus, gpus)} free",
         what_would_help=f"wait until other work ends{now}",
+        fits_when_free=True,
+    )
+
+
+def _refuse_until_grown(request: Request, alive: Sequence[Node]) -> Refusal:
+    cpus, gpus = sum(node.total_cpus for node in alive), sum(node.total_gpus for node in alive)
+    return Refusal(
+        reason=f"{request} do not fit yet, the cluster has {_offer(cpus, gpus)} on {amount(len(alive), 'node')}",
+        what_would_help="its autoscaler is asked for more nodes",
         fits_when_free=True,
     )
 

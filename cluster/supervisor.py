@@ -200,7 +200,7 @@ class Supervisor:
             return
         self._reap()
         lived_s, self._ended_at = time.monotonic() - self._started_at, time.monotonic()
-        self._tries = 0 if lived_s > SETTLED_S else self._tries + 1
+        self._tries = 0 if lived_s > SETTLED_S or self._given_up else self._tries + 1
         how = GIVEN_UP if self._given_up else ended_how(self._raylet_code)
         self._write(state="down", reason=how, at=time.time())
         self._say(f"{how}, after {lived_s:.0f} s")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.growth import VARIABLE as NODE_TYPES
 from cluster.kubernetes import plan
 from cluster.kubernetes.spec import DeploymentSpec, HeadSpec, WorkersSpec
 from cluster.ray_process_internals import HEAD_SETTINGS, STOP_WAIT
@@ -33,6 +35,8 @@ class Setting:
     tracking_uri: str
     serve_port: int | None = None
     """Where gateways listen; None: nothing is served."""
+    grows_to: int | None = None
+    """So many workers KubeRay's autoscaler may start; None: it changes nothing."""
 
 
 def head(setting: Setting) -> Object:
@@ -72,6 +76,9 @@ def environment(setting: Setting) -> list[Object]:
         "TANDEM_HOME": f"{spec.mount}/tandem" if spec.mount else f"{HOME}/.tandem",
         **spec.env,
     }
+    if setting.grows_to is not None:
+        each = {"CPU": spec.workers.cpus, **({"GPU": spec.workers.gpus} if spec.workers.gpus else {})}
+        plain[NODE_TYPES] = json.dumps({"workers": {"resources": each, "max_workers": setting.grows_to}})
     if spec.storage and spec.storage.store:
         plain["TANDEM_STORAGE"] = spec.storage.store.uri
     return [{"name": name, "value": value} for name, value in plain.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -74,6 +75,7 @@ def ray_service(spec: DeploymentSpec, service: ServiceWork, tracking_uri: str) -
 
 def cluster_spec(setting: Setting, size: plan.Size, scales: bool) -> Object:
     """Return the spec of a RayCluster."""
+    setting = replace(setting, grows_to=size.most if scales else None)
     spec = setting.spec
     body: Object = {"rayVersion": spec.ray_version, "authOptions": {"mode": "token"}}
     if spec.token_secret:

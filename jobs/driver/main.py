@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from cluster import connect, placement, specfile, topology
+from cluster import connect, growth, placement, specfile, topology
 from cluster.errors import UserError
 from jobs import noise, profiled, progress
 from jobs.driver import reach, stopping, storage, warm
@@ -69,7 +69,8 @@ def check_it_fits(spec: JobSpec) -> dict[str, int]:
     """
     wanted = spec.resources
     request = placement.Request(wanted.most, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    answer = placement.fit_most(request, wanted.fewest, topology.own_nodes())
+    nodes = topology.own_nodes()
+    answer = placement.fit_most(request, wanted.fewest, nodes, growth.at_full_size(nodes))
     if isinstance(answer, placement.Placement):
         return answer.workers_by_node
     if not answer.fits_when_free:

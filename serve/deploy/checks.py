@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cluster import devices
+from cluster import devices, growth
 from cluster.errors import UserError
 from cluster.precision import decide
 from cluster.topology import Node
@@ -19,7 +19,8 @@ def refuse_what_never_fits(spec: ServeSpec, nodes: Sequence[Node]) -> None:
     wanted = [(f"models.{name}", m.at_start, m.resources) for name, m in spec.models.items()]
     asked = [(name, count, each.cpus_per_replica, each.gpus_per_replica) for name, count, each in wanted]
     asked.append(("gateway", spec.gateway.at_start, spec.gateway.cpus_per_replica, 0.0))
-    if wrong := [sentence for each in asked if (sentence := room.never(*each, nodes))]:
+    grown = growth.at_full_size(nodes)
+    if wrong := [sentence for each in asked if (sentence := room.never(*each, nodes, grown))]:
         raise UserError("\n".join(wrong))
 
 

@@ -12,16 +12,19 @@ from cluster.placement import Refusal, Request, amount, capacity, fit
 from cluster.topology import Node
 
 
-def never(name: str, replicas: int, cpus: float, gpus: float, nodes: Sequence[Node]) -> str | None:
+def never(
+    name: str, replicas: int, cpus: float, gpus: float, nodes: Sequence[Node], grown: Sequence[Node] = ()
+) -> str | None:
     """Say why so many replicas can never run here, even if nothing else did; None: they can.
 
     Args:
         name: the key of what they are replicas of, such as `models.chat`.
+        grown: the nodes of a cluster that can grow, at its full size (cluster/growth.py).
     """
     alive = [node for node in nodes if node.alive]
     request = Request(replicas, cpus, gpus)
     at_best = capacity(request, alive)
-    if at_best >= replicas:
+    if at_best >= replicas or capacity(request, grown) >= replicas:
         return None
     asked = _asked(replicas, cpus, gpus)
     has = _offer([(node.total_cpus, node.total_gpus) for node in alive])

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 import tandem
-from cluster import specfile
+from cluster import growth, specfile
 from cluster.kubernetes import manifests, output, plan, shape
 from cluster.kubernetes.spec import DeploymentSpec
 from cluster.work import Group, JobWork, ServiceWork
@@ -180,6 +180,17 @@ def test_mlflow_answers_to_the_name_that_rays_pods_call_it_by() -> None:
     assert given["--artifacts-destination"] == "s3://bucket/lab/mlflow"
     assert env["TANDEM_STORAGE"] == "s3://bucket/lab"
     assert head["envFrom"] == [{"secretRef": {"name": "s3-keys"}}]
+
+
+def test_the_head_knows_how_many_workers_kuberay_may_start() -> None:
+    cluster = of_kind(made(STORAGE["claim"]), "RayCluster")["spec"]
+    (group,) = cluster["workerGroupSpecs"]
+    [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    env = {each["name"]: each["value"] for each in head["env"]}
+    grown = growth.at_full_size([], env)
+    assert len(grown) == group["maxReplicas"] > 0
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (grown[0].total_cpus, grown[0].total_gpus) == (float(limits["cpu"]), float(limits["nvidia.com/gpu"]))
 
 
 def test_no_secret_is_in_any_file() -> None:
