@@ -1,6 +1,6 @@
 """Parts of a prediction → one file, in their order, with a manifest that proves that each row is there once.
 
-The output appears whole, by a rename, or as a store makes a file that is closed; the manifest,
+The output appears whole, by a rename, or as a store copies it from a name beside it; the manifest,
 `<output>.manifest.json`, before it.
 """
 
@@ -11,11 +11,14 @@ import io
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster import store_uri, stores
 from cluster.errors import UserError
+from jobs.checkpoint.store import CHUNK_BYTES, Store
 from jobs.predict import places
 from jobs.predict.columns import ERROR, merged
 from jobs.predict.parts import Entry, missing
@@ -112,14 +115,40 @@ def _to_disk(
 def _to_store(
     output: str, write: Callable[[Any], None], about: dict[str, Any], entries: Sequence[Entry]
 ) -> dict[str, Any]:
-    with places.stream(output) as sink:
-        counted = _Counted(sink)
-        write(counted)
+    """Write beside the output: a store's file is there once it is closed, and a stream cannot be left unclosed.
+
+    Somebody else's file that comes between the last look and the copy is overwritten: no store that pyarrow knows can
+    be asked through it to write only what is not there.
+    """
+    aside = str(places.beside(output, f".partial-{about['run']}"))  # a killed attempt's is written anew by the next
+    try:
+        with places.stream(aside) as sink:
+            counted = _Counted(sink)
+            write(counted)
         whole = counted.described(output, about, entries)
-        if places.is_there(output):  # no store can be asked to write only what is not there
+        if places.is_there(output):
             raise _there_now(output)
         places.keep(manifest_of(output), whole)
+        _copy(aside, output)
+    finally:
+        with suppress(OSError):  # the store has failed: what is to be said is why
+            places.remove(aside)
     return whole
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file of a store within its folder: by the store itself, or through here, where it refuses.
+
+    S3 copies no more than 5 GB itself.
+    """
+    (folder, name), (_, old) = store_uri.split(target), store_uri.split(source)
+    files, base = stores.opened(folder)
+    try:
+        stores.repeated(lambda: files.copy_file(f"{base}/{old}", f"{base}/{name}"))
+    except (OSError, NotImplementedError):
+        with Store(folder).input(old) as content, places.stream(target) as sink:
+            while piece := content.read(CHUNK_BYTES):
+                sink.write(piece)
 
 
 def _there_now(output: Place) -> UserError:

@@ -41,6 +41,8 @@ class S3Server:
         """Bytes of objects, or ranges of them, that were asked for."""
         self.failing = 0
         """So many of the next parts of files are answered 503."""
+        self.copies = True
+        """False: it is asked to copy more than it can."""
         self.sends = True
         """False: no object is sent; lists and sizes are."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"store": self}))
@@ -200,10 +202,21 @@ class Handler(BaseHTTPRequestHandler):
             self.store.uploads[query["uploadId"]][int(query["partNumber"])] = body
             self.store.parts += 1
             self._answer(200, ETag=f'"{etag(body)}"')
+        elif source := self.headers.get("x-amz-copy-source"):
+            self._copy(unquote(source).lstrip("/"), key)
         else:
             if "/" in key.rstrip("/"):
                 self.store.objects[key] = body
             self._answer(200, ETag=f'"{etag(body)}"')
+
+    def _copy(self, source: str, key: str) -> None:
+        if not self.store.copies:
+            self._xml("<Error><Code>InvalidRequest</Code><Message>The source is too large</Message></Error>", 400)
+        elif source not in self.store.objects:
+            self._xml("<Error><Code>NoSuchKey</Code><Message>it is not there</Message></Error>", 404)
+        else:
+            content = self.store.objects[key] = self.store.objects[source]
+            self._xml(f"<CopyObjectResult><ETag>{etag(content)}</ETag></CopyObjectResult>")
 
     def do_POST(self) -> None:
         """Begin or complete an upload in parts, or delete several objects."""

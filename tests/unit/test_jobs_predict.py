@@ -302,6 +302,58 @@ def test_parts_and_output_in_a_store_are_those_of_a_disk(tmp_path, monkeypatch, 
         assert not [key for key in server.objects if "/shards/" in key]
 
 
+def in_a_store(tmp_path, server):
+    """Write the parts of one row to a store; return them, and the URI that they are to become."""
+    source = opened(tmp_path, lines({"text": "a"}))
+    found = surveyed(source)
+    done = Done(tmp_path, stores.joined(server.uri("bucket/runs/r"), parts.STORED))
+    done.open()
+    form = form_of(found, "jsonl")
+    (shard,) = shards(source, TASK, found, 2)
+    done.add(parts.write(done.files, shard, [{"label": "b"}], form))
+    return done, server.uri("bucket/out/o.jsonl"), {"run": "r", "rows": 1}
+
+
+def test_an_output_that_came_to_a_store_meanwhile_stays_as_it_is(tmp_path, monkeypatch):
+    with s3_server.running(monkeypatch) as server:
+        done, output, about = in_a_store(tmp_path, server)
+
+        def come(_):
+            server.objects["bucket/out/o.jsonl"] = b"another's"
+            server.objects["bucket/out/o.jsonl.manifest.json"] = b'{"run": "another"}'
+
+        with pytest.raises(UserError, match="is there now, and is not overwritten"):
+            fold.fold(done.files, done.in_order(), output, "jsonl", about, say=come)
+        there = {key: content for key, content in server.objects.items() if key.startswith("bucket/out/o")}
+        assert there == {
+            "bucket/out/o.jsonl": b"another's",
+            "bucket/out/o.jsonl.manifest.json": b'{"run": "another"}',
+        }
+
+
+def test_a_damaged_part_leaves_what_has_the_name_of_the_output_in_a_store(tmp_path, monkeypatch):
+    with s3_server.running(monkeypatch) as server:
+        done, output, about = in_a_store(tmp_path, server)
+        server.objects[f"bucket/runs/r/shards/{done.in_order()[0].file}"] += b"damaged"
+        server.objects["bucket/out/o.jsonl"] = b"another's"
+        with pytest.raises(fold.DamagedPart):
+            fold.fold(done.files, done.in_order(), output, "jsonl", about)
+        there = {key: content for key, content in server.objects.items() if key.startswith("bucket/out/o")}
+        assert there == {"bucket/out/o.jsonl": b"another's"}
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_an_output_gets_its_name_in_a_store_that_copies_it_and_in_one_that_does_not(tmp_path, monkeypatch, copies):
+    with s3_server.running(monkeypatch) as server:
+        done, output, about = in_a_store(tmp_path, server)
+        server.copies = copies
+        fold.fold(done.files, done.in_order(), output, "jsonl", about)
+        there = [key for key in server.objects if key.startswith("bucket/out/o")]
+        assert sorted(there) == ["bucket/out/o.jsonl", "bucket/out/o.jsonl.manifest.json"]
+        (row,) = map(json.loads, server.objects["bucket/out/o.jsonl"].splitlines())
+        assert "b" in row.values()
+
+
 def read(path: Path) -> list[dict]:
     if path.suffix == ".parquet":
         return parquet.read_table(path).to_pylist()
