@@ -100,6 +100,8 @@ def _to_disk(
             file.flush()
             os.fsync(file.fileno())
         whole = counted.described(output, about, entries)
+        if places.is_there(output):  # its manifest stays too: it would be taken for this run's
+            raise _there_now(output)
         places.keep(manifest_of(output), whole)
         try:
             os.link(aside, output)  # fails where something has come there meanwhile

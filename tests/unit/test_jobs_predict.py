@@ -331,6 +331,20 @@ def test_an_output_that_came_to_a_store_meanwhile_stays_as_it_is(tmp_path, monke
         }
 
 
+def test_an_output_that_came_to_a_disk_meanwhile_is_not_taken_for_this_runs(tmp_path):
+    source = opened(tmp_path, lines({"text": "a"}))
+    found = surveyed(source)
+    done = written(tmp_path, source, found, form_of(found, "jsonl"), lambda number, row: {"label": "b"})
+    output = tmp_path / "out" / "o.jsonl"
+    with pytest.raises(UserError, match="is there now, and is not overwritten"):
+        fold.fold(
+            done.folder, done.in_order(), output, "jsonl", {"run": "r", "rows": 1}, say=lambda _: output.write_text("x")
+        )
+    assert output.read_text() == "x"
+    with pytest.raises(UserError, match="is there already, and is not overwritten"):
+        fold.check_free(output, "r")
+
+
 def test_a_damaged_part_leaves_what_has_the_name_of_the_output_in_a_store(tmp_path, monkeypatch):
     with s3_server.running(monkeypatch) as server:
         done, output, about = in_a_store(tmp_path, server)
