@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -222,18 +223,22 @@ def stages(
             own = _anchored(spec, base)
             both, overlapped = (train, held_out), overlap is not None
             preparation = Preparation(own, place, both, parent, on_progress, sizes, helpers, work, overlapped)
-            if overlap is None or identity.changed(before.parts, parts):  # then its rows are compared first
-                made = preparation.run()
+            late = None if identity.changed(before.parts, parts) else overlap  # changed: its rows are compared first
+            try:
+                made, (notes, encoded) = _first(preparation, late is not None)
+            except FileNotFoundError:
+                if fetch is None or not fetch(directory):
+                    raise
+                known = directory  # another one was faster, and has removed from the store what this one went on from
+                shutil.rmtree(place, ignore_errors=True)
             else:
-                notes, encoded = preparation.learned(), preparation.held_out()
-                begun = _begun(Prepared(str(directory), named["name"], named["digest"], parts=parts), place, encoded)
-                yield _apart(begun, place, encoded, preparation.stored) if work else begun
-                with _failing(overlap):
-                    made = preparation.rest(encoded, notes, overlap)
-            unfinished.done(place)
-            for mark in place.glob(f"{MARK}*"):
-                mark.unlink()
-            _publish(place, directory, {**made, **named})
+                if late is not None:
+                    begun = Prepared(str(directory), named["name"], named["digest"], parts=parts)
+                    begun = _begun(begun, place, encoded)
+                    yield _apart(begun, place, encoded, preparation.stored) if work else begun
+                    with _failing(late):
+                        made = preparation.rest(encoded, notes, late)
+                _publish(place, directory, {**made, **named})
     idle = spec_unused.unused(spec)
     left_out = [note for source in (train, held_out) if source for note in source.notes]
     meta = json.loads(((known or directory) / unfinished.META).read_text(encoding="utf-8"))
@@ -257,6 +262,14 @@ def _stored_work(uri: str | None, directory: Path) -> Iterator[StoredWork | None
         if uri:
             stored.forget(Store(uri), directory.name)
         raise
+
+
+def _first(preparation: Preparation, late: bool) -> tuple[dict[str, Any], tuple[list[str], list[Encoded]]]:
+    """Prepare all; or, where the rows to train on come `late`, the others. Return the entries of meta.json; the notes
+    and the files of what is held out, which `rest` takes then."""
+    if late:
+        return {}, (preparation.learned(), preparation.held_out())
+    return preparation.run(), ([], [])
 
 
 def _begun(prepared: Prepared, place: Path, held_out: list[Encoded]) -> Prepared:
@@ -294,6 +307,9 @@ def _anchored(spec: JobSpec, base: Path) -> JobSpec:
 
 def _publish(place: Path, directory: Path, meta: Mapping[str, Any]) -> None:
     """Write meta.json and rename into place; if another job was faster, its result is the same."""
+    unfinished.done(place)
+    for mark in place.glob(f"{MARK}*"):
+        mark.unlink()
     (place / unfinished.META).write_text(json.dumps(meta), encoding="utf-8")
     try:
         place.rename(directory)

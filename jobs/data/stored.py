@@ -85,6 +85,7 @@ def push(store: Store, directory: Path, told: Told = _unheard) -> None:
     """
     name = directory.name
     if is_stored(store, name):
+        store.remove(f"{FOLDER}/{name}.partial")  # another preparation of the same data was faster
         return
     files = {each: directory / each for each in _names(directory)}
     total, there = sum(path.stat().st_size for path in files.values()), set(store.tree(f"{FOLDER}/{name}"))

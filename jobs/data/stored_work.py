@@ -20,6 +20,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,11 @@ class StoredWork:
         return replace(found, known=frozenset(noted & set(there)))
 
     def has_survey(self, path: Path) -> None:
-        """Have a survey that a task has made, perhaps elsewhere, in its place here."""
+        """Have a survey that a task has made, perhaps elsewhere, in its place here.
+
+        Raises:
+            FileNotFoundError: it is not there any more: another preparation of the same data has come to its end.
+        """
         if not path.is_file():
             _bring(Store(self.uri), f"{self._folder}/{SURVEYS}", path.parent.parent, [_of_survey(path)])
 
@@ -198,8 +203,9 @@ class StoredWork:
     def finished(self, place: Path, name: str) -> dict[str, Any] | None:
         """Return the record of a file of rows that is stored, or is whole on the driver's node; None: there is none."""
         if name in self.known:
-            record: dict[str, Any] = json.loads(Store(self.uri).read(self._record(name)))
-            return record
+            with suppress(FileNotFoundError):  # another preparation of the same data has come to its end
+                record: dict[str, Any] = json.loads(Store(self.uri).read(self._record(name)))
+                return record
         record_here = unfinished.finished(place, name) if self.is_home() else None
         if record_here is not None:
             self.keep(place, name, record_here)

@@ -47,8 +47,8 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
-def made(folder: Path, storage: str, sizes: Sizes, uri: str | None = None, source: str = "x.jsonl") -> Prepared:
-    """Prepare the rows; store them, where the storage is an object store."""
+def spec_of(source: str = "x.jsonl") -> JobSpec:
+    """Return the job whose rows they are."""
     spec = {
         "name": "x",
         "phase": "pretrain",
@@ -57,7 +57,12 @@ def made(folder: Path, storage: str, sizes: Sizes, uri: str | None = None, sourc
         "data": {"train": source, "eval_fraction": 0.1},
         "training": {"steps": 1},
     }
-    checked = JobSpec.model_validate(spec)
+    return JobSpec.model_validate(spec)
+
+
+def made(folder: Path, storage: str, sizes: Sizes, uri: str | None = None, source: str = "x.jsonl") -> Prepared:
+    """Prepare the rows; store them, where the storage is an object store."""
+    checked = spec_of(source)
     how = {"parent": None, "on_progress": lambda *_: None, "sizes": sizes}
     if uri is None:
         return prepare.prepare(checked, folder, folder / storage, **how)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster import stores
 from jobs.checkpoint.store import Store
-from jobs.data import stored, unfinished
+from jobs.data import prepare, stored, unfinished
 from jobs.data.arrivals import Arrivals, sign_of
 from jobs.data.examples import Source
 from jobs.data.file_digests import file_digest
+from jobs.data.prepare import Prepared
 from jobs.data.stored_work import StoredWork, are_as, looks_of
-from tests.support import s3_server
+from tests.support import s3_server, slow_preparation
 from tests.support.s3_server import S3Server
 
 NAME = "0123456789abcdef"
@@ -169,3 +173,71 @@ def test_a_preparation_that_fails_by_its_data_leaves_nothing_in_the_store(server
     stored.forget(Store(server.uri("bucket/tandem")), NAME)
     assert [key for key in server.objects if not key.endswith("/")] == []
     assert replace(work_of(server)).laid_out("a layout", machine(tmp_path / "b")).known == frozenset()
+
+
+def test_of_two_preparations_of_the_same_data_the_end_of_one_ends_not_the_other(
+    server: S3Server, tmp_path: Path
+) -> None:
+    first, second = machine(tmp_path / "a"), machine(tmp_path / "b")
+    work = begun(server, first)
+    encoded(work, first, "train-00000.arrow", b"rows")
+    other = work_of(server).laid_out("a layout", second).taught(second)
+    assert other.known == {"train-00000.arrow"}
+    unfinished.done(first)
+    (first / "meta.json").write_text("{}")
+    store, whole = Store(server.uri("bucket/tandem")), first.rename(first.with_name(NAME))
+    stored.push(store, whole)
+    assert other.finished(second, "train-00000.arrow") is None, "it encodes it itself"
+    encoded(other, second, "train-00000.arrow", b"rows")
+    assert [key for key in server.objects if ".partial/" in key and not key.endswith("/")]
+    stored.push(store, whole)
+    assert not [key for key in server.objects if ".partial/" in key and not key.endswith("/")]
+
+
+class Beside:
+    """Who would train meanwhile, for a preparation that does not come so far."""
+
+    seed, taken_cpus = 0, 0.0
+
+    def arrived(self, file: str, rows: int, digest: str) -> None:
+        raise AssertionError("all of it is there at once")
+
+    def check(self) -> None:
+        pass
+
+    def failed(self) -> None:
+        raise AssertionError("nothing fails")
+
+
+@pytest.mark.parametrize("beside", [None, Beside()])
+def test_who_misses_what_another_has_removed_at_its_end_takes_what_that_has_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: Beside | None
+) -> None:
+    slow_preparation.lay_out(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_slow", raising=False)
+    faster = slow_preparation.made(tmp_path, "faster", slow_preparation.HERE)
+    missed: list[str] = []
+
+    def on_progress(phase: str, *_: object) -> None:
+        missed.append(phase)
+        raise FileNotFoundError("data/0.partial/surveys/train/000000.npz")
+
+    def stages(storage: str, is_stored: bool) -> list[Prepared]:
+        def fetch(directory: Path) -> bool:
+            if not (missed and is_stored):
+                return False
+            shutil.copytree(faster.directory, directory)
+            return True
+
+        missed.clear()
+        how: dict[str, Any] = {"parent": None, "on_progress": on_progress, "sizes": slow_preparation.HERE}
+        spec = slow_preparation.spec_of()
+        return list(prepare.stages(spec, tmp_path, tmp_path / storage, **how, fetch=fetch, overlap=beside))
+
+    (taken,) = stages("slower", True)
+    assert missed
+    assert replace(taken, directory="") == replace(faster, directory="", cached=True)
+    assert [path.name for path in (tmp_path / "slower" / "data").iterdir()] == [taken.digest[:16]]
+    with pytest.raises(FileNotFoundError):
+        stages("alone", False)
