@@ -292,14 +292,17 @@ def _observe(
 def _encode(
     stored: StoredWork | None, task: TaskSpec, directory: Path, splits: frozenset[Split], unit: Share | Chunk
 ) -> list[Encoded] | None:
+    """Return None where this node does not see the files, or misses what another preparation has removed at its end."""
     try:
         place = stored.own(directory) if stored else directory
-    except FileNotFoundError:
+        if not isinstance(unit, Share):
+            return [chunks.encode(task, place, unit, stored)]
+        share = _with_survey(stored, directory, unit)
+        return None if share is None else shares.encode(task, place, splits, share, stored)
+    except FileNotFoundError:  # of the same data: its nodes, too, remove what they worked on
+        if stored is None or stored.is_home():
+            raise
         return None
-    if not isinstance(unit, Share):
-        return [chunks.encode(task, place, unit, stored)]
-    share = _with_survey(stored, directory, unit)
-    return None if share is None else shares.encode(task, place, splits, share, stored)
 
 
 def _with_survey(stored: StoredWork | None, directory: Path, share: Share) -> Share | None:
