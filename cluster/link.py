@@ -8,6 +8,7 @@ long each time (RFC 6298), so a process that waits for its answer learns of a me
 
 from __future__ import annotations
 
+import functools
 import socket
 import subprocess
 import sys
@@ -25,10 +26,8 @@ CUT = 4
 
 def looks_cut(address: str, tables: Iterable[Path] = TABLES) -> bool:
     """Say whether an open connection to `address`, a `host:port`, gets no answers; no where the kernel tells none."""
-    host, _, port = address.rpartition(":")
     with suppress(OSError, ValueError):
-        numbers = {info[4][0] for info in socket.getaddrinfo(host.strip("[]"), None, socket.AF_INET)}
-        ends = {f"{as_hex(str(number))}:{int(port):04X}" for number in numbers}
+        ends = _ends(address)
         return max((sent_again(_read(table), ends) for table in tables), default=0) >= CUT
     return False
 
@@ -64,6 +63,14 @@ def sent_again(table: str, ends: set[str]) -> int:
 def as_hex(address: str) -> str:
     """Return an IPv4 address as the kernel's table has it: a number in the machine's own order of bytes. Pure."""
     return f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}"
+
+
+@functools.cache
+def _ends(address: str) -> set[str]:
+    """Resolve a name once: this is asked twice a second, and an open connection stays where it is."""
+    host, _, port = address.rpartition(":")
+    numbers = {info[4][0] for info in socket.getaddrinfo(host.strip("[]"), None, socket.AF_INET)}
+    return {f"{as_hex(str(number))}:{int(port):04X}" for number in numbers}
 
 
 def _read(table: Path) -> str:

@@ -215,11 +215,12 @@ class Supervisor:
                 self._say("the head does not answer the raylet")
         elif daemons.listens(self._node.address):
             self._link_was_cut = False
-            raylet = psutil.Process(self._state.raylet)
-            self._given_up = link.given_up(self._node.address, node_id(_line(raylet)))
-            self._say(GIVEN_UP if self._given_up else "the head answers again")
-            if self._given_up:
-                with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):  # it may end by itself at any moment
+                raylet = psutil.Process(self._state.raylet)
+                named = node_id(_line(raylet))
+                self._given_up = bool(named) and link.given_up(self._node.address, named)
+                self._say(GIVEN_UP if self._given_up else "the head answers again")
+                if self._given_up:
                     raylet.kill()
                     raylet.wait(LEFT_S)
 
